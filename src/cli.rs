@@ -1,0 +1,412 @@
+//! The command line: definitions, help, and the way from arguments to a validated [`Run`] or [`Keys`].
+//!
+//! No input or output here but the reading of `PGLOCK_*` variables. What belongs to a host or a crontab rather
+//! than to one call has a variable, which an option overrides; what names the lock has none, or a pglock inside
+//! the job of another would take its parent's lock. Whatever is wrong is said before anything is touched.
+
+use crate::diag::Verbosity;
+use crate::key::Key;
+use crate::lock::Mode;
+use crate::outcome::{EXIT_TABLE, ExitCode, Failure};
+use crate::step::OnLost;
+use clap::error::{ContextKind, ErrorKind};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Run a command on one machine at a time, guarded by the PostgreSQL that you already have
+#[derive(Debug, Parser)]
+#[command(
+    name = "pglock",
+    version,
+    max_term_width = 100,
+    subcommand_required = true
+)]
+#[command(disable_help_subcommand = true, arg_required_else_help = false)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a command while holding a lock
+    Run(RunArgs),
+    /// Print the number that stands for a name (no server needed)
+    Key(KeyArgs),
+    /// Print the completions of a shell, or the manual page
+    Completions(CompletionsArgs),
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// The lock: a name, an integer, or two integers A,B ("name:42" is a name)
+    #[arg(short, long, value_parser = Key::parse, allow_negative_numbers = true)]
+    key: Key,
+
+    /// Take the lock shared: other shared holders are let in, exclusive ones are not
+    #[arg(short, long)]
+    shared: bool,
+
+    /// Fail at once if the lock is held
+    #[arg(short, long, visible_alias = "nonblock", conflicts_with = "wait")]
+    no_wait: bool,
+
+    /// Wait at most this long, connecting included; 0 tries once [default: for ever] [env: PGLOCK_WAIT]
+    #[arg(short, long, visible_alias = "timeout", value_name = "DURATION")]
+    wait: Option<Limit>,
+
+    /// Exit status when the lock was not acquired [default: 75] [env: PGLOCK_CONFLICT_EXIT_CODE]
+    #[arg(short = 'E', long, value_name = "N")]
+    conflict_exit_code: Option<Code>,
+
+    /// What to do with the job when the lock is lost [default: stop] [env: PGLOCK_ON_LOST]
+    #[arg(long, value_name = "WHAT")]
+    on_lost: Option<OnLostArg>,
+
+    /// From TERM to KILL, when the job is stopped because the lock is lost [default: 10s] [env: PGLOCK_KILL_AFTER]
+    #[arg(long, value_name = "DURATION")]
+    kill_after: Option<Limit>,
+
+    /// How often to ask the server for a sign of life, and how long it may take to give it [default: 5s]
+    /// [env: PGLOCK_HEARTBEAT]
+    #[arg(long, value_name = "DURATION")]
+    heartbeat: Option<Limit>,
+
+    /// Do not let the job inherit the session: the lock then ends with pglock, even if the job does not
+    #[arg(short = 'o', long)]
+    close: bool,
+
+    /// Where to connect: a postgresql:// URI or key=value pairs [env: PGLOCK_DSN, then DATABASE_URL, then PG*]
+    #[arg(short, long, value_name = "DSN")]
+    dsn: Option<String>,
+
+    /// How long connecting may take; 0 is no limit [default: 10s] [env: PGLOCK_CONNECT_TIMEOUT]
+    #[arg(long, value_name = "DURATION")]
+    connect_timeout: Option<Limit>,
+
+    /// Do not say that the lock is held by someone else
+    #[arg(short, long, conflicts_with = "verbose")]
+    quiet: bool,
+
+    /// Say each step
+    #[arg(short, long)]
+    verbose: bool,
+
+    /// The command to run, and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND", value_hint = clap::ValueHint::CommandWithArguments)]
+    command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+struct KeyArgs {
+    /// Names, integers, or pairs of integers
+    #[arg(required = true, value_parser = Key::parse, allow_negative_numbers = true, value_name = "NAME")]
+    names: Vec<Key>,
+
+    /// Print the SQL expression that computes the number instead
+    #[arg(long)]
+    sql: bool,
+}
+
+#[derive(Debug, Args)]
+struct CompletionsArgs {
+    /// Which one
+    #[arg(value_enum)]
+    shell: Shell,
+}
+
+/// What `pglock completions` can print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// For bash, with bash-completion
+    Bash,
+    /// For zsh
+    Zsh,
+    /// For fish
+    Fish,
+    /// The manual page, for man(1)
+    Man,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OnLostArg {
+    /// Stop it: TERM, then KILL
+    Stop,
+    /// Let it run to its end, unguarded
+    Ignore,
+}
+
+/// A duration: seconds with or without a fraction, or with units as in `1m30s`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Limit(Duration);
+
+impl FromStr for Limit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Limit, String> {
+        let bare = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+        let duration = match bare {
+            true => text
+                .parse()
+                .ok()
+                .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+            false => humantime::parse_duration(text).ok(),
+        };
+        // A longer time than this overflows the clock's arithmetic on some systems, and is for ever anyhow.
+        const LONGEST: Duration = Duration::from_secs(100 * 365 * 86400);
+        match duration {
+            Some(duration) => Ok(Limit(duration.min(LONGEST))),
+            None => Err(
+                "a duration is expected: seconds (10, 1.5) or with units (500ms, 90s, 5m, 1h30m)"
+                    .into(),
+            ),
+        }
+    }
+}
+
+/// An exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Code(u8);
+
+impl FromStr for Code {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Code, String> {
+        text.parse()
+            .map(Code)
+            .map_err(|_| "an exit status is expected: 0 to 255".into())
+    }
+}
+
+/// What to do: the command line, validated.
+#[derive(Debug)]
+pub enum Invocation {
+    /// `pglock run`
+    Run(Box<Run>),
+    /// `pglock key`
+    Keys {
+        /// The keys.
+        keys: Vec<Key>,
+        /// The expression instead of the number.
+        sql: bool,
+    },
+    /// `pglock completions`
+    Completions(Shell),
+    /// `--help` or `--version`: a text for standard output.
+    Text(String),
+}
+
+/// `pglock run`, validated.
+#[derive(Debug)]
+pub struct Run {
+    /// The key.
+    pub key: Key,
+    /// The mode.
+    pub mode: Mode,
+    /// How long to wait; zero tries once, `None` is for ever.
+    pub wait: Option<Duration>,
+    /// What a conflict exits with.
+    pub conflict_code: u8,
+    /// When the lock is lost.
+    pub on_lost: OnLost,
+    /// From TERM to KILL.
+    pub kill_after: Duration,
+    /// Period and deadline of the heartbeat.
+    pub heartbeat: Duration,
+    /// Whether the job inherits the session's socket.
+    pub inherit_socket: bool,
+    /// The connection string, from the option or a variable.
+    pub dsn: Option<String>,
+    /// How long connecting may take; `None` is no limit.
+    pub connect_timeout: Option<Duration>,
+    /// How much to say.
+    pub verbosity: Verbosity,
+    /// The command and its arguments.
+    pub command: Vec<OsString>,
+}
+
+/// Below this, a busy but healthy server would pass for a dead one.
+const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(100);
+
+/// Reads the arguments (the first is the program's name) and the variables.
+///
+/// # Errors
+/// One line that says which argument or variable is wrong and what is accepted.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, Failure> {
+    let parsed = command()
+        .try_get_matches_from(arguments)
+        .and_then(|m| Cli::from_arg_matches(&m));
+    match parsed.map(|cli| cli.command) {
+        Ok(Command::Run(arguments)) => Ok(Invocation::Run(Box::new(arguments.validate()?))),
+        Ok(Command::Key(KeyArgs { names, sql })) => Ok(Invocation::Keys { keys: names, sql }),
+        Ok(Command::Completions(CompletionsArgs { shell })) => Ok(Invocation::Completions(shell)),
+        Err(error) => match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+                Ok(Invocation::Text(error.render().to_string()))
+            }
+            _ => Err(Failure::say(ExitCode::Usage, one_line(&error))),
+        },
+    }
+}
+
+/// The whole command line, for parsing, completions and the manual.
+pub fn command() -> clap::Command {
+    Cli::command().mut_subcommand("run", |run| run.after_help(exit_table()))
+}
+
+fn exit_table() -> String {
+    let rows = EXIT_TABLE
+        .iter()
+        .map(|(code, meaning)| format!("  {code:<14} {meaning}\n"));
+    format!("Exit status:\n{}", rows.collect::<String>())
+}
+
+/// clap's errors fill a screen; an operator reads one line.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let said = text.split("\n\n").next().unwrap_or_default();
+    let said = said.strip_prefix("error: ").unwrap_or(said);
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    let tip = match error.get(ContextKind::SuggestedArg) {
+        Some(similar) => format!("; is {similar} meant?"),
+        None => String::new(),
+    };
+    format!("{said}{tip} (see 'pglock --help')")
+}
+
+impl RunArgs {
+    fn validate(self) -> Result<Run, Failure> {
+        let wait = match (self.no_wait, self.wait) {
+            (true, _) => Some(Limit(Duration::ZERO)),
+            (false, wait) => or_variable(wait, "PGLOCK_WAIT")?,
+        };
+        let on_lost = match self.on_lost {
+            Some(on_lost) => Some(on_lost),
+            None => variable("PGLOCK_ON_LOST")?
+                .map(|value| {
+                    OnLostArg::from_str(&value, false).map_err(|_| {
+                        wrong_variable("PGLOCK_ON_LOST", &value, "stop or ignore is expected")
+                    })
+                })
+                .transpose()?,
+        };
+        let heartbeat = or_variable(self.heartbeat, "PGLOCK_HEARTBEAT")?
+            .map_or(Duration::from_secs(5), |h| h.0);
+        if heartbeat < SHORTEST_HEARTBEAT {
+            return Err(Failure::say(
+                ExitCode::Usage,
+                "the heartbeat is too short: 100ms is the least",
+            ));
+        }
+        let connect_timeout = or_variable(self.connect_timeout, "PGLOCK_CONNECT_TIMEOUT")?;
+        Ok(Run {
+            key: self.key,
+            mode: if self.shared {
+                Mode::Shared
+            } else {
+                Mode::Exclusive
+            },
+            wait: wait.map(|limit| limit.0),
+            conflict_code: or_variable(self.conflict_exit_code, "PGLOCK_CONFLICT_EXIT_CODE")?
+                .map_or(ExitCode::Conflict as u8, |code| code.0),
+            on_lost: match on_lost {
+                Some(OnLostArg::Ignore) => OnLost::Ignore,
+                Some(OnLostArg::Stop) | None => OnLost::Stop,
+            },
+            kill_after: or_variable(self.kill_after, "PGLOCK_KILL_AFTER")?
+                .map_or(Duration::from_secs(10), |g| g.0),
+            heartbeat,
+            inherit_socket: !self.close,
+            dsn: match self.dsn {
+                Some(dsn) => Some(dsn),
+                None => match variable("PGLOCK_DSN")? {
+                    Some(dsn) => Some(dsn),
+                    None => variable("DATABASE_URL")?,
+                },
+            },
+            connect_timeout: match connect_timeout {
+                None => Some(Duration::from_secs(10)),
+                Some(Limit(Duration::ZERO)) => None,
+                Some(Limit(limit)) => Some(limit),
+            },
+            verbosity: match (self.quiet, self.verbose) {
+                (true, _) => Verbosity::Quiet,
+                (_, true) => Verbosity::Verbose,
+                _ => Verbosity::Normal,
+            },
+            command: self.command,
+        })
+    }
+}
+
+/// The option, or else what the variable says.
+fn or_variable<T: FromStr<Err = String>>(
+    option: Option<T>,
+    name: &str,
+) -> Result<Option<T>, Failure> {
+    match (option, variable(name)?) {
+        (Some(option), _) => Ok(Some(option)),
+        (None, Some(value)) => value
+            .parse()
+            .map(Some)
+            .map_err(|what: String| wrong_variable(name, &value, &what)),
+        (None, None) => Ok(None),
+    }
+}
+
+/// A variable that is set to something: an empty one is an unset one, as for libpq.
+fn variable(name: &str) -> Result<Option<String>, Failure> {
+    match std::env::var_os(name) {
+        None => Ok(None),
+        Some(value) if value.is_empty() => Ok(None),
+        Some(value) => value.into_string().map(Some).map_err(|_| {
+            Failure::say(
+                ExitCode::Config,
+                format!("the variable {name} is not valid UTF-8"),
+            )
+        }),
+    }
+}
+
+fn wrong_variable(name: &str, value: &str, expected: &str) -> Failure {
+    Failure::say(
+        ExitCode::Config,
+        format!("the variable {name} is {value:?}: {expected}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn durations_are_seconds_or_have_units() {
+        let limit = |text: &str| text.parse::<Limit>().map(|limit| limit.0.as_millis());
+        assert_eq!(limit("10"), Ok(10_000));
+        assert_eq!(limit("1.5"), Ok(1_500));
+        assert_eq!(limit("0"), Ok(0));
+        assert_eq!(limit(".25"), Ok(250));
+        assert_eq!(limit("500ms"), Ok(500));
+        assert_eq!(limit("1m30s"), Ok(90_000));
+        for wrong in [
+            "",
+            "-1",
+            "1.5.5",
+            "ten",
+            "5 parsecs",
+            "NaN",
+            "inf",
+            "1e3",
+            ".",
+        ] {
+            assert!(limit(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Who holds a lock: looking at `pg_locks`, and saying it in words.
+//!
+//! An ordinary role sees every lock, and everybody's user and application name, but not the client address or
+//! the start of a session of another role. That is why a pglock puts its host and process id into
+//! `application_name`.
+
+use crate::key::{Key, KeyId};
+use postgres::{Client, SimpleQueryMessage};
+use std::fmt;
+
+/// A session that holds a lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    application_name: String,
+    user: String,
+    backend_pid: String,
+    /// When the session began; `None` where our role may not see it.
+    since: Option<String>,
+}
+
+/// The sessions that hold this key, in any mode.
+pub fn of(client: &mut Client, id: KeyId) -> Result<Vec<Holder>, postgres::Error> {
+    // The two halves of a bigint key, or the two integers of a pair, as pg_locks shows them.
+    let (classid, objid, objsubid) = match id {
+        KeyId::Bigint(id) => ((id >> 32) as u32, id as u32, 1),
+        KeyId::IntPair(a, b) => (a as u32, b as u32, 2),
+    };
+    let messages = client.simple_query(&format!(
+        "SELECT l.pid, a.usename, a.application_name, \
+         pg_catalog.to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SSOF') AS since \
+         FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a USING (pid) \
+         WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = {objsubid} \
+         AND l.classid = {classid} AND l.objid = {objid} \
+         AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) \
+         ORDER BY a.backend_start, l.pid"
+    ))?;
+    let holders = messages.into_iter().filter_map(|message| {
+        let SimpleQueryMessage::Row(row) = message else {
+            return None;
+        };
+        let text = |column| row.get(column).unwrap_or_default().to_owned();
+        Some(Holder {
+            application_name: text("application_name"),
+            user: text("usename"),
+            backend_pid: text("pid"),
+            since: row.get("since").map(str::to_owned),
+        })
+    });
+    Ok(holders.collect())
+}
+
+/// The sentence that a conflict is told with, up to what became of it.
+pub fn sentence(key: &Key, database: &str, holders: &[Holder]) -> String {
+    let id = match key.id() {
+        id if id.to_string() == key.given() => String::new(),
+        id => format!(" ({id})"),
+    };
+    let held = match holders {
+        [] => "was held until a moment ago".to_owned(),
+        [one] => format!("is held by {one}"),
+        [first, others @ ..] => format!("is held by {first} and {} more", others.len()),
+    };
+    format!("key {key}{id} in database {database:?} {held}")
+}
+
+/// Another pglock is told by its host and process id, anybody else by application name and user.
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pglock = self
+            .application_name
+            .strip_prefix("pglock:")
+            .and_then(|rest| rest.rsplit_once(' '));
+        match (pglock, self.application_name.as_str()) {
+            (Some((_, host_and_pid)), _) => write!(f, "{host_and_pid}")?,
+            (None, "") => write!(f, "user {:?}", self.user)?,
+            (None, name) => write!(f, "{name:?} of user {:?}", self.user)?,
+        }
+        write!(f, " (backend {}", self.backend_pid)?;
+        if let Some(since) = &self.since {
+            write!(f, ", since {since}")?;
+        }
+        f.write_str(")")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holder(application_name: &str, since: Option<&str>) -> Holder {
+        Holder {
+            application_name: application_name.into(),
+            user: "app".into(),
+            backend_pid: "4242".into(),
+            since: since.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_pglock_is_told_by_host_and_pid() {
+        let web1 = holder(
+            "pglock:night backup web1:77",
+            Some("2026-01-02 03:04:05+00"),
+        );
+        assert_eq!(
+            web1.to_string(),
+            "web1:77 (backend 4242, since 2026-01-02 03:04:05+00)"
+        );
+        assert_eq!(
+            holder("psql", None).to_string(),
+            "\"psql\" of user \"app\" (backend 4242)"
+        );
+        assert_eq!(holder("", None).to_string(), "user \"app\" (backend 4242)");
+    }
+
+    #[test]
+    fn the_sentence_names_key_number_and_database() {
+        let key = Key::parse("backup").expect("a name");
+        assert_eq!(
+            sentence(
+                &key,
+                "app",
+                &[holder("pglock:backup web1:77", None), holder("psql", None)]
+            ),
+            "key \"backup\" (6111399565520850680) in database \"app\" is held by web1:77 (backend 4242) and 1 more"
+        );
+        let number = Key::parse("42").expect("a number");
+        assert_eq!(
+            sentence(&number, "app", &[]),
+            "key 42 in database \"app\" was held until a moment ago"
+        );
+    }
+}

@@ -1,0 +1,248 @@
+//! The job: starting the command, signalling it, and learning how it ended.
+//!
+//! Its standard streams, working directory and arguments are pglock's own, untouched. Its process group
+//! depends on where pglock runs. In the foreground of a terminal it stays in the caller's group, so that the
+//! terminal's keys reach it and the script around it exactly as without pglock. Everywhere else it leads a group of
+//! its own, and is signalled as that group.
+//!
+//! A pid is only used while it cannot belong to anybody else: from the start until [`Job::reap`].
+
+use crate::key::Key;
+use crate::lock::Mode;
+use crate::outcome::{ExitCode, Failure, JobEnd};
+use crate::processes;
+use crate::signals::Signals;
+use crate::sys::{self, ChildChange, ExecSetup};
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal, kill, killpg};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A command to run under the lock.
+pub struct Launch<'a> {
+    /// The command and its arguments.
+    pub command: &'a [OsString],
+    /// The key that is held, for the environment.
+    pub key: &'a Key,
+    /// How it is held, for the environment.
+    pub mode: Mode,
+    /// Who holds it on the server, for the environment.
+    pub backend_pid: i32,
+    /// The session's socket, for the job to inherit: the lock then outlives a pglock that is killed.
+    pub socket: Option<&'a OwnedFd>,
+}
+
+/// A started job that is not reaped yet.
+pub struct Job {
+    pid: Pid,
+    group: Group,
+}
+
+/// Which process group the job is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// The one that pglock's caller made: the terminal's foreground.
+    Caller,
+    /// Its own.
+    Own,
+}
+
+impl Group {
+    /// What fits the moment.
+    pub fn choose() -> Group {
+        match terminal_foreground() {
+            Some(group) if group == getpgrp() => Group::Caller,
+            _ => Group::Own,
+        }
+    }
+}
+
+impl Job {
+    /// Starts the command. The caller has all signals blocked: none must reach the child before it is the job.
+    ///
+    /// # Errors
+    /// [`ExitCode::NotFound`] or [`ExitCode::CannotExecute`].
+    pub fn start(launch: &Launch, group: Group, signals: &Signals) -> Result<Job, Failure> {
+        let (program, arguments) = launch.command.split_first().ok_or_else(|| {
+            Failure::say(ExitCode::Internal, "no command") // The command line asks for one.
+        })?;
+        if group == Group::Caller {
+            // Orphans of the job become our children, so that stopping it finds them.
+            processes::adopt_orphans();
+        }
+        let spawned = launch
+            .build(program, group, signals)
+            .args(arguments)
+            .spawn();
+        let child = match spawned {
+            // execvp(3) runs a file without a known header by the shell; not every C library does it for us.
+            Err(error) if error.raw_os_error() == Some(Errno::ENOEXEC as i32) => launch
+                .build(OsStr::new("/bin/sh"), group, signals)
+                .arg(find_in_path(program).unwrap_or_else(|| program.into()))
+                .args(arguments)
+                .spawn(),
+            spawned => spawned,
+        };
+        match child {
+            Ok(child) => Ok(Job {
+                pid: Pid::from_raw(child.id() as i32),
+                group,
+            }),
+            Err(error) => Err(cannot_start(program, error)),
+        }
+    }
+
+    /// What has become of the job since the last call. An end is told again until it is reaped.
+    pub fn change(&self) -> io::Result<Option<ChildChange>> {
+        sys::child_change(self.pid)
+    }
+
+    /// Passes a signal on: to the group, where the job has its own.
+    pub fn signal(&self, signal: Signal) -> nix::Result<()> {
+        match self.group {
+            Group::Own => killpg(self.pid, signal),
+            Group::Caller => kill(self.pid, signal),
+        }
+    }
+
+    /// Signals all of the job: the group, or the job and its descendants.
+    pub fn signal_all(&self, signal: Signal) -> nix::Result<()> {
+        let signalled = self.signal(signal);
+        if self.group == Group::Caller {
+            for pid in processes::descendants()
+                .into_iter()
+                .filter(|pid| *pid != self.pid)
+            {
+                // One that has ended in the meantime needs no signal.
+                let _ = kill(pid, signal);
+            }
+        }
+        signalled
+    }
+
+    /// The processes of the job that still live.
+    pub fn living(&self) -> Vec<Pid> {
+        match self.group {
+            Group::Own => processes::in_group(self.pid),
+            Group::Caller => processes::descendants(),
+        }
+    }
+
+    /// Continues a stopped job, in the foreground if that is where pglock is.
+    pub fn resume(&self) -> nix::Result<()> {
+        if self.group == Group::Own && terminal_foreground() == Some(getpgrp()) {
+            set_terminal_foreground(self.pid);
+        }
+        self.signal(Signal::SIGCONT)
+    }
+
+    /// Reaps the ended job. Its pid may belong to anybody from now on, hence the end of this value.
+    pub fn reap(self) {
+        if self.group == Group::Own && terminal_foreground() == Some(self.pid) {
+            set_terminal_foreground(getpgrp());
+        }
+        let _ = waitpid(self.pid, None);
+    }
+
+    /// Reaps children that are not the job: a container's first process, and the adopter of the job's orphans,
+    /// is given them.
+    pub fn reap_orphans(&self) {
+        while let Ok(Some(pid)) = sys::ended_child() {
+            // The job's own end hides the others' until it is reaped; so be it.
+            if pid == self.pid || waitpid(pid, None).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// How the job ended, if that is what changed.
+pub fn end_of(change: ChildChange) -> Option<JobEnd> {
+    match change {
+        ChildChange::Exited(code) => Some(JobEnd::Code(code as u8)),
+        ChildChange::Killed(signal) => Some(JobEnd::Signal(signal)),
+        ChildChange::Stopped(_) | ChildChange::Continued => None,
+    }
+}
+
+impl Launch<'_> {
+    fn build(&self, program: &OsStr, group: Group, signals: &Signals) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env("PGLOCK_KEY", self.key.given())
+            .env("PGLOCK_KEY_ID", self.key.id().to_string())
+            .env("PGLOCK_MODE", self.mode.name())
+            .env("PGLOCK_BACKEND_PID", self.backend_pid.to_string())
+            // What a surrounding pglock set would not be true of this lock.
+            .env_remove("PGLOCK_SLOT")
+            .env_remove("PGLOCK_TOKEN");
+        if group == Group::Own {
+            command.process_group(0);
+        }
+        let setup = ExecSetup {
+            mask: signals.entry().mask,
+            default: signals.to_default().collect(),
+            ignored: signals.entry().ignored.clone(),
+            inherit: self.socket.map(|socket| socket.as_raw_fd()),
+        };
+        sys::before_exec(&mut command, setup);
+        command
+    }
+}
+
+fn cannot_start(program: &OsStr, error: io::Error) -> Failure {
+    let name = program.to_string_lossy();
+    match (error.kind(), find_in_path(program)) {
+        (io::ErrorKind::NotFound, None) => {
+            Failure::say(ExitCode::NotFound, format!("command {name:?} is not found"))
+        }
+        (io::ErrorKind::NotFound, Some(path)) => Failure::say(
+            ExitCode::CannotExecute,
+            format!(
+                "cannot execute {:?}: its interpreter is not found",
+                path.display()
+            ),
+        ),
+        _ => {
+            Failure::new(ExitCode::CannotExecute, error).context(format!("cannot execute {name:?}"))
+        }
+    }
+}
+
+/// The file that execvp(3) would execute.
+fn find_in_path(program: &OsStr) -> Option<PathBuf> {
+    if program.as_encoded_bytes().contains(&b'/') {
+        return Path::new(program).exists().then(|| program.into());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
+}
+
+/// The foreground process group of our terminal; `None` without a terminal.
+fn terminal_foreground() -> Option<Pid> {
+    tcgetpgrp(File::open("/dev/tty").ok()?).ok()
+}
+
+/// Gives the terminal to a process group of our session.
+fn set_terminal_foreground(group: Pid) {
+    let Ok(terminal) = File::open("/dev/tty") else {
+        return;
+    };
+    // From the background, this stops the caller with SIGTTOU unless that is blocked.
+    let mut only = SigSet::empty();
+    only.add(Signal::SIGTTOU);
+    let Ok(before) = only.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK) else {
+        return;
+    };
+    let _ = tcsetpgrp(terminal, group);
+    let _ = before.thread_set_mask();
+}

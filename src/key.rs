@@ -1,0 +1,310 @@
+//! What a lock is called: a bigint, a pair of 32-bit integers, or a name that is hashed to a bigint.
+//!
+//! PostgreSQL keeps the two kinds of number in disjoint spaces: `(7)` and `(0,7)` are different locks.
+//! A name is hashed with SHA-256 and its first eight bytes are read as a big-endian signed integer, which is
+//! what django-pglocks (2.0 and later) does, and what one line of SQL can compute. The hash is part of the
+//! stable interface: do not change it, or two versions of pglock would no longer exclude each other.
+//!
+//! Nothing that looks like a number is ever silently taken for a name: see [`Key::parse`].
+
+use sha2::{Digest, Sha256};
+use std::fmt;
+
+/// Marks what follows as a name, whatever it looks like: `name:007`.
+const NAME_PREFIX: &str = "name:";
+
+/// The number (or pair of numbers) that PostgreSQL knows a lock by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum KeyId {
+    /// `pg_advisory_lock(bigint)`; in `pg_locks`, `objsubid` is 1.
+    Bigint(i64),
+    /// `pg_advisory_lock(int, int)`; in `pg_locks`, `objsubid` is 2.
+    IntPair(i32, i32),
+}
+
+/// A key as it was given, and the number that it stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    given: String,
+    id: KeyId,
+    /// The name that was hashed, where the key is a name.
+    name: Option<String>,
+}
+
+/// Why an argument is not a key. The text names the argument and says what is accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidKey(String);
+
+impl fmt::Display for InvalidKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for InvalidKey {}
+
+impl Key {
+    /// Reads a key as the command line gives it.
+    ///
+    /// * a canonical integer (`42`, `-5`) is the bigint key itself;
+    /// * two canonical integers with a comma between them (`1,2`) are the int-pair key;
+    /// * `name:` in front makes a name of whatever follows;
+    /// * anything else is a name.
+    ///
+    /// # Errors
+    /// What looks like a number or a pair but is not one as PostgreSQL prints it (`007`, `+5`, ` 5`, `1, 2`,
+    /// or a value out of range) is refused, because both readings of it would surprise somebody. So are the
+    /// empty name (most often an unset shell variable) and a NUL byte, which no PostgreSQL text can hold.
+    pub fn parse(given: &str) -> Result<Key, InvalidKey> {
+        let explicit_name = given.strip_prefix(NAME_PREFIX);
+        let name = explicit_name.unwrap_or(given);
+        if name.is_empty() {
+            return Err(InvalidKey(
+                "the key is empty; give a name, an integer, or two integers A,B".into(),
+            ));
+        }
+        if name.contains('\0') {
+            return Err(InvalidKey(format!(
+                "key {given:?} has a NUL byte, which PostgreSQL cannot hold in a text"
+            )));
+        }
+        let number = if explicit_name.is_some() {
+            None
+        } else {
+            parse_number(given)?
+        };
+        Ok(match number {
+            Some(id) => Key {
+                given: given.to_owned(),
+                id,
+                name: None,
+            },
+            None => Key {
+                given: given.to_owned(),
+                id: KeyId::Bigint(hash(name)),
+                name: Some(name.to_owned()),
+            },
+        })
+    }
+
+    /// The key as it was given, for messages and for `PGLOCK_KEY`.
+    pub fn given(&self) -> &str {
+        &self.given
+    }
+
+    /// The number that the server knows it by.
+    pub fn id(&self) -> KeyId {
+        self.id
+    }
+
+    /// A SQL expression (or two, for a pair) that computes the key: the argument list of `pg_advisory_lock`.
+    /// The one for a name needs PostgreSQL 11 (`sha256`).
+    pub fn sql(&self) -> String {
+        match (&self.name, self.id) {
+            (Some(name), _) => format!(
+                "('x'||substr(encode(sha256(convert_to({},'UTF8')),'hex'),1,16))::bit(64)::bigint",
+                sql_literal(name)
+            ),
+            // A minus sign binds less tightly than a cast, and -(2^63)::bigint would overflow.
+            (None, KeyId::Bigint(id)) => format!("'{id}'::bigint"),
+            (None, KeyId::IntPair(a, b)) => format!("'{a}'::int, '{b}'::int"),
+        }
+    }
+}
+
+/// As a person reads it: the name in quotes, or the number.
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => write!(f, "{name:?}"),
+            None => self.id.fmt(f),
+        }
+    }
+}
+
+/// As `pg_advisory_lock` takes it: `42`, or `1,2`.
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KeyId::Bigint(id) => write!(f, "{id}"),
+            KeyId::IntPair(a, b) => write!(f, "{a},{b}"),
+        }
+    }
+}
+
+/// SHA-256 of the UTF-8 bytes; the first eight, big-endian, signed.
+fn hash(name: &str) -> i64 {
+    let digest = Sha256::digest(name.as_bytes());
+    digest[..8]
+        .iter()
+        .fold(0, |id, byte| (id << 8) | i64::from(*byte))
+}
+
+/// The number that `given` is, `None` where it does not look like one.
+fn parse_number(given: &str) -> Result<Option<KeyId>, InvalidKey> {
+    let parts: Vec<&str> = given.split(',').collect();
+    if parts.len() > 2 || !parts.iter().all(|part| looks_like_integer(part.trim())) {
+        return Ok(None);
+    }
+    let (id, kind) = match parts[..] {
+        [a, b] => (
+            a.parse()
+                .ok()
+                .zip(b.parse().ok())
+                .map(|(a, b)| KeyId::IntPair(a, b)),
+            "a pair of 32-bit integers",
+        ),
+        _ => (given.parse().ok().map(KeyId::Bigint), "a 64-bit integer"),
+    };
+    match id {
+        // Only what prints back as it was written is canonical: not 007, +5 or -0.
+        Some(id) if id.to_string() == given => Ok(Some(id)),
+        Some(id) => Err(InvalidKey(format!(
+            "key {given:?} could be a number or a name; write {id} for the number, or {NAME_PREFIX}{given} for the name"
+        ))),
+        None => Err(InvalidKey(match given.contains(char::is_whitespace) {
+            true => format!(
+                "key {given:?} could be a number or a name; write the number without blanks, or {NAME_PREFIX}... for the name"
+            ),
+            false => format!(
+                "key {given:?} is out of range for {kind}; write {NAME_PREFIX}{given} for the name"
+            ),
+        })),
+    }
+}
+
+fn looks_like_integer(text: &str) -> bool {
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// A literal that means the same under either setting of `standard_conforming_strings`.
+fn sql_literal(text: &str) -> String {
+    let quoted = text.replace('\'', "''");
+    match quoted.contains('\\') {
+        true => format!("E'{}'", quoted.replace('\\', "\\\\")),
+        false => format!("'{quoted}'"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn id(given: &str) -> KeyId {
+        Key::parse(given)
+            .unwrap_or_else(|e| panic!("{given:?}: {e}"))
+            .id()
+    }
+
+    fn refusal(given: &str) -> String {
+        Key::parse(given).expect_err(given).to_string()
+    }
+
+    /// The golden vectors: never change one.
+    #[test]
+    fn names_hash_to_the_published_numbers() {
+        assert_eq!(id("backup"), KeyId::Bigint(6111399565520850680));
+        assert_eq!(id("a name with blanks"), KeyId::Bigint(6356600985533740484));
+        assert_eq!(id("one,two"), KeyId::Bigint(-6812940812565345955));
+        assert_eq!(id("schlüssel-鍵"), KeyId::Bigint(955943806777422632));
+        assert_eq!(id("name:007"), KeyId::Bigint(7106483370208201996));
+        assert_eq!(id("name:name:x"), KeyId::Bigint(hash("name:x")));
+    }
+
+    #[test]
+    fn integers_are_the_key_itself() {
+        for (given, number) in [
+            ("0", 0),
+            ("42", 42),
+            ("-5", -5),
+            ("9223372036854775807", i64::MAX),
+            ("-9223372036854775808", i64::MIN),
+        ] {
+            assert_eq!(id(given), KeyId::Bigint(number));
+            assert_eq!(id(given).to_string(), given);
+        }
+        assert_eq!(id("1,2"), KeyId::IntPair(1, 2));
+        assert_eq!(
+            id("-2147483648,2147483647"),
+            KeyId::IntPair(i32::MIN, i32::MAX)
+        );
+    }
+
+    #[test]
+    fn what_only_looks_like_a_number_is_refused() {
+        for given in ["007", "+5", "-0", " 5", "5 ", "1, 2", "+1,2", "01,2"] {
+            assert!(
+                refusal(given).contains("could be a number or a name"),
+                "{given}: {}",
+                refusal(given)
+            );
+        }
+        for given in [
+            "9223372036854775808",
+            "-9223372036854775809",
+            "1,99999999999",
+            "2147483648,0",
+        ] {
+            assert!(
+                refusal(given).contains("out of range"),
+                "{given}: {}",
+                refusal(given)
+            );
+        }
+        assert!(refusal("").contains("empty"));
+        assert!(refusal("name:").contains("empty"));
+        assert!(refusal("a\0b").contains("NUL"));
+    }
+
+    #[test]
+    fn everything_else_is_a_name() {
+        for given in [
+            "2026-11-23",
+            "1,2,3",
+            "a,b",
+            ",",
+            "-",
+            "1.5",
+            "0x10",
+            "1,",
+            "five 5",
+            "\u{661}",
+        ] {
+            assert_eq!(id(given), KeyId::Bigint(hash(given)), "{given}");
+        }
+    }
+
+    #[test]
+    fn sql_quotes_what_it_must() {
+        assert!(
+            Key::parse("o'clock")
+                .expect("a name")
+                .sql()
+                .contains("convert_to('o''clock','UTF8')")
+        );
+        assert!(
+            Key::parse(r"a\b")
+                .expect("a name")
+                .sql()
+                .contains(r"convert_to(E'a\\b','UTF8')")
+        );
+        assert_eq!(
+            Key::parse("-9223372036854775808").expect("a number").sql(),
+            "'-9223372036854775808'::bigint"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics_and_every_number_prints_as_it_was_given(given in "[-+ ,0-9a-z:]{0,24}|\\PC*") {
+            if let Ok(key) = Key::parse(&given) {
+                prop_assert_eq!(key.given(), given.as_str());
+                if key.name.is_none() {
+                    prop_assert_eq!(key.id().to_string(), given);
+                }
+            }
+        }
+    }
+}

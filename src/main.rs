@@ -1,0 +1,148 @@
+//! pglock: run a command on one machine at a time, guarded by a PostgreSQL advisory lock.
+//!
+//! # Map
+//! Data flows one way, `arguments -> Run -> Plan -> loop -> Outcome -> exit`; each room knows only those below it.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `main` | parse, run, report; the only exit |
+//! | `cli` | arguments and `PGLOCK_*` variables -> a validated `Run` |
+//! | `supervise` | the one loop: sees the session and the job, acts |
+//! | `step` | the decisions: a pure `(state, event) -> actions` |
+//! | `session` | the thread that owns the connection: acquire, heartbeat, loss, release |
+//! | `holders` | who holds a lock, from `pg_locks` |
+//! | `lock` | all SQL of taking a lock and giving it back |
+//! | `connection` | settings -> an open connection; secrets stay in here |
+//! | `job` | the command: start, signal, stop, reap |
+//! | `processes` | which processes belong to the job |
+//! | `signals` | what arrives, and how we were started |
+//! | `key` | names and numbers; pure |
+//! | `outcome` | how it ended -> exit code; the table |
+//! | `diag` | `pglock: ...` on standard error |
+//! | `sys` | the only unsafe code |
+//!
+//! # Invariants
+//! * The lock is never given back before the job is reaped, and a reaped pid is never signalled.
+//! * The connection has one owner, is opened once, and is never opened again.
+//! * `job` and `session` do not know each other; only `supervise` sees both; only `main` sees `cli`'s parsing.
+//! * `key`, `outcome`, `diag` and `sys` use nothing of ours.
+//! * `run` writes nothing to standard output, which is the job's.
+//! * No secret is in any text that is printed.
+
+mod cli;
+mod connection;
+mod diag;
+#[cfg(test)]
+mod generated;
+mod holders;
+mod job;
+mod key;
+mod lock;
+mod outcome;
+mod processes;
+mod session;
+mod signals;
+mod step;
+mod supervise;
+mod sys;
+
+use crate::cli::{Invocation, Run, Shell};
+use crate::connection::Settings;
+use crate::lock::Wait;
+use crate::outcome::{ExitCode, Failure, JobEnd, Outcome};
+use crate::session::{Request, Timing};
+use crate::signals::Signals;
+use crate::step::Rules;
+use crate::supervise::Plan;
+use std::io::{self, Write};
+use std::process;
+use std::time::Instant;
+
+fn main() -> process::ExitCode {
+    let began = Instant::now();
+    let outcome = cli::parse(std::env::args_os()).and_then(|invocation| match invocation {
+        Invocation::Run(run) => supervised(*run, began),
+        Invocation::Keys { keys, sql } => {
+            let line = |key: &key::Key| if sql { key.sql() } else { key.id().to_string() };
+            print(&keys.iter().map(|key| line(key) + "\n").collect::<String>())
+        }
+        Invocation::Completions(shell) => print(match shell {
+            Shell::Bash => include_str!("../completions/pglock.bash"),
+            Shell::Zsh => include_str!("../completions/_pglock"),
+            Shell::Fish => include_str!("../completions/pglock.fish"),
+            Shell::Man => include_str!("../completions/pglock.1"),
+        }),
+        Invocation::Text(text) => print(&text),
+    });
+    end(outcome.unwrap_or_else(|failure| {
+        diag::error(&failure);
+        Outcome::Failed(failure.code)
+    }))
+}
+
+/// From what was asked to a plan, and through it.
+fn supervised(run: Run, began: Instant) -> Result<Outcome, Failure> {
+    diag::set_verbosity(run.verbosity);
+    let settings = Settings::resolve(run.dsn.as_deref(), run.connect_timeout)?;
+    let timing = Timing {
+        heartbeat: run.heartbeat,
+        kill_after: run.kill_after,
+    };
+    let wait = match run.wait {
+        Some(limit) if limit.is_zero() => Wait::Try,
+        Some(limit) => Wait::Until(began + limit),
+        None => Wait::Forever,
+    };
+    let plan = Plan {
+        rules: Rules {
+            wait_until: match wait {
+                Wait::Until(end) => Some(end),
+                Wait::Try | Wait::Forever => None,
+            },
+            conflict_code: run.conflict_code,
+            on_lost: run.on_lost,
+            kill_after: run.kill_after,
+            patience: run.heartbeat,
+        },
+        request: Request {
+            settings,
+            key: run.key,
+            mode: run.mode,
+            wait,
+            timing,
+        },
+        command: run.command,
+        inherit_socket: run.inherit_socket,
+    };
+    let signals = Signals::take_over().map_err(|error| Failure::new(ExitCode::Internal, error))?;
+    supervise::run(plan, signals)
+}
+
+/// Writes to standard output. A reader that has seen enough (`| head`) is no error.
+fn print(text: &str) -> Result<Outcome, Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(ExitCode::Internal, error).context("cannot write to standard output"))
+        }
+        _ => Ok(Outcome::Success),
+    }
+}
+
+/// Ends as the outcome says: by exit status, or by the signal that ended the job or the wait.
+fn end(outcome: Outcome) -> process::ExitCode {
+    let by_signal = |number: i32| {
+        signals::die_by(number);
+        // Still alive, as process 1 of a container is: the way a shell would say it.
+        process::ExitCode::from(128u8.saturating_add(number as u8))
+    };
+    match outcome {
+        Outcome::Success => process::ExitCode::SUCCESS,
+        Outcome::Job(JobEnd::Code(code)) | Outcome::Conflict(code) => code.into(),
+        Outcome::Job(JobEnd::Signal(number)) | Outcome::Interrupted(number) => by_signal(number),
+        Outcome::Failed(code) => (code as u8).into(),
+    }
+}

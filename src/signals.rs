@@ -1,0 +1,191 @@
+//! Which signals pglock takes part in, and how it was started with respect to them.
+//!
+//! Handlers do nothing but write to one socket pair, whose other end the main loop polls; other threads write
+//! to it too, so that the loop waits in one place ([`Waker`]). SIGINT comes through `ctrlc`, which respects a
+//! handler or an ignored signal that was there before, the others through `signal-hook`. A signal that was
+//! ignored on entry (nohup) is not handled at all, and so stays ignored for pglock and for the job.
+//!
+//! All threads but the main one block every signal. A handler thus runs on the main thread only, and has
+//! finished when the main loop looks at what it left.
+
+use crate::sys;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use signal_hook::iterator::backend::SignalDelivery;
+use signal_hook::iterator::exfiltrator::origin::WithOrigin;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What pglock handles: the signals that it passes on, those of job control, and the end of a child.
+const HANDLED: [Signal; 10] = [
+    Signal::SIGINT,
+    Signal::SIGTERM,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGWINCH,
+    Signal::SIGTSTP,
+    Signal::SIGCONT,
+    Signal::SIGCHLD,
+];
+
+/// How pglock's caller had set up signals: what the job must find again.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The signal mask.
+    pub mask: SigSet,
+    /// The signals among those that pglock changes which were ignored.
+    pub ignored: Vec<Signal>,
+}
+
+/// A signal that arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// Which one.
+    pub signal: Signal,
+    /// The kernel sent it (a key on the terminal, a hangup, a resized window), and therefore to the whole
+    /// foreground process group at once; else a process did, with kill(2).
+    pub from_terminal: bool,
+}
+
+/// Wakes the main loop, from any thread.
+#[derive(Clone)]
+pub struct Waker(Arc<UnixStream>);
+
+impl Waker {
+    /// Makes the loop look at what there is.
+    pub fn wake(&self) {
+        // A full buffer means that a wake-up is on its way already.
+        let _ = (&*self.0).write(b"w");
+    }
+}
+
+/// The signals of this process, handled until it ends.
+pub struct Signals {
+    entry: Entry,
+    delivery: SignalDelivery<UnixStream, WithOrigin>,
+    /// Set by ctrlc: SIGINT came.
+    interrupted: Arc<AtomicBool>,
+    /// Where that SIGINT came from.
+    interrupt: Option<Arrival>,
+    waker: Waker,
+}
+
+impl Signals {
+    /// Takes over the signals. The calling thread has every signal blocked afterwards, and so have the threads
+    /// that it then makes; [`Signals::listen`] unblocks them in the main thread.
+    pub fn take_over() -> io::Result<Signals> {
+        let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+        let mut ignored: Vec<Signal> = HANDLED
+            .into_iter()
+            .filter(|s| sys::is_ignored(*s))
+            .collect();
+        // Whether a child's end is told cannot be left to the caller: without SIGCHLD nothing can be supervised.
+        let handled: Vec<Signal> = HANDLED
+            .into_iter()
+            .filter(|s| !ignored.contains(s) || *s == Signal::SIGCHLD)
+            .collect();
+        if sys::pipe_was_ignored() {
+            ignored.push(Signal::SIGPIPE);
+        }
+
+        let (read, write) = UnixStream::pair()?;
+        write.set_nonblocking(true)?;
+        let waker = Waker(Arc::new(write.try_clone()?));
+        let interrupted = Arc::new(AtomicBool::new(false));
+        if handled.contains(&Signal::SIGINT) {
+            let (interrupted, waker) = (Arc::clone(&interrupted), waker.clone());
+            let on_interrupt = move || {
+                interrupted.store(true, Ordering::SeqCst);
+                waker.wake();
+            };
+            ctrlc::try_set_handler(on_interrupt).map_err(io::Error::other)?;
+        }
+        // signal-hook keeps ctrlc's handler for SIGINT in place and tells us the origin in addition.
+        let numbers = handled.iter().map(|signal| *signal as i32);
+        let delivery = SignalDelivery::with_pipe(read, write, WithOrigin::default(), numbers)?;
+        Ok(Signals {
+            entry: Entry { mask, ignored },
+            delivery,
+            interrupted,
+            interrupt: None,
+            waker,
+        })
+    }
+
+    /// Lets the handled signals through to the calling thread, whatever the caller of pglock had blocked: an
+    /// operator must be able to end a wait, and what the job does with a signal is the job's affair.
+    pub fn listen(&self) -> io::Result<()> {
+        let mut mask = self.entry.mask;
+        HANDLED.into_iter().for_each(|signal| mask.remove(signal));
+        Ok(mask.thread_set_mask()?)
+    }
+
+    /// How it was before.
+    pub fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
+    /// What wakes the loop that polls [`Signals::as_fd`].
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    /// What has arrived since the last call; it also takes the wake-ups out of the descriptor.
+    pub fn arrived(&mut self) -> Vec<Arrival> {
+        let mut arrivals = self.collect();
+        // ctrlc's word is asked for after the wake-ups are taken, or it could come in between and be slept over.
+        if self.interrupted.swap(false, Ordering::SeqCst) {
+            if self.interrupt.is_none() {
+                // The handler has run since we collected, on this thread: its origin is there now.
+                arrivals.extend(self.collect());
+            }
+            arrivals.extend(self.interrupt.take());
+        }
+        arrivals
+    }
+
+    /// Everything that signal-hook has, but for SIGINT, whose origin is kept until ctrlc says that it came.
+    fn collect(&mut self) -> Vec<Arrival> {
+        let mut arrivals = Vec::new();
+        for origin in self.delivery.pending() {
+            let Ok(signal) = Signal::try_from(origin.signal) else {
+                continue;
+            };
+            let arrival = Arrival {
+                signal,
+                from_terminal: origin.process.is_none(),
+            };
+            match signal {
+                Signal::SIGINT => self.interrupt = Some(arrival),
+                _ => arrivals.push(arrival),
+            }
+        }
+        arrivals
+    }
+
+    /// The signals that the job must find with their default effect again.
+    pub fn to_default(&self) -> impl Iterator<Item = Signal> {
+        let ignored = &self.entry.ignored;
+        HANDLED
+            .into_iter()
+            .filter(move |signal| !ignored.contains(signal))
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.delivery.get_read().as_fd()
+    }
+}
+
+/// Ends this process by the signal, without a core dump of its own. Returns where the signal has no effect:
+/// for process 1 of a container, which the kernel shields from its own signals.
+pub fn die_by(signal: i32) {
+    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    sys::raise_default(signal);
+}

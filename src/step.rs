@@ -1,0 +1,473 @@
+//! The decisions: what is done about each thing that can happen, from acquiring the lock to the end.
+//!
+//! A pure state machine, `(state, event, now) -> actions`. It knows neither the job nor the session; the loop in
+//! `supervise` tells it what happened and does what it says. Three promises are kept here, and tested over
+//! random sequences of events: the lock is never given back before the job is reaped; a reaped job is never
+//! signalled; a lost lock ends in a dead job, unless the user said to ignore it.
+
+use crate::outcome::{ExitCode, JobEnd, Outcome};
+use crate::signals::Arrival;
+use nix::sys::signal::Signal;
+use std::time::{Duration, Instant};
+
+/// What can happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A signal came.
+    Arrived(Arrival),
+    /// The session can be interrupted from now on.
+    Connected,
+    /// The session lives, and must say so again by this moment.
+    Alive(Instant),
+    /// The lock is ours.
+    Held,
+    /// The lock cannot be had.
+    NotHeld(Outcome),
+    /// The job has been started, in the caller's process group or in its own.
+    Started { callers_group: bool },
+    /// The job was not started yet, since signals came first.
+    Postponed,
+    /// The job could not be started.
+    NotStarted(ExitCode),
+    /// The job has ended, and waits to be reaped.
+    Ended(JobEnd),
+    /// The job was stopped by this signal.
+    Stopped(i32),
+    /// The job goes on.
+    Continued,
+    /// While the job is being stopped: this process has looked, and nothing of the job lives any more.
+    AllGone,
+    /// The session is gone, and the lock with it.
+    Lost,
+    /// The lock is given back; it had been ours until then, or not.
+    Released { was_held: bool },
+    /// The session could not say that it gave the lock back.
+    NotReleased,
+    /// Time has passed.
+    Tick,
+}
+
+/// What is to be done about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Interrupt the session's wait.
+    Cancel,
+    /// Start the job.
+    Start,
+    /// Pass a signal on to the job.
+    Forward(Signal),
+    /// Signal all of the job, descendants too.
+    SignalAll(Signal),
+    /// Continue the stopped job.
+    Resume,
+    /// Stop this process, as the job was stopped, for the shell to see.
+    StopSelf,
+    /// Take note of the job's end. It must not be signalled afterwards.
+    Reap,
+    /// Give the lock back.
+    Release,
+    /// Cut the connection, since the lock could not be given back in time.
+    Cut,
+    /// Say that the lock is lost and the job goes on.
+    SayUnguarded,
+    /// End like this.
+    Finish(Outcome),
+}
+
+/// What to do with the job when the lock is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnLost {
+    /// Stop it.
+    #[default]
+    Stop,
+    /// Let it run to its end, unguarded.
+    Ignore,
+}
+
+/// The limits of time, and the choices of the user.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// By when the lock must have been acquired.
+    pub wait_until: Option<Instant>,
+    /// What the conflict is told with.
+    pub conflict_code: u8,
+    /// What to do with the job when the lock is lost.
+    pub on_lost: OnLost,
+    /// From TERM to KILL.
+    pub kill_after: Duration,
+    /// How long the server may take to answer, to a heartbeat as well as to the lock's being given back.
+    pub patience: Duration,
+}
+
+/// For an answer that says who holds the lock to arrive after the wait is over.
+const LAST_WORD: Duration = Duration::from_millis(250);
+/// How long what is left of a killed job is waited for after its leader has ended.
+const AFTER_KILL: Duration = Duration::from_secs(2);
+/// How long after a deadline the loop may look at it: later, this process itself was stopped or starved.
+const OVERSLEPT: Duration = Duration::from_millis(100);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Connecting, or waiting for the lock.
+    Acquiring { connected: bool },
+    /// This signal ended the wait; the session leaves the queue.
+    Leaving { signal: Signal, until: Instant },
+    /// The lock is ours and the job is being started.
+    Starting,
+    /// The job runs.
+    Running,
+    /// The lock is lost, and the job is being stopped.
+    Stopping { ended: bool, kill_at: Instant },
+    /// The lock is lost, and the job has been killed.
+    Killing { ended: Option<Instant> },
+    /// The job is reaped; the lock is being given back.
+    Releasing { outcome: Outcome, until: Instant },
+    /// Nothing more happens.
+    Finished,
+}
+
+/// Where a run is.
+#[derive(Clone, Debug)]
+pub struct State {
+    rules: Rules,
+    phase: Phase,
+    /// By when the session must report; `None` once it does not matter any more.
+    silent_at: Option<Instant>,
+    /// The lock is lost, and the user said to ignore it.
+    unguarded: bool,
+    callers_group: bool,
+    job_stopped: bool,
+    /// We have passed a stop signal on, and owe our caller to be stopped as well.
+    stop_forwarded: bool,
+}
+
+impl State {
+    /// Before anything has happened.
+    pub fn new(rules: Rules) -> State {
+        State {
+            rules,
+            phase: Phase::Acquiring { connected: false },
+            silent_at: None,
+            unguarded: false,
+            callers_group: false,
+            job_stopped: false,
+            stop_forwarded: false,
+        }
+    }
+
+    /// When [`Event::Tick`] is due, if nothing happens before.
+    pub fn deadline(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Acquiring { .. } => {
+                let over = self.rules.wait_until.map(|end| end + LAST_WORD);
+                self.silent_at.into_iter().chain(over).min()
+            }
+            Phase::Leaving { until, .. } | Phase::Releasing { until, .. } => Some(until),
+            Phase::Running => self.silent_at,
+            Phase::Stopping { kill_at, .. } => Some(kill_at),
+            Phase::Killing { ended } => ended.map(|at| at + AFTER_KILL),
+            Phase::Starting | Phase::Finished => None,
+        }
+    }
+
+    /// Whether to look for what is left of the job, and tell [`Event::AllGone`].
+    pub fn is_burying(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Stopping { ended: true, .. } | Phase::Killing { ended: Some(_) }
+        )
+    }
+
+    /// Decides.
+    pub fn step(&mut self, event: Event, now: Instant) -> Vec<Action> {
+        match event {
+            Event::Alive(until) => {
+                if self.silent_at.is_some() || matches!(self.phase, Phase::Acquiring { .. }) {
+                    self.silent_at = Some(until);
+                }
+                Vec::new()
+            }
+            Event::Stopped(_) => {
+                self.job_stopped = true;
+                self.dispatch(event, now)
+            }
+            Event::Continued => {
+                self.job_stopped = false;
+                Vec::new()
+            }
+            _ => self.dispatch(event, now),
+        }
+    }
+
+    fn dispatch(&mut self, event: Event, now: Instant) -> Vec<Action> {
+        match self.phase {
+            Phase::Acquiring { connected } => self.acquiring(connected, event, now),
+            Phase::Leaving { signal, until } => self.leaving(signal, until, event, now),
+            Phase::Starting => self.starting(event, now),
+            Phase::Running => self.running(event, now),
+            Phase::Stopping { ended, kill_at } => self.stopping(ended, kill_at, event, now),
+            Phase::Killing { ended } => self.killing(ended, event, now),
+            Phase::Releasing { outcome, until } => self.releasing(outcome, until, event, now),
+            Phase::Finished => Vec::new(),
+        }
+    }
+
+    fn acquiring(&mut self, connected: bool, event: Event, now: Instant) -> Vec<Action> {
+        match event {
+            Event::Connected => {
+                self.phase = Phase::Acquiring { connected: true };
+                Vec::new()
+            }
+            Event::Held => {
+                self.phase = Phase::Starting;
+                vec![Action::Start]
+            }
+            Event::NotHeld(outcome) => self.finish(outcome),
+            Event::Arrived(Arrival { signal, .. }) if ends_a_wait(signal) => match connected {
+                true => {
+                    self.phase = Phase::Leaving {
+                        signal,
+                        until: now + self.rules.patience,
+                    };
+                    vec![Action::Cancel]
+                }
+                false => self.finish(Outcome::Interrupted(signal as i32)),
+            },
+            Event::Arrived(Arrival {
+                signal: Signal::SIGTSTP,
+                ..
+            }) => vec![Action::StopSelf],
+            Event::Tick => {
+                let is_over = |at: Option<Instant>, more| at.is_some_and(|at| now >= at + more);
+                let waited = is_over(self.rules.wait_until, LAST_WORD);
+                let silent = is_over(self.silent_at, Duration::ZERO);
+                match () {
+                    _ if waited && connected => {
+                        self.finish(Outcome::Conflict(self.rules.conflict_code))
+                    }
+                    _ if waited => self.finish(Outcome::Failed(ExitCode::Unavailable)),
+                    _ if silent && self.overslept(now) => Vec::new(),
+                    _ if silent => self.finish(Outcome::Failed(ExitCode::Unavailable)),
+                    _ => Vec::new(),
+                }
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn leaving(
+        &mut self,
+        signal: Signal,
+        until: Instant,
+        event: Event,
+        now: Instant,
+    ) -> Vec<Action> {
+        let outcome = Outcome::Interrupted(signal as i32);
+        match event {
+            // The grant came before the interruption.
+            Event::Held => self.release(outcome, now),
+            Event::NotHeld(_) | Event::Lost => self.finish(outcome),
+            Event::Tick if now >= until => self.finish(outcome),
+            _ => Vec::new(),
+        }
+    }
+
+    fn starting(&mut self, event: Event, now: Instant) -> Vec<Action> {
+        match event {
+            Event::Started { callers_group } => {
+                self.callers_group = callers_group;
+                self.phase = Phase::Running;
+                Vec::new()
+            }
+            Event::Postponed => vec![Action::Start],
+            Event::NotStarted(code) => self.release(Outcome::Failed(code), now),
+            // It came right before the job could be started; there is no job to pass it on to.
+            Event::Arrived(Arrival { signal, .. }) if ends_a_wait(signal) => {
+                self.release(Outcome::Interrupted(signal as i32), now)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn running(&mut self, event: Event, now: Instant) -> Vec<Action> {
+        match event {
+            Event::Arrived(arrival) => self.forward(arrival),
+            Event::Stopped(signal) => {
+                let by_terminal =
+                    [Signal::SIGTTIN as i32, Signal::SIGTTOU as i32].contains(&signal);
+                match self.callers_group || self.stop_forwarded || by_terminal {
+                    true => vec![Action::StopSelf],
+                    false => Vec::new(),
+                }
+            }
+            Event::Ended(end) => {
+                let actions = match self.unguarded {
+                    true => self.finish(Outcome::Job(end)),
+                    false => self.release(Outcome::Job(end), now),
+                };
+                [vec![Action::Reap], actions].concat()
+            }
+            Event::Lost => self.lost(now),
+            Event::Tick if self.silent_at.is_some_and(|at| now >= at) => {
+                match self.overslept(now) {
+                    true => Vec::new(),
+                    false => self.lost(now),
+                }
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// While the job is stopped because the lock is lost, what operators send is still passed on.
+    fn stopping(
+        &mut self,
+        ended: bool,
+        kill_at: Instant,
+        event: Event,
+        now: Instant,
+    ) -> Vec<Action> {
+        match event {
+            Event::Ended(_) => {
+                self.phase = Phase::Stopping {
+                    ended: true,
+                    kill_at,
+                };
+                Vec::new()
+            }
+            Event::Arrived(arrival) if !ended => self.forward(arrival),
+            Event::Stopped(_) if !ended => vec![Action::Resume],
+            Event::AllGone if ended => self.bury(),
+            Event::Tick if now >= kill_at => {
+                self.phase = Phase::Killing {
+                    ended: ended.then_some(now),
+                };
+                vec![Action::SignalAll(Signal::SIGKILL)]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn killing(&mut self, ended: Option<Instant>, event: Event, now: Instant) -> Vec<Action> {
+        match (event, ended) {
+            (Event::Ended(_), None) => {
+                self.phase = Phase::Killing { ended: Some(now) };
+                Vec::new()
+            }
+            (Event::AllGone, Some(_)) => self.bury(),
+            // What cannot be killed (another user's process) is not waited for for ever.
+            (Event::Tick, Some(at)) if now >= at + AFTER_KILL => self.bury(),
+            // What was born while the others were killed.
+            (Event::Tick, Some(_)) => vec![Action::SignalAll(Signal::SIGKILL)],
+            _ => Vec::new(),
+        }
+    }
+
+    fn releasing(
+        &mut self,
+        outcome: Outcome,
+        until: Instant,
+        event: Event,
+        now: Instant,
+    ) -> Vec<Action> {
+        match event {
+            Event::Released { was_held: true } => self.finish(outcome),
+            // The session lived, and yet the lock was not ours when the job ended.
+            Event::Released { was_held: false } => match (outcome, self.rules.on_lost) {
+                (Outcome::Job(_), OnLost::Stop) => self.finish(Outcome::Failed(ExitCode::Lost)),
+                _ => self.finish(outcome),
+            },
+            Event::NotReleased | Event::Lost => self.cut(outcome),
+            Event::Tick if now >= until => self.cut(outcome),
+            _ => Vec::new(),
+        }
+    }
+
+    fn release(&mut self, outcome: Outcome, now: Instant) -> Vec<Action> {
+        self.phase = Phase::Releasing {
+            outcome,
+            until: now + self.rules.patience,
+        };
+        vec![Action::Release]
+    }
+
+    fn cut(&mut self, outcome: Outcome) -> Vec<Action> {
+        [vec![Action::Cut], self.finish(outcome)].concat()
+    }
+
+    fn bury(&mut self) -> Vec<Action> {
+        [
+            vec![Action::Reap, Action::Cut],
+            self.finish(Outcome::Failed(ExitCode::Lost)),
+        ]
+        .concat()
+    }
+
+    fn finish(&mut self, outcome: Outcome) -> Vec<Action> {
+        self.phase = Phase::Finished;
+        vec![Action::Finish(outcome)]
+    }
+
+    fn lost(&mut self, now: Instant) -> Vec<Action> {
+        self.silent_at = None;
+        match self.rules.on_lost {
+            OnLost::Ignore if self.unguarded => Vec::new(),
+            OnLost::Ignore => {
+                self.unguarded = true;
+                vec![Action::SayUnguarded]
+            }
+            OnLost::Stop => {
+                self.phase = Phase::Stopping {
+                    ended: false,
+                    kill_at: now + self.rules.kill_after,
+                };
+                let mut actions = vec![Action::SignalAll(Signal::SIGTERM)];
+                // A stopped process does not see TERM before it goes on.
+                actions.extend(self.job_stopped.then_some(Action::Resume));
+                actions
+            }
+        }
+    }
+
+    /// Passes a signal on exactly as received, but for what the terminal has already given to the job, which in the
+    /// caller's process group is in the terminal's foreground with us.
+    fn forward(&mut self, arrival: Arrival) -> Vec<Action> {
+        match arrival.signal {
+            Signal::SIGCHLD => Vec::new(),
+            // The shell's fg continues the whole group, and so the job: then there is nothing left to do.
+            Signal::SIGCONT if self.callers_group && !self.job_stopped => Vec::new(),
+            Signal::SIGCONT => {
+                self.stop_forwarded = false;
+                vec![Action::Resume]
+            }
+            _ if self.callers_group && arrival.from_terminal => Vec::new(),
+            Signal::SIGTSTP => {
+                self.stop_forwarded = true;
+                vec![Action::Forward(Signal::SIGTSTP)]
+            }
+            signal => vec![Action::Forward(signal)],
+        }
+    }
+
+    /// Whether the deadline is long past because this process itself was stopped or starved. The session has had
+    /// no more time than we had, so it gets one more deadline, counted from now, to find out how things are.
+    fn overslept(&mut self, now: Instant) -> bool {
+        let late = self
+            .silent_at
+            .map(|at| now.saturating_duration_since(at))
+            .unwrap_or_default();
+        let overslept = late > OVERSLEPT;
+        if overslept {
+            self.silent_at = Some(now + self.rules.patience);
+        }
+        overslept
+    }
+}
+
+/// The signals by which an operator or a closing terminal says that it is enough. The others (USR1, WINCH) are for
+/// the job; while there is none they are nobody's.
+fn ends_a_wait(signal: Signal) -> bool {
+    matches!(
+        signal,
+        Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT
+    )
+}

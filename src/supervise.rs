@@ -1,0 +1,398 @@
+//! The one loop: waits for whatever happens, lets `step` decide, and acts.
+//!
+//! It is the only place that sees both the session and the job. It sleeps in one poll(2), on the descriptor that
+//! signals and the session's thread write to, until the next deadline.
+
+use crate::connection::Canceller;
+use crate::diag;
+use crate::job::{self, Group, Job, Launch};
+use crate::key::Key;
+use crate::lock::Mode;
+use crate::outcome::{ExitCode, Failure, Outcome};
+use crate::session::{self, Held, Report, Request, Session};
+use crate::signals::Signals;
+use crate::step::{Action, Event, Rules, State};
+use crate::sys::ChildChange;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, raise};
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant, SystemTime};
+
+/// What to run, under what lock, by which rules.
+pub struct Plan {
+    /// The command and its arguments.
+    pub command: Vec<OsString>,
+    /// The lock and where to get it.
+    pub request: Request,
+    /// How to decide.
+    pub rules: Rules,
+    /// Whether the job inherits the session's socket.
+    pub inherit_socket: bool,
+}
+
+/// Runs the command under the lock, and says how pglock is to end.
+pub fn run(plan: Plan, signals: Signals) -> Result<Outcome, Failure> {
+    let internal = |error: std::io::Error| Failure::new(ExitCode::Internal, error);
+    let Plan {
+        command,
+        request,
+        rules,
+        inherit_socket,
+    } = plan;
+    let (key, mode, address) = (
+        request.key.clone(),
+        request.mode,
+        request.settings.address(),
+    );
+    let session = Session::start(request, signals.waker()).map_err(internal)?;
+    signals.listen().map_err(internal)?;
+    let mut supervisor = Supervisor {
+        command,
+        key,
+        mode,
+        address,
+        inherit_socket,
+        signals,
+        session,
+        state: State::new(rules),
+        rules,
+        began: Instant::now(),
+        canceller: None,
+        held: None,
+        job: None,
+        words: None,
+        lost: None,
+        killed: false,
+    };
+    Ok(supervisor.run())
+}
+
+struct Supervisor {
+    command: Vec<OsString>,
+    key: Key,
+    mode: Mode,
+    address: String,
+    inherit_socket: bool,
+    signals: Signals,
+    session: Session,
+    state: State,
+    rules: Rules,
+    began: Instant,
+    canceller: Option<Canceller>,
+    held: Option<Held>,
+    job: Option<Job>,
+    /// What to say at the end, of a failure or a conflict.
+    words: Option<String>,
+    lost: Option<Loss>,
+    /// The job was sent KILL.
+    killed: bool,
+}
+
+/// The lock was lost: why, and when that was noticed.
+struct Loss {
+    why: String,
+    at: SystemTime,
+}
+
+/// How often to look whether a job that is being stopped is gone.
+const BURIAL_TICK: Duration = Duration::from_millis(20);
+
+impl Supervisor {
+    fn run(&mut self) -> Outcome {
+        loop {
+            for event in self.what_happened() {
+                if let Some(outcome) = self.handle(event) {
+                    self.say_how_it_ended(outcome);
+                    return outcome;
+                }
+            }
+            self.sleep();
+        }
+    }
+
+    fn say_how_it_ended(&self, outcome: Outcome) {
+        let words = self.words.as_deref();
+        match outcome {
+            Outcome::Conflict(_) => {
+                let held = words.map_or_else(
+                    || {
+                        format!(
+                            "key {} is held, and the server does not say by whom",
+                            self.key
+                        )
+                    },
+                    str::to_owned,
+                );
+                diag::notice(format_args!("{held}; {}", self.patience_sentence()));
+            }
+            Outcome::Failed(ExitCode::Lost) => {
+                let lost = self.loss_sentence();
+                let done = match (self.lost.is_some(), self.killed) {
+                    (true, false) => "stopped the job with TERM",
+                    (true, true) => "stopped the job with TERM, then KILL",
+                    (false, _) => "the job had ended by then, and may not have been alone",
+                };
+                diag::error(format_args!("{lost}; {done}"));
+            }
+            Outcome::Failed(_) => {
+                diag::error(words.map_or_else(|| self.silence_sentence(), str::to_owned))
+            }
+            Outcome::Success | Outcome::Job(_) | Outcome::Interrupted(_) => {}
+        }
+    }
+
+    /// Everything that has happened since the last look. The session comes first: a lock that was lost before the
+    /// job ended must not pass for a good end.
+    fn what_happened(&mut self) -> Vec<Event> {
+        let arrivals = self.signals.arrived();
+        let mut events = Vec::new();
+        for report in self.session.reports() {
+            events.push(self.event_of(report));
+        }
+        if let Some(job) = &self.job {
+            job.reap_orphans();
+            while let Ok(Some(change)) = job.change() {
+                events.push(match (job::end_of(change), change) {
+                    (Some(end), _) => Event::Ended(end),
+                    (None, ChildChange::Stopped(signal)) => Event::Stopped(signal),
+                    (None, _) => Event::Continued,
+                });
+                if job::end_of(change).is_some() {
+                    break;
+                }
+            }
+        }
+        // After the job's own changes: a continuation that reached the whole group need not be passed on.
+        events.extend(arrivals.into_iter().map(Event::Arrived));
+        if self.state.is_burying() && self.job.as_ref().is_some_and(|job| job.living().is_empty()) {
+            events.push(Event::AllGone);
+        }
+        events.push(Event::Tick);
+        events
+    }
+
+    /// What a report means for the decisions; what only concerns the acting is kept here.
+    fn event_of(&mut self, report: Report) -> Event {
+        match report {
+            Report::Connected(canceller) => {
+                self.canceller = Some(canceller);
+                Event::Connected
+            }
+            Report::Alive(until) => Event::Alive(until),
+            Report::Held(held) => {
+                diag::detail(format_args!(
+                    "acquired the lock on key {} after {}",
+                    self.key,
+                    rounded(self.began.elapsed())
+                ));
+                self.held = Some(held);
+                Event::Held
+            }
+            Report::Conflict(words) => {
+                self.words = Some(words);
+                Event::NotHeld(Outcome::Conflict(self.rules.conflict_code))
+            }
+            Report::Failed(failure) => {
+                self.words = Some(failure.to_string());
+                Event::NotHeld(Outcome::Failed(failure.code))
+            }
+            Report::Lost(why) => {
+                self.lost.get_or_insert(Loss::now(why));
+                Event::Lost
+            }
+            Report::Released(Ok(was_held)) => Event::Released { was_held },
+            Report::Released(Err(why)) => {
+                diag::detail(format_args!(
+                    "the release of the lock was not confirmed: {why}"
+                ));
+                Event::NotReleased
+            }
+        }
+    }
+
+    /// What became of the wait.
+    fn patience_sentence(&self) -> String {
+        match self.rules.wait_until {
+            Some(end) => format!(
+                "gave up after {}",
+                rounded(end.saturating_duration_since(self.began))
+            ),
+            None => "not waiting".into(),
+        }
+    }
+
+    /// The server has not reported in time, so it has said nothing that could be repeated.
+    fn silence_sentence(&self) -> String {
+        let waited = rounded(self.began.elapsed());
+        match self.canceller {
+            Some(_) => format!("the server does not answer any more, {waited} after the start"),
+            None => format!("cannot connect to {} within {waited}", self.address),
+        }
+    }
+
+    /// Lets the event be decided, acts, and does the same with what follows from that.
+    fn handle(&mut self, event: Event) -> Option<Outcome> {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for action in self.state.step(event, Instant::now()) {
+                match action {
+                    Action::Finish(outcome) => return Some(outcome),
+                    Action::Start => events.extend(self.start()),
+                    _ => self.act(action),
+                }
+            }
+        }
+        None
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Cancel => self.cancel(),
+            Action::Forward(signal) => self.signal_job(signal, |job| job.signal(signal)),
+            Action::SignalAll(signal) => {
+                self.note_silence();
+                self.killed |= signal == Signal::SIGKILL;
+                self.signal_job(signal, |job| job.signal_all(signal));
+            }
+            Action::Resume => self.signal_job(Signal::SIGCONT, Job::resume),
+            // Not by the signal that stopped the job: in an orphaned group the kernel would drop that.
+            Action::StopSelf => drop(raise(Signal::SIGSTOP)),
+            Action::Reap => self.job.take().into_iter().for_each(Job::reap),
+            Action::Release => self.session.release(),
+            Action::Cut => self.cut(),
+            Action::SayUnguarded => {
+                self.note_silence();
+                let lost = self.loss_sentence();
+                diag::error(format_args!(
+                    "{lost}; the job goes on unguarded (--on-lost ignore)"
+                ));
+            }
+            Action::Start | Action::Finish(_) => {}
+        }
+    }
+
+    /// Starts the job, with every signal blocked: one that came before the job existed must not be taken for
+    /// one that the terminal has given to it.
+    fn start(&mut self) -> Vec<Event> {
+        // It has succeeded before, as has the other below.
+        let _ = SigSet::all().thread_block();
+        let mut events: Vec<Event> = self
+            .signals
+            .arrived()
+            .into_iter()
+            .map(Event::Arrived)
+            .collect();
+        events.push(match events.is_empty() {
+            true => self.start_job(),
+            false => Event::Postponed,
+        });
+        let _ = self.signals.listen();
+        events
+    }
+
+    fn start_job(&mut self) -> Event {
+        let group = Group::choose();
+        let socket = self.held.as_ref().and_then(|held| held.socket.as_deref());
+        let launch = Launch {
+            command: &self.command,
+            key: &self.key,
+            mode: self.mode,
+            backend_pid: self.held.as_ref().map_or(0, |held| held.backend_pid),
+            socket: socket.filter(|_| self.inherit_socket),
+        };
+        match Job::start(&launch, group, &self.signals) {
+            Ok(job) => {
+                self.job = Some(job);
+                Event::Started {
+                    callers_group: group == Group::Caller,
+                }
+            }
+            Err(failure) => {
+                self.words = Some(failure.to_string());
+                Event::NotStarted(failure.code)
+            }
+        }
+    }
+
+    fn signal_job(&self, signal: Signal, send: impl FnOnce(&Job) -> nix::Result<()>) {
+        let Some(job) = &self.job else { return };
+        match send(job) {
+            // Not reaped yet, but nothing is left that could take a signal.
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => diag::error(format_args!(
+                "cannot send {signal} to the job: {}",
+                error.desc()
+            )),
+        }
+    }
+
+    /// Interrupts the wait on a thread of its own: it takes a connection, and the loop does not wait for one.
+    fn cancel(&self) {
+        let Some(canceller) = self.canceller.clone() else {
+            return;
+        };
+        // Without the thread, the end of this process ends the wait: the server notices within a second.
+        let _ = std::thread::Builder::new().spawn(move || canceller.cancel());
+    }
+
+    fn cut(&self) {
+        if let Some(socket) = self.held.as_ref().and_then(|held| held.socket.as_ref()) {
+            diag::detail("closing the connection");
+            session::cut(socket);
+        }
+    }
+
+    /// The loss that nobody reported: the report is what did not come.
+    fn note_silence(&mut self) {
+        let limit = rounded(self.rules.patience);
+        self.lost.get_or_insert_with(|| {
+            Loss::now(format!("the server has not answered within {limit}"))
+        });
+    }
+
+    fn sleep(&self) {
+        let left = self
+            .state
+            .deadline()
+            .map(|at| at.saturating_duration_since(Instant::now()));
+        let limit = match self.state.is_burying() {
+            true => Some(left.unwrap_or(BURIAL_TICK).min(BURIAL_TICK)),
+            false => left,
+        };
+        let timeout = limit.map_or(PollTimeout::NONE, session::timeout);
+        // An interruption is a signal, which has been noted.
+        let _ = poll(
+            &mut [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)],
+            timeout,
+        );
+    }
+
+    fn loss_sentence(&self) -> String {
+        let (why, at) = match &self.lost {
+            Some(Loss { why, at }) => (why.as_str(), *at),
+            None => ("something gave it back on the server", SystemTime::now()),
+        };
+        format!(
+            "lost the lock on key {} at {}: {why}",
+            self.key,
+            humantime::format_rfc3339_seconds(at)
+        )
+    }
+}
+
+impl Loss {
+    fn now(why: String) -> Loss {
+        Loss {
+            why,
+            at: SystemTime::now(),
+        }
+    }
+}
+
+/// A duration as people read it, to the millisecond.
+fn rounded(duration: Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_millis(duration.as_millis() as u64))
+}

@@ -1,0 +1,189 @@
+//! The only unsafe code: what neither std nor nix offers safely.
+//!
+//! Each function is one system fact with one reason. Three subjects: how this process was started (before
+//! Rust's runtime changed it), what the child does between fork and exec, and waiting for a child without
+//! reaping it. Nothing here decides anything.
+#![expect(unsafe_code, reason = "the one place for it")]
+
+use nix::libc;
+use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::Pid;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// Bit n: descriptor n (0..=2) was closed on entry. Bit 3: SIGPIPE was ignored on entry.
+static ENTRY: AtomicU8 = AtomicU8::new(0);
+const PIPE_IGNORED: u8 = 1 << 3;
+
+/// Runs before Rust's runtime, which ignores SIGPIPE and opens /dev/null on a closed descriptor 0, 1 or 2:
+/// the job must find both as pglock's caller left them.
+extern "C" fn record_entry() {
+    let mut entry = 0;
+    for fd in 0..=2 {
+        // SAFETY: F_GETFD reads a flag; on a closed descriptor it fails with EBADF.
+        if unsafe { libc::fcntl(fd, libc::F_GETFD) } == -1 {
+            entry |= 1 << fd;
+        }
+    }
+    if is_ignored(Signal::SIGPIPE) {
+        entry |= PIPE_IGNORED;
+    }
+    ENTRY.store(entry, Ordering::Relaxed);
+}
+
+// SAFETY: the section holds pointers to functions that the C runtime calls once, before main; record_entry
+// calls only async-signal-safe functions and needs nothing of Rust's runtime.
+#[used]
+#[cfg_attr(
+    target_vendor = "apple",
+    unsafe(link_section = "__DATA,__mod_init_func")
+)]
+#[cfg_attr(not(target_vendor = "apple"), unsafe(link_section = ".init_array"))]
+static RECORD_ENTRY: extern "C" fn() = record_entry;
+
+/// Whether SIGPIPE was ignored when this process began.
+pub fn pipe_was_ignored() -> bool {
+    ENTRY.load(Ordering::Relaxed) & PIPE_IGNORED != 0
+}
+
+/// Whether the signal is ignored now.
+pub fn is_ignored(signal: Signal) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: a null new action only queries; all-zero bytes are a valid sigaction.
+    unsafe {
+        libc::sigaction(signal as libc::c_int, std::ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// Gives the signal its default effect.
+pub fn set_default(signal: Signal) {
+    // SAFETY: SIG_DFL is no handler, so nothing of ours can run in a signal's context.
+    unsafe { libc::signal(signal as libc::c_int, libc::SIG_DFL) };
+}
+
+/// Sends this thread the signal, with its default effect and not blocked. By number: a job can also be ended by a
+/// real-time signal, which nix has no name for.
+pub fn raise_default(signal: libc::c_int) {
+    let mut only = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset makes the set valid before it is used; SIG_DFL is no handler.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::sigemptyset(only.as_mut_ptr());
+        libc::sigaddset(only.as_mut_ptr(), signal);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, only.as_ptr(), std::ptr::null_mut());
+        libc::raise(signal);
+    }
+}
+
+/// What the job finds, beyond what std's `Command` sets.
+pub struct ExecSetup {
+    /// The signal mask.
+    pub mask: SigSet,
+    /// Signals that pglock handles, back to their default effect.
+    pub default: Vec<Signal>,
+    /// Signals that were ignored when pglock began, ignored again.
+    pub ignored: Vec<Signal>,
+    /// A close-on-exec descriptor that the job inherits all the same.
+    pub inherit: Option<RawFd>,
+}
+
+/// Has the child of `command` set itself up so, right before it executes the job.
+pub fn before_exec(command: &mut Command, setup: ExecSetup) {
+    let closed = ENTRY.load(Ordering::Relaxed);
+    let set_up = move || {
+        for signal in &setup.default {
+            set_default(*signal);
+        }
+        for signal in &setup.ignored {
+            // SAFETY: SIG_IGN is no handler.
+            unsafe { libc::signal(*signal as libc::c_int, libc::SIG_IGN) };
+        }
+        for fd in (0..=2).filter(|fd| closed & (1 << fd) != 0) {
+            // SAFETY: what is open on it is the runtime's /dev/null, which nobody in this child owns.
+            unsafe { libc::close(fd) };
+        }
+        if let Some(fd) = setup.inherit {
+            // SAFETY: sets the flags of a descriptor; the parent keeps it open beyond the fork.
+            if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } == -1 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        // Last, so that no signal finds a handler of pglock's in the child.
+        setup.mask.thread_set_mask().map_err(io::Error::from)
+    };
+    // SAFETY: the closure only makes async-signal-safe calls (signal, close, fcntl, pthread_sigmask) and
+    // allocates nothing.
+    unsafe { command.pre_exec(set_up) };
+}
+
+/// What has become of a child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChildChange {
+    /// It exited with this status, and waits to be reaped: until then its pid and its group's are not reused.
+    Exited(i32),
+    /// This signal ended it; it waits to be reaped as well.
+    Killed(i32),
+    /// This signal stopped it.
+    Stopped(i32),
+    /// It goes on.
+    Continued,
+}
+
+/// The next change of this child, if there is one, without reaping it (waitid(2) with WNOWAIT for an end).
+pub fn child_change(pid: Pid) -> io::Result<Option<ChildChange>> {
+    let id = pid.as_raw() as libc::id_t;
+    // A stop or continuation is consumed by asking, an end must not be: ask for the end first.
+    let end = wait(libc::P_PID, id, libc::WEXITED | libc::WNOWAIT)?;
+    let change = match end {
+        Some(_) => end,
+        None => wait(libc::P_PID, id, libc::WSTOPPED | libc::WCONTINUED)?,
+    };
+    Ok(change.map(|(_, change)| change))
+}
+
+/// Some child that has ended and waits to be reaped, be it ours or an orphan that the system gave us.
+pub fn ended_child() -> io::Result<Option<Pid>> {
+    Ok(wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOWAIT)?.map(|(pid, _)| pid))
+}
+
+fn wait(
+    kind: libc::idtype_t,
+    id: libc::id_t,
+    what: libc::c_int,
+) -> io::Result<Option<(Pid, ChildChange)>> {
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    // SAFETY: waitid fills the siginfo, which all-zero bytes make valid before.
+    let info = unsafe {
+        if libc::waitid(kind, id, info.as_mut_ptr(), what | libc::WNOHANG) == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        info.assume_init()
+    };
+    // SAFETY: si_pid and si_status are the fields that waitid fills; si_pid stays 0 when nothing changed.
+    let (changed, status) = unsafe { (info.si_pid(), info.si_status()) };
+    let change = match info.si_code {
+        _ if changed == 0 => return Ok(None),
+        libc::CLD_EXITED => ChildChange::Exited(status),
+        libc::CLD_KILLED | libc::CLD_DUMPED => ChildChange::Killed(status),
+        libc::CLD_STOPPED | libc::CLD_TRAPPED => ChildChange::Stopped(status),
+        libc::CLD_CONTINUED => ChildChange::Continued,
+        _ => return Ok(None),
+    };
+    Ok(Some((Pid::from_raw(changed), change)))
+}
+
+/// A second descriptor for what is open on `fd`, numbered `lowest` or above, closed on exec.
+pub fn duplicate_from(fd: RawFd, lowest: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC fails on a descriptor that is not open, and its result is new and ours alone.
+    unsafe {
+        match libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, lowest) {
+            -1 => Err(io::Error::last_os_error()),
+            new => Ok(OwnedFd::from_raw_fd(new)),
+        }
+    }
+}
