@@ -42,7 +42,7 @@ enum Command {
 #[derive(Debug, Args)]
 struct RunArgs {
     /// The lock: a name, an integer, or two integers A,B ("name:42" is a name)
-    #[arg(short, long, value_parser = Key::parse, allow_negative_numbers = true)]
+    #[arg(short, long, value_parser = key_or_option, allow_hyphen_values = true)]
     key: Key,
 
     /// Take the lock shared: other shared holders are let in, exclusive ones are not
@@ -225,6 +225,17 @@ pub struct Run {
     pub verbosity: Verbosity,
     /// The command and its arguments.
     pub command: Vec<OsString>,
+}
+
+/// A key as an option's value. `-1,2` is one, though clap takes only single numbers for values that begin with a
+/// dash; `--shared` is not, but an option before which the key was forgotten.
+fn key_or_option(given: &str) -> Result<Key, String> {
+    match given.strip_prefix('-') {
+        Some(rest) if !rest.is_empty() && !rest.starts_with(|c: char| c.is_ascii_digit()) => Err(
+            format!("the key is missing; write name:{given} if it is one"),
+        ),
+        _ => Key::parse(given).map_err(|error| error.to_string()),
+    }
 }
 
 /// Below this, a busy but healthy server would pass for a dead one.
