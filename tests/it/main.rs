@@ -9,3 +9,4 @@ mod exclusion;
 mod harness;
 mod job;
 mod support;
+mod waiting;

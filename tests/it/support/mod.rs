@@ -5,6 +5,7 @@
 
 pub mod pglock;
 pub mod probe;
+pub mod proxy;
 pub mod server;
 pub mod wait;
 
