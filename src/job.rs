@@ -211,7 +211,12 @@ fn cannot_start(program: &OsStr, error: io::Error) -> Failure {
             ),
         ),
         _ => {
-            Failure::new(ExitCode::CannotExecute, error).context(format!("cannot execute {name:?}"))
+            let why = error
+                .raw_os_error()
+                .map(Errno::from_raw)
+                .unwrap_or(Errno::UnknownErrno);
+            let words = format!("cannot execute {name:?}: {}", why.desc());
+            Failure::say(ExitCode::CannotExecute, words)
         }
     }
 }

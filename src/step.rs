@@ -471,3 +471,6 @@ fn ends_a_wait(signal: Signal) -> bool {
         Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,6 +31,8 @@ pub struct Plan {
     pub rules: Rules,
     /// Whether the job inherits the session's socket.
     pub inherit_socket: bool,
+    /// When pglock began: the wait is counted from here.
+    pub began: Instant,
 }
 
 /// Runs the command under the lock, and says how pglock is to end.
@@ -41,6 +43,7 @@ pub fn run(plan: Plan, signals: Signals) -> Result<Outcome, Failure> {
         request,
         rules,
         inherit_socket,
+        began,
     } = plan;
     let (key, mode, address) = (
         request.key.clone(),
@@ -59,7 +62,7 @@ pub fn run(plan: Plan, signals: Signals) -> Result<Outcome, Failure> {
         session,
         state: State::new(rules),
         rules,
-        began: Instant::now(),
+        began,
         canceller: None,
         held: None,
         job: None,
