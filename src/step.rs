@@ -31,8 +31,8 @@ pub enum Event {
     NotStarted(ExitCode),
     /// The job has ended, and waits to be reaped.
     Ended(JobEnd),
-    /// The job was stopped by this signal.
-    Stopped(i32),
+    /// The job was stopped by this signal; its terminal did that, or somebody with kill(2).
+    Stopped { signal: i32, by_terminal: bool },
     /// The job goes on.
     Continued,
     /// While the job is being stopped: this process has looked, and nothing of the job lives any more.
@@ -60,8 +60,8 @@ pub enum Action {
     SignalAll(Signal),
     /// Continue the stopped job.
     Resume,
-    /// Stop this process, as the job was stopped, for the shell to see.
-    StopSelf,
+    /// Stop this process, by the signal that stopped the job, for the shell to see.
+    StopSelf(i32),
     /// Take note of the job's end. It must not be signalled afterwards.
     Reap,
     /// Give the lock back.
@@ -187,7 +187,7 @@ impl State {
                 }
                 Vec::new()
             }
-            Event::Stopped(_) => {
+            Event::Stopped { .. } => {
                 self.job_stopped = true;
                 self.dispatch(event, now)
             }
@@ -236,7 +236,7 @@ impl State {
             Event::Arrived(Arrival {
                 signal: Signal::SIGTSTP,
                 ..
-            }) => vec![Action::StopSelf],
+            }) => vec![Action::StopSelf(Signal::SIGTSTP as i32)],
             Event::Tick => {
                 let is_over = |at: Option<Instant>, more| at.is_some_and(|at| now >= at + more);
                 let waited = is_over(self.rules.wait_until, LAST_WORD);
@@ -292,14 +292,14 @@ impl State {
     fn running(&mut self, event: Event, now: Instant) -> Vec<Action> {
         match event {
             Event::Arrived(arrival) => self.forward(arrival),
-            Event::Stopped(signal) => {
-                let by_terminal =
-                    [Signal::SIGTTIN as i32, Signal::SIGTTOU as i32].contains(&signal);
-                match self.callers_group || self.stop_forwarded || by_terminal {
-                    true => vec![Action::StopSelf],
-                    false => Vec::new(),
-                }
-            }
+            // Somebody who stops the job alone, away from any shell, does not mean its guard.
+            Event::Stopped {
+                signal,
+                by_terminal,
+            } => match self.callers_group || self.stop_forwarded || by_terminal {
+                true => vec![Action::StopSelf(signal)],
+                false => Vec::new(),
+            },
             Event::Ended(end) => {
                 let actions = match self.unguarded {
                     true => self.finish(Outcome::Job(end)),
@@ -335,7 +335,7 @@ impl State {
                 Vec::new()
             }
             Event::Arrived(arrival) if !ended => self.forward(arrival),
-            Event::Stopped(_) if !ended => vec![Action::Resume],
+            Event::Stopped { .. } if !ended => vec![Action::Resume],
             Event::AllGone if ended => self.bury(),
             Event::Tick if now >= kill_at => {
                 self.phase = Phase::Killing {

@@ -34,6 +34,17 @@ fn typed(signal: Signal) -> Event {
     })
 }
 
+fn stopped(signal: Signal, by_terminal: bool) -> Event {
+    Event::Stopped {
+        signal: signal as i32,
+        by_terminal,
+    }
+}
+
+fn stop_self(signal: Signal) -> Action {
+    Action::StopSelf(signal as i32)
+}
+
 /// A state in which the job runs, and the time.
 fn running(callers_group: bool, on_lost: OnLost) -> (State, Instant) {
     let now = Instant::now();
@@ -160,8 +171,8 @@ fn a_stop_is_shown_to_the_shell_and_a_continuation_reaches_the_job() {
     let (mut state, now) = running(true, OnLost::Stop);
     assert_eq!(state.step(typed(SIGTSTP), now), []);
     assert_eq!(
-        state.step(Event::Stopped(SIGTSTP as i32), now),
-        [Action::StopSelf]
+        state.step(stopped(SIGTSTP, false), now),
+        [stop_self(SIGTSTP)]
     );
     let mut alone = state.clone();
     assert_eq!(state.step(Event::Continued, now), []);
@@ -171,21 +182,21 @@ fn a_stop_is_shown_to_the_shell_and_a_continuation_reaches_the_job() {
     // In a group of its own, the job is stopped and continued by what we pass on.
     let (mut state, now) = running(false, OnLost::Stop);
     assert_eq!(
-        state.step(Event::Stopped(SIGSTOP as i32), now),
+        state.step(stopped(SIGSTOP, false), now),
         [],
         "somebody stopped the job only"
     );
     assert_eq!(state.step(Event::Continued, now), []);
     assert_eq!(state.step(sent(SIGTSTP), now), [Action::Forward(SIGTSTP)]);
     assert_eq!(
-        state.step(Event::Stopped(SIGTSTP as i32), now),
-        [Action::StopSelf]
+        state.step(stopped(SIGTSTP, false), now),
+        [stop_self(SIGTSTP)]
     );
     assert_eq!(state.step(sent(SIGCONT), now), [Action::Resume]);
     state.step(Event::Continued, now);
     assert_eq!(
-        state.step(Event::Stopped(SIGTTIN as i32), now),
-        [Action::StopSelf]
+        state.step(stopped(SIGTTIN, true), now),
+        [stop_self(SIGTTIN)]
     );
 }
 
@@ -240,7 +251,7 @@ fn what_the_leader_leaves_behind_has_its_grace_too() {
 #[test]
 fn a_stopped_job_is_continued_to_see_its_term() {
     let (mut state, now) = running(false, OnLost::Stop);
-    state.step(Event::Stopped(SIGSTOP as i32), now);
+    state.step(stopped(SIGSTOP, false), now);
     assert_eq!(
         state.step(Event::Lost, now),
         [Action::SignalAll(SIGTERM), Action::Resume]
@@ -414,7 +425,7 @@ impl World {
                 self.tell(Event::Lost, callers_group);
             }
             Chance::Stop if self.job == TheJob::Running => {
-                self.tell(Event::Stopped(SIGTSTP as i32), callers_group);
+                self.tell(stopped(SIGTSTP, false), callers_group);
             }
             Chance::Continue if self.job == TheJob::Running => {
                 self.tell(Event::Continued, callers_group);
@@ -476,7 +487,7 @@ impl World {
                 );
                 self.finished = Some(outcome);
             }
-            Action::Cancel | Action::StopSelf | Action::SayUnguarded | Action::Cut => {}
+            Action::Cancel | Action::StopSelf(_) | Action::SayUnguarded | Action::Cut => {}
         }
     }
 
