@@ -101,6 +101,9 @@ pub struct Rules {
 
 /// For an answer that says who holds the lock to arrive after the wait is over.
 const LAST_WORD: Duration = Duration::from_millis(250);
+/// How long the session may take to leave the server's queue. After it, the end of the process does the same, and the
+/// server notices that a second later.
+const LEAVING: Duration = Duration::from_secs(1);
 /// How long what is left of a killed job is waited for after its leader has ended.
 const AFTER_KILL: Duration = Duration::from_secs(2);
 /// How long after a deadline the loop may look at it: later, this process itself was stopped or starved.
@@ -227,7 +230,7 @@ impl State {
                 true => {
                     self.phase = Phase::Leaving {
                         signal,
-                        until: now + self.rules.patience,
+                        until: now + LEAVING,
                     };
                     vec![Action::Cancel]
                 }
@@ -267,6 +270,7 @@ impl State {
             // The grant came before the interruption.
             Event::Held => self.release(outcome, now),
             Event::NotHeld(_) | Event::Lost => self.finish(outcome),
+            Event::Arrived(Arrival { signal, .. }) if ends_a_wait(signal) => self.finish(outcome),
             Event::Tick if now >= until => self.finish(outcome),
             _ => Vec::new(),
         }

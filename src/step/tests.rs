@@ -96,7 +96,12 @@ fn a_signal_ends_the_wait_and_leaves_the_queue() {
                 .step(Event::NotHeld(Outcome::Conflict(75)), now),
             finish
         );
-        assert_eq!(state.step(Event::Tick, now + 5 * SECOND), finish);
+        assert_eq!(
+            state.clone().step(sent(SIGINT), now),
+            finish,
+            "enough is enough"
+        );
+        assert_eq!(state.step(Event::Tick, now + SECOND), finish);
     }
     for signal in [SIGUSR1, SIGUSR2, SIGWINCH, SIGCONT] {
         let mut state = State::new(rules(OnLost::Stop));
