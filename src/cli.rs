@@ -240,6 +240,8 @@ fn key_or_option(given: &str) -> Result<Key, String> {
 
 /// Below this, a busy but healthy server would pass for a dead one.
 const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(100);
+/// The server's own limit is made of these, and the kernel takes no keepalive above 32767 s.
+const LONGEST_SILENCE: Duration = Duration::from_secs(3600);
 
 /// Reads the arguments (the first is the program's name) and the variables.
 ///
@@ -303,12 +305,14 @@ impl RunArgs {
                 })
                 .transpose()?,
         };
-        let heartbeat = or_variable(self.heartbeat, "PGLOCK_HEARTBEAT")?
-            .map_or(Duration::from_secs(5), |h| h.0);
-        if heartbeat < SHORTEST_HEARTBEAT {
+        let heartbeat = or_variable(self.heartbeat, "PGLOCK_HEARTBEAT")?;
+        let heartbeat = heartbeat.map_or(Duration::from_secs(5), |limit| limit.0);
+        let kill_after = or_variable(self.kill_after, "PGLOCK_KILL_AFTER")?;
+        let kill_after = kill_after.map_or(Duration::from_secs(10), |limit| limit.0);
+        if heartbeat < SHORTEST_HEARTBEAT || heartbeat.max(kill_after) > LONGEST_SILENCE {
             return Err(Failure::say(
                 ExitCode::Usage,
-                "the heartbeat is too short: 100ms is the least",
+                "the heartbeat can be 100ms to 1h, and the time to KILL at most 1h",
             ));
         }
         let connect_timeout = or_variable(self.connect_timeout, "PGLOCK_CONNECT_TIMEOUT")?;
@@ -326,8 +330,7 @@ impl RunArgs {
                 Some(OnLostArg::Ignore) => OnLost::Ignore,
                 Some(OnLostArg::Stop) | None => OnLost::Stop,
             },
-            kill_after: or_variable(self.kill_after, "PGLOCK_KILL_AFTER")?
-                .map_or(Duration::from_secs(10), |g| g.0),
+            kill_after,
             heartbeat,
             inherit_socket: !self.close,
             dsn: match self.dsn {

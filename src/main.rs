@@ -113,6 +113,7 @@ fn supervised(run: Run, began: Instant) -> Result<Outcome, Failure> {
         },
         command: run.command,
         inherit_socket: run.inherit_socket,
+        began,
     };
     let signals = Signals::take_over().map_err(|error| Failure::new(ExitCode::Internal, error))?;
     supervise::run(plan, signals)

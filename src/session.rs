@@ -161,12 +161,14 @@ struct Thread {
 
 impl Thread {
     fn run(self) {
-        let last_word = self.converse().unwrap_or_else(Report::Failed);
-        self.speaker.say(last_word);
+        if let Err(failure) = self.converse() {
+            self.speaker.say(Report::Failed(failure));
+        }
     }
 
-    /// The whole conversation with the server; what it returns is the last report.
-    fn converse(&self) -> Result<Report, Failure> {
+    /// The whole conversation with the server. What is to be said is said before the connection is closed, which can
+    /// take as long as the network likes, but for the release, which is only whole with it.
+    fn converse(&self) -> Result<(), Failure> {
         if let Some(limit) = self.request.settings.connect_timeout() {
             self.speaker.say(Report::Alive(Instant::now() + limit));
         }
@@ -185,7 +187,11 @@ impl Thread {
             },
             false => match self.queue(&mut client, &first)? {
                 Some(acquired) => acquired,
-                None => return Ok(Report::Conflict(self.conflict(&mut client, &first))),
+                None => {
+                    let conflict = Report::Conflict(self.conflict(&mut client, &first));
+                    self.speaker.say(conflict);
+                    return Ok(());
+                }
             },
         };
         let socket = socket.map(Arc::new);
@@ -197,7 +203,8 @@ impl Thread {
             socket: socket.clone(),
         }));
         if let Err(why) = self.hold(&mut client, socket.as_deref(), acquired) {
-            return Ok(Report::Lost(why));
+            self.speaker.say(Report::Lost(why));
+            return Ok(());
         }
         let released = self
             .lock()
@@ -206,7 +213,8 @@ impl Thread {
         // An explicit goodbye: a process that the job left behind has the socket too, and must not keep the
         // session alive.
         drop(client);
-        Ok(Report::Released(released))
+        self.speaker.say(Report::Released(released));
+        Ok(())
     }
 
     fn lock(&self) -> Lock {
