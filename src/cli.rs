@@ -1,4 +1,4 @@
-//! The command line: definitions, help, and the way from arguments to a validated [`Run`] or [`Keys`].
+//! The command line: definitions, help, and the way from arguments to a validated an [`Invocation`].
 //!
 //! No input or output here but the reading of `PGLOCK_*` variables. What belongs to a host or a crontab rather
 //! than to one call has a variable, which an option overrides; what names the lock has none, or a pglock inside
