@@ -42,7 +42,7 @@ check: ## formatting, lints and documentation
 	shellcheck scripts/setup scripts/demo .ci/run
 
 completions: ## regenerate the completions and the manual page
-	PGLOCK_REGENERATE=1 $(CARGO) test --locked --bin pglock generated
+	PGLOCK_REGENERATE=1 $(CARGO) test --locked --bin pglock is_up_to_date
 
 install: $(BINARY) ## install under PREFIX (/usr/local), DESTDIR in front
 	install -d $(BIN) $(MAN) $(BASH) $(ZSH) $(FISH)
