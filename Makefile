@@ -40,6 +40,7 @@ check: ## formatting, lints and documentation
 	$(CARGO) clippy --all-targets --locked -- --deny warnings
 	RUSTDOCFLAGS='--deny warnings' $(CARGO) doc --no-deps --document-private-items --locked
 	shellcheck scripts/setup scripts/demo .ci/run
+	mandoc -T lint -W error completions/pglock.1
 
 completions: ## regenerate the completions and the manual page
 	PGLOCK_REGENERATE=1 $(CARGO) test --locked --bin pglock is_up_to_date
