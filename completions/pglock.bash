@@ -24,7 +24,7 @@ _pglock_job() {
             return
         elif [[ $word == -* ]]; then
             [[ ! $word =~ ^(--key|-[snoqvh]*k) ]] || keyed=1
-            [[ ! $word =~ ^(--key|--wait|--timeout|--conflict-exit-code|--on-lost|--kill-after|--heartbeat|--dsn|--connect-timeout|-[snoqvh]*[kwEd])$ ]] || value=1
+            [[ ! $word =~ ^(--key|--wait|--timeout|--conflict-exit-code|--on-lost|--kill-after|--heartbeat|--poll|--dsn|--connect-timeout|--scope|-[snoqvh]*[kwEd])$ ]] || value=1
         elif [[ -n $word || -n $keyed ]]; then
             job=$i
             return
@@ -56,6 +56,9 @@ _pglock() {
             ",$1")
                 cmd="pglock"
                 ;;
+            pglock,check)
+                cmd="pglock__subcmd__check"
+                ;;
             pglock,completions)
                 cmd="pglock__subcmd__completions"
                 ;;
@@ -72,12 +75,42 @@ _pglock() {
 
     case "${cmd}" in
         pglock)
-            opts="-h -V --help --version completions run key"
+            opts="-h -V --help --version check completions run key"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        pglock__subcmd__check)
+            opts="-d -h --dsn --connect-timeout --scope --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --dsn)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -d)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --connect-timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --scope)
+                    COMPREPLY=($(compgen -W "auto session transaction session-pooled" -- "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -114,7 +147,7 @@ _pglock() {
             return 0
             ;;
         pglock__subcmd__run)
-            opts="-k -s -n -w -E -o -d -q -v -h --key --shared --nonblock --no-wait --timeout --wait --conflict-exit-code --on-lost --kill-after --heartbeat --close --dsn --connect-timeout --quiet --verbose --help"
+            opts="-k -s -n -w -E -o -d -q -v -h --key --shared --nonblock --no-wait --timeout --wait --conflict-exit-code --on-lost --kill-after --heartbeat --poll --close --dsn --connect-timeout --scope --quiet --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -187,6 +220,13 @@ _pglock() {
                     fi
                     return 0
                     ;;
+                --poll)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
                 --dsn)
                     COMPREPLY=("${cur}")
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
@@ -206,6 +246,10 @@ _pglock() {
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o nospace
                     fi
+                    return 0
+                    ;;
+                --scope)
+                    COMPREPLY=($(compgen -W "auto session transaction session-pooled" -- "${cur}"))
                     return 0
                     ;;
                 *)
