@@ -4,9 +4,18 @@
 //! side, and each has a key of its own.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::print_stdout,
+    reason = "what a test measured is for whoever asks with --nocapture"
+)]
 
 mod exclusion;
 mod harness;
 mod job;
+mod lost;
+mod orphan;
+mod partition;
+mod signals;
 mod support;
+mod terminal;
 mod waiting;
