@@ -5,8 +5,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod conflict;
+mod connecting;
 mod exclusion;
+mod failures;
 mod harness;
 mod job;
+mod keys;
 mod support;
 mod waiting;
