@@ -128,7 +128,7 @@ impl Session {
         self.reports.try_iter().collect()
     }
 
-    /// Orders the lock to be given back, and the session to be closed.
+    /// Orders the lock to be given back, or not to be waited for any longer, and the session to be closed.
     pub fn release(&mut self) {
         self.order = None;
     }
@@ -276,11 +276,14 @@ impl Thread {
         }
         let slice = self.prepare(client)?;
         let mut heard = Instant::now();
+        let alive = |sent, longest| {
+            heard = sent;
+            self.alive(longest);
+        };
         let acquired = self
             .lock()
-            .wait(client, self.request.wait, slice, |sent, longest| {
-                heard = sent;
-                self.alive(longest);
+            .wait(client, self.request.wait, slice, alive, |rest| {
+                !self.is_ordered_within(rest)
             })
             .map_err(|error| match error {
                 WaitError::Server(error) => connection::failure(error),
@@ -293,6 +296,13 @@ impl Thread {
             heard,
             prepared: true,
         }))
+    }
+
+    /// Sleeps this long, or until the order comes to give the lock back: whether it has come.
+    fn is_ordered_within(&self, rest: Duration) -> bool {
+        let order = PollFd::new(self.orders.as_fd(), PollFlags::POLLIN);
+        // No signal interrupts this thread.
+        poll(&mut [order], timeout(rest)).is_ok_and(|ready| ready > 0)
     }
 
     fn prepare(&self, client: &mut Client) -> Result<Duration, Failure> {

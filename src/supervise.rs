@@ -335,7 +335,9 @@ impl Supervisor {
     }
 
     /// Interrupts the wait on a thread of its own: it takes a connection, and the loop does not wait for one.
-    fn cancel(&self) {
+    /// The session is told as well, since between two messages there is nothing to interrupt.
+    fn cancel(&mut self) {
+        self.session.release();
         let Some(canceller) = self.canceller.clone() else {
             return;
         };

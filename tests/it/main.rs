@@ -9,9 +9,14 @@
     reason = "what a test measured is for whoever asks with --nocapture"
 )]
 
+mod completions;
+mod conflict;
+mod connecting;
 mod exclusion;
+mod failures;
 mod harness;
 mod job;
+mod keys;
 mod lost;
 mod orphan;
 mod partition;

@@ -24,23 +24,25 @@ pub struct Terminal {
 impl Terminal {
     /// Runs a program that finds the server as `Server::pglock` does, and pglock in `$PGLOCK`.
     pub fn run(server: &Server, program: &[&str]) -> Terminal {
+        Terminal::with(program, |command| {
+            command.env("PGHOST", server.host());
+            command.env("PGUSER", SUPERUSER);
+            command.env("PGPORT", server.port().to_string());
+            command.env("PS1", "prompt> ").env("TERM", "dumb");
+            command.env("PGLOCK", env!("CARGO_BIN_EXE_pglock"));
+        })
+    }
+
+    /// Runs a program in an environment that is set up for it.
+    pub fn with(program: &[&str], set_up: impl FnOnce(&mut Command)) -> Terminal {
         let pty = openpty(None, None).unwrap();
         let slave = File::from(pty.slave);
         let name = ttyname(&slave).unwrap();
         let mut command = super::scrubbed("setsid");
         command.arg("-c").args(program);
-        command
-            .env("PGHOST", server.host())
-            .env("PGUSER", SUPERUSER);
-        command
-            .env("PGPORT", server.port().to_string())
-            .env("PS1", "prompt> ")
-            .env("TERM", "dumb");
-        command.env("PGLOCK", env!("CARGO_BIN_EXE_pglock"));
-        command
-            .stdin(slave.try_clone().unwrap())
-            .stdout(slave.try_clone().unwrap())
-            .stderr(slave);
+        set_up(&mut command);
+        command.stdin(slave.try_clone().unwrap());
+        command.stdout(slave.try_clone().unwrap()).stderr(slave);
         let child = command.spawn().unwrap();
         drop(command); // It holds the program's end of the terminal.
         let keyboard = File::from(pty.master);
