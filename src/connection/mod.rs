@@ -182,6 +182,12 @@ fn default_host(port: u16) -> String {
 
 /// What kind of failure an error of the client library is.
 pub fn failure(error: postgres::Error) -> Failure {
+    // The library finds this out by itself, and calls it a wrong configuration.
+    let cause = std::error::Error::source(&error).map(|cause| cause.to_string());
+    if cause.as_deref() == Some("password missing") {
+        let words = "the server asks for a password, and none is given";
+        return Failure::say(ExitCode::Permission, words);
+    }
     let code = error.code().cloned();
     let class = code.as_ref().map(|code| code.code()[..2].to_owned());
     let kind = match (code, class.as_deref()) {

@@ -101,7 +101,7 @@ fn without_dashes_the_command_begins_at_the_first_word() {
 /// "`echo data | pglock run -k x -- cat` passes stdin"
 #[test]
 fn standard_input_is_the_jobs() {
-    let data: Vec<u8> = (0..1_000_000u32).map(|n| (n * 31 >> 3) as u8).collect();
+    let data: Vec<u8> = (0..1_000_000u32).map(|n| ((n * 31) >> 3) as u8).collect();
     let run = Server::shared().run(&unique("stdin")).args(["--", "cat"]);
     let output = run.output_with(&data);
     output.code(0).silent();

@@ -4,9 +4,24 @@
 //! side, and each has a key of its own.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::print_stdout,
+    reason = "what a test measured is for whoever asks with --nocapture"
+)]
 
+mod completions;
+mod conflict;
+mod connecting;
 mod exclusion;
+mod failures;
 mod harness;
 mod job;
+mod keys;
+mod lost;
+mod min_hold;
+mod orphan;
+mod partition;
+mod signals;
 mod support;
+mod terminal;
 mod waiting;

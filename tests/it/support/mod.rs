@@ -3,10 +3,13 @@
 //! The only sleep of the crate is in `wait`. Whatever a test starts here is gone when the test is: by `Drop`, and
 //! where the test process is killed, because pipes to it end.
 
+pub mod journal;
+pub mod network;
 pub mod pglock;
 pub mod probe;
 pub mod proxy;
 pub mod server;
+pub mod terminal;
 pub mod wait;
 
 use std::ffi::OsStr;

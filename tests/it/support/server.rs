@@ -8,6 +8,7 @@
 //! The shared server is for every test that can do with its own key, role or database; a test that needs
 //! settings of its own, the log to itself, or breaks things starts its own.
 
+use super::network::Host;
 use super::wait::{SOON, eventually, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, geteuid};
@@ -31,6 +32,8 @@ pub struct Server {
     folder: PathBuf,
     port: u16,
     settings: Vec<String>,
+    /// Where the postmaster runs, if not here: how to get there, and its address.
+    host: Option<(Vec<String>, String)>,
     postmaster: Mutex<Option<Child>>,
     watchdog: Option<Child>,
 }
@@ -56,6 +59,15 @@ impl Server {
 
     /// A server of one's own, with settings such as `deadlock_timeout=20ms`.
     pub fn with(settings: &[&str]) -> Server {
+        Server::make(settings, None)
+    }
+
+    /// A server on a host of a test's network. Its socket is reached from here as well.
+    pub fn on(host: &Host) -> Server {
+        Server::make(&[], Some((host.entrance(), host.address().to_owned())))
+    }
+
+    fn make(settings: &[&str], host: Option<(Vec<String>, String)>) -> Server {
         let folder = tempfile::Builder::new().prefix("pglock-test-").tempdir();
         let folder = folder.unwrap().keep();
         if let Some(user) = unprivileged() {
@@ -66,6 +78,7 @@ impl Server {
             folder,
             port: free_port(),
             settings: settings.iter().map(|s| (*s).to_owned()).collect(),
+            host,
             postmaster: Mutex::new(None),
             watchdog: Some(watchdog),
         };
@@ -92,7 +105,8 @@ impl Server {
         let rules = format!(
             "local all,replication all trust\n\
              host all {WITH_PASSWORD} 127.0.0.1/32 scram-sha-256\n\
-             host all,replication all 127.0.0.1/32 trust\n"
+             host all,replication all 127.0.0.1/32 trust\n\
+             host all all 10.77.0.0/24 trust\n"
         );
         fs::write(data.join("pg_hba.conf"), rules).unwrap();
     }
@@ -104,10 +118,14 @@ impl Server {
             .create(true)
             .open(self.log_file());
         let log = log.unwrap();
-        let mut command = self.command("postgres");
+        let mut command = self.postmaster();
         command.arg("-D").arg(self.folder.join("data"));
         command.arg("-k").arg(&self.folder);
-        command.args(["-p", &self.port.to_string(), "-h", "127.0.0.1"]);
+        let address = self
+            .host
+            .as_ref()
+            .map_or("127.0.0.1", |(_, address)| address);
+        command.args(["-p", &self.port.to_string(), "-h", address]);
         command.args(["-c", "fsync=off", "-c", "max_connections=300"]);
         for setting in &self.settings {
             command.args(["-c", setting]);
@@ -126,6 +144,20 @@ impl Server {
             *self.postmaster.lock().unwrap() = Some(postmaster);
         }
         lives
+    }
+
+    /// The postmaster, where it is to run.
+    fn postmaster(&self) -> Command {
+        let Some((entrance, _)) = &self.host else {
+            return self.command("postgres");
+        };
+        let mut command = super::scrubbed("nsenter");
+        command.args(entrance);
+        if let Some(user) = unprivileged() {
+            command.args(["-S", &user.uid.to_string(), "-G", &user.gid.to_string()]);
+        }
+        command.arg("--").arg(find("postgres"));
+        command
     }
 
     /// A program of the server's, as the server's user.

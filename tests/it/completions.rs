@@ -4,10 +4,9 @@
 //! typed, completed and entered. Fish says by itself what it would offer. `probe` is a command with completions of
 //! its own (`alpha` and `--opal`), which it must keep as a job.
 
-use expectrl::{Expect, Session};
+use crate::support::terminal::Terminal;
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
 use tempfile::TempDir;
 
 /// A line as it is typed, and the word that Tab makes of the last one; `None` where nothing is to be offered.
@@ -52,11 +51,9 @@ fn bash_completes_pglock_and_its_job() {
         complete -W 'alpha --opal' probe
         bind 'set bell-style none'",
     );
-    let mut bash = Command::new("bash");
-    bash.args(["--noprofile", "--rcfile"])
-        .arg(home.path().join(".bashrc"))
-        .arg("-i");
-    types_and_completes(bash, &home);
+    let rc = home.path().join(".bashrc");
+    let rc = rc.to_str().unwrap();
+    types_and_completes(&["bash", "--noprofile", "--rcfile", rc, "-i"], &home);
 }
 
 #[test]
@@ -70,9 +67,7 @@ fn zsh_completes_pglock_and_its_job() {
         compdef _probe probe
         unsetopt nomatch beep",
     );
-    let mut zsh = Command::new("zsh");
-    zsh.args(["-d", "-i"]);
-    types_and_completes(zsh, &home);
+    types_and_completes(&["zsh", "-d", "-i"], &home);
 }
 
 #[test]
@@ -106,13 +101,10 @@ fn fish_completes_pglock_and_its_job() {
 }
 
 /// Types each line, presses Tab and Enter, and looks at the arguments that arrive.
-fn types_and_completes(mut shell: Command, home: &TempDir) {
-    let mut terminal = {
-        in_a_bare_world(&mut shell, home);
-        Session::spawn(shell)
-    }
-    .expect("the shell is installed by scripts/setup");
-    terminal.set_expect_timeout(Some(Duration::from_secs(20)));
+fn types_and_completes(shell: &[&str], home: &TempDir) {
+    let mut terminal = Terminal::with(shell, |command| {
+        in_a_bare_world(command, home);
+    });
     for (line, completed) in CASES {
         let (before, word) = line.rsplit_once(' ').expect("a line has several words");
         let last = completed.unwrap_or(word);
@@ -121,17 +113,15 @@ fn types_and_completes(mut shell: Command, home: &TempDir) {
             .map(|argument| format!("<{argument}>"))
             .collect::<String>()
             + "!";
-        terminal.expect("ready> ").expect(line);
-        terminal.send(format!("{line}\t\r")).expect(line);
-        if let Err(error) = terminal.expect(&arrived) {
-            panic!("{line:?} did not become {arrived}: {error}");
-        }
+        terminal.expect("ready> ");
+        terminal.keys(&format!("{line}\t\r"));
+        terminal.expect(&arrived);
     }
 }
 
 /// A home folder with one file: the set-up of an interactive shell.
 fn home(file: &str, setup: &str) -> TempDir {
-    let home = TempDir::new().expect("a temporary folder");
+    let home = TempDir::new().unwrap();
     let text = format!(
         "PS1='ready> '
         pglock() {{ printf '<%s>' \"$@\"; echo '!'; }}
