@@ -6,7 +6,7 @@
 
 use crate::connection::{self, Connection, Settings};
 use crate::key::{Key, KeyId};
-use crate::lock::{self, Attempt, Lock, Mode, Scope, ScopeChoice, Server};
+use crate::lock::{self, Attempt, Keys, Lock, Mode, Scope, ScopeChoice, Server};
 use crate::outcome::{ExitCode, Failure};
 use crate::session::{self, Timing};
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
@@ -61,11 +61,11 @@ pub fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Resul
     let application_name = session::application_name(&name);
     let Connection { mut client, .. } = settings.open(&application_name)?;
     let lock = Lock {
-        id: key.id(),
+        keys: Keys::All(vec![key.id()]),
         mode: Mode::Exclusive,
         scope: Scope::Session,
     };
-    let (server, attempt) = lock.first_try(&mut client, &application_name, choice)?;
+    let (server, attempt) = lock.first_try(&mut client, &application_name, choice, None)?;
     let fitness = server.fit(choice);
     let mut inspection = Inspection {
         client,
@@ -154,13 +154,16 @@ impl Inspection {
         self.recovery();
         self.encryption()?;
         let lock = scope.map(|scope| Lock {
-            id,
+            keys: Keys::All(vec![id]),
             mode: Mode::Exclusive,
             scope,
         });
         let timeouts = self.timeouts()?;
         let attempt = match lock {
-            Some(lock) => Some((lock, self.take(lock, attempt)?)),
+            Some(lock) => {
+                let attempt = self.take(&lock, attempt)?;
+                Some((lock, attempt))
+            }
             None => None,
         };
         self.neutralised(&timeouts, attempt.is_some())?;
@@ -168,7 +171,7 @@ impl Inspection {
         self.queue(scope)?;
         self.round_trip()?;
         if let Some((lock, attempt)) = attempt {
-            self.lock(lock, attempt)?;
+            self.lock(&lock, attempt)?;
         }
         Ok(())
     }
@@ -333,7 +336,7 @@ impl Inspection {
     }
 
     /// Makes the session, or the transaction, what it would be for `run`.
-    fn take(&mut self, lock: Lock, first: Attempt) -> Result<Attempt, Failure> {
+    fn take(&mut self, lock: &Lock, first: Attempt) -> Result<Attempt, Failure> {
         let limit = self.timing.server_limit();
         match lock.scope {
             Scope::Session => {
@@ -479,9 +482,9 @@ impl Inspection {
     }
 
     /// Whether the lock that was taken is a real one, and gives it back.
-    fn lock(&mut self, lock: Lock, attempt: Attempt) -> Result<(), Failure> {
-        let refusal = match attempt.acquired() {
-            Ok(Some(backend_pid)) => {
+    fn lock(&mut self, lock: &Lock, attempt: Attempt) -> Result<(), Failure> {
+        let refusal = match attempt.outcome() {
+            Ok(Ok(grant)) => {
                 let released = lock
                     .release(&mut self.client)
                     .map_err(connection::failure)?;
@@ -491,7 +494,8 @@ impl Inspection {
                 match released && !still {
                     true => {
                         let fact = format!(
-                            "taken, found in pg_locks (backend {backend_pid}), and given back"
+                            "taken, found in pg_locks (backend {}), and given back",
+                            grant.backend_pid
                         );
                         self.ok("lock", fact);
                         return Ok(());
@@ -499,7 +503,7 @@ impl Inspection {
                     false => "taken, but not given back".into(),
                 }
             }
-            Ok(None) => "a key that nobody else knows is held by someone else".into(),
+            Ok(Err(_)) => "a key that nobody else knows is held by someone else".into(),
             Err(failure) => failure.to_string(),
         };
         self.find(Level::Refusal, "lock", refusal, None);

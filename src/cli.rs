@@ -8,6 +8,7 @@ use crate::diag::Verbosity;
 use crate::key::Key;
 use crate::lock::{Mode, ScopeChoice};
 use crate::outcome::{EXIT_TABLE, ExitCode, Failure};
+use crate::slots;
 use crate::step::OnLost;
 use clap::error::{ContextKind, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -44,9 +45,10 @@ enum Command {
 #[derive(Debug, Args)]
 #[command(override_usage = "pglock run [OPTIONS] --key <KEY> [--] <COMMAND> [ARG]...")]
 struct RunArgs {
-    /// The lock: a name, an integer, or two integers A,B; name:42 is a name
-    #[arg(short, long, value_parser = key_or_option, allow_hyphen_values = true)]
-    key: Key,
+    /// The lock: a name, an integer, or two integers A,B; name:42 is a name. Several keys are taken
+    /// together, or none
+    #[arg(short, long, required = true, value_parser = key_or_option, allow_hyphen_values = true)]
+    key: Vec<Key>,
 
     /// Share the lock with others that take it shared; without, nobody else holds it
     #[arg(short, long)]
@@ -65,6 +67,20 @@ struct RunArgs {
     /// [env: PGLOCK_CONFLICT_EXIT_CODE]
     #[arg(short = 'E', long, value_name = "N")]
     conflict_exit_code: Option<Code>,
+
+    /// Let at most N hold the key at once, and tell the job which slot it has; all who use the key
+    /// must give the same N
+    #[arg(long, value_name = "N", conflicts_with = "shared")]
+    slots: Option<Slots>,
+
+    /// Wait in line: those who ask for it are served strictly in the order in which they came
+    #[arg(long, conflicts_with = "no_wait")]
+    fair: bool,
+
+    /// Give the job a fencing token: PGLOCK_TOKEN is greater than that of every earlier holder, over
+    /// crashes and failovers of the server too
+    #[arg(long)]
+    token: bool,
 
     /// Keep the lock at least this long after it was acquired, however short the job [default: 0]
     #[arg(long, value_name = "DURATION")]
@@ -230,6 +246,24 @@ impl FromStr for Code {
     }
 }
 
+/// How many may hold a key at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Slots(u16);
+
+impl FromStr for Slots {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Slots, String> {
+        match text.parse() {
+            Ok(count @ 1..=slots::MOST) => Ok(Slots(count)),
+            _ => Err(format!(
+                "a number of slots is expected: 1 to {}",
+                slots::MOST
+            )),
+        }
+    }
+}
+
 /// What to do: the command line, validated.
 #[derive(Debug)]
 pub enum Invocation {
@@ -277,8 +311,14 @@ pub struct Check {
 /// `pglock run`, validated.
 #[derive(Debug)]
 pub struct Run {
-    /// The key.
-    pub key: Key,
+    /// The keys, at least one.
+    pub keys: Vec<Key>,
+    /// Take one of so many slots.
+    pub slots: Option<u16>,
+    /// Wait in line.
+    pub fair: bool,
+    /// Ask for a fencing token.
+    pub token: bool,
     /// The mode.
     pub mode: Mode,
     /// How long to wait; zero tries once, `None` is for ever.
@@ -393,8 +433,27 @@ impl RunArgs {
             ));
         }
         let (heartbeat, kill_after) = timing(self.heartbeat, self.kill_after)?;
+        let target = self.connection.validate()?;
+        let tries_once = wait.is_some_and(|limit| limit.0.is_zero());
+        let senseless = match self.key.len() {
+            2.. if self.slots.is_some() => Some("--slots takes one --key"),
+            2.. if self.fair => Some("--fair takes one --key"),
+            _ if self.fair && tries_once => {
+                Some("--fair waits in line, and a wait of 0 does not wait")
+            }
+            _ if self.fair && target.scope == ScopeChoice::Transaction => Some(
+                "--fair needs a session to stand in line with, and --scope transaction has none",
+            ),
+            _ => None,
+        };
+        if let Some(words) = senseless {
+            return Err(Failure::say(ExitCode::Usage, words));
+        }
         Ok(Run {
-            key: self.key,
+            slots: self.slots.map(|slots| slots.0),
+            fair: self.fair,
+            token: self.token,
+            keys: self.key,
             mode: if self.shared {
                 Mode::Shared
             } else {
@@ -412,7 +471,7 @@ impl RunArgs {
             heartbeat,
             inherit_socket: !self.close,
             poll,
-            target: self.connection.validate()?,
+            target,
             verbosity: match (self.quiet, self.verbose) {
                 (true, _) => Verbosity::Quiet,
                 (_, true) => Verbosity::Verbose,

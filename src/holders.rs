@@ -5,6 +5,7 @@
 //! `application_name`.
 
 use crate::key::{Key, KeyId};
+use crate::lock::IN_THIS_DATABASE;
 use postgres::{Client, SimpleQueryMessage};
 use std::fmt;
 
@@ -18,17 +19,20 @@ pub struct Holder {
     since: Option<String>,
 }
 
-/// The sessions that hold this key, in any mode.
-pub fn of(client: &mut Client, id: KeyId) -> Result<Vec<Holder>, postgres::Error> {
-    let (classid, objid, objsubid) = id.in_pg_locks();
+/// The sessions that hold one of these keys, in any mode.
+pub fn of(client: &mut Client, ids: &[KeyId]) -> Result<Vec<Holder>, postgres::Error> {
+    let keys = ids.iter().map(|id| {
+        let (classid, objid, objsubid) = id.in_pg_locks();
+        format!("({classid}, {objid}, {objsubid})")
+    });
     let messages = client.simple_query(&format!(
         "SELECT l.pid, a.usename, a.application_name, \
          pg_catalog.to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SSOF') AS since \
          FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a USING (pid) \
-         WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = {objsubid} \
-         AND l.classid = {classid} AND l.objid = {objid} \
-         AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) \
-         ORDER BY a.backend_start, l.pid"
+         WHERE l.locktype = 'advisory' AND l.granted AND l.{IN_THIS_DATABASE} \
+         AND (l.classid::bigint, l.objid::bigint, l.objsubid) IN ({}) \
+         ORDER BY a.backend_start, l.pid",
+        keys.collect::<Vec<_>>().join(", ")
     ))?;
     let holders = messages.into_iter().filter_map(|message| {
         let SimpleQueryMessage::Row(row) = message else {
@@ -46,17 +50,22 @@ pub fn of(client: &mut Client, id: KeyId) -> Result<Vec<Holder>, postgres::Error
 }
 
 /// The sentence that a conflict is told with, up to what became of it.
-pub fn sentence(key: &Key, database: &str, holders: &[Holder]) -> String {
+pub fn sentence(key: &Key, slots: Option<u16>, database: &str, holders: &[Holder]) -> String {
     let id = match key.id() {
         id if id.to_string() == key.given() => String::new(),
         id => format!(" ({id})"),
     };
-    let held = match holders {
-        [] => "was held until a moment ago".to_owned(),
-        [one] => format!("is held by {one}"),
-        [first, others @ ..] => format!("is held by {first} and {} more", others.len()),
+    let (what, are) = match slots {
+        Some(count) => (format!("all {count} slots of key {key}{id}"), "are"),
+        None => (format!("key {key}{id}"), "is"),
     };
-    format!("key {key}{id} in database {database:?} {held}")
+    let held = match holders {
+        [] if slots.is_some() => "were held until a moment ago".to_owned(),
+        [] => "was held until a moment ago".to_owned(),
+        [one] => format!("{are} held by {one}"),
+        [first, others @ ..] => format!("{are} held by {first} and {} more", others.len()),
+    };
+    format!("{what} in database {database:?} {held}")
 }
 
 /// Another pglock is told by its host and process id, anybody else by application name and user.
@@ -115,6 +124,7 @@ mod tests {
         assert_eq!(
             sentence(
                 &key,
+                None,
                 "app",
                 &[holder("pglock:backup web1:77", None), holder("psql", None)]
             ),
@@ -122,7 +132,7 @@ mod tests {
         );
         let number = Key::parse("42").expect("a number");
         assert_eq!(
-            sentence(&number, "app", &[]),
+            sentence(&number, None, "app", &[]),
             "key 42 in database \"app\" was held until a moment ago"
         );
     }

@@ -29,10 +29,14 @@ use std::process::Command;
 pub struct Launch<'a> {
     /// The command and its arguments.
     pub command: &'a [OsString],
-    /// The key that is held, for the environment.
-    pub key: &'a Key,
+    /// The keys that are held, for the environment.
+    pub keys: &'a [Key],
     /// How it is held, for the environment.
     pub mode: Mode,
+    /// The slot that is held, for the environment.
+    pub slot: Option<usize>,
+    /// The fencing token, for the environment.
+    pub token: Option<&'a str>,
     /// Who holds it on the server, for the environment.
     pub backend_pid: i32,
     /// The session's socket, for the job to inherit: the lock then outlives a pglock that is killed.
@@ -182,13 +186,27 @@ impl Launch<'_> {
     fn build(&self, program: &OsStr, group: Group, signals: &Signals) -> Command {
         let mut command = Command::new(program);
         command
-            .env("PGLOCK_KEY", self.key.given())
-            .env("PGLOCK_KEY_ID", self.key.id().to_string())
+            .env(
+                "PGLOCK_KEY",
+                lines(self.keys.iter().map(|key| key.given().to_owned())),
+            )
+            .env(
+                "PGLOCK_KEY_ID",
+                lines(self.keys.iter().map(|key| key.id().to_string())),
+            )
             .env("PGLOCK_MODE", self.mode.name())
-            .env("PGLOCK_BACKEND_PID", self.backend_pid.to_string())
-            // What a surrounding pglock set would not be true of this lock.
-            .env_remove("PGLOCK_SLOT")
-            .env_remove("PGLOCK_TOKEN");
+            .env("PGLOCK_BACKEND_PID", self.backend_pid.to_string());
+        // What a surrounding pglock set would not be true of this lock.
+        let slot = self.slot.map(|slot| slot.to_string());
+        for (name, value) in [
+            ("PGLOCK_SLOT", slot.as_deref()),
+            ("PGLOCK_TOKEN", self.token),
+        ] {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
         if group == Group::Own {
             command.process_group(0);
         }
@@ -201,6 +219,11 @@ impl Launch<'_> {
         sys::before_exec(&mut command, setup);
         command
     }
+}
+
+/// Several keys, a line each.
+fn lines(texts: impl Iterator<Item = String>) -> String {
+    texts.collect::<Vec<_>>().join("\n")
 }
 
 fn cannot_start(program: &OsStr, error: io::Error) -> Failure {

@@ -122,6 +122,15 @@ impl Key {
     }
 }
 
+/// The keys as a sentence names them.
+pub fn describe(keys: &[Key]) -> String {
+    let names: Vec<String> = keys.iter().map(Key::to_string).collect();
+    match names.len() {
+        1 => format!("key {}", names[0]),
+        _ => format!("keys {}", names.join(", ")),
+    }
+}
+
 /// As a person reads it: the name in quotes, or the number.
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

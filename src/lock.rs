@@ -12,6 +12,7 @@
 
 use crate::connection;
 use crate::key::KeyId;
+use crate::line::{Line, Ticket};
 use crate::outcome::{ExitCode, Failure};
 use postgres::error::SqlState;
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
@@ -79,11 +80,21 @@ pub enum ScopeChoice {
     SessionPooled,
 }
 
-/// What is asked of the server: this key, in this mode, for as long as this lives.
-#[derive(Clone, Copy, Debug)]
+/// Which of several keys are asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Keys {
+    /// All of them, taken in this order. Whoever takes several takes them in the order of [`KeyId`], so that two
+    /// never wait for each other.
+    All(Vec<KeyId>),
+    /// One of them, tried from this one on.
+    OneOf(Vec<KeyId>, usize),
+}
+
+/// What is asked of the server: these keys, in this mode, for as long as this lives.
+#[derive(Clone, Debug)]
 pub struct Lock {
-    /// The key.
-    pub id: KeyId,
+    /// The keys.
+    pub keys: Keys,
     /// The mode.
     pub mode: Mode,
     /// The scope.
@@ -140,16 +151,22 @@ pub struct Server {
     pub backend_pid: i32,
 }
 
+/// A lock that is ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The process of the server that holds it for us.
+    pub backend_pid: i32,
+    /// Which one it is, of [`Keys::OneOf`].
+    pub which: usize,
+}
+
 /// How one try ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attempt {
-    /// The lock is ours, held for us by this process of the server.
-    Acquired {
-        /// Its number.
-        backend_pid: i32,
-    },
-    /// Somebody else holds it.
-    Busy,
+    /// The lock is ours.
+    Acquired(Grant),
+    /// Somebody else holds the key of this number; those before it are ours.
+    Busy(usize),
     /// The server says that it is ours, and has no row of it.
     Unproven,
     /// It was not tried: it would protect nothing, and could stay behind.
@@ -217,15 +234,15 @@ const STATEMENT_POOLING: &str = "the pooler pools statements, and no lock outliv
      port of the PostgreSQL server itself, or a pool with pool_mode = transaction";
 
 impl Attempt {
-    /// Whether the lock is ours: the process that holds it for us.
+    /// The lock, if it is ours; else which key is somebody else's.
     ///
     /// # Errors
     /// It would protect nothing.
-    pub fn acquired(self) -> Result<Option<i32>, Failure> {
+    pub fn outcome(self) -> Result<Result<Grant, usize>, Failure> {
         let refuse = |why: &str| Err(Failure::say(ExitCode::Config, why));
         match self {
-            Attempt::Acquired { backend_pid } => Ok(Some(backend_pid)),
-            Attempt::Busy => Ok(None),
+            Attempt::Acquired(grant) => Ok(Ok(grant)),
+            Attempt::Busy(key) => Ok(Err(key)),
             Attempt::Unproven => refuse(
                 "the server says that the lock is ours, but has no row of it in pg_locks: it would protect nothing; \
                  give the address of a PostgreSQL server",
@@ -242,14 +259,16 @@ impl Lock {
     ///
     /// A pooler is told by `application_name`: reset to its value at the start of the session, it must be the one
     /// that we sent in the startup packet. A pooler applies the name later, by SET.
+    /// Where somebody stands in the line, nothing is tried, and everything is busy.
     ///
     /// # Errors
     /// The server is gone, or is not what it should be.
     pub fn first_try(
-        self,
+        &self,
         client: &mut Client,
         application_name: &str,
         choice: ScopeChoice,
+        line: Option<Line>,
     ) -> Result<(Server, Attempt), Failure> {
         let condition = match choice {
             ScopeChoice::Auto | ScopeChoice::Session => {
@@ -262,6 +281,7 @@ impl Lock {
             &condition,
             "name, standby, pg_catalog.version() AS version, pg_catalog.current_database() AS database, ",
             "pg_catalog.set_config('application_name', NULL, true) AS name",
+            line,
         );
         let answer = Answer::to(client, &format!("SELECT *{sql}")).map_err(unlike_postgresql)?;
         let server = Server {
@@ -277,28 +297,73 @@ impl Lock {
     /// The part of a SELECT, from the comma after the first columns on, that tries the lock where this condition
     /// holds, and proves it. Each level is evaluated before the one around it: `OFFSET 0` keeps the planner from
     /// merging them. The proof costs nothing where nothing was acquired.
-    fn attempt(self, condition: &str, columns: &str, inner: &str) -> String {
+    fn attempt(&self, condition: &str, columns: &str, inner: &str, line: Option<Line>) -> String {
         format!(
             ", CASE WHEN acquired THEN {} END AS proven FROM (\
-             SELECT {columns}pg_catalog.pg_backend_pid() AS backend_pid, \
-             CASE WHEN {condition} THEN {} END AS acquired FROM (\
-             SELECT {inner}, pg_catalog.pg_is_in_recovery() AS standby OFFSET 0) AS server OFFSET 0) AS attempt",
+             SELECT *, {} AS acquired FROM (\
+             SELECT {columns}pg_catalog.pg_backend_pid() AS backend_pid, CASE WHEN {condition} THEN {} END AS got \
+             FROM (SELECT {inner}, pg_catalog.pg_is_in_recovery() AS standby OFFSET 0) AS server OFFSET 0) AS tried \
+             OFFSET 0) AS attempt",
             self.proof(),
-            self.call(self.scope.try_function())
+            self.is_acquired(),
+            self.tries(line),
         )
     }
 
-    /// Whether the session has its own granted row of this lock.
-    fn proof(self) -> String {
-        let (classid, objid, objsubid) = self.id.in_pg_locks();
+    /// The expression that tries. It tells what was taken: of all keys, how many; of one of them, which, -1 for none.
+    fn tries(&self, line: Option<Line>) -> String {
+        let function = self.scope.try_function();
+        let wait_in_line = |value: &str| match line {
+            Some(line) => format!("WHEN {} THEN {value} ", line.is_occupied()),
+            None => String::new(),
+        };
+        // CASE takes its conditions in order, and none after the first that holds.
+        match &self.keys {
+            Keys::All(ids) => {
+                let busy = |(n, id): (usize, &KeyId)| {
+                    format!("WHEN NOT {} THEN {n} ", self.call(function, *id))
+                };
+                let tries: String = ids.iter().enumerate().map(busy).collect();
+                format!("CASE {}{tries}ELSE {} END", wait_in_line("0"), ids.len())
+            }
+            Keys::OneOf(ids, first) => {
+                let taken = |(n, id): (usize, &KeyId)| {
+                    format!("WHEN {} THEN {n} ", self.call(function, *id))
+                };
+                let around = ids.iter().enumerate().cycle().skip(*first).take(ids.len());
+                let tries: String = around.map(taken).collect();
+                format!("CASE {}{tries}ELSE -1 END", wait_in_line("-1"))
+            }
+        }
+    }
+
+    /// The condition on what was taken.
+    fn is_acquired(&self) -> String {
+        match &self.keys {
+            Keys::All(ids) => format!("got = {}", ids.len()),
+            Keys::OneOf(..) => "got >= 0".into(),
+        }
+    }
+
+    /// Whether the session has its own granted rows of this lock.
+    fn proof(&self) -> String {
+        let rows = match &self.keys {
+            Keys::All(ids) => ids.len(),
+            Keys::OneOf(..) => 1,
+        };
+        let keys = self.ids().iter().map(|id| {
+            let (classid, objid, objsubid) = id.in_pg_locks();
+            format!("({classid}, {objid}, {objsubid})")
+        });
         let mode = match self.mode {
             Mode::Exclusive => "ExclusiveLock",
             Mode::Shared => "ShareLock",
         };
         format!(
-            "EXISTS (SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted \
+            "(SELECT pg_catalog.count(*) = {rows} FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted \
              AND pid = pg_catalog.pg_backend_pid() AND mode = '{mode}' \
-             AND classid = {classid} AND objid = {objid} AND objsubid = {objsubid})"
+             AND (classid::bigint, objid::bigint, objsubid) IN ({}))",
+            keys.collect::<Vec<_>>().join(", ")
         )
     }
 
@@ -308,14 +373,16 @@ impl Lock {
     /// wait ask the shortest question that will do (settings and proof would make it five times as dear); what the
     /// lock needs besides is for the one who has it, before anybody is told so.
     pub fn try_in_transaction(
-        self,
+        &self,
         client: &mut Client,
         limit: Duration,
     ) -> Result<Attempt, Failure> {
         let sql = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED; \
-             SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN {} END AS acquired",
-            self.call(self.scope.try_function())
+             SELECT got, {} AS acquired FROM (\
+             SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN {} END AS got OFFSET 0) AS tried",
+            self.is_acquired(),
+            self.tries(None)
         );
         let mut answer =
             Answer::to(client, &sql).map_err(|error| match pools_statements(&error) {
@@ -324,120 +391,110 @@ impl Lock {
             })?;
         if answer.is_true("acquired") {
             let sql = format!(
-                "SELECT {}, true AS acquired, pg_catalog.pg_backend_pid() AS backend_pid, {} AS proven",
+                "SELECT {}, true AS acquired, {} AS got, pg_catalog.pg_backend_pid() AS backend_pid, {} AS proven",
                 settings(limit, true).join(", "),
+                answer.get("got").unwrap_or_default(),
                 self.proof()
             );
             answer = Answer::to(client, &sql).map_err(connection::failure)?;
         }
         let attempt = answer.attempt();
-        if !matches!(attempt, Attempt::Acquired { .. }) {
+        if !matches!(attempt, Attempt::Acquired(_)) {
             let rollback = client.simple_query("ROLLBACK");
             rollback.map_err(connection::failure)?;
         }
         Ok(attempt)
     }
 
-    /// Waits for the lock: in the server's queue, in slices, or where that cannot be by trying again and again.
-    /// Returns the process that holds it for us, `None` when the time is up. `alive` is told of each message, right
-    /// before it is sent: when, and how long the server will take to answer at most. `pause` sleeps between two
-    /// messages, and says whether to go on: a cancellation that comes then would be lost on the server.
+    /// Waits for the lock, of which the first `taken` keys are ours already: in the server's queue, in slices, key
+    /// after key; or, where that cannot be, by trying again and again. The key that is somebody else's when the time
+    /// is up. `talk` is told of each message and each pause.
     ///
     /// # Errors
     /// The server refused or is gone; or somebody cancelled the wait; or the lock would protect nothing.
     pub fn wait(
-        self,
+        &self,
         client: &mut Client,
         terms: Terms,
-        mut alive: impl FnMut(Instant, Duration),
-        mut pause: impl FnMut(Duration) -> bool,
-    ) -> Result<Option<i32>, Failure> {
-        let mut queue = self.scope == Scope::Session;
-        let mut backoff = Backoff::up_to(terms.poll);
-        let mut rest = match self.scope {
-            Scope::Session => Duration::ZERO,
-            // It was tried a moment ago.
-            Scope::Transaction => backoff.rest(terms.wait.left()),
+        taken: usize,
+        talk: &mut impl Talk,
+    ) -> Result<Result<Grant, usize>, Failure> {
+        let (Scope::Session, Keys::All(ids)) = (self.scope, &self.keys) else {
+            return self.poll(client, terms, taken, talk);
         };
+        let mut grant = Err(taken);
+        for (n, id) in ids.iter().enumerate().skip(taken) {
+            grant = match queue_for(client, *id, self.mode, Stay::Keep, terms, talk)? {
+                Queued::Acquired(grant) => Ok(grant),
+                Queued::TimedOut => return Ok(Err(n)),
+                Queued::NoQueue => return self.poll(client, terms, n, talk),
+            };
+        }
+        Ok(grant)
+    }
+
+    /// Tries again and again what is not ours yet.
+    fn poll(
+        &self,
+        client: &mut Client,
+        terms: Terms,
+        mut taken: usize,
+        talk: &mut impl Talk,
+    ) -> Result<Result<Grant, usize>, Failure> {
+        let mut backoff = Backoff::up_to(terms.poll);
         loop {
-            if !pause(rest) {
+            let left = terms.wait.left();
+            if !talk.pause(backoff.rest(left)) {
                 return Err(cancelled());
             }
-            let left = terms.wait.left();
-            let attempt = if queue {
-                let slice = left.map_or(terms.slice, |left| left.min(terms.slice));
-                alive(Instant::now(), slice);
-                match self.queue_for(client, slice) {
-                    Ok(Slice::Ended(attempt)) => attempt,
-                    Ok(Slice::Cancelled) => return Err(cancelled()),
-                    Err(error) if lacks_plpgsql(&error) => {
-                        queue = false;
-                        continue;
-                    }
-                    Err(error) => return Err(connection::failure(error)),
-                }
-            } else {
-                alive(Instant::now(), Duration::ZERO);
-                self.try_again(client, terms.limit)?
+            talk.about_to_ask(Duration::ZERO);
+            let attempt = match self.scope {
+                Scope::Transaction => self.try_in_transaction(client, terms.limit)?,
+                Scope::Session => self.try_again(client, taken)?,
             };
-            match attempt.acquired()? {
-                Some(backend_pid) => return Ok(Some(backend_pid)),
-                None if left == Some(Duration::ZERO) => return Ok(None),
-                None if queue => {}
-                None => rest = backoff.rest(left),
+            match attempt.outcome()? {
+                Ok(grant) => return Ok(Ok(grant)),
+                Err(key) if left == Some(Duration::ZERO) => return Ok(Err(key)),
+                Err(key) if self.scope == Scope::Session => taken = key,
+                Err(_) => {}
             }
         }
     }
 
-    /// One slice in the server's queue.
-    ///
-    /// The transaction-level lock comes first because a grant that arrives as the timeout fires raises the error
-    /// and yet leaves a *session*-level lock held; the transaction-level one is undone with the block. The
-    /// session-level lock that follows is then granted at once, to the same owner.
-    /// The caught errors leave no trace in the server's log.
-    fn queue_for(self, client: &mut Client, slice: Duration) -> Result<Slice, postgres::Error> {
-        // lock_timeout 0 would mean no limit; rounding up keeps the wait from ending early.
-        let milliseconds = slice.as_micros().div_ceil(1000).max(1);
-        let answer = Answer::to(
-            client,
-            &format!(
-                "DO $$ BEGIN \
-                 PERFORM pg_catalog.set_config('lock_timeout', '{milliseconds}ms', true); \
-                 PERFORM {}; PERFORM {}; \
-                 PERFORM pg_catalog.set_config('pglock.slice', 'acquired', true); \
-                 EXCEPTION WHEN lock_not_available THEN NULL; \
-                 WHEN query_canceled THEN \
-                 PERFORM pg_catalog.set_config('pglock.slice', 'cancelled', true); END $$; \
-                 SELECT slice, slice IS NOT DISTINCT FROM 'acquired' AS acquired, \
-                 pg_catalog.pg_backend_pid() AS backend_pid, CASE WHEN slice = 'acquired' THEN {} END AS proven \
-                 FROM (SELECT pg_catalog.current_setting('pglock.slice', true) AS slice OFFSET 0) AS ended",
-                self.call("pg_advisory_xact_lock"),
-                self.call("pg_advisory_lock"),
-                self.proof(),
-            ),
-        )?;
-        Ok(match answer.get("slice") {
-            Some("cancelled") => Slice::Cancelled,
-            _ => Slice::Ended(answer.attempt()),
+    /// Tries the keys that are not ours yet, for the session. The numbers are those of all keys.
+    fn try_again(&self, client: &mut Client, taken: usize) -> Result<Attempt, Failure> {
+        let (keys, before) = match &self.keys {
+            Keys::All(ids) => (Keys::All(ids[taken..].to_vec()), taken),
+            one_of => (one_of.clone(), 0),
+        };
+        let rest = Lock { keys, ..*self };
+        let sql = rest.attempt("NOT standby", "", "1", None);
+        let answer = Answer::to(client, &format!("SELECT *{sql}"));
+        Ok(match answer.map_err(connection::failure)?.attempt() {
+            Attempt::Busy(key) => Attempt::Busy(before + key),
+            attempt => attempt,
         })
     }
 
-    fn try_again(self, client: &mut Client, limit: Duration) -> Result<Attempt, Failure> {
-        if self.scope == Scope::Transaction {
-            return self.try_in_transaction(client, limit);
-        }
-        let sql = self.attempt("NOT standby", "", "1");
-        let answer = Answer::to(client, &format!("SELECT backend_pid, acquired{sql}"));
-        answer
-            .map(|answer| answer.attempt())
-            .map_err(connection::failure)
+    /// The lock as it is held: of one of several keys, that one.
+    pub fn held(&self, grant: Grant) -> Lock {
+        let keys = match &self.keys {
+            Keys::OneOf(ids, _) => Keys::All(vec![ids[grant.which]]),
+            all => all.clone(),
+        };
+        Lock { keys, ..*self }
     }
 
     /// Gives the lock back. `false` when it was not ours any more.
-    pub fn release(self, client: &mut Client) -> Result<bool, postgres::Error> {
+    pub fn release(&self, client: &mut Client) -> Result<bool, postgres::Error> {
         let sql = match self.scope {
             Scope::Session => {
-                format!("SELECT {} AS released", self.call("pg_advisory_unlock"))
+                let unlock = |id: &KeyId| format!("({})", self.call("pg_advisory_unlock", *id));
+                let unlocks: Vec<String> = self.ids().iter().map(unlock).collect();
+                format!(
+                    "SELECT pg_catalog.bool_and(held) AS released FROM (VALUES {}) AS key (held)",
+                    unlocks.join(", ")
+                )
             }
             Scope::Transaction => format!("SELECT {} AS released; COMMIT", self.proof()),
         };
@@ -445,24 +502,181 @@ impl Lock {
     }
 
     /// Whether the lock is ours now.
-    pub fn is_held(self, client: &mut Client) -> Result<bool, postgres::Error> {
+    pub fn is_held(&self, client: &mut Client) -> Result<bool, postgres::Error> {
         let sql = format!("SELECT {} AS held", self.proof());
         Ok(Answer::to(client, &sql)?.is_true("held"))
     }
 
-    /// The call of one of PostgreSQL's advisory lock functions, in this mode, on this key.
-    fn call(self, function: &str) -> String {
-        let suffix = match self.mode {
-            Mode::Exclusive => "",
-            Mode::Shared => "_shared",
-        };
-        let arguments = match self.id {
-            KeyId::Bigint(id) => format!("'{id}'::bigint"),
-            KeyId::IntPair(a, b) => format!("'{a}'::int, '{b}'::int"),
-        };
-        format!("pg_catalog.{function}{suffix}({arguments})")
+    /// The keys.
+    pub fn ids(&self) -> &[KeyId] {
+        match &self.keys {
+            Keys::All(ids) | Keys::OneOf(ids, _) => ids,
+        }
+    }
+
+    fn call(&self, function: &str, id: KeyId) -> String {
+        call(function, id, self.mode)
     }
 }
+
+/// The call of one of PostgreSQL's advisory lock functions.
+fn call(function: &str, id: KeyId, mode: Mode) -> String {
+    let suffix = match mode {
+        Mode::Exclusive => "",
+        Mode::Shared => "_shared",
+    };
+    let arguments = match id {
+        KeyId::Bigint(id) => format!("'{id}'::bigint"),
+        KeyId::IntPair(a, b) => format!("'{a}'::int, '{b}'::int"),
+    };
+    format!("pg_catalog.{function}{suffix}({arguments})")
+}
+
+/// What a wait tells of itself.
+pub trait Talk {
+    /// A message is about to be sent, which the server will answer within this time at most.
+    fn about_to_ask(&mut self, longest: Duration);
+    /// Sleeps between two messages. Says whether to go on: a cancellation that came then would be lost on the server.
+    fn pause(&mut self, rest: Duration) -> bool;
+}
+
+/// What becomes of a lock that was waited for in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stay {
+    /// It is the session's.
+    Keep,
+    /// It is given back at once: it was only waited for until somebody else gives it back.
+    Leave,
+}
+
+/// How a wait in the server's queue ended.
+enum Queued {
+    Acquired(Grant),
+    TimedOut,
+    /// There is no queue to wait in: the server has no plpgsql for us.
+    NoQueue,
+}
+
+/// Waits in the server's queue for one key, in slices.
+fn queue_for(
+    client: &mut Client,
+    id: KeyId,
+    mode: Mode,
+    stay: Stay,
+    terms: Terms,
+    talk: &mut impl Talk,
+) -> Result<Queued, Failure> {
+    loop {
+        if !talk.pause(Duration::ZERO) {
+            return Err(cancelled());
+        }
+        let left = terms.wait.left();
+        let slice = left.map_or(terms.slice, |left| left.min(terms.slice));
+        talk.about_to_ask(slice);
+        let answer = match Answer::to(client, &slice_of_waiting(id, mode, stay, slice)) {
+            Err(error) if lacks_plpgsql(&error) => return Ok(Queued::NoQueue),
+            answer => answer.map_err(connection::failure)?,
+        };
+        if answer.get("slice") == Some("cancelled") {
+            return Err(cancelled());
+        }
+        match answer.attempt().outcome()? {
+            Ok(grant) => return Ok(Queued::Acquired(grant)),
+            Err(_) if left == Some(Duration::ZERO) => return Ok(Queued::TimedOut),
+            Err(_) => {}
+        }
+    }
+}
+
+/// One slice in the server's queue.
+///
+/// The transaction-level lock comes first because a grant that arrives as the timeout fires raises the error
+/// and yet leaves a *session*-level lock held; the transaction-level one is undone with the block. The
+/// session-level lock that follows is then granted at once, to the same owner.
+/// The caught errors leave no trace in the server's log.
+fn slice_of_waiting(id: KeyId, mode: Mode, stay: Stay, slice: Duration) -> String {
+    // lock_timeout 0 would mean no limit; rounding up keeps the wait from ending early.
+    let milliseconds = slice.as_micros().div_ceil(1000).max(1);
+    let keep = match stay {
+        Stay::Keep => format!("PERFORM {}; ", call("pg_advisory_lock", id, mode)),
+        Stay::Leave => String::new(),
+    };
+    let lock = Lock {
+        keys: Keys::All(vec![id]),
+        mode,
+        scope: Scope::Session,
+    };
+    format!(
+        "DO $$ BEGIN \
+         PERFORM pg_catalog.set_config('lock_timeout', '{milliseconds}ms', true); \
+         PERFORM {}; {keep}\
+         PERFORM pg_catalog.set_config('pglock.slice', 'acquired', true); \
+         EXCEPTION WHEN lock_not_available THEN NULL; \
+         WHEN query_canceled THEN \
+         PERFORM pg_catalog.set_config('pglock.slice', 'cancelled', true); END $$; \
+         SELECT slice, slice IS NOT DISTINCT FROM 'acquired' AS acquired, \
+         pg_catalog.pg_backend_pid() AS backend_pid, CASE WHEN slice = 'acquired' THEN {} END AS proven \
+         FROM (SELECT pg_catalog.current_setting('pglock.slice', true) AS slice OFFSET 0) AS ended",
+        call("pg_advisory_xact_lock", id, mode),
+        lock.proof(),
+    )
+}
+
+/// Stands in line until nobody is before us. `None` when the time is up first.
+pub fn stand_in(
+    line: Line,
+    client: &mut Client,
+    terms: Terms,
+    talk: &mut impl Talk,
+) -> Result<Option<Ticket>, Failure> {
+    talk.about_to_ask(Duration::ZERO);
+    let ticket = line.join(client).map_err(connection::failure)?;
+    loop {
+        talk.about_to_ask(Duration::ZERO);
+        let before = ticket.predecessor(client).map_err(connection::failure)?;
+        let Some(before) = before else {
+            return Ok(Some(ticket));
+        };
+        match queue_for(client, before, Mode::Shared, Stay::Leave, terms, talk)? {
+            Queued::Acquired(_) => {}
+            Queued::TimedOut => return Ok(None),
+            Queued::NoQueue => {
+                return Err(Failure::say(
+                    ExitCode::Config,
+                    "waiting in line needs the language plpgsql, which this role may not use here; GRANT USAGE ON LANGUAGE \
+                 plpgsql to it, or use neither --fair nor --slots with a wait",
+                ));
+            }
+        }
+    }
+}
+
+/// Gives back whatever the session holds.
+pub fn release_all(client: &mut Client) -> Result<(), postgres::Error> {
+    client
+        .simple_query("SELECT pg_catalog.pg_advisory_unlock_all()")
+        .map(drop)
+}
+
+/// A number that only grows, over crashes and failovers of the server too: timeline and WAL position, in 24
+/// hexadecimal digits that sort as text.
+///
+/// The position is that of a message in the WAL, which nobody reads; it is on disk when the answer comes, whatever
+/// `synchronous_commit` is set to.
+pub fn token(client: &mut Client) -> Result<String, postgres::Error> {
+    let answer = Answer::to(
+        client,
+        "SELECT pg_catalog.set_config('synchronous_commit', 'on', true); \
+         SELECT pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) \
+         || pg_catalog.lpad(pg_catalog.split_part(lsn, '/', 1), 8, '0') \
+         || pg_catalog.lpad(pg_catalog.split_part(lsn, '/', 2), 8, '0') AS token \
+         FROM (SELECT pg_catalog.pg_logical_emit_message(true, 'pglock', '')::text AS lsn OFFSET 0) AS message",
+    )?;
+    Ok(answer.get("token").unwrap_or_default().to_owned())
+}
+
+/// The condition that a row of `pg_locks` is of the database we are in.
+pub const IN_THIS_DATABASE: &str = "database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())";
 
 /// Settings that would end a session that only holds a lock, or cancel one that waits. Each is unknown to some
 /// supported version.
@@ -557,36 +771,32 @@ fn cancelled() -> Failure {
     )
 }
 
-/// How one slice of waiting ended.
-enum Slice {
-    Ended(Attempt),
-    Cancelled,
-}
-
-/// The one row that a message returns.
-struct Answer(Option<SimpleQueryRow>);
+/// The last row that a message returns.
+pub struct Answer(Option<SimpleQueryRow>);
 
 impl Answer {
-    fn to(client: &mut Client, sql: &str) -> Result<Answer, postgres::Error> {
-        let row = client
-            .simple_query(sql)?
-            .into_iter()
-            .find_map(|message| match message {
-                SimpleQueryMessage::Row(row) => Some(row),
-                _ => None,
-            });
+    /// Sends the message and waits for the answer.
+    pub fn to(client: &mut Client, sql: &str) -> Result<Answer, postgres::Error> {
+        let mut messages = client.simple_query(sql)?.into_iter().rev();
+        let row = messages.find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
         Ok(Answer(row))
     }
 
-    fn get(&self, column: &str) -> Option<&str> {
+    /// A column's text; `None` for NULL.
+    pub fn get(&self, column: &str) -> Option<&str> {
         self.0.as_ref()?.try_get(column).ok()?
     }
 
-    fn is_true(&self, column: &str) -> bool {
+    /// Whether a column is true.
+    pub fn is_true(&self, column: &str) -> bool {
         self.get(column) == Some("t")
     }
 
-    fn number(&self, column: &str) -> Option<f64> {
+    /// A column's number.
+    pub fn number(&self, column: &str) -> Option<f64> {
         self.get(column)?.parse().ok()
     }
 
@@ -595,12 +805,14 @@ impl Answer {
     }
 
     fn attempt(&self) -> Attempt {
+        let got = self.number("got").unwrap_or_default().max(0.0) as usize;
         match (self.get("acquired"), self.get("proven")) {
-            (Some("t"), Some("t")) => Attempt::Acquired {
+            (Some("t"), Some("t")) => Attempt::Acquired(Grant {
                 backend_pid: self.backend_pid(),
-            },
+                which: got,
+            }),
             (Some("t"), _) => Attempt::Unproven,
-            (Some(_), _) => Attempt::Busy,
+            (Some(_), _) => Attempt::Busy(got),
             (None, _) => Attempt::Untried,
         }
     }
@@ -684,16 +896,13 @@ mod tests {
 
     #[test]
     fn calls_name_mode_and_kind_of_key() {
-        let lock = |id, mode, scope| {
-            let lock = Lock { id, mode, scope };
-            lock.call(scope.try_function())
-        };
+        let try_it = |id, mode, scope: Scope| call(scope.try_function(), id, mode);
         assert_eq!(
-            lock(KeyId::Bigint(-5), Mode::Exclusive, Scope::Session),
+            try_it(KeyId::Bigint(-5), Mode::Exclusive, Scope::Session),
             "pg_catalog.pg_try_advisory_lock('-5'::bigint)"
         );
         assert_eq!(
-            lock(KeyId::IntPair(1, -2), Mode::Shared, Scope::Transaction),
+            try_it(KeyId::IntPair(1, -2), Mode::Shared, Scope::Transaction),
             "pg_catalog.pg_try_advisory_xact_lock_shared('1'::int, '-2'::int)"
         );
     }

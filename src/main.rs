@@ -13,6 +13,8 @@
 //! | `check` | whether a connection is fit for locks |
 //! | `holders` | who holds a lock, from `pg_locks` |
 //! | `lock` | all SQL of taking a lock and giving it back |
+//! | `line` | waiting in the order of coming, by ticket locks |
+//! | `slots` | the keys of N holders; pure |
 //! | `connection` | settings -> an open connection; secrets stay in here |
 //! | `job` | the command: start, signal, stop, reap |
 //! | `processes` | which processes belong to the job |
@@ -40,11 +42,13 @@ mod generated;
 mod holders;
 mod job;
 mod key;
+mod line;
 mod lock;
 mod outcome;
 mod processes;
 mod session;
 mod signals;
+mod slots;
 mod step;
 mod supervise;
 mod sys;
@@ -111,7 +115,10 @@ fn supervised(run: Run, began: Instant) -> Result<Outcome, Failure> {
         },
         request: Request {
             settings,
-            key: run.key,
+            keys: run.keys,
+            slots: run.slots,
+            fair: run.fair,
+            token: run.token,
             mode: run.mode,
             scope: run.target.scope,
             wait,

@@ -12,13 +12,18 @@ use crate::connection::{self, Canceller, Connection, Settings};
 use crate::diag;
 use crate::holders;
 use crate::key::Key;
-use crate::lock::{self, Lock, Mode, Scope, ScopeChoice, Server, Terms, Wait};
-use crate::outcome::Failure;
+use crate::line::{Line, Ticket};
+use crate::lock::{self, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Server, Talk, Terms, Wait};
+use crate::outcome::{ExitCode, Failure};
 use crate::signals::Waker;
+use crate::slots;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
 use postgres::Client;
 use postgres::fallible_iterator::FallibleIterator;
+use std::collections::BTreeSet;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -30,8 +35,14 @@ use std::time::{Duration, Instant};
 pub struct Request {
     /// How to connect.
     pub settings: Settings,
-    /// The key.
-    pub key: Key,
+    /// The keys.
+    pub keys: Vec<Key>,
+    /// Take one of so many slots of the one key, instead of the key.
+    pub slots: Option<u16>,
+    /// Wait in line, in the order in which those who ask for it came.
+    pub fair: bool,
+    /// Ask for a number that only grows.
+    pub token: bool,
     /// The mode.
     pub mode: Mode,
     /// What the lock is to live as long as.
@@ -92,6 +103,10 @@ pub enum Report {
 
 /// The lock that we hold.
 pub struct Held {
+    /// The slot that is ours, if slots were asked for.
+    pub slot: Option<usize>,
+    /// A number greater than every earlier holder's, if one was asked for.
+    pub token: Option<String>,
     /// The process of the server that holds it for us.
     pub backend_pid: i32,
     /// The session's socket, where it is known.
@@ -184,23 +199,27 @@ impl Thread {
         self.speaker.say(Report::Connected(canceller));
         let Ready { lock, server, got } = self.first_try(&mut client)?;
         let acquired = match got {
-            Some(acquired) => acquired,
-            None => match self.wait(&mut client, lock, &server)? {
-                Some(acquired) => acquired,
-                None => {
-                    let conflict = Report::Conflict(self.conflict(&mut client, &server));
-                    self.speaker.say(conflict);
+            Ok(acquired) => acquired,
+            Err(taken) => match self.wait(&mut client, &lock, &server, taken)? {
+                Ok(acquired) => acquired,
+                Err(busy) => {
+                    let conflict = self.conflict(&mut client, &lock, &server, busy)?;
+                    self.speaker.say(Report::Conflict(conflict));
                     return Ok(());
                 }
             },
         };
+        let token = self.token(&mut client, &lock)?;
         let socket = socket.map(Arc::new);
         self.speaker
             .say(Report::Alive(self.next_sign(acquired.heard)));
         self.speaker.say(Report::Held(Held {
-            backend_pid: acquired.backend_pid,
+            slot: self.request.slots.map(|_| acquired.grant.which),
+            token,
+            backend_pid: acquired.grant.backend_pid,
             socket: socket.clone(),
         }));
+        let lock = lock.held(acquired.grant);
         if let Err(why) = self.hold(&mut client, socket.as_deref(), acquired) {
             self.speaker.say(Report::Lost(why));
             return Ok(());
@@ -216,10 +235,7 @@ impl Thread {
     }
 
     fn connect(&self) -> Result<Connection, Failure> {
-        let connection = self
-            .request
-            .settings
-            .open(&application_name(self.request.key.given()))?;
+        let connection = self.request.settings.open(&self.name())?;
         if connection.socket.is_none() {
             diag::detail(
                 "cannot tell which descriptor the session's socket is: its loss is noticed later, \
@@ -229,19 +245,47 @@ impl Thread {
         Ok(connection)
     }
 
+    /// What is asked for, if it is to live as long as this.
+    fn lock(&self, scope: Scope) -> Lock {
+        let ids = self.request.keys.iter().map(Key::id);
+        let keys = match self.request.slots {
+            // At random, so that those who come at once do not all knock at the same door.
+            Some(count) => {
+                let first = RandomState::new().hash_one(()) % u64::from(count);
+                let slots = ids.flat_map(|id| slots::keys(id, count)).collect();
+                Keys::OneOf(slots, first as usize)
+            }
+            None => Keys::All(ids.collect::<BTreeSet<_>>().into_iter().collect()),
+        };
+        Lock {
+            keys,
+            mode: self.request.mode,
+            scope,
+        }
+    }
+
+    /// The line to wait in, if it is to be waited in line.
+    fn line(&self) -> Option<Line> {
+        let in_line = self.request.fair || self.request.slots.is_some();
+        let key = self
+            .request
+            .keys
+            .first()
+            .filter(|_| in_line && self.request.wait != Wait::Try);
+        key.map(|key| Line::of(key.id()))
+    }
+
     /// Looks at the server, and tries the lock for the first time: in the same message, unless a transaction is
     /// needed for it.
     fn first_try(&self, client: &mut Client) -> Result<Ready, Failure> {
-        let name = application_name(self.request.key.given());
-        let lock = |scope| Lock {
-            id: self.request.key.id(),
-            mode: self.request.mode,
-            scope,
-        };
         let mut heard = self.alive(Duration::ZERO);
+        let lock = self.lock(Scope::Session);
         let (server, attempt) =
-            lock(Scope::Session).first_try(client, &name, self.request.scope)?;
-        let lock = lock(server.fit(self.request.scope)?);
+            lock.first_try(client, &self.name(), self.request.scope, self.line())?;
+        let lock = Lock {
+            scope: server.fit(self.request.scope)?,
+            ..lock
+        };
         diag::detail(format_args!(
             "connected to database {:?}, backend {}{}",
             server.database,
@@ -254,35 +298,44 @@ impl Thread {
         ));
         let attempt = match lock.scope {
             Scope::Session => attempt,
+            Scope::Transaction if self.request.fair => {
+                return Err(Failure::say(
+                    ExitCode::Config,
+                    "--fair needs a session of its own to stand in line with; give the port of the PostgreSQL server \
+                     itself, or leave --fair out",
+                ));
+            }
             Scope::Transaction => {
                 heard = self.alive(patience_with(&server));
                 lock.try_in_transaction(client, self.request.timing.server_limit())?
             }
         };
-        let got = attempt.acquired()?.map(|backend_pid| Acquired {
+        let prepared = lock.scope == Scope::Transaction;
+        let got = attempt.outcome()?.map(|grant| Acquired {
             heard,
-            prepared: lock.scope == Scope::Transaction,
-            backend_pid,
+            prepared,
+            grant,
+            ticket: None,
         });
         Ok(Ready { lock, server, got })
     }
 
-    /// Waits for the lock, if it is to be waited for. `None` when the time is up.
+    /// Waits for the lock, if it is to be waited for. The key that is somebody else's, when the time is up.
     fn wait(
         &self,
         client: &mut Client,
-        lock: Lock,
+        lock: &Lock,
         server: &Server,
-    ) -> Result<Option<Acquired>, Failure> {
+        taken: usize,
+    ) -> Result<Result<Acquired, usize>, Failure> {
         if self.request.wait == Wait::Try {
-            return Ok(None);
+            return Ok(Err(taken));
         }
         if diag::is_verbose() {
-            let holders = holders::of(client, self.request.key.id()).unwrap_or_default();
-            let held = holders::sentence(&self.request.key, &server.database, &holders);
+            let held = self.busy(client, lock, server, taken);
             diag::detail(format_args!("{held}; waiting"));
         }
-        let terms = Terms {
+        let mut terms = Terms {
             wait: self.request.wait,
             poll: self.request.poll,
             limit: self.request.timing.server_limit(),
@@ -291,22 +344,53 @@ impl Thread {
                 Scope::Transaction => Duration::ZERO,
             },
         };
-        let mut heard = Instant::now();
-        let alive = |sent, longest: Duration| {
-            heard = sent;
-            self.alive(longest.max(patience_with(server)));
+        let mut talk = Waiting {
+            thread: self,
+            server,
+            heard: Instant::now(),
         };
-        let pause = |rest| {
-            // Nobody is asked anything meanwhile, and nobody has to answer.
-            self.alive(rest);
-            !self.is_ordered_within(rest)
-        };
-        let got = lock.wait(client, terms, alive, pause)?;
-        Ok(got.map(|backend_pid| Acquired {
+        let mut ticket = None;
+        if let (Some(line), Scope::Session) = (self.line(), lock.scope) {
+            ticket = lock::stand_in(line, client, terms, &mut talk)?;
+            if ticket.is_none() {
+                return Ok(Err(taken));
+            }
+            // Only the first in line asks, so it may ask often.
+            terms.poll = terms.poll.min(FIRST_IN_LINE);
+        }
+        let got = lock.wait(client, terms, taken, &mut talk)?;
+        let heard = talk.heard;
+        Ok(got.map(|grant| Acquired {
             heard,
             prepared: true,
-            backend_pid,
+            grant,
+            ticket,
         }))
+    }
+
+    /// A number for the job, if one was asked for.
+    fn token(&self, client: &mut Client, lock: &Lock) -> Result<Option<String>, Failure> {
+        if !self.request.token {
+            return Ok(None);
+        }
+        self.alive(Duration::ZERO);
+        let token = match lock.scope {
+            Scope::Session => lock::token(client),
+            // The message would give the transaction an id, which holds VACUUM back for as long as the lock is held.
+            Scope::Transaction => {
+                lock::token(&mut self.request.settings.open(&self.name())?.client)
+            }
+        };
+        token.map(Some).map_err(|error| {
+            let context = "cannot make a token (it needs PostgreSQL 10 or later)";
+            connection::failure(error).context(context)
+        })
+    }
+
+    /// The name by which the server knows this session.
+    fn name(&self) -> String {
+        let keys: Vec<&str> = self.request.keys.iter().map(Key::given).collect();
+        application_name(&keys.join(","))
     }
 
     /// Sleeps this long, or until the order comes to give the lock back: whether it has come.
@@ -322,11 +406,35 @@ impl Thread {
             .map_err(|error| connection::failure(error).context("cannot prepare the session"))
     }
 
-    /// Why the lock is not ours, and whose it is.
-    fn conflict(&self, client: &mut Client, server: &Server) -> String {
+    /// Why the lock is not ours, and whose it is. What had been taken of it is given back.
+    fn conflict(
+        &self,
+        client: &mut Client,
+        lock: &Lock,
+        server: &Server,
+        busy: usize,
+    ) -> Result<String, Failure> {
+        let sentence = self.busy(client, lock, server, busy);
+        if lock.scope == Scope::Session && busy > 0 {
+            lock::release_all(client).map_err(connection::failure)?;
+        }
+        Ok(sentence)
+    }
+
+    /// Which key is somebody else's, and whose.
+    fn busy(&self, client: &mut Client, lock: &Lock, server: &Server, busy: usize) -> String {
         self.alive(patience_with(server));
-        let holders = holders::of(client, self.request.key.id()).unwrap_or_default();
-        holders::sentence(&self.request.key, &server.database, &holders)
+        let ids = match lock.keys {
+            Keys::All(ref ids) => &ids[busy..=busy],
+            Keys::OneOf(ref ids, _) => ids,
+        };
+        let holders = holders::of(client, ids).unwrap_or_default();
+        let keys = &self.request.keys;
+        let key = keys
+            .iter()
+            .find(|key| ids[0] == key.id())
+            .unwrap_or(&keys[0]);
+        holders::sentence(key, self.request.slots, &server.database, &holders)
     }
 
     /// Watches over the session until the order to release comes (`Ok`) or it is lost (`Err`: why).
@@ -338,6 +446,10 @@ impl Thread {
     ) -> Result<(), String> {
         let heartbeat = self.request.timing.heartbeat;
         let mut last_sent = acquired.heard;
+        if let Some(ticket) = acquired.ticket {
+            let left = ticket.leave(client);
+            left.map_err(|error| connection::failure(error).to_string())?;
+        }
         if !acquired.prepared {
             // Off the critical path: the job is being started meanwhile.
             last_sent = Instant::now();
@@ -399,7 +511,8 @@ impl Thread {
 struct Ready {
     lock: Lock,
     server: Server,
-    got: Option<Acquired>,
+    /// The lock, or the key that is somebody else's.
+    got: Result<Acquired, usize>,
 }
 
 /// The lock is ours, by the answer to a message sent at this moment.
@@ -407,8 +520,32 @@ struct Acquired {
     heard: Instant,
     /// The settings of the session, or the transaction, are made already.
     prepared: bool,
-    /// The process of the server that holds it.
-    backend_pid: i32,
+    grant: Grant,
+    /// Our place in the line, to be given up.
+    ticket: Option<Ticket>,
+}
+
+/// The pause between two tries of the first in line. It is the only one who asks.
+const FIRST_IN_LINE: Duration = Duration::from_millis(20);
+
+/// A wait that reports of itself.
+struct Waiting<'a> {
+    thread: &'a Thread,
+    server: &'a Server,
+    /// When the last message was sent.
+    heard: Instant,
+}
+
+impl Talk for Waiting<'_> {
+    fn about_to_ask(&mut self, longest: Duration) {
+        self.heard = self.thread.alive(longest.max(patience_with(self.server)));
+    }
+
+    fn pause(&mut self, rest: Duration) -> bool {
+        // Nobody is asked anything meanwhile, and nobody has to answer.
+        self.thread.alive(rest);
+        !self.thread.is_ordered_within(rest)
+    }
 }
 
 /// How long a message of one who waits may be under way, beyond what a server may take for an answer. A pooler lets

@@ -6,7 +6,7 @@
 use crate::connection::Canceller;
 use crate::diag;
 use crate::job::{self, Group, Job, Launch};
-use crate::key::Key;
+use crate::key::{self, Key};
 use crate::lock::Mode;
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::session::{self, Held, Report, Request, Session};
@@ -45,8 +45,8 @@ pub fn run(plan: Plan, signals: Signals) -> Result<Outcome, Failure> {
         inherit_socket,
         began,
     } = plan;
-    let (key, mode, address) = (
-        request.key.clone(),
+    let (keys, mode, address) = (
+        request.keys.clone(),
         request.mode,
         request.settings.address(),
     );
@@ -54,7 +54,8 @@ pub fn run(plan: Plan, signals: Signals) -> Result<Outcome, Failure> {
     signals.listen().map_err(internal)?;
     let mut supervisor = Supervisor {
         command,
-        key,
+        name: key::describe(&keys),
+        keys,
         mode,
         address,
         inherit_socket,
@@ -75,7 +76,9 @@ pub fn run(plan: Plan, signals: Signals) -> Result<Outcome, Failure> {
 
 struct Supervisor {
     command: Vec<OsString>,
-    key: Key,
+    keys: Vec<Key>,
+    /// The keys as a sentence names them.
+    name: String,
     mode: Mode,
     address: String,
     inherit_socket: bool,
@@ -121,12 +124,7 @@ impl Supervisor {
         match outcome {
             Outcome::Conflict(_) => {
                 let held = words.map_or_else(
-                    || {
-                        format!(
-                            "key {} is held, and the server does not say by whom",
-                            self.key
-                        )
-                    },
+                    || format!("{} is held, and the server does not say by whom", self.name),
                     str::to_owned,
                 );
                 diag::notice(format_args!("{held}; {}", self.patience_sentence()));
@@ -190,8 +188,8 @@ impl Supervisor {
             Report::Alive(until) => Event::Alive(until),
             Report::Held(held) => {
                 diag::detail(format_args!(
-                    "acquired the lock on key {} after {}",
-                    self.key,
+                    "acquired the lock on {} after {}",
+                    self.name,
                     rounded(self.began.elapsed())
                 ));
                 self.held = Some(held);
@@ -300,12 +298,15 @@ impl Supervisor {
 
     fn start_job(&mut self) -> Event {
         let group = Group::choose();
-        let socket = self.held.as_ref().and_then(|held| held.socket.as_deref());
+        let held = self.held.as_ref();
+        let socket = held.and_then(|held| held.socket.as_deref());
         let launch = Launch {
             command: &self.command,
-            key: &self.key,
+            keys: &self.keys,
             mode: self.mode,
-            backend_pid: self.held.as_ref().map_or(0, |held| held.backend_pid),
+            slot: held.and_then(|held| held.slot),
+            token: held.and_then(|held| held.token.as_deref()),
+            backend_pid: held.map_or(0, |held| held.backend_pid),
             socket: socket.filter(|_| self.inherit_socket),
         };
         match Job::start(&launch, group, &self.signals) {
@@ -383,8 +384,8 @@ impl Supervisor {
             None => ("something gave it back on the server", SystemTime::now()),
         };
         format!(
-            "lost the lock on key {} at {}: {why}",
-            self.key,
+            "lost the lock on {} at {}: {why}",
+            self.name,
             humantime::format_rfc3339_seconds(at)
         )
     }
