@@ -230,8 +230,9 @@ impl Server {
 const STANDBY: &str = "the server is a hot standby, and the primary does not see its locks; give the address of the \
      primary, or all hosts with target_session_attrs=primary";
 
-const STATEMENT_POOLING: &str = "the pooler pools statements, and no lock outlives a statement there; give the \
-     port of the PostgreSQL server itself, or a pool with pool_mode = transaction";
+const STATEMENT_POOLING: &str = "the pooler ends the connection at BEGIN, as one does that pools statements, and no \
+     lock outlives a statement there; give the port of the PostgreSQL server itself, or a pool with pool_mode = \
+     transaction";
 
 impl Attempt {
     /// The lock, if it is ours; else which key is somebody else's.
@@ -367,16 +368,35 @@ impl Lock {
         )
     }
 
+    /// Tries for the first time in a transaction, and finds out whether there can be one.
+    ///
+    /// A PgBouncer that pools statements says so and closes the connection, and the client library, when it sees
+    /// both at once, only tells of the second.
+    pub fn first_try_in_transaction(
+        &self,
+        client: &mut Client,
+        limit: Duration,
+    ) -> Result<Attempt, Failure> {
+        let asked = Instant::now();
+        self.try_in_transaction(client, limit).map_err(|error| {
+            let is_refused = error.is_closed() && asked.elapsed() < Duration::from_secs(1);
+            match is_refused || pools_statements(&error) {
+                true => Failure::say(ExitCode::Config, STATEMENT_POOLING),
+                false => connection::failure(error),
+            }
+        })
+    }
+
     /// Tries once, in a transaction that stays open if the lock is ours, and is over otherwise.
     ///
     /// READ COMMITTED, so that a transaction that is idle has no snapshot, and nothing is held back. Those who
     /// wait ask the shortest question that will do (settings and proof would make it five times as dear); what the
     /// lock needs besides is for the one who has it, before anybody is told so.
-    pub fn try_in_transaction(
+    fn try_in_transaction(
         &self,
         client: &mut Client,
         limit: Duration,
-    ) -> Result<Attempt, Failure> {
+    ) -> Result<Attempt, postgres::Error> {
         let sql = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED; \
              SELECT got, {} AS acquired FROM (\
@@ -384,11 +404,7 @@ impl Lock {
             self.is_acquired(),
             self.tries(None)
         );
-        let mut answer =
-            Answer::to(client, &sql).map_err(|error| match pools_statements(&error) {
-                true => Failure::say(ExitCode::Config, STATEMENT_POOLING),
-                false => connection::failure(error),
-            })?;
+        let mut answer = Answer::to(client, &sql)?;
         if answer.is_true("acquired") {
             let sql = format!(
                 "SELECT {}, true AS acquired, {} AS got, pg_catalog.pg_backend_pid() AS backend_pid, {} AS proven",
@@ -396,12 +412,11 @@ impl Lock {
                 answer.get("got").unwrap_or_default(),
                 self.proof()
             );
-            answer = Answer::to(client, &sql).map_err(connection::failure)?;
+            answer = Answer::to(client, &sql)?;
         }
         let attempt = answer.attempt();
         if !matches!(attempt, Attempt::Acquired(_)) {
-            let rollback = client.simple_query("ROLLBACK");
-            rollback.map_err(connection::failure)?;
+            client.simple_query("ROLLBACK")?;
         }
         Ok(attempt)
     }
@@ -449,9 +464,10 @@ impl Lock {
             }
             talk.about_to_ask(Duration::ZERO);
             let attempt = match self.scope {
-                Scope::Transaction => self.try_in_transaction(client, terms.limit)?,
-                Scope::Session => self.try_again(client, taken)?,
+                Scope::Transaction => self.try_in_transaction(client, terms.limit),
+                Scope::Session => self.try_again(client, taken),
             };
+            let attempt = attempt.map_err(connection::failure)?;
             match attempt.outcome()? {
                 Ok(grant) => return Ok(Ok(grant)),
                 Err(key) if left == Some(Duration::ZERO) => return Ok(Err(key)),
@@ -462,15 +478,15 @@ impl Lock {
     }
 
     /// Tries the keys that are not ours yet, for the session. The numbers are those of all keys.
-    fn try_again(&self, client: &mut Client, taken: usize) -> Result<Attempt, Failure> {
+    fn try_again(&self, client: &mut Client, taken: usize) -> Result<Attempt, postgres::Error> {
         let (keys, before) = match &self.keys {
             Keys::All(ids) => (Keys::All(ids[taken..].to_vec()), taken),
             one_of => (one_of.clone(), 0),
         };
         let rest = Lock { keys, ..*self };
         let sql = rest.attempt("NOT standby", "", "1", None);
-        let answer = Answer::to(client, &format!("SELECT *{sql}"));
-        Ok(match answer.map_err(connection::failure)?.attempt() {
+        let answer = Answer::to(client, &format!("SELECT *{sql}"))?;
+        Ok(match answer.attempt() {
             Attempt::Busy(key) => Attempt::Busy(before + key),
             attempt => attempt,
         })

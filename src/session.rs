@@ -307,7 +307,7 @@ impl Thread {
             }
             Scope::Transaction => {
                 heard = self.alive(patience_with(&server));
-                lock.try_in_transaction(client, self.request.timing.server_limit())?
+                lock.first_try_in_transaction(client, self.request.timing.server_limit())?
             }
         };
         let prepared = lock.scope == Scope::Transaction;
