@@ -214,7 +214,7 @@ impl Inspection {
 
     /// The rows of a question.
     fn ask(&mut self, sql: &str) -> Result<Vec<SimpleQueryRow>, Failure> {
-        let messages = self.client.simple_query(sql).map_err(connection::failure)?;
+        let messages = lock::ask(&mut self.client, sql).map_err(connection::failure)?;
         let rows = messages.into_iter().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,
@@ -465,7 +465,7 @@ impl Inspection {
             );
             return Ok(());
         }
-        match self.client.simple_query("DO $$ BEGIN END $$") {
+        match lock::ask(&mut self.client, "DO $$ BEGIN END $$") {
             Ok(_) => self.ok("waiting", "in the server's queue"),
             Err(error) if error.as_db_error().is_none() => return Err(connection::failure(error)),
             Err(error) => self.find(

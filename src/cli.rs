@@ -453,7 +453,7 @@ impl RunArgs {
             slots: self.slots.map(|slots| slots.0),
             fair: self.fair,
             token: self.token,
-            keys: self.key,
+            keys: without_duplicates(self.key),
             mode: if self.shared {
                 Mode::Shared
             } else {
@@ -519,6 +519,14 @@ impl CheckArgs {
             json: self.json,
         })
     }
+}
+
+/// Each lock once, as it was given first.
+fn without_duplicates(keys: Vec<Key>) -> Vec<Key> {
+    let mut seen = std::collections::HashSet::new();
+    keys.into_iter()
+        .filter(|key| seen.insert(key.id()))
+        .collect()
 }
 
 /// The heartbeat, and the time from TERM to KILL.

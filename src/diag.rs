@@ -1,10 +1,12 @@
 //! What pglock says, and where: `pglock: ...` on standard error, one line at a time.
 //!
 //! Standard output belongs to the job. Nothing here can panic or fail: a closed or broken standard error must
-//! not end a pglock that guards a running job, so errors of writing are dropped.
+//! not end a pglock that guards a running job, so errors of writing are dropped, and so is a line that nobody reads.
 
+use nix::poll::{PollFd, PollFlags, poll};
 use std::fmt::Display;
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::sync::OnceLock;
 
 /// How much pglock says.
@@ -55,8 +57,24 @@ fn verbosity() -> Verbosity {
     VERBOSITY.get().copied().unwrap_or_default()
 }
 
+/// The longest line: a pipe that has room at all takes this much without blocking (POSIX's PIPE_BUF is at least 512,
+/// Linux's 4096).
+const LONGEST: usize = 4096;
+/// How long a reader may take to make room. Whoever does not read must not keep us from our job, or from its end.
+const ROOM: u16 = 1000;
+
 fn say(words: impl Display) {
-    // One write, so that lines of several pglocks do not mix; one line, whatever a server's message holds.
-    let line = format!("pglock: {words}").replace('\n', " ");
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
+    // One write, so that lines of several pglocks do not mix; one line, whatever a server's message holds, and
+    // nothing in it that a terminal would obey.
+    let mut line = format!("pglock: {words}").replace(char::is_control, " ");
+    if line.len() >= LONGEST {
+        line.truncate(line.floor_char_boundary(LONGEST - 5));
+        line.push_str("...");
+    }
+    let stderr = std::io::stderr();
+    let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    if matches!(poll(&mut room, ROOM), Ok(0)) {
+        return;
+    }
+    let _ = writeln!(stderr.lock(), "{line}");
 }

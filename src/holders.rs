@@ -5,7 +5,7 @@
 //! `application_name`.
 
 use crate::key::{Key, KeyId};
-use crate::lock::IN_THIS_DATABASE;
+use crate::lock::{IN_THIS_DATABASE, ask};
 use postgres::{Client, SimpleQueryMessage};
 use std::fmt;
 
@@ -25,7 +25,7 @@ pub fn of(client: &mut Client, ids: &[KeyId]) -> Result<Vec<Holder>, postgres::E
         let (classid, objid, objsubid) = id.in_pg_locks();
         format!("({classid}, {objid}, {objsubid})")
     });
-    let messages = client.simple_query(&format!(
+    let sql = format!(
         "SELECT l.pid, a.usename, a.application_name, \
          pg_catalog.to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SSOF') AS since \
          FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a USING (pid) \
@@ -33,7 +33,8 @@ pub fn of(client: &mut Client, ids: &[KeyId]) -> Result<Vec<Holder>, postgres::E
          AND (l.classid::bigint, l.objid::bigint, l.objsubid) IN ({}) \
          ORDER BY a.backend_start, l.pid",
         keys.collect::<Vec<_>>().join(", ")
-    ))?;
+    );
+    let messages = ask(client, &sql)?;
     let holders = messages.into_iter().filter_map(|message| {
         let SimpleQueryMessage::Row(row) = message else {
             return None;
@@ -49,21 +50,26 @@ pub fn of(client: &mut Client, ids: &[KeyId]) -> Result<Vec<Holder>, postgres::E
     Ok(holders.collect())
 }
 
-/// The sentence that a conflict is told with, up to what became of it.
-pub fn sentence(key: &Key, slots: Option<u16>, database: &str, holders: &[Holder]) -> String {
+/// The sentence that a conflict is told with, up to what became of it. Without holders: they could not be asked for.
+pub fn sentence(
+    key: &Key,
+    slots: Option<u16>,
+    database: &str,
+    holders: Option<&[Holder]>,
+) -> String {
     let id = match key.id() {
         id if id.to_string() == key.given() => String::new(),
         id => format!(" ({id})"),
     };
-    let (what, are) = match slots {
-        Some(count) => (format!("all {count} slots of key {key}{id}"), "are"),
-        None => (format!("key {key}{id}"), "is"),
+    let (what, is, was) = match slots {
+        Some(count) => (format!("all {count} slots of key {key}{id}"), "are", "were"),
+        None => (format!("key {key}{id}"), "is", "was"),
     };
     let held = match holders {
-        [] if slots.is_some() => "were held until a moment ago".to_owned(),
-        [] => "was held until a moment ago".to_owned(),
-        [one] => format!("{are} held by {one}"),
-        [first, others @ ..] => format!("{are} held by {first} and {} more", others.len()),
+        None => format!("{is} held by someone whom the server cannot show"),
+        Some([]) => format!("{was} held until a moment ago"),
+        Some([one]) => format!("{is} held by {one}"),
+        Some([first, others @ ..]) => format!("{is} held by {first} and {} more", others.len()),
     };
     format!("{what} in database {database:?} {held}")
 }
@@ -126,13 +132,13 @@ mod tests {
                 &key,
                 None,
                 "app",
-                &[holder("pglock:backup web1:77", None), holder("psql", None)]
+                Some(&[holder("pglock:backup web1:77", None), holder("psql", None)])
             ),
             "key \"backup\" (6111399565520850680) in database \"app\" is held by web1:77 (backend 4242) and 1 more"
         );
         let number = Key::parse("42").expect("a number");
         assert_eq!(
-            sentence(&number, None, "app", &[]),
+            sentence(&number, None, "app", Some(&[])),
             "key 42 in database \"app\" was held until a moment ago"
         );
     }

@@ -16,7 +16,7 @@ use crate::sys::{self, ChildChange, ExecSetup};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::sys::wait::waitpid;
-use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
+use nix::unistd::{Pid, getpgid, getpgrp, tcgetpgrp, tcsetpgrp};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
@@ -47,6 +47,8 @@ pub struct Launch<'a> {
 pub struct Job {
     pid: Pid,
     group: Group,
+    /// Children that we had before, because a shell has become us by exec.
+    others: Vec<Pid>,
 }
 
 /// Which process group the job is in.
@@ -77,9 +79,13 @@ impl Job {
         let (program, arguments) = launch.command.split_first().ok_or_else(|| {
             Failure::say(ExitCode::Internal, "no command") // The command line asks for one.
         })?;
+        let mut others = Vec::new();
         if group == Group::Caller {
             // Orphans of the job become our children, so that stopping it finds them.
             processes::adopt_orphans();
+            if sys::has_children() {
+                others = processes::children();
+            }
         }
         let spawned = launch
             .build(program, group, signals)
@@ -95,10 +101,10 @@ impl Job {
             spawned => spawned,
         };
         match child {
-            Ok(child) => Ok(Job {
-                pid: Pid::from_raw(child.id() as i32),
-                group,
-            }),
+            Ok(child) => {
+                let pid = Pid::from_raw(child.id() as i32);
+                Ok(Job { pid, group, others })
+            }
             Err(error) => Err(cannot_start(program, error)),
         }
     }
@@ -110,9 +116,20 @@ impl Job {
 
     /// Passes a signal on: to the group, where the job has its own.
     pub fn signal(&self, signal: Signal) -> nix::Result<()> {
+        match self.own_group() {
+            Some(group) => killpg(group, signal),
+            None => kill(self.pid, signal),
+        }
+    }
+
+    /// The job's process group, if it is not ours: from the start, or because the job has left ours, as timeout(1) does.
+    /// The terminal's keys do not reach it there.
+    pub fn own_group(&self) -> Option<Pid> {
         match self.group {
-            Group::Own => killpg(self.pid, signal),
-            Group::Caller => kill(self.pid, signal),
+            Group::Own => Some(self.pid),
+            Group::Caller => getpgid(Some(self.pid))
+                .ok()
+                .filter(|group| *group != getpgrp()),
         }
     }
 
@@ -120,10 +137,12 @@ impl Job {
     pub fn signal_all(&self, signal: Signal) -> nix::Result<()> {
         let signalled = self.signal(signal);
         if self.group == Group::Caller {
-            for pid in processes::descendants()
+            let others = self
+                .living()
+                .unwrap_or_default()
                 .into_iter()
-                .filter(|pid| *pid != self.pid)
-            {
+                .filter(|pid| *pid != self.pid);
+            for pid in others {
                 // One that has ended in the meantime needs no signal.
                 let _ = kill(pid, signal);
             }
@@ -131,11 +150,11 @@ impl Job {
         signalled
     }
 
-    /// The processes of the job that still live.
-    pub fn living(&self) -> Vec<Pid> {
+    /// The processes of the job that still live; `None` where the system does not tell.
+    pub fn living(&self) -> Option<Vec<Pid>> {
         match self.group {
             Group::Own => processes::in_group(self.pid),
-            Group::Caller => processes::descendants(),
+            Group::Caller => processes::descendants(&self.others),
         }
     }
 
@@ -266,7 +285,14 @@ fn find_in_path(program: &OsStr) -> Option<PathBuf> {
 
 /// The foreground process group of our terminal; `None` without a terminal.
 fn terminal_foreground() -> Option<Pid> {
-    tcgetpgrp(File::open("/dev/tty").ok()?).ok()
+    // Where there is no /dev/tty, as in a sparse container, the terminal may still be one of the standard streams.
+    let terminal = File::open("/dev/tty")
+        .ok()
+        .and_then(|tty| tcgetpgrp(tty).ok());
+    let stdin = || tcgetpgrp(io::stdin()).ok();
+    terminal
+        .or_else(stdin)
+        .or_else(|| tcgetpgrp(io::stderr()).ok())
 }
 
 /// Gives the terminal to a process group of our session.

@@ -9,7 +9,7 @@
 //! again, and nobody else does. `--fair` needs it because waiting in slices rotates the server's own queue.
 
 use crate::key::KeyId;
-use crate::lock::{Answer, IN_THIS_DATABASE};
+use crate::lock::{Answer, IN_THIS_DATABASE, ask};
 use postgres::Client;
 use sha2::{Digest, Sha256};
 
@@ -83,11 +83,8 @@ impl Ticket {
     /// Gives the ticket back: the next one is the first in line now.
     pub fn leave(self, client: &mut Client) -> Result<(), postgres::Error> {
         let (class, number) = (self.line.class, self.number);
-        client
-            .simple_query(&format!(
-                "SELECT pg_catalog.pg_advisory_unlock('{class}'::int, '{number}'::int)"
-            ))
-            .map(drop)
+        let sql = format!("SELECT pg_catalog.pg_advisory_unlock('{class}'::int, '{number}'::int)");
+        ask(client, &sql).map(drop)
     }
 }
 

@@ -669,9 +669,7 @@ pub fn stand_in(
 
 /// Gives back whatever the session holds.
 pub fn release_all(client: &mut Client) -> Result<(), postgres::Error> {
-    client
-        .simple_query("SELECT pg_catalog.pg_advisory_unlock_all()")
-        .map(drop)
+    ask(client, "SELECT pg_catalog.pg_advisory_unlock_all()").map(drop)
 }
 
 /// A number that only grows, over crashes and failovers of the server too: timeline and WAL position, in 24
@@ -725,6 +723,8 @@ fn settings(limit: Duration, local: bool) -> Vec<String> {
         set("tcp_keepalives_idle", &(seconds - 3).to_string()),
         set("tcp_keepalives_interval", "1"),
         set("tcp_keepalives_count", "3"),
+        // A deferrable transaction can wait for others before it does anything.
+        set("default_transaction_deferrable", "off"),
         if_known("tcp_user_timeout", &format!("{seconds}000")),
     ]);
     settings
@@ -743,7 +743,8 @@ pub fn prepare(client: &mut Client, limit: Duration) -> Result<Duration, postgre
         ),
     )?;
     // A server on a system without the needed poll(2) flag refuses this one; nothing else depends on it.
-    let _ = client.simple_query(
+    let _ = ask(
+        client,
         "SELECT CASE WHEN pg_catalog.current_setting('client_connection_check_interval', true) IS NOT NULL \
          THEN pg_catalog.set_config('client_connection_check_interval', '1s', false) END",
     );
@@ -766,13 +767,13 @@ const SHORTEST_SLICE: Duration = Duration::from_millis(20);
 /// A slice that stays under `deadlock_timeout` (else `log_lock_waits` logs each one) and under
 /// `log_min_duration_statement` (else each one is logged as a slow statement); both in milliseconds.
 fn slice(deadlock_timeout: Option<f64>, log_min_duration: Option<f64>) -> Duration {
-    [deadlock_timeout, log_min_duration]
-        .into_iter()
-        .flatten()
+    // What even the shortest slice exceeds is logged anyhow, the less often the longer the slices are.
+    let limits = [deadlock_timeout, log_min_duration].into_iter().flatten();
+    limits
         .filter(|limit| *limit > 0.0)
         .map(|limit| Duration::from_millis((limit * 0.9) as u64))
+        .filter(|slice| *slice >= SHORTEST_SLICE)
         .fold(LONGEST_SLICE, Duration::min)
-        .max(SHORTEST_SLICE)
 }
 
 /// Asks for an answer, and nothing else.
@@ -787,13 +788,24 @@ fn cancelled() -> Failure {
     )
 }
 
+/// Sends a message and waits for the answer.
+///
+/// Nothing but what is PostgreSQL's own is looked up: whoever may create functions and operators in a schema of our
+/// role's search path could otherwise have them run with our rights. The setting lasts as long as the message's
+/// transaction.
+pub fn ask(client: &mut Client, sql: &str) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
+    client.simple_query(&format!(
+        "SET LOCAL search_path TO pg_catalog, pg_temp; {sql}"
+    ))
+}
+
 /// The last row that a message returns.
 pub struct Answer(Option<SimpleQueryRow>);
 
 impl Answer {
     /// Sends the message and waits for the answer.
     pub fn to(client: &mut Client, sql: &str) -> Result<Answer, postgres::Error> {
-        let mut messages = client.simple_query(sql)?.into_iter().rev();
+        let mut messages = ask(client, sql)?.into_iter().rev();
         let row = messages.find_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,
@@ -906,7 +918,8 @@ mod tests {
         assert_eq!(slice(Some(1000.0), Some(0.0)), ms(900));
         assert_eq!(slice(Some(500.0), Some(-1.0)), ms(450));
         assert_eq!(slice(Some(1000.0), Some(100.0)), ms(90));
-        assert_eq!(slice(Some(1.0), Some(1.0)), ms(20));
+        assert_eq!(slice(Some(1.0), Some(1.0)), ms(900));
+        assert_eq!(slice(Some(1.0), Some(100.0)), ms(90));
         assert_eq!(slice(None, None), ms(900));
     }
 
@@ -961,13 +974,14 @@ mod tests {
 
     #[test]
     fn an_attempt_without_its_row_is_no_lock() {
-        assert_eq!(
-            Attempt::Acquired { backend_pid: 7 }.acquired().ok(),
-            Some(Some(7))
-        );
-        assert_eq!(Attempt::Busy.acquired().ok(), Some(None));
+        let grant = Grant {
+            backend_pid: 7,
+            which: 0,
+        };
+        assert_eq!(Attempt::Acquired(grant).outcome().ok(), Some(Ok(grant)));
+        assert_eq!(Attempt::Busy(2).outcome().ok(), Some(Err(2)));
         for attempt in [Attempt::Unproven, Attempt::Untried] {
-            let failure = attempt.acquired().expect_err("no lock");
+            let failure = attempt.outcome().expect_err("no lock");
             assert_eq!(failure.code, ExitCode::Config);
         }
     }

@@ -14,34 +14,39 @@ struct Process {
     group: i32,
 }
 
-/// The living members of a process group.
-pub fn in_group(group: Pid) -> Vec<Pid> {
-    let all = living();
-    all.iter()
-        .filter(|p| p.group == group.as_raw())
-        .map(|p| Pid::from_raw(p.pid))
-        .collect()
+/// The living members of a process group; `None` where the system does not tell.
+pub fn in_group(group: Pid) -> Option<Vec<Pid>> {
+    let members = living()?.into_iter().filter(|p| p.group == group.as_raw());
+    Some(members.map(|p| Pid::from_raw(p.pid)).collect())
 }
 
-/// The living descendants of this process, those nearest to it first.
-pub fn descendants() -> Vec<Pid> {
-    let all = living();
-    let me = Pid::this().as_raw();
-    let mut found = Vec::new();
-    let mut parents = HashSet::from([me]);
+/// The living descendants of this process, those nearest to it first, but for these children and what is theirs;
+/// `None` where the system does not tell.
+pub fn descendants(except: &[Pid]) -> Option<Vec<Pid>> {
+    let all = living()?;
+    let mut found: Vec<i32> = Vec::new();
+    let mut parents = HashSet::from([Pid::this().as_raw()]);
     // Each round finds one generation; a process found once is not looked at again.
     loop {
-        let generation: Vec<i32> = all
-            .iter()
-            .filter(|p| parents.contains(&p.parent) && !found.contains(&p.pid))
-            .map(|p| p.pid)
-            .collect();
+        let is_new = |p: &&Process| {
+            parents.contains(&p.parent)
+                && !found.contains(&p.pid)
+                && !except.contains(&Pid::from_raw(p.pid))
+        };
+        let generation: Vec<i32> = all.iter().filter(is_new).map(|p| p.pid).collect();
         if generation.is_empty() {
-            return found.into_iter().map(Pid::from_raw).collect();
+            return Some(found.into_iter().map(Pid::from_raw).collect());
         }
         parents = generation.iter().copied().collect();
         found.extend(generation);
     }
+}
+
+/// The children of this process, which has some if a shell has become it by exec.
+pub fn children() -> Vec<Pid> {
+    let me = Pid::this().as_raw();
+    let children = living().into_iter().flatten().filter(|p| p.parent == me);
+    children.map(|p| Pid::from_raw(p.pid)).collect()
 }
 
 /// Has orphaned descendants become children of this process, instead of process 1's. Without it (elsewhere than on
@@ -51,21 +56,18 @@ pub fn adopt_orphans() {
     let _ = nix::sys::prctl::set_child_subreaper(true);
 }
 
-/// Every process that has not ended (a zombie has).
+/// Every process that has not ended (a zombie has). Where /proc is not mounted, or hides processes, we do not know of
+/// all; that is so when process 1 or our own is not among them.
 #[cfg(target_os = "linux")]
-fn living() -> Vec<Process> {
-    let Ok(entries) = std::fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
-        .filter_map(|pid| {
-            parse_stat(
-                pid,
-                &std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?,
-            )
-        })
-        .collect()
+fn living() -> Option<Vec<Process>> {
+    let entries = std::fs::read_dir("/proc").ok()?;
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let stat = |pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+    let all: Vec<Process> = pids
+        .filter_map(|pid| parse_stat(pid, &stat(pid)?))
+        .collect();
+    let sees = |pid| all.iter().any(|process| process.pid == pid);
+    (sees(1) && sees(Pid::this().as_raw())).then_some(all)
 }
 
 /// proc(5): `pid (name) state ppid pgrp ...`; the name may hold blanks and parentheses.
@@ -83,24 +85,24 @@ fn parse_stat(pid: i32, stat: &str) -> Option<Process> {
 
 /// Every process that has not ended (a zombie has), as ps(1) of POSIX lists them.
 #[cfg(not(target_os = "linux"))]
-fn living() -> Vec<Process> {
-    let ps = std::process::Command::new("ps")
+fn living() -> Option<Vec<Process>> {
+    let mut ps = std::process::Command::new("ps");
+    let output = ps
         .args(["-A", "-o", "pid=,ppid=,pgid=,stat="])
-        .output();
-    let Ok(output) = ps else { return Vec::new() };
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split_ascii_whitespace();
-            let mut number = || fields.next()?.parse::<i32>().ok();
-            let process = Process {
-                pid: number()?,
-                parent: number()?,
-                group: number()?,
-            };
-            (!fields.next()?.starts_with('Z')).then_some(process)
-        })
-        .collect()
+        .output()
+        .ok()?;
+    let all = String::from_utf8_lossy(&output.stdout);
+    let living = all.lines().filter_map(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let mut number = || fields.next()?.parse::<i32>().ok();
+        let process = Process {
+            pid: number()?,
+            parent: number()?,
+            group: number()?,
+        };
+        (!fields.next()?.starts_with('Z')).then_some(process)
+    });
+    Some(living.collect())
 }
 
 #[cfg(test)]

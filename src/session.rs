@@ -17,6 +17,7 @@ use crate::lock::{self, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Server, Tal
 use crate::outcome::{ExitCode, Failure};
 use crate::signals::Waker;
 use crate::slots;
+use crate::sys;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
 use postgres::Client;
@@ -97,8 +98,11 @@ pub enum Report {
     Failed(Failure),
     /// The session ended while it held the lock: why.
     Lost(String),
-    /// The lock is given back and the session is closed. `false`: the lock was not ours any more.
-    Released(Result<bool, String>),
+    /// The lock is given back and the session is closed.
+    Released {
+        /// It was ours until then.
+        was_held: bool,
+    },
 }
 
 /// The lock that we hold.
@@ -224,17 +228,23 @@ impl Thread {
             self.speaker.say(Report::Lost(why));
             return Ok(());
         }
-        let released = lock
-            .release(&mut client)
-            .map_err(|e| connection::failure(e).to_string());
+        let released = lock.release(&mut client);
         // An explicit goodbye: a process that the job left behind has the socket too, and must not keep the
         // session alive.
         drop(client);
-        self.speaker.say(Report::Released(released));
+        self.speaker.say(match released {
+            Ok(was_held) => Report::Released { was_held },
+            // Nobody knows since when.
+            Err(error) => Report::Lost(connection::failure(error).to_string()),
+        });
         Ok(())
     }
 
     fn connect(&self) -> Result<Connection, Failure> {
+        sys::descriptor_headroom(HEADROOM).map_err(|error| {
+            Failure::new(ExitCode::Internal, error)
+                .context("too few file descriptors are left to connect (see ulimit -n)")
+        })?;
         let connection = self.request.settings.open(&self.name())?;
         if connection.socket.is_none() {
             diag::detail(
@@ -428,13 +438,18 @@ impl Thread {
             Keys::All(ref ids) => &ids[busy..=busy],
             Keys::OneOf(ref ids, _) => ids,
         };
-        let holders = holders::of(client, ids).unwrap_or_default();
+        let holders = holders::of(client, ids).ok();
         let keys = &self.request.keys;
         let key = keys
             .iter()
             .find(|key| ids[0] == key.id())
             .unwrap_or(&keys[0]);
-        holders::sentence(key, self.request.slots, &server.database, &holders)
+        holders::sentence(
+            key,
+            self.request.slots,
+            &server.database,
+            holders.as_deref(),
+        )
     }
 
     /// Watches over the session until the order to release comes (`Ok`) or it is lost (`Err`: why).
@@ -485,8 +500,11 @@ impl Thread {
             match poll(&mut fds, timeout(limit)) {
                 Ok(0) if limit == left => return Next::Beat,
                 Ok(0) => return Next::Readable,
-                Ok(_) if fds[0].any() == Some(true) => return Next::Order,
-                Ok(_) => return Next::Readable,
+                // A session that the server has closed is lost, even if the job has ended meanwhile.
+                Ok(_) if fds.get(1).is_some_and(|socket| socket.any() == Some(true)) => {
+                    return Next::Readable;
+                }
+                Ok(_) => return Next::Order,
                 Err(_) => {}
             }
         }
@@ -524,6 +542,10 @@ struct Acquired {
     /// Our place in the line, to be given up.
     ticket: Option<Ticket>,
 }
+
+/// How many descriptors a connection needs at the most: the socket and its duplicate, the client library's own, and those of
+/// name resolution and of certificates.
+const HEADROOM: usize = 12;
 
 /// The pause between two tries of the first in line. It is the only one who asks.
 const FIRST_IN_LINE: Duration = Duration::from_millis(20);

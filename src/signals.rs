@@ -11,13 +11,13 @@
 use crate::sys;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::unistd::{Pid, getsid};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::origin::WithOrigin;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What pglock handles: the signals that it passes on, those of job control, and the end of a child.
 const HANDLED: [Signal; 10] = [
@@ -68,10 +68,6 @@ impl Waker {
 pub struct Signals {
     entry: Entry,
     delivery: SignalDelivery<UnixStream, WithOrigin>,
-    /// Set by ctrlc: SIGINT came.
-    interrupted: Arc<AtomicBool>,
-    /// Where that SIGINT came from.
-    interrupt: Option<Arrival>,
     waker: Waker,
 }
 
@@ -96,14 +92,9 @@ impl Signals {
         let (read, write) = UnixStream::pair()?;
         write.set_nonblocking(true)?;
         let waker = Waker(Arc::new(write.try_clone()?));
-        let interrupted = Arc::new(AtomicBool::new(false));
         if handled.contains(&Signal::SIGINT) {
-            let (interrupted, waker) = (Arc::clone(&interrupted), waker.clone());
-            let on_interrupt = move || {
-                interrupted.store(true, Ordering::SeqCst);
-                waker.wake();
-            };
-            ctrlc::try_set_handler(on_interrupt).map_err(io::Error::other)?;
+            let waker = waker.clone();
+            ctrlc::try_set_handler(move || waker.wake()).map_err(io::Error::other)?;
         }
         // signal-hook keeps ctrlc's handler for SIGINT in place and tells us the origin in addition.
         let numbers = handled.iter().map(|signal| *signal as i32);
@@ -111,8 +102,6 @@ impl Signals {
         Ok(Signals {
             entry: Entry { mask, ignored },
             delivery,
-            interrupted,
-            interrupt: None,
             waker,
         })
     }
@@ -137,35 +126,15 @@ impl Signals {
 
     /// What has arrived since the last call; it also takes the wake-ups out of the descriptor.
     pub fn arrived(&mut self) -> Vec<Arrival> {
-        let mut arrivals = self.collect();
-        // ctrlc's word is asked for after the wake-ups are taken, or it could come in between and be slept over.
-        if self.interrupted.swap(false, Ordering::SeqCst) {
-            if self.interrupt.is_none() {
-                // The handler has run since we collected, on this thread: its origin is there now.
-                arrivals.extend(self.collect());
-            }
-            arrivals.extend(self.interrupt.take());
-        }
-        arrivals
-    }
-
-    /// Everything that signal-hook has, but for SIGINT, whose origin is kept until ctrlc says that it came.
-    fn collect(&mut self) -> Vec<Arrival> {
-        let mut arrivals = Vec::new();
-        for origin in self.delivery.pending() {
-            let Ok(signal) = Signal::try_from(origin.signal) else {
-                continue;
-            };
-            let arrival = Arrival {
+        let arrivals = self.delivery.pending().filter_map(|origin| {
+            let signal = Signal::try_from(origin.signal).ok()?;
+            let from_kernel = origin.process.is_none();
+            Some(Arrival {
                 signal,
-                from_terminal: origin.process.is_none(),
-            };
-            match signal {
-                Signal::SIGINT => self.interrupt = Some(arrival),
-                _ => arrivals.push(arrival),
-            }
-        }
-        arrivals
+                from_terminal: from_kernel && reaches_the_group(signal),
+            })
+        });
+        arrivals.collect()
     }
 
     /// The signals that the job must find with their default effect again.
@@ -183,6 +152,12 @@ impl AsFd for Signals {
     }
 }
 
+/// Whether the kernel sends this signal to the whole foreground group. A hangup it sends to the leader of the session
+/// alone, who may be us (`ssh -t host pglock run ...`); the group only gets it when that leader ends.
+fn reaches_the_group(signal: Signal) -> bool {
+    signal != Signal::SIGHUP || getsid(None) != Ok(Pid::this())
+}
+
 /// Stops this process by the signal, as the job was stopped, until it is continued. In an orphaned process group, where
 /// nobody could continue it, the kernel lets the signals of job control have no effect.
 pub fn stop_by(signal: i32) {
@@ -193,5 +168,8 @@ pub fn stop_by(signal: i32) {
 /// for process 1 of a container, which the kernel shields from its own signals.
 pub fn die_by(signal: i32) {
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    // A core that is piped to a program knows no limit.
+    #[cfg(target_os = "linux")]
+    let _ = nix::sys::prctl::set_dumpable(false);
     sys::raise_default(signal);
 }

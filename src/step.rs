@@ -41,8 +41,6 @@ pub enum Event {
     Lost,
     /// The lock is given back; it had been ours until then, or not.
     Released { was_held: bool },
-    /// The session could not say that it gave the lock back.
-    NotReleased,
     /// Time has passed.
     Tick,
 }
@@ -110,6 +108,9 @@ const LEAVING: Duration = Duration::from_secs(1);
 const AFTER_KILL: Duration = Duration::from_secs(2);
 /// How long after a deadline the loop may look at it: later, this process itself was stopped or starved.
 const OVERSLEPT: Duration = Duration::from_millis(100);
+/// What the session then gets, once, to find out how things are. It is part of the margin that the server's limit has
+/// over ours, and well below it.
+const ALLOWANCE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -140,6 +141,8 @@ pub struct State {
     phase: Phase,
     /// By when the session must report; `None` once it does not matter any more.
     silent_at: Option<Instant>,
+    /// The session was due by then, has been given [`ALLOWANCE`] for a while that we slept, and has not reported since.
+    allowed_since: Option<Instant>,
     /// Until when to keep the lock at least.
     keep_until: Option<Instant>,
     /// A signal that ends things came while the job ran: the lock is not kept for its own sake then.
@@ -159,6 +162,7 @@ impl State {
             rules,
             phase: Phase::Acquiring { connected: false },
             silent_at: None,
+            allowed_since: None,
             keep_until: None,
             told_to_end: false,
             unguarded: false,
@@ -198,6 +202,7 @@ impl State {
             Event::Alive(until) => {
                 if self.silent_at.is_some() || matches!(self.phase, Phase::Acquiring { .. }) {
                     self.silent_at = Some(until);
+                    self.allowed_since = None;
                 }
                 Vec::new()
             }
@@ -320,7 +325,7 @@ impl State {
             Event::Ended(end) => {
                 let outcome = Outcome::Job(end);
                 let actions = match self.keep_until {
-                    _ if self.unguarded => self.finish(outcome),
+                    _ if self.unguarded => self.cut(outcome),
                     Some(until) if now < until && !self.told_to_end => {
                         self.phase = Phase::Keeping { outcome, until };
                         Vec::new()
@@ -413,12 +418,14 @@ impl State {
     ) -> Vec<Action> {
         match event {
             Event::Released { was_held: true } => self.finish(outcome),
-            // The session lived, and yet the lock was not ours when the job ended.
-            Event::Released { was_held: false } => match (outcome, self.rules.on_lost) {
-                (Outcome::Job(_), OnLost::Stop) => self.finish(Outcome::Failed(ExitCode::Lost)),
-                _ => self.finish(outcome),
-            },
-            Event::NotReleased | Event::Lost => self.cut(outcome),
+            // The lock was not ours any more when the job ended, or the server has closed the session since we last
+            // looked: the job may not have been alone.
+            Event::Released { was_held: false } | Event::Lost => {
+                match (outcome, self.rules.on_lost) {
+                    (Outcome::Job(_), OnLost::Stop) => self.cut(Outcome::Failed(ExitCode::Lost)),
+                    _ => self.cut(outcome),
+                }
+            }
             Event::Tick if now >= until => self.cut(outcome),
             _ => Vec::new(),
         }
@@ -450,6 +457,8 @@ impl State {
     }
 
     fn lost(&mut self, now: Instant) -> Vec<Action> {
+        // Since when the time to the job's end runs, however late we came to know.
+        let due = self.allowed_since.or(self.silent_at).unwrap_or(now);
         self.silent_at = None;
         match self.rules.on_lost {
             OnLost::Ignore if self.unguarded => Vec::new(),
@@ -458,9 +467,10 @@ impl State {
                 vec![Action::SayUnguarded]
             }
             OnLost::Stop => {
+                let kill_at = now.min(due + ALLOWANCE) + self.rules.kill_after;
                 self.phase = Phase::Stopping {
                     ended: false,
-                    kill_at: now + self.rules.kill_after,
+                    kill_at,
                 };
                 let mut actions = vec![Action::SignalAll(Signal::SIGTERM)];
                 // A stopped process does not see TERM before it goes on.
@@ -492,15 +502,16 @@ impl State {
     }
 
     /// Whether the deadline is long past because this process itself was stopped or starved. The session has had
-    /// no more time than we had, so it gets one more deadline, counted from now, to find out how things are.
+    /// no more time than we had, so it gets a moment to find out how things are: its answer is there already, or needs
+    /// one round trip.
     fn overslept(&mut self, now: Instant) -> bool {
-        let late = self
-            .silent_at
-            .map(|at| now.saturating_duration_since(at))
-            .unwrap_or_default();
-        let overslept = late > OVERSLEPT;
+        let Some(due) = self.silent_at else {
+            return false;
+        };
+        let overslept = self.allowed_since.is_none() && now > due + OVERSLEPT;
         if overslept {
-            self.silent_at = Some(now + self.rules.patience);
+            self.allowed_since = Some(due);
+            self.silent_at = Some(now + ALLOWANCE);
         }
         overslept
     }

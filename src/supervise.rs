@@ -10,7 +10,7 @@ use crate::key::{self, Key};
 use crate::lock::Mode;
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::session::{self, Held, Report, Request, Session};
-use crate::signals::{self, Signals};
+use crate::signals::{self, Arrival, Signals};
 use crate::step::{Action, Event, Rules, State};
 use crate::sys::ChildChange;
 use nix::errno::Errno;
@@ -69,7 +69,7 @@ pub fn run(plan: Plan, signals: Signals) -> Result<Outcome, Failure> {
         job: None,
         words: None,
         lost: None,
-        killed: false,
+        stopped: Stopped::No,
     };
     Ok(supervisor.run())
 }
@@ -93,8 +93,17 @@ struct Supervisor {
     /// What to say at the end, of a failure or a conflict.
     words: Option<String>,
     lost: Option<Loss>,
-    /// The job was sent KILL.
-    killed: bool,
+    stopped: Stopped,
+}
+
+/// What was done to the job when the lock was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopped {
+    No,
+    Term,
+    Kill,
+    /// The system did not let us: it had become another user's.
+    Denied,
 }
 
 /// The lock was lost: why, and when that was noticed.
@@ -104,7 +113,7 @@ struct Loss {
 }
 
 /// How often to look whether a job that is being stopped is gone.
-const BURIAL_TICK: Duration = Duration::from_millis(20);
+const BURIAL_TICK: Duration = Duration::from_millis(50);
 
 impl Supervisor {
     fn run(&mut self) -> Outcome {
@@ -131,10 +140,11 @@ impl Supervisor {
             }
             Outcome::Failed(ExitCode::Lost) => {
                 let lost = self.loss_sentence();
-                let done = match (self.lost.is_some(), self.killed) {
-                    (true, false) => "stopped the job with TERM",
-                    (true, true) => "stopped the job with TERM, then KILL",
-                    (false, _) => "the job had ended by then, and may not have been alone",
+                let done = match self.stopped {
+                    Stopped::No => "the job had ended by then, and may not have been alone",
+                    Stopped::Term => "stopped the job with TERM",
+                    Stopped::Kill => "stopped the job with TERM, then KILL",
+                    Stopped::Denied => "the job could not be stopped, and has ended by itself",
                 };
                 diag::error(format_args!("{lost}; {done}"));
             }
@@ -169,9 +179,20 @@ impl Supervisor {
                 }
             }
         }
+        // What the terminal sends does not reach a job that has left our group.
+        let left_us = self
+            .job
+            .as_ref()
+            .is_some_and(|job| job.own_group().is_some());
         // After the job's own changes: a continuation that reached the whole group need not be passed on.
-        events.extend(arrivals.into_iter().map(Event::Arrived));
-        if self.state.is_burying() && self.job.as_ref().is_some_and(|job| job.living().is_empty()) {
+        events.extend(arrivals.into_iter().map(|arrival| {
+            let from_terminal = arrival.from_terminal && !left_us;
+            Event::Arrived(Arrival {
+                from_terminal,
+                ..arrival
+            })
+        }));
+        if self.state.is_burying() && self.is_job_gone() {
             events.push(Event::AllGone);
         }
         events.push(Event::Tick);
@@ -207,14 +228,14 @@ impl Supervisor {
                 self.lost.get_or_insert(Loss::now(why));
                 Event::Lost
             }
-            Report::Released(Ok(was_held)) => Event::Released { was_held },
-            Report::Released(Err(why)) => {
-                diag::detail(format_args!(
-                    "the release of the lock was not confirmed: {why}"
-                ));
-                Event::NotReleased
-            }
+            Report::Released { was_held } => Event::Released { was_held },
         }
+    }
+
+    /// Whether nothing of the job is left. Where the system does not tell, it is not taken for gone.
+    fn is_job_gone(&self) -> bool {
+        let living = self.job.as_ref().and_then(Job::living);
+        living.is_some_and(|living| living.is_empty())
     }
 
     /// What became of the wait.
@@ -255,13 +276,21 @@ impl Supervisor {
     fn act(&mut self, action: Action) {
         match action {
             Action::Cancel => self.cancel(),
-            Action::Forward(signal) => self.signal_job(signal, |job| job.signal(signal)),
+            Action::Forward(signal) => {
+                self.signal_job(signal, |job| job.signal(signal));
+            }
             Action::SignalAll(signal) => {
                 self.note_silence();
-                self.killed |= signal == Signal::SIGKILL;
-                self.signal_job(signal, |job| job.signal_all(signal));
+                let sent = self.signal_job(signal, |job| job.signal_all(signal));
+                self.stopped = match signal {
+                    _ if !sent => Stopped::Denied,
+                    Signal::SIGKILL => Stopped::Kill,
+                    _ => Stopped::Term,
+                };
             }
-            Action::Resume => self.signal_job(Signal::SIGCONT, Job::resume),
+            Action::Resume => {
+                self.signal_job(Signal::SIGCONT, Job::resume);
+            }
             Action::StopSelf(signal) => signals::stop_by(signal),
             Action::Reap => self.job.take().into_iter().for_each(Job::reap),
             Action::Release => self.session.release(),
@@ -323,15 +352,18 @@ impl Supervisor {
         }
     }
 
-    fn signal_job(&self, signal: Signal, send: impl FnOnce(&Job) -> nix::Result<()>) {
-        let Some(job) = &self.job else { return };
-        match send(job) {
+    /// Signals the job. Whether the system let us.
+    fn signal_job(&self, signal: Signal, send: impl FnOnce(&Job) -> nix::Result<()>) -> bool {
+        match self.job.as_ref().map(send) {
             // Not reaped yet, but nothing is left that could take a signal.
-            Ok(()) | Err(Errno::ESRCH) => {}
-            Err(error) => diag::error(format_args!(
-                "cannot send {signal} to the job: {}",
-                error.desc()
-            )),
+            None | Some(Ok(()) | Err(Errno::ESRCH)) => true,
+            Some(Err(error)) => {
+                diag::error(format_args!(
+                    "cannot send {signal} to the job: {}",
+                    error.desc()
+                ));
+                false
+            }
         }
     }
 
@@ -348,8 +380,10 @@ impl Supervisor {
 
     fn cut(&self) {
         if let Some(socket) = self.held.as_ref().and_then(|held| held.socket.as_ref()) {
-            diag::detail("closing the connection");
             session::cut(socket);
+            diag::detail(
+                "closed the connection, without the server's word that the lock is given back",
+            );
         }
     }
 

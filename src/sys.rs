@@ -154,6 +154,11 @@ pub fn child_change(pid: Pid) -> io::Result<Option<ChildChange>> {
     Ok(change.map(|(_, change)| change))
 }
 
+/// Whether this process has any child.
+pub fn has_children() -> bool {
+    wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOWAIT).is_ok()
+}
+
 /// Some child that has ended and waits to be reaped, be it ours or an orphan that the system gave us.
 pub fn ended_child() -> io::Result<Option<Pid>> {
     Ok(wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOWAIT)?.map(|(pid, _)| pid))
@@ -183,6 +188,13 @@ fn wait(
         _ => return Ok(None),
     };
     Ok(Some((Pid::from_raw(changed), change)))
+}
+
+/// Whether so many descriptors can still be opened: the client library panics when it gets none.
+pub fn descriptor_headroom(count: usize) -> io::Result<()> {
+    let null = std::fs::File::open("/dev/null")?;
+    let more: io::Result<Vec<std::fs::File>> = (1..count).map(|_| null.try_clone()).collect();
+    more.map(drop)
 }
 
 /// A second descriptor for what is open on `fd`, numbered `lowest` or above, closed on exec.
