@@ -17,7 +17,7 @@ FISH = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 .PHONY: help build demo test test-matrix test-crowd check completions install uninstall clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 build: $(BINARY) ## build the release binary
 
