@@ -196,9 +196,6 @@ fn where_it_cannot_connect_it_says_so_as_run_does() {
     let output = check(Pglock::alone()).args(["--dsn", &nobody]).output();
     assert!(output.code(69).stderr_line().starts_with("cannot connect"));
     let server = Server::shared();
-    let make = format!("CREATE ROLE {WITH_PASSWORD} LOGIN PASSWORD 'right'");
-    // Another test may have made it.
-    let _ = server.client().batch_execute(&make);
     let port = server.port();
     let wrong =
         format!("postgresql://{WITH_PASSWORD}:wrong@127.0.0.1:{port}/postgres?sslmode=disable");

@@ -11,6 +11,7 @@ use postgres::Client;
 use std::fs::{self, File};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 /// How a PgBouncer may treat what a session sends at its start.
@@ -159,30 +160,35 @@ fn a_crowd_behind_a_pool_of_five_takes_turns_and_does_not_hog_it() {
     println!("{size} have come within {:?}", began.elapsed());
 
     let stop = AtomicBool::new(false);
-    let (turns, mut stranger) = std::thread::scope(|threads| {
-        let stranger = threads.spawn(|| latencies(&bouncer, &database, &stop));
-        // As they would wait for a long job: by now, at their longest pauses.
+    let (waited, turns) = std::thread::scope(|threads| {
+        let stranger = || threads.spawn(|| latencies(&bouncer, &database, &stop));
+        let end = |stranger: ScopedJoinHandle<Vec<Duration>>| {
+            stop.store(true, Ordering::SeqCst);
+            let latencies = stranger.join().unwrap();
+            stop.store(false, Ordering::SeqCst);
+            latencies
+        };
+        // As they wait for a long job, soon at their longest pauses.
+        let other = stranger();
         until(Duration::from_secs(3), || false);
+        let waited = end(other);
         println!("{}", memory(&bouncer, &crowd));
+        let other = stranger();
         holder.finish().code(0).silent();
         let freed = Instant::now();
-        let turns = |crowd: &mut Crowd| crowd.0.retain_mut(|c| c.try_wait().unwrap().is_none());
         eventually(SOON * 15, "everybody's turn", || {
-            turns(&mut crowd);
+            crowd.0.retain_mut(|c| c.try_wait().unwrap().is_none());
             crowd.0.is_empty()
         });
-        let turns = freed.elapsed();
-        stop.store(true, Ordering::SeqCst);
-        (turns, stranger.join().unwrap())
+        println!("{size} turns in {:?}", freed.elapsed());
+        (waited, end(other))
     });
-    stranger.sort();
-    let (median, worst) = (stranger[stranger.len() / 2], stranger[stranger.len() - 1]);
-    let late = stranger[stranger.len() * 99 / 100];
     println!(
-        "{size} turns in {turns:?}; a stranger's {} messages took {median:?} (median), {late:?} (99 %), {worst:?} (longest)",
-        stranger.len()
+        "another client's answers while they wait: {}",
+        quantiles(&waited)
     );
-    assert!(median < Duration::from_millis(50), "{median:?}");
+    println!("and while they take turns: {}", quantiles(&turns));
+    assert!(waited[waited.len() / 2] < Duration::from_millis(50));
 
     assert_eq!(fs::read_to_string(&errors).unwrap(), "");
     let events = fs::read_to_string(&events).unwrap();
@@ -205,7 +211,17 @@ fn latencies(bouncer: &PgBouncer, database: &str, stop: &AtomicBool) -> Vec<Dura
         latencies.push(asked.elapsed());
         until(Duration::from_millis(10), || stop.load(Ordering::SeqCst));
     }
+    latencies.sort();
     latencies
+}
+
+fn quantiles(sorted: &[Duration]) -> String {
+    let of = |percent: usize| sorted[(sorted.len() - 1) * percent / 100];
+    let (median, late, last) = (of(50), of(99), of(100));
+    format!(
+        "{median:?} (median), {late:?} (99 %), {last:?} (longest of {})",
+        sorted.len()
+    )
 }
 
 /// What they take of memory, where that can be told.
