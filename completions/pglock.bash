@@ -24,7 +24,7 @@ _pglock_job() {
             return
         elif [[ $word == -* ]]; then
             [[ ! $word =~ ^(--key|-[snoqvh]*k) ]] || keyed=1
-            [[ ! $word =~ ^(--key|--wait|--timeout|--conflict-exit-code|--min-hold|--on-lost|--kill-after|--heartbeat|--poll|--dsn|--connect-timeout|--scope|-[snoqvh]*[kwEd])$ ]] || value=1
+            [[ ! $word =~ ^(--key|--wait|--timeout|--conflict-exit-code|--slots|--min-hold|--on-lost|--kill-after|--heartbeat|--poll|--dsn|--connect-timeout|--scope|-[snoqvh]*[kwEd])$ ]] || value=1
         elif [[ -n $word || -n $keyed ]]; then
             job=$i
             return
@@ -156,7 +156,7 @@ _pglock() {
             return 0
             ;;
         pglock__subcmd__run)
-            opts="-k -s -n -w -E -o -d -q -v -h --key --shared --nonblock --no-wait --timeout --wait --conflict-exit-code --min-hold --on-lost --kill-after --heartbeat --poll --close --dsn --connect-timeout --scope --quiet --verbose --help"
+            opts="-k -s -n -w -E -o -d -q -v -h --key --shared --nonblock --no-wait --timeout --wait --conflict-exit-code --slots --fair --token --min-hold --on-lost --kill-after --heartbeat --poll --close --dsn --connect-timeout --scope --quiet --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -205,6 +205,13 @@ _pglock() {
                     return 0
                     ;;
                 -E)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --slots)
                     COMPREPLY=("${cur}")
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o nospace

@@ -31,9 +31,10 @@ complete -c pglock -n "__fish_pglock_needs_command" -f -a "run" -d 'Run a comman
 complete -c pglock -n "__fish_pglock_needs_command" -f -a "check" -d 'Say whether the connection is fit for locks: server, pooler, timeouts, one line each'
 complete -c pglock -n "__fish_pglock_needs_command" -f -a "key" -d 'Print the number of a key, without a server'
 complete -c pglock -n "__fish_pglock_using_subcommand completions" -s h -l help -d 'Print help'
-complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s k -l key -d 'The lock: a name, an integer, or two integers A,B; name:42 is a name' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s k -l key -d 'The lock: a name, an integer, or two integers A,B; name:42 is a name. Several keys are taken together, or none' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s w -l wait -l timeout -d 'Wait at most this long, connecting included; 0 is --no-wait [default: for ever] [env: PGLOCK_WAIT]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s E -l conflict-exit-code -d 'Exit status when someone else holds the lock, or the wait is over [default: 75] [env: PGLOCK_CONFLICT_EXIT_CODE]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l slots -d 'Let at most N hold the key at once, and tell the job which slot it has; all who use the key must give the same N' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l min-hold -d 'Keep the lock at least this long after it was acquired, however short the job [default: 0]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l on-lost -d 'When the lock is lost: stop the job, or ignore it and let the job run on unguarded [default: stop] [env: PGLOCK_ON_LOST]' -r -f -a "stop\t'Stop it: TERM, then KILL'
 ignore\t'Let it run to its end, unguarded'"
@@ -48,6 +49,8 @@ transaction\t'A transaction'
 session-pooled\t'A session, through a pooler of sessions'"
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s s -l shared -d 'Share the lock with others that take it shared; without, nobody else holds it'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s n -l no-wait -l nonblock -d 'Do not wait if the lock is held by someone else'
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l fair -d 'Wait in line: those who ask for it are served strictly in the order in which they came'
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l token -d 'Give the job a fencing token: PGLOCK_TOKEN is greater than that of every earlier holder, over crashes and failovers of the server too'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s o -l close -d 'Do not hand the session\'s socket to the job: if pglock is killed, the lock is free though the job runs'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s q -l quiet -d 'Do not say it when someone else holds the lock'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s v -l verbose -d 'Say each step on standard error'
@@ -79,7 +82,7 @@ function __fish_pglock_job
             set -e words[1]
             string escape -- $words
             return 0
-        else if string match -qr -- '^(--key|--wait|--timeout|--conflict-exit-code|--min-hold|--on-lost|--kill-after|--heartbeat|--poll|--dsn|--connect-timeout|--scope|-[snoqvh]*[kwEd])$' $word
+        else if string match -qr -- '^(--key|--wait|--timeout|--conflict-exit-code|--slots|--min-hold|--on-lost|--kill-after|--heartbeat|--poll|--dsn|--connect-timeout|--scope|-[snoqvh]*[kwEd])$' $word
             # The value of an option.
             set -q words[2]
             or return 1

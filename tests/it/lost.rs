@@ -257,7 +257,7 @@ fn a_server_that_is_frozen_during_the_release_does_not_hang_pglock() {
     kill(frozen, Signal::SIGCONT).unwrap();
     assert!(took < Duration::from_secs(3), "{took:?}");
     assert!(
-        running.stderr().contains("closing the connection"),
+        running.stderr().contains("closed the connection"),
         "{}",
         running.stderr()
     );

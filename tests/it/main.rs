@@ -17,6 +17,7 @@ mod exclusion;
 mod failures;
 mod fair;
 mod harness;
+mod hostile;
 mod impostor;
 mod job;
 mod keys;

@@ -4,17 +4,23 @@
 
 use super::server::{SUPERUSER, Server};
 use super::wait::{SOON, until};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::pty::openpty;
 use nix::unistd::ttyname;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 /// A program on a terminal of its own; killed on drop.
 pub struct Terminal {
-    keyboard: File,
+    keyboard: Option<File>,
+    reader: Option<JoinHandle<()>>,
+    hung_up: Arc<AtomicBool>,
     name: PathBuf,
     screen: Arc<Mutex<Vec<u8>>>,
     read: usize,
@@ -48,14 +54,25 @@ impl Terminal {
         let keyboard = File::from(pty.master);
         let screen = Arc::new(Mutex::new(Vec::new()));
         let (mut output, sink) = (keyboard.try_clone().unwrap(), Arc::clone(&screen));
-        std::thread::spawn(move || {
+        let hung_up = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&hung_up);
+        let reader = std::thread::spawn(move || {
             let mut buffer = [0; 4096];
-            while let Ok(count @ 1..) = output.read(&mut buffer) {
+            while !stop.load(Ordering::Relaxed) {
+                let mut ready = [PollFd::new(output.as_fd(), PollFlags::POLLIN)];
+                if !matches!(poll(&mut ready, 50u16), Ok(1)) {
+                    continue;
+                }
+                let Ok(count @ 1..) = output.read(&mut buffer) else {
+                    return;
+                };
                 sink.lock().unwrap().extend_from_slice(&buffer[..count]);
             }
         });
         Terminal {
-            keyboard,
+            keyboard: Some(keyboard),
+            reader: Some(reader),
+            hung_up,
             name,
             screen,
             read: 0,
@@ -79,7 +96,8 @@ impl Terminal {
     /// Types these keys.
     #[track_caller]
     pub fn keys(&mut self, keys: &str) {
-        self.keyboard.write_all(keys.as_bytes()).unwrap();
+        let keyboard = self.keyboard.as_mut().expect("it is hung up");
+        keyboard.write_all(keys.as_bytes()).unwrap();
     }
 
     /// Makes the window another width.
@@ -95,6 +113,14 @@ impl Terminal {
     /// Everything that was ever written.
     pub fn screen(&self) -> String {
         String::from_utf8_lossy(&self.screen.lock().unwrap()).into_owned()
+    }
+
+    /// Closes the terminal, as a lost connection does.
+    pub fn hang_up(mut self) {
+        self.hung_up.store(true, Ordering::Relaxed);
+        self.reader.take().unwrap().join().unwrap();
+        self.keyboard = None;
+        assert!(until(SOON, || self.child.try_wait().unwrap().is_some()));
     }
 
     /// Waits for the program's end.
