@@ -82,7 +82,8 @@ struct RunArgs {
     #[arg(short, long, value_name = "DSN")]
     dsn: Option<String>,
 
-    /// How long connecting may take; 0 is no limit [default: 10s] [env: PGLOCK_CONNECT_TIMEOUT]
+    /// How long connecting to one address may take; 0 is no limit [default: what connect_timeout or
+    /// PGCONNECT_TIMEOUT says, or 10s] [env: PGLOCK_CONNECT_TIMEOUT]
     #[arg(long, value_name = "DURATION")]
     connect_timeout: Option<Limit>,
 
@@ -219,7 +220,9 @@ pub struct Run {
     pub inherit_socket: bool,
     /// The connection string, from the option or a variable.
     pub dsn: Option<String>,
-    /// How long connecting may take; `None` is no limit.
+    /// The string is an argument of this process, for everybody to see.
+    pub dsn_is_argument: bool,
+    /// How long connecting to one address may take; zero is no limit, `None` leaves it to the other settings.
     pub connect_timeout: Option<Duration>,
     /// How much to say.
     pub verbosity: Verbosity,
@@ -319,6 +322,7 @@ impl RunArgs {
                 .map_or(Duration::from_secs(10), |g| g.0),
             heartbeat,
             inherit_socket: !self.close,
+            dsn_is_argument: self.dsn.is_some(),
             dsn: match self.dsn {
                 Some(dsn) => Some(dsn),
                 None => match variable("PGLOCK_DSN")? {
@@ -326,11 +330,7 @@ impl RunArgs {
                     None => variable("DATABASE_URL")?,
                 },
             },
-            connect_timeout: match connect_timeout {
-                None => Some(Duration::from_secs(10)),
-                Some(Limit(Duration::ZERO)) => None,
-                Some(Limit(limit)) => Some(limit),
-            },
+            connect_timeout: connect_timeout.map(|limit| limit.0),
             verbosity: match (self.quiet, self.verbose) {
                 (true, _) => Verbosity::Quiet,
                 (_, true) => Verbosity::Verbose,

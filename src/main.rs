@@ -84,6 +84,12 @@ fn main() -> process::ExitCode {
 fn supervised(run: Run, began: Instant) -> Result<Outcome, Failure> {
     diag::set_verbosity(run.verbosity);
     let settings = Settings::resolve(run.dsn.as_deref(), run.connect_timeout)?;
+    if run.dsn_is_argument && settings.password_in_string() {
+        diag::error(
+            "the password in --dsn can be seen by every user of this system; \
+             give the string in PGLOCK_DSN, or the password in a password file (~/.pgpass)",
+        );
+    }
     let timing = Timing {
         heartbeat: run.heartbeat,
         kill_after: run.kill_after,
@@ -134,6 +140,8 @@ fn print(text: &str) -> Result<Outcome, Failure> {
 
 /// Ends as the outcome says: by exit status, or by the signal that ended the job or the wait.
 fn end(outcome: Outcome) -> process::ExitCode {
+    // The session's thread may be asking for a password at this moment.
+    connection::prompt::restore_echo();
     let by_signal = |number: i32| {
         signals::die_by(number);
         // Still alive, as process 1 of a container is: the way a shell would say it.

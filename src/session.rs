@@ -167,9 +167,6 @@ impl Thread {
 
     /// The whole conversation with the server; what it returns is the last report.
     fn converse(&self) -> Result<Report, Failure> {
-        if let Some(limit) = self.request.settings.connect_timeout() {
-            self.speaker.say(Report::Alive(Instant::now() + limit));
-        }
         let Connection {
             mut client,
             socket,
@@ -216,11 +213,15 @@ impl Thread {
         }
     }
 
+    fn application_name(&self) -> String {
+        application_name(self.request.settings.application_name(), &self.request.key)
+    }
+
     fn connect(&self) -> Result<Connection, Failure> {
-        let connection = self
-            .request
-            .settings
-            .open(&application_name(&self.request.key))?;
+        let name = self.application_name();
+        let connection = self.request.settings.open(&name, &mut |limit| {
+            self.speaker.say(Report::Alive(Instant::now() + limit));
+        })?;
         if connection.socket.is_none() {
             diag::detail(
                 "cannot tell which descriptor the session's socket is: its loss is noticed later, \
@@ -231,7 +232,7 @@ impl Thread {
     }
 
     fn first_try(&self, client: &mut Client) -> Result<FirstTry, Failure> {
-        let name = application_name(&self.request.key);
+        let name = self.application_name();
         let first = self
             .lock()
             .first_try(client, &name)
@@ -401,16 +402,21 @@ pub fn timeout(left: Duration) -> PollTimeout {
     PollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
 }
 
-/// `pglock:<key> <host>:<pid>`, by which a database administrator sees who holds or waits.
+/// `pglock:<key> <host>:<pid>`, by which a database administrator sees who holds or waits; a name that the user
+/// wants stands in front instead.
 ///
-/// PostgreSQL keeps 63 bytes and mangles what is not ASCII, so a long key is cut, and what is not printable
+/// PostgreSQL keeps 63 bytes and mangles what is not ASCII, so a long front is cut, and what is not printable
 /// ASCII becomes `?`. Quotes and backslashes too: the name stands in SQL. The end makes it unique.
-fn application_name(key: &Key) -> String {
+fn application_name(wanted: Option<&str>, key: &Key) -> String {
+    let front = match wanted {
+        Some(wanted) => wanted.to_owned(),
+        None => format!("pglock:{}", key.given()),
+    };
     let host = nix::unistd::gethostname().unwrap_or_default();
-    compose_name(key.given(), &host.to_string_lossy(), std::process::id())
+    compose_name(&front, &host.to_string_lossy(), std::process::id())
 }
 
-fn compose_name(key: &str, host: &str, pid: u32) -> String {
+fn compose_name(front: &str, host: &str, pid: u32) -> String {
     let plain = |text: &str, most: usize| -> String {
         let keep = |c: char| (c == ' ' || c.is_ascii_graphic()) && !matches!(c, '\'' | '"' | '\\');
         text.chars()
@@ -419,10 +425,7 @@ fn compose_name(key: &str, host: &str, pid: u32) -> String {
             .collect()
     };
     let tail = format!(" {}:{pid}", plain(host, 32).replace(' ', "?"));
-    format!(
-        "pglock:{}{tail}",
-        plain(key, 63 - "pglock:".len() - tail.len())
-    )
+    format!("{}{tail}", plain(front, 63 - tail.len()))
 }
 
 #[cfg(test)]
@@ -431,9 +434,12 @@ mod tests {
 
     #[test]
     fn the_application_name_is_63_bytes_of_ascii_with_host_and_pid_whole() {
-        assert_eq!(compose_name("backup", "web1", 77), "pglock:backup web1:77");
         assert_eq!(
-            compose_name("schl\u{fc}ssel 'x'\n", "web1", 77),
+            compose_name("pglock:backup", "web1", 77),
+            "pglock:backup web1:77"
+        );
+        assert_eq!(
+            compose_name("pglock:schl\u{fc}ssel 'x'\n", "web1", 77),
             "pglock:schl?ssel ?x?? web1:77"
         );
         let long = compose_name(&"k".repeat(100), &"h".repeat(64), u32::MAX);
