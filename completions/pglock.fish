@@ -1,0 +1,90 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_pglock_global_optspecs
+    string join \n h/help V/version
+end
+
+function __fish_pglock_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_pglock_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_pglock_using_subcommand
+    set -l cmd (__fish_pglock_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c pglock -n "__fish_pglock_needs_command" -s h -l help -d 'Print help'
+complete -c pglock -n "__fish_pglock_needs_command" -s V -l version -d 'Print version'
+complete -c pglock -n "__fish_pglock_needs_command" -f -a "completions" -d 'Print the completions for a shell, or the manual page'
+complete -c pglock -n "__fish_pglock_needs_command" -f -a "run" -d 'Run a command while holding a lock'
+complete -c pglock -n "__fish_pglock_needs_command" -f -a "key" -d 'Print the number of a key, without a server'
+complete -c pglock -n "__fish_pglock_using_subcommand completions" -s h -l help -d 'Print help'
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s k -l key -d 'The lock: a name, an integer, or two integers A,B; name:42 is a name' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s w -l wait -l timeout -d 'Wait at most this long, connecting included; 0 is --no-wait [default: for ever] [env: PGLOCK_WAIT]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s E -l conflict-exit-code -d 'Exit status when someone else holds the lock, or the wait is over [default: 75] [env: PGLOCK_CONFLICT_EXIT_CODE]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l on-lost -d 'When the lock is lost: stop the job, or ignore it and let the job run on unguarded [default: stop] [env: PGLOCK_ON_LOST]' -r -f -a "stop\t'Stop it: TERM, then KILL'
+ignore\t'Let it run to its end, unguarded'"
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l kill-after -d 'How long a job that is stopped because the lock is lost has from TERM to KILL [default: 10s] [env: PGLOCK_KILL_AFTER]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l heartbeat -d 'How often to ask the server for a sign of life, and how long it may take to answer [default: 5s] [env: PGLOCK_HEARTBEAT]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s d -l dsn -d 'The server: a postgresql:// URI or key=value pairs [env: PGLOCK_DSN, else DATABASE_URL, else PG*]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l connect-timeout -d 'How long connecting may take; 0 is no limit [default: 10s] [env: PGLOCK_CONNECT_TIMEOUT]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s s -l shared -d 'Share the lock with others that take it shared; without, nobody else holds it'
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s n -l no-wait -l nonblock -d 'Do not wait if the lock is held by someone else'
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s o -l close -d 'Do not hand the session\'s socket to the job: if pglock is killed, the lock is free though the job runs'
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s q -l quiet -d 'Do not say it when someone else holds the lock'
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s v -l verbose -d 'Say each step on standard error'
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s h -l help -d 'Print help'
+complete -c pglock -n "__fish_pglock_using_subcommand key" -l sql -d 'Print the SQL expression that computes the number instead'
+complete -c pglock -n "__fish_pglock_using_subcommand key" -s h -l help -d 'Print help'
+
+# The words of the job that stand before the cursor, a line each; fails where the cursor is not in the job.
+function __fish_pglock_job
+    set -l words (commandline -opc)
+    test "$words[2]" = run
+    or return 1
+    set -e words[1..2]
+    set -l keyed
+    while set -q words[1]
+        set -l word $words[1]
+        if string match -qr -- '^(--key|-[snoqvh]*k)' $word
+            set keyed yes
+        end
+        if test "$word" = --
+            set -e words[1]
+            string escape -- $words
+            return 0
+        else if string match -qr -- '^(--key|--wait|--timeout|--conflict-exit-code|--on-lost|--kill-after|--heartbeat|--dsn|--connect-timeout|-[snoqvh]*[kwEd])$' $word
+            # The value of an option.
+            set -q words[2]
+            or return 1
+            set -e words[1]
+        else if not string match -q -- '-*' $word
+            string escape -- $words
+            return 0
+        end
+        set -e words[1]
+    end
+    set -l current (commandline -ct)
+    test -n "$keyed$current"
+    and not string match -q -- '-*' "$current"
+end
+
+function __fish_pglock_complete_job
+    complete -C (string join ' ' -- (__fish_pglock_job) (commandline -ct))
+end
+
+complete -c pglock -n "__fish_pglock_job >/dev/null" -x -a "(__fish_pglock_complete_job)"
+complete -c pglock -n "__fish_pglock_using_subcommand completions" -a "bash zsh fish man"
+# No word of pglock's own is the name of a file.
+complete -c pglock -f

@@ -1,4 +1,4 @@
-//! The command line: definitions, help, and the way from arguments to a validated [`Run`] or [`Keys`].
+//! The command line: definitions, help, and the way from arguments to a validated [`Invocation`].
 //!
 //! No input or output here but the reading of `PGLOCK_*` variables. What belongs to a host or a crontab rather
 //! than to one call has a variable, which an option overrides; what names the lock has none, or a pglock inside
@@ -33,52 +33,57 @@ struct Cli {
 enum Command {
     /// Run a command while holding a lock
     Run(RunArgs),
-    /// Print the number that stands for a name (no server needed)
+    /// Print the number of a key, without a server
     Key(KeyArgs),
-    /// Print the completions of a shell, or the manual page
+    /// Print the completions for a shell, or the manual page
     Completions(CompletionsArgs),
 }
 
 #[derive(Debug, Args)]
+#[command(override_usage = "pglock run [OPTIONS] --key <KEY> [--] <COMMAND> [ARG]...")]
 struct RunArgs {
-    /// The lock: a name, an integer, or two integers A,B ("name:42" is a name)
-    #[arg(short, long, value_parser = Key::parse, allow_negative_numbers = true)]
+    /// The lock: a name, an integer, or two integers A,B; name:42 is a name
+    #[arg(short, long, value_parser = key_or_option, allow_hyphen_values = true)]
     key: Key,
 
-    /// Take the lock shared: other shared holders are let in, exclusive ones are not
+    /// Share the lock with others that take it shared; without, nobody else holds it
     #[arg(short, long)]
     shared: bool,
 
-    /// Fail at once if the lock is held
+    /// Do not wait if the lock is held by someone else
     #[arg(short, long, visible_alias = "nonblock", conflicts_with = "wait")]
     no_wait: bool,
 
-    /// Wait at most this long, connecting included; 0 tries once [default: for ever] [env: PGLOCK_WAIT]
+    /// Wait at most this long, connecting included; 0 is --no-wait [default: for ever]
+    /// [env: PGLOCK_WAIT]
     #[arg(short, long, visible_alias = "timeout", value_name = "DURATION")]
     wait: Option<Limit>,
 
-    /// Exit status when the lock was not acquired [default: 75] [env: PGLOCK_CONFLICT_EXIT_CODE]
+    /// Exit status when someone else holds the lock, or the wait is over [default: 75]
+    /// [env: PGLOCK_CONFLICT_EXIT_CODE]
     #[arg(short = 'E', long, value_name = "N")]
     conflict_exit_code: Option<Code>,
 
-    /// What to do with the job when the lock is lost [default: stop] [env: PGLOCK_ON_LOST]
-    #[arg(long, value_name = "WHAT")]
+    /// When the lock is lost: stop the job, or ignore it and let the job run on unguarded
+    /// [default: stop] [env: PGLOCK_ON_LOST]
+    #[arg(long, value_name = "stop|ignore", hide_possible_values = true)]
     on_lost: Option<OnLostArg>,
 
-    /// From TERM to KILL, when the job is stopped because the lock is lost [default: 10s] [env: PGLOCK_KILL_AFTER]
+    /// How long a job that is stopped because the lock is lost has from TERM to KILL [default: 10s]
+    /// [env: PGLOCK_KILL_AFTER]
     #[arg(long, value_name = "DURATION")]
     kill_after: Option<Limit>,
 
-    /// How often to ask the server for a sign of life, and how long it may take to give it [default: 5s]
+    /// How often to ask the server for a sign of life, and how long it may take to answer [default: 5s]
     /// [env: PGLOCK_HEARTBEAT]
     #[arg(long, value_name = "DURATION")]
     heartbeat: Option<Limit>,
 
-    /// Do not let the job inherit the session: the lock then ends with pglock, even if the job does not
+    /// Do not hand the session's socket to the job: if pglock is killed, the lock is free though the job runs
     #[arg(short = 'o', long)]
     close: bool,
 
-    /// Where to connect: a postgresql:// URI or key=value pairs [env: PGLOCK_DSN, then DATABASE_URL, then PG*]
+    /// The server: a postgresql:// URI or key=value pairs [env: PGLOCK_DSN, else DATABASE_URL, else PG*]
     #[arg(short, long, value_name = "DSN")]
     dsn: Option<String>,
 
@@ -87,22 +92,22 @@ struct RunArgs {
     #[arg(long, value_name = "DURATION")]
     connect_timeout: Option<Limit>,
 
-    /// Do not say that the lock is held by someone else
+    /// Do not say it when someone else holds the lock
     #[arg(short, long, conflicts_with = "verbose")]
     quiet: bool,
 
-    /// Say each step
+    /// Say each step on standard error
     #[arg(short, long)]
     verbose: bool,
 
-    /// The command to run, and its arguments
+    /// The command to run, and its arguments, as they are
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND", value_hint = clap::ValueHint::CommandWithArguments)]
     command: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]
 struct KeyArgs {
-    /// Names, integers, or pairs of integers
+    /// Keys, as `run --key` takes them
     #[arg(required = true, value_parser = Key::parse, allow_negative_numbers = true, value_name = "NAME")]
     names: Vec<Key>,
 
@@ -113,8 +118,8 @@ struct KeyArgs {
 
 #[derive(Debug, Args)]
 struct CompletionsArgs {
-    /// Which one
-    #[arg(value_enum)]
+    /// bash, zsh, fish, or man for the manual page
+    #[arg(value_enum, hide_possible_values = true)]
     shell: Shell,
 }
 
@@ -230,16 +235,30 @@ pub struct Run {
     pub command: Vec<OsString>,
 }
 
+/// A key as an option's value. `-1,2` is one, though clap takes only single numbers for values that begin with a
+/// dash; `--shared` is not, but an option before which the key was forgotten.
+fn key_or_option(given: &str) -> Result<Key, String> {
+    match given.strip_prefix('-') {
+        Some(rest) if !rest.is_empty() && !rest.starts_with(|c: char| c.is_ascii_digit()) => Err(
+            format!("the key is missing; write name:{given} if it is one"),
+        ),
+        _ => Key::parse(given).map_err(|error| error.to_string()),
+    }
+}
+
 /// Below this, a busy but healthy server would pass for a dead one.
 const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(100);
+/// The server's own limit is made of these, and the kernel takes no keepalive above 32767 s.
+const LONGEST_SILENCE: Duration = Duration::from_secs(3600);
 
 /// Reads the arguments (the first is the program's name) and the variables.
 ///
 /// # Errors
 /// One line that says which argument or variable is wrong and what is accepted.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, Failure> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
     let parsed = command()
-        .try_get_matches_from(arguments)
+        .try_get_matches_from(&arguments)
         .and_then(|m| Cli::from_arg_matches(&m));
     match parsed.map(|cli| cli.command) {
         Ok(Command::Run(arguments)) => Ok(Invocation::Run(Box::new(arguments.validate()?))),
@@ -249,7 +268,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
                 Ok(Invocation::Text(error.render().to_string()))
             }
-            _ => Err(Failure::say(ExitCode::Usage, one_line(&error))),
+            _ => Err(Failure::say(ExitCode::Usage, one_line(&error, &arguments))),
         },
     }
 }
@@ -266,17 +285,23 @@ fn exit_table() -> String {
     format!("Exit status:\n{}", rows.collect::<String>())
 }
 
-/// clap's errors fill a screen; an operator reads one line.
-fn one_line(error: &clap::Error) -> String {
+/// clap's errors fill a screen; an operator reads one line, which says where there is more.
+fn one_line(error: &clap::Error, arguments: &[OsString]) -> String {
     let text = error.render().to_string();
     let said = text.split("\n\n").next().unwrap_or_default();
     let said = said.strip_prefix("error: ").unwrap_or(said);
     let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    let tip = match error.get(ContextKind::SuggestedArg) {
-        Some(similar) => format!("; is {similar} meant?"),
-        None => String::new(),
+    let similar = error
+        .get(ContextKind::SuggestedArg)
+        .or_else(|| error.get(ContextKind::SuggestedSubcommand));
+    let tip = similar.map_or_else(String::new, |similar| format!("; is {similar} meant?"));
+    let definition = command();
+    let subcommand = arguments.get(1).and_then(|n| definition.find_subcommand(n));
+    let help = match subcommand {
+        Some(subcommand) => format!("pglock {} --help", subcommand.get_name()),
+        None => "pglock --help".to_owned(),
     };
-    format!("{said}{tip} (see 'pglock --help')")
+    format!("{said}{tip} (see '{help}')")
 }
 
 impl RunArgs {
@@ -295,12 +320,14 @@ impl RunArgs {
                 })
                 .transpose()?,
         };
-        let heartbeat = or_variable(self.heartbeat, "PGLOCK_HEARTBEAT")?
-            .map_or(Duration::from_secs(5), |h| h.0);
-        if heartbeat < SHORTEST_HEARTBEAT {
+        let heartbeat = or_variable(self.heartbeat, "PGLOCK_HEARTBEAT")?;
+        let heartbeat = heartbeat.map_or(Duration::from_secs(5), |limit| limit.0);
+        let kill_after = or_variable(self.kill_after, "PGLOCK_KILL_AFTER")?;
+        let kill_after = kill_after.map_or(Duration::from_secs(10), |limit| limit.0);
+        if heartbeat < SHORTEST_HEARTBEAT || heartbeat.max(kill_after) > LONGEST_SILENCE {
             return Err(Failure::say(
                 ExitCode::Usage,
-                "the heartbeat is too short: 100ms is the least",
+                "the heartbeat can be 100ms to 1h, and the time to KILL at most 1h",
             ));
         }
         let connect_timeout = or_variable(self.connect_timeout, "PGLOCK_CONNECT_TIMEOUT")?;
@@ -318,8 +345,7 @@ impl RunArgs {
                 Some(OnLostArg::Ignore) => OnLost::Ignore,
                 Some(OnLostArg::Stop) | None => OnLost::Stop,
             },
-            kill_after: or_variable(self.kill_after, "PGLOCK_KILL_AFTER")?
-                .map_or(Duration::from_secs(10), |g| g.0),
+            kill_after,
             heartbeat,
             inherit_socket: !self.close,
             dsn_is_argument: self.dsn.is_some(),

@@ -135,6 +135,12 @@ impl Job {
         }
     }
 
+    /// Whether this stop is the terminal's doing, and so concerns the shell that pglock runs under.
+    pub fn is_stopped_by_terminal(&self, signal: i32) -> bool {
+        let asks_for_it = [Signal::SIGTTIN as i32, Signal::SIGTTOU as i32].contains(&signal);
+        asks_for_it || terminal_foreground() == Some(self.pid)
+    }
+
     /// Continues a stopped job, in the foreground if that is where pglock is.
     pub fn resume(&self) -> nix::Result<()> {
         if self.group == Group::Own && terminal_foreground() == Some(getpgrp()) {
@@ -211,7 +217,12 @@ fn cannot_start(program: &OsStr, error: io::Error) -> Failure {
             ),
         ),
         _ => {
-            Failure::new(ExitCode::CannotExecute, error).context(format!("cannot execute {name:?}"))
+            let why = error
+                .raw_os_error()
+                .map(Errno::from_raw)
+                .unwrap_or(Errno::UnknownErrno);
+            let words = format!("cannot execute {name:?}: {}", why.desc());
+            Failure::say(ExitCode::CannotExecute, words)
         }
     }
 }

@@ -108,7 +108,9 @@ impl Lock {
     }
 
     /// Waits for the lock, in slices. `true` when it is ours, `false` when the time is up. `alive` is told of
-    /// each message, right before it is sent: when, and how long the server will take to answer at most.
+    /// each message, right before it is sent: when, and how long the server will take to answer at most. `pause`
+    /// sleeps between two messages, and says whether to go on: a cancellation that comes then would be lost on
+    /// the server.
     ///
     /// # Errors
     /// The server refused or is gone; or somebody cancelled the wait.
@@ -118,9 +120,14 @@ impl Lock {
         wait: Wait,
         slice: Duration,
         mut alive: impl FnMut(Instant, Duration),
+        mut pause: impl FnMut(Duration) -> bool,
     ) -> Result<bool, WaitError> {
         let mut queue = true;
+        let mut rest = Duration::ZERO;
         loop {
+            if !pause(rest) {
+                return Err(WaitError::Cancelled);
+            }
             let left = wait.left();
             let slice = left.map_or(slice, |left| left.min(slice));
             alive(Instant::now(), slice);
@@ -133,7 +140,7 @@ impl Lock {
                 Ok(Slice::Cancelled) => return Err(WaitError::Cancelled),
                 Ok(Slice::TimedOut) if left == Some(Duration::ZERO) => return Ok(false),
                 Ok(Slice::TimedOut) if queue => {}
-                Ok(Slice::TimedOut) => pause_before_polling(left),
+                Ok(Slice::TimedOut) => rest = rest_between_polls(left),
                 Err(error) if queue && lacks_plpgsql(&error) => queue = false,
                 Err(error) => return Err(WaitError::Server(error)),
             }
@@ -332,10 +339,10 @@ fn lacks_plpgsql(error: &postgres::Error) -> bool {
 }
 
 /// Without a queue there is only asking again: 50 to 150 ms apart, at random, so that waiters spread out.
-fn pause_before_polling(left: Option<Duration>) {
+fn rest_between_polls(left: Option<Duration>) -> Duration {
     let jitter = RandomState::new().hash_one(()) % 100;
-    let pause = Duration::from_millis(50 + jitter);
-    std::thread::sleep(left.map_or(pause, |left| left.min(pause)));
+    let rest = Duration::from_millis(50 + jitter);
+    left.map_or(rest, |left| left.min(rest))
 }
 
 #[cfg(test)]

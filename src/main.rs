@@ -20,6 +20,7 @@
 //! | `outcome` | how it ended -> exit code; the table |
 //! | `diag` | `pglock: ...` on standard error |
 //! | `sys` | the only unsafe code |
+//! | `generated` | tests only: completions and manual, from the definitions in `cli` |
 //!
 //! # Invariants
 //! * The lock is never given back before the job is reaped, and a reaped pid is never signalled.
@@ -119,6 +120,7 @@ fn supervised(run: Run, began: Instant) -> Result<Outcome, Failure> {
         },
         command: run.command,
         inherit_socket: run.inherit_socket,
+        began,
     };
     let signals = Signals::take_over().map_err(|error| Failure::new(ExitCode::Internal, error))?;
     supervise::run(plan, signals)

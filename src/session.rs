@@ -128,7 +128,7 @@ impl Session {
         self.reports.try_iter().collect()
     }
 
-    /// Orders the lock to be given back, and the session to be closed.
+    /// Orders the lock to be given back, or not to be waited for any longer, and the session to be closed.
     pub fn release(&mut self) {
         self.order = None;
     }
@@ -161,8 +161,9 @@ struct Thread {
 
 impl Thread {
     fn run(self) {
-        let last_word = self.converse().unwrap_or_else(Report::Failed);
-        self.speaker.say(last_word);
+        if let Err(failure) = self.converse() {
+            self.speaker.say(Report::Failed(failure));
+        }
     }
 
     /// The whole conversation with the server; what it returns is the last report.
@@ -182,7 +183,11 @@ impl Thread {
             },
             false => match self.queue(&mut client, &first)? {
                 Some(acquired) => acquired,
-                None => return Ok(Report::Conflict(self.conflict(&mut client, &first))),
+                None => {
+                    let conflict = Report::Conflict(self.conflict(&mut client, &first));
+                    self.speaker.say(conflict);
+                    return Ok(());
+                }
             },
         };
         let socket = socket.map(Arc::new);
@@ -194,7 +199,8 @@ impl Thread {
             socket: socket.clone(),
         }));
         if let Err(why) = self.hold(&mut client, socket.as_deref(), acquired) {
-            return Ok(Report::Lost(why));
+            self.speaker.say(Report::Lost(why));
+            return Ok(());
         }
         let released = self
             .lock()
@@ -203,7 +209,8 @@ impl Thread {
         // An explicit goodbye: a process that the job left behind has the socket too, and must not keep the
         // session alive.
         drop(client);
-        Ok(Report::Released(released))
+        self.speaker.say(Report::Released(released));
+        Ok(())
     }
 
     fn lock(&self) -> Lock {
@@ -269,11 +276,14 @@ impl Thread {
         }
         let slice = self.prepare(client)?;
         let mut heard = Instant::now();
+        let alive = |sent, longest| {
+            heard = sent;
+            self.alive(longest);
+        };
         let acquired = self
             .lock()
-            .wait(client, self.request.wait, slice, |sent, longest| {
-                heard = sent;
-                self.alive(longest);
+            .wait(client, self.request.wait, slice, alive, |rest| {
+                !self.is_ordered_within(rest)
             })
             .map_err(|error| match error {
                 WaitError::Server(error) => connection::failure(error),
@@ -286,6 +296,13 @@ impl Thread {
             heard,
             prepared: true,
         }))
+    }
+
+    /// Sleeps this long, or until the order comes to give the lock back: whether it has come.
+    fn is_ordered_within(&self, rest: Duration) -> bool {
+        let order = PollFd::new(self.orders.as_fd(), PollFlags::POLLIN);
+        // No signal interrupts this thread.
+        poll(&mut [order], timeout(rest)).is_ok_and(|ready| ready > 0)
     }
 
     fn prepare(&self, client: &mut Client) -> Result<Duration, Failure> {

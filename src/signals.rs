@@ -183,6 +183,12 @@ impl AsFd for Signals {
     }
 }
 
+/// Stops this process by the signal, as the job was stopped, until it is continued. In an orphaned process group, where
+/// nobody could continue it, the kernel lets the signals of job control have no effect.
+pub fn stop_by(signal: i32) {
+    sys::raise_default(signal);
+}
+
 /// Ends this process by the signal, without a core dump of its own. Returns where the signal has no effect:
 /// for process 1 of a container, which the kernel shields from its own signals.
 pub fn die_by(signal: i32) {

@@ -31,8 +31,8 @@ pub enum Event {
     NotStarted(ExitCode),
     /// The job has ended, and waits to be reaped.
     Ended(JobEnd),
-    /// The job was stopped by this signal.
-    Stopped(i32),
+    /// The job was stopped by this signal; its terminal did that, or somebody with kill(2).
+    Stopped { signal: i32, by_terminal: bool },
     /// The job goes on.
     Continued,
     /// While the job is being stopped: this process has looked, and nothing of the job lives any more.
@@ -60,8 +60,8 @@ pub enum Action {
     SignalAll(Signal),
     /// Continue the stopped job.
     Resume,
-    /// Stop this process, as the job was stopped, for the shell to see.
-    StopSelf,
+    /// Stop this process, by the signal that stopped the job, for the shell to see.
+    StopSelf(i32),
     /// Take note of the job's end. It must not be signalled afterwards.
     Reap,
     /// Give the lock back.
@@ -101,6 +101,9 @@ pub struct Rules {
 
 /// For an answer that says who holds the lock to arrive after the wait is over.
 const LAST_WORD: Duration = Duration::from_millis(250);
+/// How long the session may take to leave the server's queue. After it, the end of the process does the same, and the
+/// server notices that a second later.
+const LEAVING: Duration = Duration::from_secs(1);
 /// How long what is left of a killed job is waited for after its leader has ended.
 const AFTER_KILL: Duration = Duration::from_secs(2);
 /// How long after a deadline the loop may look at it: later, this process itself was stopped or starved.
@@ -187,7 +190,7 @@ impl State {
                 }
                 Vec::new()
             }
-            Event::Stopped(_) => {
+            Event::Stopped { .. } => {
                 self.job_stopped = true;
                 self.dispatch(event, now)
             }
@@ -227,7 +230,7 @@ impl State {
                 true => {
                     self.phase = Phase::Leaving {
                         signal,
-                        until: now + self.rules.patience,
+                        until: now + LEAVING,
                     };
                     vec![Action::Cancel]
                 }
@@ -236,7 +239,7 @@ impl State {
             Event::Arrived(Arrival {
                 signal: Signal::SIGTSTP,
                 ..
-            }) => vec![Action::StopSelf],
+            }) => vec![Action::StopSelf(Signal::SIGTSTP as i32)],
             Event::Tick => {
                 let is_over = |at: Option<Instant>, more| at.is_some_and(|at| now >= at + more);
                 let waited = is_over(self.rules.wait_until, LAST_WORD);
@@ -267,6 +270,7 @@ impl State {
             // The grant came before the interruption.
             Event::Held => self.release(outcome, now),
             Event::NotHeld(_) | Event::Lost => self.finish(outcome),
+            Event::Arrived(Arrival { signal, .. }) if ends_a_wait(signal) => self.finish(outcome),
             Event::Tick if now >= until => self.finish(outcome),
             _ => Vec::new(),
         }
@@ -292,14 +296,14 @@ impl State {
     fn running(&mut self, event: Event, now: Instant) -> Vec<Action> {
         match event {
             Event::Arrived(arrival) => self.forward(arrival),
-            Event::Stopped(signal) => {
-                let by_terminal =
-                    [Signal::SIGTTIN as i32, Signal::SIGTTOU as i32].contains(&signal);
-                match self.callers_group || self.stop_forwarded || by_terminal {
-                    true => vec![Action::StopSelf],
-                    false => Vec::new(),
-                }
-            }
+            // Somebody who stops the job alone, away from any shell, does not mean its guard.
+            Event::Stopped {
+                signal,
+                by_terminal,
+            } => match self.callers_group || self.stop_forwarded || by_terminal {
+                true => vec![Action::StopSelf(signal)],
+                false => Vec::new(),
+            },
             Event::Ended(end) => {
                 let actions = match self.unguarded {
                     true => self.finish(Outcome::Job(end)),
@@ -335,7 +339,7 @@ impl State {
                 Vec::new()
             }
             Event::Arrived(arrival) if !ended => self.forward(arrival),
-            Event::Stopped(_) if !ended => vec![Action::Resume],
+            Event::Stopped { .. } if !ended => vec![Action::Resume],
             Event::AllGone if ended => self.bury(),
             Event::Tick if now >= kill_at => {
                 self.phase = Phase::Killing {
@@ -471,3 +475,6 @@ fn ends_a_wait(signal: Signal) -> bool {
         Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,12 +10,12 @@ use crate::key::Key;
 use crate::lock::Mode;
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::session::{self, Held, Report, Request, Session};
-use crate::signals::Signals;
+use crate::signals::{self, Signals};
 use crate::step::{Action, Event, Rules, State};
 use crate::sys::ChildChange;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal, raise};
+use nix::sys::signal::{SigSet, Signal};
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::os::fd::AsFd;
@@ -31,6 +31,8 @@ pub struct Plan {
     pub rules: Rules,
     /// Whether the job inherits the session's socket.
     pub inherit_socket: bool,
+    /// When pglock began: the wait is counted from here.
+    pub began: Instant,
 }
 
 /// Runs the command under the lock, and says how pglock is to end.
@@ -41,6 +43,7 @@ pub fn run(plan: Plan, signals: Signals) -> Result<Outcome, Failure> {
         request,
         rules,
         inherit_socket,
+        began,
     } = plan;
     let (key, mode, address) = (
         request.key.clone(),
@@ -59,7 +62,7 @@ pub fn run(plan: Plan, signals: Signals) -> Result<Outcome, Failure> {
         session,
         state: State::new(rules),
         rules,
-        began: Instant::now(),
+        began,
         canceller: None,
         held: None,
         job: None,
@@ -157,7 +160,10 @@ impl Supervisor {
             while let Ok(Some(change)) = job.change() {
                 events.push(match (job::end_of(change), change) {
                     (Some(end), _) => Event::Ended(end),
-                    (None, ChildChange::Stopped(signal)) => Event::Stopped(signal),
+                    (None, ChildChange::Stopped(signal)) => Event::Stopped {
+                        signal,
+                        by_terminal: job.is_stopped_by_terminal(signal),
+                    },
                     (None, _) => Event::Continued,
                 });
                 if job::end_of(change).is_some() {
@@ -258,8 +264,7 @@ impl Supervisor {
                 self.signal_job(signal, |job| job.signal_all(signal));
             }
             Action::Resume => self.signal_job(Signal::SIGCONT, Job::resume),
-            // Not by the signal that stopped the job: in an orphaned group the kernel would drop that.
-            Action::StopSelf => drop(raise(Signal::SIGSTOP)),
+            Action::StopSelf(signal) => signals::stop_by(signal),
             Action::Reap => self.job.take().into_iter().for_each(Job::reap),
             Action::Release => self.session.release(),
             Action::Cut => self.cut(),
@@ -330,7 +335,9 @@ impl Supervisor {
     }
 
     /// Interrupts the wait on a thread of its own: it takes a connection, and the loop does not wait for one.
-    fn cancel(&self) {
+    /// The session is told as well, since between two messages there is nothing to interrupt.
+    fn cancel(&mut self) {
+        self.session.release();
         let Some(canceller) = self.canceller.clone() else {
             return;
         };

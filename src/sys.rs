@@ -61,22 +61,30 @@ pub fn is_ignored(signal: Signal) -> bool {
 }
 
 /// Gives the signal its default effect.
-pub fn set_default(signal: Signal) {
+fn set_default(signal: Signal) {
     // SAFETY: SIG_DFL is no handler, so nothing of ours can run in a signal's context.
     unsafe { libc::signal(signal as libc::c_int, libc::SIG_DFL) };
 }
 
-/// Sends this thread the signal, with its default effect and not blocked. By number: a job can also be ended by a
-/// real-time signal, which nix has no name for.
+/// Sends this process the signal, with its default effect and not blocked, and puts everything back as it was for
+/// when it survives that: a stop and continuation, or a signal that has no effect. By number, since a real-time
+/// signal has no name in nix.
 pub fn raise_default(signal: libc::c_int) {
-    let mut only = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: sigemptyset makes the set valid before it is used; SIG_DFL is no handler.
+    let mut default = MaybeUninit::<libc::sigaction>::zeroed();
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    let mut only = MaybeUninit::<libc::sigset_t>::zeroed();
+    let mut mask = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: all-zero bytes are a valid sigaction, and sigemptyset makes the set valid before it is used; SIG_DFL is
+    // no handler. What is put back is what the same calls returned.
     unsafe {
-        libc::signal(signal, libc::SIG_DFL);
+        (*default.as_mut_ptr()).sa_sigaction = libc::SIG_DFL;
         libc::sigemptyset(only.as_mut_ptr());
         libc::sigaddset(only.as_mut_ptr(), signal);
-        libc::pthread_sigmask(libc::SIG_UNBLOCK, only.as_ptr(), std::ptr::null_mut());
+        libc::sigaction(signal, default.as_ptr(), action.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, only.as_ptr(), mask.as_mut_ptr());
         libc::raise(signal);
+        libc::pthread_sigmask(libc::SIG_SETMASK, mask.as_ptr(), std::ptr::null_mut());
+        libc::sigaction(signal, action.as_ptr(), std::ptr::null_mut());
     }
 }
 

@@ -1,0 +1,60 @@
+# Building, trying, testing and installing pglock. `make` lists what there is.
+
+PREFIX  = /usr/local
+DESTDIR =
+
+CARGO  ?= cargo
+TARGET  = $(or $(CARGO_TARGET_DIR),target)
+BINARY  = $(TARGET)/release/pglock
+SOURCES = Cargo.toml Cargo.lock $(shell find src completions -type f)
+
+BIN  = $(DESTDIR)$(PREFIX)/bin
+MAN  = $(DESTDIR)$(PREFIX)/share/man/man1
+BASH = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+ZSH  = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+FISH = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+
+.PHONY: help build demo test check completions install uninstall clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+build: $(BINARY) ## build the release binary
+
+# A file and not a phony target, so that `sudo make install` after `make build` needs no cargo.
+$(BINARY): $(SOURCES)
+	$(CARGO) build --release --locked
+	@touch $@
+
+demo: $(BINARY) ## watch pglock at work on a throwaway PostgreSQL
+	@scripts/setup demo
+	@scripts/demo $(BINARY)
+
+test: ## install what the tests need, then check and test everything
+	@scripts/setup test
+	@$(MAKE) --no-print-directory check
+	$(CARGO) test --locked
+
+check: ## formatting, lints and documentation
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --locked -- --deny warnings
+	RUSTDOCFLAGS='--deny warnings' $(CARGO) doc --no-deps --document-private-items --locked
+	shellcheck scripts/setup scripts/demo .ci/run
+	mandoc -T lint -W error completions/pglock.1
+
+completions: ## regenerate the completions and the manual page
+	PGLOCK_REGENERATE=1 $(CARGO) test --locked --bin pglock is_up_to_date
+
+install: $(BINARY) ## install under PREFIX (/usr/local), DESTDIR in front
+	install -d $(BIN) $(MAN) $(BASH) $(ZSH) $(FISH)
+	install -m 755 $(BINARY) $(BIN)/pglock
+	install -m 644 completions/pglock.1 $(MAN)/pglock.1
+	install -m 644 completions/pglock.bash $(BASH)/pglock
+	install -m 644 completions/_pglock $(ZSH)/_pglock
+	install -m 644 completions/pglock.fish $(FISH)/pglock.fish
+
+uninstall: ## remove what install put there
+	rm -f $(BIN)/pglock $(MAN)/pglock.1 $(BASH)/pglock $(ZSH)/_pglock $(FISH)/pglock.fish
+
+clean: ## remove what building left
+	$(CARGO) clean

@@ -1,0 +1,26 @@
+//! The tests against a real PostgreSQL: each runs the pglock binary, and quotes the promise that it checks.
+//!
+//! One crate, so that all of them share one server (`support::server`); one file per subject. Tests run side by
+//! side, and each has a key of its own.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::print_stdout,
+    reason = "what a test measured is for whoever asks with --nocapture"
+)]
+
+mod completions;
+mod conflict;
+mod connecting;
+mod exclusion;
+mod failures;
+mod harness;
+mod job;
+mod keys;
+mod lost;
+mod orphan;
+mod partition;
+mod signals;
+mod support;
+mod terminal;
+mod waiting;

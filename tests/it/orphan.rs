@@ -1,0 +1,112 @@
+//! pglock is killed with SIGKILL: the lock lives as long as the job, and not a moment longer.
+//!
+//! The job has inherited the session's socket, as a job under flock(1) inherits the locked file.
+
+use crate::support::journal::Journal;
+use crate::support::server::Server;
+use crate::support::unique;
+use crate::support::wait::{SOON, eventually, until};
+use nix::sys::signal::{Signal, kill};
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+/// "The lock lives until the last process holding it ends."
+#[test]
+fn the_job_keeps_the_lock_of_a_killed_pglock() {
+    let server = Server::shared();
+    let (key, journal) = (unique("key"), Journal::new());
+    let job = format!("{}; note \"pid $$\"; read -r _; exit", journal.note());
+    let mut running = server.run(&key).sh(&job).spawn();
+    eventually(SOON, "the job", || journal.pids().len() == 1);
+    running.signal(Signal::SIGKILL);
+    eventually(SOON, "the end of pglock", || !running.lives());
+    server
+        .run(&key)
+        .args(["--no-wait", "true"])
+        .output()
+        .code(75);
+    // It waits for nothing but the job.
+    let waiter = server.run(&key).args(["echo", "mine"]).spawn();
+    server.await_locks(&key, 1, 1);
+    kill(journal.pids()[0], Signal::SIGKILL).unwrap();
+    assert_eq!(waiter.finish().stdout(), "mine\n");
+}
+
+/// "`-o/--close` turns this off."
+#[test]
+fn with_close_the_lock_ends_with_pglock() {
+    let server = Server::shared();
+    for option in ["-o", "--close"] {
+        let (key, journal) = (unique("key"), Journal::new());
+        let job = format!("{}; note \"pid $$\"; sleep 60", journal.note());
+        let running = server.run(&key).arg(option).sh(&job).spawn();
+        eventually(SOON, "the job", || journal.pids().len() == 1);
+        running.signal(Signal::SIGKILL);
+        server.await_locks(&key, 0, 0);
+        let job = journal.pids()[0];
+        nix::sys::signal::killpg(job, Signal::SIGKILL).unwrap();
+    }
+}
+
+/// "After a normal end, a background process that the job left behind does not extend the lock", nor the session.
+#[test]
+fn what_the_job_leaves_behind_keeps_nothing() {
+    let server = Server::shared();
+    let key = unique("key");
+    let job = "sleep 60 >/dev/null 2>&1 & echo $!";
+    let output = server.run(&key).sh(job).output();
+    let left_behind = output.stdout().trim().parse().unwrap();
+    server
+        .run(&key)
+        .args(["--no-wait", "true"])
+        .output()
+        .code(0);
+    let session = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'"
+    );
+    eventually(SOON, "the end of the session", || {
+        server.value(&session) == "0"
+    });
+    kill(nix::unistd::Pid::from_raw(left_behind), Signal::SIGKILL).unwrap();
+}
+
+/// "SIGKILL of pglock at random moments of its life, 200 times, with contenders waiting: no two jobs ever overlap; no
+/// lock is left behind once the job is gone."
+#[test]
+fn two_hundred_kills_at_random_moments() {
+    let server = Server::shared();
+    let (key, journal) = (unique("key"), Journal::new());
+    let job = format!("{}; note in; sleep 0.02; note out", journal.note());
+    let lanes = 5;
+    std::thread::scope(|scope| {
+        for _ in 0..lanes {
+            scope.spawn(|| {
+                for _ in 0..200 / lanes {
+                    let mut running = server.run(&key).sh(&job).spawn();
+                    // At random up to 120 ms: before, while and after it waits, holds and releases, with the lock
+                    // going round among the five.
+                    let moment = Duration::from_micros(RandomState::new().hash_one(()) % 120_000);
+                    until(moment, || false);
+                    if running.lives() {
+                        running.signal(Signal::SIGKILL);
+                    }
+                    eventually(SOON, "the end of pglock", || !running.lives());
+                }
+            });
+        }
+    });
+    server.await_locks(&key, 0, 0);
+    let words: Vec<String> = journal
+        .entries()
+        .into_iter()
+        .map(|entry| entry.word)
+        .collect();
+    let expected: Vec<&str> = ["in", "out"]
+        .into_iter()
+        .cycle()
+        .take(words.len())
+        .collect();
+    println!("jobs that ran: {}", words.len() / 2);
+    assert_eq!(words, expected);
+    assert!(words.len() >= 20, "hardly a job was reached: {words:?}");
+}

@@ -1,0 +1,124 @@
+//! Hosts in network namespaces, joined by a switch whose cables can be pulled.
+//!
+//! Each host is a namespace that one process keeps alive: it reads from a pipe, and ends with the test, however
+//! that ends; the namespace and its interfaces vanish with it. Pulling a cable means taking the host's port out of
+//! the bridge: its interface stays up, and packets are dropped in both directions without a word, as when a
+//! switch dies. Needs the right to make namespaces.
+
+use std::process::{Child, Command, Stdio};
+
+/// A host of the network.
+pub struct Host {
+    anchor: Child,
+    address: String,
+}
+
+/// The hosts and the switch between them.
+pub struct Network {
+    switch: Host,
+    hosts: u8,
+}
+
+impl Network {
+    /// A switch without hosts. `None`, said loudly, where namespaces are not to be had; in CI that is a failure.
+    pub fn new() -> Option<Network> {
+        let allowed = Command::new("unshare")
+            .args(["-n", "true"])
+            .output()
+            .is_ok_and(|o| o.status.success());
+        if !allowed {
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "CI must be able to make network namespaces"
+            );
+            println!(
+                "SKIPPED: network namespaces are not to be had; run as root to test network cuts"
+            );
+            return None;
+        }
+        let switch = Host::new("-");
+        switch.ip("link add bridge type bridge");
+        switch.ip("link set bridge up");
+        Some(Network { switch, hosts: 0 })
+    }
+
+    /// A new host, with its cable plugged in.
+    pub fn host(&mut self) -> Host {
+        self.hosts += 1;
+        let host = Host::new(&format!("10.77.0.{}", self.hosts));
+        let (port, pid) = (self.hosts, host.anchor.id());
+        self.switch.ip(&format!(
+            "link add port{port} type veth peer name eth0 netns {pid}"
+        ));
+        self.switch
+            .ip(&format!("link set port{port} master bridge up"));
+        host.ip(&format!("address add {}/24 dev eth0", host.address));
+        host.ip("link set eth0 up");
+        host.ip("link set lo up");
+        host
+    }
+
+    /// Pulls the host's cable.
+    pub fn cut(&self, host: &Host) {
+        self.switch
+            .ip(&format!("link set port{} nomaster", host.number()));
+    }
+
+    /// Plugs it in again.
+    pub fn heal(&self, host: &Host) {
+        self.switch
+            .ip(&format!("link set port{} master bridge", host.number()));
+    }
+}
+
+impl Host {
+    fn new(address: &str) -> Host {
+        let mut anchor = Command::new("unshare")
+            .args(["-n", "sh", "-c", "echo up; exec cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("unshare");
+        let mut up = [0; 3];
+        std::io::Read::read_exact(anchor.stdout.as_mut().expect("piped"), &mut up)
+            .expect("a namespace");
+        Host {
+            anchor,
+            address: address.into(),
+        }
+    }
+
+    /// Where the others reach it.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The arguments of nsenter(1) that run what follows them on this host.
+    pub fn entrance(&self) -> Vec<String> {
+        ["-n", "-t", &self.anchor.id().to_string()]
+            .map(String::from)
+            .into()
+    }
+
+    fn number(&self) -> &str {
+        self.address.rsplit('.').next().expect("an address")
+    }
+
+    #[track_caller]
+    fn ip(&self, arguments: &str) {
+        let status = Command::new("nsenter")
+            .args(self.entrance())
+            .args(["--", "ip"])
+            .args(arguments.split(' '))
+            .status()
+            .expect("nsenter");
+        assert!(status.success(), "ip {arguments}: {status}");
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.anchor.kill();
+        let _ = self.anchor.wait();
+    }
+}

@@ -1,0 +1,316 @@
+//! Running pglock against a server, and asserting what became of it.
+//!
+//! Nothing of the environment that would change where pglock connects or what it does gets through. pglock is
+//! in a process group of its own and thus never in the foreground of a terminal, wherever the tests run; tests
+//! of the terminal take the [`Command`] and go their own way.
+//! A pglock that hangs fails its test by a deadline, and one whose test has failed does not outlive it.
+
+use super::server::{SUPERUSER, Server};
+use super::wait::{SOON, eventually, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::ffi::OsStr;
+use std::fmt;
+use std::io::{Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long a pglock may take that is not told otherwise.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A pglock (or another program, to compare with) that is about to be started.
+pub struct Pglock {
+    command: Command,
+}
+
+impl Server {
+    /// A pglock that finds this server by `PGHOST`, `PGPORT` and `PGUSER`.
+    pub fn pglock(&self) -> Pglock {
+        self.around(env!("CARGO_BIN_EXE_pglock"))
+    }
+
+    /// `pglock run --key KEY`; options and the command follow.
+    pub fn run(&self, key: &str) -> Pglock {
+        self.pglock().args(["run", "--key", key])
+    }
+
+    /// A program in the environment that [`Server::pglock`] gives pglock.
+    pub fn around(&self, program: &str) -> Pglock {
+        let port = self.port().to_string();
+        Pglock::of(program)
+            .env("PGHOST", self.host())
+            .env("PGPORT", port)
+            .env("PGUSER", SUPERUSER)
+            .env("HOME", self.host())
+    }
+}
+
+impl Pglock {
+    /// A pglock that knows of no server.
+    pub fn alone() -> Pglock {
+        Pglock::of(env!("CARGO_BIN_EXE_pglock"))
+    }
+
+    fn of(program: &str) -> Pglock {
+        let mut command = super::scrubbed(program);
+        command.process_group(0);
+        Pglock { command }
+    }
+
+    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Pglock {
+        self.command.arg(argument);
+        self
+    }
+
+    pub fn args(mut self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Pglock {
+        self.command.args(arguments);
+        self
+    }
+
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Pglock {
+        self.command.env(name, value);
+        self
+    }
+
+    /// The command line of a shell as the job.
+    pub fn sh(self, script: &str) -> Pglock {
+        self.args(["--", "sh", "-c", script])
+    }
+
+    /// For what this builder has no word for.
+    pub fn command(&mut self) -> &mut Command {
+        &mut self.command
+    }
+
+    /// Runs it to its end, with nothing on its standard input.
+    #[track_caller]
+    pub fn output(self) -> Output {
+        self.output_with(b"")
+    }
+
+    /// Runs it to its end, with this on its standard input.
+    #[track_caller]
+    pub fn output_with(self, stdin: &[u8]) -> Output {
+        let mut running = self.spawn();
+        // A job that does not read all of it is its own affair.
+        let _ = running.stdin().write_all(stdin);
+        running.finish()
+    }
+
+    /// Starts it. Its standard input stays open until the end is asked for.
+    #[track_caller]
+    pub fn spawn(mut self) -> Running {
+        let line = format!("{:?}", self.command);
+        self.command.stdin(Stdio::piped());
+        self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let began = Instant::now();
+        let mut child = self.command.spawn().unwrap();
+        Running {
+            line,
+            began,
+            stdin: child.stdin.take(),
+            stdout: Collected::from(child.stdout.take().unwrap()),
+            stderr: Collected::from(child.stderr.take().unwrap()),
+            child,
+        }
+    }
+
+    /// Starts it with a job that says `ready`, and waits until that is said: the lock is held then, and is until
+    /// the end is asked for.
+    #[track_caller]
+    pub fn holding(self) -> Running {
+        let running = self.sh("echo ready; read -r _; exit 0").spawn();
+        running.await_stdout("ready\n");
+        running
+    }
+}
+
+/// A started pglock. On drop it is ended by TERM, which it passes on, and then by KILL.
+pub struct Running {
+    line: String,
+    began: Instant,
+    stdin: Option<ChildStdin>,
+    stdout: Collected,
+    stderr: Collected,
+    child: Child,
+}
+
+impl Running {
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
+    pub fn stdin(&mut self) -> &mut ChildStdin {
+        self.stdin.as_mut().expect("the standard input is closed")
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    /// Whether it has not ended yet.
+    pub fn lives(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// What it has written to standard output so far.
+    pub fn stdout(&self) -> String {
+        String::from_utf8_lossy(&self.stdout.so_far()).into_owned()
+    }
+
+    /// What it has written to standard error so far.
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.stderr.so_far()).into_owned()
+    }
+
+    /// Waits until this is on standard output.
+    #[track_caller]
+    pub fn await_stdout(&self, text: &str) {
+        let what = format!("{text:?} on the standard output of {}", self.line);
+        if !until(SOON, || self.stdout().contains(text)) {
+            panic!("{what}: {:?} {:?}", self.stdout(), self.stderr());
+        }
+    }
+
+    /// Waits until this is on standard error.
+    #[track_caller]
+    pub fn await_stderr(&self, text: &str) {
+        let what = format!("{text:?} on the standard error of {}", self.line);
+        eventually(SOON, &what, || self.stderr().contains(text));
+    }
+
+    /// Closes its standard input and waits for its end.
+    #[track_caller]
+    pub fn finish(mut self) -> Output {
+        self.stdin = None;
+        let ended = until(LIMIT, || !self.lives());
+        let took = self.began.elapsed();
+        let line = &self.line;
+        if !ended {
+            let (out, err) = (self.stdout(), self.stderr());
+            panic!("has not ended after {took:?}: {line}\n{out}\n{err}");
+        }
+        let output = Output {
+            line: line.clone(),
+            status: self.child.wait().unwrap(),
+            stdout: self.stdout.whole(),
+            stderr: self.stderr.whole(),
+            took,
+        };
+        let panicked = String::from_utf8_lossy(&output.stderr).contains("panicked at");
+        assert!(!panicked, "a panic:\n{output}");
+        output
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+            // The standard input is closed by now only if somebody took it.
+            self.stdin = None;
+            if !self.lives() {
+                return;
+            }
+            let _ = kill(self.pid(), signal);
+            until(Duration::from_secs(2), || !self.lives());
+        }
+    }
+}
+
+/// How a pglock ended, and all that it wrote.
+pub struct Output {
+    line: String,
+    pub status: ExitStatus,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub took: Duration,
+}
+
+impl Output {
+    /// It exited with this status; a death by signal is something else.
+    #[track_caller]
+    pub fn code(&self, code: i32) -> &Output {
+        assert_eq!(self.status.code(), Some(code), "{self}");
+        self
+    }
+
+    /// This signal ended it; an exit with 128+n is something else.
+    #[track_caller]
+    pub fn signal(&self, signal: Signal) -> &Output {
+        assert_eq!(self.status.signal(), Some(signal as i32), "{self}");
+        self
+    }
+
+    /// What it wrote to standard output; it succeeded, and wrote nothing to standard error.
+    #[track_caller]
+    pub fn stdout(&self) -> String {
+        self.code(0).silent();
+        String::from_utf8(self.stdout.clone()).unwrap()
+    }
+
+    /// It wrote nothing to standard error.
+    #[track_caller]
+    pub fn silent(&self) -> &Output {
+        assert!(self.stderr.is_empty(), "{self}");
+        self
+    }
+
+    /// The one line that it wrote to standard error, without pglock's name; to standard output it wrote nothing.
+    #[track_caller]
+    pub fn stderr_line(&self) -> String {
+        assert!(self.stdout.is_empty(), "{self}");
+        let text = String::from_utf8(self.stderr.clone()).unwrap();
+        let line = text.strip_prefix("pglock: ");
+        let line = line.and_then(|line| line.strip_suffix('\n'));
+        let line = line.unwrap_or_else(|| panic!("not one line of pglock's: {self}"));
+        assert!(!line.contains('\n'), "more than one line: {self}");
+        line.to_owned()
+    }
+}
+
+impl fmt::Display for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = String::from_utf8_lossy;
+        writeln!(f, "{}\n{} after {:?}", self.line, self.status, self.took)?;
+        writeln!(f, "--- stdout\n{}", text(&self.stdout))?;
+        writeln!(f, "--- stderr\n{}", text(&self.stderr))
+    }
+}
+
+/// What comes out of a pipe, read as it comes.
+struct Collected {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Collected {
+    fn from(mut pipe: impl Read + Send + 'static) -> Collected {
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&bytes);
+        let reader = std::thread::spawn(move || {
+            let mut buffer = [0; 8192];
+            while let Ok(count @ 1..) = pipe.read(&mut buffer) {
+                sink.lock().unwrap().extend_from_slice(&buffer[..count]);
+            }
+        });
+        Collected {
+            bytes,
+            reader: Some(reader),
+        }
+    }
+
+    fn so_far(&self) -> Vec<u8> {
+        self.bytes.lock().unwrap().clone()
+    }
+
+    /// Everything up to the end of the pipe, or up to now where a process left behind keeps it open.
+    fn whole(&mut self) -> Vec<u8> {
+        if let Some(reader) = self.reader.take() {
+            until(Duration::from_secs(2), || reader.is_finished());
+        }
+        self.so_far()
+    }
+}

@@ -1,0 +1,119 @@
+//! A proxy between pglock and the server, to ask pglock's own session a question that only it can answer.
+//!
+//! It understands as much of the protocol as it takes to see where a message ends, and no encryption. Before it
+//! passes the client's goodbye on, it asks the server its question in the client's place, and keeps the answer.
+
+use super::server::Server;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+/// Listens for as long as the test process lives.
+pub struct Proxy {
+    port: u16,
+    answers: Arc<Mutex<Vec<String>>>,
+}
+
+impl Proxy {
+    /// Asks this, which returns one value, at the end of each session.
+    pub fn asking(server: &Server, question: &'static str) -> Proxy {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let answers = Arc::new(Mutex::new(Vec::new()));
+        let (to, sink) = (server.port(), Arc::clone(&answers));
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let (Ok(client), Ok(server)) = (client, TcpStream::connect(("127.0.0.1", to)))
+                else {
+                    continue;
+                };
+                let sink = Arc::clone(&sink);
+                thread::spawn(move || converse(client, server, question, &sink));
+            }
+        });
+        Proxy { port, answers }
+    }
+
+    /// The connection string of the way through the proxy.
+    pub fn dsn(&self) -> String {
+        format!(
+            "postgresql://postgres@127.0.0.1:{}/postgres?sslmode=disable",
+            self.port
+        )
+    }
+
+    /// The answers so far, one for each session that has ended.
+    pub fn answers(&self) -> Vec<String> {
+        self.answers.lock().unwrap().clone()
+    }
+}
+
+fn converse(
+    mut client: TcpStream,
+    mut server: TcpStream,
+    question: &str,
+    answers: &Mutex<Vec<String>>,
+) {
+    let asked = Arc::new(AtomicBool::new(false));
+    let back = {
+        let (mut server, mut client) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+        let asked = Arc::clone(&asked);
+        thread::spawn(move || {
+            let mut answer = Vec::new();
+            let mut buffer = [0; 8192];
+            while let Ok(count @ 1..) = server.read(&mut buffer) {
+                match asked.load(Ordering::SeqCst) {
+                    true => answer.extend_from_slice(&buffer[..count]),
+                    false if client.write_all(&buffer[..count]).is_err() => break,
+                    false => {}
+                }
+            }
+            let _ = client.shutdown(Shutdown::Both);
+            answer
+        })
+    };
+    // The first message has no type: the start of a session, or the request to cancel one.
+    let mut typed = false;
+    while let Ok(message) = read_message(&mut client, typed) {
+        if typed && message[0] == b'X' {
+            asked.store(true, Ordering::SeqCst);
+            let length = (question.len() + 5) as u32;
+            let query = [b"Q", &length.to_be_bytes()[..], question.as_bytes(), b"\0"].concat();
+            let _ = server.write_all(&query);
+        }
+        typed = true;
+        if server.write_all(&message).is_err() {
+            break;
+        }
+    }
+    let _ = server.shutdown(Shutdown::Write);
+    let answer = back.join().unwrap();
+    answers.lock().unwrap().extend(value(&answer));
+}
+
+/// One message, with its type in front where it has one.
+fn read_message(from: &mut TcpStream, typed: bool) -> io::Result<Vec<u8>> {
+    let mut message = vec![0; if typed { 5 } else { 4 }];
+    from.read_exact(&mut message)?;
+    let length = message[message.len() - 4..].try_into().unwrap();
+    let body = u32::from_be_bytes(length) as usize - 4;
+    let head = message.len();
+    message.resize(head + body, 0);
+    from.read_exact(&mut message[head..])?;
+    Ok(message)
+}
+
+/// The one value of the one row among these messages.
+fn value(mut messages: &[u8]) -> Option<String> {
+    while messages.len() >= 5 {
+        let length = u32::from_be_bytes(messages[1..5].try_into().unwrap()) as usize;
+        if messages[0] == b'D' {
+            // The number of columns (two bytes) and the length of the first (four) come before it.
+            return Some(String::from_utf8_lossy(&messages[11..=length]).into_owned());
+        }
+        messages = messages.get(length + 1..)?;
+    }
+    None
+}

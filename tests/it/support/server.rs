@@ -1,0 +1,380 @@
+//! A throwaway PostgreSQL server: its own cluster in a temporary folder, on a private socket and a free port.
+//!
+//! The binaries are those of `$PGLOCK_TEST_PG_BIN`, of the newest `/usr/lib/postgresql/*/bin`, or of `$PATH`. As
+//! root, everything of the server runs as `postgres` or `nobody`, because PostgreSQL refuses root.
+//!
+//! It is gone afterwards in every case. A watchdog reads a pipe of which the test process has the other end; at its
+//! end (drop, panic, abort, SIGKILL, Ctrl-C) the watchdog stops the server and removes the folder.
+//! The shared server is for every test that can do with its own key, role or database; a test that needs
+//! settings of its own, the log to itself, or breaks things starts its own.
+
+use super::network::Host;
+use super::wait::{SOON, eventually, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, User, geteuid};
+use postgres::{Client, Config, NoTls, SimpleQueryMessage};
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, OnceLock};
+
+/// The superuser, and the database that is there from the start.
+pub const SUPERUSER: &str = "postgres";
+/// This role gives a password over TCP (SCRAM, if it was set so); everybody else is let in without.
+pub const WITH_PASSWORD: &str = "with_password";
+
+/// A running server; stopped and removed on drop.
+pub struct Server {
+    folder: PathBuf,
+    port: u16,
+    settings: Vec<String>,
+    /// Where the postmaster runs, if not here: how to get there, and its address.
+    host: Option<(Vec<String>, String)>,
+    postmaster: Mutex<Option<Child>>,
+    watchdog: Option<Child>,
+}
+
+/// How many sessions hold a lock, and how many wait for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Locks {
+    pub granted: usize,
+    pub waiting: usize,
+}
+
+impl Server {
+    /// The one that most tests share. It lives as long as the test process.
+    pub fn shared() -> &'static Server {
+        static SHARED: OnceLock<Server> = OnceLock::new();
+        SHARED.get_or_init(Server::start)
+    }
+
+    /// A server of one's own.
+    pub fn start() -> Server {
+        Server::with(&[])
+    }
+
+    /// A server of one's own, with settings such as `deadlock_timeout=20ms`.
+    pub fn with(settings: &[&str]) -> Server {
+        Server::make(settings, None)
+    }
+
+    /// A server on a host of a test's network. Its socket is reached from here as well.
+    pub fn on(host: &Host) -> Server {
+        Server::make(&[], Some((host.entrance(), host.address().to_owned())))
+    }
+
+    fn make(settings: &[&str], host: Option<(Vec<String>, String)>) -> Server {
+        let folder = tempfile::Builder::new().prefix("pglock-test-").tempdir();
+        let folder = folder.unwrap().keep();
+        if let Some(user) = unprivileged() {
+            chown(&folder, Some(user.uid.into()), Some(user.gid.into())).unwrap();
+        }
+        let watchdog = watchdog(&folder);
+        let mut server = Server {
+            folder,
+            port: free_port(),
+            settings: settings.iter().map(|s| (*s).to_owned()).collect(),
+            host,
+            postmaster: Mutex::new(None),
+            watchdog: Some(watchdog),
+        };
+        server.initdb();
+        // Somebody else may have taken the port since it was found free.
+        while !server.try_launch() {
+            assert!(server.log().contains("could not bind"), "{}", server.log());
+            fs::remove_file(server.log_file()).unwrap();
+            server.port = free_port();
+        }
+        server
+    }
+
+    fn initdb(&self) {
+        let data = self.folder.join("data");
+        let output = self
+            .command("initdb")
+            .args(["--no-sync", "--locale=C", "--encoding=UTF8", "--auth=trust"])
+            .args(["--username", SUPERUSER, "--pgdata"])
+            .arg(&data)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "initdb: {output:?}");
+        let rules = format!(
+            "local all,replication all trust\n\
+             host all {WITH_PASSWORD} 127.0.0.1/32 scram-sha-256\n\
+             host all,replication all 127.0.0.1/32 trust\n\
+             host all all 10.77.0.0/24 trust\n"
+        );
+        fs::write(data.join("pg_hba.conf"), rules).unwrap();
+    }
+
+    /// Starts the postmaster; `false` if it ended again at once.
+    fn try_launch(&self) -> bool {
+        let log = File::options()
+            .append(true)
+            .create(true)
+            .open(self.log_file());
+        let log = log.unwrap();
+        let mut command = self.postmaster();
+        command.arg("-D").arg(self.folder.join("data"));
+        command.arg("-k").arg(&self.folder);
+        let address = self
+            .host
+            .as_ref()
+            .map_or("127.0.0.1", |(_, address)| address);
+        command.args(["-p", &self.port.to_string(), "-h", address]);
+        command.args(["-c", "fsync=off", "-c", "max_connections=300"]);
+        for setting in &self.settings {
+            command.args(["-c", setting]);
+        }
+        // In a group of its own, a Ctrl-C that is meant for the tests does not reach it.
+        command.process_group(0).stdin(Stdio::null());
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        let mut postmaster = command.spawn().unwrap();
+        let mut lives = true;
+        let answers = until(SOON, || {
+            lives = postmaster.try_wait().unwrap().is_none();
+            !lives || self.config().connect(NoTls).is_ok()
+        });
+        assert!(answers, "the server does not start: {}", self.log());
+        if lives {
+            *self.postmaster.lock().unwrap() = Some(postmaster);
+        }
+        lives
+    }
+
+    /// The postmaster, where it is to run.
+    fn postmaster(&self) -> Command {
+        let Some((entrance, _)) = &self.host else {
+            return self.command("postgres");
+        };
+        let mut command = super::scrubbed("nsenter");
+        command.args(entrance);
+        if let Some(user) = unprivileged() {
+            command.args(["-S", &user.uid.to_string(), "-G", &user.gid.to_string()]);
+        }
+        command.arg("--").arg(find("postgres"));
+        command
+    }
+
+    /// A program of the server's, as the server's user.
+    pub fn command(&self, program: &str) -> Command {
+        command(program, &self.folder)
+    }
+
+    /// Stops the server as a crash would: every session is cut, nothing is written.
+    pub fn stop_immediate(&self) {
+        let Some(mut postmaster) = self.postmaster.lock().unwrap().take() else {
+            return;
+        };
+        kill(Pid::from_raw(postmaster.id() as i32), Signal::SIGQUIT).unwrap();
+        postmaster.wait().unwrap();
+    }
+
+    /// Stops it if it runs, and starts it again on the same port.
+    pub fn restart(&self) {
+        self.stop_immediate();
+        assert!(self.try_launch(), "{}", self.log());
+    }
+
+    /// The folder of the cluster (`data`), the socket, and whatever a test wants to have removed with it.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The host as `PGHOST` takes it: the folder of the socket.
+    pub fn host(&self) -> &str {
+        self.folder.to_str().unwrap()
+    }
+
+    /// The port of the socket, and of 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A connection string, over TCP.
+    pub fn dsn(&self) -> String {
+        let port = self.port;
+        format!("postgresql://{SUPERUSER}@127.0.0.1:{port}/postgres?sslmode=disable")
+    }
+
+    /// The settings of a connection over the socket.
+    pub fn config(&self) -> Config {
+        let mut config = Config::new();
+        config.host(self.host()).port(self.port).user(SUPERUSER);
+        config
+    }
+
+    /// A session of the superuser.
+    pub fn client(&self) -> Client {
+        self.client_of("postgres")
+    }
+
+    /// A session of the superuser, in this database.
+    pub fn client_of(&self, database: &str) -> Client {
+        self.config().dbname(database).connect(NoTls).unwrap()
+    }
+
+    /// The rows that a statement returns; NULL is the empty text.
+    pub fn sql(&self, sql: &str) -> Vec<Vec<String>> {
+        rows(&mut self.client(), sql)
+    }
+
+    /// The one value that a statement returns.
+    pub fn value(&self, sql: &str) -> String {
+        self.sql(sql).concat().concat()
+    }
+
+    /// A database of one's own: what holds VACUUM or CREATE INDEX CONCURRENTLY back does so within a database.
+    pub fn database(&self) -> String {
+        let name = super::unique("database");
+        self.sql(&format!("CREATE DATABASE {name}"));
+        name
+    }
+
+    /// The server's version, as in 15.
+    pub fn version(&self) -> u32 {
+        self.value("SELECT current_setting('server_version_num')::int / 10000")
+            .parse()
+            .unwrap()
+    }
+
+    /// Who holds and who waits for the key (a name, or a bigint), in any database.
+    pub fn locks(&self, key: &str) -> Locks {
+        let count = |granted| {
+            let (class, object) = halves(key);
+            self.sql(&format!(
+                "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 \
+                 AND classid = {class} AND objid = {object} AND granted = {granted}"
+            ))
+            .len()
+        };
+        Locks {
+            granted: count(true),
+            waiting: count(false),
+        }
+    }
+
+    /// Waits until so many sessions hold the key and so many wait for it.
+    #[track_caller]
+    pub fn await_locks(&self, key: &str, granted: usize, waiting: usize) {
+        let expected = Locks { granted, waiting };
+        eventually(SOON, &format!("{expected:?} of {key}"), || {
+            self.locks(key) == expected
+        });
+    }
+
+    /// The server's log up to now.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.folder.join("log")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let Some(mut watchdog) = self.watchdog.take() else {
+            return;
+        };
+        drop(watchdog.stdin.take());
+        if let Some(mut postmaster) = self.postmaster.lock().unwrap().take() {
+            let _ = postmaster.wait();
+        }
+        let _ = watchdog.wait();
+    }
+}
+
+/// The rows that a statement returns in this session; NULL is the empty text.
+pub fn rows(client: &mut Client, sql: &str) -> Vec<Vec<String>> {
+    let messages = client.simple_query(sql);
+    let messages = messages.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    let rows = messages.into_iter().filter_map(|message| {
+        let SimpleQueryMessage::Row(row) = message else {
+            return None;
+        };
+        let values = 0..row.len();
+        Some(values.map(move |n| row.get(n).unwrap_or_default().to_owned()))
+    });
+    rows.map(Iterator::collect).collect()
+}
+
+/// The number of a key (a name, or a bigint), worked out without pglock.
+pub fn number(key: &str) -> i64 {
+    key.parse().unwrap_or_else(|_| {
+        let digest = Sha256::digest(key);
+        i64::from_be_bytes(digest[..8].try_into().unwrap())
+    })
+}
+
+/// The key as `pg_locks` shows it.
+fn halves(key: &str) -> (u32, u32) {
+    let number = number(key);
+    ((number >> 32) as u32, number as u32)
+}
+
+/// A port of 127.0.0.1 where nobody listens.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// What ends the server when the test process cannot. Not in the group that a Ctrl-C reaches.
+fn watchdog(folder: &Path) -> Child {
+    const SCRIPT: &str = "trap '' HUP INT QUIT TERM; read -r _; \
+        \"$1\" -D \"$2/data\" -m immediate -t 20 stop; rm -rf \"$2\"";
+    let mut command = command("sh", folder);
+    command.args(["-c", SCRIPT, "watchdog"]);
+    command.arg(find("pg_ctl")).arg(folder).process_group(0);
+    command.stdin(Stdio::piped());
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().unwrap()
+}
+
+fn command(program: &str, folder: &Path) -> Command {
+    let mut command = super::scrubbed(find(program));
+    command.current_dir(folder).env("LC_ALL", "C");
+    if let Some(user) = unprivileged() {
+        command.uid(user.uid.into()).gid(user.gid.into());
+    }
+    command
+}
+
+/// Whom to become in order not to be root; `None` where we are not root anyhow.
+fn unprivileged() -> Option<User> {
+    let find = |name| User::from_name(name).ok().flatten();
+    geteuid().is_root().then(|| {
+        find("postgres").or_else(|| find("nobody")).expect(
+            "PostgreSQL refuses root; there is neither a user postgres nor nobody to run it",
+        )
+    })
+}
+
+/// Where a program of PostgreSQL's is; itself, where `$PATH` must know.
+fn find(program: &str) -> PathBuf {
+    let version = |folder: &PathBuf| -> Option<u32> {
+        folder
+            .file_name()?
+            .to_str()?
+            .split('.')
+            .next()?
+            .parse()
+            .ok()
+    };
+    let chosen = std::env::var_os("PGLOCK_TEST_PG_BIN").map(PathBuf::from);
+    let installed = || {
+        let folders = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+        let folders = folders.filter_map(|entry| Some(entry.ok()?.path()));
+        Some(folders.max_by_key(version)?.join("bin"))
+    };
+    let folder = chosen.or_else(installed).unwrap_or_default();
+    match folder.join(program) {
+        file if file.is_file() => file,
+        _ => program.into(),
+    }
+}

@@ -1,0 +1,102 @@
+//! The probe: a job that records each signal that it gets, with the time and the sender, and says when it is ready.
+//!
+//! `probe RECORD [--end-on SIGNAL]... [--beat]` appends lines to the file RECORD, the first word of each being the
+//! monotonic clock in nanoseconds, which all processes of a machine share:
+//! `ready PID blocked=MASK ignored=MASK` (as proc(5) shows them, as it was started), `TERM from PID` or
+//! `TERM from kernel`, and with `--beat`, each 10 ms, `beat`. After the first line, it prints `ready (pid PID)`.
+//! A signal that was ignored on entry stays so. It ends by a signal of `--end-on`, by one that cannot be caught,
+//! or by SIGALRM after two minutes, so that none is left behind.
+
+use nix::sys::signal::Signal;
+use nix::time::{ClockId, clock_gettime};
+use signal_hook::iterator::SignalsInfo;
+use signal_hook::iterator::exfiltrator::origin::WithOrigin;
+use std::fs::File;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// TSTP, TTIN and TTOU are left to do what they do.
+const RECORDED: [Signal; 8] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGWINCH,
+    Signal::SIGCONT,
+];
+
+fn main() -> io::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let Some(record) = arguments.next() else {
+        return Err(io::Error::other(
+            "usage: probe RECORD [--end-on SIGNAL]... [--beat]",
+        ));
+    };
+    let mut ends = Vec::new();
+    let mut beats = false;
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--beat" => beats = true,
+            "--end-on" => ends.push(arguments.next().unwrap_or_default()),
+            _ => return Err(io::Error::other(argument)),
+        }
+    }
+    nix::unistd::alarm::set(120);
+    let record = Record::open(&record)?;
+    let (blocked, ignored) = (mask("SigBlk:"), mask("SigIgn:"));
+    let is_ignored = |signal: &Signal| ignored >> (*signal as u32 - 1) & 1 == 1;
+    let recorded = RECORDED.into_iter().filter(|signal| !is_ignored(signal));
+    let mut signals = SignalsInfo::<WithOrigin>::new(recorded.map(|signal| signal as i32))?;
+    let pid = std::process::id();
+    record.line(&format!(
+        "ready {pid} blocked={blocked:x} ignored={ignored:x}"
+    ))?;
+    writeln!(io::stdout(), "ready (pid {pid})")?;
+    if beats {
+        let record = record.clone();
+        std::thread::spawn(move || {
+            while record.line("beat").is_ok() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+    }
+    for origin in &mut signals {
+        let name = Signal::try_from(origin.signal).map_or("?", Signal::as_str);
+        let name = name.trim_start_matches("SIG");
+        let sender = origin.process.map(|process| process.pid.to_string());
+        record.line(&format!(
+            "{name} from {}",
+            sender.as_deref().unwrap_or("kernel")
+        ))?;
+        if ends.iter().any(|end| end == name) {
+            signal_hook::low_level::emulate_default_handler(origin.signal)?;
+        }
+    }
+    Ok(())
+}
+
+#[derive(Clone)]
+struct Record(Arc<File>);
+
+impl Record {
+    fn open(path: &str) -> io::Result<Record> {
+        let file = File::options().append(true).create(true).open(path)?;
+        Ok(Record(Arc::new(file)))
+    }
+
+    /// One write, so that neither two threads nor two probes mix their lines.
+    fn line(&self, words: &str) -> io::Result<()> {
+        let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?).as_nanos();
+        (&*self.0).write_all(format!("{now} {words}\n").as_bytes())
+    }
+}
+
+/// A signal mask of this process; none, where there is no `/proc`.
+fn mask(field: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let value = status.lines().find_map(|line| line.strip_prefix(field));
+    u64::from_str_radix(value.unwrap_or_default().trim(), 16).unwrap_or(0)
+}
