@@ -166,8 +166,9 @@ impl Thread {
         }
     }
 
-    /// The whole conversation with the server; what it returns is the last report.
-    fn converse(&self) -> Result<Report, Failure> {
+    /// The whole conversation with the server. What is to be said is said before the connection is closed, which can
+    /// take as long as the network likes, but for the release, which is only whole with it.
+    fn converse(&self) -> Result<(), Failure> {
         let Connection {
             mut client,
             socket,
