@@ -42,7 +42,7 @@ fn is_blank(c: char) -> bool {
 fn parse_pairs(text: &str, values: &mut Values) -> Result<(), String> {
     let mut rest = text.trim_start_matches(is_blank);
     let mut number = 0;
-    // Behind an unquoted password, a word may be the rest of it.
+    // Behind a password, a word may be the rest of it.
     let mut sayable = true;
     while !rest.is_empty() {
         number += 1;
@@ -67,7 +67,7 @@ fn parse_pairs(text: &str, values: &mut Values) -> Result<(), String> {
         if !values.set(name, &value) {
             return Err(format!("{said} is no setting{}", hint(name)));
         }
-        sayable &= quoted || !is_secret(name);
+        sayable &= !is_secret(name);
         rest = after.trim_start_matches(is_blank);
     }
     Ok(())
