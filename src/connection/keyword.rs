@@ -67,20 +67,38 @@ pub const KEYWORDS: &[Keyword] = &[
 /// What one source, or several, have given. An empty value is given, too: it keeps later sources from filling
 /// the setting, and then means its default.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Values(BTreeMap<&'static str, String>);
+pub struct Values(BTreeMap<&'static str, Value>);
+
+#[derive(Clone, PartialEq, Eq)]
+struct Value {
+    text: String,
+    /// The variable that it comes from, or the setting's own name.
+    source: &'static str,
+}
 
 impl Values {
     /// The value, if it is given and not empty.
     pub fn get(&self, keyword: &str) -> Option<&str> {
         self.0
             .get(keyword)
-            .map(String::as_str)
+            .map(|value| value.text.as_str())
             .filter(|value| !value.is_empty())
     }
 
     /// Whether it is given, be it empty.
     pub fn has(&self, keyword: &str) -> bool {
         self.0.contains_key(keyword)
+    }
+
+    /// What to call it where it is wrong: the variable that gave it, or the setting.
+    pub fn source<'a>(&self, keyword: &'a str) -> &'a str {
+        self.0.get(keyword).map_or(keyword, |value| value.source)
+    }
+
+    /// Sets it from a variable.
+    pub fn set_from(&mut self, variable: &'static str, keyword: &'static str, text: String) {
+        let source = variable;
+        self.0.insert(keyword, Value { text, source });
     }
 
     /// Sets it, as a later mention of the same source does. `false`: there is no such setting.
@@ -93,7 +111,8 @@ impl Values {
         };
         let known = KEYWORDS.iter().find(|(name, _)| *name == keyword);
         if let Some((name, _)) = known {
-            self.0.insert(name, value.to_owned());
+            let text = value.to_owned();
+            self.0.insert(name, Value { text, source: name });
         }
         known.is_some()
     }
@@ -108,7 +127,7 @@ impl Values {
     /// Everything that is given.
     #[cfg(test)]
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        self.0.iter().map(|(k, v)| (*k, v.as_str()))
+        self.0.iter().map(|(k, v)| (*k, v.text.as_str()))
     }
 }
 

@@ -22,6 +22,10 @@ pub fn parse(text: &str) -> Result<Parsed, String> {
     {
         return parse_uri(rest);
     }
+    let start = text.split(['=', ' ', '\'']).next().unwrap_or_default();
+    if start.contains("://") {
+        return Err("a URI begins with postgresql:// or postgres://".into());
+    }
     let mut values = Values::default();
     match text.contains('=') {
         true => parse_pairs(text, &mut values)?,
@@ -48,7 +52,7 @@ fn parse_pairs(text: &str, values: &mut Values) -> Result<(), String> {
         number += 1;
         let end = rest.find(|c| c == '=' || is_blank(c)).unwrap_or(rest.len());
         let (name, after) = rest.split_at(end);
-        let said = match sayable {
+        let said = match sayable && is_word(name) {
             true => format!("{name:?}"),
             false => format!("setting number {number}"),
         };
@@ -71,6 +75,12 @@ fn parse_pairs(text: &str, values: &mut Values) -> Result<(), String> {
         rest = after.trim_start_matches(is_blank);
     }
     Ok(())
+}
+
+/// Whether it looks like the name of a setting, be it misspelt.
+fn is_word(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    !name.is_empty() && name.len() <= 40 && name.chars().all(plain)
 }
 
 /// Whether the value is nobody else's business.
@@ -148,8 +158,8 @@ fn parse_uri(text: &str) -> Result<Parsed, String> {
     if let Some(query) = rest.strip_prefix('?') {
         parse_query(query, &mut values)?;
     }
-    let address_is_doubtful =
-        values.has("password") && [&*hosts, &*ports, dbname].iter().any(|p| p.contains('@'));
+    let parts = [&*hosts, &*ports, dbname];
+    let address_is_doubtful = parts.iter().any(|part| part.contains('@'));
     Ok(Parsed {
         values,
         address_is_doubtful,
@@ -213,7 +223,7 @@ fn parse_query(query: &str, values: &mut Values) -> Result<(), String> {
     }
     for (n, parameter) in query.split('&').enumerate() {
         let name = parameter.split('=').next().unwrap_or_default();
-        let said = match sayable {
+        let said = match sayable && is_word(name) {
             true => format!("the parameter {name:?}"),
             false => format!("parameter number {}", n + 1),
         };
@@ -225,7 +235,11 @@ fn parse_query(query: &str, values: &mut Values) -> Result<(), String> {
                 "{said} has a second \"=\"; in a value it is written %3D"
             ));
         }
-        let place = if sayable { name } else { "a parameter" };
+        let place = if sayable && is_word(name) {
+            name
+        } else {
+            "a parameter"
+        };
         let (name, value) = (decode(name, place)?, decode(value, place)?);
         let (name, value) = match (name.as_str(), value.as_str()) {
             ("ssl", "true") => ("sslmode", "require"),
@@ -362,6 +376,8 @@ mod tests {
             "parameter number 1 is no setting"
         );
         for wrong in [
+            "mysql://u:p@h/d?a=b",
+            "mysql://u:p@h/d",
             "a b=c",
             "host='a",
             "postgresql://[::1",
@@ -382,6 +398,7 @@ mod tests {
         let doubtful = |text| parse(text).is_ok_and(|parsed| parsed.address_is_doubtful);
         assert!(doubtful("postgres://u:p@ss@h/d"));
         assert!(doubtful("postgres://u:p@ss/w@h/d"));
+        assert!(doubtful("postgres://u:p/w@h/d"));
         assert!(!doubtful("postgres://u:p@h/d?user=a@b"));
         assert!(!doubtful("postgres://u:p%40ss@h/d"));
     }
@@ -437,6 +454,7 @@ mod tests {
                 format!("host=h password={secret} {tail}"),
                 format!("host=h password='{secret}' {tail}"),
                 format!("password={secret}{tail}"),
+                format!("mysql://u:{secret}@h/d{tail}"),
             ] {
                 if let Err(error) = parse(&text) {
                     for piece in secret.split(|c: char| !"XYZ".contains(c)).filter(|p| !p.is_empty()) {

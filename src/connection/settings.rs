@@ -383,15 +383,15 @@ fn system_folder(given: Option<String>) -> PathBuf {
 fn variables(around: &Surroundings) -> Result<Values, String> {
     let mut values = Values::default();
     for (keyword, name) in KEYWORDS {
-        let value = name.map(|name| (around.variable)(name)).transpose()?;
-        if let Some(value) = value.flatten() {
-            values.set(keyword, &value);
+        let Some(name) = name else { continue };
+        if let Some(value) = (around.variable)(name)? {
+            values.set_from(name, keyword, value);
         }
     }
     if !values.has("sslmode")
         && (around.variable)("PGREQUIRESSL")?.is_some_and(|value| value.starts_with('1'))
     {
-        values.set("sslmode", "require");
+        values.set_from("PGREQUIRESSL", "sslmode", "require".into());
     }
     Ok(values)
 }
@@ -519,7 +519,8 @@ fn choice<T: Copy>(
     match found {
         Some((_, meaning)) => Ok(Some(*meaning)),
         None => Err(format!(
-            "{keyword} is {value:?}; one of {} is expected",
+            "{} is {value:?}; one of {} is expected",
+            values.source(keyword),
             list()
         )),
     }
@@ -529,9 +530,10 @@ fn choice<T: Copy>(
 fn integer(values: &Values, keyword: &str) -> Result<Option<i32>, String> {
     let number = values.get(keyword).map(|value| {
         let digits = value.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b');
-        digits
-            .parse::<i32>()
-            .map_err(|_| format!("{keyword} is {value:?}; a whole number is expected"))
+        digits.parse::<i32>().map_err(|_| {
+            let source = values.source(keyword);
+            format!("{source} is {value:?}; a whole number is expected")
+        })
     });
     number.transpose()
 }
@@ -576,7 +578,7 @@ fn hosts(values: &Values, address_is_doubtful: bool) -> Result<Vec<Host>, String
     }
     let host = |n: usize| {
         let port = *ports.get(n).or(ports.first()).unwrap_or(&"");
-        let port = port_number(port, address_is_doubtful)?;
+        let port = port_number(values.source("port"), port, address_is_doubtful)?;
         let name = names.get(n).copied().unwrap_or_default();
         let address = addresses.get(n).copied().unwrap_or_default();
         Ok(one_host(name, address, port))
@@ -605,22 +607,22 @@ fn one_host(name: &str, address: &str, port: u16) -> Host {
     }
 }
 
-fn port_number(text: &str, address_is_doubtful: bool) -> Result<u16, String> {
+fn port_number(source: &str, text: &str, address_is_doubtful: bool) -> Result<u16, String> {
     let blank = |c: char| c.is_ascii_whitespace() || c == '\x0b';
-    let said = match address_is_doubtful {
-        true => String::new(),
-        false => format!(" is {text:?}"),
-    };
-    match text {
-        "" => Ok(DEFAULT_PORT),
-        _ => text
-            .trim_matches(blank)
-            .parse()
-            .ok()
-            .filter(|port| *port > 0)
-            .ok_or(format!(
-                "the port{said}; a number from 1 to 65535 is expected"
-            )),
+    let number = text
+        .trim_matches(blank)
+        .parse()
+        .ok()
+        .filter(|port| *port > 0);
+    match (text, number) {
+        ("", _) => Ok(DEFAULT_PORT),
+        (_, Some(number)) => Ok(number),
+        (_, None) if address_is_doubtful => Err(format!(
+            "{source} is wrong; a number from 1 to 65535 is expected"
+        )),
+        (_, None) => Err(format!(
+            "{source} is {text:?}; a number from 1 to 65535 is expected"
+        )),
     }
 }
 
@@ -730,7 +732,8 @@ fn versions(values: &Values) -> Result<(TlsVersion, TlsVersion), String> {
             .position(|known| known.eq_ignore_ascii_case(value))
             .map(Some)
             .ok_or(format!(
-                "{keyword} is {value:?}; one of TLSv1, TLSv1.1, TLSv1.2, TLSv1.3 is expected"
+                "{} is {value:?}; one of TLSv1, TLSv1.1, TLSv1.2, TLSv1.3 is expected",
+                values.source(keyword)
             ))
     };
     let (min, max) = (

@@ -221,6 +221,7 @@ impl Drop for Running {
 }
 
 /// How a pglock ended, and all that it wrote.
+#[derive(Clone)]
 pub struct Output {
     line: String,
     pub status: ExitStatus,
