@@ -24,7 +24,7 @@ _pglock_job() {
             return
         elif [[ $word == -* ]]; then
             [[ ! $word =~ ^(--key|-[snoqvh]*k) ]] || keyed=1
-            [[ ! $word =~ ^(--key|--wait|--timeout|--conflict-exit-code|--on-lost|--kill-after|--heartbeat|--dsn|--connect-timeout|-[snoqvh]*[kwEd])$ ]] || value=1
+            [[ ! $word =~ ^(--key|--wait|--timeout|--conflict-exit-code|--min-hold|--on-lost|--kill-after|--heartbeat|--dsn|--connect-timeout|-[snoqvh]*[kwEd])$ ]] || value=1
         elif [[ -n $word || -n $keyed ]]; then
             job=$i
             return
@@ -114,7 +114,7 @@ _pglock() {
             return 0
             ;;
         pglock__subcmd__run)
-            opts="-k -s -n -w -E -o -d -q -v -h --key --shared --nonblock --no-wait --timeout --wait --conflict-exit-code --on-lost --kill-after --heartbeat --close --dsn --connect-timeout --quiet --verbose --help"
+            opts="-k -s -n -w -E -o -d -q -v -h --key --shared --nonblock --no-wait --timeout --wait --conflict-exit-code --min-hold --on-lost --kill-after --heartbeat --close --dsn --connect-timeout --quiet --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -163,6 +163,13 @@ _pglock() {
                     return 0
                     ;;
                 -E)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --min-hold)
                     COMPREPLY=("${cur}")
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o nospace

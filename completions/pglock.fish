@@ -33,6 +33,7 @@ complete -c pglock -n "__fish_pglock_using_subcommand completions" -s h -l help 
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s k -l key -d 'The lock: a name, an integer, or two integers A,B; name:42 is a name' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s w -l wait -l timeout -d 'Wait at most this long, connecting included; 0 is --no-wait [default: for ever] [env: PGLOCK_WAIT]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s E -l conflict-exit-code -d 'Exit status when someone else holds the lock, or the wait is over [default: 75] [env: PGLOCK_CONFLICT_EXIT_CODE]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l min-hold -d 'Keep the lock at least this long after it was acquired, however short the job [default: 0]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l on-lost -d 'When the lock is lost: stop the job, or ignore it and let the job run on unguarded [default: stop] [env: PGLOCK_ON_LOST]' -r -f -a "stop\t'Stop it: TERM, then KILL'
 ignore\t'Let it run to its end, unguarded'"
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l kill-after -d 'How long a job that is stopped because the lock is lost has from TERM to KILL [default: 10s] [env: PGLOCK_KILL_AFTER]' -r -f
@@ -64,7 +65,7 @@ function __fish_pglock_job
             set -e words[1]
             string escape -- $words
             return 0
-        else if string match -qr -- '^(--key|--wait|--timeout|--conflict-exit-code|--on-lost|--kill-after|--heartbeat|--dsn|--connect-timeout|-[snoqvh]*[kwEd])$' $word
+        else if string match -qr -- '^(--key|--wait|--timeout|--conflict-exit-code|--min-hold|--on-lost|--kill-after|--heartbeat|--dsn|--connect-timeout|-[snoqvh]*[kwEd])$' $word
             # The value of an option.
             set -q words[2]
             or return 1

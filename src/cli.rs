@@ -64,6 +64,10 @@ struct RunArgs {
     #[arg(short = 'E', long, value_name = "N")]
     conflict_exit_code: Option<Code>,
 
+    /// Keep the lock at least this long after it was acquired, however short the job [default: 0]
+    #[arg(long, value_name = "DURATION")]
+    min_hold: Option<Limit>,
+
     /// When the lock is lost: stop the job, or ignore it and let the job run on unguarded
     /// [default: stop] [env: PGLOCK_ON_LOST]
     #[arg(long, value_name = "stop|ignore", hide_possible_values = true)]
@@ -219,6 +223,8 @@ pub struct Run {
     pub on_lost: OnLost,
     /// From TERM to KILL.
     pub kill_after: Duration,
+    /// How long to keep the lock at least.
+    pub min_hold: Duration,
     /// Period and deadline of the heartbeat.
     pub heartbeat: Duration,
     /// Whether the job inherits the session's socket.
@@ -346,6 +352,7 @@ impl RunArgs {
                 Some(OnLostArg::Stop) | None => OnLost::Stop,
             },
             kill_after,
+            min_hold: self.min_hold.map_or(Duration::ZERO, |limit| limit.0),
             heartbeat,
             inherit_socket: !self.close,
             dsn_is_argument: self.dsn.is_some(),

@@ -205,9 +205,12 @@ impl Launch<'_> {
 
 fn cannot_start(program: &OsStr, error: io::Error) -> Failure {
     let name = program.to_string_lossy();
+    let not_found = || Failure::say(ExitCode::NotFound, format!("command {name:?} is not found"));
     match (error.kind(), find_in_path(program)) {
-        (io::ErrorKind::NotFound, None) => {
-            Failure::say(ExitCode::NotFound, format!("command {name:?} is not found"))
+        (io::ErrorKind::NotFound, None) => not_found(),
+        // For execvp(3), a folder of PATH that we may not search could have had it. To a shell it is not found.
+        (io::ErrorKind::PermissionDenied, None) if !program.as_encoded_bytes().contains(&b'/') => {
+            not_found()
         }
         (io::ErrorKind::NotFound, Some(path)) => Failure::say(
             ExitCode::CannotExecute,

@@ -109,6 +109,7 @@ fn supervised(run: Run, began: Instant) -> Result<Outcome, Failure> {
             conflict_code: run.conflict_code,
             on_lost: run.on_lost,
             kill_after: run.kill_after,
+            min_hold: run.min_hold,
             patience: run.heartbeat,
         },
         request: Request {

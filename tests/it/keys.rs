@@ -72,6 +72,9 @@ fn the_server_computes_the_same_numbers() {
     arguments.extend(names);
     let numbers = key(&arguments);
     let server = Server::shared();
+    if server.version() < 11 {
+        return; // It has no sha256 to compute with.
+    }
     for setting in ["on", "off"] {
         let mut client = server.client();
         let set =
