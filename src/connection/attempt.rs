@@ -8,6 +8,7 @@
 use super::code_of;
 use super::dial::{Dial, Noted, Opening};
 use super::settings::{Host, Place, Secret, Settings, Target};
+use super::tls;
 use crate::outcome::{ExitCode, Failure};
 use postgres::config::{SslMode, SslNegotiation};
 use postgres::error::SqlState;
@@ -292,7 +293,13 @@ impl Attempt<'_> {
             "" if error.is_closed() => {
                 Refusal::unreachable("the server closed the connection without a word".into())
             }
-            _ => Refusal::unreachable(innermost(error)),
+            _ => match alert(error) {
+                // TLS 1.3 tells only after the handshake what the server thinks of our certificate.
+                Some(alert) if tls::is_about_our_certificate(alert) => {
+                    Refusal::permission(innermost(error))
+                }
+                _ => Refusal::unreachable(innermost(error)),
+            },
         }
     }
 
@@ -340,7 +347,7 @@ pub fn failure(error: postgres::Error) -> Failure {
 /// The cause of all, as people write it.
 fn innermost(error: &(dyn Error + 'static)) -> String {
     let mut cause = error;
-    while let Some(next) = cause.source() {
+    while let Some(next) = cause.source().filter(|_| !cause.is::<std::io::Error>()) {
         cause = next;
     }
     match cause.downcast_ref::<std::io::Error>() {
@@ -349,8 +356,20 @@ fn innermost(error: &(dyn Error + 'static)) -> String {
     }
 }
 
-/// An error of the system, without its number.
+/// What TLS has told us at the end, if it has.
+fn alert(error: &postgres::Error) -> Option<rustls::AlertDescription> {
+    let error = error.source()?.downcast_ref::<std::io::Error>()?;
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::AlertReceived(alert) => Some(*alert),
+        _ => None,
+    }
+}
+
+/// An error of the system without its number, or one of TLS.
 pub fn plain(error: &std::io::Error) -> String {
+    if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        return tls::words(error);
+    }
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
     let text = text

@@ -5,8 +5,8 @@
 //! stream takes note: what the server asks for is compared with `require_auth` before a password is sent, and
 //! whether it was an error before or after authentication decides whether another attempt makes sense.
 
+use super::attempt::plain;
 use super::settings::RequireAuth;
-use super::tls;
 use postgres::Socket;
 use postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use rustls::ClientConfig;
@@ -145,13 +145,11 @@ impl Dial {
 
 /// An error of the handshake, in words.
 fn tls_words(error: &io::Error) -> String {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
-    match inner {
-        Some(error) => tls::words(error),
-        None if error.kind() == io::ErrorKind::UnexpectedEof => {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => {
             "the server closed the connection in the middle of the TLS handshake".into()
         }
-        None => error.to_string(),
+        _ => plain(error),
     }
 }
 

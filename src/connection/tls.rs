@@ -16,8 +16,8 @@ use rustls::pki_types::{
 };
 use rustls::sign::CertifiedKey;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, InconsistentKeys, OtherError,
-    PeerMisbehaved, RootCertStore, SignatureScheme,
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error,
+    InconsistentKeys, OtherError, PeerMisbehaved, RootCertStore, SignatureScheme,
 };
 use std::fmt;
 use std::io;
@@ -331,8 +331,30 @@ pub fn words(error: &Error) -> String {
         {
             other.to_string()
         }
+        Error::AlertReceived(alert) if is_about_our_certificate(*alert) => {
+            format!(
+                "the server does not let us in with our certificate, or without one ({alert:?})"
+            )
+        }
+        Error::AlertReceived(alert) => format!("the server refuses TLS with us ({alert:?})"),
         other => other.to_string(),
     }
+}
+
+/// Whether the server is not content with the certificate that we have shown, or not shown.
+pub fn is_about_our_certificate(alert: AlertDescription) -> bool {
+    use AlertDescription::*;
+    matches!(
+        alert,
+        BadCertificate
+            | UnsupportedCertificate
+            | CertificateRevoked
+            | CertificateExpired
+            | CertificateUnknown
+            | UnknownCA
+            | AccessDenied
+            | CertificateRequired
+    )
 }
 
 impl Verifier {
@@ -409,7 +431,7 @@ fn complaint(error: &Error, facts: &certificate::Facts, source: &str) -> String 
         _ if facts.is_version_1 => format!(
             "the server's certificate is of version 1, which has no extensions and cannot be checked: {GOOD}"
         ),
-        CertificateError::UnknownIssuer if facts.is_self_signed => {
+        CertificateError::UnknownIssuer | CertificateError::Other(_) if facts.is_self_signed => {
             format!("the server's certificate is self-signed, and is not in the roots of {source}")
         }
         CertificateError::UnknownIssuer => {

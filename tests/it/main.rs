@@ -12,6 +12,10 @@
 mod completions;
 mod conflict;
 mod connecting;
+mod connection_alike;
+mod connection_hosts;
+mod connection_secrets;
+mod connection_tls;
 mod exclusion;
 mod failures;
 mod harness;

@@ -59,15 +59,25 @@ impl Server {
 
     /// A server of one's own, with settings such as `deadlock_timeout=20ms`.
     pub fn with(settings: &[&str]) -> Server {
-        Server::make(settings, None)
+        Server::make(settings, None, Server::initdb)
+    }
+
+    /// A hot standby of this server, by streaming replication.
+    pub fn standby_of(primary: &Server) -> Server {
+        Server::make(&[], None, |server| server.back_up(primary))
     }
 
     /// A server on a host of a test's network. Its socket is reached from here as well.
     pub fn on(host: &Host) -> Server {
-        Server::make(&[], Some((host.entrance(), host.address().to_owned())))
+        let host = Some((host.entrance(), host.address().to_owned()));
+        Server::make(&[], host, Server::initdb)
     }
 
-    fn make(settings: &[&str], host: Option<(Vec<String>, String)>) -> Server {
+    fn make(
+        settings: &[&str],
+        host: Option<(Vec<String>, String)>,
+        fill: impl FnOnce(&Server),
+    ) -> Server {
         let folder = tempfile::Builder::new().prefix("pglock-test-").tempdir();
         let folder = folder.unwrap().keep();
         if let Some(user) = unprivileged() {
@@ -82,7 +92,7 @@ impl Server {
             postmaster: Mutex::new(None),
             watchdog: Some(watchdog),
         };
-        server.initdb();
+        fill(&server);
         // Somebody else may have taken the port since it was found free.
         while !server.try_launch() {
             assert!(server.log().contains("could not bind"), "{}", server.log());
@@ -109,6 +119,18 @@ impl Server {
              host all all 10.77.0.0/24 trust\n"
         );
         fs::write(data.join("pg_hba.conf"), rules).unwrap();
+    }
+
+    fn back_up(&self, primary: &Server) {
+        let output = self
+            .command("pg_basebackup")
+            .args(["-R", "-X", "stream", "-c", "fast", "--no-sync", "-D"])
+            .arg(self.folder.join("data"))
+            .args(["-h", primary.host(), "-U", SUPERUSER])
+            .args(["-p", &primary.port.to_string()])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "pg_basebackup: {output:?}");
     }
 
     /// Starts the postmaster; `false` if it ended again at once.
