@@ -16,8 +16,8 @@ use rustls::pki_types::{
 };
 use rustls::sign::CertifiedKey;
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error,
-    InconsistentKeys, OtherError, PeerMisbehaved, RootCertStore, SignatureScheme,
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError,
+    PeerMisbehaved, RootCertStore, SignatureScheme,
 };
 use std::fmt;
 use std::io;
@@ -257,14 +257,13 @@ fn certified_key(path: &Path, key: Option<&Path>) -> Result<CertifiedKey, String
     let key = ring::sign::any_supported_type(&key).map_err(|_| {
         format!("the private key {shown} is of a kind that cannot be used: RSA, ECDSA (P-256, P-384) and Ed25519 can")
     })?;
-    let certified = CertifiedKey::new(chain, key);
-    // Anything but a mismatch only says that rustls cannot read the certificate; the server will.
-    match certified.keys_match() {
-        Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => Err(format!(
+    let of_certificate = chain.first().and_then(certificate::public_key);
+    match (of_certificate, key.public_key()) {
+        (Some(a), Some(b)) if a.whole != b.as_ref() => Err(format!(
             "the certificate {} does not belong to the private key {shown}",
             path.display()
         )),
-        _ => Ok(certified),
+        _ => Ok(CertifiedKey::new(chain, key)),
     }
 }
 
