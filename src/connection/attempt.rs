@@ -174,7 +174,12 @@ impl Attempt<'_> {
                 config.ssl_mode(SslMode::Disable);
             }
             (_, Some(address)) => {
-                config.host(&self.host.name).hostaddr(address);
+                // With an address of its own, a host can be called anything, also by the path of a folder.
+                let name = match self.host.name.starts_with('/') {
+                    true => address.to_string(),
+                    false => self.host.name.clone(),
+                };
+                config.host(&name).hostaddr(address);
                 // Whatever sslmode says: see `dial`.
                 config
                     .ssl_mode(SslMode::Require)

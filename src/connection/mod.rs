@@ -206,7 +206,10 @@ impl Opener<'_> {
                 return address
                     .parse()
                     .map(|ip| vec![Some(ip)])
-                    .map_err(|_| Refusal::config("hostaddr is not a numeric address".into()));
+                    .map_err(|_| Refusal {
+                        next: Next::Nothing,
+                        ..Refusal::config("hostaddr is not a numeric address".into())
+                    });
             }
             Place::Name(name) => name.clone(),
         };

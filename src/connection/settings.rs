@@ -528,7 +528,10 @@ fn choice<T: Copy>(
 
 /// A number, as libpq reads one: blanks around it, an optional sign.
 fn integer(values: &Values, keyword: &str) -> Result<Option<i32>, String> {
-    let number = values.get(keyword).map(|value| {
+    let given = values
+        .has(keyword)
+        .then(|| values.get(keyword).unwrap_or_default());
+    let number = given.map(|value| {
         let digits = value.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b');
         digits.parse::<i32>().map_err(|_| {
             let source = values.source(keyword);

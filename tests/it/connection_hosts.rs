@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 /// A primary and its standby.
-fn pair() -> &'static (Server, Server) {
+pub fn pair() -> &'static (Server, Server) {
     static PAIR: OnceLock<(Server, Server)> = OnceLock::new();
     PAIR.get_or_init(|| {
         let primary = Server::start();
