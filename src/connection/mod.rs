@@ -5,7 +5,8 @@
 //! | `keyword` | the settings that there are, and values for them |
 //! | `parse` | connection strings |
 //! | `service`, `passfile` | libpq's two files |
-//! | `settings` | all sources, in order, validated |
+//! | `settings` | all sources, in order |
+//! | `validate` | values -> settings, or what is wrong with them |
 //! | `tls`, `certificate` | roots, our own certificate, the check of the server's |
 //! | `dial` | what comes before PostgreSQL's protocol on a TCP connection |
 //! | `attempt` | one attempt on one address, and what its failure means |
@@ -24,6 +25,7 @@ pub mod prompt;
 mod service;
 mod settings;
 mod tls;
+mod validate;
 
 pub use attempt::failure;
 pub use settings::Settings;
@@ -57,18 +59,17 @@ pub struct Connection {
 /// Asks the server to interrupt what the session does, from any thread.
 #[derive(Clone)]
 pub struct Canceller {
-    token: CancelToken,
     /// As the session was dialled; a Unix socket needs nothing of it.
-    dial: Option<Dial>,
+    target: Arc<(CancelToken, Option<Dial>)>,
 }
 
 impl Canceller {
     /// Sends the request, over a connection of its own, as well encrypted as the session's. Nothing is known of its
     /// effect but what the session does.
     pub fn cancel(&self) {
-        let _ = match &self.dial {
-            Some(dial) => self.token.cancel_query(dial.clone()),
-            None => self.token.cancel_query(NoTls),
+        let _ = match &*self.target {
+            (token, Some(dial)) => token.cancel_query(dial.clone()),
+            (token, None) => token.cancel_query(NoTls),
         };
     }
 }
@@ -334,8 +335,7 @@ impl Opener<'_> {
             attempt::check_peer(socket.as_ref(), owner)?;
         }
         let canceller = Canceller {
-            token: client.cancel_token(),
-            dial,
+            target: Arc::new((client.cancel_token(), dial)),
         };
         Ok(Connection {
             client,
