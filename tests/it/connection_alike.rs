@@ -138,18 +138,18 @@ impl Stage {
         fs::set_permissions(open.join(".pgpass"), fs::Permissions::from_mode(0o644)).unwrap();
         let trusting = server.home(
             "trusting",
-            &[(".postgresql/root.crt", &read(&server.pki("other.crt")))],
+            &[(".postgresql/root.crt", &read(server.pki("other.crt")))],
         );
         server.home(
             "keyed",
             &[
                 (
                     ".postgresql/postgresql.crt",
-                    &read(&server.pki("client.crt")),
+                    &read(server.pki("client.crt")),
                 ),
                 (
                     ".postgresql/postgresql.key",
-                    &read(&server.pki("client.key")),
+                    &read(server.pki("client.key")),
                 ),
             ],
         );
