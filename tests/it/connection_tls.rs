@@ -4,7 +4,11 @@
 use crate::support::pglock::{Output, Pglock};
 use crate::support::tls::{PASSWORD, Secured};
 use crate::support::unique;
+use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::Signal;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
 
 /// How pglock fares with this connection string; `HOME` has nothing in it.
 fn run(dsn: &str) -> Output {
@@ -254,27 +258,71 @@ fn modes_choose_between_tls_and_plain_text() {
     );
 }
 
-/// "Ctrl-C while waiting goes over the same TLS and host": a server that lets nobody in without TLS is asked to
-/// cancel by TLS, or pglock would wait for its heartbeat's end.
+/// A relay that notes what each connection begins with: the code of its first message.
+struct Relay {
+    port: u16,
+    codes: Arc<Mutex<Vec<u32>>>,
+}
+
+impl Relay {
+    const SSL_REQUEST: u32 = 80_877_103;
+
+    fn to(port: u16) -> Relay {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let relay = Relay {
+            port: listener.local_addr().unwrap().port(),
+            codes: Arc::default(),
+        };
+        let codes = Arc::clone(&relay.codes);
+        std::thread::spawn(move || {
+            while let Ok((mut client, _)) = listener.accept() {
+                let mut first = [0; 8];
+                client.read_exact(&mut first).unwrap();
+                codes
+                    .lock()
+                    .unwrap()
+                    .push(u32::from_be_bytes(first[4..].try_into().unwrap()));
+                let mut server = TcpStream::connect(("127.0.0.1", port)).unwrap();
+                server.write_all(&first).unwrap();
+                let (mut back, mut forth) =
+                    (server.try_clone().unwrap(), client.try_clone().unwrap());
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut back, &mut forth);
+                    let _ = forth.shutdown(Shutdown::Both);
+                });
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut client, &mut server);
+                    let _ = server.shutdown(Shutdown::Both);
+                });
+            }
+        });
+        relay
+    }
+}
+
+/// "The cancel request (Ctrl-C while waiting) goes over the same TLS and host."
 #[test]
-fn a_wait_over_tls_is_cancelled_at_once() {
+fn a_wait_over_tls_is_cancelled_over_tls() {
     let server = Secured::start();
+    let relay = Relay::to(server.port());
     let key = unique("tls_cancel");
-    let dsn = server.at("localhost", "user=with_tls sslmode=verify-full");
-    let dsn = dsn + " sslrootcert=" + &server.pki("ca.crt");
+    let root = server.pki("ca.crt");
+    let port = relay.port;
+    let dsn = format!(
+        "host=localhost port={port} dbname=postgres user=with_tls sslmode=verify-full sslrootcert={root}"
+    );
     let holder = server.run(&key).holding();
     let waiting = Pglock::alone().env("PGLOCK_DSN", &dsn);
-    let waiting = waiting
-        .args(["run", "-k", &key, "--heartbeat", "20s", "--", "true"])
-        .spawn();
+    let waiting = waiting.args(["run", "-k", &key, "--", "true"]).spawn();
     server.await_locks(&key, 1, 1);
-    let ssl = server.value("SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE ssl AND usename = 'with_tls'");
-    assert_eq!(ssl, "1");
     waiting.signal(Signal::SIGTERM);
-    let output = waiting.finish();
-    output.signal(Signal::SIGTERM);
+    waiting.finish().signal(Signal::SIGTERM);
     server.await_locks(&key, 1, 0);
     holder.finish().code(0);
+    let twice = vec![Relay::SSL_REQUEST; 2];
+    eventually(SOON, "two connections, both with TLS", || {
+        *relay.codes.lock().unwrap() == twice
+    });
 }
 
 /// The job inherits the session, and its loss is noticed: the socket is known with TLS as without.
@@ -290,4 +338,25 @@ fn the_socket_is_known_with_tls() {
         .output();
     let said = String::from_utf8_lossy(&run.code(0).stderr).into_owned();
     assert!(!said.contains("cannot tell which descriptor"), "{said}");
+}
+
+/// "sslnegotiation=direct": the first word is TLS's own, and it says which protocol is meant.
+#[test]
+fn tls_can_begin_without_asking() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let hello = std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut head = [0; 5];
+        client.read_exact(&mut head).unwrap();
+        let mut body = vec![0; usize::from(u16::from_be_bytes([head[3], head[4]]))];
+        client.read_exact(&mut body).unwrap();
+        (head[0], body)
+    });
+    let dsn = format!("host=localhost port={port} user=u sslmode=require sslnegotiation=direct");
+    fails(&dsn, 69, "in the middle of the TLS handshake");
+    let (kind, body) = hello.join().unwrap();
+    let contains = |word: &[u8]| body.windows(word.len()).any(|part| part == word);
+    assert_eq!(kind, 22, "a handshake");
+    assert!(contains(b"postgresql") && contains(b"localhost"));
 }
