@@ -68,8 +68,8 @@ pub fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Resul
     // The name of the key is random, and the application's name is as unique as it.
     let name = format!("check {:016x}", RandomState::new().hash_one(()));
     let key = Key::parse(&name).map_err(|error| Failure::new(ExitCode::Internal, error))?;
-    let application_name = session::application_name(&name);
-    let Connection { mut client, .. } = settings.open(&application_name)?;
+    let application_name = session::application_name(settings.application_name(), &name);
+    let Connection { mut client, .. } = settings.open(&application_name, &mut |_| {})?;
     let lock = Lock {
         keys: Keys::All(vec![key.id()]),
         mode: Mode::Exclusive,

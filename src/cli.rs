@@ -132,7 +132,8 @@ struct ConnectionArgs {
     #[arg(short, long, value_name = "DSN")]
     dsn: Option<String>,
 
-    /// How long connecting may take; 0 is no limit [default: 10s] [env: PGLOCK_CONNECT_TIMEOUT]
+    /// How long connecting to one address may take; 0 is no limit [default: what connect_timeout or
+    /// PGCONNECT_TIMEOUT says, or 10s] [env: PGLOCK_CONNECT_TIMEOUT]
     #[arg(long, value_name = "DURATION")]
     connect_timeout: Option<Limit>,
 
@@ -289,7 +290,9 @@ pub enum Invocation {
 pub struct Target {
     /// The connection string, from the option or a variable.
     pub dsn: Option<String>,
-    /// How long connecting may take; `None` is no limit.
+    /// The string is an argument of this process, for everybody to see.
+    pub dsn_is_argument: bool,
+    /// How long connecting to one address may take; zero is no limit, `None` leaves it to the other settings.
     pub connect_timeout: Option<Duration>,
     /// What the lock lives as long as.
     pub scope: ScopeChoice,
@@ -487,6 +490,7 @@ impl ConnectionArgs {
         let connect_timeout = or_variable(self.connect_timeout, "PGLOCK_CONNECT_TIMEOUT")?;
         let scopes = "auto, session, transaction or session-pooled";
         Ok(Target {
+            dsn_is_argument: self.dsn.is_some(),
             dsn: match self.dsn {
                 Some(dsn) => Some(dsn),
                 None => match variable("PGLOCK_DSN")? {
@@ -494,11 +498,7 @@ impl ConnectionArgs {
                     None => variable("DATABASE_URL")?,
                 },
             },
-            connect_timeout: match connect_timeout {
-                None => Some(Duration::from_secs(10)),
-                Some(Limit(Duration::ZERO)) => None,
-                Some(Limit(limit)) => Some(limit),
-            },
+            connect_timeout: connect_timeout.map(|limit| limit.0),
             scope: match choice_or_variable(self.scope, "PGLOCK_SCOPE", scopes)? {
                 None | Some(ScopeArg::Auto) => ScopeChoice::Auto,
                 Some(ScopeArg::Session) => ScopeChoice::Session,

@@ -53,7 +53,7 @@ mod step;
 mod supervise;
 mod sys;
 
-use crate::cli::{Check, Invocation, Run, Shell};
+use crate::cli::{Check, Invocation, Run, Shell, Target};
 use crate::connection::Settings;
 use crate::lock::Wait;
 use crate::outcome::{ExitCode, Failure, JobEnd, Outcome};
@@ -91,7 +91,7 @@ fn main() -> process::ExitCode {
 /// From what was asked to a plan, and through it.
 fn supervised(run: Run, began: Instant) -> Result<Outcome, Failure> {
     diag::set_verbosity(run.verbosity);
-    let settings = Settings::resolve(run.target.dsn.as_deref(), run.target.connect_timeout)?;
+    let settings = settings(&run.target)?;
     let timing = Timing {
         heartbeat: run.heartbeat,
         kill_after: run.kill_after,
@@ -133,9 +133,21 @@ fn supervised(run: Run, began: Instant) -> Result<Outcome, Failure> {
     supervise::run(plan, signals)
 }
 
+/// How to connect.
+fn settings(target: &Target) -> Result<Settings, Failure> {
+    let settings = Settings::resolve(target.dsn.as_deref(), target.connect_timeout)?;
+    if target.dsn_is_argument && settings.password_in_string() {
+        diag::error(
+            "the password in --dsn can be seen by every user of this system; \
+             give the string in PGLOCK_DSN, or the password in a password file (~/.pgpass)",
+        );
+    }
+    Ok(settings)
+}
+
 /// Looks at the connection, and says whether it is fit for locks.
 fn checked(check: &Check) -> Result<Outcome, Failure> {
-    let settings = Settings::resolve(check.target.dsn.as_deref(), check.target.connect_timeout)?;
+    let settings = settings(&check.target)?;
     let timing = Timing {
         heartbeat: check.heartbeat,
         kill_after: check.kill_after,
@@ -167,6 +179,8 @@ fn print(text: &str) -> Result<Outcome, Failure> {
 
 /// Ends as the outcome says: by exit status, or by the signal that ended the job or the wait.
 fn end(outcome: Outcome) -> process::ExitCode {
+    // The session's thread may be asking for a password at this moment.
+    connection::prompt::restore_echo();
     let by_signal = |number: i32| {
         signals::die_by(number);
         // Still alive, as process 1 of a container is: the way a shell would say it.

@@ -192,9 +192,6 @@ impl Thread {
     /// The whole conversation with the server. What is to be said is said before the connection is closed, which can
     /// take as long as the network likes, but for the release, which is only whole with it.
     fn converse(&self) -> Result<(), Failure> {
-        if let Some(limit) = self.request.settings.connect_timeout() {
-            self.speaker.say(Report::Alive(Instant::now() + limit));
-        }
         let Connection {
             mut client,
             socket,
@@ -245,7 +242,7 @@ impl Thread {
             Failure::new(ExitCode::Internal, error)
                 .context("too few file descriptors are left to connect (see ulimit -n)")
         })?;
-        let connection = self.request.settings.open(&self.name())?;
+        let connection = self.open()?;
         if connection.socket.is_none() {
             diag::detail(
                 "cannot tell which descriptor the session's socket is: its loss is noticed later, \
@@ -387,9 +384,7 @@ impl Thread {
         let token = match lock.scope {
             Scope::Session => lock::token(client),
             // The message would give the transaction an id, which holds VACUUM back for as long as the lock is held.
-            Scope::Transaction => {
-                lock::token(&mut self.request.settings.open(&self.name())?.client)
-            }
+            Scope::Transaction => lock::token(&mut self.open()?.client),
         };
         token.map(Some).map_err(|error| {
             let context = "cannot make a token (it needs PostgreSQL 10 or later)";
@@ -400,7 +395,13 @@ impl Thread {
     /// The name by which the server knows this session.
     fn name(&self) -> String {
         let keys: Vec<&str> = self.request.keys.iter().map(Key::given).collect();
-        application_name(&keys.join(","))
+        application_name(self.request.settings.application_name(), &keys.join(","))
+    }
+
+    fn open(&self) -> Result<Connection, Failure> {
+        self.request.settings.open(&self.name(), &mut |limit| {
+            self.speaker.say(Report::Alive(Instant::now() + limit));
+        })
     }
 
     /// Sleeps this long, or until the order comes to give the lock back: whether it has come.
@@ -607,16 +608,21 @@ pub fn timeout(left: Duration) -> PollTimeout {
     PollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
 }
 
-/// `pglock:<key> <host>:<pid>`, by which a database administrator sees who holds or waits.
+/// `pglock:<key> <host>:<pid>`, by which a database administrator sees who holds or waits; a name that the user
+/// wants stands in front instead.
 ///
-/// PostgreSQL keeps 63 bytes and mangles what is not ASCII, so a long key is cut, and what is not printable
+/// PostgreSQL keeps 63 bytes and mangles what is not ASCII, so a long front is cut, and what is not printable
 /// ASCII becomes `?`. Quotes and backslashes too: the name stands in SQL. The end makes it unique.
-pub fn application_name(key: &str) -> String {
+pub fn application_name(wanted: Option<&str>, key: &str) -> String {
+    let front = match wanted {
+        Some(wanted) => wanted.to_owned(),
+        None => format!("pglock:{key}"),
+    };
     let host = nix::unistd::gethostname().unwrap_or_default();
-    compose_name(key, &host.to_string_lossy(), std::process::id())
+    compose_name(&front, &host.to_string_lossy(), std::process::id())
 }
 
-fn compose_name(key: &str, host: &str, pid: u32) -> String {
+fn compose_name(front: &str, host: &str, pid: u32) -> String {
     let plain = |text: &str, most: usize| -> String {
         let keep = |c: char| (c == ' ' || c.is_ascii_graphic()) && !matches!(c, '\'' | '"' | '\\');
         text.chars()
@@ -625,10 +631,7 @@ fn compose_name(key: &str, host: &str, pid: u32) -> String {
             .collect()
     };
     let tail = format!(" {}:{pid}", plain(host, 32).replace(' ', "?"));
-    format!(
-        "pglock:{}{tail}",
-        plain(key, 63 - "pglock:".len() - tail.len())
-    )
+    format!("{}{tail}", plain(front, 63 - tail.len()))
 }
 
 #[cfg(test)]
@@ -637,9 +640,12 @@ mod tests {
 
     #[test]
     fn the_application_name_is_63_bytes_of_ascii_with_host_and_pid_whole() {
-        assert_eq!(compose_name("backup", "web1", 77), "pglock:backup web1:77");
         assert_eq!(
-            compose_name("schl\u{fc}ssel 'x'\n", "web1", 77),
+            compose_name("pglock:backup", "web1", 77),
+            "pglock:backup web1:77"
+        );
+        assert_eq!(
+            compose_name("pglock:schl\u{fc}ssel 'x'\n", "web1", 77),
             "pglock:schl?ssel ?x?? web1:77"
         );
         let long = compose_name(&"k".repeat(100), &"h".repeat(64), u32::MAX);

@@ -1,23 +1,50 @@
-//! From settings to an open connection.
+//! From settings to an open connection: what psql accepts, in the order in which psql tries it.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `keyword` | the settings that there are, and values for them |
+//! | `parse` | connection strings |
+//! | `service`, `passfile` | libpq's two files |
+//! | `settings` | all sources, in order |
+//! | `validate` | values -> settings, or what is wrong with them |
+//! | `tls`, `certificate` | roots, our own certificate, the check of the server's |
+//! | `dial` | what comes before PostgreSQL's protocol on a TCP connection |
+//! | `attempt` | one attempt on one address, and what its failure means |
+//! | `prompt` | asking for a password |
 //!
 //! Secrets are never printed: no error text of this module carries a password, a connection string that could
 //! hold one, or anything of the server's that quotes one.
 
+mod attempt;
+mod certificate;
+mod dial;
+mod keyword;
+mod parse;
+mod passfile;
+pub mod prompt;
+mod service;
+mod settings;
+mod tls;
+mod validate;
+
+pub use attempt::failure;
+pub use settings::Settings;
+
+use crate::diag;
 use crate::outcome::{ExitCode, Failure};
 use crate::sys;
+use attempt::{Attempt, Next, Refusal};
+use dial::{Dial, Opening};
 use nix::sys::socket::{SockaddrStorage, getpeername};
-use postgres::config::Host;
-use postgres::error::SqlState;
-use postgres::{CancelToken, Client, Config, NoTls};
+use postgres::{CancelToken, Client, NoTls};
+use settings::{Host, Place, Secret, SslMode, Target};
 use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
+use std::net::{IpAddr, ToSocketAddrs};
 use std::os::fd::{OwnedFd, RawFd};
+use std::sync::Arc;
 use std::time::Duration;
-
-/// Where and how to connect: everything that there is to know, nothing opened yet.
-#[derive(Clone)]
-pub struct Settings {
-    config: Config,
-}
+use tls::Tls;
 
 /// An open connection.
 pub struct Connection {
@@ -31,66 +58,285 @@ pub struct Connection {
 
 /// Asks the server to interrupt what the session does, from any thread.
 #[derive(Clone)]
-pub struct Canceller(CancelToken);
+pub struct Canceller {
+    /// As the session was dialled; a Unix socket needs nothing of it.
+    target: Arc<(CancelToken, Option<Dial>)>,
+}
 
 impl Canceller {
-    /// Sends the request, over a connection of its own. Nothing is known of its effect but what the session does.
+    /// Sends the request, over a connection of its own, as well encrypted as the session's. Nothing is known of its
+    /// effect but what the session does.
     pub fn cancel(&self) {
-        let _ = self.0.cancel_query(NoTls);
+        let _ = match &*self.target {
+            (token, Some(dial)) => token.cancel_query(dial.clone()),
+            (token, None) => token.cancel_query(NoTls),
+        };
     }
 }
 
-/// libpq's folder for sockets where it is built for Debian, and the one of its own sources.
-const SOCKET_FOLDERS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+/// Beyond its own limit, how long an attempt may take to say so.
+const SLACK: Duration = Duration::from_secs(1);
+/// How long a question on the terminal may stay unanswered.
+const ANSWER: Duration = Duration::from_secs(86_400);
 
 impl Settings {
-    /// The settings of a connection string, with what it leaves open taken from libpq's variables and defaults.
+    /// Connects, as this `application_name`. Before each step that is limited, `patience` is told how long the
+    /// next one may take.
     ///
     /// # Errors
-    /// A setting that cannot be understood.
-    pub fn resolve(
-        dsn: Option<&str>,
-        connect_timeout: Option<Duration>,
-    ) -> Result<Settings, Failure> {
-        let mut config = match dsn {
-            // The error's own text may quote the string, and the string may hold a password.
-            Some(dsn) => dsn.parse::<Config>().map_err(|error| {
-                let cause = std::error::Error::source(&error).map(|cause| cause.to_string());
-                Failure::say(
-                    ExitCode::Config,
-                    format!(
-                        "the connection string is not valid: {}",
-                        cause.unwrap_or_default()
-                    ),
-                )
-            })?,
-            None => Config::new(),
+    /// Says where it tried to connect, and why it failed, the last failure first.
+    pub fn open(
+        &self,
+        application_name: &str,
+        patience: &mut dyn FnMut(Duration),
+    ) -> Result<Connection, Failure> {
+        let mut opener = Opener {
+            settings: self,
+            application_name,
+            asked: None,
+            tls: None,
+            patience,
         };
-        fill_from_environment(&mut config)?;
-        if let Some(limit) = connect_timeout {
-            config.connect_timeout(limit);
+        let refusal = match opener.try_hosts() {
+            Ok(connection) => return Ok(connection),
+            Err(refusal) => refusal,
+        };
+        let terminal = match refusal.wants_password {
+            true => prompt::terminal(),
+            false => None,
+        };
+        let Some(terminal) = terminal else {
+            return Err(refusal.failure);
+        };
+        (opener.patience)(ANSWER);
+        opener.asked = prompt::ask(terminal, &self.user);
+        match opener.asked {
+            Some(_) => opener.try_hosts().map_err(|refusal| refusal.failure),
+            None => Err(refusal.failure),
         }
-        Ok(Settings { config })
+    }
+}
+
+/// One run through the hosts, or two.
+struct Opener<'a> {
+    settings: &'a Settings,
+    application_name: &'a str,
+    /// The password that was asked for.
+    asked: Option<Secret>,
+    /// Loaded for the first attempt with TLS.
+    tls: Option<Result<Tls, String>>,
+    patience: &'a mut dyn FnMut(Duration),
+}
+
+impl Opener<'_> {
+    fn try_hosts(&mut self) -> Result<Connection, Refusal> {
+        let targets: &[Target] = match &self.settings.target {
+            Target::PreferStandby => &[Target::Standby, Target::Any],
+            one => std::slice::from_ref(one),
+        };
+        let hosts: Vec<Host> = shuffled(self.settings.hosts.clone(), self.settings.random_order);
+        let mut said: Vec<String> = Vec::new();
+        let mut last = None;
+        for (host, target) in targets
+            .iter()
+            .flat_map(|t| hosts.iter().map(move |h| (h, *t)))
+        {
+            match self.try_host(host, target, &mut said) {
+                Ok(connection) => return Ok(connection),
+                Err(refusal) => {
+                    let stop = refusal.next == Next::Nothing;
+                    last = Some(refusal);
+                    if stop {
+                        break;
+                    }
+                }
+            }
+        }
+        // There is always a host.
+        let mut refusal = last.unwrap_or_else(|| Refusal::config("there is no host".into()));
+        said.dedup();
+        said.reverse();
+        refusal.failure = Failure::say(refusal.failure.code, said.join("; "));
+        Err(refusal)
     }
 
-    /// How long connecting may take, in all.
-    pub fn connect_timeout(&self) -> Option<Duration> {
-        self.config.get_connect_timeout().copied()
+    /// All addresses of a host.
+    fn try_host(
+        &mut self,
+        host: &Host,
+        target: Target,
+        said: &mut Vec<String>,
+    ) -> Result<Connection, Refusal> {
+        let name = self.settings.address_of(host);
+        let mut say = |at: Option<IpAddr>, refusal: &Refusal| {
+            // An address is worth saying only where a name stands for it.
+            let at =
+                at.filter(|at| matches!(&host.place, Place::Name(name) if name.parse() != Ok(*at)));
+            let at = at.map_or(String::new(), |at| format!(" ({at})"));
+            said.push(format!("cannot connect to {name}{at}: {}", refusal.failure));
+        };
+        let addresses = match self.addresses(host) {
+            Ok(addresses) => addresses,
+            Err(refusal) => {
+                say(None, &refusal);
+                return Err(refusal);
+            }
+        };
+        let mut last = None;
+        for address in addresses {
+            match self.try_address(host, address, target) {
+                Ok(connection) => return Ok(connection),
+                Err(refusal) => {
+                    say(address, &refusal);
+                    let next = refusal.next;
+                    last = Some(refusal);
+                    if next != Next::Address {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| Refusal::unreachable("the name has no address".into())))
     }
 
-    /// Connects, as this `application_name`.
-    ///
-    /// # Errors
-    /// Says where it tried to connect, and why it failed.
-    pub fn open(&self, application_name: &str) -> Result<Connection, Failure> {
-        let mut config = self.config.clone();
-        config.application_name(application_name);
+    /// The addresses of a host; a Unix socket has one without a number.
+    fn addresses(&mut self, host: &Host) -> Result<Vec<Option<IpAddr>>, Refusal> {
+        let name = match &host.place {
+            Place::Folder(_) => return Ok(vec![None]),
+            Place::Address(address) => {
+                return address
+                    .parse()
+                    .map(|ip| vec![Some(ip)])
+                    .map_err(|_| Refusal {
+                        next: Next::Nothing,
+                        ..Refusal::config("hostaddr is not a numeric address".into())
+                    });
+            }
+            Place::Name(name) => name.clone(),
+        };
+        if let Ok(ip) = name.parse() {
+            return Ok(vec![Some(ip)]);
+        }
+        self.announce();
+        let port = host.port;
+        let look_up = move || (name.as_str(), port).to_socket_addrs().map(Vec::from_iter);
+        match attempt::within(self.settings.limit, look_up) {
+            None => Err(Refusal::unreachable(
+                "its name was not resolved in time".into(),
+            )),
+            Some(Err(error)) => Err(Refusal::unreachable(format!(
+                "its name cannot be resolved: {}",
+                attempt::plain(&error)
+            ))),
+            Some(Ok(found)) => {
+                let mut addresses: Vec<_> =
+                    found.iter().map(|address| Some(address.ip())).collect();
+                addresses.dedup();
+                Ok(shuffled(addresses, self.settings.random_order))
+            }
+        }
+    }
+
+    /// One address, with TLS and without as `sslmode` has it.
+    fn try_address(
+        &mut self,
+        host: &Host,
+        address: Option<IpAddr>,
+        target: Target,
+    ) -> Result<Connection, Refusal> {
+        let mode = match host.place {
+            Place::Folder(_) => SslMode::Disable,
+            _ => self.settings.ssl.mode,
+        };
+        match mode {
+            SslMode::Disable => self.attempt(host, address, target, Opening::Plain),
+            SslMode::Allow => {
+                let refused = match self.attempt(host, address, target, Opening::Plain) {
+                    Err(refusal) if refusal.before_authentication => refusal,
+                    other => return other,
+                };
+                let tls = self.opening(host, false);
+                tls.and_then(|tls| self.attempt(host, address, target, tls))
+                    .map_err(|second| refused.and("with TLS", second))
+            }
+            SslMode::Prefer => {
+                let tls = self.opening(host, true);
+                match tls.and_then(|tls| self.attempt(host, address, target, tls)) {
+                    Err(first)
+                        if first.is_of_tls || (first.before_authentication && first.encrypted) =>
+                    {
+                        diag::detail(format_args!(
+                            "no connection with TLS: {}; trying without",
+                            first.failure
+                        ));
+                        self.attempt(host, address, target, Opening::Plain)
+                            .map_err(|second| first.and("without TLS", second))
+                    }
+                    other => other,
+                }
+            }
+            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => {
+                let tls = self.opening(host, false)?;
+                self.attempt(host, address, target, tls)
+            }
+        }
+    }
+
+    fn opening(&mut self, host: &Host, or_plain: bool) -> Result<Opening, Refusal> {
+        let ssl = &self.settings.ssl;
+        let loaded = self.tls.get_or_insert_with(|| Tls::load(ssl));
+        let config = loaded
+            .as_ref()
+            .map_err(String::clone)
+            .and_then(|tls| tls.config(host))
+            .map_err(Refusal::tls_settings)?;
+        Ok(Opening::Tls {
+            config: Arc::new(config),
+            direct: ssl.direct,
+            or_plain,
+        })
+    }
+
+    fn attempt(
+        &mut self,
+        host: &Host,
+        address: Option<IpAddr>,
+        target: Target,
+        opening: Opening,
+    ) -> Result<Connection, Refusal> {
+        self.announce();
+        let settings = self.settings;
+        let attempt = Attempt {
+            application_name: self.application_name,
+            settings,
+            host,
+            address,
+            target,
+            password: self
+                .asked
+                .as_ref()
+                .or(settings.password.as_ref())
+                .or(host.password.as_ref()),
+        };
         let before = open_descriptors();
-        let client = config.connect(NoTls).map_err(|error| {
-            failure(error).context(format!("cannot connect to {}", self.address()))
-        })?;
+        let (client, dial) = attempt.run(opening)?;
+        if let Some(Ok(tls)) = &self.tls
+            && dial.as_ref().is_some_and(|dial| dial.noted().encrypted)
+            && tls.is_certificate_unasked()
+        {
+            return Err(Refusal::permission(
+                "sslcertmode=require, and the server did not ask for a certificate".into(),
+            ));
+        }
         let socket = new_socket(&before);
-        let canceller = Canceller(client.cancel_token());
+        if address.is_none()
+            && let Some(owner) = &settings.require_peer
+        {
+            attempt::check_peer(socket.as_ref(), owner)?;
+        }
+        let canceller = Canceller {
+            target: Arc::new((client.cancel_token(), dial)),
+        };
         Ok(Connection {
             client,
             socket,
@@ -98,107 +344,31 @@ impl Settings {
         })
     }
 
-    /// The address, for people.
-    pub fn address(&self) -> String {
-        let hosts = self.config.get_hosts().iter().enumerate().map(|(n, host)| {
-            let ports = self.config.get_ports();
-            let port = ports
-                .get(n)
-                .or(ports.first())
-                .copied()
-                .unwrap_or(DEFAULT_PORT);
-            match host {
-                Host::Tcp(name) => format!("{name}:{port}"),
-                Host::Unix(folder) => format!("{}/.s.PGSQL.{port}", folder.display()),
-            }
-        });
-        hosts.collect::<Vec<_>>().join(", ")
+    fn announce(&mut self) {
+        if let Some(limit) = self.settings.limit {
+            (self.patience)(limit + SLACK);
+        }
     }
 }
 
-const DEFAULT_PORT: u16 = 5432;
-
-/// Fills what the string left open.
-fn fill_from_environment(config: &mut Config) -> Result<(), Failure> {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    if config.get_ports().is_empty() {
-        let port = match variable("PGPORT") {
-            Some(port) => port.parse().map_err(|_| {
-                Failure::say(
-                    ExitCode::Config,
-                    format!("PGPORT is {port:?}; a port number is expected"),
-                )
-            })?,
-            None => DEFAULT_PORT,
-        };
-        config.port(port);
+/// In a random order, if it is to be one: the standard library's hasher is seeded by the system.
+fn shuffled<T>(mut items: Vec<T>, random: bool) -> Vec<T> {
+    if random {
+        let random = RandomState::new();
+        for n in (1..items.len()).rev() {
+            items.swap(n, (random.hash_one(n) % (n as u64 + 1)) as usize);
+        }
     }
-    if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-        let port = config.get_ports()[0];
-        let host = variable("PGHOST").unwrap_or_else(|| default_host(port));
-        config.host(&host);
-    }
-    if config.get_user().is_none() {
-        let user = match variable("PGUSER") {
-            Some(user) => user,
-            None => nix::unistd::User::from_uid(nix::unistd::geteuid())
-                .ok()
-                .flatten()
-                .map(|user| user.name)
-                .ok_or_else(|| {
-                    Failure::say(
-                        ExitCode::Config,
-                        "no user name given, and this system user has none",
-                    )
-                })?,
-        };
-        config.user(&user);
-    }
-    if config.get_password().is_none()
-        && let Some(password) = variable("PGPASSWORD")
-    {
-        config.password(password);
-    }
-    if config.get_dbname().is_none() {
-        let user = config.get_user().unwrap_or_default().to_owned();
-        config.dbname(&variable("PGDATABASE").unwrap_or(user));
-    }
-    Ok(())
+    items
 }
 
-/// The folder where a server's socket is.
-fn default_host(port: u16) -> String {
-    let has_socket = |folder: &&str| {
-        std::path::Path::new(folder)
-            .join(format!(".s.PGSQL.{port}"))
-            .exists()
-    };
-    SOCKET_FOLDERS
-        .into_iter()
-        .find(has_socket)
-        .unwrap_or(SOCKET_FOLDERS[0])
-        .to_owned()
-}
-
-/// What kind of failure an error of the client library is.
-pub fn failure(error: postgres::Error) -> Failure {
-    // The library finds this out by itself, and calls it a wrong configuration.
-    let cause = std::error::Error::source(&error).map(|cause| cause.to_string());
-    if cause.as_deref() == Some("password missing") {
-        let words = "the server asks for a password, and none is given";
-        return Failure::say(ExitCode::Permission, words);
-    }
-    let code = error.code().cloned();
-    let class = code.as_ref().map(|code| code.code()[..2].to_owned());
-    let kind = match (code, class.as_deref()) {
-        (Some(SqlState::INSUFFICIENT_PRIVILEGE), _) | (_, Some("28")) => ExitCode::Permission,
-        (_, Some("3D")) => ExitCode::Config,
+/// What kind of failure it is when the server says no to what we ask for. See [`ExitCode`].
+fn code_of(sqlstate: &str) -> ExitCode {
+    match sqlstate {
+        "42501" => ExitCode::Permission,
+        code if code.starts_with("28") => ExitCode::Permission,
+        code if code.starts_with("3D") => ExitCode::Config,
         _ => ExitCode::Unavailable,
-    };
-    // What the server says is enough where it says something; the rest is the library's framing.
-    match error.as_db_error() {
-        Some(db) => Failure::say(kind, db.message()),
-        None => Failure::new(kind, error),
     }
 }
 

@@ -35,24 +35,44 @@ fn nothing_of_the_search_path_is_run() {
     );
     let path = format!("ALTER DATABASE {database} SET search_path = evil, pg_catalog, public");
     rows(&mut client, &path);
-    for options in [&["--scope", "session"][..], &["--scope", "transaction"], &["--slots", "2"], &["--fair"], &["--token"]] {
+    for options in [
+        &["--scope", "session"][..],
+        &["--scope", "transaction"],
+        &["--slots", "2"],
+        &["--fair"],
+        &["--token"],
+    ] {
         let key = unique("key");
         let run = || server.run(&key).args(options).env("PGDATABASE", &database);
         let holders = [run().holding()];
         run().args(["--wait", "0.3", "-v", "true"]).output();
-        let conflict = server.run(&key).args(["-n", "true"]).env("PGDATABASE", &database).output();
+        let conflict = server
+            .run(&key)
+            .args(["-n", "true"])
+            .env("PGDATABASE", &database)
+            .output();
         // Of two slots, the second is free.
         if options[0] != "--slots" {
             let line = conflict.code(75).stderr_line();
-            assert!(line.contains(&format!("in database \"{database}\"")), "{line}");
+            assert!(
+                line.contains(&format!("in database \"{database}\"")),
+                "{line}"
+            );
         }
         for holder in holders {
             holder.finish().code(0);
         }
     }
-    let check = server.pglock().arg("check").env("PGDATABASE", &database).output();
+    let check = server
+        .pglock()
+        .arg("check")
+        .env("PGDATABASE", &database)
+        .output();
     check.code(0);
-    assert_eq!(rows(&mut client, "SELECT who FROM hits"), Vec::<Vec<String>>::new());
+    assert_eq!(
+        rows(&mut client, "SELECT who FROM hits"),
+        Vec::<Vec<String>>::new()
+    );
 }
 
 /// A lock that was lost before the job ended does not pass for a good end, even if pglock had been stopped meanwhile.
@@ -73,7 +93,10 @@ fn a_loss_that_is_noticed_after_the_jobs_end_is_still_a_loss() {
     running.signal(Signal::SIGCONT);
     let output = running.finish();
     let text = String::from_utf8_lossy(&output.code(74).stderr).into_owned();
-    assert!(text.contains("lost the lock") && text.contains("may not have been alone"), "{text}");
+    assert!(
+        text.contains("lost the lock") && text.contains("may not have been alone"),
+        "{text}"
+    );
 }
 
 /// A terminal that is closed ends a job under pglock as it ends one without, also where pglock leads the session
@@ -94,15 +117,27 @@ fn keys_reach_a_job_that_has_left_the_group() {
     let (server, key) = (Server::shared(), unique("key"));
     let mut terminal = Terminal::run(server, &["bash", "--norc", "--noprofile", "-i"]);
     terminal.expect("prompt> ");
-    terminal.keys(&format!("\"$PGLOCK\" run -k {key} -- timeout 60 sleep 64\n"));
-    let sleep = || Command::new("pgrep").args(["-x", "-f", "sleep 64"]).output().unwrap();
+    terminal.keys(&format!(
+        "\"$PGLOCK\" run -k {key} -- timeout 60 sleep 64\n"
+    ));
+    let sleep = || {
+        Command::new("pgrep")
+            .args(["-x", "-f", "sleep 64"])
+            .output()
+            .unwrap()
+    };
     eventually(SOON, "the job", || sleep().status.success());
     terminal.keys("\x1a");
     terminal.expect("Stopped");
     assert_eq!(server.locks(&key).granted, 1);
     terminal.keys("fg\n");
-    let pid: i32 = String::from_utf8_lossy(&sleep().stdout).trim().parse().unwrap();
-    eventually(SOON, "it to go on", || state(Pid::from_raw(pid)) == Some('S'));
+    let pid: i32 = String::from_utf8_lossy(&sleep().stdout)
+        .trim()
+        .parse()
+        .unwrap();
+    eventually(SOON, "it to go on", || {
+        state(Pid::from_raw(pid)) == Some('S')
+    });
     terminal.keys("\x03");
     server.await_locks(&key, 0, 0);
     terminal.keys("echo status $?\n");
@@ -118,7 +153,8 @@ fn an_ignored_loss_does_not_leave_the_lock_to_what_the_job_leaves_behind() {
     let running = server.run(&key).args(options).sh(job).spawn();
     running.await_stdout("\n");
     let left_behind = Pid::from_raw(running.stdout().trim().parse().unwrap());
-    let tail = format!("SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'");
+    let tail =
+        format!("SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'");
     let frozen = Pid::from_raw(server.value(&tail).parse().unwrap());
     kill(frozen, Signal::SIGSTOP).unwrap();
     running.await_stderr("unguarded");
@@ -133,9 +169,15 @@ fn an_ignored_loss_does_not_leave_the_lock_to_what_the_job_leaves_behind() {
 #[cfg(target_os = "linux")]
 #[test]
 fn without_proc_what_ignores_term_is_killed_all_the_same() {
-    let allowed = Command::new("unshare").args(["-m", "true"]).output().is_ok_and(|o| o.status.success());
+    let allowed = Command::new("unshare")
+        .args(["-m", "true"])
+        .output()
+        .is_ok_and(|o| o.status.success());
     if !allowed {
-        assert!(std::env::var_os("CI").is_none(), "CI must be able to make mount namespaces");
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "CI must be able to make mount namespaces"
+        );
         println!("SKIPPED: mount namespaces are not to be had; run as root to test without /proc");
         return;
     }
@@ -144,7 +186,19 @@ fn without_proc_what_ignores_term_is_killed_all_the_same() {
     let pglock = env!("CARGO_BIN_EXE_pglock");
     let running = server
         .around("unshare")
-        .args(["-m", "sh", "-c", hide, "sh", pglock, "run", "--key", &key, "--kill-after", "0.5"])
+        .args([
+            "-m",
+            "sh",
+            "-c",
+            hide,
+            "sh",
+            pglock,
+            "run",
+            "--key",
+            &key,
+            "--kill-after",
+            "0.5",
+        ])
         .sh(&journal.stubborn())
         .spawn();
     eventually(SOON, "three processes", || journal.pids().len() == 3);
@@ -152,7 +206,11 @@ fn without_proc_what_ignores_term_is_killed_all_the_same() {
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'"
     ));
     running.finish().code(74);
-    assert!(journal.pids().iter().all(|pid| state(*pid).is_none()), "{:?}", journal.pids());
+    assert!(
+        journal.pids().iter().all(|pid| state(*pid).is_none()),
+        "{:?}",
+        journal.pids()
+    );
 }
 
 /// Children that a shell had before it became pglock are not the job.
@@ -164,10 +222,21 @@ fn children_from_before_are_not_stopped() {
     terminal.expect("pid ");
     terminal.expect(".");
     let screen = terminal.screen();
-    let before = screen.split("pid ").nth(1).unwrap().split('.').next().unwrap();
+    let before = screen
+        .split("pid ")
+        .nth(1)
+        .unwrap()
+        .split('.')
+        .next()
+        .unwrap();
     let before = Pid::from_raw(before.parse().unwrap());
     server.await_locks(&key, 1, 0);
-    let sleep = || Command::new("pgrep").args(["-x", "-f", "sleep 67"]).output().unwrap();
+    let sleep = || {
+        Command::new("pgrep")
+            .args(["-x", "-f", "sleep 67"])
+            .output()
+            .unwrap()
+    };
     eventually(SOON, "the job", || sleep().status.success());
     server.sql(&format!(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'"
@@ -183,7 +252,9 @@ fn too_few_descriptors_are_said() {
     let (server, key) = (Server::shared(), unique("key"));
     for most in 7..16 {
         let limit = format!("ulimit -n {most}; exec \"$@\"");
-        let run = server.around("sh").args(["-c", &limit, "sh", env!("CARGO_BIN_EXE_pglock")]);
+        let run = server
+            .around("sh")
+            .args(["-c", &limit, "sh", env!("CARGO_BIN_EXE_pglock")]);
         let output = run.args(["run", "--key", &key, "true"]).output();
         if output.status.code() != Some(0) {
             output.code(70).stderr_line();
@@ -225,7 +296,10 @@ fn a_blocked_signal_ends_the_wait() {
     let holder = server.run(&key).holding();
     for signal in [Signal::SIGTERM, Signal::SIGQUIT] {
         let pglock = env!("CARGO_BIN_EXE_pglock");
-        let run = server.around("env").args(["--block-signal", pglock, "run", "--key", &key, "true"]);
+        let run =
+            server
+                .around("env")
+                .args(["--block-signal", pglock, "run", "--key", &key, "true"]);
         let waiter = run.spawn();
         server.await_locks(&key, 1, 1);
         waiter.signal(signal);
@@ -240,11 +314,19 @@ fn a_blocked_signal_ends_the_wait() {
 fn the_job_keeps_the_lock_of_a_killed_pglock_over_tcp() {
     let (server, key, journal) = (Server::shared(), unique("key"), Journal::new());
     let job = format!("{}; note \"pid $$\"; read -r _; exit", journal.note());
-    let mut running = server.run(&key).args(["-d", &server.dsn()]).sh(&job).spawn();
+    let mut running = server
+        .run(&key)
+        .args(["-d", &server.dsn()])
+        .sh(&job)
+        .spawn();
     eventually(SOON, "the job", || journal.pids().len() == 1);
     running.signal(Signal::SIGKILL);
     eventually(SOON, "the end of pglock", || !running.lives());
-    server.run(&key).args(["--no-wait", "true"]).output().code(75);
+    server
+        .run(&key)
+        .args(["--no-wait", "true"])
+        .output()
+        .code(75);
     let freed = now();
     kill(journal.pids()[0], Signal::SIGKILL).unwrap();
     server.await_locks(&key, 0, 0);

@@ -11,6 +11,7 @@ pub mod probe;
 pub mod proxy;
 pub mod server;
 pub mod terminal;
+pub mod tls;
 pub mod wait;
 
 use std::ffi::OsStr;

@@ -54,7 +54,8 @@ impl Pglock {
         Pglock::of(env!("CARGO_BIN_EXE_pglock"))
     }
 
-    fn of(program: &str) -> Pglock {
+    /// Another program, to compare with.
+    pub fn of(program: &str) -> Pglock {
         let mut command = super::scrubbed(program);
         command.process_group(0);
         Pglock { command }
@@ -221,6 +222,7 @@ impl Drop for Running {
 }
 
 /// How a pglock ended, and all that it wrote.
+#[derive(Clone)]
 pub struct Output {
     line: String,
     pub status: ExitStatus,

@@ -1,0 +1,112 @@
+//! The service file: named sets of settings, `[name]` and lines of `keyword=value`, as libpq reads it.
+//!
+//! The user's file is asked first, then the system's; the first that has the name is the only one that counts.
+//! Within a service the first mention of a setting wins, unlike in a connection string.
+
+use super::keyword::Values;
+use std::path::{Path, PathBuf};
+
+/// Where to look.
+pub struct Files {
+    /// `servicefile` or PGSERVICEFILE: must be readable, if it is named.
+    pub named: Option<PathBuf>,
+    /// `~/.pg_service.conf`, used if nothing is named.
+    pub home: Option<PathBuf>,
+    /// The system's.
+    pub system: PathBuf,
+}
+
+/// The settings of the service.
+pub fn read(name: &str, files: &Files) -> Result<Values, String> {
+    let users = match &files.named {
+        Some(named) => Some(named),
+        None => files.home.as_ref().filter(|path| path.exists()),
+    };
+    let system = Some(&files.system).filter(|path| path.exists());
+    for path in users.into_iter().chain(system) {
+        let text = std::fs::read(path)
+            .map_err(|error| format!("cannot read the service file {}: {error}", path.display()))?;
+        let text = String::from_utf8_lossy(&text);
+        let found = find(&text, name).map_err(|(line, what)| wrong(path, line, &what))?;
+        if let Some(values) = found {
+            return Ok(values);
+        }
+    }
+    Err(format!("there is no service {name:?} in the service file"))
+}
+
+fn wrong(path: &Path, line: usize, what: &str) -> String {
+    format!("line {line} of the service file {}: {what}", path.display())
+}
+
+/// The service's settings, or the number of a line that is wrong and what is. Pure.
+pub fn find(text: &str, name: &str) -> Result<Option<Values>, (usize, String)> {
+    let mut found: Option<Values> = None;
+    for (n, line) in text.lines().enumerate() {
+        let line = line.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b');
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        if let Some(header) = line.strip_prefix('[') {
+            if found.is_some() {
+                break;
+            }
+            if header
+                .strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with(']'))
+            {
+                found = Some(Values::default());
+            }
+            continue;
+        }
+        if let Some(values) = &mut found {
+            let set = setting(line).map_err(|what| (n + 1, what))?;
+            values.fill(set);
+        }
+    }
+    Ok(found)
+}
+
+fn setting(line: &str) -> Result<Values, String> {
+    if line.starts_with("ldap:") {
+        return Err("settings from LDAP are not supported".into());
+    }
+    let Some((keyword, value)) = line.split_once('=') else {
+        return Err("there is no \"=\"".into());
+    };
+    if ["service", "servicefile"].contains(&keyword) {
+        return Err("a service cannot name another".into());
+    }
+    let mut values = Values::default();
+    match values.set(keyword, value) {
+        true => Ok(values),
+        false => Err(format!("{keyword:?} is no setting")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_mention_in_the_first_section_counts() {
+        let text = "host=outside\n# c\n[a]\nhost=no\n[b]\r\n  host=h  \nport=1=2\nhost=late\n[b]\nuser=u\n";
+        let found = find(text, "b").expect("a good file").expect("the service");
+        let pairs: Vec<_> = found.iter().collect();
+        assert_eq!(pairs, [("host", "h"), ("port", "1=2")]);
+        assert!(find(text, "c").expect("a good file").is_none());
+    }
+
+    #[test]
+    fn wrong_lines_are_told_by_number() {
+        for (text, line) in [
+            ("[a]\nhost", 2),
+            ("[a]\n\nhots=x", 3),
+            ("[a]\nservice=b", 2),
+            ("[a]\nldap://x", 2),
+        ] {
+            assert_eq!(find(text, "a").err().map(|e| e.0), Some(line), "{text}");
+            assert!(find(text, "b").is_ok_and(|found| found.is_none()));
+        }
+    }
+}

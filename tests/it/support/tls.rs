@@ -1,0 +1,166 @@
+//! A server with TLS and with every way to authenticate, and the certificates for it, made by `openssl`.
+//!
+//! Who a user is decides how it is let in: see [`RULES`]. The server's certificate can be exchanged, which restarts
+//! the server. All files are in the server's folder, below `pki`.
+
+use super::server::{SUPERUSER, Server};
+use std::fs;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+/// The password of every user that has one.
+pub const PASSWORD: &str = "p:a\\ss'w@rd %41";
+
+const RULES: &str = "\
+    local all,replication all trust\n\
+    host    all scram        127.0.0.1/32 scram-sha-256\n\
+    host    all md5          127.0.0.1/32 md5\n\
+    host    all clear        127.0.0.1/32 password\n\
+    hostssl all with_tls     127.0.0.1/32 trust\n\
+    hostnossl all without_tls 127.0.0.1/32 trust\n\
+    hostssl all half         127.0.0.1/32 scram-sha-256\n\
+    hostnossl all half       127.0.0.1/32 trust\n\
+    hostssl all with_cert    127.0.0.1/32 cert\n\
+    hostnossl all with_tls,with_cert 127.0.0.1/32 reject\n\
+    hostssl all without_tls  127.0.0.1/32 reject\n\
+    host    all kerberos     127.0.0.1/32 gss\n\
+    host    all,replication all 127.0.0.1/32 trust\n";
+
+/// Makes all certificates. `leaf NAME SUBJECT CA [EXTENSION]...` makes NAME.crt and NAME.key.
+const CERTIFICATES: &str = r#"
+set -eu
+umask 077
+mkdir pki && cd pki
+ec="-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
+for ca in ca other; do
+    openssl req -x509 $ec -days 30 -subj "/CN=$ca" -keyout $ca.key -out $ca.crt
+done
+leaf() {
+    name=$1 subject=$2 ca=$3; shift 3
+    openssl req -new $ec -subj "/CN=$subject" -keyout $name.key -out request
+    printf '%s\n' "$@" > extensions
+    openssl x509 -req -in request -CA $ca.crt -CAkey $ca.key -CAcreateserial -out $name.crt \
+        -days ${days:-30} ${1:+-extfile extensions}
+}
+names=subjectAltName=DNS:localhost,IP:127.0.0.1
+leaf good      server    ca $names
+leaf wrong     localhost ca subjectAltName=DNS:elsewhere.example
+leaf wildcard  server    ca "subjectAltName=DNS:*.localhost"
+leaf common    localhost ca basicConstraints=CA:FALSE
+leaf version1  localhost ca
+leaf unknown   server    other $names
+leaf revoked   server    ca $names
+days=-1 leaf expired server ca $names
+openssl req -x509 $ec -days 30 -subj /CN=localhost -keyout self.key -out self.crt
+openssl req -new -newkey rsa:2048 -nodes -subj /CN=localhost -keyout version1rsa.key -out request
+openssl x509 -req -in request -CA ca.crt -CAkey ca.key -out version1rsa.crt -days 30
+# The clients': RSA in both forms, and EC in both.
+openssl req -new -newkey rsa:2048 -nodes -subj /CN=with_cert -keyout client.key -out request
+openssl x509 -req -in request -CA ca.crt -CAkey ca.key -out client.crt -days 30
+openssl pkey -in client.key -traditional -out client-pkcs1.key
+leaf client-ec with_cert ca basicConstraints=CA:FALSE
+openssl pkey -in client-ec.key -traditional -out client-sec1.key
+openssl pkey -in client-ec.key -outform DER -out client-der.key
+leaf client-other with_cert other basicConstraints=CA:FALSE
+openssl pkey -in client.key -aes128 -passout pass:x -out client-encrypted.key
+cp client.key client-open.key && chmod 644 client-open.key
+: > index && echo 01 > crlnumber
+cat > ca.conf <<END
+[ca]
+default_ca = this
+[this]
+database = index
+crlnumber = crlnumber
+default_md = sha256
+default_crl_days = 30
+END
+openssl ca -config ca.conf -cert ca.crt -keyfile ca.key -revoke revoked.crt
+openssl ca -config ca.conf -cert ca.crt -keyfile ca.key -gencrl -out ca.crl
+cat ca.crt self.crt > ca-and-self.crt
+"#;
+
+/// A server that speaks TLS.
+pub struct Secured(Server);
+
+impl Deref for Secured {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.0
+    }
+}
+
+impl Secured {
+    /// With the good certificate.
+    pub fn start() -> Secured {
+        let server = Server::start();
+        let made = server
+            .command("bash")
+            .args(["-c", CERTIFICATES])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "openssl: {made:?}");
+        let password = PASSWORD.replace('\'', "''");
+        let roles = ["scram", "md5", "clear", "half"].map(|role| {
+            let method = if role == "md5" { "md5" } else { "scram-sha-256" };
+            format!("SET password_encryption = '{method}'; CREATE ROLE {role} LOGIN PASSWORD '{password}';")
+        });
+        let others = ["with_tls", "without_tls", "with_cert", "kerberos"];
+        let others = others.map(|role| format!("CREATE ROLE {role} LOGIN;"));
+        server.sql(&(roles.concat() + &others.concat()));
+        fs::write(server.folder().join("data/pg_hba.conf"), RULES).unwrap();
+        for setting in ["ssl = on", "ssl_ca_file = '../pki/ca.crt'"] {
+            server.sql(&format!("ALTER SYSTEM SET {setting}"));
+        }
+        let secured = Secured(server);
+        secured.show("good");
+        secured
+    }
+
+    /// Restarts the server with this certificate.
+    pub fn show(&self, name: &str) {
+        for (setting, kind) in [("ssl_cert_file", "crt"), ("ssl_key_file", "key")] {
+            self.sql(&format!(
+                "ALTER SYSTEM SET {setting} = '../pki/{name}.{kind}'"
+            ));
+        }
+        self.restart();
+    }
+
+    /// A file below `pki`.
+    pub fn pki(&self, name: &str) -> String {
+        self.folder()
+            .join("pki")
+            .join(name)
+            .to_str()
+            .unwrap()
+            .to_owned()
+    }
+
+    /// A connection string for TCP.
+    pub fn at(&self, host: &str, rest: &str) -> String {
+        let port = self.port();
+        format!("host={host} port={port} dbname={SUPERUSER} {rest}")
+    }
+
+    /// A folder to be HOME, with these files in it, which nobody else can read.
+    pub fn home(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
+        let home = self.folder().join(name);
+        for (file, text) in files {
+            let path = home.join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, text).unwrap();
+            private(&path);
+        }
+        fs::create_dir_all(&home).unwrap();
+        home
+    }
+}
+
+/// Only its owner can read it.
+pub fn private(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}
