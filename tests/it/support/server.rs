@@ -218,6 +218,18 @@ impl Server {
         assert!(self.try_launch(), "{}", self.log());
     }
 
+    /// Makes a primary of a standby.
+    pub fn promote(&self) {
+        let mut promote = self.command("pg_ctl");
+        promote
+            .arg("-D")
+            .arg(self.folder.join("data"))
+            .arg("promote");
+        assert!(promote.output().unwrap().status.success());
+        let promoted = "SELECT pg_is_in_recovery()";
+        eventually(SOON, "the promotion", || self.value(promoted) == "f");
+    }
+
     /// The folder of the cluster (`data`), the socket, and whatever a test wants to have removed with it.
     pub fn folder(&self) -> &Path {
         &self.folder
