@@ -3,11 +3,11 @@
 
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Pglock, Running};
-use crate::support::server::{Locks, Server, rows};
+use crate::support::server::{Locks, SUPERUSER, Server, rows};
 use crate::support::unique;
 use crate::support::wait::{SOON, eventually, until};
 use nix::sys::signal::{Signal, kill};
-use postgres::Client;
+use postgres::{Client, Config, NoTls};
 use std::fs::{self, File};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,7 +45,11 @@ fn assert_pool_is_clean(server: &Server, bouncer: &PgBouncer, database: &str, si
          AND database = (SELECT oid FROM pg_database WHERE datname = '{database}')"
     );
     assert_eq!(server.sql(&locks), [[""; 0]; 0]);
-    let fresh = settings(&mut server.client_of(database));
+    // The pooler comes by TCP, where there are settings that a socket has not.
+    let mut direct = Config::new();
+    direct.host("127.0.0.1").port(server.port());
+    direct.user(SUPERUSER).dbname(database);
+    let fresh = settings(&mut direct.connect(NoTls).unwrap());
     // All in a transaction at the same time, so that each has a session of its own.
     let mut clients: Vec<Client> = (0..size).map(|_| bouncer.client_of(database)).collect();
     for client in &mut clients {

@@ -37,10 +37,9 @@ impl PgBouncer<'_> {
         let file = |what: &str| folder.join(format!("pgbouncer-{port}.{what}"));
         fs::write(file("users"), format!("\"{SUPERUSER}\" \"\"\n")).unwrap();
         let mut text = format!(
-            "[databases]\n* = host={} port={}\n[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={port}\n\
+            "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={port}\n\
              unix_socket_dir={}\nauth_type=trust\nauth_file={}\nadmin_users={SUPERUSER}\n\
              default_pool_size=5\nmax_client_conn=5000\n",
-            server.host(),
             server.port(),
             server.host(),
             file("users").display(),
