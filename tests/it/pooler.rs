@@ -389,21 +389,31 @@ fn a_holder_is_not_disturbed_by_reconnect_and_pause() {
 fn the_lock_of_a_killed_pglock_lives_as_long_as_its_job() {
     let server = Server::shared();
     let (key, database) = (unique("killed"), server.database());
-    let bouncer = bouncer(server, "transaction", &[]);
+    let pools = [
+        bouncer(server, "transaction", &[]),
+        bouncer(server, "session", &[]),
+    ];
     let folder = tempfile::tempdir().unwrap();
     let fifo = folder.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let script = format!("echo ready; read -r _ <'{}'", fifo.display());
-    for (option, keeps) in [(None, true), (Some("--close"), false)] {
-        let killed = run(&bouncer, &key, &database)
-            .args(option)
+    let scope = ["--scope", "session-pooled"];
+    for (bouncer, scope, option, keeps) in [
+        (&pools[0], None, None, true),
+        (&pools[0], None, Some("--close"), false),
+        (&pools[1], Some(scope), None, true),
+        (&pools[1], Some(scope), Some("--close"), false),
+    ] {
+        let options = scope.into_iter().flatten().chain(option);
+        let killed = run(bouncer, &key, &database)
+            .args(options)
             .sh(&script)
             .spawn();
         killed.await_stdout("ready");
         killed.signal(Signal::SIGKILL);
         drop(killed);
         if keeps {
-            run(&bouncer, &key, &database)
+            run(bouncer, &key, &database)
                 .args(["-n", "true"])
                 .output()
                 .code(75);
