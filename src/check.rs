@@ -6,7 +6,7 @@
 
 use crate::connection::{self, Connection, Settings};
 use crate::key::{Key, KeyId};
-use crate::lock::{self, Attempt, Lock, Mode, Scope, ScopeChoice, Server};
+use crate::lock::{self, Attempt, Grant, Lock, Mode, Scope, ScopeChoice, Server};
 use crate::outcome::{ExitCode, Failure};
 use crate::session::{self, Timing};
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
@@ -515,7 +515,7 @@ impl Inspection {
     /// Whether the lock that was taken is a real one, and gives it back.
     fn lock(&mut self, lock: Lock, attempt: Attempt) -> Result<(), Failure> {
         let refusal = match attempt.acquired() {
-            Ok(Some(backend_pid)) => {
+            Ok(Some(Grant { backend_pid, .. })) => {
                 let released = lock
                     .release(&mut self.client)
                     .map_err(connection::failure)?;

@@ -140,14 +140,20 @@ pub struct Server {
     pub backend_pid: i32,
 }
 
+/// The lock is ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The process of the server that holds it for us.
+    pub backend_pid: i32,
+    /// When the message was sent whose answer has proved it: the server has heard of us since.
+    pub asked: Instant,
+}
+
 /// How one try ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attempt {
-    /// The lock is ours, held for us by this process of the server.
-    Acquired {
-        /// Its number.
-        backend_pid: i32,
-    },
+    /// The lock is ours.
+    Acquired(Grant),
     /// Somebody else holds it.
     Busy,
     /// The server says that it is ours, and has no row of it.
@@ -218,14 +224,14 @@ const STATEMENT_POOLING: &str = "the pooler ends the connection at BEGIN, as one
      transaction";
 
 impl Attempt {
-    /// Whether the lock is ours: the process that holds it for us.
+    /// Whether the lock is ours.
     ///
     /// # Errors
     /// It would protect nothing.
-    pub fn acquired(self) -> Result<Option<i32>, Failure> {
+    pub fn acquired(self) -> Result<Option<Grant>, Failure> {
         let refuse = |why: &str| Err(Failure::say(ExitCode::Config, why));
         match self {
-            Attempt::Acquired { backend_pid } => Ok(Some(backend_pid)),
+            Attempt::Acquired(grant) => Ok(Some(grant)),
             Attempt::Busy => Ok(None),
             Attempt::Unproven => refuse(
                 "the server says that the lock is ours, but has no row of it in pg_locks: it would protect nothing; \
@@ -347,16 +353,16 @@ impl Lock {
             answer = Answer::to(client, &sql)?;
         }
         let attempt = answer.attempt();
-        if !matches!(attempt, Attempt::Acquired { .. }) {
+        if !matches!(attempt, Attempt::Acquired(_)) {
             client.simple_query("ROLLBACK")?;
         }
         Ok(attempt)
     }
 
     /// Waits for the lock: in the server's queue, in slices, or where that cannot be by trying again and again.
-    /// Returns the process that holds it for us, `None` when the time is up. `alive` is told of each message, right
-    /// before it is sent: when, and how long the server will take to answer at most. `pause` sleeps between two
-    /// messages, and says whether to go on: a cancellation that comes then would be lost on the server.
+    /// `None` when the time is up. `alive` is told of each message, right before it is sent: how long the server will
+    /// take to answer at most. `pause` sleeps between two messages, and says whether to go on: a cancellation that
+    /// comes then would be lost on the server.
     ///
     /// # Errors
     /// The server refused or is gone; or somebody cancelled the wait; or the lock would protect nothing.
@@ -364,9 +370,9 @@ impl Lock {
         self,
         client: &mut Client,
         terms: Terms,
-        mut alive: impl FnMut(Instant, Duration),
-        mut pause: impl FnMut(Duration) -> bool,
-    ) -> Result<Option<i32>, Failure> {
+        alive: impl Fn(Duration),
+        pause: impl Fn(Duration) -> bool,
+    ) -> Result<Option<Grant>, Failure> {
         let mut queue = self.scope == Scope::Session;
         let mut backoff = Backoff::up_to(terms.poll);
         let mut rest = match self.scope {
@@ -381,7 +387,7 @@ impl Lock {
             let left = terms.wait.left();
             let attempt = if queue {
                 let slice = left.map_or(terms.slice, |left| left.min(terms.slice));
-                alive(Instant::now(), slice);
+                alive(slice);
                 match self.queue_for(client, slice) {
                     Ok(Slice::Ended(attempt)) => attempt,
                     Ok(Slice::Cancelled) => return Err(cancelled()),
@@ -392,12 +398,12 @@ impl Lock {
                     Err(error) => return Err(connection::failure(error)),
                 }
             } else {
-                alive(Instant::now(), Duration::ZERO);
+                alive(Duration::ZERO);
                 let attempt = self.try_again(client, terms.limit);
                 attempt.map_err(connection::failure)?
             };
             match attempt.acquired()? {
-                Some(backend_pid) => return Ok(Some(backend_pid)),
+                Some(grant) => return Ok(Some(grant)),
                 None if left == Some(Duration::ZERO) => return Ok(None),
                 None if queue => {}
                 None => rest = backoff.rest(left),
@@ -579,11 +585,15 @@ enum Slice {
     Cancelled,
 }
 
-/// The one row that a message returns.
-struct Answer(Option<SimpleQueryRow>);
+/// The one row that a message returns, and when the message was sent.
+struct Answer {
+    row: Option<SimpleQueryRow>,
+    asked: Instant,
+}
 
 impl Answer {
     fn to(client: &mut Client, sql: &str) -> Result<Answer, postgres::Error> {
+        let asked = Instant::now();
         let row = client
             .simple_query(sql)?
             .into_iter()
@@ -591,11 +601,11 @@ impl Answer {
                 SimpleQueryMessage::Row(row) => Some(row),
                 _ => None,
             });
-        Ok(Answer(row))
+        Ok(Answer { row, asked })
     }
 
     fn get(&self, column: &str) -> Option<&str> {
-        self.0.as_ref()?.try_get(column).ok()?
+        self.row.as_ref()?.try_get(column).ok()?
     }
 
     fn is_true(&self, column: &str) -> bool {
@@ -612,9 +622,10 @@ impl Answer {
 
     fn attempt(&self) -> Attempt {
         match (self.get("acquired"), self.get("proven")) {
-            (Some("t"), Some("t")) => Attempt::Acquired {
+            (Some("t"), Some("t")) => Attempt::Acquired(Grant {
                 backend_pid: self.backend_pid(),
-            },
+                asked: self.asked,
+            }),
             (Some("t"), _) => Attempt::Unproven,
             (Some(_), _) => Attempt::Busy,
             (None, _) => Attempt::Untried,
@@ -752,10 +763,12 @@ mod tests {
 
     #[test]
     fn an_attempt_without_its_row_is_no_lock() {
-        assert_eq!(
-            Attempt::Acquired { backend_pid: 7 }.acquired().ok(),
-            Some(Some(7))
-        );
+        let grant = Grant {
+            backend_pid: 7,
+            asked: Instant::now(),
+        };
+        let acquired = Attempt::Acquired(grant).acquired();
+        assert_eq!(acquired.ok(), Some(Some(grant)));
         assert_eq!(Attempt::Busy.acquired().ok(), Some(None));
         for attempt in [Attempt::Unproven, Attempt::Untried] {
             let failure = attempt.acquired().expect_err("no lock");

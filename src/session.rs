@@ -12,7 +12,7 @@ use crate::connection::{self, Canceller, Connection, Settings};
 use crate::diag;
 use crate::holders;
 use crate::key::Key;
-use crate::lock::{self, Lock, Mode, Scope, ScopeChoice, Server, Terms, Wait};
+use crate::lock::{self, Grant, Lock, Mode, Scope, ScopeChoice, Server, Terms, Wait};
 use crate::outcome::Failure;
 use crate::signals::Waker;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -196,9 +196,9 @@ impl Thread {
         };
         let socket = socket.map(Arc::new);
         self.speaker
-            .say(Report::Alive(self.next_sign(acquired.heard)));
+            .say(Report::Alive(self.next_sign(acquired.grant.asked)));
         self.speaker.say(Report::Held(Held {
-            backend_pid: acquired.backend_pid,
+            backend_pid: acquired.grant.backend_pid,
             socket: socket.clone(),
         }));
         if let Err(why) = self.hold(&mut client, socket.as_deref(), acquired) {
@@ -238,7 +238,7 @@ impl Thread {
             mode: self.request.mode,
             scope,
         };
-        let mut heard = self.alive(Duration::ZERO);
+        self.alive(Duration::ZERO);
         let (server, attempt) =
             lock(Scope::Session).first_try(client, &name, self.request.scope)?;
         let lock = lock(server.fit(self.request.scope)?);
@@ -255,14 +255,13 @@ impl Thread {
         let attempt = match lock.scope {
             Scope::Session => attempt,
             Scope::Transaction => {
-                heard = self.alive(patience_with(&server));
+                self.alive(patience_with(&server));
                 lock.first_try_in_transaction(client, self.request.timing.server_limit())?
             }
         };
-        let got = attempt.acquired()?.map(|backend_pid| Acquired {
-            heard,
+        let got = attempt.acquired()?.map(|grant| Acquired {
+            grant,
             prepared: lock.scope == Scope::Transaction,
-            backend_pid,
         });
         Ok(Ready { lock, server, got })
     }
@@ -291,21 +290,16 @@ impl Thread {
                 Scope::Transaction => Duration::ZERO,
             },
         };
-        let mut heard = Instant::now();
-        let alive = |sent, longest: Duration| {
-            heard = sent;
-            self.alive(longest.max(patience_with(server)));
-        };
+        let alive = |longest: Duration| self.alive(longest.max(patience_with(server)));
         let pause = |rest| {
             // Nobody is asked anything meanwhile, and nobody has to answer.
             self.alive(rest);
             !self.is_ordered_within(rest)
         };
         let got = lock.wait(client, terms, alive, pause)?;
-        Ok(got.map(|backend_pid| Acquired {
-            heard,
+        Ok(got.map(|grant| Acquired {
+            grant,
             prepared: true,
-            backend_pid,
         }))
     }
 
@@ -337,7 +331,7 @@ impl Thread {
         acquired: Acquired,
     ) -> Result<(), String> {
         let heartbeat = self.request.timing.heartbeat;
-        let mut last_sent = acquired.heard;
+        let mut last_sent = acquired.grant.asked;
         if !acquired.prepared {
             // Off the critical path: the job is being started meanwhile.
             last_sent = Instant::now();
@@ -381,12 +375,10 @@ impl Thread {
     }
 
     /// Says that a message is about to be sent that the server will answer within `longest`, but for what the
-    /// network and a busy server add. Returns the moment.
-    fn alive(&self, longest: Duration) -> Instant {
-        let now = Instant::now();
-        self.speaker
-            .say(Report::Alive(self.next_sign(now) + longest));
-        now
+    /// network and a busy server add.
+    fn alive(&self, longest: Duration) {
+        let due = self.next_sign(Instant::now()) + longest;
+        self.speaker.say(Report::Alive(due));
     }
 
     /// By when a server that received a message sent at `sent` must have answered the next one.
@@ -402,13 +394,11 @@ struct Ready {
     got: Option<Acquired>,
 }
 
-/// The lock is ours, by the answer to a message sent at this moment.
+/// The lock is ours.
 struct Acquired {
-    heard: Instant,
+    grant: Grant,
     /// The settings of the session, or the transaction, are made already.
     prepared: bool,
-    /// The process of the server that holds it.
-    backend_pid: i32,
 }
 
 /// How long a message of one who waits may be under way, beyond what a server may take for an answer. A pooler lets
