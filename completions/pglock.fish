@@ -42,7 +42,7 @@ complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l heartbeat -d 'How often to ask the server for a sign of life, and how long it may take to answer [default: 5s] [env: PGLOCK_HEARTBEAT]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l poll -d 'The longest pause between two tries, where there is no queue to wait in: behind a pooler, and without plpgsql [default: 1s] [env: PGLOCK_POLL]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s d -l dsn -d 'The server: a postgresql:// URI or key=value pairs [env: PGLOCK_DSN, else DATABASE_URL, else PG*]' -r -f
-complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l connect-timeout -d 'How long connecting may take; 0 is no limit [default: 10s] [env: PGLOCK_CONNECT_TIMEOUT]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l connect-timeout -d 'How long connecting to one address may take; 0 is no limit [default: what connect_timeout or PGCONNECT_TIMEOUT says, or 10s] [env: PGLOCK_CONNECT_TIMEOUT]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l scope -d 'What the lock lives as long as: session, transaction, or session-pooled (through a pooler that pools whole sessions); auto is transaction behind a pooler, else session [default: auto] [env: PGLOCK_SCOPE]' -r -f -a "auto\t'What is right for the connection'
 session\t'A session that is ours alone'
 transaction\t'A transaction'
@@ -56,7 +56,7 @@ complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s v -l verbose -d 'Say each step on standard error'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s h -l help -d 'Print help'
 complete -c pglock -n "__fish_pglock_using_subcommand check" -s d -l dsn -d 'The server: a postgresql:// URI or key=value pairs [env: PGLOCK_DSN, else DATABASE_URL, else PG*]' -r -f
-complete -c pglock -n "__fish_pglock_using_subcommand check" -l connect-timeout -d 'How long connecting may take; 0 is no limit [default: 10s] [env: PGLOCK_CONNECT_TIMEOUT]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand check" -l connect-timeout -d 'How long connecting to one address may take; 0 is no limit [default: what connect_timeout or PGCONNECT_TIMEOUT says, or 10s] [env: PGLOCK_CONNECT_TIMEOUT]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand check" -l scope -d 'What the lock lives as long as: session, transaction, or session-pooled (through a pooler that pools whole sessions); auto is transaction behind a pooler, else session [default: auto] [env: PGLOCK_SCOPE]' -r -f -a "auto\t'What is right for the connection'
 session\t'A session that is ours alone'
 transaction\t'A transaction'
