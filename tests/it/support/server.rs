@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, geteuid};
 use postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::os::unix::fs::chown;
@@ -371,10 +372,16 @@ fn halves(key: &str) -> (u32, u32) {
     ((number >> 32) as u32, number as u32)
 }
 
-/// A port of 127.0.0.1 where nobody listens.
+/// A port of 127.0.0.1 where nobody listens, and that no other test is given.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    listener.local_addr().unwrap().port()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        if GIVEN.lock().unwrap().insert(port) {
+            return port;
+        }
+    }
 }
 
 /// What ends the server when the test process cannot. Not in the group that a Ctrl-C reaches.
