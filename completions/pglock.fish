@@ -28,23 +28,38 @@ complete -c pglock -n "__fish_pglock_needs_command" -s h -l help -d 'Print help'
 complete -c pglock -n "__fish_pglock_needs_command" -s V -l version -d 'Print version'
 complete -c pglock -n "__fish_pglock_needs_command" -f -a "completions" -d 'Print the completions for a shell, or the manual page'
 complete -c pglock -n "__fish_pglock_needs_command" -f -a "run" -d 'Run a command while holding a lock'
+complete -c pglock -n "__fish_pglock_needs_command" -f -a "check" -d 'Say whether the connection is fit for locks: server, pooler, timeouts, one line each'
 complete -c pglock -n "__fish_pglock_needs_command" -f -a "key" -d 'Print the number of a key, without a server'
 complete -c pglock -n "__fish_pglock_using_subcommand completions" -s h -l help -d 'Print help'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s k -l key -d 'The lock: a name, an integer, or two integers A,B; name:42 is a name' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s w -l wait -l timeout -d 'Wait at most this long, connecting included; 0 is --no-wait [default: for ever] [env: PGLOCK_WAIT]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s E -l conflict-exit-code -d 'Exit status when someone else holds the lock, or the wait is over [default: 75] [env: PGLOCK_CONFLICT_EXIT_CODE]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l min-hold -d 'Keep the lock at least this long after it was acquired, however short the job [default: 0]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l on-lost -d 'When the lock is lost: stop the job, or ignore it and let the job run on unguarded [default: stop] [env: PGLOCK_ON_LOST]' -r -f -a "stop\t'Stop it: TERM, then KILL'
 ignore\t'Let it run to its end, unguarded'"
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l kill-after -d 'How long a job that is stopped because the lock is lost has from TERM to KILL [default: 10s] [env: PGLOCK_KILL_AFTER]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l heartbeat -d 'How often to ask the server for a sign of life, and how long it may take to answer [default: 5s] [env: PGLOCK_HEARTBEAT]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l poll -d 'The longest pause between two tries, where there is no queue to wait in: behind a pooler, and without plpgsql [default: 1s] [env: PGLOCK_POLL]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s d -l dsn -d 'The server: a postgresql:// URI or key=value pairs [env: PGLOCK_DSN, else DATABASE_URL, else PG*]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l connect-timeout -d 'How long connecting may take; 0 is no limit [default: 10s] [env: PGLOCK_CONNECT_TIMEOUT]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l scope -d 'What the lock lives as long as: session, transaction, or session-pooled (through a pooler that pools whole sessions); auto is transaction behind a pooler, else session [default: auto] [env: PGLOCK_SCOPE]' -r -f -a "auto\t'What is right for the connection'
+session\t'A session that is ours alone'
+transaction\t'A transaction'
+session-pooled\t'A session, through a pooler of sessions'"
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s s -l shared -d 'Share the lock with others that take it shared; without, nobody else holds it'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s n -l no-wait -l nonblock -d 'Do not wait if the lock is held by someone else'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s o -l close -d 'Do not hand the session\'s socket to the job: if pglock is killed, the lock is free though the job runs'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s q -l quiet -d 'Do not say it when someone else holds the lock'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s v -l verbose -d 'Say each step on standard error'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s h -l help -d 'Print help'
+complete -c pglock -n "__fish_pglock_using_subcommand check" -s d -l dsn -d 'The server: a postgresql:// URI or key=value pairs [env: PGLOCK_DSN, else DATABASE_URL, else PG*]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand check" -l connect-timeout -d 'How long connecting may take; 0 is no limit [default: 10s] [env: PGLOCK_CONNECT_TIMEOUT]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand check" -l scope -d 'What the lock lives as long as: session, transaction, or session-pooled (through a pooler that pools whole sessions); auto is transaction behind a pooler, else session [default: auto] [env: PGLOCK_SCOPE]' -r -f -a "auto\t'What is right for the connection'
+session\t'A session that is ours alone'
+transaction\t'A transaction'
+session-pooled\t'A session, through a pooler of sessions'"
+complete -c pglock -n "__fish_pglock_using_subcommand check" -l json -d 'Print JSON'
+complete -c pglock -n "__fish_pglock_using_subcommand check" -s h -l help -d 'Print help'
 complete -c pglock -n "__fish_pglock_using_subcommand key" -l sql -d 'Print the SQL expression that computes the number instead'
 complete -c pglock -n "__fish_pglock_using_subcommand key" -s h -l help -d 'Print help'
 
@@ -64,7 +79,7 @@ function __fish_pglock_job
             set -e words[1]
             string escape -- $words
             return 0
-        else if string match -qr -- '^(--key|--wait|--timeout|--conflict-exit-code|--on-lost|--kill-after|--heartbeat|--dsn|--connect-timeout|-[snoqvh]*[kwEd])$' $word
+        else if string match -qr -- '^(--key|--wait|--timeout|--conflict-exit-code|--min-hold|--on-lost|--kill-after|--heartbeat|--poll|--dsn|--connect-timeout|--scope|-[snoqvh]*[kwEd])$' $word
             # The value of an option.
             set -q words[2]
             or return 1

@@ -6,7 +6,7 @@
 
 use crate::diag::Verbosity;
 use crate::key::Key;
-use crate::lock::Mode;
+use crate::lock::{Mode, ScopeChoice};
 use crate::outcome::{EXIT_TABLE, ExitCode, Failure};
 use crate::step::OnLost;
 use clap::error::{ContextKind, ErrorKind};
@@ -33,6 +33,8 @@ struct Cli {
 enum Command {
     /// Run a command while holding a lock
     Run(RunArgs),
+    /// Say whether the connection is fit for locks: server, pooler, timeouts, one line each
+    Check(CheckArgs),
     /// Print the number of a key, without a server
     Key(KeyArgs),
     /// Print the completions for a shell, or the manual page
@@ -64,6 +66,10 @@ struct RunArgs {
     #[arg(short = 'E', long, value_name = "N")]
     conflict_exit_code: Option<Code>,
 
+    /// Keep the lock at least this long after it was acquired, however short the job [default: 0]
+    #[arg(long, value_name = "DURATION")]
+    min_hold: Option<Limit>,
+
     /// When the lock is lost: stop the job, or ignore it and let the job run on unguarded
     /// [default: stop] [env: PGLOCK_ON_LOST]
     #[arg(long, value_name = "stop|ignore", hide_possible_values = true)]
@@ -79,17 +85,17 @@ struct RunArgs {
     #[arg(long, value_name = "DURATION")]
     heartbeat: Option<Limit>,
 
+    /// The longest pause between two tries, where there is no queue to wait in: behind a pooler, and
+    /// without plpgsql [default: 1s] [env: PGLOCK_POLL]
+    #[arg(long, value_name = "DURATION")]
+    poll: Option<Limit>,
+
     /// Do not hand the session's socket to the job: if pglock is killed, the lock is free though the job runs
     #[arg(short = 'o', long)]
     close: bool,
 
-    /// The server: a postgresql:// URI or key=value pairs [env: PGLOCK_DSN, else DATABASE_URL, else PG*]
-    #[arg(short, long, value_name = "DSN")]
-    dsn: Option<String>,
-
-    /// How long connecting may take; 0 is no limit [default: 10s] [env: PGLOCK_CONNECT_TIMEOUT]
-    #[arg(long, value_name = "DURATION")]
-    connect_timeout: Option<Limit>,
+    #[command(flatten)]
+    connection: ConnectionArgs,
 
     /// Do not say it when someone else holds the lock
     #[arg(short, long, conflicts_with = "verbose")]
@@ -102,6 +108,33 @@ struct RunArgs {
     /// The command to run, and its arguments, as they are
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND", value_hint = clap::ValueHint::CommandWithArguments)]
     command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+struct ConnectionArgs {
+    /// The server: a postgresql:// URI or key=value pairs [env: PGLOCK_DSN, else DATABASE_URL, else PG*]
+    #[arg(short, long, value_name = "DSN")]
+    dsn: Option<String>,
+
+    /// How long connecting may take; 0 is no limit [default: 10s] [env: PGLOCK_CONNECT_TIMEOUT]
+    #[arg(long, value_name = "DURATION")]
+    connect_timeout: Option<Limit>,
+
+    /// What the lock lives as long as: session, transaction, or session-pooled (through a pooler that
+    /// pools whole sessions); auto is transaction behind a pooler, else session [default: auto]
+    /// [env: PGLOCK_SCOPE]
+    #[arg(long, value_name = "SCOPE", hide_possible_values = true)]
+    scope: Option<ScopeArg>,
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    #[command(flatten)]
+    connection: ConnectionArgs,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -141,6 +174,18 @@ enum OnLostArg {
     Stop,
     /// Let it run to its end, unguarded
     Ignore,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ScopeArg {
+    /// What is right for the connection
+    Auto,
+    /// A session that is ours alone
+    Session,
+    /// A transaction
+    Transaction,
+    /// A session, through a pooler of sessions
+    SessionPooled,
 }
 
 /// A duration: seconds with or without a fraction, or with units as in `1m30s`.
@@ -190,6 +235,8 @@ impl FromStr for Code {
 pub enum Invocation {
     /// `pglock run`
     Run(Box<Run>),
+    /// `pglock check`
+    Check(Box<Check>),
     /// `pglock key`
     Keys {
         /// The keys.
@@ -201,6 +248,30 @@ pub enum Invocation {
     Completions(Shell),
     /// `--help` or `--version`: a text for standard output.
     Text(String),
+}
+
+/// Where and how to connect, validated.
+#[derive(Debug)]
+pub struct Target {
+    /// The connection string, from the option or a variable.
+    pub dsn: Option<String>,
+    /// How long connecting may take; `None` is no limit.
+    pub connect_timeout: Option<Duration>,
+    /// What the lock lives as long as.
+    pub scope: ScopeChoice,
+}
+
+/// `pglock check`, validated.
+#[derive(Debug)]
+pub struct Check {
+    /// Where to connect.
+    pub target: Target,
+    /// From TERM to KILL, as `run` would take it from the variable.
+    pub kill_after: Duration,
+    /// Period and deadline of the heartbeat, likewise.
+    pub heartbeat: Duration,
+    /// JSON instead of lines.
+    pub json: bool,
 }
 
 /// `pglock run`, validated.
@@ -218,14 +289,16 @@ pub struct Run {
     pub on_lost: OnLost,
     /// From TERM to KILL.
     pub kill_after: Duration,
+    /// How long to keep the lock at least.
+    pub min_hold: Duration,
     /// Period and deadline of the heartbeat.
     pub heartbeat: Duration,
     /// Whether the job inherits the session's socket.
     pub inherit_socket: bool,
-    /// The connection string, from the option or a variable.
-    pub dsn: Option<String>,
-    /// How long connecting may take; `None` is no limit.
-    pub connect_timeout: Option<Duration>,
+    /// The longest pause between two tries.
+    pub poll: Duration,
+    /// Where to connect.
+    pub target: Target,
     /// How much to say.
     pub verbosity: Verbosity,
     /// The command and its arguments.
@@ -245,6 +318,8 @@ fn key_or_option(given: &str) -> Result<Key, String> {
 
 /// Below this, a busy but healthy server would pass for a dead one.
 const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(100);
+/// More often would be a load without a use.
+const SHORTEST_POLL: Duration = Duration::from_millis(10);
 /// The server's own limit is made of these, and the kernel takes no keepalive above 32767 s.
 const LONGEST_SILENCE: Duration = Duration::from_secs(3600);
 
@@ -259,6 +334,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
         .and_then(|m| Cli::from_arg_matches(&m));
     match parsed.map(|cli| cli.command) {
         Ok(Command::Run(arguments)) => Ok(Invocation::Run(Box::new(arguments.validate()?))),
+        Ok(Command::Check(arguments)) => Ok(Invocation::Check(Box::new(arguments.validate()?))),
         Ok(Command::Key(KeyArgs { names, sql })) => Ok(Invocation::Keys { keys: names, sql }),
         Ok(Command::Completions(CompletionsArgs { shell })) => Ok(Invocation::Completions(shell)),
         Err(error) => match error.kind() {
@@ -307,27 +383,16 @@ impl RunArgs {
             (true, _) => Some(Limit(Duration::ZERO)),
             (false, wait) => or_variable(wait, "PGLOCK_WAIT")?,
         };
-        let on_lost = match self.on_lost {
-            Some(on_lost) => Some(on_lost),
-            None => variable("PGLOCK_ON_LOST")?
-                .map(|value| {
-                    OnLostArg::from_str(&value, false).map_err(|_| {
-                        wrong_variable("PGLOCK_ON_LOST", &value, "stop or ignore is expected")
-                    })
-                })
-                .transpose()?,
-        };
-        let heartbeat = or_variable(self.heartbeat, "PGLOCK_HEARTBEAT")?;
-        let heartbeat = heartbeat.map_or(Duration::from_secs(5), |limit| limit.0);
-        let kill_after = or_variable(self.kill_after, "PGLOCK_KILL_AFTER")?;
-        let kill_after = kill_after.map_or(Duration::from_secs(10), |limit| limit.0);
-        if heartbeat < SHORTEST_HEARTBEAT || heartbeat.max(kill_after) > LONGEST_SILENCE {
+        let on_lost = choice_or_variable(self.on_lost, "PGLOCK_ON_LOST", "stop or ignore")?;
+        let poll = or_variable(self.poll, "PGLOCK_POLL")?;
+        let poll = poll.map_or(Duration::from_secs(1), |limit| limit.0);
+        if !(SHORTEST_POLL..=LONGEST_SILENCE).contains(&poll) {
             return Err(Failure::say(
                 ExitCode::Usage,
-                "the heartbeat can be 100ms to 1h, and the time to KILL at most 1h",
+                "the pause between two tries can be 10ms to 1h",
             ));
         }
-        let connect_timeout = or_variable(self.connect_timeout, "PGLOCK_CONNECT_TIMEOUT")?;
+        let (heartbeat, kill_after) = timing(self.heartbeat, self.kill_after)?;
         Ok(Run {
             key: self.key,
             mode: if self.shared {
@@ -343,8 +408,26 @@ impl RunArgs {
                 Some(OnLostArg::Stop) | None => OnLost::Stop,
             },
             kill_after,
+            min_hold: self.min_hold.map_or(Duration::ZERO, |limit| limit.0),
             heartbeat,
             inherit_socket: !self.close,
+            poll,
+            target: self.connection.validate()?,
+            verbosity: match (self.quiet, self.verbose) {
+                (true, _) => Verbosity::Quiet,
+                (_, true) => Verbosity::Verbose,
+                _ => Verbosity::Normal,
+            },
+            command: self.command,
+        })
+    }
+}
+
+impl ConnectionArgs {
+    fn validate(self) -> Result<Target, Failure> {
+        let connect_timeout = or_variable(self.connect_timeout, "PGLOCK_CONNECT_TIMEOUT")?;
+        let scopes = "auto, session, transaction or session-pooled";
+        Ok(Target {
             dsn: match self.dsn {
                 Some(dsn) => Some(dsn),
                 None => match variable("PGLOCK_DSN")? {
@@ -357,13 +440,58 @@ impl RunArgs {
                 Some(Limit(Duration::ZERO)) => None,
                 Some(Limit(limit)) => Some(limit),
             },
-            verbosity: match (self.quiet, self.verbose) {
-                (true, _) => Verbosity::Quiet,
-                (_, true) => Verbosity::Verbose,
-                _ => Verbosity::Normal,
+            scope: match choice_or_variable(self.scope, "PGLOCK_SCOPE", scopes)? {
+                None | Some(ScopeArg::Auto) => ScopeChoice::Auto,
+                Some(ScopeArg::Session) => ScopeChoice::Session,
+                Some(ScopeArg::Transaction) => ScopeChoice::Transaction,
+                Some(ScopeArg::SessionPooled) => ScopeChoice::SessionPooled,
             },
-            command: self.command,
         })
+    }
+}
+
+impl CheckArgs {
+    fn validate(self) -> Result<Check, Failure> {
+        let (heartbeat, kill_after) = timing(None, None)?;
+        Ok(Check {
+            target: self.connection.validate()?,
+            heartbeat,
+            kill_after,
+            json: self.json,
+        })
+    }
+}
+
+/// The heartbeat, and the time from TERM to KILL.
+fn timing(
+    heartbeat: Option<Limit>,
+    kill_after: Option<Limit>,
+) -> Result<(Duration, Duration), Failure> {
+    let heartbeat = or_variable(heartbeat, "PGLOCK_HEARTBEAT")?;
+    let heartbeat = heartbeat.map_or(Duration::from_secs(5), |limit| limit.0);
+    let kill_after = or_variable(kill_after, "PGLOCK_KILL_AFTER")?;
+    let kill_after = kill_after.map_or(Duration::from_secs(10), |limit| limit.0);
+    match heartbeat < SHORTEST_HEARTBEAT || heartbeat.max(kill_after) > LONGEST_SILENCE {
+        true => Err(Failure::say(
+            ExitCode::Usage,
+            "the heartbeat can be 100ms to 1h, and the time to KILL at most 1h",
+        )),
+        false => Ok((heartbeat, kill_after)),
+    }
+}
+
+/// The option, or else what the variable says, which is one of these words.
+fn choice_or_variable<T: ValueEnum>(
+    option: Option<T>,
+    name: &str,
+    words: &str,
+) -> Result<Option<T>, Failure> {
+    match (option, variable(name)?) {
+        (Some(option), _) => Ok(Some(option)),
+        (None, Some(value)) => T::from_str(&value, false)
+            .map(Some)
+            .map_err(|_| wrong_variable(name, &value, &format!("{words} is expected"))),
+        (None, None) => Ok(None),
     }
 }
 

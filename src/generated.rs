@@ -62,7 +62,7 @@ fn fish_is_up_to_date() {
 #[test]
 fn the_manual_is_up_to_date() {
     let mut manual = replace_once(MANUAL, "@VERSION@", env!("CARGO_PKG_VERSION"));
-    for name in ["run", "key"] {
+    for name in ["run", "check", "key"] {
         let mark = format!("@OPTIONS {name}@\n");
         manual = replace_once(&manual, &mark, &options_in_roff(name));
     }
@@ -155,7 +155,7 @@ fn complete(shell: Shell) -> String {
         _ => option,
     };
     let mut command = cli::command();
-    for name in ["run", "key"] {
+    for name in ["run", "check", "key"] {
         command = command.mut_subcommand(name, |command| command.mut_args(not_a_file));
     }
     let mut script = Vec::new();
@@ -193,7 +193,7 @@ fn long_names(option: &Arg) -> Vec<&str> {
 }
 
 fn long_options() -> Vec<String> {
-    let options = ["run", "key"].into_iter().flat_map(options_of);
+    let options = ["run", "check", "key"].into_iter().flat_map(options_of);
     options
         .flat_map(|option| {
             long_names(&option)

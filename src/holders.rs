@@ -20,11 +20,7 @@ pub struct Holder {
 
 /// The sessions that hold this key, in any mode.
 pub fn of(client: &mut Client, id: KeyId) -> Result<Vec<Holder>, postgres::Error> {
-    // The two halves of a bigint key, or the two integers of a pair, as pg_locks shows them.
-    let (classid, objid, objsubid) = match id {
-        KeyId::Bigint(id) => ((id >> 32) as u32, id as u32, 1),
-        KeyId::IntPair(a, b) => (a as u32, b as u32, 2),
-    };
+    let (classid, objid, objsubid) = id.in_pg_locks();
     let messages = client.simple_query(&format!(
         "SELECT l.pid, a.usename, a.application_name, \
          pg_catalog.to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SSOF') AS since \

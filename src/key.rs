@@ -22,6 +22,16 @@ pub enum KeyId {
     IntPair(i32, i32),
 }
 
+impl KeyId {
+    /// The columns `classid`, `objid` and `objsubid` of `pg_locks`.
+    pub fn in_pg_locks(self) -> (u32, u32, u8) {
+        match self {
+            KeyId::Bigint(id) => ((id >> 32) as u32, id as u32, 1),
+            KeyId::IntPair(a, b) => (a as u32, b as u32, 2),
+        }
+    }
+}
+
 /// A key as it was given, and the number that it stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {

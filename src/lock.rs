@@ -3,8 +3,16 @@
 //! Everything goes through the simple query protocol, one round trip a message. Waiting happens in the server's
 //! own queue, but in slices: a session that waits in one long statement holds a snapshot all the while, which
 //! holds VACUUM back and can deadlock with a CREATE INDEX CONCURRENTLY that the holder's job runs.
+//!
+//! Behind a pooler the lock is that of an open transaction, which pins the server's session to us; it is never
+//! waited for, but asked for again and again, so that those who wait occupy no session of the pool in between.
+//!
+//! A lock counts as acquired when the session's own row in `pg_locks` has been seen. There are servers that
+//! answer `true` and lock nothing.
 
+use crate::connection;
 use crate::key::KeyId;
+use crate::outcome::{ExitCode, Failure};
 use postgres::error::SqlState;
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use std::collections::hash_map::RandomState;
@@ -31,13 +39,55 @@ impl Mode {
     }
 }
 
-/// What is asked of the server: this key, in this mode.
+/// What the lock lives as long as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// As the session: right when the session is ours alone.
+    Session,
+    /// As an open transaction: right behind a pooler too.
+    Transaction,
+}
+
+impl Scope {
+    /// As users read it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scope::Session => "session",
+            Scope::Transaction => "transaction",
+        }
+    }
+
+    fn try_function(self) -> &'static str {
+        match self {
+            Scope::Session => "pg_try_advisory_lock",
+            Scope::Transaction => "pg_try_advisory_xact_lock",
+        }
+    }
+}
+
+/// What scope the user asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ScopeChoice {
+    /// What is right for the connection.
+    #[default]
+    Auto,
+    /// A session that is ours alone, or nothing.
+    Session,
+    /// A transaction.
+    Transaction,
+    /// A session, through a pooler of which the user says that it pools whole sessions.
+    SessionPooled,
+}
+
+/// What is asked of the server: this key, in this mode, for as long as this lives.
 #[derive(Clone, Copy, Debug)]
 pub struct Lock {
     /// The key.
     pub id: KeyId,
     /// The mode.
     pub mode: Mode,
+    /// The scope.
+    pub scope: Scope,
 }
 
 /// Until when to wait for the lock.
@@ -62,87 +112,279 @@ impl Wait {
     }
 }
 
-/// What the first message tells of the server, and whether it gave the lock.
+/// On what terms the lock is waited for.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// Until when.
+    pub wait: Wait,
+    /// How long one stay in the server's queue is at most.
+    pub slice: Duration,
+    /// How long the pause between two tries is at most, where there is no queue.
+    pub poll: Duration,
+    /// After how long a silence the server is to give the lock away.
+    pub limit: Duration,
+}
+
+/// What the first message tells of the server.
 #[derive(Clone, Debug)]
-pub struct FirstTry {
-    /// The lock is ours.
-    pub acquired: bool,
+pub struct Server {
     /// Something between us and the server answers in its name.
     pub pooled: bool,
     /// The server is a hot standby, whose locks nobody else sees.
     pub standby: bool,
     /// The database, in which all locks live.
     pub database: String,
-    /// The process of the server that serves us.
+    /// What the server calls itself.
+    pub version: String,
+    /// The process of the server that has answered.
     pub backend_pid: i32,
 }
 
+/// How one try ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempt {
+    /// The lock is ours, held for us by this process of the server.
+    Acquired {
+        /// Its number.
+        backend_pid: i32,
+    },
+    /// Somebody else holds it.
+    Busy,
+    /// The server says that it is ours, and has no row of it.
+    Unproven,
+    /// It was not tried: it would protect nothing, and could stay behind.
+    Untried,
+}
+
+/// A server that gives locks in name only.
+const STUBS: [(&str, &str); 2] = [
+    ("CockroachDB", "CockroachDB"),
+    ("Redshift", "Amazon Redshift"),
+];
+
+impl Server {
+    /// The product, for one of which it is known that its advisory locks protect nothing.
+    pub fn stub(&self) -> Option<&'static str> {
+        let is_it = |(sign, _): &&(&str, &str)| self.version.contains(sign);
+        STUBS.iter().find(is_it).map(|(_, product)| *product)
+    }
+
+    /// Why no lock of this server protects anything, and what to do.
+    pub fn refusal(&self) -> Option<String> {
+        if let Some(product) = self.stub() {
+            return Some(format!(
+                "this is {product}, whose advisory locks protect nothing; give the address of a PostgreSQL server"
+            ));
+        }
+        self.standby.then(|| STANDBY.to_owned())
+    }
+
+    /// The scope that is right for this connection.
+    ///
+    /// # Errors
+    /// What was asked for protects nothing here; and what to do.
+    pub fn scope(&self, choice: ScopeChoice) -> Result<Scope, &'static str> {
+        match (choice, self.pooled) {
+            (ScopeChoice::Session, true) => Err(
+                "the connection goes through a pooler, where the lock of a session protects nothing; give the port \
+                 of the PostgreSQL server itself, or leave --scope out (--scope session-pooled is for a pooler that \
+                 pools whole sessions)",
+            ),
+            (ScopeChoice::SessionPooled, _) | (ScopeChoice::Auto | ScopeChoice::Session, false) => {
+                Ok(Scope::Session)
+            }
+            (ScopeChoice::Transaction, _) | (ScopeChoice::Auto, true) => Ok(Scope::Transaction),
+        }
+    }
+
+    /// The scope of a lock that is to protect something.
+    ///
+    /// # Errors
+    /// There is none; and what to do.
+    pub fn fit(&self, choice: ScopeChoice) -> Result<Scope, Failure> {
+        if let Some(words) = self.refusal() {
+            return Err(Failure::say(ExitCode::Config, words));
+        }
+        self.scope(choice)
+            .map_err(|words| Failure::say(ExitCode::Config, words))
+    }
+}
+
+const STANDBY: &str = "the server is a hot standby, and the primary does not see its locks; give the address of the \
+     primary, or all hosts with target_session_attrs=primary";
+
+const STATEMENT_POOLING: &str = "the pooler pools statements, and no lock outlives a statement there; give the \
+     port of the PostgreSQL server itself, or a pool with pool_mode = transaction";
+
+impl Attempt {
+    /// Whether the lock is ours: the process that holds it for us.
+    ///
+    /// # Errors
+    /// It would protect nothing.
+    pub fn acquired(self) -> Result<Option<i32>, Failure> {
+        let refuse = |why: &str| Err(Failure::say(ExitCode::Config, why));
+        match self {
+            Attempt::Acquired { backend_pid } => Ok(Some(backend_pid)),
+            Attempt::Busy => Ok(None),
+            Attempt::Unproven => refuse(
+                "the server says that the lock is ours, but has no row of it in pg_locks: it would protect nothing; \
+                 give the address of a PostgreSQL server",
+            ),
+            Attempt::Untried => refuse(STANDBY),
+        }
+    }
+}
+
 impl Lock {
-    /// Looks at the server and tries the lock, in one round trip. The lock is not even tried through a pooler
-    /// or on a standby: it would protect nothing, and could stay behind.
+    /// Looks at the server and, where a session's lock is right, tries it: all in one round trip. The lock is not
+    /// even tried through a pooler (unless that is asked for) or on a standby: it would protect nothing, and could
+    /// stay behind.
     ///
     /// A pooler is told by `application_name`: reset to its value at the start of the session, it must be the one
     /// that we sent in the startup packet. A pooler applies the name later, by SET.
+    ///
+    /// # Errors
+    /// The server is gone, or is not what it should be.
     pub fn first_try(
         self,
         client: &mut Client,
         application_name: &str,
-    ) -> Result<FirstTry, postgres::Error> {
-        let answer = Answer::to(
-            client,
-            &format!(
-                "SELECT name, standby, pg_backend_pid() AS backend_pid, current_database() AS database, \
-                 CASE WHEN name = '{application_name}' AND NOT standby THEN {} END AS acquired \
-                 FROM (SELECT pg_catalog.set_config('application_name', NULL, true) AS name, \
-                 pg_catalog.pg_is_in_recovery() AS standby OFFSET 0) AS server",
-                self.call("pg_try_advisory_lock")
-            ),
-        )?;
-        Ok(FirstTry {
-            acquired: answer.is_true("acquired"),
+        choice: ScopeChoice,
+    ) -> Result<(Server, Attempt), Failure> {
+        let condition = match choice {
+            ScopeChoice::Auto | ScopeChoice::Session => {
+                format!("name = '{application_name}' AND NOT standby")
+            }
+            ScopeChoice::SessionPooled => "NOT standby".into(),
+            ScopeChoice::Transaction => "false".into(),
+        };
+        let sql = self.attempt(
+            &condition,
+            "name, standby, pg_catalog.version() AS version, pg_catalog.current_database() AS database, ",
+            "pg_catalog.set_config('application_name', NULL, true) AS name",
+        );
+        let answer = Answer::to(client, &format!("SELECT *{sql}")).map_err(unlike_postgresql)?;
+        let server = Server {
             pooled: answer.get("name") != Some(application_name),
             standby: answer.is_true("standby"),
             database: answer.get("database").unwrap_or_default().to_owned(),
-            backend_pid: answer.number("backend_pid").unwrap_or_default() as i32,
-        })
+            version: answer.get("version").unwrap_or_default().to_owned(),
+            backend_pid: answer.backend_pid(),
+        };
+        Ok((server, answer.attempt()))
     }
 
-    /// Waits for the lock, in slices. `true` when it is ours, `false` when the time is up. `alive` is told of
-    /// each message, right before it is sent: when, and how long the server will take to answer at most. `pause`
-    /// sleeps between two messages, and says whether to go on: a cancellation that comes then would be lost on
-    /// the server.
+    /// The part of a SELECT, from the comma after the first columns on, that tries the lock where this condition
+    /// holds, and proves it. Each level is evaluated before the one around it: `OFFSET 0` keeps the planner from
+    /// merging them. The proof costs nothing where nothing was acquired.
+    fn attempt(self, condition: &str, columns: &str, inner: &str) -> String {
+        format!(
+            ", CASE WHEN acquired THEN {} END AS proven FROM (\
+             SELECT {columns}pg_catalog.pg_backend_pid() AS backend_pid, \
+             CASE WHEN {condition} THEN {} END AS acquired FROM (\
+             SELECT {inner}, pg_catalog.pg_is_in_recovery() AS standby OFFSET 0) AS server OFFSET 0) AS attempt",
+            self.proof(),
+            self.call(self.scope.try_function())
+        )
+    }
+
+    /// Whether the session has its own granted row of this lock.
+    fn proof(self) -> String {
+        let (classid, objid, objsubid) = self.id.in_pg_locks();
+        let mode = match self.mode {
+            Mode::Exclusive => "ExclusiveLock",
+            Mode::Shared => "ShareLock",
+        };
+        format!(
+            "EXISTS (SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted \
+             AND pid = pg_catalog.pg_backend_pid() AND mode = '{mode}' \
+             AND classid = {classid} AND objid = {objid} AND objsubid = {objsubid})"
+        )
+    }
+
+    /// Tries once, in a transaction that stays open if the lock is ours, and is over otherwise.
+    ///
+    /// READ COMMITTED, so that a transaction that is idle has no snapshot, and nothing is held back. Those who
+    /// wait ask the shortest question that will do (settings and proof would make it five times as dear); what the
+    /// lock needs besides is for the one who has it, before anybody is told so.
+    pub fn try_in_transaction(
+        self,
+        client: &mut Client,
+        limit: Duration,
+    ) -> Result<Attempt, Failure> {
+        let sql = format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED; \
+             SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN {} END AS acquired",
+            self.call(self.scope.try_function())
+        );
+        let mut answer =
+            Answer::to(client, &sql).map_err(|error| match pools_statements(&error) {
+                true => Failure::say(ExitCode::Config, STATEMENT_POOLING),
+                false => connection::failure(error),
+            })?;
+        if answer.is_true("acquired") {
+            let sql = format!(
+                "SELECT {}, true AS acquired, pg_catalog.pg_backend_pid() AS backend_pid, {} AS proven",
+                settings(limit, true).join(", "),
+                self.proof()
+            );
+            answer = Answer::to(client, &sql).map_err(connection::failure)?;
+        }
+        let attempt = answer.attempt();
+        if !matches!(attempt, Attempt::Acquired { .. }) {
+            let rollback = client.simple_query("ROLLBACK");
+            rollback.map_err(connection::failure)?;
+        }
+        Ok(attempt)
+    }
+
+    /// Waits for the lock: in the server's queue, in slices, or where that cannot be by trying again and again.
+    /// Returns the process that holds it for us, `None` when the time is up. `alive` is told of each message, right
+    /// before it is sent: when, and how long the server will take to answer at most. `pause` sleeps between two
+    /// messages, and says whether to go on: a cancellation that comes then would be lost on the server.
     ///
     /// # Errors
-    /// The server refused or is gone; or somebody cancelled the wait.
+    /// The server refused or is gone; or somebody cancelled the wait; or the lock would protect nothing.
     pub fn wait(
         self,
         client: &mut Client,
-        wait: Wait,
-        slice: Duration,
+        terms: Terms,
         mut alive: impl FnMut(Instant, Duration),
         mut pause: impl FnMut(Duration) -> bool,
-    ) -> Result<bool, WaitError> {
-        let mut queue = true;
-        let mut rest = Duration::ZERO;
+    ) -> Result<Option<i32>, Failure> {
+        let mut queue = self.scope == Scope::Session;
+        let mut backoff = Backoff::up_to(terms.poll);
+        let mut rest = match self.scope {
+            Scope::Session => Duration::ZERO,
+            // It was tried a moment ago.
+            Scope::Transaction => backoff.rest(terms.wait.left()),
+        };
         loop {
             if !pause(rest) {
-                return Err(WaitError::Cancelled);
+                return Err(cancelled());
             }
-            let left = wait.left();
-            let slice = left.map_or(slice, |left| left.min(slice));
-            alive(Instant::now(), slice);
-            let answer = match queue {
-                true => self.queue_for(client, slice),
-                false => self.try_again(client),
+            let left = terms.wait.left();
+            let attempt = if queue {
+                let slice = left.map_or(terms.slice, |left| left.min(terms.slice));
+                alive(Instant::now(), slice);
+                match self.queue_for(client, slice) {
+                    Ok(Slice::Ended(attempt)) => attempt,
+                    Ok(Slice::Cancelled) => return Err(cancelled()),
+                    Err(error) if lacks_plpgsql(&error) => {
+                        queue = false;
+                        continue;
+                    }
+                    Err(error) => return Err(connection::failure(error)),
+                }
+            } else {
+                alive(Instant::now(), Duration::ZERO);
+                self.try_again(client, terms.limit)?
             };
-            match answer {
-                Ok(Slice::Acquired) => return Ok(true),
-                Ok(Slice::Cancelled) => return Err(WaitError::Cancelled),
-                Ok(Slice::TimedOut) if left == Some(Duration::ZERO) => return Ok(false),
-                Ok(Slice::TimedOut) if queue => {}
-                Ok(Slice::TimedOut) => rest = rest_between_polls(left),
-                Err(error) if queue && lacks_plpgsql(&error) => queue = false,
-                Err(error) => return Err(WaitError::Server(error)),
+            match attempt.acquired()? {
+                Some(backend_pid) => return Ok(Some(backend_pid)),
+                None if left == Some(Duration::ZERO) => return Ok(None),
+                None if queue => {}
+                None => rest = backoff.rest(left),
             }
         }
     }
@@ -166,30 +408,46 @@ impl Lock {
                  EXCEPTION WHEN lock_not_available THEN NULL; \
                  WHEN query_canceled THEN \
                  PERFORM pg_catalog.set_config('pglock.slice', 'cancelled', true); END $$; \
-                 SELECT pg_catalog.current_setting('pglock.slice', true) AS slice",
+                 SELECT slice, slice IS NOT DISTINCT FROM 'acquired' AS acquired, \
+                 pg_catalog.pg_backend_pid() AS backend_pid, CASE WHEN slice = 'acquired' THEN {} END AS proven \
+                 FROM (SELECT pg_catalog.current_setting('pglock.slice', true) AS slice OFFSET 0) AS ended",
                 self.call("pg_advisory_xact_lock"),
                 self.call("pg_advisory_lock"),
+                self.proof(),
             ),
         )?;
         Ok(match answer.get("slice") {
-            Some("acquired") => Slice::Acquired,
             Some("cancelled") => Slice::Cancelled,
-            _ => Slice::TimedOut,
+            _ => Slice::Ended(answer.attempt()),
         })
     }
 
-    fn try_again(self, client: &mut Client) -> Result<Slice, postgres::Error> {
-        let sql = format!("SELECT {} AS acquired", self.call("pg_try_advisory_lock"));
-        Ok(match Answer::to(client, &sql)?.is_true("acquired") {
-            true => Slice::Acquired,
-            false => Slice::TimedOut,
-        })
+    fn try_again(self, client: &mut Client, limit: Duration) -> Result<Attempt, Failure> {
+        if self.scope == Scope::Transaction {
+            return self.try_in_transaction(client, limit);
+        }
+        let sql = self.attempt("NOT standby", "", "1");
+        let answer = Answer::to(client, &format!("SELECT backend_pid, acquired{sql}"));
+        answer
+            .map(|answer| answer.attempt())
+            .map_err(connection::failure)
     }
 
     /// Gives the lock back. `false` when it was not ours any more.
     pub fn release(self, client: &mut Client) -> Result<bool, postgres::Error> {
-        let sql = format!("SELECT {} AS released", self.call("pg_advisory_unlock"));
+        let sql = match self.scope {
+            Scope::Session => {
+                format!("SELECT {} AS released", self.call("pg_advisory_unlock"))
+            }
+            Scope::Transaction => format!("SELECT {} AS released; COMMIT", self.proof()),
+        };
         Ok(Answer::to(client, &sql)?.is_true("released"))
+    }
+
+    /// Whether the lock is ours now.
+    pub fn is_held(self, client: &mut Client) -> Result<bool, postgres::Error> {
+        let sql = format!("SELECT {} AS held", self.proof());
+        Ok(Answer::to(client, &sql)?.is_true("held"))
     }
 
     /// The call of one of PostgreSQL's advisory lock functions, in this mode, on this key.
@@ -208,7 +466,7 @@ impl Lock {
 
 /// Settings that would end a session that only holds a lock, or cancel one that waits. Each is unknown to some
 /// supported version.
-const TIMEOUTS: [&str; 5] = [
+pub const TIMEOUTS: [&str; 5] = [
     "statement_timeout",
     "lock_timeout",
     "idle_in_transaction_session_timeout",
@@ -216,32 +474,40 @@ const TIMEOUTS: [&str; 5] = [
     "transaction_timeout",
 ];
 
-/// Makes the session fit to hold or wait for a lock, for as long as it takes, and makes the server notice
-/// within `limit` that our host has vanished. Returns how long a slice of waiting may be.
+/// The expressions that neutralise the timeouts, and make the server notice within `limit` that whoever it talks to
+/// has vanished: for the session, or for the transaction alone.
 ///
 /// Both kinds of TCP limit are needed: keepalives see nothing while an answer is unacknowledged, the user
 /// timeout nothing on an idle session. On a Unix socket they have no effect, and need none.
-pub fn prepare(client: &mut Client, limit: Duration) -> Result<Duration, postgres::Error> {
+fn settings(limit: Duration, local: bool) -> Vec<String> {
     // Seconds, as keepalives are counted in; three probes one second apart fill the end of the limit.
     let seconds = limit.as_millis().div_ceil(1000).max(4);
-    let idle = seconds - 3;
-    let neutral = TIMEOUTS.map(|name| {
+    let set =
+        |name: &str, value: &str| format!("pg_catalog.set_config('{name}', '{value}', {local})");
+    let if_known = |name: &str, value: &str| {
         format!(
-            "CASE WHEN pg_catalog.current_setting('{name}', true) IS NOT NULL \
-             THEN pg_catalog.set_config('{name}', '0', false) END"
+            "CASE WHEN pg_catalog.current_setting('{name}', true) IS NOT NULL THEN {} END",
+            set(name, value)
         )
-    });
+    };
+    let mut settings: Vec<String> = TIMEOUTS.iter().map(|name| if_known(name, "0")).collect();
+    settings.extend([
+        set("tcp_keepalives_idle", &(seconds - 3).to_string()),
+        set("tcp_keepalives_interval", "1"),
+        set("tcp_keepalives_count", "3"),
+        if_known("tcp_user_timeout", &format!("{seconds}000")),
+    ]);
+    settings
+}
+
+/// Makes the session fit to hold or wait for a lock, for as long as it takes, and makes the server notice
+/// within `limit` that our host has vanished. Returns how long a slice of waiting may be.
+pub fn prepare(client: &mut Client, limit: Duration) -> Result<Duration, postgres::Error> {
     let answer = Answer::to(
         client,
         &format!(
-            "SELECT {}, \
-             pg_catalog.set_config('tcp_keepalives_idle', '{idle}', false), \
-             pg_catalog.set_config('tcp_keepalives_interval', '1', false), \
-             pg_catalog.set_config('tcp_keepalives_count', '3', false), \
-             CASE WHEN pg_catalog.current_setting('tcp_user_timeout', true) IS NOT NULL \
-             THEN pg_catalog.set_config('tcp_user_timeout', '{seconds}000', false) END, \
-             {} AS deadlock_timeout, {} AS log_min_duration",
-            neutral.join(", "),
+            "SELECT {}, {} AS deadlock_timeout, {} AS log_min_duration",
+            settings(limit, false).join(", "),
             in_milliseconds("deadlock_timeout"),
             in_milliseconds("log_min_duration_statement"),
         ),
@@ -284,19 +550,16 @@ pub fn heartbeat(client: &mut Client) -> Result<(), postgres::Error> {
     client.simple_query("").map(drop)
 }
 
-/// Why a wait failed.
-#[derive(Debug)]
-pub enum WaitError {
-    /// The server refused, or is gone.
-    Server(postgres::Error),
-    /// Somebody cancelled it.
-    Cancelled,
+fn cancelled() -> Failure {
+    Failure::say(
+        ExitCode::Unavailable,
+        "the wait for the lock was cancelled on the server (pg_cancel_backend)",
+    )
 }
 
 /// How one slice of waiting ended.
 enum Slice {
-    Acquired,
-    TimedOut,
+    Ended(Attempt),
     Cancelled,
 }
 
@@ -326,6 +589,45 @@ impl Answer {
     fn number(&self, column: &str) -> Option<f64> {
         self.get(column)?.parse().ok()
     }
+
+    fn backend_pid(&self) -> i32 {
+        self.number("backend_pid").unwrap_or_default() as i32
+    }
+
+    fn attempt(&self) -> Attempt {
+        match (self.get("acquired"), self.get("proven")) {
+            (Some("t"), Some("t")) => Attempt::Acquired {
+                backend_pid: self.backend_pid(),
+            },
+            (Some("t"), _) => Attempt::Unproven,
+            (Some(_), _) => Attempt::Busy,
+            (None, _) => Attempt::Untried,
+        }
+    }
+}
+
+/// The first message asks for nothing that PostgreSQL cannot do: an error that says so comes from something else.
+fn unlike_postgresql(error: postgres::Error) -> Failure {
+    let code = error.code().map(|code| code.code().to_owned());
+    match (code.as_deref(), error.as_db_error()) {
+        (Some("42501"), _) | (None, _) | (_, None) => connection::failure(error),
+        (Some(code), Some(db)) if ["0A", "22", "42"].contains(&&code[..2]) => Failure::say(
+            ExitCode::Config,
+            format!(
+                "this server cannot give a lock as PostgreSQL does: {}",
+                db.message()
+            ),
+        ),
+        _ => connection::failure(error),
+    }
+}
+
+/// Whether a PgBouncer says so. Its errors all have the same code.
+fn pools_statements(error: &postgres::Error) -> bool {
+    let says_so = |db: &postgres::error::DbError| {
+        *db.code() == SqlState::PROTOCOL_VIOLATION && db.message().contains("statement pooling")
+    };
+    error.as_db_error().is_some_and(says_so)
 }
 
 /// Whether the error says that this server has no plpgsql for us.
@@ -338,11 +640,31 @@ fn lacks_plpgsql(error: &postgres::Error) -> bool {
     error.code().is_some_and(|code| codes.contains(code))
 }
 
-/// Without a queue there is only asking again: 50 to 150 ms apart, at random, so that waiters spread out.
-fn rest_between_polls(left: Option<Duration>) -> Duration {
-    let jitter = RandomState::new().hash_one(()) % 100;
-    let rest = Duration::from_millis(50 + jitter);
-    left.map_or(rest, |left| left.min(rest))
+/// The pauses between two tries, where there is no queue: short at first, then longer, each cut at random to
+/// between its half and its whole, so that those who wait spread out.
+struct Backoff {
+    next: Duration,
+    longest: Duration,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(20);
+
+    fn up_to(longest: Duration) -> Backoff {
+        Backoff {
+            next: Backoff::FIRST.min(longest),
+            longest,
+        }
+    }
+
+    fn rest(&mut self, left: Option<Duration>) -> Duration {
+        let rest = self.next;
+        self.next = (rest * 3 / 2).min(self.longest);
+        // Between 0 and 1, at random.
+        let cut = RandomState::new().hash_one(()) as f64 / u64::MAX as f64;
+        let rest = rest.mul_f64(1.0 - cut / 2.0);
+        left.map_or(rest, |left| left.min(rest))
+    }
 }
 
 #[cfg(test)]
@@ -362,14 +684,80 @@ mod tests {
 
     #[test]
     fn calls_name_mode_and_kind_of_key() {
-        let lock = |id, mode| Lock { id, mode }.call("pg_advisory_lock");
+        let lock = |id, mode, scope| {
+            let lock = Lock { id, mode, scope };
+            lock.call(scope.try_function())
+        };
         assert_eq!(
-            lock(KeyId::Bigint(-5), Mode::Exclusive),
-            "pg_catalog.pg_advisory_lock('-5'::bigint)"
+            lock(KeyId::Bigint(-5), Mode::Exclusive, Scope::Session),
+            "pg_catalog.pg_try_advisory_lock('-5'::bigint)"
         );
         assert_eq!(
-            lock(KeyId::IntPair(1, -2), Mode::Shared),
-            "pg_catalog.pg_advisory_lock_shared('1'::int, '-2'::int)"
+            lock(KeyId::IntPair(1, -2), Mode::Shared, Scope::Transaction),
+            "pg_catalog.pg_try_advisory_xact_lock_shared('1'::int, '-2'::int)"
         );
+    }
+
+    fn server(pooled: bool, standby: bool, version: &str) -> Server {
+        Server {
+            pooled,
+            standby,
+            database: "app".into(),
+            version: version.into(),
+            backend_pid: 1,
+        }
+    }
+
+    #[test]
+    fn the_scope_is_the_one_that_is_right_for_the_connection() {
+        use ScopeChoice::*;
+        let scope = |choice, pooled| server(pooled, false, "PostgreSQL 15.20").scope(choice).ok();
+        assert_eq!(scope(Auto, false), Some(Scope::Session));
+        assert_eq!(scope(Auto, true), Some(Scope::Transaction));
+        assert_eq!(scope(Session, false), Some(Scope::Session));
+        assert_eq!(scope(Session, true), None);
+        assert_eq!(scope(Transaction, false), Some(Scope::Transaction));
+        assert_eq!(scope(Transaction, true), Some(Scope::Transaction));
+        assert_eq!(scope(SessionPooled, false), Some(Scope::Session));
+        assert_eq!(scope(SessionPooled, true), Some(Scope::Session));
+    }
+
+    #[test]
+    fn servers_whose_locks_protect_nothing_are_refused() {
+        let refusal = |standby, version| server(false, standby, version).refusal();
+        assert_eq!(refusal(false, "PostgreSQL 18.4 on x86_64"), None);
+        let told = |standby, version| refusal(standby, version).expect("a refusal");
+        assert!(told(true, "PostgreSQL 18.4").contains("target_session_attrs=primary"));
+        assert!(told(false, "CockroachDB CCL v25.1.0 (x86_64)").contains("CockroachDB"));
+        assert!(told(false, "PostgreSQL 8.0.2 on i686, Redshift 1.0.77467").contains("Redshift"));
+        // Whether that one's are real depends on its version and settings, which the proof finds out.
+        assert_eq!(refusal(false, "PostgreSQL 15.2-YB-2025.1.0.0-b0"), None);
+    }
+
+    #[test]
+    fn an_attempt_without_its_row_is_no_lock() {
+        assert_eq!(
+            Attempt::Acquired { backend_pid: 7 }.acquired().ok(),
+            Some(Some(7))
+        );
+        assert_eq!(Attempt::Busy.acquired().ok(), Some(None));
+        for attempt in [Attempt::Unproven, Attempt::Untried] {
+            let failure = attempt.acquired().expect_err("no lock");
+            assert_eq!(failure.code, ExitCode::Config);
+        }
+    }
+
+    #[test]
+    fn pauses_grow_up_to_the_longest_and_are_cut_at_random() {
+        let longest = Duration::from_secs(1);
+        let mut backoff = Backoff::up_to(longest);
+        let rests: Vec<Duration> = (0..50).map(|_| backoff.rest(None)).collect();
+        assert!(rests[0] <= Backoff::FIRST && rests[0] * 2 >= Backoff::FIRST);
+        assert!(rests.iter().all(|rest| *rest <= longest));
+        assert!(rests[20..].iter().all(|rest| *rest * 2 >= longest));
+        assert!(rests[20..].iter().any(|rest| *rest != rests[20]));
+        let left = Duration::from_millis(3);
+        assert_eq!(backoff.rest(Some(left)), left);
+        assert!(Backoff::up_to(left).rest(None) <= left);
     }
 }

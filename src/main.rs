@@ -10,6 +10,7 @@
 //! | `supervise` | the one loop: sees the session and the job, acts |
 //! | `step` | the decisions: a pure `(state, event) -> actions` |
 //! | `session` | the thread that owns the connection: acquire, heartbeat, loss, release |
+//! | `check` | whether a connection is fit for locks |
 //! | `holders` | who holds a lock, from `pg_locks` |
 //! | `lock` | all SQL of taking a lock and giving it back |
 //! | `connection` | settings -> an open connection; secrets stay in here |
@@ -30,6 +31,7 @@
 //! * `run` writes nothing to standard output, which is the job's.
 //! * No secret is in any text that is printed.
 
+mod check;
 mod cli;
 mod connection;
 mod diag;
@@ -47,7 +49,7 @@ mod step;
 mod supervise;
 mod sys;
 
-use crate::cli::{Invocation, Run, Shell};
+use crate::cli::{Check, Invocation, Run, Shell};
 use crate::connection::Settings;
 use crate::lock::Wait;
 use crate::outcome::{ExitCode, Failure, JobEnd, Outcome};
@@ -63,6 +65,7 @@ fn main() -> process::ExitCode {
     let began = Instant::now();
     let outcome = cli::parse(std::env::args_os()).and_then(|invocation| match invocation {
         Invocation::Run(run) => supervised(*run, began),
+        Invocation::Check(check) => checked(&check),
         Invocation::Keys { keys, sql } => {
             let line = |key: &key::Key| if sql { key.sql() } else { key.id().to_string() };
             print(&keys.iter().map(|key| line(key) + "\n").collect::<String>())
@@ -84,7 +87,7 @@ fn main() -> process::ExitCode {
 /// From what was asked to a plan, and through it.
 fn supervised(run: Run, began: Instant) -> Result<Outcome, Failure> {
     diag::set_verbosity(run.verbosity);
-    let settings = Settings::resolve(run.dsn.as_deref(), run.connect_timeout)?;
+    let settings = Settings::resolve(run.target.dsn.as_deref(), run.target.connect_timeout)?;
     let timing = Timing {
         heartbeat: run.heartbeat,
         kill_after: run.kill_after,
@@ -103,13 +106,16 @@ fn supervised(run: Run, began: Instant) -> Result<Outcome, Failure> {
             conflict_code: run.conflict_code,
             on_lost: run.on_lost,
             kill_after: run.kill_after,
+            min_hold: run.min_hold,
             patience: run.heartbeat,
         },
         request: Request {
             settings,
             key: run.key,
             mode: run.mode,
+            scope: run.target.scope,
             wait,
+            poll: run.poll,
             timing,
         },
         command: run.command,
@@ -118,6 +124,24 @@ fn supervised(run: Run, began: Instant) -> Result<Outcome, Failure> {
     };
     let signals = Signals::take_over().map_err(|error| Failure::new(ExitCode::Internal, error))?;
     supervise::run(plan, signals)
+}
+
+/// Looks at the connection, and says whether it is fit for locks.
+fn checked(check: &Check) -> Result<Outcome, Failure> {
+    let settings = Settings::resolve(check.target.dsn.as_deref(), check.target.connect_timeout)?;
+    let timing = Timing {
+        heartbeat: check.heartbeat,
+        kill_after: check.kill_after,
+    };
+    let report = check::report(&settings, check.target.scope, timing)?;
+    print(&match check.json {
+        true => report.json(),
+        false => report.to_string(),
+    })?;
+    Ok(match report.is_fit() {
+        true => Outcome::Success,
+        false => Outcome::Failed(ExitCode::Config),
+    })
 }
 
 /// Writes to standard output. A reader that has seen enough (`| head`) is no error.

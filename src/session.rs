@@ -12,8 +12,8 @@ use crate::connection::{self, Canceller, Connection, Settings};
 use crate::diag;
 use crate::holders;
 use crate::key::Key;
-use crate::lock::{self, FirstTry, Lock, Mode, Wait, WaitError};
-use crate::outcome::{ExitCode, Failure};
+use crate::lock::{self, Lock, Mode, Scope, ScopeChoice, Server, Terms, Wait};
+use crate::outcome::Failure;
 use crate::signals::Waker;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
@@ -34,8 +34,12 @@ pub struct Request {
     pub key: Key,
     /// The mode.
     pub mode: Mode,
+    /// What the lock is to live as long as.
+    pub scope: ScopeChoice,
     /// For how long to wait.
     pub wait: Wait,
+    /// How long the pause between two tries is at most, where there is no queue.
+    pub poll: Duration,
     /// The limits of silence.
     pub timing: Timing,
 }
@@ -178,17 +182,13 @@ impl Thread {
             canceller,
         } = self.connect()?;
         self.speaker.say(Report::Connected(canceller));
-        let heard = self.alive(Duration::ZERO);
-        let first = self.first_try(&mut client)?;
-        let acquired = match first.acquired {
-            true => Acquired {
-                heard,
-                prepared: false,
-            },
-            false => match self.queue(&mut client, &first)? {
+        let Ready { lock, server, got } = self.first_try(&mut client)?;
+        let acquired = match got {
+            Some(acquired) => acquired,
+            None => match self.wait(&mut client, lock, &server)? {
                 Some(acquired) => acquired,
                 None => {
-                    let conflict = Report::Conflict(self.conflict(&mut client, &first));
+                    let conflict = Report::Conflict(self.conflict(&mut client, &server));
                     self.speaker.say(conflict);
                     return Ok(());
                 }
@@ -197,17 +197,15 @@ impl Thread {
         let socket = socket.map(Arc::new);
         self.speaker
             .say(Report::Alive(self.next_sign(acquired.heard)));
-        let backend_pid = first.backend_pid;
         self.speaker.say(Report::Held(Held {
-            backend_pid,
+            backend_pid: acquired.backend_pid,
             socket: socket.clone(),
         }));
         if let Err(why) = self.hold(&mut client, socket.as_deref(), acquired) {
             self.speaker.say(Report::Lost(why));
             return Ok(());
         }
-        let released = self
-            .lock()
+        let released = lock
             .release(&mut client)
             .map_err(|e| connection::failure(e).to_string());
         // An explicit goodbye: a process that the job left behind has the socket too, and must not keep the
@@ -217,18 +215,11 @@ impl Thread {
         Ok(())
     }
 
-    fn lock(&self) -> Lock {
-        Lock {
-            id: self.request.key.id(),
-            mode: self.request.mode,
-        }
-    }
-
     fn connect(&self) -> Result<Connection, Failure> {
         let connection = self
             .request
             .settings
-            .open(&application_name(&self.request.key))?;
+            .open(&application_name(self.request.key.given()))?;
         if connection.socket.is_none() {
             diag::detail(
                 "cannot tell which descriptor the session's socket is: its loss is noticed later, \
@@ -238,63 +229,83 @@ impl Thread {
         Ok(connection)
     }
 
-    fn first_try(&self, client: &mut Client) -> Result<FirstTry, Failure> {
-        let name = application_name(&self.request.key);
-        let first = self
-            .lock()
-            .first_try(client, &name)
-            .map_err(connection::failure)?;
-        let refuse = |why: &str| Err(Failure::say(ExitCode::Config, why));
-        if first.pooled {
-            return refuse(
-                "the connection goes through a pooler, where the lock of a session protects nothing; \
-                 give the address of the PostgreSQL server itself",
-            );
-        }
-        if first.standby {
-            return refuse(
-                "the server is a hot standby, and the primary does not see its locks; \
-                 give the address of the primary",
-            );
-        }
+    /// Looks at the server, and tries the lock for the first time: in the same message, unless a transaction is
+    /// needed for it.
+    fn first_try(&self, client: &mut Client) -> Result<Ready, Failure> {
+        let name = application_name(self.request.key.given());
+        let lock = |scope| Lock {
+            id: self.request.key.id(),
+            mode: self.request.mode,
+            scope,
+        };
+        let mut heard = self.alive(Duration::ZERO);
+        let (server, attempt) =
+            lock(Scope::Session).first_try(client, &name, self.request.scope)?;
+        let lock = lock(server.fit(self.request.scope)?);
         diag::detail(format_args!(
-            "connected to database {:?}, backend {}",
-            first.database, first.backend_pid
+            "connected to database {:?}, backend {}{}",
+            server.database,
+            server.backend_pid,
+            if server.pooled {
+                ", through a pooler"
+            } else {
+                ""
+            },
         ));
-        Ok(first)
+        let attempt = match lock.scope {
+            Scope::Session => attempt,
+            Scope::Transaction => {
+                heard = self.alive(patience_with(&server));
+                lock.try_in_transaction(client, self.request.timing.server_limit())?
+            }
+        };
+        let got = attempt.acquired()?.map(|backend_pid| Acquired {
+            heard,
+            prepared: lock.scope == Scope::Transaction,
+            backend_pid,
+        });
+        Ok(Ready { lock, server, got })
     }
 
     /// Waits for the lock, if it is to be waited for. `None` when the time is up.
-    fn queue(&self, client: &mut Client, first: &FirstTry) -> Result<Option<Acquired>, Failure> {
+    fn wait(
+        &self,
+        client: &mut Client,
+        lock: Lock,
+        server: &Server,
+    ) -> Result<Option<Acquired>, Failure> {
         if self.request.wait == Wait::Try {
             return Ok(None);
         }
         if diag::is_verbose() {
             let holders = holders::of(client, self.request.key.id()).unwrap_or_default();
-            let held = holders::sentence(&self.request.key, &first.database, &holders);
+            let held = holders::sentence(&self.request.key, &server.database, &holders);
             diag::detail(format_args!("{held}; waiting"));
         }
-        let slice = self.prepare(client)?;
-        let mut heard = Instant::now();
-        let alive = |sent, longest| {
-            heard = sent;
-            self.alive(longest);
+        let terms = Terms {
+            wait: self.request.wait,
+            poll: self.request.poll,
+            limit: self.request.timing.server_limit(),
+            slice: match lock.scope {
+                Scope::Session => self.prepare(client)?,
+                Scope::Transaction => Duration::ZERO,
+            },
         };
-        let acquired = self
-            .lock()
-            .wait(client, self.request.wait, slice, alive, |rest| {
-                !self.is_ordered_within(rest)
-            })
-            .map_err(|error| match error {
-                WaitError::Server(error) => connection::failure(error),
-                WaitError::Cancelled => Failure::say(
-                    ExitCode::Unavailable,
-                    "the wait for the lock was cancelled on the server (pg_cancel_backend)",
-                ),
-            })?;
-        Ok(acquired.then_some(Acquired {
+        let mut heard = Instant::now();
+        let alive = |sent, longest: Duration| {
+            heard = sent;
+            self.alive(longest.max(patience_with(server)));
+        };
+        let pause = |rest| {
+            // Nobody is asked anything meanwhile, and nobody has to answer.
+            self.alive(rest);
+            !self.is_ordered_within(rest)
+        };
+        let got = lock.wait(client, terms, alive, pause)?;
+        Ok(got.map(|backend_pid| Acquired {
             heard,
             prepared: true,
+            backend_pid,
         }))
     }
 
@@ -312,10 +323,10 @@ impl Thread {
     }
 
     /// Why the lock is not ours, and whose it is.
-    fn conflict(&self, client: &mut Client, first: &FirstTry) -> String {
-        self.alive(Duration::ZERO);
+    fn conflict(&self, client: &mut Client, server: &Server) -> String {
+        self.alive(patience_with(server));
         let holders = holders::of(client, self.request.key.id()).unwrap_or_default();
-        holders::sentence(&self.request.key, &first.database, &holders)
+        holders::sentence(&self.request.key, &server.database, &holders)
     }
 
     /// Watches over the session until the order to release comes (`Ok`) or it is lost (`Err`: why).
@@ -384,11 +395,29 @@ impl Thread {
     }
 }
 
+/// The server is fit for this lock, which is tried once.
+struct Ready {
+    lock: Lock,
+    server: Server,
+    got: Option<Acquired>,
+}
+
 /// The lock is ours, by the answer to a message sent at this moment.
 struct Acquired {
     heard: Instant,
-    /// The session's settings are made already.
+    /// The settings of the session, or the transaction, are made already.
     prepared: bool,
+    /// The process of the server that holds it.
+    backend_pid: i32,
+}
+
+/// How long a message of one who waits may be under way, beyond what a server may take for an answer. A pooler lets
+/// it wait for a free session of its pool, for two minutes by PgBouncer's default. One who holds has a session.
+fn patience_with(server: &Server) -> Duration {
+    match server.pooled {
+        true => Duration::from_secs(120),
+        false => Duration::ZERO,
+    }
 }
 
 enum Next {
@@ -423,9 +452,9 @@ pub fn timeout(left: Duration) -> PollTimeout {
 ///
 /// PostgreSQL keeps 63 bytes and mangles what is not ASCII, so a long key is cut, and what is not printable
 /// ASCII becomes `?`. Quotes and backslashes too: the name stands in SQL. The end makes it unique.
-fn application_name(key: &Key) -> String {
+pub fn application_name(key: &str) -> String {
     let host = nix::unistd::gethostname().unwrap_or_default();
-    compose_name(key.given(), &host.to_string_lossy(), std::process::id())
+    compose_name(key, &host.to_string_lossy(), std::process::id())
 }
 
 fn compose_name(key: &str, host: &str, pid: u32) -> String {

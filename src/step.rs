@@ -95,6 +95,8 @@ pub struct Rules {
     pub on_lost: OnLost,
     /// From TERM to KILL.
     pub kill_after: Duration,
+    /// How long to keep the lock at least, counted from when it was acquired.
+    pub min_hold: Duration,
     /// How long the server may take to answer, to a heartbeat as well as to the lock's being given back.
     pub patience: Duration,
 }
@@ -123,6 +125,8 @@ enum Phase {
     Stopping { ended: bool, kill_at: Instant },
     /// The lock is lost, and the job has been killed.
     Killing { ended: Option<Instant> },
+    /// The job is reaped; the lock is kept until then, for jobs that are shorter than the clocks of their hosts differ.
+    Keeping { outcome: Outcome, until: Instant },
     /// The job is reaped; the lock is being given back.
     Releasing { outcome: Outcome, until: Instant },
     /// Nothing more happens.
@@ -136,6 +140,10 @@ pub struct State {
     phase: Phase,
     /// By when the session must report; `None` once it does not matter any more.
     silent_at: Option<Instant>,
+    /// Until when to keep the lock at least.
+    keep_until: Option<Instant>,
+    /// A signal that ends things came while the job ran: the lock is not kept for its own sake then.
+    told_to_end: bool,
     /// The lock is lost, and the user said to ignore it.
     unguarded: bool,
     callers_group: bool,
@@ -151,6 +159,8 @@ impl State {
             rules,
             phase: Phase::Acquiring { connected: false },
             silent_at: None,
+            keep_until: None,
+            told_to_end: false,
             unguarded: false,
             callers_group: false,
             job_stopped: false,
@@ -167,6 +177,7 @@ impl State {
             }
             Phase::Leaving { until, .. } | Phase::Releasing { until, .. } => Some(until),
             Phase::Running => self.silent_at,
+            Phase::Keeping { until, .. } => self.silent_at.into_iter().chain([until]).min(),
             Phase::Stopping { kill_at, .. } => Some(kill_at),
             Phase::Killing { ended } => ended.map(|at| at + AFTER_KILL),
             Phase::Starting | Phase::Finished => None,
@@ -210,6 +221,7 @@ impl State {
             Phase::Running => self.running(event, now),
             Phase::Stopping { ended, kill_at } => self.stopping(ended, kill_at, event, now),
             Phase::Killing { ended } => self.killing(ended, event, now),
+            Phase::Keeping { outcome, until } => self.keeping(outcome, until, event, now),
             Phase::Releasing { outcome, until } => self.releasing(outcome, until, event, now),
             Phase::Finished => Vec::new(),
         }
@@ -222,6 +234,7 @@ impl State {
                 Vec::new()
             }
             Event::Held => {
+                self.keep_until = Some(now + self.rules.min_hold);
                 self.phase = Phase::Starting;
                 vec![Action::Start]
             }
@@ -305,9 +318,14 @@ impl State {
                 false => Vec::new(),
             },
             Event::Ended(end) => {
-                let actions = match self.unguarded {
-                    true => self.finish(Outcome::Job(end)),
-                    false => self.release(Outcome::Job(end), now),
+                let outcome = Outcome::Job(end);
+                let actions = match self.keep_until {
+                    _ if self.unguarded => self.finish(outcome),
+                    Some(until) if now < until && !self.told_to_end => {
+                        self.phase = Phase::Keeping { outcome, until };
+                        Vec::new()
+                    }
+                    _ => self.release(outcome, now),
                 };
                 [vec![Action::Reap], actions].concat()
             }
@@ -362,6 +380,26 @@ impl State {
             (Event::Tick, Some(at)) if now >= at + AFTER_KILL => self.bury(),
             // What was born while the others were killed.
             (Event::Tick, Some(_)) => vec![Action::SignalAll(Signal::SIGKILL)],
+            _ => Vec::new(),
+        }
+    }
+
+    /// The job has ended well guarded, and its status stands whatever happens to the lock now.
+    fn keeping(
+        &mut self,
+        outcome: Outcome,
+        until: Instant,
+        event: Event,
+        now: Instant,
+    ) -> Vec<Action> {
+        let silent = self.silent_at.is_some_and(|at| now >= at);
+        match event {
+            Event::Lost => self.cut(outcome),
+            Event::Arrived(Arrival { signal, .. }) if ends_a_wait(signal) => {
+                self.release(outcome, now)
+            }
+            Event::Tick if now >= until => self.release(outcome, now),
+            Event::Tick if silent && !self.overslept(now) => self.cut(outcome),
             _ => Vec::new(),
         }
     }
@@ -435,6 +473,7 @@ impl State {
     /// Passes a signal on exactly as received, but for what the terminal has already given to the job, which in the
     /// caller's process group is in the terminal's foreground with us.
     fn forward(&mut self, arrival: Arrival) -> Vec<Action> {
+        self.told_to_end |= ends_a_wait(arrival.signal);
         match arrival.signal {
             Signal::SIGCHLD => Vec::new(),
             // The shell's fg continues the whole group, and so the job: then there is nothing left to do.

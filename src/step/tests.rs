@@ -16,6 +16,7 @@ fn rules(on_lost: OnLost) -> Rules {
         conflict_code: 75,
         on_lost,
         kill_after: 10 * SECOND,
+        min_hold: Duration::ZERO,
         patience: 5 * SECOND,
     }
 }
@@ -68,6 +69,52 @@ fn a_good_day() {
     assert_eq!(
         state.step(Event::Released { was_held: true }, now),
         [finish]
+    );
+}
+
+/// A state in which the job runs under a lock that is to be kept for a minute.
+fn running_for_a_minute() -> (State, Instant) {
+    let (mut state, now) = running(false, OnLost::Stop);
+    state.keep_until = Some(now + 60 * SECOND);
+    (state, now)
+}
+
+#[test]
+fn a_lock_is_kept_after_a_short_job_and_a_signal_ends_that() {
+    let end = Event::Ended(JobEnd::Code(3));
+    let finish = Action::Finish(Outcome::Job(JobEnd::Code(3)));
+    let (mut state, now) = running_for_a_minute();
+    assert_eq!(state.step(end, now), [Action::Reap]);
+    state.step(Event::Alive(now + 120 * SECOND), now);
+    assert_eq!(state.deadline(), Some(now + 60 * SECOND));
+    assert_eq!(state.step(sent(SIGUSR1), now), []);
+    assert_eq!(state.clone().step(sent(SIGTERM), now), [Action::Release]);
+    assert_eq!(
+        state.clone().step(Event::Lost, now),
+        [Action::Cut, finish],
+        "the job was guarded to its end"
+    );
+    assert_eq!(
+        state.step(Event::Tick, now + 60 * SECOND),
+        [Action::Release]
+    );
+
+    // The signal that ended the job, or came before its end, is a signal to pglock too.
+    let (mut state, now) = running_for_a_minute();
+    assert_eq!(state.step(sent(SIGTERM), now), [Action::Forward(SIGTERM)]);
+    assert_eq!(state.step(end, now), [Action::Reap, Action::Release]);
+
+    // A long job has kept it long enough, and a silent server is not waited for.
+    let (mut state, now) = running_for_a_minute();
+    let late = now + 61 * SECOND;
+    assert_eq!(
+        state.clone().step(end, late),
+        [Action::Reap, Action::Release]
+    );
+    state.step(end, now);
+    assert_eq!(
+        state.step(Event::Tick, now + 10 * SECOND),
+        [Action::Cut, finish]
     );
 }
 
@@ -523,9 +570,11 @@ proptest! {
         chances in prop::collection::vec(chance(), 1..60),
         callers_group: bool,
         ignore: bool,
+        min_hold in 0..40u32,
     ) {
         let on_lost = if ignore { OnLost::Ignore } else { OnLost::Stop };
         let mut world = World::new(on_lost);
+        world.state.rules.min_hold = min_hold * SECOND;
         for chance in chances {
             world.happens(chance, callers_group);
         }

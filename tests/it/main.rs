@@ -18,6 +18,7 @@ mod harness;
 mod job;
 mod keys;
 mod lost;
+mod min_hold;
 mod orphan;
 mod partition;
 mod signals;
