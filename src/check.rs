@@ -5,8 +5,8 @@
 //! behind: behind a pooler every setting is made for a transaction alone.
 
 use crate::connection::{self, Connection, Settings};
-use crate::key::{Key, KeyId};
-use crate::lock::{self, Attempt, Lock, Mode, Scope, ScopeChoice, Server};
+use crate::key::{KeyId, Number};
+use crate::lock::{self, Attempt, FirstTry, Lock, Mode, Scope, ScopeChoice, Server};
 use crate::outcome::{ExitCode, Failure};
 use crate::session::{self, Timing};
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
@@ -55,17 +55,20 @@ struct Finding {
 /// # Errors
 /// It cannot connect, or the connection was lost on the way.
 pub fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<Report, Failure> {
-    // The name of the key is random, and the application's name is as unique as it.
-    let name = format!("check {:016x}", RandomState::new().hash_one(()));
-    let key = Key::parse(&name).map_err(|error| Failure::new(ExitCode::Internal, error))?;
-    let application_name = session::application_name(&name);
+    // The key is random, and the application's name is as unique as it.
+    let random = RandomState::new().hash_one(());
+    let id = KeyId::Bigint(random as i64);
+    let application_name = session::application_name(&format!("check {random:016x}"));
     let Connection { mut client, .. } = settings.open(&application_name)?;
-    let lock = Lock {
-        id: key.id(),
-        mode: Mode::Exclusive,
-        scope: Scope::Session,
-    };
-    let (server, attempt) = lock.first_try(&mut client, &application_name, choice)?;
+    let FirstTry {
+        server, attempt, ..
+    } = lock::first_try(
+        &mut client,
+        &Number::Known(id),
+        Mode::Exclusive,
+        &application_name,
+        choice,
+    )?;
     let fitness = server.fit(choice);
     let mut inspection = Inspection {
         client,
@@ -75,7 +78,7 @@ pub fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Resul
         findings: Vec::new(),
     };
     let scope = fitness.ok();
-    inspection.look(scope, key.id(), attempt)?;
+    inspection.look(scope, id, attempt)?;
     Ok(Report {
         findings: inspection.findings,
         scope,

@@ -46,9 +46,9 @@ pub fn of(client: &mut Client, id: KeyId) -> Result<Vec<Holder>, postgres::Error
 }
 
 /// The sentence that a conflict is told with, up to what became of it.
-pub fn sentence(key: &Key, database: &str, holders: &[Holder]) -> String {
-    let id = match key.id() {
-        id if id.to_string() == key.given() => String::new(),
+pub fn sentence(key: &Key, id: KeyId, database: &str, holders: &[Holder]) -> String {
+    let id = match id.to_string() {
+        id if id == key.given() => String::new(),
         id => format!(" ({id})"),
     };
     let held = match holders {
@@ -115,6 +115,7 @@ mod tests {
         assert_eq!(
             sentence(
                 &key,
+                KeyId::Bigint(6111399565520850680),
                 "app",
                 &[holder("pglock:backup web1:77", None), holder("psql", None)]
             ),
@@ -122,7 +123,7 @@ mod tests {
         );
         let number = Key::parse("42").expect("a number");
         assert_eq!(
-            sentence(&number, "app", &[]),
+            sentence(&number, KeyId::Bigint(42), "app", &[]),
             "key 42 in database \"app\" was held until a moment ago"
         );
     }

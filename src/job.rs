@@ -7,7 +7,7 @@
 //!
 //! A pid is only used while it cannot belong to anybody else: from the start until [`Job::reap`].
 
-use crate::key::Key;
+use crate::key::{Key, KeyId};
 use crate::lock::Mode;
 use crate::outcome::{ExitCode, Failure, JobEnd};
 use crate::processes;
@@ -31,6 +31,8 @@ pub struct Launch<'a> {
     pub command: &'a [OsString],
     /// The key that is held, for the environment.
     pub key: &'a Key,
+    /// Its number.
+    pub id: KeyId,
     /// How it is held, for the environment.
     pub mode: Mode,
     /// Who holds it on the server, for the environment.
@@ -183,7 +185,7 @@ impl Launch<'_> {
         let mut command = Command::new(program);
         command
             .env("PGLOCK_KEY", self.key.given())
-            .env("PGLOCK_KEY_ID", self.key.id().to_string())
+            .env("PGLOCK_KEY_ID", self.id.to_string())
             .env("PGLOCK_MODE", self.mode.name())
             .env("PGLOCK_BACKEND_PID", self.backend_pid.to_string())
             // What a surrounding pglock set would not be true of this lock.

@@ -11,7 +11,7 @@
 //! answer `true` and lock nothing.
 
 use crate::connection;
-use crate::key::KeyId;
+use crate::key::{KeyId, Number};
 use crate::outcome::{ExitCode, Failure};
 use postgres::error::SqlState;
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
@@ -235,63 +235,116 @@ impl Attempt {
     }
 }
 
-impl Lock {
-    /// Looks at the server and, where a session's lock is right, tries it: all in one round trip. The lock is not
-    /// even tried through a pooler (unless that is asked for) or on a standby: it would protect nothing, and could
-    /// stay behind.
-    ///
-    /// A pooler is told by `application_name`: reset to its value at the start of the session, it must be the one
-    /// that we sent in the startup packet. A pooler applies the name later, by SET.
-    ///
-    /// # Errors
-    /// The server is gone, or is not what it should be.
-    pub fn first_try(
-        self,
-        client: &mut Client,
-        application_name: &str,
-        choice: ScopeChoice,
-    ) -> Result<(Server, Attempt), Failure> {
-        let condition = match choice {
-            ScopeChoice::Auto | ScopeChoice::Session => {
-                format!("name = '{application_name}' AND NOT standby")
-            }
-            ScopeChoice::SessionPooled => "NOT standby".into(),
-            ScopeChoice::Transaction => "false".into(),
-        };
-        let sql = self.attempt(
-            &condition,
-            "name, standby, pg_catalog.version() AS version, pg_catalog.current_database() AS database, ",
-            "pg_catalog.set_config('application_name', NULL, true) AS name",
-        );
-        let answer = Answer::to(client, &format!("SELECT *{sql}")).map_err(unlike_postgresql)?;
-        let server = Server {
-            pooled: answer.get("name") != Some(application_name),
-            standby: answer.is_true("standby"),
-            database: answer.get("database").unwrap_or_default().to_owned(),
-            version: answer.get("version").unwrap_or_default().to_owned(),
-            backend_pid: answer.backend_pid(),
-        };
-        Ok((server, answer.attempt()))
+/// What the first message brought.
+#[derive(Debug)]
+pub struct FirstTry {
+    /// The server.
+    pub server: Server,
+    /// The number of the key; `None` where the server was to compute it and has not.
+    pub id: Option<KeyId>,
+    /// What became of the try.
+    pub attempt: Attempt,
+}
+
+/// Looks at the server and, where a session's lock is right, tries it: all in one round trip, in which the server
+/// also computes the number of the key if only it can. The lock is not even tried through a pooler (unless that is
+/// asked for) or on a standby: it would protect nothing, and could stay behind.
+///
+/// A pooler is told by `application_name`: reset to its value at the start of the session, it must be the one
+/// that we sent in the startup packet. A pooler applies the name later, by SET.
+///
+/// # Errors
+/// The server is gone, or is not what it should be.
+pub fn first_try(
+    client: &mut Client,
+    number: &Number,
+    mode: Mode,
+    application_name: &str,
+    choice: ScopeChoice,
+) -> Result<FirstTry, Failure> {
+    let condition = match choice {
+        ScopeChoice::Auto | ScopeChoice::Session => {
+            format!("name = '{application_name}' AND NOT standby")
+        }
+        ScopeChoice::SessionPooled => "NOT standby".into(),
+        ScopeChoice::Transaction => "false".into(),
+    };
+    let (key, computed) = match number {
+        Number::Known(id) => (KeyInSql::of(*id), "NULL::bigint"),
+        Number::Computed(sql) => (KeyInSql::of_column("key"), sql.as_str()),
+    };
+    let sql = key.attempt(
+        mode,
+        &condition,
+        "name, standby, key, pg_catalog.version() AS version, pg_catalog.current_database() AS database, ",
+        &format!("pg_catalog.set_config('application_name', NULL, true) AS name, {computed} AS key"),
+    );
+    let answer = Answer::to(client, &format!("SELECT *{sql}")).map_err(unlike_postgresql)?;
+    let server = Server {
+        pooled: answer.get("name") != Some(application_name),
+        standby: answer.is_true("standby"),
+        database: answer.get("database").unwrap_or_default().to_owned(),
+        version: answer.get("version").unwrap_or_default().to_owned(),
+        backend_pid: answer.backend_pid(),
+    };
+    let id = match number {
+        Number::Known(id) => Some(*id),
+        Number::Computed(_) => answer.key(),
+    };
+    Ok(FirstTry {
+        server,
+        id,
+        attempt: answer.attempt(),
+    })
+}
+
+/// How a key stands in SQL: as literals, or as the column in which the server has computed it.
+struct KeyInSql {
+    /// The argument list of `pg_advisory_lock`.
+    arguments: String,
+    /// The columns `classid`, `objid` and `objsubid` of `pg_locks`.
+    row: [String; 3],
+}
+
+impl KeyInSql {
+    fn of(id: KeyId) -> KeyInSql {
+        let (classid, objid, objsubid) = id.in_pg_locks();
+        KeyInSql {
+            arguments: id.literals(),
+            row: [classid.to_string(), objid.to_string(), objsubid.to_string()],
+        }
     }
 
-    /// The part of a SELECT, from the comma after the first columns on, that tries the lock where this condition
-    /// holds, and proves it. Each level is evaluated before the one around it: `OFFSET 0` keeps the planner from
-    /// merging them. The proof costs nothing where nothing was acquired.
-    fn attempt(self, condition: &str, columns: &str, inner: &str) -> String {
+    /// A column that is a bigint.
+    fn of_column(name: &str) -> KeyInSql {
+        KeyInSql {
+            arguments: name.to_owned(),
+            row: [
+                format!("(({name} >> 32) & 4294967295)::oid"),
+                format!("({name} & 4294967295)::oid"),
+                "1".into(),
+            ],
+        }
+    }
+
+    /// The part of a SELECT, from the comma after the first columns on, that tries the lock of a session where this
+    /// condition holds, and proves it. Each level is evaluated before the one around it: `OFFSET 0` keeps the
+    /// planner from merging them. The proof costs nothing where nothing was acquired.
+    fn attempt(&self, mode: Mode, condition: &str, columns: &str, inner: &str) -> String {
         format!(
             ", CASE WHEN acquired THEN {} END AS proven FROM (\
              SELECT {columns}pg_catalog.pg_backend_pid() AS backend_pid, \
              CASE WHEN {condition} THEN {} END AS acquired FROM (\
              SELECT {inner}, pg_catalog.pg_is_in_recovery() AS standby OFFSET 0) AS server OFFSET 0) AS attempt",
-            self.proof(),
-            self.call(self.scope.try_function())
+            self.proof(mode),
+            self.call(mode, Scope::Session.try_function())
         )
     }
 
     /// Whether the session has its own granted row of this lock.
-    fn proof(self) -> String {
-        let (classid, objid, objsubid) = self.id.in_pg_locks();
-        let mode = match self.mode {
+    fn proof(&self, mode: Mode) -> String {
+        let [classid, objid, objsubid] = &self.row;
+        let mode = match mode {
             Mode::Exclusive => "ExclusiveLock",
             Mode::Shared => "ShareLock",
         };
@@ -302,6 +355,17 @@ impl Lock {
         )
     }
 
+    /// The call of one of PostgreSQL's advisory lock functions, in this mode.
+    fn call(&self, mode: Mode, function: &str) -> String {
+        let suffix = match mode {
+            Mode::Exclusive => "",
+            Mode::Shared => "_shared",
+        };
+        format!("pg_catalog.{function}{suffix}({})", self.arguments)
+    }
+}
+
+impl Lock {
     /// Tries once, in a transaction that stays open if the lock is ours, and is over otherwise.
     ///
     /// READ COMMITTED, so that a transaction that is idle has no snapshot, and nothing is held back. Those who
@@ -426,7 +490,7 @@ impl Lock {
         if self.scope == Scope::Transaction {
             return self.try_in_transaction(client, limit);
         }
-        let sql = self.attempt("NOT standby", "", "1");
+        let sql = KeyInSql::of(self.id).attempt(self.mode, "NOT standby", "", "1");
         let answer = Answer::to(client, &format!("SELECT backend_pid, acquired{sql}"));
         answer
             .map(|answer| answer.attempt())
@@ -450,17 +514,12 @@ impl Lock {
         Ok(Answer::to(client, &sql)?.is_true("held"))
     }
 
-    /// The call of one of PostgreSQL's advisory lock functions, in this mode, on this key.
     fn call(self, function: &str) -> String {
-        let suffix = match self.mode {
-            Mode::Exclusive => "",
-            Mode::Shared => "_shared",
-        };
-        let arguments = match self.id {
-            KeyId::Bigint(id) => format!("'{id}'::bigint"),
-            KeyId::IntPair(a, b) => format!("'{a}'::int, '{b}'::int"),
-        };
-        format!("pg_catalog.{function}{suffix}({arguments})")
+        KeyInSql::of(self.id).call(self.mode, function)
+    }
+
+    fn proof(self) -> String {
+        KeyInSql::of(self.id).proof(self.mode)
     }
 }
 
@@ -592,6 +651,11 @@ impl Answer {
 
     fn backend_pid(&self) -> i32 {
         self.number("backend_pid").unwrap_or_default() as i32
+    }
+
+    /// The key that the server has computed.
+    fn key(&self) -> Option<KeyId> {
+        self.get("key")?.parse().ok().map(KeyId::Bigint)
     }
 
     fn attempt(&self) -> Attempt {

@@ -11,9 +11,9 @@
 use crate::connection::{self, Canceller, Connection, Settings};
 use crate::diag;
 use crate::holders;
-use crate::key::Key;
-use crate::lock::{self, Lock, Mode, Scope, ScopeChoice, Server, Terms, Wait};
-use crate::outcome::Failure;
+use crate::key::{Key, KeyId};
+use crate::lock::{self, FirstTry, Lock, Mode, Scope, ScopeChoice, Server, Terms, Wait};
+use crate::outcome::{ExitCode, Failure};
 use crate::signals::Waker;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
@@ -92,6 +92,8 @@ pub enum Report {
 
 /// The lock that we hold.
 pub struct Held {
+    /// Its number.
+    pub id: KeyId,
     /// The process of the server that holds it for us.
     pub backend_pid: i32,
     /// The session's socket, where it is known.
@@ -188,7 +190,7 @@ impl Thread {
             None => match self.wait(&mut client, lock, &server)? {
                 Some(acquired) => acquired,
                 None => {
-                    let conflict = Report::Conflict(self.conflict(&mut client, &server));
+                    let conflict = Report::Conflict(self.conflict(&mut client, lock, &server));
                     self.speaker.say(conflict);
                     return Ok(());
                 }
@@ -198,6 +200,7 @@ impl Thread {
         self.speaker
             .say(Report::Alive(self.next_sign(acquired.heard)));
         self.speaker.say(Report::Held(Held {
+            id: lock.id,
             backend_pid: acquired.backend_pid,
             socket: socket.clone(),
         }));
@@ -233,15 +236,33 @@ impl Thread {
     /// needed for it.
     fn first_try(&self, client: &mut Client) -> Result<Ready, Failure> {
         let name = application_name(self.request.key.given());
-        let lock = |scope| Lock {
-            id: self.request.key.id(),
+        let mut heard = self.alive(Duration::ZERO);
+        let FirstTry {
+            server,
+            id,
+            attempt,
+        } = lock::first_try(
+            client,
+            &self.request.key.number(),
+            self.request.mode,
+            &name,
+            self.request.scope,
+        )?;
+        let scope = server.fit(self.request.scope)?;
+        let id = id.ok_or_else(|| {
+            Failure::say(
+                ExitCode::Config,
+                format!(
+                    "the server does not compute the number of the key {}",
+                    self.request.key
+                ),
+            )
+        })?;
+        let lock = Lock {
+            id,
             mode: self.request.mode,
             scope,
         };
-        let mut heard = self.alive(Duration::ZERO);
-        let (server, attempt) =
-            lock(Scope::Session).first_try(client, &name, self.request.scope)?;
-        let lock = lock(server.fit(self.request.scope)?);
         diag::detail(format_args!(
             "connected to database {:?}, backend {}{}",
             server.database,
@@ -278,8 +299,7 @@ impl Thread {
             return Ok(None);
         }
         if diag::is_verbose() {
-            let holders = holders::of(client, self.request.key.id()).unwrap_or_default();
-            let held = holders::sentence(&self.request.key, &server.database, &holders);
+            let held = self.holders(client, lock, server);
             diag::detail(format_args!("{held}; waiting"));
         }
         let terms = Terms {
@@ -323,10 +343,15 @@ impl Thread {
     }
 
     /// Why the lock is not ours, and whose it is.
-    fn conflict(&self, client: &mut Client, server: &Server) -> String {
+    fn conflict(&self, client: &mut Client, lock: Lock, server: &Server) -> String {
         self.alive(patience_with(server));
-        let holders = holders::of(client, self.request.key.id()).unwrap_or_default();
-        holders::sentence(&self.request.key, &server.database, &holders)
+        self.holders(client, lock, server)
+    }
+
+    /// The sentence that says whose the lock is.
+    fn holders(&self, client: &mut Client, lock: Lock, server: &Server) -> String {
+        let holders = holders::of(client, lock.id).unwrap_or_default();
+        holders::sentence(&self.request.key, lock.id, &server.database, &holders)
     }
 
     /// Watches over the session until the order to release comes (`Ok`) or it is lost (`Err`: why).

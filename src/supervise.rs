@@ -300,13 +300,17 @@ impl Supervisor {
 
     fn start_job(&mut self) -> Event {
         let group = Group::choose();
-        let socket = self.held.as_ref().and_then(|held| held.socket.as_deref());
+        let Some(held) = &self.held else {
+            self.words = Some("there is no lock to run the job under".into());
+            return Event::NotStarted(ExitCode::Internal);
+        };
         let launch = Launch {
             command: &self.command,
             key: &self.key,
+            id: held.id,
             mode: self.mode,
-            backend_pid: self.held.as_ref().map_or(0, |held| held.backend_pid),
-            socket: socket.filter(|_| self.inherit_socket),
+            backend_pid: held.backend_pid,
+            socket: held.socket.as_deref().filter(|_| self.inherit_socket),
         };
         match Job::start(&launch, group, &self.signals) {
             Ok(job) => {

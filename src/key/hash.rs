@@ -9,8 +9,8 @@
 
 use super::KeyId;
 use hmac::{Hmac, KeyInit, Mac};
-use md5::Md5;
 use sha2::{Digest, Sha256};
+use std::str::FromStr;
 
 /// A way to make the number of a lock. The order is that of [`TABLE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,12 +78,7 @@ pub struct Row {
     pub users: &'static str,
 }
 
-const fn row(
-    scheme: Scheme,
-    name: &'static str,
-    subject: Subject,
-    users: &'static str,
-) -> Row {
+const fn row(scheme: Scheme, name: &'static str, subject: Subject, users: &'static str) -> Row {
     Row {
         scheme,
         name,
@@ -97,27 +92,83 @@ pub const TABLE: [Row; 19] = {
     use Scheme::*;
     use Subject::*;
     [
-        row(Sha256, "sha256", Name, "pglock itself; django-pglocks 2.0 and later"),
+        row(
+            Sha256,
+            "sha256",
+            Name,
+            "pglock itself; django-pglocks 2.0 and later",
+        ),
         row(Sha256Le, "sha256-le", Name, "django-pglock"),
-        row(Fnv1a, "fnv1a", Name, "go-pglock (as its documentation does), rotationalio/pglock"),
+        row(
+            Fnv1a,
+            "fnv1a",
+            Name,
+            "go-pglock (as its documentation does), rotationalio/pglock",
+        ),
         row(Fnv1, "fnv1", Name, "coder"),
         row(Md5, "md5", Name, "GoodJob (Ruby)"),
         row(Sqlx, "sqlx", Name, "PgAdvisoryLock of sqlx (Rust)"),
         row(Crc32, "crc32", Name, "the lock component of Symfony (PHP)"),
-        row(Crc32Signed, "crc32-signed", Name, "django-pglocks before 2.0"),
-        row(WithAdvisoryLock, "with-advisory-lock", Name, "with_advisory_lock (Ruby), without a prefix: a pair"),
+        row(
+            Crc32Signed,
+            "crc32-signed",
+            Name,
+            "django-pglocks before 2.0",
+        ),
+        row(
+            WithAdvisoryLock,
+            "with-advisory-lock",
+            Name,
+            "with_advisory_lock (Ruby), without a prefix: a pair",
+        ),
         row(PgLock, "pg-lock", Name, "heroku/pg_lock (Ruby): a pair"),
         row(Hashtext, "hashtext", Name, "hashtext(name) in SQL"),
-        row(Hashtextextended, "hashtextextended", Name, "hashtextextended(name, 0) in SQL, PostgreSQL 11 and later"),
-        row(RailsMigrate, "rails-migrate", Database, "the migrations of Rails"),
-        row(SqlxMigrate, "sqlx-migrate", Database, "the migrations of sqlx (Rust)"),
-        row(GolangMigrateUrl, "golang-migrate-url", Database, "golang-migrate, given a URL, as its command is"),
-        row(GolangMigrateInstance, "golang-migrate-instance", Database, "golang-migrate, given an open connection (WithInstance)"),
+        row(
+            Hashtextextended,
+            "hashtextextended",
+            Name,
+            "hashtextextended(name, 0) in SQL, PostgreSQL 11 and later",
+        ),
+        row(
+            RailsMigrate,
+            "rails-migrate",
+            Database,
+            "the migrations of Rails",
+        ),
+        row(
+            SqlxMigrate,
+            "sqlx-migrate",
+            Database,
+            "the migrations of sqlx (Rust)",
+        ),
+        row(
+            GolangMigrateUrl,
+            "golang-migrate-url",
+            Database,
+            "golang-migrate, given a URL, as its command is",
+        ),
+        row(
+            GolangMigrateInstance,
+            "golang-migrate-instance",
+            Database,
+            "golang-migrate, given an open connection (WithInstance)",
+        ),
         row(PrismaMigrate, "prisma-migrate", Nothing, "Prisma Migrate"),
         row(Goose, "goose", Nothing, "the session locker of goose"),
         row(NodePgMigrate, "node-pg-migrate", Nothing, "node-pg-migrate"),
     ]
 };
+
+impl FromStr for Scheme {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Scheme, String> {
+        let found = TABLE.iter().find(|row| row.name == name);
+        found
+            .map(|row| row.scheme)
+            .ok_or_else(|| "a scheme is expected that 'pglock key --help' lists".into())
+    }
+}
 
 impl Scheme {
     /// Its row of the table.
@@ -139,7 +190,9 @@ impl Scheme {
         Some(match self {
             Sha256 => KeyId::Bigint(i64::from_be_bytes(sha256(bytes))),
             Sha256Le => KeyId::Bigint(i64::from_le_bytes(sha256(bytes))),
-            Fnv1a => KeyId::Bigint(fnv(bytes, |hash, byte| (hash ^ byte).wrapping_mul(FNV_PRIME))),
+            Fnv1a => KeyId::Bigint(fnv(bytes, |hash, byte| {
+                (hash ^ byte).wrapping_mul(FNV_PRIME)
+            })),
             Fnv1 => KeyId::Bigint(fnv(bytes, |hash, byte| hash.wrapping_mul(FNV_PRIME) ^ byte)),
             Md5 => KeyId::Bigint(i64::from_be_bytes(first_eight(&md5::Md5::digest(bytes)))),
             Sqlx => KeyId::Bigint(i64::from_le_bytes(hkdf(bytes, SQLX_INFO))),
@@ -159,7 +212,8 @@ impl Scheme {
     }
 
     /// The SQL expression (or two, for a pair) that computes it, of an expression for the name or the database.
-    /// `None` where that would be a page long, or there is nothing to compute.
+    /// `None` where that would be a page long, or there is nothing to compute. Where it runs is not known, so what
+    /// the server itself is asked to compute names the functions in full.
     pub fn sql(self, subject: &str) -> Option<String> {
         use Scheme::*;
         let bytes = format!("pg_catalog.convert_to({subject},'UTF8')");
@@ -172,17 +226,16 @@ impl Scheme {
         };
         Some(match self {
             Sha256 => {
-                format!("('x'||substr(encode(sha256(convert_to({subject},'UTF8')),'hex'),1,16))::bit(64)::bigint")
+                format!(
+                    "('x'||substr(encode(sha256(convert_to({subject},'UTF8')),'hex'),1,16))::bit(64)::bigint"
+                )
             }
             Sha256Le => format!(
                 "(SELECT ('x'||string_agg(substr(hex,n,2),'' ORDER BY n DESC))::bit(64)::bigint \
                  FROM generate_series(1,15,2) AS n, (SELECT encode(sha256({bytes}),'hex') AS hex) AS hash)"
             ),
-            Fnv1a => fnv_in_sql(&bytes, "mod((h - mod(h,256) + (mod(h,256)::int # byte)) * 1099511628211, 18446744073709551616)"),
-            Fnv1 => fnv_in_sql(
-                &bytes,
-                "p - mod(p,256) + (mod(p,256)::int # byte)",
-            ),
+            Fnv1a => fnv_in_sql(&bytes, &fnv_product(&fnv_xor("h"))),
+            Fnv1 => fnv_in_sql(&bytes, &fnv_xor(&fnv_product("h"))),
             Md5 => format!("('x'||substr(md5({bytes}),1,16))::bit(64)::bigint"),
             Crc32 => crc32(),
             Crc32Signed => signed(),
@@ -246,7 +299,9 @@ const CRC32_POLYNOMIAL: u32 = 0xedb8_8320;
 
 /// Fowler, Noll and Vo's hash; the order of its two steps makes the difference between 1 and 1a.
 fn fnv(bytes: &[u8], step: impl Fn(u64, u64) -> u64) -> i64 {
-    let hash = bytes.iter().fold(FNV_BASIS, |hash, byte| step(hash, u64::from(*byte)));
+    let hash = bytes
+        .iter()
+        .fold(FNV_BASIS, |hash, byte| step(hash, u64::from(*byte)));
     hash as i64
 }
 
@@ -266,23 +321,32 @@ fn hex(bytes: &[u8]) -> String {
 fn crc32_in_sql(bytes: &str) -> String {
     format!(
         "(WITH RECURSIVE crc(n, c) AS (SELECT 0, 4294967295 UNION ALL \
-         SELECT n + 1, (c >> 1) # ({CRC32_POLYNOMIAL} * (c & 1)) FROM (SELECT n, c # CASE n % 8 WHEN 0 \
-         THEN pg_catalog.get_byte({bytes}, n / 8) ELSE 0 END AS c FROM crc \
-         WHERE n < 8 * pg_catalog.octet_length({bytes})) AS bit) \
+         SELECT n + 1, (c >> 1) # ({CRC32_POLYNOMIAL} * (c & 1)) FROM (SELECT n, \
+         c # CASE n % 8 WHEN 0 THEN pg_catalog.get_byte(bytes, n / 8) ELSE 0 END AS c \
+         FROM crc, (SELECT {bytes} AS bytes) AS name WHERE n < 8 * pg_catalog.octet_length(bytes)) AS bit) \
          SELECT c # 4294967295 FROM crc ORDER BY n DESC LIMIT 1)"
     )
 }
 
-/// FNV of an expression for bytes. `step` makes the next hash of a hash and a byte, or of the product `p` of the hash
-/// and the prime; in `numeric`, because a product that exceeds 64 bits is an error for `bigint`.
+/// FNV of an expression for bytes. `step` makes the next hash of the hash `h` and the number `byte`; in `numeric`,
+/// because a product that exceeds 64 bits is an error for `bigint`.
 fn fnv_in_sql(bytes: &str, step: &str) -> String {
     format!(
         "(WITH RECURSIVE fnv(n, h) AS (SELECT 0, {FNV_BASIS} UNION ALL SELECT n + 1, {step} FROM \
-         (SELECT n, h, mod(h * {FNV_PRIME}, 18446744073709551616) AS p, get_byte({bytes}, n) AS byte FROM fnv \
-         WHERE n < octet_length({bytes})) AS next) \
+         (SELECT n, h, get_byte(bytes, n) AS byte FROM fnv, (SELECT {bytes} AS bytes) AS name \
+         WHERE n < octet_length(bytes)) AS next) \
          SELECT (h - CASE WHEN h < 9223372036854775808 THEN 0 ELSE 18446744073709551616 END)::bigint \
          FROM fnv ORDER BY n DESC LIMIT 1)"
     )
+}
+
+fn fnv_product(hash: &str) -> String {
+    format!("mod({hash} * {FNV_PRIME}, 18446744073709551616)")
+}
+
+/// There is no exclusive or for `numeric`; only the lowest byte changes.
+fn fnv_xor(hash: &str) -> String {
+    format!("({hash} - mod({hash}, 256) + (mod({hash}, 256)::int # byte))")
 }
 
 #[cfg(test)]
@@ -315,16 +379,32 @@ mod tests {
             (Crc32Signed, 1072746924, -2027051966),
         ];
         for (scheme, backup, other) in bigints {
-            assert_eq!(scheme.id("backup"), Some(KeyId::Bigint(backup)), "{scheme:?}");
-            assert_eq!(scheme.id("schlüssel-鍵"), Some(KeyId::Bigint(other)), "{scheme:?}");
+            assert_eq!(
+                scheme.id("backup"),
+                Some(KeyId::Bigint(backup)),
+                "{scheme:?}"
+            );
+            assert_eq!(
+                scheme.id("schlüssel-鍵"),
+                Some(KeyId::Bigint(other)),
+                "{scheme:?}"
+            );
         }
         let pairs = [
             (WithAdvisoryLock, (1072746924, 0), (120431682, 0)),
             (PgLock, (i32::MIN, 1072746924), (i32::MIN, -2027051966)),
         ];
         for (scheme, (a, b), (c, d)) in pairs {
-            assert_eq!(scheme.id("backup"), Some(KeyId::IntPair(a, b)), "{scheme:?}");
-            assert_eq!(scheme.id("schlüssel-鍵"), Some(KeyId::IntPair(c, d)), "{scheme:?}");
+            assert_eq!(
+                scheme.id("backup"),
+                Some(KeyId::IntPair(a, b)),
+                "{scheme:?}"
+            );
+            assert_eq!(
+                scheme.id("schlüssel-鍵"),
+                Some(KeyId::IntPair(c, d)),
+                "{scheme:?}"
+            );
         }
         // The vector of sqlx's own documentation.
         let documented = Sqlx.id("my first Postgres advisory lock!");
@@ -333,7 +413,7 @@ mod tests {
         assert_eq!(Hashtextextended.id("backup"), None);
     }
 
-    /// Those of the migrations, for the databases `app` and `lock`; only the second overflows nowhere.
+    /// Those of the migrations, for the databases `app` and `lock`.
     #[test]
     fn databases_become_the_numbers_that_the_tools_make_of_them() {
         let vectors = [
@@ -356,9 +436,18 @@ mod tests {
     fn the_algorithms_have_their_published_check_values() {
         assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
         assert_eq!(crc32(b""), 0);
-        assert_eq!(Fnv1a.id("foobar"), Some(KeyId::Bigint(0x8594_4171_f739_67e8_u64 as i64)));
-        assert_eq!(Fnv1.id("foobar"), Some(KeyId::Bigint(0x340d_8765_a4dd_a9c2)));
+        assert_eq!(
+            Fnv1a.id("foobar"),
+            Some(KeyId::Bigint(0x8594_4171_f739_67e8_u64 as i64))
+        );
+        assert_eq!(
+            Fnv1.id("foobar"),
+            Some(KeyId::Bigint(0x340d_8765_a4dd_a9c2))
+        );
         // RFC 5869, test case 3: neither salt nor info.
-        assert_eq!(hkdf(&[0x0b; 22], b""), [0x8d, 0xa4, 0xe7, 0x75, 0xa5, 0x63, 0xc1, 0x8f]);
+        assert_eq!(
+            hkdf(&[0x0b; 22], b""),
+            [0x8d, 0xa4, 0xe7, 0x75, 0xa5, 0x63, 0xc1, 0x8f]
+        );
     }
 }
