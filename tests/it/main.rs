@@ -9,19 +9,23 @@
     reason = "what a test measured is for whoever asks with --nocapture"
 )]
 
+mod check;
 mod completions;
 mod conflict;
 mod connecting;
 mod exclusion;
 mod failures;
 mod harness;
+mod impostor;
 mod job;
 mod keys;
 mod lost;
 mod min_hold;
 mod orphan;
 mod partition;
+mod pooler;
 mod signals;
+mod standby;
 mod support;
 mod terminal;
 mod waiting;

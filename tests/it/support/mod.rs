@@ -5,6 +5,7 @@
 
 pub mod journal;
 pub mod network;
+pub mod pgbouncer;
 pub mod pglock;
 pub mod probe;
 pub mod proxy;

@@ -59,15 +59,28 @@ impl Server {
 
     /// A server of one's own, with settings such as `deadlock_timeout=20ms`.
     pub fn with(settings: &[&str]) -> Server {
-        Server::make(settings, None)
+        Server::make(settings, None, None)
+    }
+
+    /// A hot standby of this server, which streams from it.
+    pub fn standby_of(primary: &Server) -> Server {
+        Server::make(&[], None, Some(primary))
     }
 
     /// A server on a host of a test's network. Its socket is reached from here as well.
     pub fn on(host: &Host) -> Server {
-        Server::make(&[], Some((host.entrance(), host.address().to_owned())))
+        Server::make(
+            &[],
+            Some((host.entrance(), host.address().to_owned())),
+            None,
+        )
     }
 
-    fn make(settings: &[&str], host: Option<(Vec<String>, String)>) -> Server {
+    fn make(
+        settings: &[&str],
+        host: Option<(Vec<String>, String)>,
+        primary: Option<&Server>,
+    ) -> Server {
         let folder = tempfile::Builder::new().prefix("pglock-test-").tempdir();
         let folder = folder.unwrap().keep();
         if let Some(user) = unprivileged() {
@@ -82,7 +95,10 @@ impl Server {
             postmaster: Mutex::new(None),
             watchdog: Some(watchdog),
         };
-        server.initdb();
+        match primary {
+            Some(primary) => server.copy(primary),
+            None => server.initdb(),
+        }
         // Somebody else may have taken the port since it was found free.
         while !server.try_launch() {
             assert!(server.log().contains("could not bind"), "{}", server.log());
@@ -109,6 +125,18 @@ impl Server {
              host all all 10.77.0.0/24 trust\n"
         );
         fs::write(data.join("pg_hba.conf"), rules).unwrap();
+    }
+
+    fn copy(&self, primary: &Server) {
+        let output = self
+            .command("pg_basebackup")
+            .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync"])
+            .args(["--host", primary.host(), "--username", SUPERUSER])
+            .args(["--port", &primary.port().to_string(), "--pgdata"])
+            .arg(self.folder.join("data"))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "pg_basebackup: {output:?}");
     }
 
     /// Starts the postmaster; `false` if it ended again at once.

@@ -1,0 +1,169 @@
+//! "A lock without its row: 78, no job": servers that answer like PostgreSQL and lock nothing.
+
+use crate::support::pgbouncer::PgBouncer;
+use crate::support::pglock::Pglock;
+use crate::support::server::{Server, rows};
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+
+/// What pglock takes a lock with, each by the name of its kind of arguments.
+const FUNCTIONS: [(&str, &str); 4] = [
+    ("pg_try_advisory_lock", "boolean"),
+    ("pg_try_advisory_xact_lock", "boolean"),
+    ("pg_advisory_lock", "void"),
+    ("pg_advisory_xact_lock", "void"),
+];
+
+/// A PostgreSQL whose advisory locks are stubs that say yes, as those of other products are; but for the first try,
+/// which says what it is told to, so that the ways of waiting are gone too.
+fn stub(first: bool) -> Server {
+    let server = Server::with(&["allow_system_table_mods=on"]);
+    let mut client = server.client();
+    for (function, returns) in FUNCTIONS {
+        let body = match (function, returns) {
+            ("pg_try_advisory_lock", _) => format!("SELECT {first}"),
+            (_, "boolean") => "SELECT true".into(),
+            _ => "SELECT".into(),
+        };
+        let language = "LANGUAGE sql VOLATILE";
+        rows(
+            &mut client,
+            &format!(
+                "ALTER FUNCTION pg_catalog.{function}(bigint) RENAME TO real_{function}; \
+                 CREATE FUNCTION pg_catalog.{function}(bigint) RETURNS {returns} {language} AS '{body}'"
+            ),
+        );
+    }
+    server
+}
+
+#[track_caller]
+fn refuses(run: Pglock) {
+    let output = run.args(["echo", "ran"]).output();
+    let line = output.code(78).stderr_line();
+    assert!(line.contains("no row of it in pg_locks"), "{output}");
+}
+
+/// "An impostor server (that answers `t` to the lock and has no row) is refused before the job starts."
+#[test]
+fn a_server_that_says_yes_and_locks_nothing_is_refused() {
+    let server = stub(true);
+    refuses(server.run("stubbed"));
+    refuses(server.run("stubbed").arg("--no-wait"));
+    refuses(server.run("stubbed").args(["--scope", "transaction"]));
+    let pooler = PgBouncer::with(&server, &["pool_mode=transaction"]);
+    refuses(pooler.run("stubbed"));
+    refuses(pooler.run("stubbed").args(["--scope", "session-pooled"]));
+
+    let output = server.pglock().arg("check").output();
+    output.code(78).silent();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("\nrefusal  lock: "), "{output}");
+}
+
+/// The same where the lock is only had after a wait.
+#[test]
+fn so_is_one_that_says_yes_after_a_wait() {
+    refuses(stub(false).run("stubbed"));
+}
+
+/// "CockroachDB ... `version()`": by its name, whatever it says of its locks.
+#[test]
+fn a_cockroach_is_told_by_its_version() {
+    let row = [
+        ("version", "CockroachDB CCL v25.1.0 (x86_64-pc-linux-gnu)"),
+        ("standby", "f"),
+        ("acquired", "t"),
+        ("proven", "t"),
+    ];
+    let port = listen(move |out| {
+        let names: Vec<u8> = row
+            .iter()
+            .flat_map(|(name, _)| [name.as_bytes(), &[0; 19]].concat())
+            .collect();
+        let count = (row.len() as u16).to_be_bytes();
+        let values = row.iter().flat_map(|(_, value)| {
+            [&(value.len() as u32).to_be_bytes()[..], value.as_bytes()].concat()
+        });
+        let values: Vec<u8> = values.collect();
+        send(out, b'T', &[&count[..], &names].concat())?;
+        send(out, b'D', &[&count[..], &values].concat())?;
+        send(out, b'C', b"SELECT 1\0")
+    });
+    let output = against(port, &["run", "-k", "x", "echo", "ran"]);
+    let line = output.code(78).stderr_line();
+    assert!(line.starts_with("this is CockroachDB"), "{output}");
+    let output = against(port, &["check"]);
+    let text = String::from_utf8_lossy(&output.code(78).silent().stdout).into_owned();
+    assert!(text.starts_with("refusal  server: CockroachDB"), "{output}");
+}
+
+/// "An SQL error of class 42/0A in the first message -> 78 'this server cannot ...'"
+#[test]
+fn a_server_that_does_not_know_the_functions_is_refused() {
+    for code in ["42883", "0A000"] {
+        let port = listen(move |out| {
+            let fields = format!("SERROR\0C{code}\0Munimplemented: such functions\0\0");
+            send(out, b'E', fields.as_bytes())
+        });
+        let output = against(port, &["run", "-k", "x", "echo", "ran"]);
+        let line = output.code(78).stderr_line();
+        assert_eq!(
+            line,
+            "this server cannot give a lock as PostgreSQL does: unimplemented: such functions"
+        );
+    }
+}
+
+fn against(port: u16, arguments: &[&str]) -> crate::support::pglock::Output {
+    let dsn = format!("postgresql://postgres@127.0.0.1:{port}/x?sslmode=disable");
+    let pglock = Pglock::alone().env("PGLOCK_DSN", dsn);
+    pglock.args(arguments).output()
+}
+
+/// A server that lets everybody in and answers every question in the same way.
+fn listen(answer: impl Fn(&mut TcpStream) -> io::Result<()> + Send + Sync + 'static) -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            // A client that has heard enough is no error.
+            let _ = client.and_then(|mut client| converse(&mut client, &answer));
+        }
+    });
+    port
+}
+
+fn converse(
+    client: &mut TcpStream,
+    answer: impl Fn(&mut TcpStream) -> io::Result<()>,
+) -> io::Result<()> {
+    // The start of the session has a length, and no type.
+    let mut length = [0; 4];
+    client.read_exact(&mut length)?;
+    skip(client, length)?;
+    send(client, b'R', &[0; 4])?;
+    send(client, b'K', &[0; 8])?;
+    send(client, b'Z', b"I")?;
+    loop {
+        let mut head = [0; 5];
+        client.read_exact(&mut head)?;
+        skip(client, head[1..].try_into().unwrap())?;
+        if head[0] == b'X' {
+            return Ok(());
+        }
+        answer(client)?;
+        send(client, b'Z', b"I")?;
+    }
+}
+
+fn skip(client: &mut TcpStream, length: [u8; 4]) -> io::Result<()> {
+    let rest = u64::from(u32::from_be_bytes(length)) - 4;
+    io::copy(&mut client.take(rest), &mut io::sink()).map(drop)
+}
+
+fn send(client: &mut TcpStream, kind: u8, body: &[u8]) -> io::Result<()> {
+    let length = (body.len() as u32 + 4).to_be_bytes();
+    client.write_all(&[&[kind], &length[..], body].concat())
+}

@@ -1,0 +1,131 @@
+//! A PgBouncer of one's own, in front of a test's server: on the same private socket folder, on a free port.
+//!
+//! It is gone afterwards in every case, like the server: the shell that has started it ends it when the pipe ends of
+//! which the test process has the other end.
+
+use super::pglock::Pglock;
+use super::server::{SUPERUSER, Server, free_port, rows};
+use super::wait::{SOON, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use postgres::{Client, NoTls};
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+/// A running PgBouncer; ended on drop.
+pub struct PgBouncer<'a> {
+    server: &'a Server,
+    port: u16,
+    pid: Pid,
+    keeper: Child,
+}
+
+impl PgBouncer<'_> {
+    /// In front of this server, with settings such as `pool_mode=session`.
+    pub fn with<'a>(server: &'a Server, settings: &[&str]) -> PgBouncer<'a> {
+        // Somebody else may have taken the port since it was found free.
+        (0..10)
+            .find_map(|_| PgBouncer::launch(server, free_port(), settings))
+            .expect("a PgBouncer that starts")
+    }
+
+    fn launch<'a>(server: &'a Server, port: u16, settings: &[&str]) -> Option<PgBouncer<'a>> {
+        let folder = server.folder();
+        let file = |what: &str| folder.join(format!("pgbouncer-{port}.{what}"));
+        fs::write(file("users"), format!("\"{SUPERUSER}\" \"\"\n")).unwrap();
+        let mut text = format!(
+            "[databases]\n* = host={} port={}\n[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={port}\n\
+             unix_socket_dir={}\nauth_type=trust\nauth_file={}\nadmin_users={SUPERUSER}\n\
+             default_pool_size=5\nmax_client_conn=5000\n",
+            server.host(),
+            server.port(),
+            server.host(),
+            file("users").display(),
+        );
+        for setting in settings {
+            text += &format!("{setting}\n");
+        }
+        fs::write(file("ini"), text).unwrap();
+        const KEEPER: &str = "ulimit -n 16384 2>/dev/null; \"$1\" \"$2\" >\"$3\" 2>&1 </dev/null & echo $!; \
+             trap '' HUP INT QUIT TERM; read -r _; kill -KILL $!";
+        let mut keeper = server.command("sh");
+        keeper.args(["-c", KEEPER, "keeper"]);
+        keeper.arg(program()).arg(file("ini")).arg(file("log"));
+        keeper.process_group(0).stdin(Stdio::piped());
+        let mut keeper = keeper.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        let mut stdout = BufReader::new(keeper.stdout.take().unwrap());
+        stdout.read_line(&mut line).unwrap();
+        let bouncer = PgBouncer {
+            server,
+            port,
+            pid: Pid::from_raw(line.trim().parse().unwrap()),
+            keeper,
+        };
+        let mut log = String::new();
+        let ready = until(SOON, || {
+            log = fs::read_to_string(file("log")).unwrap_or_default();
+            log.contains("process up") || log.contains("FATAL")
+        });
+        assert!(ready, "{log}");
+        (!log.contains("FATAL")).then_some(bouncer)
+    }
+
+    /// `pglock run --key KEY` through it; options and the command follow.
+    pub fn run(&self, key: &str) -> Pglock {
+        self.server.run(key).env("PGPORT", self.port.to_string())
+    }
+
+    /// A pglock that finds it.
+    pub fn pglock(&self) -> Pglock {
+        self.server.pglock().env("PGPORT", self.port.to_string())
+    }
+
+    /// A connection string, over TCP.
+    pub fn dsn(&self, database: &str) -> String {
+        let port = self.port;
+        format!("postgresql://{SUPERUSER}@127.0.0.1:{port}/{database}?sslmode=disable")
+    }
+
+    /// A client of the pool of this database.
+    pub fn client_of(&self, database: &str) -> Client {
+        let mut config = postgres::Config::new();
+        config.host(self.server.host()).port(self.port);
+        config.user(SUPERUSER).dbname(database);
+        config.connect(NoTls).unwrap()
+    }
+
+    /// The answer of the administrator's console.
+    pub fn admin(&self, command: &str) -> Vec<Vec<String>> {
+        rows(&mut self.client_of("pgbouncer"), command)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill(&self) {
+        kill(self.pid, Signal::SIGKILL).unwrap();
+    }
+}
+
+impl Drop for PgBouncer<'_> {
+    fn drop(&mut self) {
+        drop(self.keeper.stdin.take());
+        let _ = self.keeper.wait();
+    }
+}
+
+/// Debian keeps services in a folder that an ordinary user's `$PATH` lacks.
+fn program() -> PathBuf {
+    let usual = Path::new("/usr/sbin/pgbouncer");
+    match usual.exists() {
+        true => usual.to_owned(),
+        false => "pgbouncer".into(),
+    }
+}
