@@ -16,6 +16,7 @@ mod connecting;
 mod exclusion;
 mod failures;
 mod harness;
+mod hash;
 mod impostor;
 mod job;
 mod keys;
