@@ -251,11 +251,7 @@ fn an_application_and_pglock_exclude_each_other() {
 fn the_lock_of_a_migration_is_that_of_its_database() {
     let server = server_with_app(&[]);
     for (scheme, number, other) in [
-        (
-            "rails-migrate",
-            "6939591962871035475",
-            "737815420147457505",
-        ),
+        ("rails-migrate", "6939591962871035475", "737815420147457505"),
         ("sqlx-migrate", "3469795979745788610", "368907709894077238"),
     ] {
         let run = |database: &str| {
