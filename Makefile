@@ -14,10 +14,10 @@ BASH = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSH  = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISH = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 
-.PHONY: help build demo test check completions install uninstall clean
+.PHONY: help build demo test test-matrix test-crowd check completions install uninstall clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 build: $(BINARY) ## build the release binary
 
@@ -35,11 +35,19 @@ test: ## install what the tests need, then check and test everything
 	@$(MAKE) --no-print-directory check
 	$(CARGO) test --locked
 
+test-matrix: ## run the tests on PostgreSQL 10 to 18 (Linux on x86-64, npm)
+	@scripts/setup test
+	@scripts/test-matrix
+
+test-crowd: ## put 2000 waiters behind a pooler, and print what was measured
+	@scripts/setup test
+	PGLOCK_TEST_WAITERS=2000 $(CARGO) test --release --locked --test it a_crowd_behind -- --nocapture
+
 check: ## formatting, lints and documentation
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- --deny warnings
 	RUSTDOCFLAGS='--deny warnings' $(CARGO) doc --no-deps --document-private-items --locked
-	shellcheck scripts/setup scripts/demo .ci/run
+	shellcheck scripts/setup scripts/demo scripts/test-matrix .ci/run
 	mandoc -T lint -W error completions/pglock.1
 
 completions: ## regenerate the completions and the manual page

@@ -50,6 +50,16 @@ struct Finding {
     remedy: Option<String>,
 }
 
+impl Failure {
+    /// The words of a failure that says that there is no real lock to be had; any other one is what it was.
+    fn refusal(self) -> Result<String, Failure> {
+        match self.code {
+            ExitCode::Config => Ok(self.to_string()),
+            _ => Err(self),
+        }
+    }
+}
+
 /// Connects and looks.
 ///
 /// # Errors
@@ -60,16 +70,20 @@ pub fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Resul
     let id = KeyId::Bigint(random as i64);
     let application_name = session::application_name(&format!("check {random:016x}"));
     let Connection { mut client, .. } = settings.open(&application_name)?;
-    let FirstTry {
-        server, attempt, ..
-    } = lock::first_try(
+    let first = lock::first_try(
         &mut client,
         &Number::Known(id),
         Mode::Exclusive,
         &application_name,
         choice,
-    )?;
-    let fitness = server.fit(choice);
+    );
+    let FirstTry {
+        server, attempt, ..
+    } = match first {
+        Ok(answer) => answer,
+        Err(failure) => return failure.refusal().map(Report::of_no_postgresql),
+    };
+    let scope = server.fit(choice).ok();
     let mut inspection = Inspection {
         client,
         server,
@@ -77,7 +91,6 @@ pub fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Resul
         timing,
         findings: Vec::new(),
     };
-    let scope = fitness.ok();
     inspection.look(scope, id, attempt)?;
     Ok(Report {
         findings: inspection.findings,
@@ -86,6 +99,19 @@ pub fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Resul
 }
 
 impl Report {
+    fn of_no_postgresql(why: String) -> Report {
+        let refusal = Finding {
+            level: Level::Refusal,
+            subject: "server",
+            fact: why,
+            remedy: None,
+        };
+        Report {
+            findings: vec![refusal],
+            scope: None,
+        }
+    }
+
     /// Whether `run` would go on.
     pub fn is_fit(&self) -> bool {
         let is_refusal = |finding: &Finding| finding.level == Level::Refusal;
@@ -156,24 +182,25 @@ impl Inspection {
         self.connection();
         self.recovery();
         self.encryption()?;
-        let lock = scope.map(|scope| Lock {
-            id,
-            mode: Mode::Exclusive,
-            scope,
-        });
         let timeouts = self.timeouts()?;
-        let attempt = match lock {
-            Some(lock) => Some((lock, self.take(lock, attempt)?)),
+        let held = match scope.map(|scope| self.take(id, scope, attempt)) {
+            Some(Ok(held)) => Some(held),
+            // The pooler has ended the connection with it.
+            Some(Err(failure)) => return failure.refusal().map(|why| self.refuse("lock", why)),
             None => None,
         };
-        self.neutralised(&timeouts, attempt.is_some())?;
+        self.neutralised(&timeouts, held.is_some())?;
         self.vanished_host(scope)?;
         self.queue(scope)?;
         self.round_trip()?;
-        if let Some((lock, attempt)) = attempt {
-            self.lock(lock, attempt)?;
+        match held {
+            Some((lock, attempt)) => self.lock(lock, attempt),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    fn refuse(&mut self, subject: &'static str, fact: String) {
+        self.find(Level::Refusal, subject, fact, None);
     }
 
     fn ok(&mut self, subject: &'static str, fact: impl Into<String>) {
@@ -260,7 +287,7 @@ impl Inspection {
             false => "direct",
         };
         match self.server.scope(self.choice) {
-            Err(why) => self.find(Level::Refusal, "connection", why.into(), None),
+            Err(why) => self.refuse("connection", why.into()),
             Ok(scope) => {
                 let fact = format!("{way}; a lock lives as long as its {}", scope.name());
                 match (self.choice, self.server.pooled) {
@@ -335,16 +362,24 @@ impl Inspection {
         Ok(found.collect())
     }
 
-    /// Makes the session, or the transaction, what it would be for `run`.
-    fn take(&mut self, lock: Lock, first: Attempt) -> Result<Attempt, Failure> {
+    /// Makes the session, or the transaction, what it would be for `run`, and has the lock tried.
+    fn take(
+        &mut self,
+        id: KeyId,
+        scope: Scope,
+        first: Attempt,
+    ) -> Result<(Lock, Attempt), Failure> {
         let limit = self.timing.server_limit();
-        match lock.scope {
+        let mode = Mode::Exclusive;
+        let lock = Lock { id, mode, scope };
+        let attempt = match scope {
             Scope::Session => {
                 lock::prepare(&mut self.client, limit).map_err(connection::failure)?;
-                Ok(first)
+                first
             }
-            Scope::Transaction => lock.try_in_transaction(&mut self.client, limit),
-        }
+            Scope::Transaction => lock.first_try_in_transaction(&mut self.client, limit)?,
+        };
+        Ok((lock, attempt))
     }
 
     /// What became of the timeouts by that.
@@ -505,7 +540,7 @@ impl Inspection {
             Ok(None) => "a key that nobody else knows is held by someone else".into(),
             Err(failure) => failure.to_string(),
         };
-        self.find(Level::Refusal, "lock", refusal, None);
+        self.refuse("lock", refusal);
         Ok(())
     }
 }

@@ -213,8 +213,9 @@ impl Server {
 const STANDBY: &str = "the server is a hot standby, and the primary does not see its locks; give the address of the \
      primary, or all hosts with target_session_attrs=primary";
 
-const STATEMENT_POOLING: &str = "the pooler pools statements, and no lock outlives a statement there; give the \
-     port of the PostgreSQL server itself, or a pool with pool_mode = transaction";
+const STATEMENT_POOLING: &str = "the pooler ends the connection at BEGIN, as one does that pools statements, and no \
+     lock outlives a statement there; give the port of the PostgreSQL server itself, or a pool with pool_mode = \
+     transaction";
 
 impl Attempt {
     /// Whether the lock is ours: the process that holds it for us.
@@ -366,38 +367,52 @@ impl KeyInSql {
 }
 
 impl Lock {
+    /// Tries for the first time in a transaction, and finds out whether there can be one.
+    ///
+    /// A PgBouncer that pools statements says so and closes the connection, and the client library, when it sees
+    /// both at once, only tells of the second.
+    pub fn first_try_in_transaction(
+        self,
+        client: &mut Client,
+        limit: Duration,
+    ) -> Result<Attempt, Failure> {
+        let asked = Instant::now();
+        self.try_in_transaction(client, limit).map_err(|error| {
+            let is_refused = error.is_closed() && asked.elapsed() < Duration::from_secs(1);
+            match is_refused || pools_statements(&error) {
+                true => Failure::say(ExitCode::Config, STATEMENT_POOLING),
+                false => connection::failure(error),
+            }
+        })
+    }
+
     /// Tries once, in a transaction that stays open if the lock is ours, and is over otherwise.
     ///
     /// READ COMMITTED, so that a transaction that is idle has no snapshot, and nothing is held back. Those who
     /// wait ask the shortest question that will do (settings and proof would make it five times as dear); what the
     /// lock needs besides is for the one who has it, before anybody is told so.
-    pub fn try_in_transaction(
+    fn try_in_transaction(
         self,
         client: &mut Client,
         limit: Duration,
-    ) -> Result<Attempt, Failure> {
+    ) -> Result<Attempt, postgres::Error> {
         let sql = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED; \
              SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN {} END AS acquired",
             self.call(self.scope.try_function())
         );
-        let mut answer =
-            Answer::to(client, &sql).map_err(|error| match pools_statements(&error) {
-                true => Failure::say(ExitCode::Config, STATEMENT_POOLING),
-                false => connection::failure(error),
-            })?;
+        let mut answer = Answer::to(client, &sql)?;
         if answer.is_true("acquired") {
             let sql = format!(
                 "SELECT {}, true AS acquired, pg_catalog.pg_backend_pid() AS backend_pid, {} AS proven",
                 settings(limit, true).join(", "),
                 self.proof()
             );
-            answer = Answer::to(client, &sql).map_err(connection::failure)?;
+            answer = Answer::to(client, &sql)?;
         }
         let attempt = answer.attempt();
         if !matches!(attempt, Attempt::Acquired { .. }) {
-            let rollback = client.simple_query("ROLLBACK");
-            rollback.map_err(connection::failure)?;
+            client.simple_query("ROLLBACK")?;
         }
         Ok(attempt)
     }
@@ -442,7 +457,8 @@ impl Lock {
                 }
             } else {
                 alive(Instant::now(), Duration::ZERO);
-                self.try_again(client, terms.limit)?
+                let attempt = self.try_again(client, terms.limit);
+                attempt.map_err(connection::failure)?
             };
             match attempt.acquired()? {
                 Some(backend_pid) => return Ok(Some(backend_pid)),
@@ -486,15 +502,16 @@ impl Lock {
         })
     }
 
-    fn try_again(self, client: &mut Client, limit: Duration) -> Result<Attempt, Failure> {
-        if self.scope == Scope::Transaction {
-            return self.try_in_transaction(client, limit);
+    fn try_again(self, client: &mut Client, limit: Duration) -> Result<Attempt, postgres::Error> {
+        match self.scope {
+            Scope::Transaction => self.try_in_transaction(client, limit),
+            Scope::Session => {
+                let key = KeyInSql::of(self.id);
+                let sql = key.attempt(self.mode, "NOT standby", "", "1");
+                let answer = Answer::to(client, &format!("SELECT backend_pid, acquired{sql}"))?;
+                Ok(answer.attempt())
+            }
         }
-        let sql = KeyInSql::of(self.id).attempt(self.mode, "NOT standby", "", "1");
-        let answer = Answer::to(client, &format!("SELECT backend_pid, acquired{sql}"));
-        answer
-            .map(|answer| answer.attempt())
-            .map_err(connection::failure)
     }
 
     /// Gives the lock back. `false` when it was not ours any more.

@@ -277,7 +277,7 @@ impl Thread {
             Scope::Session => attempt,
             Scope::Transaction => {
                 heard = self.alive(patience_with(&server));
-                lock.try_in_transaction(client, self.request.timing.server_limit())?
+                lock.first_try_in_transaction(client, self.request.timing.server_limit())?
             }
         };
         let got = attempt.acquired()?.map(|backend_pid| Acquired {

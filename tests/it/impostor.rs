@@ -24,7 +24,7 @@ fn stub(first: bool) -> Server {
         let body = match (function, returns) {
             ("pg_try_advisory_lock", _) => format!("SELECT {first}"),
             (_, "boolean") => "SELECT true".into(),
-            _ => "SELECT".into(),
+            _ => "SELECT NULL::void".into(),
         };
         let language = "LANGUAGE sql VOLATILE";
         rows(

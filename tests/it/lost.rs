@@ -261,8 +261,14 @@ fn a_server_that_is_frozen_during_the_release_does_not_hang_pglock() {
         "{}",
         running.stderr()
     );
-    // Although what the job left behind has inherited the socket.
+    // Neither lock nor session is left, although what the job left behind has inherited the socket.
     server.await_locks(&key, 0, 0);
+    let session =
+        format!("SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'");
+    eventually(SOON, "the end of the session", || {
+        server.sql(&session).is_empty()
+    });
+    assert!(state(left_behind).is_some());
     kill(left_behind, Signal::SIGKILL).unwrap();
     running.finish().code(6);
 }

@@ -1,1 +1,498 @@
-//! x
+//! Behind a real PgBouncer: a lock that is one, waiters that do not hog the pool, a pool that is left clean, and a
+//! loss that is noticed as on a direct connection.
+
+use crate::support::pgbouncer::PgBouncer;
+use crate::support::pglock::{Pglock, Running};
+use crate::support::server::{Locks, Server, rows};
+use crate::support::unique;
+use crate::support::wait::{SOON, eventually, until};
+use nix::sys::signal::{Signal, kill};
+use postgres::Client;
+use std::fs::{self, File};
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How a PgBouncer may treat what a session sends at its start.
+const STARTUP: [&[&str]; 2] = [
+    &[],
+    &["ignore_startup_parameters=application_name,extra_float_digits,options"],
+];
+
+fn bouncer<'a>(server: &'a Server, mode: &str, settings: &[&str]) -> PgBouncer<'a> {
+    let mode = format!("pool_mode={mode}");
+    PgBouncer::with(server, &[&[mode.as_str()], settings].concat())
+}
+
+/// A pglock through the pool of a database of its own.
+fn run(bouncer: &PgBouncer, key: &str, database: &str) -> Pglock {
+    bouncer.run(key).env("PGDATABASE", database)
+}
+
+/// All settings of this session, but for the name, which a pooler sets for whoever uses it.
+fn settings(client: &mut Client) -> Vec<Vec<String>> {
+    let sql = "SELECT name, setting FROM pg_settings \
+               WHERE name <> 'application_name' AND name NOT LIKE 'transaction\\_%' ORDER BY name";
+    rows(client, sql)
+}
+
+/// "no pooled connection is left with a lock or a changed setting"
+#[track_caller]
+fn assert_pool_is_clean(server: &Server, bouncer: &PgBouncer, database: &str, size: usize) {
+    let locks = format!(
+        "SELECT pid FROM pg_locks WHERE locktype = 'advisory' \
+         AND database = (SELECT oid FROM pg_database WHERE datname = '{database}')"
+    );
+    assert_eq!(server.sql(&locks), [[""; 0]; 0]);
+    let fresh = settings(&mut server.client_of(database));
+    // All in a transaction at the same time, so that each has a session of its own.
+    let mut clients: Vec<Client> = (0..size).map(|_| bouncer.client_of(database)).collect();
+    for client in &mut clients {
+        rows(client, "BEGIN");
+        assert_eq!(settings(client), fresh);
+    }
+}
+
+/// Which scope is used, and which is refused, in each kind of pool.
+#[test]
+fn each_kind_of_pool_gets_the_scope_that_is_right_or_a_refusal() {
+    let server = Server::shared();
+    for startup in STARTUP {
+        for (mode, auto, session_pooled) in [
+            ("transaction", Some("t"), None),
+            ("session", Some("t"), Some("f")),
+            ("statement", None, None),
+        ] {
+            let (key, database) = (unique("scope"), server.database());
+            let bouncer = bouncer(server, mode, startup);
+            let in_transaction = format!(
+                "SELECT state LIKE 'idle in%' FROM pg_locks JOIN pg_stat_activity USING (pid) \
+                 WHERE locktype = 'advisory' AND datname = '{database}'"
+            );
+            let try_scope = |scope: &str, expected: Option<&str>| match expected {
+                Some(expected) => {
+                    let holder = run(&bouncer, &key, &database).args(["--scope", scope]);
+                    let holder = holder.holding();
+                    assert_eq!(server.locks(&key).granted, 1);
+                    assert_eq!(server.sql(&in_transaction), [[expected]], "{mode} {scope}");
+                    run(&bouncer, &key, &database)
+                        .args(["-n", "true"])
+                        .output()
+                        .code(75);
+                    holder.finish().code(0).silent();
+                }
+                None => {
+                    let output = run(&bouncer, &key, &database).args(["--scope", scope]);
+                    let output = output.args(["echo", "ran"]).output();
+                    let line = output.code(78).stderr_line();
+                    assert!(line.contains("give the port of the PostgreSQL server itself"));
+                }
+            };
+            try_scope("auto", auto);
+            try_scope("transaction", auto);
+            try_scope("session", None);
+            if session_pooled.is_some() {
+                try_scope("session-pooled", session_pooled);
+            }
+            if mode != "statement" {
+                assert_pool_is_clean(server, &bouncer, &database, 2);
+            }
+        }
+    }
+}
+
+/// Many light pglocks at once, without a pipe or a thread each. Ended on drop.
+struct Crowd(Vec<Child>);
+
+impl Crowd {
+    fn join(&mut self, mut run: Pglock, stderr: &File) {
+        let command = run.command();
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(stderr.try_clone().unwrap());
+        self.0.push(command.spawn().unwrap());
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            if child.try_wait().unwrap().is_none() {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+    }
+}
+
+/// How many wait behind a pool of five: a thousand or more take minutes on a small machine.
+fn crowd_size() -> usize {
+    let given = std::env::var("PGLOCK_TEST_WAITERS").ok();
+    given.map_or(200, |given| given.parse().unwrap())
+}
+
+/// "Through a transaction pool of 5 server connections, 200 pglocks at once on one key: never two inside, all get
+/// their turn, no pooled connection is left with a lock or a changed setting, other clients of the pool are served
+/// meanwhile", and "the holder is not disturbed".
+#[test]
+fn a_crowd_behind_a_pool_of_five_takes_turns_and_does_not_hog_it() {
+    let size = crowd_size();
+    let server = Server::start();
+    let (key, database) = (unique("crowd"), server.database());
+    let bouncer = bouncer(&server, "transaction", &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let (events, errors) = (folder.path().join("events"), folder.path().join("errors"));
+    let stderr = File::create(&errors).unwrap();
+    let script = format!("exec >>'{}'; echo in $$; echo out $$", events.display());
+    let holder = run(&bouncer, &key, &database).holding();
+
+    let began = Instant::now();
+    let mut crowd = Crowd(Vec::new());
+    for _ in 0..size {
+        crowd.join(run(&bouncer, &key, &database).sh(&script), &stderr);
+    }
+    let clients = || {
+        let pools = bouncer.admin("SHOW POOLS");
+        let pool = pools.into_iter().find(|pool| pool[0] == database).unwrap();
+        pool[2].parse::<usize>().unwrap() + pool[3].parse::<usize>().unwrap()
+    };
+    eventually(SOON * 6, "all of the crowd", || clients() == size + 1);
+    println!("{size} have come within {:?}", began.elapsed());
+
+    let stop = AtomicBool::new(false);
+    let (turns, mut stranger) = std::thread::scope(|threads| {
+        let stranger = threads.spawn(|| latencies(&bouncer, &database, &stop));
+        // As they would wait for a long job: by now, at their longest pauses.
+        until(Duration::from_secs(3), || false);
+        println!("{}", memory(&bouncer, &crowd));
+        holder.finish().code(0).silent();
+        let freed = Instant::now();
+        let turns = |crowd: &mut Crowd| crowd.0.retain_mut(|c| c.try_wait().unwrap().is_none());
+        eventually(SOON * 15, "everybody's turn", || {
+            turns(&mut crowd);
+            crowd.0.is_empty()
+        });
+        let turns = freed.elapsed();
+        stop.store(true, Ordering::SeqCst);
+        (turns, stranger.join().unwrap())
+    });
+    stranger.sort();
+    let (median, worst) = (stranger[stranger.len() / 2], stranger[stranger.len() - 1]);
+    let late = stranger[stranger.len() * 99 / 100];
+    println!(
+        "{size} turns in {turns:?}; a stranger's {} messages took {median:?} (median), {late:?} (99 %), {worst:?} (longest)",
+        stranger.len()
+    );
+    assert!(median < Duration::from_millis(50), "{median:?}");
+
+    assert_eq!(fs::read_to_string(&errors).unwrap(), "");
+    let events = fs::read_to_string(&events).unwrap();
+    let lines: Vec<&str> = events.lines().collect();
+    assert_eq!(lines.len(), 2 * size);
+    for pair in lines.chunks(2) {
+        let inside = pair[0].strip_prefix("in ");
+        assert!(inside.is_some() && inside == pair[1].strip_prefix("out "));
+    }
+    assert_pool_is_clean(&server, &bouncer, &database, 5);
+}
+
+/// How long another client of the pool waits for its answers, again and again until it is told to stop.
+fn latencies(bouncer: &PgBouncer, database: &str, stop: &AtomicBool) -> Vec<Duration> {
+    let mut client = bouncer.client_of(database);
+    let mut latencies = Vec::new();
+    while !stop.load(Ordering::SeqCst) {
+        let asked = Instant::now();
+        rows(&mut client, "SELECT 1");
+        latencies.push(asked.elapsed());
+        until(Duration::from_millis(10), || stop.load(Ordering::SeqCst));
+    }
+    latencies
+}
+
+/// What they take of memory, where that can be told.
+fn memory(bouncer: &PgBouncer, crowd: &Crowd) -> String {
+    let of = |pid: u32, field: &str| -> u64 {
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+        let line = rollup.lines().find_map(|line| line.strip_prefix(field));
+        let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        kilobytes.unwrap_or_default()
+    };
+    let waiters: u64 = crowd.0.iter().map(|child| of(child.id(), "Pss:")).sum();
+    format!(
+        "a waiter takes {} kB, the pooler {} kB",
+        waiters / crowd.0.len().max(1) as u64,
+        of(bouncer.pid().as_raw() as u32, "Rss:")
+    )
+}
+
+/// "`CREATE INDEX CONCURRENTLY` by the holder's job, through the pool and direct, is not blocked by waiters or by
+/// the holder"; and the holder takes no transaction id and no snapshot.
+#[test]
+fn neither_holder_nor_waiters_hang_a_create_index_concurrently() {
+    let server = Server::shared();
+    let (key, database) = (unique("index"), server.database());
+    let bouncer = bouncer(server, "transaction", &[]);
+    let holder = run(&bouncer, &key, &database).holding();
+    let waiters: Vec<_> = (0..3)
+        .map(|_| run(&bouncer, &key, &database).arg("true").spawn())
+        .collect();
+    await_polling(&bouncer, &database, 4);
+    for (name, mut job) in [
+        ("pooled", bouncer.client_of(&database)),
+        ("direct", server.client_of(&database)),
+    ] {
+        let table = format!("CREATE TABLE {name} AS SELECT generate_series(1, 1000) AS n");
+        rows(&mut job, &table);
+        let began = Instant::now();
+        let index = format!("CREATE INDEX CONCURRENTLY ON {name} (n)");
+        let indexing = std::thread::spawn(move || rows(&mut job, &index));
+        eventually(SOON, "the index", || indexing.is_finished());
+        indexing.join().unwrap();
+        println!("an index was there after {:?}, {name}", began.elapsed());
+    }
+    let kept = "SELECT backend_xid, backend_xmin FROM pg_locks JOIN pg_stat_activity USING (pid) \
+                WHERE locktype = 'advisory' AND datname = ";
+    assert_eq!(server.sql(&format!("{kept}'{database}'")), [["", ""]]);
+    holder.finish().code(0);
+    for waiter in waiters {
+        waiter.finish().code(0).silent();
+    }
+}
+
+/// Waits until so many clients are connected to the pool of the database.
+#[track_caller]
+fn await_polling(bouncer: &PgBouncer, database: &str, clients: usize) {
+    eventually(SOON, "clients of the pool", || {
+        let of_pool = |row: &&Vec<String>| row[2] == database;
+        bouncer.admin("SHOW CLIENTS").iter().filter(of_pool).count() == clients
+    });
+}
+
+/// Fails unless this holder loses its lock now: job stopped, 74, and the reason.
+#[track_caller]
+fn loses(holder: Running, what: &str, lose: impl FnOnce()) {
+    holder.await_stdout("ready\n");
+    let began = Instant::now();
+    lose();
+    holder.await_stderr("lost the lock");
+    let noticed = began.elapsed();
+    let output = holder.finish();
+    output.code(74);
+    assert!(
+        output.stderr.ends_with(b"stopped the job with TERM\n"),
+        "{output}"
+    );
+    assert!(noticed < Duration::from_secs(2), "{what}: {noticed:?}");
+    println!("{what}: noticed after {noticed:?}");
+}
+
+/// "Killing the pooler, or the server connection while the job runs: detected and handled as on a direct
+/// connection; ... `KILL` of PgBouncer too."
+#[test]
+fn a_holder_notices_the_loss_of_its_lock() {
+    let server = Server::shared();
+    let (key, database) = (unique("loss"), server.database());
+    let pooler = bouncer(server, "transaction", &[]);
+    let holder = || {
+        run(&pooler, &key, &database)
+            .sh("echo ready; exec sleep 60")
+            .spawn()
+    };
+    let backend = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_locks \
+         WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = '{database}')"
+    );
+    loses(holder(), "pg_terminate_backend", || {
+        assert_eq!(server.sql(&backend), [["t"]]);
+    });
+    loses(holder(), "KILL", || {
+        pooler.admin(&format!("KILL {database}"));
+    });
+    server.await_locks(&key, 0, 0);
+    pooler.admin(&format!("RESUME {database}"));
+    loses(holder(), "a killed pooler", || pooler.kill());
+    server.await_locks(&key, 0, 0);
+}
+
+/// "... `RECONNECT`/`PAUSE` of PgBouncer too": both let the transaction of a holder go on, and waiters wait.
+#[test]
+fn a_holder_is_not_disturbed_by_reconnect_and_pause() {
+    let server = Server::shared();
+    let (key, database) = (unique("pause"), server.database());
+    let bouncer = bouncer(server, "transaction", &[]);
+    let holder = run(&bouncer, &key, &database)
+        .args(["--heartbeat", "0.2"])
+        .holding();
+    let wait = |arguments: &[&str]| {
+        let waiter = run(&bouncer, &key, &database)
+            .arg("-v")
+            .args(arguments)
+            .spawn();
+        waiter.await_stderr("; waiting\n");
+        waiter
+    };
+    let waiter = wait(&["--heartbeat", "0.2", "echo", "mine"]);
+    let limited = wait(&["-w", "2", "true"]);
+    let signalled = wait(&["true"]);
+    bouncer.admin(&format!("RECONNECT {database}"));
+    std::thread::scope(|threads| {
+        // It waits for the holder's transaction to end, and meanwhile gives no session to anybody else.
+        let pause = threads.spawn(|| bouncer.admin(&format!("PAUSE {database}")));
+        until(Duration::from_secs(1), || pause.is_finished());
+        assert!(!pause.is_finished());
+        assert_eq!(server.locks(&key).granted, 1);
+        assert_eq!(waiter.stdout(), "");
+        // A signal and a limit of time end a wait also where the pooler does not answer. It looks once a second
+        // after those who wait for a session.
+        let sent = Instant::now();
+        signalled.signal(Signal::SIGTERM);
+        signalled.finish().signal(Signal::SIGTERM);
+        assert!(
+            sent.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            sent.elapsed()
+        );
+        let limited = limited.finish();
+        limited.code(75);
+        assert!(limited.took < Duration::from_secs(3), "{limited}");
+
+        holder.finish().code(0).silent();
+        eventually(SOON, "the pause", || pause.is_finished());
+    });
+    bouncer.admin(&format!("RESUME {database}"));
+    assert_eq!(waiter.finish().code(0).stdout, b"mine\n");
+    assert_eq!(server.locks(&key), Locks::default());
+}
+
+/// "`kill -9` of pglock does not free the lock under a running job: the job holds the session's socket. `-o` turns
+/// that off." Behind a pooler too, which frees the lock when its client's socket is closed.
+#[test]
+fn the_lock_of_a_killed_pglock_lives_as_long_as_its_job() {
+    let server = Server::shared();
+    let (key, database) = (unique("killed"), server.database());
+    let bouncer = bouncer(server, "transaction", &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let script = format!("echo ready; read -r _ <'{}'", fifo.display());
+    for (option, keeps) in [(None, true), (Some("--close"), false)] {
+        let killed = run(&bouncer, &key, &database)
+            .args(option)
+            .sh(&script)
+            .spawn();
+        killed.await_stdout("ready");
+        killed.signal(Signal::SIGKILL);
+        drop(killed);
+        if keeps {
+            run(&bouncer, &key, &database)
+                .args(["-n", "true"])
+                .output()
+                .code(75);
+        } else {
+            server.await_locks(&key, 0, 0);
+        }
+        // The job ends.
+        fs::write(&fifo, "\n").unwrap();
+        server.await_locks(&key, 0, 0);
+    }
+}
+
+/// "idle_in_transaction_session_timeout kills a transaction-level holder, transaction_timeout too": neutralised for
+/// the transaction, in which nothing is waited for.
+#[test]
+fn timeouts_of_the_database_end_neither_a_long_job_nor_a_long_wait() {
+    let server = Server::shared();
+    let (key, database) = (unique("patient"), server.database());
+    let mut timeouts = vec![
+        "statement_timeout",
+        "lock_timeout",
+        "idle_in_transaction_session_timeout",
+    ];
+    timeouts.extend((server.version() >= 17).then_some("transaction_timeout"));
+    for timeout in timeouts {
+        server.sql(&format!("ALTER DATABASE {database} SET {timeout} = '1s'"));
+    }
+    let bouncer = bouncer(server, "transaction", &[]);
+    let job = run(&bouncer, &key, &database)
+        .sh("echo ready; sleep 3")
+        .spawn();
+    job.await_stdout("ready");
+    let waiter = run(&bouncer, &key, &database)
+        .args(["echo", "mine"])
+        .spawn();
+    assert_eq!(waiter.finish().stdout(), "mine\n");
+    assert_eq!(job.finish().stdout(), "ready\n");
+    assert_pool_is_clean(server, &bouncer, &database, 2);
+}
+
+/// "It says who holds the lock", and ends its wait in time or at a signal.
+#[test]
+fn a_conflict_names_the_holder_and_a_wait_ends_when_it_should() {
+    let server = Server::shared();
+    let (key, database) = (unique("conflict"), server.database());
+    let bouncer = bouncer(server, "transaction", &[]);
+    let holder = run(&bouncer, &key, &database).holding();
+    let name = format!(":{} (backend ", holder.pid());
+    let output = run(&bouncer, &key, &database).args(["-n", "true"]).output();
+    assert!(output.code(75).stderr_line().contains(&name), "{output}");
+    for limit in [0.3, 1.5] {
+        let waiter = run(&bouncer, &key, &database).args(["-w", &limit.to_string(), "true"]);
+        let output = waiter.output();
+        assert!(output.code(75).stderr_line().contains(&name), "{output}");
+        let late = output.took.as_secs_f64() - limit;
+        assert!((0.0..0.7).contains(&late), "{late} s late");
+    }
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let waiter = run(&bouncer, &key, &database)
+            .args(["echo", "mine"])
+            .spawn();
+        await_polling(&bouncer, &database, 2);
+        let sent = Instant::now();
+        waiter.signal(signal);
+        waiter.finish().signal(signal).silent();
+        assert!(
+            sent.elapsed() < Duration::from_millis(500),
+            "{:?}",
+            sent.elapsed()
+        );
+    }
+    // Direct ones and pooled ones exclude each other.
+    server
+        .run(&key)
+        .env("PGDATABASE", &database)
+        .args(["-n", "true"])
+        .output()
+        .code(75);
+    let shared = run(&bouncer, &key, &database)
+        .args(["-s", "-n", "true"])
+        .output();
+    shared.code(75);
+    holder.finish().code(0);
+    let direct = server
+        .run(&key)
+        .env("PGDATABASE", &database)
+        .arg("-s")
+        .holding();
+    run(&bouncer, &key, &database)
+        .args(["-s", "-n", "true"])
+        .output()
+        .code(0);
+    run(&bouncer, &key, &database)
+        .args(["-n", "true"])
+        .output()
+        .code(75);
+    direct.finish().code(0);
+}
+
+/// A stopped PgBouncer is a silent one: the heartbeat notices.
+#[test]
+fn a_pooler_that_does_not_answer_is_noticed_by_the_heartbeat() {
+    let server = Server::shared();
+    let (key, database) = (unique("silent"), server.database());
+    let bouncer = bouncer(server, "transaction", &[]);
+    let holder = run(&bouncer, &key, &database).args(["--heartbeat", "0.3"]);
+    let holder = holder.sh("echo ready; exec sleep 60").spawn();
+    holder.await_stdout("ready\n");
+    kill(bouncer.pid(), Signal::SIGSTOP).unwrap();
+    holder.await_stderr("has not answered within 300ms");
+    holder.finish().code(74);
+}

@@ -2,13 +2,16 @@
 
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::server::{Locks, Server};
+use crate::support::wait::{SOON, eventually};
 
 /// "Standby and primary of one pair: `run` on the standby is refused; with both hosts listed it takes the primary."
 #[test]
 fn a_standby_is_refused_and_the_primary_taken() {
     let primary = Server::start();
     let standby = Server::standby_of(&primary);
-    assert_eq!(standby.value("SELECT pg_is_in_recovery()"), "t");
+    eventually(SOON, "a standby that streams", || {
+        standby.value("SELECT status FROM pg_stat_wal_receiver") == "streaming"
+    });
 
     for scope in ["auto", "session", "transaction", "session-pooled"] {
         let run = standby.run("pair").args(["--scope", scope]);

@@ -50,7 +50,7 @@ impl PgBouncer<'_> {
         }
         fs::write(file("ini"), text).unwrap();
         const KEEPER: &str = "ulimit -n 16384 2>/dev/null; \"$1\" \"$2\" >\"$3\" 2>&1 </dev/null & echo $!; \
-             trap '' HUP INT QUIT TERM; read -r _; kill -KILL $!";
+             trap '' HUP INT QUIT TERM; read -r _; kill -KILL $! 2>/dev/null";
         let mut keeper = server.command("sh");
         keeper.args(["-c", KEEPER, "keeper"]);
         keeper.arg(program()).arg(file("ini")).arg(file("log"));
@@ -82,12 +82,6 @@ impl PgBouncer<'_> {
     /// A pglock that finds it.
     pub fn pglock(&self) -> Pglock {
         self.server.pglock().env("PGPORT", self.port.to_string())
-    }
-
-    /// A connection string, over TCP.
-    pub fn dsn(&self, database: &str) -> String {
-        let port = self.port;
-        format!("postgresql://{SUPERUSER}@127.0.0.1:{port}/{database}?sslmode=disable")
     }
 
     /// A client of the pool of this database.

@@ -127,16 +127,26 @@ impl Server {
         fs::write(data.join("pg_hba.conf"), rules).unwrap();
     }
 
+    /// A copy of the primary as a crash leaves it, which needs no program of the server's version but the server.
     fn copy(&self, primary: &Server) {
-        let output = self
-            .command("pg_basebackup")
-            .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync"])
-            .args(["--host", primary.host(), "--username", SUPERUSER])
-            .args(["--port", &primary.port().to_string(), "--pgdata"])
-            .arg(self.folder.join("data"))
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "pg_basebackup: {output:?}");
+        primary.stop_immediate();
+        let (from, to) = (primary.folder.join("data"), self.folder.join("data"));
+        let copied = self.command("cp").arg("-R").args([&from, &to]).status();
+        assert!(copied.unwrap().success());
+        primary.restart();
+        let conninfo = format!(
+            "primary_conninfo = 'host={} port={} user={SUPERUSER}'\n",
+            primary.host(),
+            primary.port()
+        );
+        let (file, text) = match primary.version() {
+            12.. => {
+                fs::write(to.join("standby.signal"), "").unwrap();
+                ("postgresql.auto.conf", conninfo)
+            }
+            _ => ("recovery.conf", format!("standby_mode = on\n{conninfo}")),
+        };
+        fs::write(to.join(file), text).unwrap();
     }
 
     /// Starts the postmaster; `false` if it ended again at once.
