@@ -21,6 +21,7 @@ mod exclusion;
 mod failures;
 mod fair;
 mod harness;
+mod hash;
 mod hostile;
 mod impostor;
 mod job;
