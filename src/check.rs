@@ -187,7 +187,9 @@ impl Inspection {
             None => None,
         };
         self.neutralised(&timeouts, held.is_some())?;
-        self.vanished_host(scope)?;
+        if held.is_some() {
+            self.vanished_host()?;
+        }
         self.queue(scope)?;
         self.round_trip()?;
         match held {
@@ -413,47 +415,52 @@ impl Inspection {
     }
 
     /// When the lock is free that a host had which is not there any more.
-    fn vanished_host(&mut self, scope: Option<Scope>) -> Result<(), Failure> {
+    fn vanished_host(&mut self) -> Result<(), Failure> {
         let row = self.ask_one(
             "SELECT pg_catalog.inet_client_addr() IS NULL AS local, \
              pg_catalog.current_setting('tcp_keepalives_idle')::int \
              + pg_catalog.current_setting('tcp_keepalives_interval')::int \
              * pg_catalog.current_setting('tcp_keepalives_count')::int AS keepalive, \
-             pg_catalog.current_setting('tcp_user_timeout', true) AS user_timeout",
+             pg_catalog.current_setting('tcp_user_timeout', true) IS NOT NULL AS user_timeout",
         )?;
         let (limit, job) = (self.timing.server_limit(), self.timing.job_limit());
-        let keepalive: u64 = text(&row, "keepalive").parse().unwrap_or_default();
-        let subject = "vanished host";
-        if self.server.pooled {
-            self.find(
-                Level::Warning,
-                subject,
-                "the pooler decides when it gives the lock of a vanished client away".into(),
-                Some(format!(
-                    "let its tcp_keepidle + tcp_keepcnt * tcp_keepintvl and its tcp_user_timeout be \
-                     more than {} s, the time that a job may take to be stopped",
-                    job.as_secs_f64()
-                )),
-            );
-        } else if is_true(&row, "local") {
-            self.ok(subject, "a Unix socket: server and client vanish together");
-        } else if scope.is_none() || (job..=limit * 2).contains(&Duration::from_secs(keepalive)) {
-            self.ok(
-                subject,
+        let keepalive = text(&row, "keepalive").parse().unwrap_or_default();
+        let is_taken = (job..=limit * 2).contains(&Duration::from_secs(keepalive));
+        let (limit, job) = (limit.as_secs_f64(), job.as_secs_f64());
+        let (fact, remedy) = if self.server.pooled {
+            (
+                "the pooler decides when it gives the lock of a vanished client away".to_owned(),
                 format!(
-                    "its lock is free after {} s, when its job has been stopped for {} s",
-                    limit.as_secs_f64(),
-                    (limit - job).as_secs_f64()
+                    "let its tcp_keepidle + tcp_keepcnt * tcp_keepintvl and its tcp_user_timeout be \
+                     more than {job} s, the time that a job may take to be stopped"
+                ),
+            )
+        } else if is_true(&row, "local") {
+            self.ok(VANISHED, "a Unix socket: server and client vanish together");
+            return Ok(());
+        } else if !is_taken {
+            (
+                format!("the server does not take keepalive limits, and has {keepalive} s"),
+                "look at the TCP settings of its system".into(),
+            )
+        } else if !is_true(&row, "user_timeout") {
+            (
+                format!(
+                    "its lock is free after {limit} s, or much later if an answer was under way to it"
+                ),
+                "PostgreSQL 12 and later know tcp_user_timeout, which bounds that too".into(),
+            )
+        } else {
+            let margin = limit - job;
+            self.ok(
+                VANISHED,
+                format!(
+                    "its lock is free after {limit} s, when its job has been dead for {margin} s"
                 ),
             );
-        } else {
-            self.find(
-                Level::Warning,
-                subject,
-                format!("the server does not take keepalive limits, and has {keepalive} s"),
-                Some("look at the TCP settings of its system".into()),
-            );
-        }
+            return Ok(());
+        };
+        self.find(Level::Warning, VANISHED, fact, Some(remedy));
         Ok(())
     }
 
@@ -544,6 +551,8 @@ impl Inspection {
     }
 }
 
+/// The subject of a host that is not there any more.
+const VANISHED: &str = "vanished host";
 /// How many round trips are timed.
 const ROUND_TRIPS: usize = 15;
 

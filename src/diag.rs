@@ -68,7 +68,10 @@ fn say(words: impl Display) {
     // nothing in it that a terminal would obey.
     let mut line = format!("pglock: {words}").replace(char::is_control, " ");
     if line.len() >= LONGEST {
-        line.truncate(line.floor_char_boundary(LONGEST - 5));
+        let end = (0..LONGEST - 4)
+            .rev()
+            .find(|end| line.is_char_boundary(*end));
+        line.truncate(end.unwrap_or_default());
         line.push_str("...");
     }
     let stderr = std::io::stderr();

@@ -157,6 +157,8 @@ pub struct Server {
 pub struct Grant {
     /// The process of the server that holds it for us.
     pub backend_pid: i32,
+    /// When the message was sent whose answer has proved it: the server has heard of us since.
+    pub asked: Instant,
     /// Which one it is, of [`Keys::OneOf`].
     pub which: usize,
 }
@@ -916,23 +918,27 @@ pub fn ask(client: &mut Client, sql: &str) -> Result<Vec<SimpleQueryMessage>, po
     ))
 }
 
-/// The last row that a message returns.
-pub struct Answer(Option<SimpleQueryRow>);
+/// The last row that a message returns, and when the message was sent.
+pub struct Answer {
+    row: Option<SimpleQueryRow>,
+    asked: Instant,
+}
 
 impl Answer {
     /// Sends the message and waits for the answer.
     pub fn to(client: &mut Client, sql: &str) -> Result<Answer, postgres::Error> {
+        let asked = Instant::now();
         let mut messages = ask(client, sql)?.into_iter().rev();
         let row = messages.find_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,
         });
-        Ok(Answer(row))
+        Ok(Answer { row, asked })
     }
 
     /// A column's text; `None` for NULL.
     pub fn get(&self, column: &str) -> Option<&str> {
-        self.0.as_ref()?.try_get(column).ok()?
+        self.row.as_ref()?.try_get(column).ok()?
     }
 
     /// Whether a column is true.
@@ -960,6 +966,7 @@ impl Answer {
             (Some("t"), Some("t")) => Attempt::Acquired(Grant {
                 backend_pid: self.backend_pid(),
                 which: got,
+                asked: self.asked,
             }),
             (Some("t"), _) => Attempt::Unproven,
             (Some(_), _) => Attempt::Busy(got),
@@ -1099,6 +1106,7 @@ mod tests {
         let grant = Grant {
             backend_pid: 7,
             which: 0,
+            asked: Instant::now(),
         };
         assert_eq!(Attempt::Acquired(grant).outcome().ok(), Some(Ok(grant)));
         assert_eq!(Attempt::Busy(2).outcome().ok(), Some(Err(2)));

@@ -203,7 +203,7 @@ impl Thread {
         } = self.connect()?;
         self.speaker.say(Report::Connected(canceller));
         let (asked, got) = self.first_try(&mut client)?;
-        let acquired = match got {
+        let mut acquired = match got {
             Ok(acquired) => acquired,
             Err(taken) => match self.wait(&mut client, &asked, taken)? {
                 Ok(acquired) => acquired,
@@ -215,10 +215,13 @@ impl Thread {
             },
         };
         let Asked { ids, lock, .. } = asked;
-        let token = self.token(&mut client, &lock)?;
+        let token = match self.request.token {
+            true => Some(self.token(&mut client, &lock, &mut acquired.grant)?),
+            false => None,
+        };
         let socket = socket.map(Arc::new);
         self.speaker
-            .say(Report::Alive(self.next_sign(acquired.heard)));
+            .say(Report::Alive(self.next_sign(acquired.grant.asked)));
         self.speaker.say(Report::Held(Held {
             ids,
             slot: self.request.slots.map(|_| acquired.grant.which),
@@ -289,11 +292,7 @@ impl Thread {
     /// Looks at the server, and tries the lock for the first time: in the same message, unless a transaction is
     /// needed for it.
     fn first_try(&self, client: &mut Client) -> Result<(Asked, Result<Acquired, usize>), Failure> {
-        let FirstAnswer {
-            mut heard,
-            asked,
-            attempt,
-        } = self.first_message(client)?;
+        let (asked, attempt) = self.first_message(client)?;
         let Asked { lock, server, .. } = &asked;
         diag::detail(format_args!(
             "connected to database {:?}, backend {}{}",
@@ -315,13 +314,12 @@ impl Thread {
                 ));
             }
             Scope::Transaction => {
-                heard = self.alive(patience_with(server));
+                self.alive(patience_with(server));
                 lock.first_try_in_transaction(client, self.request.timing.server_limit())?
             }
         };
         let prepared = lock.scope == Scope::Transaction;
         let got = attempt.outcome()?.map(|grant| Acquired {
-            heard,
             prepared,
             grant,
             ticket: None,
@@ -330,22 +328,18 @@ impl Thread {
     }
 
     /// Looks at the server, and tries the lock if it is a session's.
-    fn first_message(&self, client: &mut Client) -> Result<FirstAnswer, Failure> {
+    fn first_message(&self, client: &mut Client) -> Result<(Asked, Attempt), Failure> {
         if let Some(expression) = self.only_key_to_compute() {
             return self.first_message_computing(client, &expression);
         }
         let choice = self.request.scope;
         let ids = self.ids(client)?;
         let lock = self.lock(&ids, Scope::Session);
-        let heard = self.alive(Duration::ZERO);
+        self.alive(Duration::ZERO);
         let (server, attempt) = lock.first_try(client, &self.name(), choice, self.line(&ids))?;
         let scope = server.fit(choice)?;
         let lock = Lock { scope, ..lock };
-        Ok(FirstAnswer {
-            heard,
-            asked: Asked { ids, lock, server },
-            attempt,
-        })
+        Ok((Asked { ids, lock, server }, attempt))
     }
 
     /// The same of a key whose number the server computes by this expression, in the same message.
@@ -353,9 +347,9 @@ impl Thread {
         &self,
         client: &mut Client,
         expression: &str,
-    ) -> Result<FirstAnswer, Failure> {
+    ) -> Result<(Asked, Attempt), Failure> {
         let (mode, choice) = (self.request.mode, self.request.scope);
-        let heard = self.alive(Duration::ZERO);
+        self.alive(Duration::ZERO);
         let Computed {
             server,
             id,
@@ -364,11 +358,7 @@ impl Thread {
         let scope = server.fit(choice)?;
         let ids = self.all_computed(&[id])?;
         let lock = self.lock(&ids, scope);
-        Ok(FirstAnswer {
-            heard,
-            asked: Asked { ids, lock, server },
-            attempt,
-        })
+        Ok((Asked { ids, lock, server }, attempt))
     }
 
     /// The numbers of the keys. Those that only the server knows take a message: more is made of them than the message
@@ -434,7 +424,6 @@ impl Thread {
         let mut talk = Waiting {
             thread: self,
             server,
-            heard: Instant::now(),
         };
         let mut ticket = None;
         if let (Some(line), Scope::Session) = (self.line(ids), lock.scope) {
@@ -446,27 +435,35 @@ impl Thread {
             terms.poll = terms.poll.min(FIRST_IN_LINE);
         }
         let got = lock.wait(client, terms, taken, &mut talk)?;
-        let heard = talk.heard;
         Ok(got.map(|grant| Acquired {
-            heard,
             prepared: true,
             grant,
             ticket,
         }))
     }
 
-    /// A number for the job, if one was asked for.
-    fn token(&self, client: &mut Client, lock: &Lock) -> Result<Option<String>, Failure> {
-        if !self.request.token {
-            return Ok(None);
-        }
-        self.alive(Duration::ZERO);
+    /// A number for the job. The server has heard of the lock's session once more then.
+    fn token(
+        &self,
+        client: &mut Client,
+        lock: &Lock,
+        grant: &mut Grant,
+    ) -> Result<String, Failure> {
         let token = match lock.scope {
-            Scope::Session => lock::token(client),
-            // The message would give the transaction an id, which holds VACUUM back for as long as the lock is held.
-            Scope::Transaction => lock::token(&mut self.open()?.client),
+            Scope::Session => {
+                self.alive(Duration::ZERO);
+                grant.asked = Instant::now();
+                lock::token(client)
+            }
+            Scope::Transaction => {
+                // The message would give the transaction an id, which holds VACUUM back while the lock is held.
+                let token = lock::token(&mut self.open()?.client);
+                self.alive(Duration::ZERO);
+                grant.asked = Instant::now();
+                token.and_then(|token| lock::heartbeat(client).map(|()| token))
+            }
         };
-        token.map(Some).map_err(|error| {
+        token.map_err(|error| {
             let context = "cannot make a token (it needs PostgreSQL 10 or later)";
             connection::failure(error).context(context)
         })
@@ -533,7 +530,7 @@ impl Thread {
         acquired: Acquired,
     ) -> Result<(), String> {
         let heartbeat = self.request.timing.heartbeat;
-        let mut last_sent = acquired.heard;
+        let mut last_sent = acquired.grant.asked;
         if let Some(ticket) = acquired.ticket {
             let left = ticket.leave(client);
             left.map_err(|error| connection::failure(error).to_string())?;
@@ -584,12 +581,10 @@ impl Thread {
     }
 
     /// Says that a message is about to be sent that the server will answer within `longest`, but for what the
-    /// network and a busy server add. Returns the moment.
-    fn alive(&self, longest: Duration) -> Instant {
-        let now = Instant::now();
-        self.speaker
-            .say(Report::Alive(self.next_sign(now) + longest));
-        now
+    /// network and a busy server add.
+    fn alive(&self, longest: Duration) {
+        let due = self.next_sign(Instant::now()) + longest;
+        self.speaker.say(Report::Alive(due));
     }
 
     /// By when a server that received a message sent at `sent` must have answered the next one.
@@ -598,7 +593,7 @@ impl Thread {
     }
 }
 
-/// What is asked for, and of a server that is fit for it.
+/// What is asked for, and the server, which is fit for it.
 struct Asked {
     /// The numbers of the keys, in the order in which they were given.
     ids: Vec<KeyId>,
@@ -606,16 +601,8 @@ struct Asked {
     server: Server,
 }
 
-/// What the first message brought, sent at this moment.
-struct FirstAnswer {
-    heard: Instant,
-    asked: Asked,
-    attempt: Attempt,
-}
-
-/// The lock is ours, by the answer to a message sent at this moment.
+/// The lock is ours.
 struct Acquired {
-    heard: Instant,
     /// The settings of the session, or the transaction, are made already.
     prepared: bool,
     grant: Grant,
@@ -634,13 +621,11 @@ const FIRST_IN_LINE: Duration = Duration::from_millis(20);
 struct Waiting<'a> {
     thread: &'a Thread,
     server: &'a Server,
-    /// When the last message was sent.
-    heard: Instant,
 }
 
 impl Talk for Waiting<'_> {
     fn about_to_ask(&mut self, longest: Duration) {
-        self.heard = self.thread.alive(longest.max(patience_with(self.server)));
+        self.thread.alive(longest.max(patience_with(self.server)));
     }
 
     fn pause(&mut self, rest: Duration) -> bool {

@@ -199,7 +199,7 @@ fn where_it_cannot_connect_it_says_so_as_run_does() {
     let port = server.port();
     let wrong =
         format!("postgresql://{WITH_PASSWORD}:wrong@127.0.0.1:{port}/postgres?sslmode=disable");
-    let output = check(Pglock::alone()).args(["--dsn", &wrong]).output();
+    let output = check(Pglock::alone()).env("PGLOCK_DSN", &wrong).output();
     output.code(77).stderr_line();
     let output = check(server.pglock()).arg("extra").output();
     output.code(64).stderr_line();

@@ -217,7 +217,8 @@ fn without_proc_what_ignores_term_is_killed_all_the_same() {
 #[test]
 fn children_from_before_are_not_stopped() {
     let (server, key) = (Server::shared(), unique("key"));
-    let script = format!("sleep 66 & echo pid $!.; exec \"$PGLOCK\" run -k {key} -- sleep 67");
+    let script =
+        format!("trap '' HUP; sleep 66 & echo pid $!.; exec \"$PGLOCK\" run -k {key} -- sleep 67");
     let mut terminal = Terminal::run(server, &["bash", "-c", &script]);
     terminal.expect("pid ");
     terminal.expect(".");

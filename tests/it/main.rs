@@ -10,6 +10,7 @@
 )]
 
 mod check;
+mod combinations;
 mod completions;
 mod conflict;
 mod connecting;
@@ -37,4 +38,5 @@ mod slots;
 mod standby;
 mod support;
 mod terminal;
+mod token;
 mod waiting;

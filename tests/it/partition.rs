@@ -6,6 +6,7 @@
 
 use crate::support::journal::{Journal, now};
 use crate::support::network::{Host, Network};
+use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Pglock, Running};
 use crate::support::server::Server;
 use crate::support::wait::{SOON, eventually};
@@ -114,6 +115,10 @@ fn a_vanished_waiter_neither_stays_in_the_queue_nor_becomes_a_ghost_holder() {
         return;
     };
     let server = Server::on(&network.host());
+    if server.version() < 12 {
+        println!("SKIPPED: there is no tcp_user_timeout before PostgreSQL 12, and no such bound");
+        return;
+    }
     let mut waiting = |key: &str| {
         let host = network.host();
         let holder = server.run(key).holding();
@@ -160,4 +165,68 @@ fn a_vanished_waiter_neither_stays_in_the_queue_nor_becomes_a_ghost_holder() {
         assert!(line.contains("does not answer any more"), "{line}");
     }
     still_holding.finish().code(0);
+}
+
+/// What a PgBouncer has to be told for the timing rule to hold behind it, for the short settings: after a silence of 6 s
+/// a client is gone.
+const POOLER: [&str; 5] = [
+    "pool_mode=transaction",
+    "tcp_keepidle=3",
+    "tcp_keepintvl=1",
+    "tcp_keepcnt=3",
+    "tcp_user_timeout=6000",
+];
+
+/// The rule holds behind a pooler as well: where the pooler is cut off from the server, by what pglock sets for its
+/// transaction; and where the client is cut off from the pooler, by what the pooler was told.
+#[test]
+fn behind_a_pooler_the_job_is_dead_before_the_lock_is_given_away_too() {
+    let Some(mut network) = Network::new() else {
+        return;
+    };
+    let server = Server::on(&network.host());
+    let (far, near) = (network.host(), network.host());
+    let pools = [&far, &near].map(|host| PgBouncer::on(host, &server, &POOLER));
+    let client = network.host();
+    let journals = [Journal::new(), Journal::new()];
+    let hold = |pglock: Pglock, journal: &Journal| {
+        let holder = pglock.args(SHORT).sh(&journal.stubborn()).spawn();
+        eventually(SOON, "the job", || journal.pids().len() == 3);
+        holder
+    };
+    let through = |program: &str| {
+        server
+            .around(program)
+            .env("PGPORT", pools[1].port().to_string())
+    };
+    let holders = [
+        hold(pools[0].run("far"), &journals[0]),
+        hold(
+            through("nsenter")
+                .args(client.entrance())
+                .args(["--", env!("CARGO_BIN_EXE_pglock"), "run", "--key", "near"])
+                .env("PGHOST", near.address()),
+            &journals[1],
+        ),
+    ];
+    let nexts = ["far", "near"].map(|key| {
+        let next = journals[usize::from(key == "near")].note();
+        let next = server.run(key).sh(&format!("{next}; note next")).spawn();
+        server.await_locks(key, 1, 1);
+        next
+    });
+    let cut = now();
+    network.cut(&far);
+    network.cut(&client);
+    for ((holder, next), journal) in holders.into_iter().zip(nexts).zip(&journals) {
+        next.finish().code(0);
+        holder.finish().code(74);
+        let since = |at: u128| Duration::from_nanos(at.saturating_sub(cut) as u64);
+        let (last, next) = (since(journal.last("beat")), since(journal.first("next")));
+        println!(
+            "after the cut: the job's last sign of life {last:?}, the next holder's first {next:?}"
+        );
+        assert!(last < next, "two jobs at once: {last:?}, {next:?}");
+        assert!(next < SHORT_LIMIT + SLACK, "{next:?}");
+    }
 }

@@ -3,11 +3,11 @@
 
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Pglock, Running};
-use crate::support::server::{Locks, Server, rows};
+use crate::support::server::{Locks, SUPERUSER, Server, rows};
 use crate::support::unique;
 use crate::support::wait::{SOON, eventually, until};
 use nix::sys::signal::{Signal, kill};
-use postgres::Client;
+use postgres::{Client, Config, NoTls};
 use std::fs::{self, File};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,7 +45,11 @@ fn assert_pool_is_clean(server: &Server, bouncer: &PgBouncer, database: &str, si
          AND database = (SELECT oid FROM pg_database WHERE datname = '{database}')"
     );
     assert_eq!(server.sql(&locks), [[""; 0]; 0]);
-    let fresh = settings(&mut server.client_of(database));
+    // The pooler comes by TCP, where there are settings that a socket has not.
+    let mut direct = Config::new();
+    direct.host("127.0.0.1").port(server.port());
+    direct.user(SUPERUSER).dbname(database);
+    let fresh = settings(&mut direct.connect(NoTls).unwrap());
     // All in a transaction at the same time, so that each has a session of its own.
     let mut clients: Vec<Client> = (0..size).map(|_| bouncer.client_of(database)).collect();
     for client in &mut clients {
@@ -346,7 +350,8 @@ fn a_holder_is_not_disturbed_by_reconnect_and_pause() {
         waiter.await_stderr("; waiting\n");
         waiter
     };
-    let waiter = wait(&["--heartbeat", "0.2", "echo", "mine"]);
+    let slow = "sleep 0.7; echo mine";
+    let waiter = wait(&["--heartbeat", "0.2", "sh", "-c", slow]);
     let limited = wait(&["-w", "2", "true"]);
     let signalled = wait(&["true"]);
     bouncer.admin(&format!("RECONNECT {database}"));
@@ -374,6 +379,9 @@ fn a_holder_is_not_disturbed_by_reconnect_and_pause() {
         holder.finish().code(0).silent();
         eventually(SOON, "the pause", || pause.is_finished());
     });
+    // For a try to be answered later than a heartbeat may be: it has waited in the pooler, and the lock is no older
+    // than the answer.
+    until(Duration::from_millis(1500), || false);
     bouncer.admin(&format!("RESUME {database}"));
     assert_eq!(waiter.finish().code(0).stdout, b"mine\n");
     assert_eq!(server.locks(&key), Locks::default());
@@ -385,21 +393,31 @@ fn a_holder_is_not_disturbed_by_reconnect_and_pause() {
 fn the_lock_of_a_killed_pglock_lives_as_long_as_its_job() {
     let server = Server::shared();
     let (key, database) = (unique("killed"), server.database());
-    let bouncer = bouncer(server, "transaction", &[]);
+    let pools = [
+        bouncer(server, "transaction", &[]),
+        bouncer(server, "session", &[]),
+    ];
     let folder = tempfile::tempdir().unwrap();
     let fifo = folder.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let script = format!("echo ready; read -r _ <'{}'", fifo.display());
-    for (option, keeps) in [(None, true), (Some("--close"), false)] {
-        let killed = run(&bouncer, &key, &database)
-            .args(option)
+    let scope = ["--scope", "session-pooled"];
+    for (bouncer, scope, option, keeps) in [
+        (&pools[0], None, None, true),
+        (&pools[0], None, Some("--close"), false),
+        (&pools[1], Some(scope), None, true),
+        (&pools[1], Some(scope), Some("--close"), false),
+    ] {
+        let options = scope.into_iter().flatten().chain(option);
+        let killed = run(bouncer, &key, &database)
+            .args(options)
             .sh(&script)
             .spawn();
         killed.await_stdout("ready");
         killed.signal(Signal::SIGKILL);
         drop(killed);
         if keeps {
-            run(&bouncer, &key, &database)
+            run(bouncer, &key, &database)
                 .args(["-n", "true"])
                 .output()
                 .code(75);

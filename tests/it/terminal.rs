@@ -48,13 +48,20 @@ fn pglock(key: &str) -> Pid {
 #[test]
 fn ctrl_c_ends_the_script_around() {
     let key = unique("key");
-    for job in [
-        "sh -c 'echo ready; sleep 30; :'",
-        "sh -c 'echo ready; exec sleep 30'",
+    // The job itself, and a shell that waits for it, which is only reliable once its child is there.
+    for (job, sleep) in [
+        ("sleep 30.1", "sleep 30.1"),
+        ("sh -c 'sleep 30.2; :'", "sleep 30.2"),
     ] {
         let script = format!("\"$PGLOCK\" run -k {key} -- {job}; echo NEXT LINE");
         let mut terminal = Terminal::run(Server::shared(), &["bash", "-c", &script]);
-        terminal.expect("ready");
+        let found = || {
+            Command::new("pgrep")
+                .args(["-x", "-f", sleep])
+                .output()
+                .unwrap()
+        };
+        eventually(SOON, "the job", || found().status.success());
         terminal.keys(INTERRUPT);
         assert_eq!(
             terminal.end().signal(),

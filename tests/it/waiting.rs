@@ -340,7 +340,7 @@ fn without_plpgsql_it_polls() {
     let mut await_polling = || {
         let polling = format!(
             "SELECT 1 FROM pg_stat_activity WHERE usename = '{role}' AND state = 'idle' \
-             AND query LIKE 'SELECT backend_pid, acquired%'"
+             AND query LIKE '%pg_try_advisory_lock%' AND query NOT LIKE '%application_name%'"
         );
         eventually(SOON, "a waiter that polls", || {
             rows(&mut client, &polling).len() == 1

@@ -3,6 +3,7 @@
 //! It is gone afterwards in every case, like the server: the shell that has started it ends it when the pipe ends of
 //! which the test process has the other end.
 
+use super::network::Host;
 use super::pglock::Pglock;
 use super::server::{SUPERUSER, Server, free_port, rows};
 use super::wait::{SOON, until};
@@ -26,22 +27,37 @@ pub struct PgBouncer<'a> {
 impl PgBouncer<'_> {
     /// In front of this server, with settings such as `pool_mode=session`.
     pub fn with<'a>(server: &'a Server, settings: &[&str]) -> PgBouncer<'a> {
+        PgBouncer::make(server, None, settings)
+    }
+
+    /// The same on a host of a test's network. Its socket is reached from here as well.
+    pub fn on<'a>(host: &Host, server: &'a Server, settings: &[&str]) -> PgBouncer<'a> {
+        PgBouncer::make(server, Some(host), settings)
+    }
+
+    fn make<'a>(server: &'a Server, host: Option<&Host>, settings: &[&str]) -> PgBouncer<'a> {
         // Somebody else may have taken the port since it was found free.
         (0..10)
-            .find_map(|_| PgBouncer::launch(server, free_port(), settings))
+            .find_map(|_| PgBouncer::launch(server, host, free_port(), settings))
             .expect("a PgBouncer that starts")
     }
 
-    fn launch<'a>(server: &'a Server, port: u16, settings: &[&str]) -> Option<PgBouncer<'a>> {
+    fn launch<'a>(
+        server: &'a Server,
+        host: Option<&Host>,
+        port: u16,
+        settings: &[&str],
+    ) -> Option<PgBouncer<'a>> {
         let folder = server.folder();
         let file = |what: &str| folder.join(format!("pgbouncer-{port}.{what}"));
         fs::write(file("users"), format!("\"{SUPERUSER}\" \"\"\n")).unwrap();
         let mut text = format!(
-            "[databases]\n* = host={} port={}\n[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={port}\n\
+            "[databases]\n* = host={} port={}\n[pgbouncer]\nlisten_addr={}\nlisten_port={port}\n\
              unix_socket_dir={}\nauth_type=trust\nauth_file={}\nadmin_users={SUPERUSER}\n\
              default_pool_size=5\nmax_client_conn=5000\n",
-            server.host(),
+            server.address(),
             server.port(),
+            host.map_or("127.0.0.1", Host::address),
             server.host(),
             file("users").display(),
         );
@@ -51,7 +67,10 @@ impl PgBouncer<'_> {
         fs::write(file("ini"), text).unwrap();
         const KEEPER: &str = "ulimit -n 16384 2>/dev/null; \"$1\" \"$2\" >\"$3\" 2>&1 </dev/null & echo $!; \
              trap '' HUP INT QUIT TERM; read -r _; kill -KILL $! 2>/dev/null";
-        let mut keeper = server.command("sh");
+        let mut keeper = match host {
+            None => server.command("sh"),
+            Some(host) => server.command_on(host, "sh"),
+        };
         keeper.args(["-c", KEEPER, "keeper"]);
         keeper.arg(program()).arg(file("ini")).arg(file("log"));
         keeper.process_group(0).stdin(Stdio::piped());
@@ -77,6 +96,11 @@ impl PgBouncer<'_> {
     /// `pglock run --key KEY` through it; options and the command follow.
     pub fn run(&self, key: &str) -> Pglock {
         self.server.run(key).env("PGPORT", self.port.to_string())
+    }
+
+    /// Its port, on its host and of its socket.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// A pglock that finds it.

@@ -159,11 +159,7 @@ impl Server {
         let mut command = self.postmaster();
         command.arg("-D").arg(self.folder.join("data"));
         command.arg("-k").arg(&self.folder);
-        let address = self
-            .host
-            .as_ref()
-            .map_or("127.0.0.1", |(_, address)| address);
-        command.args(["-p", &self.port.to_string(), "-h", address]);
+        command.args(["-p", &self.port.to_string(), "-h", self.address()]);
         command.args(["-c", "fsync=off", "-c", "max_connections=300"]);
         for setting in &self.settings {
             command.args(["-c", setting]);
@@ -186,16 +182,23 @@ impl Server {
 
     /// The postmaster, where it is to run.
     fn postmaster(&self) -> Command {
-        let Some((entrance, _)) = &self.host else {
-            return self.command("postgres");
-        };
-        let mut command = super::scrubbed("nsenter");
-        command.args(entrance);
-        if let Some(user) = unprivileged() {
-            command.args(["-S", &user.uid.to_string(), "-G", &user.gid.to_string()]);
+        match &self.host {
+            None => self.command("postgres"),
+            Some((entrance, _)) => entering(entrance, find("postgres")),
         }
-        command.arg("--").arg(find("postgres"));
+    }
+
+    /// A program on a host of a test's network, as the server's user.
+    pub fn command_on(&self, host: &Host, program: &str) -> Command {
+        let mut command = entering(&host.entrance(), find(program));
+        command.current_dir(&self.folder);
         command
+    }
+
+    /// Where it is reached by TCP.
+    pub fn address(&self) -> &str {
+        let address = self.host.as_ref().map(|(_, address)| address.as_str());
+        address.unwrap_or("127.0.0.1")
     }
 
     /// A program of the server's, as the server's user.
@@ -216,6 +219,18 @@ impl Server {
     pub fn restart(&self) {
         self.stop_immediate();
         assert!(self.try_launch(), "{}", self.log());
+    }
+
+    /// Makes a primary of a standby.
+    pub fn promote(&self) {
+        let mut promote = self.command("pg_ctl");
+        promote
+            .arg("-D")
+            .arg(self.folder.join("data"))
+            .arg("promote");
+        assert!(promote.output().unwrap().status.success());
+        let promoted = "SELECT pg_is_in_recovery()";
+        eventually(SOON, "the promotion", || self.value(promoted) == "f");
     }
 
     /// The folder of the cluster (`data`), the socket, and whatever a test wants to have removed with it.
@@ -372,6 +387,16 @@ fn watchdog(folder: &Path) -> Child {
     command.stdin(Stdio::piped());
     command.stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().unwrap()
+}
+
+fn entering(entrance: &[String], program: PathBuf) -> Command {
+    let mut command = super::scrubbed("nsenter");
+    command.args(entrance);
+    if let Some(user) = unprivileged() {
+        command.args(["-S", &user.uid.to_string(), "-G", &user.gid.to_string()]);
+    }
+    command.arg("--").arg(program);
+    command
 }
 
 fn command(program: &str, folder: &Path) -> Command {

@@ -4,6 +4,7 @@
 
 use super::server::{SUPERUSER, Server};
 use super::wait::{SOON, until};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::pty::openpty;
 use nix::unistd::ttyname;
@@ -42,6 +43,10 @@ impl Terminal {
     /// Runs a program in an environment that is set up for it.
     pub fn with(program: &[&str], set_up: impl FnOnce(&mut Command)) -> Terminal {
         let pty = openpty(None, None).unwrap();
+        // What other tests start meanwhile must not hold this terminal open.
+        for end in [&pty.master, &pty.slave] {
+            fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
+        }
         let slave = File::from(pty.slave);
         let name = ttyname(&slave).unwrap();
         let mut command = super::scrubbed("setsid");

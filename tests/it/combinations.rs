@@ -1,0 +1,102 @@
+//! Every option with every other: what makes sense runs the job, what does not is refused before anything is touched.
+
+use crate::support::server::Server;
+use crate::support::unique;
+
+/// Options by which a run is told what to do, and a letter for each.
+const OPTIONS: [(char, &[&str]); 11] = [
+    ('k', &["--key", "other"]),
+    ('s', &["--shared"]),
+    ('n', &["--no-wait"]),
+    ('w', &["--wait", "20"]),
+    ('S', &["--slots", "2"]),
+    ('f', &["--fair"]),
+    ('t', &["--token"]),
+    ('m', &["--min-hold", "0.01"]),
+    ('x', &["--scope", "transaction"]),
+    ('o', &["--close"]),
+    ('i', &["--on-lost", "ignore"]),
+];
+
+/// "Senseless combinations are refused at parse time with 64".
+const SENSELESS: [&str; 6] = ["nw", "nf", "Ss", "Sk", "fk", "fx"];
+
+/// "Every option combined with every other where it makes sense (a generated test over the combinations)": all of up
+/// to three at a time.
+#[test]
+fn every_combination_runs_or_is_refused() {
+    let server = Server::start();
+    let sets = (0u32..1 << OPTIONS.len()).filter(|set| set.count_ones() <= 3);
+    let sets: Vec<u32> = sets.collect();
+    std::thread::scope(|scope| {
+        for half in sets.chunks(sets.len().div_ceil(4)) {
+            scope.spawn(|| half.iter().for_each(|set| check(&server, *set)));
+        }
+    });
+    let left = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+    assert_eq!(server.value(left), "0");
+}
+
+fn check(server: &Server, set: u32) {
+    let chosen = OPTIONS
+        .iter()
+        .enumerate()
+        .filter(|(n, _)| set & 1 << n != 0);
+    let chosen: Vec<_> = chosen.map(|(_, option)| option).collect();
+    let letters: String = chosen.iter().map(|(letter, _)| *letter).collect();
+    // A key that others of this test do not use, but for `other`, of which they all wait their turn.
+    let mut run = server.run(&unique("key"));
+    for (letter, options) in &chosen {
+        run = match letter {
+            'k' => run.args(["--key", &unique("other")]),
+            _ => run.args(*options),
+        };
+    }
+    let output = run
+        .sh("echo \"$PGLOCK_MODE,${PGLOCK_SLOT+slot},${PGLOCK_TOKEN+token}\"")
+        .output();
+    let has = |pair: &&&str| pair.chars().all(|letter| letters.contains(letter));
+    if let Some(senseless) = SENSELESS.iter().find(has) {
+        let line = output.code(64).stderr_line();
+        assert!(!line.is_empty(), "{senseless}");
+        return;
+    }
+    let expected = format!(
+        "{},{},{}\n",
+        if letters.contains('s') {
+            "shared"
+        } else {
+            "exclusive"
+        },
+        if letters.contains('S') { "slot" } else { "" },
+        if letters.contains('t') { "token" } else { "" },
+    );
+    assert_eq!(output.stdout(), expected, "{letters}");
+}
+
+/// Numbers that make no sense.
+#[test]
+fn senseless_numbers_are_refused() {
+    let server = Server::shared();
+    for options in [
+        ["--slots", "0"],
+        ["--slots", "1001"],
+        ["--slots", "-1"],
+        ["--slots", "two"],
+        ["--min-hold", "-1"],
+    ] {
+        server
+            .run("x")
+            .args(options)
+            .arg("true")
+            .output()
+            .code(64)
+            .stderr_line();
+    }
+    server
+        .run("x")
+        .args(["--fair", "--wait", "0", "true"])
+        .output()
+        .code(64)
+        .stderr_line();
+}
