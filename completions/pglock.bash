@@ -24,7 +24,7 @@ _pglock_job() {
             return
         elif [[ $word == -* ]]; then
             [[ ! $word =~ ^(--key|-[snoqvh]*k) ]] || keyed=1
-            [[ ! $word =~ ^(--key|--wait|--timeout|--conflict-exit-code|--slots|--min-hold|--on-lost|--kill-after|--heartbeat|--poll|--dsn|--connect-timeout|--scope|-[snoqvh]*[kwEd])$ ]] || value=1
+            [[ ! $word =~ ^(--key|--hash|--wait|--timeout|--conflict-exit-code|--slots|--min-hold|--on-lost|--kill-after|--heartbeat|--poll|--dsn|--connect-timeout|--scope|-[snoqvh]*[kwEd])$ ]] || value=1
         elif [[ -n $word || -n $keyed ]]; then
             job=$i
             return
@@ -142,12 +142,23 @@ _pglock() {
             return 0
             ;;
         pglock__subcmd__key)
-            opts="-h --sql --help"
+            opts="-h --hash --dbname --sql --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --hash)
+                    COMPREPLY=($(compgen -W "sha256 sha256-le fnv1a fnv1 md5 sqlx crc32 crc32-signed with-advisory-lock pg-lock hashtext hashtextextended rails-migrate sqlx-migrate golang-migrate-url golang-migrate-instance prisma-migrate goose node-pg-migrate all" -- "${cur}"))
+                    return 0
+                    ;;
+                --dbname)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -156,7 +167,7 @@ _pglock() {
             return 0
             ;;
         pglock__subcmd__run)
-            opts="-k -s -n -w -E -o -d -q -v -h --key --shared --nonblock --no-wait --timeout --wait --conflict-exit-code --slots --fair --token --min-hold --on-lost --kill-after --heartbeat --poll --close --dsn --connect-timeout --scope --quiet --verbose --help"
+            opts="-k -s -n -w -E -o -d -q -v -h --key --hash --shared --nonblock --no-wait --timeout --wait --conflict-exit-code --slots --fair --token --min-hold --on-lost --kill-after --heartbeat --poll --close --dsn --connect-timeout --scope --quiet --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -174,6 +185,10 @@ _pglock() {
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o nospace
                     fi
+                    return 0
+                    ;;
+                --hash)
+                    COMPREPLY=($(compgen -W "sha256 sha256-le fnv1a fnv1 md5 sqlx crc32 crc32-signed with-advisory-lock pg-lock hashtext hashtextextended rails-migrate sqlx-migrate golang-migrate-url golang-migrate-instance prisma-migrate goose node-pg-migrate" -- "${cur}"))
                     return 0
                     ;;
                 --wait)

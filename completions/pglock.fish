@@ -32,6 +32,25 @@ complete -c pglock -n "__fish_pglock_needs_command" -f -a "check" -d 'Say whethe
 complete -c pglock -n "__fish_pglock_needs_command" -f -a "key" -d 'Print the number of a key, without a server'
 complete -c pglock -n "__fish_pglock_using_subcommand completions" -s h -l help -d 'Print help'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s k -l key -d 'The lock: a name, an integer, or two integers A,B; name:42 is a name. Several keys are taken together, or none' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l hash -d 'How a name becomes a number, to share a lock with another tool; a scheme that is a tool\'s own lock takes no --key [default: sha256] [env: PGLOCK_HASH]' -r -f -a "sha256\t'pglock itself; django-pglocks 2.0 and later'
+sha256-le\t'django-pglock'
+fnv1a\t'go-pglock (as its documentation does), rotationalio/pglock'
+fnv1\t'coder'
+md5\t'GoodJob (Ruby)'
+sqlx\t'PgAdvisoryLock of sqlx (Rust)'
+crc32\t'the lock component of Symfony (PHP)'
+crc32-signed\t'django-pglocks before 2.0'
+with-advisory-lock\t'with_advisory_lock (Ruby), without a prefix: a pair'
+pg-lock\t'heroku/pg_lock (Ruby): a pair'
+hashtext\t'hashtext(name) in SQL'
+hashtextextended\t'hashtextextended(name, 0) in SQL, PostgreSQL 11 and later'
+rails-migrate\t'the migrations of Rails'
+sqlx-migrate\t'the migrations of sqlx (Rust)'
+golang-migrate-url\t'golang-migrate, given a URL, as its command is'
+golang-migrate-instance\t'golang-migrate, given an open connection (WithInstance)'
+prisma-migrate\t'Prisma Migrate'
+goose\t'the session locker of goose'
+node-pg-migrate\t'node-pg-migrate'"
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s w -l wait -l timeout -d 'Wait at most this long, connecting included; 0 is --no-wait [default: for ever] [env: PGLOCK_WAIT]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s E -l conflict-exit-code -d 'Exit status when someone else holds the lock, or the wait is over [default: 75] [env: PGLOCK_CONFLICT_EXIT_CODE]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l slots -d 'Let at most N hold the key at once, and tell the job which slot it has; all who use the key must give the same N' -r -f
@@ -63,6 +82,27 @@ transaction\t'A transaction'
 session-pooled\t'A session, through a pooler of sessions'"
 complete -c pglock -n "__fish_pglock_using_subcommand check" -l json -d 'Print JSON'
 complete -c pglock -n "__fish_pglock_using_subcommand check" -s h -l help -d 'Print help'
+complete -c pglock -n "__fish_pglock_using_subcommand key" -l hash -d 'How a name becomes a number, as for `run`; all prints every scheme [default: sha256] [env: PGLOCK_HASH]' -r -f -a "sha256\t'pglock itself; django-pglocks 2.0 and later'
+sha256-le\t'django-pglock'
+fnv1a\t'go-pglock (as its documentation does), rotationalio/pglock'
+fnv1\t'coder'
+md5\t'GoodJob (Ruby)'
+sqlx\t'PgAdvisoryLock of sqlx (Rust)'
+crc32\t'the lock component of Symfony (PHP)'
+crc32-signed\t'django-pglocks before 2.0'
+with-advisory-lock\t'with_advisory_lock (Ruby), without a prefix: a pair'
+pg-lock\t'heroku/pg_lock (Ruby): a pair'
+hashtext\t'hashtext(name) in SQL'
+hashtextextended\t'hashtextextended(name, 0) in SQL, PostgreSQL 11 and later'
+rails-migrate\t'the migrations of Rails'
+sqlx-migrate\t'the migrations of sqlx (Rust)'
+golang-migrate-url\t'golang-migrate, given a URL, as its command is'
+golang-migrate-instance\t'golang-migrate, given an open connection (WithInstance)'
+prisma-migrate\t'Prisma Migrate'
+goose\t'the session locker of goose'
+node-pg-migrate\t'node-pg-migrate'
+all\t'all of them'"
+complete -c pglock -n "__fish_pglock_using_subcommand key" -l dbname -d 'The database, for the schemes that make the number of its name' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand key" -l sql -d 'Print the SQL expression that computes the number instead'
 complete -c pglock -n "__fish_pglock_using_subcommand key" -s h -l help -d 'Print help'
 
@@ -82,7 +122,7 @@ function __fish_pglock_job
             set -e words[1]
             string escape -- $words
             return 0
-        else if string match -qr -- '^(--key|--wait|--timeout|--conflict-exit-code|--slots|--min-hold|--on-lost|--kill-after|--heartbeat|--poll|--dsn|--connect-timeout|--scope|-[snoqvh]*[kwEd])$' $word
+        else if string match -qr -- '^(--key|--hash|--wait|--timeout|--conflict-exit-code|--slots|--min-hold|--on-lost|--kill-after|--heartbeat|--poll|--dsn|--connect-timeout|--scope|-[snoqvh]*[kwEd])$' $word
             # The value of an option.
             set -q words[2]
             or return 1

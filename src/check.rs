@@ -5,7 +5,7 @@
 //! behind: behind a pooler every setting is made for a transaction alone.
 
 use crate::connection::{self, Connection, Settings};
-use crate::key::{Key, KeyId};
+use crate::key::KeyId;
 use crate::lock::{self, Attempt, Keys, Lock, Mode, Scope, ScopeChoice, Server};
 use crate::outcome::{ExitCode, Failure};
 use crate::session::{self, Timing};
@@ -65,13 +65,14 @@ impl Failure {
 /// # Errors
 /// It cannot connect, or the connection was lost on the way.
 pub fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<Report, Failure> {
-    // The name of the key is random, and the application's name is as unique as it.
-    let name = format!("check {:016x}", RandomState::new().hash_one(()));
-    let key = Key::parse(&name).map_err(|error| Failure::new(ExitCode::Internal, error))?;
+    // The key is random, and the application's name is as unique as it.
+    let random = RandomState::new().hash_one(());
+    let id = KeyId::Bigint(random as i64);
+    let name = format!("check {random:016x}");
     let application_name = session::application_name(settings.application_name(), &name);
     let Connection { mut client, .. } = settings.open(&application_name, &mut |_| {})?;
     let lock = Lock {
-        keys: Keys::All(vec![key.id()]),
+        keys: Keys::All(vec![id]),
         mode: Mode::Exclusive,
         scope: Scope::Session,
     };
@@ -87,7 +88,7 @@ pub fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Resul
         timing,
         findings: Vec::new(),
     };
-    inspection.look(scope, key.id(), attempt)?;
+    inspection.look(scope, id, attempt)?;
     Ok(Report {
         findings: inspection.findings,
         scope,

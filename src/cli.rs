@@ -6,10 +6,13 @@
 
 use crate::diag::Verbosity;
 use crate::key::Key;
+use crate::key::hash::{Scheme, Subject, TABLE};
 use crate::lock::{Mode, ScopeChoice};
+use crate::numbers::{Answer, Question};
 use crate::outcome::{EXIT_TABLE, ExitCode, Failure};
 use crate::slots;
 use crate::step::OnLost;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::{ContextKind, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -47,8 +50,13 @@ enum Command {
 struct RunArgs {
     /// The lock: a name, an integer, or two integers A,B; name:42 is a name. Several keys are taken
     /// together, or none
-    #[arg(short, long, required = true, value_parser = key_or_option, allow_hyphen_values = true)]
+    #[arg(short, long, value_parser = key_or_option, allow_hyphen_values = true, required_unless_present = "hash")]
     key: Vec<Key>,
+
+    /// How a name becomes a number, to share a lock with another tool; a scheme that is a tool's own lock takes no
+    /// --key [default: sha256] [env: PGLOCK_HASH]
+    #[arg(long, value_name = "SCHEME", value_parser = scheme_parser(), hide_possible_values = true)]
+    hash: Option<Scheme>,
 
     /// Share the lock with others that take it shared; without, nobody else holds it
     #[arg(short, long)]
@@ -157,12 +165,27 @@ struct CheckArgs {
 #[derive(Debug, Args)]
 struct KeyArgs {
     /// Keys, as `run --key` takes them
-    #[arg(required = true, value_parser = Key::parse, allow_negative_numbers = true, value_name = "NAME")]
+    #[arg(required_unless_present = "hash", value_parser = Key::parse, allow_negative_numbers = true, value_name = "NAME")]
     names: Vec<Key>,
+
+    /// How a name becomes a number, as for `run`; all prints every scheme [default: sha256] [env: PGLOCK_HASH]
+    #[arg(long, value_name = "SCHEME", value_parser = schemes_parser(), hide_possible_values = true)]
+    hash: Option<Schemes>,
+
+    /// The database, for the schemes that make the number of its name
+    #[arg(long, value_name = "NAME", conflicts_with = "sql")]
+    dbname: Option<String>,
 
     /// Print the SQL expression that computes the number instead
     #[arg(long)]
     sql: bool,
+}
+
+/// What `key --hash` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Schemes {
+    One(Scheme),
+    All,
 }
 
 #[derive(Debug, Args)]
@@ -273,12 +296,7 @@ pub enum Invocation {
     /// `pglock check`
     Check(Box<Check>),
     /// `pglock key`
-    Keys {
-        /// The keys.
-        keys: Vec<Key>,
-        /// The expression instead of the number.
-        sql: bool,
-    },
+    Key(Question),
     /// `pglock completions`
     Completions(Shell),
     /// `--help` or `--version`: a text for standard output.
@@ -359,6 +377,28 @@ fn key_or_option(given: &str) -> Result<Key, String> {
     }
 }
 
+fn scheme_parser() -> impl TypedValueParser<Value = Scheme> {
+    scheme_names([]).try_map(|name| name.parse::<Scheme>())
+}
+
+fn schemes_parser() -> impl TypedValueParser<Value = Schemes> {
+    let all = PossibleValue::new(ALL_SCHEMES).help("all of them");
+    scheme_names([all]).try_map(|name| match name.as_str() {
+        ALL_SCHEMES => Ok(Schemes::All),
+        name => name.parse().map(Schemes::One),
+    })
+}
+
+const ALL_SCHEMES: &str = "all";
+
+/// Told to clap, so that the shells can complete them.
+fn scheme_names(more: impl IntoIterator<Item = PossibleValue>) -> PossibleValuesParser {
+    let names = TABLE
+        .iter()
+        .map(|row| PossibleValue::new(row.name).help(row.users));
+    PossibleValuesParser::new(names.chain(more))
+}
+
 /// Below this, a busy but healthy server would pass for a dead one.
 const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(100);
 /// More often would be a load without a use.
@@ -378,7 +418,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
     match parsed.map(|cli| cli.command) {
         Ok(Command::Run(arguments)) => Ok(Invocation::Run(Box::new(arguments.validate()?))),
         Ok(Command::Check(arguments)) => Ok(Invocation::Check(Box::new(arguments.validate()?))),
-        Ok(Command::Key(KeyArgs { names, sql })) => Ok(Invocation::Keys { keys: names, sql }),
+        Ok(Command::Key(arguments)) => arguments.validate().map(Invocation::Key),
         Ok(Command::Completions(CompletionsArgs { shell })) => Ok(Invocation::Completions(shell)),
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
@@ -391,7 +431,27 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
 
 /// The whole command line, for parsing, completions and the manual.
 pub fn command() -> clap::Command {
-    Cli::command().mut_subcommand("run", |run| run.after_help(exit_table()))
+    let schemes = scheme_table();
+    Cli::command()
+        .mut_subcommand("run", |run| {
+            run.after_help(format!("{}\n{schemes}", exit_table()))
+        })
+        .mut_subcommand("key", |key| key.after_help(schemes.clone()))
+}
+
+/// The schemes, with what they make the number of.
+fn scheme_table() -> String {
+    let lines = |subject| {
+        let rows = TABLE.iter().filter(move |row| row.subject == subject);
+        rows.map(|row| format!("  {:<24} {}\n", row.name, row.users))
+            .collect::<String>()
+    };
+    format!(
+        "Schemes of --hash:\n{}A tool's own lock, in each database another one:\n{}A tool's own lock, everywhere the same number:\n{}",
+        lines(Subject::Name),
+        lines(Subject::Database),
+        lines(Subject::Nothing)
+    )
 }
 
 fn exit_table() -> String {
@@ -456,7 +516,7 @@ impl RunArgs {
             slots: self.slots.map(|slots| slots.0),
             fair: self.fair,
             token: self.token,
-            keys: without_duplicates(self.key),
+            keys: without_duplicates(the_keys(self.key, self.hash)?),
             mode: if self.shared {
                 Mode::Shared
             } else {
@@ -483,6 +543,73 @@ impl RunArgs {
             command: self.command,
         })
     }
+}
+
+impl KeyArgs {
+    fn validate(self) -> Result<Question, Failure> {
+        let answer = match (self.sql, self.dbname) {
+            (true, _) => Answer::Sql,
+            (false, database) => Answer::Number { database },
+        };
+        let one = match self.hash {
+            Some(Schemes::All) => {
+                let mut names = self.names.into_iter();
+                return match (
+                    names.next().filter(|key| key.name().is_some()),
+                    names.next(),
+                ) {
+                    (Some(name), None) => Ok(Question::AllSchemes { name, answer }),
+                    _ => Err(usage("--hash all takes one name; name:42 is the name 42")),
+                };
+            }
+            Some(Schemes::One(scheme)) => Some(scheme),
+            None => None,
+        };
+        Ok(Question::Keys {
+            keys: the_keys(self.names, one)?,
+            answer,
+        })
+    }
+}
+
+/// The keys that are meant: those that are given, or else the one that the scheme is.
+fn the_keys(given: Vec<Key>, hash: Option<Scheme>) -> Result<Vec<Key>, Failure> {
+    match given.is_empty() {
+        true => Ok(vec![the_key(None, hash)?]),
+        false => given
+            .into_iter()
+            .map(|key| the_key(Some(key), hash))
+            .collect(),
+    }
+}
+
+/// The key that is meant, hashed as the option or else the variable says. A scheme that is a tool's own lock names the
+/// lock all by itself: it comes with no key, and like a key it has no variable.
+fn the_key(key: Option<Key>, hash: Option<Scheme>) -> Result<Key, Failure> {
+    const VARIABLE: &str = "PGLOCK_HASH";
+    let needs_a_name = |scheme: &Scheme| scheme.row().subject == Subject::Name;
+    match (key, hash) {
+        (None, Some(scheme)) if !needs_a_name(&scheme) => Ok(Key::of_tool(scheme)),
+        (None, _) => Err(usage("the key is missing: there is no name to hash")),
+        (Some(key), Some(scheme)) if needs_a_name(&scheme) => Ok(key.hashed_by(scheme)),
+        (Some(key), Some(scheme)) => Err(usage(format!(
+            "--hash {} is the one lock of that tool, and takes no key: leave {key} out",
+            scheme.name()
+        ))),
+        (Some(key), None) => match or_variable(None::<Scheme>, VARIABLE)? {
+            None => Ok(key),
+            Some(scheme) if needs_a_name(&scheme) => Ok(key.hashed_by(scheme)),
+            Some(scheme) => Err(wrong_variable(
+                VARIABLE,
+                scheme.name(),
+                "a scheme that hashes names is expected; a tool's own lock is taken by the option --hash",
+            )),
+        },
+    }
+}
+
+fn usage(words: impl std::fmt::Display) -> Failure {
+    Failure::say(ExitCode::Usage, words)
 }
 
 impl ConnectionArgs {
@@ -521,11 +648,11 @@ impl CheckArgs {
     }
 }
 
-/// Each lock once, as it was given first.
+/// Each lock once, as it was given first, as far as the numbers are known without a server.
 fn without_duplicates(keys: Vec<Key>) -> Vec<Key> {
     let mut seen = std::collections::HashSet::new();
     keys.into_iter()
-        .filter(|key| seen.insert(key.id()))
+        .filter(|key| seen.insert(key.number()))
         .collect()
 }
 

@@ -5,6 +5,7 @@
 //! complete the job as the command that it is, and the prose of the manual page.
 
 use crate::cli;
+use crate::key::hash::{Subject, TABLE};
 use crate::outcome::EXIT_TABLE;
 use clap::{Arg, ValueEnum, ValueHint};
 use clap_complete::Shell;
@@ -66,6 +67,13 @@ fn the_manual_is_up_to_date() {
         let mark = format!("@OPTIONS {name}@\n");
         manual = replace_once(&manual, &mark, &options_in_roff(name));
     }
+    for (mark, subject) in [
+        ("@SCHEMES name@\n", Subject::Name),
+        ("@SCHEMES database@\n", Subject::Database),
+        ("@SCHEMES nothing@\n", Subject::Nothing),
+    ] {
+        manual = replace_once(&manual, mark, &schemes_in_roff(subject));
+    }
     is_up_to_date(
         "pglock.1",
         &replace_once(&manual, "@EXIT STATUS@\n", &exit_table_in_roff()),
@@ -103,6 +111,19 @@ fn the_readme_has_the_exit_table() {
     assert!(
         readme.contains(&rows.collect::<String>()),
         "the exit table of the README is not that of outcome.rs"
+    );
+}
+
+#[test]
+fn the_readme_has_the_schemes() {
+    let readme = fs::read_to_string(root().join("README.md")).expect("the README is committed");
+    let rows = TABLE
+        .iter()
+        .map(|row| format!("| `{}` | {} |\n", row.name, row.users));
+    let rows = rows.collect::<String>();
+    assert!(
+        readme.contains(&rows),
+        "the schemes of the README are not those of key/hash.rs:\n{rows}"
     );
 }
 
@@ -256,6 +277,18 @@ fn options_in_roff(subcommand: &str) -> String {
             .expect("a string takes everything");
     }
     roff
+}
+
+fn schemes_in_roff(subject: Subject) -> String {
+    let rows = TABLE.iter().filter(|row| row.subject == subject);
+    rows.map(|row| {
+        format!(
+            ".TP\n\\fB{}\\fR\n{}.\n",
+            in_roff(row.name),
+            in_roff(row.users)
+        )
+    })
+    .collect()
 }
 
 fn exit_table_in_roff() -> String {

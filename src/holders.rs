@@ -53,12 +53,13 @@ pub fn of(client: &mut Client, ids: &[KeyId]) -> Result<Vec<Holder>, postgres::E
 /// The sentence that a conflict is told with, up to what became of it. Without holders: they could not be asked for.
 pub fn sentence(
     key: &Key,
+    id: KeyId,
     slots: Option<u16>,
     database: &str,
     holders: Option<&[Holder]>,
 ) -> String {
-    let id = match key.id() {
-        id if id.to_string() == key.given() => String::new(),
+    let id = match id.to_string() {
+        id if id == key.given() => String::new(),
         id => format!(" ({id})"),
     };
     let (what, is, was) = match slots {
@@ -130,6 +131,7 @@ mod tests {
         assert_eq!(
             sentence(
                 &key,
+                KeyId::Bigint(6111399565520850680),
                 None,
                 "app",
                 Some(&[holder("pglock:backup web1:77", None), holder("psql", None)])
@@ -138,7 +140,7 @@ mod tests {
         );
         let number = Key::parse("42").expect("a number");
         assert_eq!(
-            sentence(&number, None, "app", Some(&[])),
+            sentence(&number, KeyId::Bigint(42), None, "app", Some(&[])),
             "key 42 in database \"app\" was held until a moment ago"
         );
     }

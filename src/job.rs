@@ -7,7 +7,7 @@
 //!
 //! A pid is only used while it cannot belong to anybody else: from the start until [`Job::reap`].
 
-use crate::key::Key;
+use crate::key::{Key, KeyId};
 use crate::lock::Mode;
 use crate::outcome::{ExitCode, Failure, JobEnd};
 use crate::processes;
@@ -31,6 +31,8 @@ pub struct Launch<'a> {
     pub command: &'a [OsString],
     /// The keys that are held, for the environment.
     pub keys: &'a [Key],
+    /// Their numbers.
+    pub ids: &'a [KeyId],
     /// How it is held, for the environment.
     pub mode: Mode,
     /// The slot that is held, for the environment.
@@ -211,7 +213,7 @@ impl Launch<'_> {
             )
             .env(
                 "PGLOCK_KEY_ID",
-                lines(self.keys.iter().map(|key| key.id().to_string())),
+                lines(self.ids.iter().map(KeyId::to_string)),
             )
             .env("PGLOCK_MODE", self.mode.name())
             .env("PGLOCK_BACKEND_PID", self.backend_pid.to_string());

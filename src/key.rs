@@ -1,13 +1,16 @@
-//! What a lock is called: a bigint, a pair of 32-bit integers, or a name that is hashed to a bigint.
+//! What a lock is called: a bigint, a pair of 32-bit integers, a name that is hashed, or the lock of another tool.
 //!
 //! PostgreSQL keeps the two kinds of number in disjoint spaces: `(7)` and `(0,7)` are different locks.
-//! A name is hashed with SHA-256 and its first eight bytes are read as a big-endian signed integer, which is
-//! what django-pglocks (2.0 and later) does, and what one line of SQL can compute. The hash is part of the
-//! stable interface: do not change it, or two versions of pglock would no longer exclude each other.
+//! Unless another scheme is asked for (see [`hash`]), a name is hashed with SHA-256 and its first eight bytes are
+//! read as a big-endian signed integer, which is what django-pglocks (2.0 and later) does, and what one line of SQL
+//! can compute. That is part of the stable interface: do not change it, or two versions of pglock would no longer
+//! exclude each other.
 //!
 //! Nothing that looks like a number is ever silently taken for a name: see [`Key::parse`].
 
-use sha2::{Digest, Sha256};
+pub mod hash;
+
+use hash::{Scheme, Subject};
 use std::fmt;
 
 /// Marks what follows as a name, whatever it looks like: `name:007`.
@@ -30,15 +33,53 @@ impl KeyId {
             KeyId::IntPair(a, b) => (a as u32, b as u32, 2),
         }
     }
+
+    /// The argument list of `pg_advisory_lock`. A minus sign binds less tightly than a cast, and `-(2^63)::bigint`
+    /// would overflow; hence the quotes.
+    pub fn literals(self) -> String {
+        match self {
+            KeyId::Bigint(id) => format!("'{id}'::bigint"),
+            KeyId::IntPair(a, b) => format!("'{a}'::int, '{b}'::int"),
+        }
+    }
 }
 
-/// A key as it was given, and the number that it stands for.
+/// A key as it was given, and what it stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
     given: String,
-    id: KeyId,
-    /// The name that was hashed, where the key is a name.
-    name: Option<String>,
+    what: What,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum What {
+    Number(KeyId),
+    Name {
+        name: String,
+        scheme: Scheme,
+    },
+    /// The one lock that a tool has, or has in each database.
+    Tool(Scheme),
+}
+
+/// The number of a key, as far as it is known without a server.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Number {
+    /// It is this.
+    Known(KeyId),
+    /// The server computes it, a bigint, by this SQL expression: it is made by a function of the server's, or of the
+    /// name of the database, which only the server knows for sure.
+    Computed(String),
+}
+
+impl Number {
+    /// The number, where it is known.
+    pub fn known(&self) -> Option<KeyId> {
+        match self {
+            Number::Known(id) => Some(*id),
+            Number::Computed(_) => None,
+        }
+    }
 }
 
 /// Why an argument is not a key. The text names the argument and says what is accepted.
@@ -83,18 +124,32 @@ impl Key {
         } else {
             parse_number(given)?
         };
-        Ok(match number {
-            Some(id) => Key {
-                given: given.to_owned(),
-                id,
-                name: None,
-            },
-            None => Key {
-                given: given.to_owned(),
-                id: KeyId::Bigint(hash(name)),
-                name: Some(name.to_owned()),
+        Ok(Key {
+            given: given.to_owned(),
+            what: match number {
+                Some(id) => What::Number(id),
+                None => What::Name {
+                    name: name.to_owned(),
+                    scheme: Scheme::Sha256,
+                },
             },
         })
+    }
+
+    /// The same key, hashed by this scheme if it is a name; a number stays what it is.
+    pub fn hashed_by(mut self, by: Scheme) -> Key {
+        if let What::Name { scheme, .. } = &mut self.what {
+            *scheme = by;
+        }
+        self
+    }
+
+    /// The lock of a tool, for a scheme that needs no name: it goes by the name of the scheme.
+    pub fn of_tool(scheme: Scheme) -> Key {
+        Key {
+            given: scheme.name().to_owned(),
+            what: What::Tool(scheme),
+        }
     }
 
     /// The key as it was given, for messages and for `PGLOCK_KEY`.
@@ -102,23 +157,46 @@ impl Key {
         &self.given
     }
 
-    /// The number that the server knows it by.
-    pub fn id(&self) -> KeyId {
-        self.id
+    /// The number that the server knows it by, or how the server comes to know it.
+    pub fn number(&self) -> Number {
+        let id = match &self.what {
+            What::Number(id) => Some(*id),
+            What::Name { name, scheme } => scheme.id(name),
+            What::Tool(scheme) if scheme.row().subject == Subject::Database => None,
+            What::Tool(scheme) => scheme.id(""),
+        };
+        id.map_or_else(|| Number::Computed(self.sql()), Number::Known)
     }
 
-    /// A SQL expression (or two, for a pair) that computes the key: the argument list of `pg_advisory_lock`.
-    /// The one for a name needs PostgreSQL 11 (`sha256`).
-    pub fn sql(&self) -> String {
-        match (&self.name, self.id) {
-            (Some(name), _) => format!(
-                "('x'||substr(encode(sha256(convert_to({},'UTF8')),'hex'),1,16))::bit(64)::bigint",
-                sql_literal(name)
-            ),
-            // A minus sign binds less tightly than a cast, and -(2^63)::bigint would overflow.
-            (None, KeyId::Bigint(id)) => format!("'{id}'::bigint"),
-            (None, KeyId::IntPair(a, b)) => format!("'{a}'::int, '{b}'::int"),
+    /// The number in the database of this name.
+    pub fn id_in(&self, database: &str) -> Option<KeyId> {
+        match &self.what {
+            What::Tool(scheme) => scheme.id(database),
+            What::Number(_) | What::Name { .. } => self.number().known(),
         }
+    }
+
+    /// The name, where the key is one.
+    pub fn name(&self) -> Option<&str> {
+        match &self.what {
+            What::Name { name, .. } => Some(name),
+            What::Number(_) | What::Tool(_) => None,
+        }
+    }
+
+    /// A SQL expression (or two, for a pair) that computes the key: the argument list of `pg_advisory_lock`. What SQL
+    /// cannot compute at a reasonable length is said as the number that it is.
+    /// The one for a name needs PostgreSQL 11 (`sha256`), unless its scheme says otherwise.
+    pub fn sql(&self) -> String {
+        let (scheme, name, subject) = match &self.what {
+            What::Number(id) => return id.literals(),
+            What::Name { name, scheme } => (scheme, name.as_str(), sql_literal(name)),
+            What::Tool(scheme) => (scheme, "", "pg_catalog.current_database()".to_owned()),
+        };
+        scheme
+            .sql(&subject)
+            .or_else(|| scheme.id(name).map(KeyId::literals))
+            .unwrap_or_default()
     }
 }
 
@@ -131,12 +209,13 @@ pub fn describe(keys: &[Key]) -> String {
     }
 }
 
-/// As a person reads it: the name in quotes, or the number.
+/// As a person reads it: the name in quotes, the number, or the scheme.
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.name {
-            Some(name) => write!(f, "{name:?}"),
-            None => self.id.fmt(f),
+        match &self.what {
+            What::Number(id) => id.fmt(f),
+            What::Name { name, .. } => write!(f, "{name:?}"),
+            What::Tool(scheme) => f.write_str(scheme.name()),
         }
     }
 }
@@ -149,14 +228,6 @@ impl fmt::Display for KeyId {
             KeyId::IntPair(a, b) => write!(f, "{a},{b}"),
         }
     }
-}
-
-/// SHA-256 of the UTF-8 bytes; the first eight, big-endian, signed.
-fn hash(name: &str) -> i64 {
-    let digest = Sha256::digest(name.as_bytes());
-    digest[..8]
-        .iter()
-        .fold(0, |id, byte| (id << 8) | i64::from(*byte))
 }
 
 /// The number that `given` is, `None` where it does not look like one.
@@ -212,9 +283,15 @@ mod tests {
     use proptest::prelude::*;
 
     fn id(given: &str) -> KeyId {
-        Key::parse(given)
-            .unwrap_or_else(|e| panic!("{given:?}: {e}"))
-            .id()
+        let key = Key::parse(given).unwrap_or_else(|e| panic!("{given:?}: {e}"));
+        match key.number() {
+            Number::Known(id) => id,
+            Number::Computed(sql) => panic!("{given:?}: {sql}"),
+        }
+    }
+
+    fn hash(name: &str) -> KeyId {
+        Scheme::Sha256.id(name).expect("it needs no server")
     }
 
     fn refusal(given: &str) -> String {
@@ -229,7 +306,7 @@ mod tests {
         assert_eq!(id("one,two"), KeyId::Bigint(-6812940812565345955));
         assert_eq!(id("schlüssel-鍵"), KeyId::Bigint(955943806777422632));
         assert_eq!(id("name:007"), KeyId::Bigint(7106483370208201996));
-        assert_eq!(id("name:name:x"), KeyId::Bigint(hash("name:x")));
+        assert_eq!(id("name:name:x"), hash("name:x"));
     }
 
     #[test]
@@ -291,7 +368,7 @@ mod tests {
             "five 5",
             "\u{661}",
         ] {
-            assert_eq!(id(given), KeyId::Bigint(hash(given)), "{given}");
+            assert_eq!(id(given), hash(given), "{given}");
         }
     }
 
@@ -315,13 +392,53 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_scheme_applies_to_names_only() {
+        let hashed = |given: &str| Key::parse(given).expect(given).hashed_by(Scheme::Crc32);
+        assert_eq!(
+            hashed("backup").number(),
+            Number::Known(KeyId::Bigint(1072746924))
+        );
+        assert_eq!(
+            hashed("name:42").number(),
+            Scheme::Crc32
+                .id("42")
+                .map_or_else(|| unreachable!(), Number::Known)
+        );
+        assert_eq!(hashed("42").number(), Number::Known(KeyId::Bigint(42)));
+        assert_eq!(hashed("1,2").number(), Number::Known(KeyId::IntPair(1, 2)));
+    }
+
+    #[test]
+    fn what_only_the_server_knows_is_left_to_it() {
+        let name = Key::parse("o'clock").expect("a name");
+        let computed = |sql: &str| Number::Computed(sql.to_owned());
+        assert_eq!(
+            name.hashed_by(Scheme::Hashtext).number(),
+            computed("pg_catalog.hashtext('o''clock')::bigint")
+        );
+        let rails = Key::of_tool(Scheme::RailsMigrate);
+        assert_eq!(rails.number(), computed(&rails.sql()));
+        assert!(rails.sql().contains("current_database()"));
+        assert_eq!(rails.id_in("app"), Some(KeyId::Bigint(6939591962871035475)));
+        let goose = Key::of_tool(Scheme::Goose);
+        assert_eq!(
+            goose.number(),
+            Number::Known(KeyId::Bigint(5887940537704921958))
+        );
+        assert_eq!(
+            (goose.given(), goose.to_string().as_str()),
+            ("goose", "goose")
+        );
+    }
+
     proptest! {
         #[test]
         fn no_text_panics_and_every_number_prints_as_it_was_given(given in "[-+ ,0-9a-z:]{0,24}|\\PC*") {
             if let Ok(key) = Key::parse(&given) {
                 prop_assert_eq!(key.given(), given.as_str());
-                if key.name.is_none() {
-                    prop_assert_eq!(key.id().to_string(), given);
+                if key.name().is_none() {
+                    prop_assert_eq!(id(&given).to_string(), given);
                 }
             }
         }

@@ -11,7 +11,7 @@
 //! answer `true` and lock nothing.
 
 use crate::connection;
-use crate::key::KeyId;
+use crate::key::{KeyId, Number};
 use crate::line::{Line, Ticket};
 use crate::outcome::{ExitCode, Failure};
 use postgres::error::SqlState;
@@ -82,19 +82,20 @@ pub enum ScopeChoice {
 
 /// Which of several keys are asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Keys {
+pub enum Keys<K = KeyId> {
     /// All of them, taken in this order. Whoever takes several takes them in the order of [`KeyId`], so that two
     /// never wait for each other.
-    All(Vec<KeyId>),
+    All(Vec<K>),
     /// One of them, tried from this one on.
-    OneOf(Vec<KeyId>, usize),
+    OneOf(Vec<K>, usize),
 }
 
-/// What is asked of the server: these keys, in this mode, for as long as this lives.
+/// What is asked of the server: these keys, in this mode, for as long as this lives. The keys are numbers, or what
+/// stands for them in a message.
 #[derive(Clone, Debug)]
-pub struct Lock {
+pub struct Lock<K = KeyId> {
     /// The keys.
-    pub keys: Keys,
+    pub keys: Keys<K>,
     /// The mode.
     pub mode: Mode,
     /// The scope.
@@ -273,6 +274,133 @@ impl Lock {
         choice: ScopeChoice,
         line: Option<Line>,
     ) -> Result<(Server, Attempt), Failure> {
+        let lock = self.in_sql();
+        let (server, answer) =
+            lock.first_message(client, application_name, choice, line, NO_KEY)?;
+        Ok((server, answer.attempt()))
+    }
+
+    /// As it stands in a message.
+    fn in_sql(&self) -> Lock<KeyInSql> {
+        let in_sql = |ids: &[KeyId]| ids.iter().map(|id| KeyInSql::of(*id)).collect();
+        Lock {
+            keys: match &self.keys {
+                Keys::All(ids) => Keys::All(in_sql(ids)),
+                Keys::OneOf(ids, first) => Keys::OneOf(in_sql(ids), *first),
+            },
+            mode: self.mode,
+            scope: self.scope,
+        }
+    }
+}
+
+/// Nothing for the server to compute.
+const NO_KEY: &str = "NULL::bigint";
+
+/// What the first message brought, where the server computes the number of the key.
+#[derive(Debug)]
+pub struct Computed {
+    /// The server.
+    pub server: Server,
+    /// The number; `None` where the server has not computed it.
+    pub id: Option<KeyId>,
+    /// What became of the try.
+    pub attempt: Attempt,
+}
+
+/// As [`Lock::first_try`], of one key, whose number the server computes by this expression in the same message.
+///
+/// # Errors
+/// The server is gone, or is not what it should be.
+pub fn first_try_computed(
+    client: &mut Client,
+    expression: &str,
+    mode: Mode,
+    application_name: &str,
+    choice: ScopeChoice,
+) -> Result<Computed, Failure> {
+    let lock = Lock {
+        keys: Keys::All(vec![KeyInSql::of_column("key")]),
+        mode,
+        scope: Scope::Session,
+    };
+    let (server, answer) =
+        lock.first_message(client, application_name, choice, None, expression)?;
+    Ok(Computed {
+        server,
+        id: answer.key("key"),
+        attempt: answer.attempt(),
+    })
+}
+
+/// The numbers, of which the server computes those that are not known, in one message; `None` is one that it has not
+/// computed.
+///
+/// # Errors
+/// The server is gone, or is not what it should be.
+pub fn compute(client: &mut Client, numbers: &[Number]) -> Result<Vec<Option<KeyId>>, Failure> {
+    let columns = numbers.iter().enumerate().map(|(n, number)| match number {
+        Number::Computed(expression) => format!("{expression} AS k{n}"),
+        Number::Known(_) => format!("NULL AS k{n}"),
+    });
+    let sql = format!("SELECT {}", columns.collect::<Vec<_>>().join(", "));
+    let answer = Answer::to(client, &sql).map_err(unlike_postgresql)?;
+    let ids = numbers.iter().enumerate();
+    let ids = ids.map(|(n, number)| number.known().or_else(|| answer.key(&format!("k{n}"))));
+    Ok(ids.collect())
+}
+
+/// How a key stands in SQL: as literals, or as the column in which the server has computed it.
+#[derive(Clone, Debug)]
+struct KeyInSql {
+    /// The argument list of `pg_advisory_lock`.
+    arguments: String,
+    /// The columns `classid`, `objid` and `objsubid` of `pg_locks`, as bigints.
+    row: String,
+}
+
+impl KeyInSql {
+    fn of(id: KeyId) -> KeyInSql {
+        let (classid, objid, objsubid) = id.in_pg_locks();
+        KeyInSql {
+            arguments: id.literals(),
+            row: format!("({classid}, {objid}, {objsubid})"),
+        }
+    }
+
+    /// A column that is a bigint.
+    fn of_column(name: &str) -> KeyInSql {
+        KeyInSql {
+            arguments: name.to_owned(),
+            row: format!("(({name} >> 32) & 4294967295, {name} & 4294967295, 1)"),
+        }
+    }
+
+    /// The call of one of PostgreSQL's advisory lock functions.
+    fn call(&self, function: &str, mode: Mode) -> String {
+        let suffix = match mode {
+            Mode::Exclusive => "",
+            Mode::Shared => "_shared",
+        };
+        format!("pg_catalog.{function}{suffix}({})", self.arguments)
+    }
+}
+
+/// The call of one of PostgreSQL's advisory lock functions.
+fn call(function: &str, id: KeyId, mode: Mode) -> String {
+    KeyInSql::of(id).call(function, mode)
+}
+
+impl Lock<KeyInSql> {
+    /// The first message, of [`Lock::first_try`]. The expression is what the server is to compute as the column `key`.
+    fn first_message(
+        &self,
+        client: &mut Client,
+        application_name: &str,
+        choice: ScopeChoice,
+        line: Option<Line>,
+        key: &str,
+    ) -> Result<(Server, Answer), Failure> {
         let condition = match choice {
             ScopeChoice::Auto | ScopeChoice::Session => {
                 format!("name = '{application_name}' AND NOT standby")
@@ -282,8 +410,8 @@ impl Lock {
         };
         let sql = self.attempt(
             &condition,
-            "name, standby, pg_catalog.version() AS version, pg_catalog.current_database() AS database, ",
-            "pg_catalog.set_config('application_name', NULL, true) AS name",
+            "name, standby, key, pg_catalog.version() AS version, pg_catalog.current_database() AS database, ",
+            &format!("pg_catalog.set_config('application_name', NULL, true) AS name, {key} AS key"),
             line,
         );
         let answer = Answer::to(client, &format!("SELECT *{sql}")).map_err(unlike_postgresql)?;
@@ -294,7 +422,7 @@ impl Lock {
             version: answer.get("version").unwrap_or_default().to_owned(),
             backend_pid: answer.backend_pid(),
         };
-        Ok((server, answer.attempt()))
+        Ok((server, answer))
     }
 
     /// The part of a SELECT, from the comma after the first columns on, that tries the lock where this condition
@@ -322,18 +450,23 @@ impl Lock {
         };
         // CASE takes its conditions in order, and none after the first that holds.
         match &self.keys {
-            Keys::All(ids) => {
-                let busy = |(n, id): (usize, &KeyId)| {
-                    format!("WHEN NOT {} THEN {n} ", self.call(function, *id))
+            Keys::All(keys) => {
+                let busy = |(n, key): (usize, &KeyInSql)| {
+                    format!("WHEN NOT {} THEN {n} ", key.call(function, self.mode))
                 };
-                let tries: String = ids.iter().enumerate().map(busy).collect();
-                format!("CASE {}{tries}ELSE {} END", wait_in_line("0"), ids.len())
+                let tries: String = keys.iter().enumerate().map(busy).collect();
+                format!("CASE {}{tries}ELSE {} END", wait_in_line("0"), keys.len())
             }
-            Keys::OneOf(ids, first) => {
-                let taken = |(n, id): (usize, &KeyId)| {
-                    format!("WHEN {} THEN {n} ", self.call(function, *id))
+            Keys::OneOf(keys, first) => {
+                let taken = |(n, key): (usize, &KeyInSql)| {
+                    format!("WHEN {} THEN {n} ", key.call(function, self.mode))
                 };
-                let around = ids.iter().enumerate().cycle().skip(*first).take(ids.len());
+                let around = keys
+                    .iter()
+                    .enumerate()
+                    .cycle()
+                    .skip(*first)
+                    .take(keys.len());
                 let tries: String = around.map(taken).collect();
                 format!("CASE {}{tries}ELSE -1 END", wait_in_line("-1"))
             }
@@ -343,21 +476,18 @@ impl Lock {
     /// The condition on what was taken.
     fn is_acquired(&self) -> String {
         match &self.keys {
-            Keys::All(ids) => format!("got = {}", ids.len()),
+            Keys::All(keys) => format!("got = {}", keys.len()),
             Keys::OneOf(..) => "got >= 0".into(),
         }
     }
 
     /// Whether the session has its own granted rows of this lock.
     fn proof(&self) -> String {
-        let rows = match &self.keys {
-            Keys::All(ids) => ids.len(),
-            Keys::OneOf(..) => 1,
+        let (keys, rows) = match &self.keys {
+            Keys::All(keys) => (keys, keys.len()),
+            Keys::OneOf(keys, _) => (keys, 1),
         };
-        let keys = self.ids().iter().map(|id| {
-            let (classid, objid, objsubid) = id.in_pg_locks();
-            format!("({classid}, {objid}, {objsubid})")
-        });
+        let keys: Vec<&str> = keys.iter().map(|key| key.row.as_str()).collect();
         let mode = match self.mode {
             Mode::Exclusive => "ExclusiveLock",
             Mode::Shared => "ShareLock",
@@ -366,10 +496,12 @@ impl Lock {
             "(SELECT pg_catalog.count(*) = {rows} FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted \
              AND pid = pg_catalog.pg_backend_pid() AND mode = '{mode}' \
              AND (classid::bigint, objid::bigint, objsubid) IN ({}))",
-            keys.collect::<Vec<_>>().join(", ")
+            keys.join(", ")
         )
     }
+}
 
+impl Lock {
     /// Tries for the first time in a transaction, and finds out whether there can be one.
     ///
     /// A PgBouncer that pools statements says so and closes the connection, and the client library, when it sees
@@ -399,12 +531,13 @@ impl Lock {
         client: &mut Client,
         limit: Duration,
     ) -> Result<Attempt, postgres::Error> {
+        let lock = self.in_sql();
         let sql = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED; \
              SELECT got, {} AS acquired FROM (\
              SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN {} END AS got OFFSET 0) AS tried",
-            self.is_acquired(),
-            self.tries(None)
+            lock.is_acquired(),
+            lock.tries(None)
         );
         let mut answer = Answer::to(client, &sql)?;
         if answer.is_true("acquired") {
@@ -412,7 +545,7 @@ impl Lock {
                 "SELECT {}, true AS acquired, {} AS got, pg_catalog.pg_backend_pid() AS backend_pid, {} AS proven",
                 settings(limit, true).join(", "),
                 answer.get("got").unwrap_or_default(),
-                self.proof()
+                lock.proof()
             );
             answer = Answer::to(client, &sql)?;
         }
@@ -486,7 +619,7 @@ impl Lock {
             one_of => (one_of.clone(), 0),
         };
         let rest = Lock { keys, ..*self };
-        let sql = rest.attempt("NOT standby", "", "1", None);
+        let sql = rest.in_sql().attempt("NOT standby", "", "1", None);
         let answer = Answer::to(client, &format!("SELECT *{sql}"))?;
         Ok(match answer.attempt() {
             Attempt::Busy(key) => Attempt::Busy(before + key),
@@ -507,21 +640,22 @@ impl Lock {
     pub fn release(&self, client: &mut Client) -> Result<bool, postgres::Error> {
         let sql = match self.scope {
             Scope::Session => {
-                let unlock = |id: &KeyId| format!("({})", self.call("pg_advisory_unlock", *id));
+                let unlock =
+                    |id: &KeyId| format!("({})", call("pg_advisory_unlock", *id, self.mode));
                 let unlocks: Vec<String> = self.ids().iter().map(unlock).collect();
                 format!(
                     "SELECT pg_catalog.bool_and(held) AS released FROM (VALUES {}) AS key (held)",
                     unlocks.join(", ")
                 )
             }
-            Scope::Transaction => format!("SELECT {} AS released; COMMIT", self.proof()),
+            Scope::Transaction => format!("SELECT {} AS released; COMMIT", self.in_sql().proof()),
         };
         Ok(Answer::to(client, &sql)?.is_true("released"))
     }
 
     /// Whether the lock is ours now.
     pub fn is_held(&self, client: &mut Client) -> Result<bool, postgres::Error> {
-        let sql = format!("SELECT {} AS held", self.proof());
+        let sql = format!("SELECT {} AS held", self.in_sql().proof());
         Ok(Answer::to(client, &sql)?.is_true("held"))
     }
 
@@ -531,23 +665,6 @@ impl Lock {
             Keys::All(ids) | Keys::OneOf(ids, _) => ids,
         }
     }
-
-    fn call(&self, function: &str, id: KeyId) -> String {
-        call(function, id, self.mode)
-    }
-}
-
-/// The call of one of PostgreSQL's advisory lock functions.
-fn call(function: &str, id: KeyId, mode: Mode) -> String {
-    let suffix = match mode {
-        Mode::Exclusive => "",
-        Mode::Shared => "_shared",
-    };
-    let arguments = match id {
-        KeyId::Bigint(id) => format!("'{id}'::bigint"),
-        KeyId::IntPair(a, b) => format!("'{a}'::int, '{b}'::int"),
-    };
-    format!("pg_catalog.{function}{suffix}({arguments})")
 }
 
 /// What a wait tells of itself.
@@ -636,7 +753,7 @@ fn slice_of_waiting(id: KeyId, mode: Mode, stay: Stay, slice: Duration) -> Strin
          pg_catalog.pg_backend_pid() AS backend_pid, CASE WHEN slice = 'acquired' THEN {} END AS proven \
          FROM (SELECT pg_catalog.current_setting('pglock.slice', true) AS slice OFFSET 0) AS ended",
         call("pg_advisory_xact_lock", id, mode),
-        lock.proof(),
+        lock.in_sql().proof(),
     )
 }
 
@@ -836,6 +953,11 @@ impl Answer {
 
     fn backend_pid(&self) -> i32 {
         self.number("backend_pid").unwrap_or_default() as i32
+    }
+
+    /// A bigint key that the server has computed.
+    fn key(&self, column: &str) -> Option<KeyId> {
+        self.get(column)?.parse().ok().map(KeyId::Bigint)
     }
 
     fn attempt(&self) -> Attempt {

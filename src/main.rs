@@ -19,7 +19,8 @@
 //! | `job` | the command: start, signal, stop, reap |
 //! | `processes` | which processes belong to the job |
 //! | `signals` | what arrives, and how we were started |
-//! | `key` | names and numbers; pure |
+//! | `numbers` | `pglock key`: which number a key stands for |
+//! | `key` | names and numbers, and the schemes between them; pure |
 //! | `outcome` | how it ended -> exit code; the table |
 //! | `diag` | `pglock: ...` on standard error |
 //! | `sys` | the only unsafe code |
@@ -44,6 +45,7 @@ mod job;
 mod key;
 mod line;
 mod lock;
+mod numbers;
 mod outcome;
 mod processes;
 mod session;
@@ -70,10 +72,7 @@ fn main() -> process::ExitCode {
     let outcome = cli::parse(std::env::args_os()).and_then(|invocation| match invocation {
         Invocation::Run(run) => supervised(*run, began),
         Invocation::Check(check) => checked(&check),
-        Invocation::Keys { keys, sql } => {
-            let line = |key: &key::Key| if sql { key.sql() } else { key.id().to_string() };
-            print(&keys.iter().map(|key| line(key) + "\n").collect::<String>())
-        }
+        Invocation::Key(question) => print(&numbers::lines(&question)?),
         Invocation::Completions(shell) => print(match shell {
             Shell::Bash => include_str!("../completions/pglock.bash"),
             Shell::Zsh => include_str!("../completions/_pglock"),

@@ -11,9 +11,11 @@
 use crate::connection::{self, Canceller, Connection, Settings};
 use crate::diag;
 use crate::holders;
-use crate::key::Key;
+use crate::key::{Key, KeyId, Number};
 use crate::line::{Line, Ticket};
-use crate::lock::{self, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Server, Talk, Terms, Wait};
+use crate::lock::{
+    self, Attempt, Computed, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Server, Talk, Terms, Wait,
+};
 use crate::outcome::{ExitCode, Failure};
 use crate::signals::Waker;
 use crate::slots;
@@ -107,6 +109,8 @@ pub enum Report {
 
 /// The lock that we hold.
 pub struct Held {
+    /// The numbers of the keys that were asked for, in their order.
+    pub ids: Vec<KeyId>,
     /// The slot that is ours, if slots were asked for.
     pub slot: Option<usize>,
     /// A number greater than every earlier holder's, if one was asked for.
@@ -198,18 +202,19 @@ impl Thread {
             canceller,
         } = self.connect()?;
         self.speaker.say(Report::Connected(canceller));
-        let Ready { lock, server, got } = self.first_try(&mut client)?;
+        let (asked, got) = self.first_try(&mut client)?;
         let mut acquired = match got {
             Ok(acquired) => acquired,
-            Err(taken) => match self.wait(&mut client, &lock, &server, taken)? {
+            Err(taken) => match self.wait(&mut client, &asked, taken)? {
                 Ok(acquired) => acquired,
                 Err(busy) => {
-                    let conflict = self.conflict(&mut client, &lock, &server, busy)?;
+                    let conflict = self.conflict(&mut client, &asked, busy)?;
                     self.speaker.say(Report::Conflict(conflict));
                     return Ok(());
                 }
             },
         };
+        let Asked { ids, lock, .. } = asked;
         let token = match self.request.token {
             true => Some(self.token(&mut client, &lock, &mut acquired.grant)?),
             false => None,
@@ -218,6 +223,7 @@ impl Thread {
         self.speaker
             .say(Report::Alive(self.next_sign(acquired.grant.asked)));
         self.speaker.say(Report::Held(Held {
+            ids,
             slot: self.request.slots.map(|_| acquired.grant.which),
             token,
             backend_pid: acquired.grant.backend_pid,
@@ -255,9 +261,9 @@ impl Thread {
         Ok(connection)
     }
 
-    /// What is asked for, if it is to live as long as this.
-    fn lock(&self, scope: Scope) -> Lock {
-        let ids = self.request.keys.iter().map(Key::id);
+    /// What is asked for with these numbers, if it is to live as long as this.
+    fn lock(&self, ids: &[KeyId], scope: Scope) -> Lock {
+        let ids = ids.iter().copied();
         let keys = match self.request.slots {
             // At random, so that those who come at once do not all knock at the same door.
             Some(count) => {
@@ -275,27 +281,19 @@ impl Thread {
     }
 
     /// The line to wait in, if it is to be waited in line.
-    fn line(&self) -> Option<Line> {
+    fn line(&self, ids: &[KeyId]) -> Option<Line> {
         let in_line = self.request.fair || self.request.slots.is_some();
-        let key = self
-            .request
-            .keys
+        let id = ids
             .first()
             .filter(|_| in_line && self.request.wait != Wait::Try);
-        key.map(|key| Line::of(key.id()))
+        id.map(|id| Line::of(*id))
     }
 
     /// Looks at the server, and tries the lock for the first time: in the same message, unless a transaction is
     /// needed for it.
-    fn first_try(&self, client: &mut Client) -> Result<Ready, Failure> {
-        self.alive(Duration::ZERO);
-        let lock = self.lock(Scope::Session);
-        let (server, attempt) =
-            lock.first_try(client, &self.name(), self.request.scope, self.line())?;
-        let lock = Lock {
-            scope: server.fit(self.request.scope)?,
-            ..lock
-        };
+    fn first_try(&self, client: &mut Client) -> Result<(Asked, Result<Acquired, usize>), Failure> {
+        let (asked, attempt) = self.first_message(client)?;
+        let Asked { lock, server, .. } = &asked;
         diag::detail(format_args!(
             "connected to database {:?}, backend {}{}",
             server.database,
@@ -316,7 +314,7 @@ impl Thread {
                 ));
             }
             Scope::Transaction => {
-                self.alive(patience_with(&server));
+                self.alive(patience_with(server));
                 lock.first_try_in_transaction(client, self.request.timing.server_limit())?
             }
         };
@@ -326,24 +324,94 @@ impl Thread {
             grant,
             ticket: None,
         });
-        Ok(Ready { lock, server, got })
+        Ok((asked, got))
+    }
+
+    /// Looks at the server, and tries the lock if it is a session's.
+    fn first_message(&self, client: &mut Client) -> Result<(Asked, Attempt), Failure> {
+        if let Some(expression) = self.only_key_to_compute() {
+            return self.first_message_computing(client, &expression);
+        }
+        let choice = self.request.scope;
+        let ids = self.ids(client)?;
+        let lock = self.lock(&ids, Scope::Session);
+        self.alive(Duration::ZERO);
+        let (server, attempt) = lock.first_try(client, &self.name(), choice, self.line(&ids))?;
+        let scope = server.fit(choice)?;
+        let lock = Lock { scope, ..lock };
+        Ok((Asked { ids, lock, server }, attempt))
+    }
+
+    /// The same of a key whose number the server computes by this expression, in the same message.
+    fn first_message_computing(
+        &self,
+        client: &mut Client,
+        expression: &str,
+    ) -> Result<(Asked, Attempt), Failure> {
+        let (mode, choice) = (self.request.mode, self.request.scope);
+        self.alive(Duration::ZERO);
+        let Computed {
+            server,
+            id,
+            attempt,
+        } = lock::first_try_computed(client, expression, mode, &self.name(), choice)?;
+        let scope = server.fit(choice)?;
+        let ids = self.all_computed(&[id])?;
+        let lock = self.lock(&ids, scope);
+        Ok((Asked { ids, lock, server }, attempt))
+    }
+
+    /// The numbers of the keys. Those that only the server knows take a message: more is made of them than the message
+    /// that tries could tell, as the order of several keys or the numbers of slots.
+    fn ids(&self, client: &mut Client) -> Result<Vec<KeyId>, Failure> {
+        let numbers: Vec<Number> = self.request.keys.iter().map(Key::number).collect();
+        let known: Option<Vec<KeyId>> = numbers.iter().map(Number::known).collect();
+        match known {
+            Some(ids) => Ok(ids),
+            None => {
+                self.alive(Duration::ZERO);
+                self.all_computed(&lock::compute(client, &numbers)?)
+            }
+        }
+    }
+
+    /// The numbers, if there is one of each key.
+    fn all_computed(&self, ids: &[Option<KeyId>]) -> Result<Vec<KeyId>, Failure> {
+        let of_each = self.request.keys.iter().zip(ids).map(|(key, id)| {
+            id.ok_or_else(|| {
+                let words = format!("the server does not compute the number of the key {key}");
+                Failure::say(ExitCode::Config, words)
+            })
+        });
+        of_each.collect()
+    }
+
+    /// The expression for the number of the only key, where only the server knows it and nothing else is made of it.
+    fn only_key_to_compute(&self) -> Option<String> {
+        match &self.request.keys[..] {
+            [key] if self.request.slots.is_none() && !self.request.fair => match key.number() {
+                Number::Computed(expression) => Some(expression),
+                Number::Known(_) => None,
+            },
+            _ => None,
+        }
     }
 
     /// Waits for the lock, if it is to be waited for. The key that is somebody else's, when the time is up.
     fn wait(
         &self,
         client: &mut Client,
-        lock: &Lock,
-        server: &Server,
+        asked: &Asked,
         taken: usize,
     ) -> Result<Result<Acquired, usize>, Failure> {
         if self.request.wait == Wait::Try {
             return Ok(Err(taken));
         }
         if diag::is_verbose() {
-            let held = self.busy(client, lock, server, taken);
+            let held = self.busy(client, asked, taken);
             diag::detail(format_args!("{held}; waiting"));
         }
+        let Asked { ids, lock, server } = asked;
         let mut terms = Terms {
             wait: self.request.wait,
             poll: self.request.poll,
@@ -358,7 +426,7 @@ impl Thread {
             server,
         };
         let mut ticket = None;
-        if let (Some(line), Scope::Session) = (self.line(), lock.scope) {
+        if let (Some(line), Scope::Session) = (self.line(ids), lock.scope) {
             ticket = lock::stand_in(line, client, terms, &mut talk)?;
             if ticket.is_none() {
                 return Ok(Err(taken));
@@ -427,37 +495,29 @@ impl Thread {
     }
 
     /// Why the lock is not ours, and whose it is. What had been taken of it is given back.
-    fn conflict(
-        &self,
-        client: &mut Client,
-        lock: &Lock,
-        server: &Server,
-        busy: usize,
-    ) -> Result<String, Failure> {
-        let sentence = self.busy(client, lock, server, busy);
-        if lock.scope == Scope::Session && busy > 0 {
+    fn conflict(&self, client: &mut Client, asked: &Asked, busy: usize) -> Result<String, Failure> {
+        let sentence = self.busy(client, asked, busy);
+        if asked.lock.scope == Scope::Session && busy > 0 {
             lock::release_all(client).map_err(connection::failure)?;
         }
         Ok(sentence)
     }
 
     /// Which key is somebody else's, and whose.
-    fn busy(&self, client: &mut Client, lock: &Lock, server: &Server, busy: usize) -> String {
-        self.alive(patience_with(server));
-        let ids = match lock.keys {
-            Keys::All(ref ids) => &ids[busy..=busy],
-            Keys::OneOf(ref ids, _) => ids,
+    fn busy(&self, client: &mut Client, asked: &Asked, busy: usize) -> String {
+        self.alive(patience_with(&asked.server));
+        let taken = match &asked.lock.keys {
+            Keys::All(ids) => &ids[busy..=busy],
+            Keys::OneOf(ids, _) => ids,
         };
-        let holders = holders::of(client, ids).ok();
-        let keys = &self.request.keys;
-        let key = keys
-            .iter()
-            .find(|key| ids[0] == key.id())
-            .unwrap_or(&keys[0]);
+        let holders = holders::of(client, taken).ok();
+        let given = asked.ids.iter().position(|id| *id == taken[0]);
+        let given = given.unwrap_or_default();
         holders::sentence(
-            key,
+            &self.request.keys[given],
+            asked.ids[given],
             self.request.slots,
-            &server.database,
+            &asked.server.database,
             holders.as_deref(),
         )
     }
@@ -533,12 +593,12 @@ impl Thread {
     }
 }
 
-/// The server is fit for this lock, which is tried once.
-struct Ready {
+/// What is asked for, and the server, which is fit for it.
+struct Asked {
+    /// The numbers of the keys, in the order in which they were given.
+    ids: Vec<KeyId>,
     lock: Lock,
     server: Server,
-    /// The lock, or the key that is somebody else's.
-    got: Result<Acquired, usize>,
 }
 
 /// The lock is ours.

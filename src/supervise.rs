@@ -327,16 +327,19 @@ impl Supervisor {
 
     fn start_job(&mut self) -> Event {
         let group = Group::choose();
-        let held = self.held.as_ref();
-        let socket = held.and_then(|held| held.socket.as_deref());
+        let Some(held) = &self.held else {
+            self.words = Some("there is no lock to run the job under".into());
+            return Event::NotStarted(ExitCode::Internal);
+        };
         let launch = Launch {
             command: &self.command,
             keys: &self.keys,
+            ids: &held.ids,
             mode: self.mode,
-            slot: held.and_then(|held| held.slot),
-            token: held.and_then(|held| held.token.as_deref()),
-            backend_pid: held.map_or(0, |held| held.backend_pid),
-            socket: socket.filter(|_| self.inherit_socket),
+            slot: held.slot,
+            token: held.token.as_deref(),
+            backend_pid: held.backend_pid,
+            socket: held.socket.as_deref().filter(|_| self.inherit_socket),
         };
         match Job::start(&launch, group, &self.signals) {
             Ok(job) => {

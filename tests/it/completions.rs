@@ -17,6 +17,8 @@ const CASES: &[(&str, Option<&str>)] = &[
     ("pglock run --conflict", Some("--conflict-exit-code")),
     ("pglock run --key x --nonb", Some("--nonblock")),
     ("pglock run -k x --on-lost ig", Some("ignore")),
+    ("pglock run --hash rails", Some("rails-migrate")),
+    ("pglock key --hash al", Some("all")),
     // The job itself.
     ("pglock run -k x prob", Some("probe")),
     ("pglock run -k x -- prob", Some("probe")),

@@ -22,6 +22,7 @@ mod exclusion;
 mod failures;
 mod fair;
 mod harness;
+mod hash;
 mod hostile;
 mod impostor;
 mod job;

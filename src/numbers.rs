@@ -1,0 +1,112 @@
+//! `pglock key`: which number a key stands for, or which SQL computes it. No server is asked.
+//!
+//! A script that reads one number gets it or a failure. The table of all schemes is for people, and says in words what
+//! cannot be known here.
+
+use crate::key::hash::{Subject, TABLE};
+use crate::key::{Key, KeyId, Number};
+use crate::outcome::{ExitCode, Failure};
+
+/// What is asked.
+#[derive(Debug)]
+pub enum Question {
+    /// These keys, a line each.
+    Keys {
+        /// The keys.
+        keys: Vec<Key>,
+        /// What to say of each.
+        answer: Answer,
+    },
+    /// Every scheme, a line each, with the scheme in front.
+    AllSchemes {
+        /// The key, which is a name.
+        name: Key,
+        /// What to say of each.
+        answer: Answer,
+    },
+}
+
+/// What to say of a key.
+#[derive(Debug)]
+pub enum Answer {
+    /// The number, in the database of this name where it depends on that.
+    Number {
+        /// The name.
+        database: Option<String>,
+    },
+    /// The SQL expression.
+    Sql,
+}
+
+/// The answer, as lines.
+///
+/// # Errors
+/// A number is asked for that only a server can tell, or a database is given that does not matter.
+pub fn lines(question: &Question) -> Result<String, Failure> {
+    match question {
+        Question::Keys { keys, answer } => {
+            let lines = keys.iter().map(|key| line(key, answer));
+            lines.map(|line| Ok(line? + "\n")).collect()
+        }
+        Question::AllSchemes { name, answer } => Ok(table(name, answer)),
+    }
+}
+
+fn line(key: &Key, answer: &Answer) -> Result<String, Failure> {
+    let Answer::Number { database } = answer else {
+        return Ok(key.sql());
+    };
+    let unknown = |words: String| Err(Failure::say(ExitCode::Usage, words));
+    match (key.number(), database) {
+        (Number::Known(id), None) => Ok(id.to_string()),
+        (Number::Known(_), Some(_)) => unknown(format!(
+            "--dbname is without use: key {key} does not depend on the database"
+        )),
+        (Number::Computed(_), _) => match id_in(key, database.as_deref()) {
+            Some(id) => Ok(id.to_string()),
+            None => unknown(format!(
+                "the number of key {key} cannot be known here: it is {}",
+                who_knows(key)
+            )),
+        },
+    }
+}
+
+fn table(name: &Key, answer: &Answer) -> String {
+    let width = TABLE
+        .iter()
+        .map(|row| row.name.len())
+        .max()
+        .unwrap_or_default();
+    let lines = TABLE.iter().map(|row| {
+        let key = match row.subject {
+            Subject::Name => name.clone().hashed_by(row.scheme),
+            Subject::Database | Subject::Nothing => Key::of_tool(row.scheme),
+        };
+        let said = match answer {
+            Answer::Sql => key.sql(),
+            Answer::Number { database } => match id_in(&key, database.as_deref()) {
+                Some(id) => id.to_string(),
+                None => who_knows(&key),
+            },
+        };
+        format!("{:<width$}  {said}\n", row.name)
+    });
+    lines.collect()
+}
+
+fn id_in(key: &Key, database: Option<&str>) -> Option<KeyId> {
+    match (key.number(), database) {
+        (Number::Known(id), _) => Some(id),
+        (Number::Computed(_), Some(database)) => key.id_in(database),
+        (Number::Computed(_), None) => None,
+    }
+}
+
+/// Where the number is to be had that is not known here.
+fn who_knows(key: &Key) -> String {
+    match key.name() {
+        Some(_) => format!("computed by the server: {}", key.sql()),
+        None => "made of the name of the database: give --dbname NAME".into(),
+    }
+}
