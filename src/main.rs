@@ -12,7 +12,7 @@
 //! | `session` | the thread that owns the connection: acquire, heartbeat, loss, release |
 //! | `check` | whether a connection is fit for locks |
 //! | `holders` | who holds a lock, from `pg_locks` |
-//! | `lock` | all SQL of taking a lock and giving it back |
+//! | `lock` | all SQL of taking a lock and giving it back: trying, waiting, settings, answers, what a server is fit for |
 //! | `line` | waiting in the order of coming, by ticket locks |
 //! | `slots` | the keys of N holders; pure |
 //! | `connection` | settings -> an open connection; secrets stay in here |

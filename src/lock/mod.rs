@@ -10,14 +10,25 @@
 //! A lock counts as acquired when the session's own row in `pg_locks` has been seen. There are servers that
 //! answer `true` and lock nothing.
 
+mod answer;
+mod queue;
+mod server;
+mod settings;
+
+pub use answer::{Answer, IN_THIS_DATABASE, ask};
+pub use queue::{Talk, stand_in};
+pub use server::Server;
+pub use settings::{TIMEOUTS, prepare};
+
 use crate::connection;
 use crate::key::{KeyId, Number};
-use crate::line::{Line, Ticket};
+use crate::line::Line;
 use crate::outcome::{ExitCode, Failure};
-use postgres::error::SqlState;
-use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
+use answer::{lacks_plpgsql, pools_statements, unlike_postgresql};
+use postgres::Client;
+use queue::{Backoff, Queued, Stay, cancelled, queue_for};
+use server::{STANDBY, STATEMENT_POOLING};
+use settings::settings;
 use std::time::{Duration, Instant};
 
 /// How the lock excludes others.
@@ -137,21 +148,6 @@ pub struct Terms {
     pub limit: Duration,
 }
 
-/// What the first message tells of the server.
-#[derive(Clone, Debug)]
-pub struct Server {
-    /// Something between us and the server answers in its name.
-    pub pooled: bool,
-    /// The server is a hot standby, whose locks nobody else sees.
-    pub standby: bool,
-    /// The database, in which all locks live.
-    pub database: String,
-    /// What the server calls itself.
-    pub version: String,
-    /// The process of the server that has answered.
-    pub backend_pid: i32,
-}
-
 /// A lock that is ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
@@ -175,67 +171,6 @@ pub enum Attempt {
     /// It was not tried: it would protect nothing, and could stay behind.
     Untried,
 }
-
-/// A server that gives locks in name only.
-const STUBS: [(&str, &str); 2] = [
-    ("CockroachDB", "CockroachDB"),
-    ("Redshift", "Amazon Redshift"),
-];
-
-impl Server {
-    /// The product, for one of which it is known that its advisory locks protect nothing.
-    pub fn stub(&self) -> Option<&'static str> {
-        let is_it = |(sign, _): &&(&str, &str)| self.version.contains(sign);
-        STUBS.iter().find(is_it).map(|(_, product)| *product)
-    }
-
-    /// Why no lock of this server protects anything, and what to do.
-    pub fn refusal(&self) -> Option<String> {
-        if let Some(product) = self.stub() {
-            return Some(format!(
-                "this is {product}, whose advisory locks protect nothing; give the address of a PostgreSQL server"
-            ));
-        }
-        self.standby.then(|| STANDBY.to_owned())
-    }
-
-    /// The scope that is right for this connection.
-    ///
-    /// # Errors
-    /// What was asked for protects nothing here; and what to do.
-    pub fn scope(&self, choice: ScopeChoice) -> Result<Scope, &'static str> {
-        match (choice, self.pooled) {
-            (ScopeChoice::Session, true) => Err(
-                "the connection goes through a pooler, where the lock of a session protects nothing; give the port \
-                 of the PostgreSQL server itself, or leave --scope out (--scope session-pooled is for a pooler that \
-                 pools whole sessions)",
-            ),
-            (ScopeChoice::SessionPooled, _) | (ScopeChoice::Auto | ScopeChoice::Session, false) => {
-                Ok(Scope::Session)
-            }
-            (ScopeChoice::Transaction, _) | (ScopeChoice::Auto, true) => Ok(Scope::Transaction),
-        }
-    }
-
-    /// The scope of a lock that is to protect something.
-    ///
-    /// # Errors
-    /// There is none; and what to do.
-    pub fn fit(&self, choice: ScopeChoice) -> Result<Scope, Failure> {
-        if let Some(words) = self.refusal() {
-            return Err(Failure::say(ExitCode::Config, words));
-        }
-        self.scope(choice)
-            .map_err(|words| Failure::say(ExitCode::Config, words))
-    }
-}
-
-const STANDBY: &str = "the server is a hot standby, and the primary does not see its locks; give the address of the \
-     primary, or all hosts with target_session_attrs=primary";
-
-const STATEMENT_POOLING: &str = "the pooler ends the connection at BEGIN, as one does that pools statements, and no \
-     lock outlives a statement there; give the port of the PostgreSQL server itself, or a pool with pool_mode = \
-     transaction";
 
 impl Attempt {
     /// The lock, if it is ours; else which key is somebody else's.
@@ -667,125 +602,6 @@ impl Lock {
     }
 }
 
-/// What a wait tells of itself.
-pub trait Talk {
-    /// A message is about to be sent, which the server will answer within this time at most.
-    fn about_to_ask(&mut self, longest: Duration);
-    /// Sleeps between two messages. Says whether to go on: a cancellation that came then would be lost on the server.
-    fn pause(&mut self, rest: Duration) -> bool;
-}
-
-/// What becomes of a lock that was waited for in the queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stay {
-    /// It is the session's.
-    Keep,
-    /// It is given back at once: it was only waited for until somebody else gives it back.
-    Leave,
-}
-
-/// How a wait in the server's queue ended.
-enum Queued {
-    Acquired(Grant),
-    TimedOut,
-    /// There is no queue to wait in: the server has no plpgsql for us.
-    NoQueue,
-}
-
-/// Waits in the server's queue for one key, in slices.
-fn queue_for(
-    client: &mut Client,
-    id: KeyId,
-    mode: Mode,
-    stay: Stay,
-    terms: Terms,
-    talk: &mut impl Talk,
-) -> Result<Queued, Failure> {
-    loop {
-        if !talk.pause(Duration::ZERO) {
-            return Err(cancelled());
-        }
-        let left = terms.wait.left();
-        let slice = left.map_or(terms.slice, |left| left.min(terms.slice));
-        talk.about_to_ask(slice);
-        let answer = match Answer::to(client, &slice_of_waiting(id, mode, stay, slice)) {
-            Err(error) if lacks_plpgsql(&error) => return Ok(Queued::NoQueue),
-            answer => answer.map_err(connection::failure)?,
-        };
-        if answer.get("slice") == Some("cancelled") {
-            return Err(cancelled());
-        }
-        match answer.attempt().outcome()? {
-            Ok(grant) => return Ok(Queued::Acquired(grant)),
-            Err(_) if left == Some(Duration::ZERO) => return Ok(Queued::TimedOut),
-            Err(_) => {}
-        }
-    }
-}
-
-/// One slice in the server's queue.
-///
-/// The transaction-level lock comes first because a grant that arrives as the timeout fires raises the error
-/// and yet leaves a *session*-level lock held; the transaction-level one is undone with the block. The
-/// session-level lock that follows is then granted at once, to the same owner.
-/// The caught errors leave no trace in the server's log.
-fn slice_of_waiting(id: KeyId, mode: Mode, stay: Stay, slice: Duration) -> String {
-    // lock_timeout 0 would mean no limit; rounding up keeps the wait from ending early.
-    let milliseconds = slice.as_micros().div_ceil(1000).max(1);
-    let keep = match stay {
-        Stay::Keep => format!("PERFORM {}; ", call("pg_advisory_lock", id, mode)),
-        Stay::Leave => String::new(),
-    };
-    let lock = Lock {
-        keys: Keys::All(vec![id]),
-        mode,
-        scope: Scope::Session,
-    };
-    format!(
-        "DO $$ BEGIN \
-         PERFORM pg_catalog.set_config('lock_timeout', '{milliseconds}ms', true); \
-         PERFORM {}; {keep}\
-         PERFORM pg_catalog.set_config('pglock.slice', 'acquired', true); \
-         EXCEPTION WHEN lock_not_available THEN NULL; \
-         WHEN query_canceled THEN \
-         PERFORM pg_catalog.set_config('pglock.slice', 'cancelled', true); END $$; \
-         SELECT slice, slice IS NOT DISTINCT FROM 'acquired' AS acquired, \
-         pg_catalog.pg_backend_pid() AS backend_pid, CASE WHEN slice = 'acquired' THEN {} END AS proven \
-         FROM (SELECT pg_catalog.current_setting('pglock.slice', true) AS slice OFFSET 0) AS ended",
-        call("pg_advisory_xact_lock", id, mode),
-        lock.in_sql().proof(),
-    )
-}
-
-/// Stands in line until nobody is before us. `None` when the time is up first.
-pub fn stand_in(
-    line: Line,
-    client: &mut Client,
-    terms: Terms,
-    talk: &mut impl Talk,
-) -> Result<Option<Ticket>, Failure> {
-    talk.about_to_ask(Duration::ZERO);
-    let ticket = line.join(client).map_err(connection::failure)?;
-    loop {
-        talk.about_to_ask(Duration::ZERO);
-        let before = ticket.predecessor(client).map_err(connection::failure)?;
-        let Some(before) = before else {
-            return Ok(Some(ticket));
-        };
-        match queue_for(client, before, Mode::Shared, Stay::Leave, terms, talk)? {
-            Queued::Acquired(_) => {}
-            Queued::TimedOut => return Ok(None),
-            Queued::NoQueue => {
-                return Err(Failure::say(
-                    ExitCode::Config,
-                    "waiting in line needs the language plpgsql, which this role may not use here; GRANT USAGE ON LANGUAGE \
-                 plpgsql to it, or use neither --fair nor --slots with a wait",
-                ));
-            }
-        }
-    }
-}
-
 /// Gives back whatever the session holds.
 pub fn release_all(client: &mut Client) -> Result<(), postgres::Error> {
     ask(client, "SELECT pg_catalog.pg_advisory_unlock_all()").map(drop)
@@ -808,249 +624,14 @@ pub fn token(client: &mut Client) -> Result<String, postgres::Error> {
     Ok(answer.get("token").unwrap_or_default().to_owned())
 }
 
-/// The condition that a row of `pg_locks` is of the database we are in.
-pub const IN_THIS_DATABASE: &str = "database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())";
-
-/// Settings that would end a session that only holds a lock, or cancel one that waits. Each is unknown to some
-/// supported version.
-pub const TIMEOUTS: [&str; 5] = [
-    "statement_timeout",
-    "lock_timeout",
-    "idle_in_transaction_session_timeout",
-    "idle_session_timeout",
-    "transaction_timeout",
-];
-
-/// The expressions that neutralise the timeouts, and make the server notice within `limit` that whoever it talks to
-/// has vanished: for the session, or for the transaction alone.
-///
-/// Both kinds of TCP limit are needed: keepalives see nothing while an answer is unacknowledged, the user
-/// timeout nothing on an idle session. On a Unix socket they have no effect, and need none.
-fn settings(limit: Duration, local: bool) -> Vec<String> {
-    // Seconds, as keepalives are counted in; three probes one second apart fill the end of the limit.
-    let seconds = limit.as_millis().div_ceil(1000).max(4);
-    let set =
-        |name: &str, value: &str| format!("pg_catalog.set_config('{name}', '{value}', {local})");
-    let if_known = |name: &str, value: &str| {
-        format!(
-            "CASE WHEN pg_catalog.current_setting('{name}', true) IS NOT NULL THEN {} END",
-            set(name, value)
-        )
-    };
-    let mut settings: Vec<String> = TIMEOUTS.iter().map(|name| if_known(name, "0")).collect();
-    settings.extend([
-        set("tcp_keepalives_idle", &(seconds - 3).to_string()),
-        set("tcp_keepalives_interval", "1"),
-        set("tcp_keepalives_count", "3"),
-        // A deferrable transaction can wait for others before it does anything.
-        set("default_transaction_deferrable", "off"),
-        if_known("tcp_user_timeout", &format!("{seconds}000")),
-    ]);
-    settings
-}
-
-/// Makes the session fit to hold or wait for a lock, for as long as it takes, and makes the server notice
-/// within `limit` that our host has vanished. Returns how long a slice of waiting may be.
-pub fn prepare(client: &mut Client, limit: Duration) -> Result<Duration, postgres::Error> {
-    let answer = Answer::to(
-        client,
-        &format!(
-            "SELECT {}, {} AS deadlock_timeout, {} AS log_min_duration",
-            settings(limit, false).join(", "),
-            in_milliseconds("deadlock_timeout"),
-            in_milliseconds("log_min_duration_statement"),
-        ),
-    )?;
-    // A server on a system without the needed poll(2) flag refuses this one; nothing else depends on it.
-    let _ = ask(
-        client,
-        "SELECT CASE WHEN pg_catalog.current_setting('client_connection_check_interval', true) IS NOT NULL \
-         THEN pg_catalog.set_config('client_connection_check_interval', '1s', false) END",
-    );
-    Ok(slice(
-        answer.number("deadlock_timeout"),
-        answer.number("log_min_duration"),
-    ))
-}
-
-/// A duration setting in milliseconds. Cheaper than a look into `pg_settings`.
-fn in_milliseconds(setting: &str) -> String {
-    format!("1000 * extract(epoch FROM pg_catalog.current_setting('{setting}')::interval)")
-}
-
-/// The longest slice of waiting.
-const LONGEST_SLICE: Duration = Duration::from_millis(900);
-/// The shortest: below it the queue would be left more often than is good for anybody.
-const SHORTEST_SLICE: Duration = Duration::from_millis(20);
-
-/// A slice that stays under `deadlock_timeout` (else `log_lock_waits` logs each one) and under
-/// `log_min_duration_statement` (else each one is logged as a slow statement); both in milliseconds.
-fn slice(deadlock_timeout: Option<f64>, log_min_duration: Option<f64>) -> Duration {
-    // What even the shortest slice exceeds is logged anyhow, the less often the longer the slices are.
-    let limits = [deadlock_timeout, log_min_duration].into_iter().flatten();
-    limits
-        .filter(|limit| *limit > 0.0)
-        .map(|limit| Duration::from_millis((limit * 0.9) as u64))
-        .filter(|slice| *slice >= SHORTEST_SLICE)
-        .fold(LONGEST_SLICE, Duration::min)
-}
-
 /// Asks for an answer, and nothing else.
 pub fn heartbeat(client: &mut Client) -> Result<(), postgres::Error> {
     client.simple_query("").map(drop)
 }
 
-fn cancelled() -> Failure {
-    Failure::say(
-        ExitCode::Unavailable,
-        "the wait for the lock was cancelled on the server (pg_cancel_backend)",
-    )
-}
-
-/// Sends a message and waits for the answer.
-///
-/// Nothing but what is PostgreSQL's own is looked up: whoever may create functions and operators in a schema of our
-/// role's search path could otherwise have them run with our rights. The setting lasts as long as the message's
-/// transaction.
-pub fn ask(client: &mut Client, sql: &str) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
-    client.simple_query(&format!(
-        "SET LOCAL search_path TO pg_catalog, pg_temp; {sql}"
-    ))
-}
-
-/// The last row that a message returns, and when the message was sent.
-pub struct Answer {
-    row: Option<SimpleQueryRow>,
-    asked: Instant,
-}
-
-impl Answer {
-    /// Sends the message and waits for the answer.
-    pub fn to(client: &mut Client, sql: &str) -> Result<Answer, postgres::Error> {
-        let asked = Instant::now();
-        let mut messages = ask(client, sql)?.into_iter().rev();
-        let row = messages.find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some(row),
-            _ => None,
-        });
-        Ok(Answer { row, asked })
-    }
-
-    /// A column's text; `None` for NULL.
-    pub fn get(&self, column: &str) -> Option<&str> {
-        self.row.as_ref()?.try_get(column).ok()?
-    }
-
-    /// Whether a column is true.
-    pub fn is_true(&self, column: &str) -> bool {
-        self.get(column) == Some("t")
-    }
-
-    /// A column's number.
-    pub fn number(&self, column: &str) -> Option<f64> {
-        self.get(column)?.parse().ok()
-    }
-
-    fn backend_pid(&self) -> i32 {
-        self.number("backend_pid").unwrap_or_default() as i32
-    }
-
-    /// A bigint key that the server has computed.
-    fn key(&self, column: &str) -> Option<KeyId> {
-        self.get(column)?.parse().ok().map(KeyId::Bigint)
-    }
-
-    fn attempt(&self) -> Attempt {
-        let got = self.number("got").unwrap_or_default().max(0.0) as usize;
-        match (self.get("acquired"), self.get("proven")) {
-            (Some("t"), Some("t")) => Attempt::Acquired(Grant {
-                backend_pid: self.backend_pid(),
-                which: got,
-                asked: self.asked,
-            }),
-            (Some("t"), _) => Attempt::Unproven,
-            (Some(_), _) => Attempt::Busy(got),
-            (None, _) => Attempt::Untried,
-        }
-    }
-}
-
-/// The first message asks for nothing that PostgreSQL cannot do: an error that says so comes from something else.
-fn unlike_postgresql(error: postgres::Error) -> Failure {
-    let code = error.code().map(|code| code.code().to_owned());
-    match (code.as_deref(), error.as_db_error()) {
-        (Some("42501"), _) | (None, _) | (_, None) => connection::failure(error),
-        (Some(code), Some(db)) if ["0A", "22", "42"].contains(&&code[..2]) => Failure::say(
-            ExitCode::Config,
-            format!(
-                "this server cannot give a lock as PostgreSQL does: {}",
-                db.message()
-            ),
-        ),
-        _ => connection::failure(error),
-    }
-}
-
-/// Whether a PgBouncer says so. Its errors all have the same code.
-fn pools_statements(error: &postgres::Error) -> bool {
-    let says_so = |db: &postgres::error::DbError| {
-        *db.code() == SqlState::PROTOCOL_VIOLATION && db.message().contains("statement pooling")
-    };
-    error.as_db_error().is_some_and(says_so)
-}
-
-/// Whether the error says that this server has no plpgsql for us.
-fn lacks_plpgsql(error: &postgres::Error) -> bool {
-    let codes = [
-        SqlState::INSUFFICIENT_PRIVILEGE,
-        SqlState::UNDEFINED_OBJECT,
-        SqlState::FEATURE_NOT_SUPPORTED,
-    ];
-    error.code().is_some_and(|code| codes.contains(code))
-}
-
-/// The pauses between two tries, where there is no queue: short at first, then longer, each cut at random to
-/// between its half and its whole, so that those who wait spread out.
-struct Backoff {
-    next: Duration,
-    longest: Duration,
-}
-
-impl Backoff {
-    const FIRST: Duration = Duration::from_millis(20);
-
-    fn up_to(longest: Duration) -> Backoff {
-        Backoff {
-            next: Backoff::FIRST.min(longest),
-            longest,
-        }
-    }
-
-    fn rest(&mut self, left: Option<Duration>) -> Duration {
-        let rest = self.next;
-        self.next = (rest * 3 / 2).min(self.longest);
-        // Between 0 and 1, at random.
-        let cut = RandomState::new().hash_one(()) as f64 / u64::MAX as f64;
-        let rest = rest.mul_f64(1.0 - cut / 2.0);
-        left.map_or(rest, |left| left.min(rest))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_slice_stays_under_what_the_server_would_log() {
-        let ms = Duration::from_millis;
-        assert_eq!(slice(Some(1000.0), Some(-1.0)), ms(900));
-        assert_eq!(slice(Some(1000.0), Some(0.0)), ms(900));
-        assert_eq!(slice(Some(500.0), Some(-1.0)), ms(450));
-        assert_eq!(slice(Some(1000.0), Some(100.0)), ms(90));
-        assert_eq!(slice(Some(1.0), Some(1.0)), ms(900));
-        assert_eq!(slice(Some(1.0), Some(100.0)), ms(90));
-        assert_eq!(slice(None, None), ms(900));
-    }
 
     #[test]
     fn calls_name_mode_and_kind_of_key() {
@@ -1063,42 +644,6 @@ mod tests {
             try_it(KeyId::IntPair(1, -2), Mode::Shared, Scope::Transaction),
             "pg_catalog.pg_try_advisory_xact_lock_shared('1'::int, '-2'::int)"
         );
-    }
-
-    fn server(pooled: bool, standby: bool, version: &str) -> Server {
-        Server {
-            pooled,
-            standby,
-            database: "app".into(),
-            version: version.into(),
-            backend_pid: 1,
-        }
-    }
-
-    #[test]
-    fn the_scope_is_the_one_that_is_right_for_the_connection() {
-        use ScopeChoice::*;
-        let scope = |choice, pooled| server(pooled, false, "PostgreSQL 15.20").scope(choice).ok();
-        assert_eq!(scope(Auto, false), Some(Scope::Session));
-        assert_eq!(scope(Auto, true), Some(Scope::Transaction));
-        assert_eq!(scope(Session, false), Some(Scope::Session));
-        assert_eq!(scope(Session, true), None);
-        assert_eq!(scope(Transaction, false), Some(Scope::Transaction));
-        assert_eq!(scope(Transaction, true), Some(Scope::Transaction));
-        assert_eq!(scope(SessionPooled, false), Some(Scope::Session));
-        assert_eq!(scope(SessionPooled, true), Some(Scope::Session));
-    }
-
-    #[test]
-    fn servers_whose_locks_protect_nothing_are_refused() {
-        let refusal = |standby, version| server(false, standby, version).refusal();
-        assert_eq!(refusal(false, "PostgreSQL 18.4 on x86_64"), None);
-        let told = |standby, version| refusal(standby, version).expect("a refusal");
-        assert!(told(true, "PostgreSQL 18.4").contains("target_session_attrs=primary"));
-        assert!(told(false, "CockroachDB CCL v25.1.0 (x86_64)").contains("CockroachDB"));
-        assert!(told(false, "PostgreSQL 8.0.2 on i686, Redshift 1.0.77467").contains("Redshift"));
-        // Whether that one's are real depends on its version and settings, which the proof finds out.
-        assert_eq!(refusal(false, "PostgreSQL 15.2-YB-2025.1.0.0-b0"), None);
     }
 
     #[test]
@@ -1114,19 +659,5 @@ mod tests {
             let failure = attempt.outcome().expect_err("no lock");
             assert_eq!(failure.code, ExitCode::Config);
         }
-    }
-
-    #[test]
-    fn pauses_grow_up_to_the_longest_and_are_cut_at_random() {
-        let longest = Duration::from_secs(1);
-        let mut backoff = Backoff::up_to(longest);
-        let rests: Vec<Duration> = (0..50).map(|_| backoff.rest(None)).collect();
-        assert!(rests[0] <= Backoff::FIRST && rests[0] * 2 >= Backoff::FIRST);
-        assert!(rests.iter().all(|rest| *rest <= longest));
-        assert!(rests[20..].iter().all(|rest| *rest * 2 >= longest));
-        assert!(rests[20..].iter().any(|rest| *rest != rests[20]));
-        let left = Duration::from_millis(3);
-        assert_eq!(backoff.rest(Some(left)), left);
-        assert!(Backoff::up_to(left).rest(None) <= left);
     }
 }

@@ -1,0 +1,186 @@
+//! Waiting: in the server's queue, in a line of tickets, or by asking again.
+//!
+//! The stay in the server's queue is cut into slices, each a message of its own, so that nobody who waits holds a snapshot
+//! for long. Where there is no queue (behind a pooler, without plpgsql) the pauses between two tries grow, at random.
+
+use super::{Answer, Grant, Keys, Lock, Mode, Scope, Terms, call, lacks_plpgsql};
+use crate::connection;
+use crate::key::KeyId;
+use crate::line::{Line, Ticket};
+use crate::outcome::{ExitCode, Failure};
+use postgres::Client;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::time::Duration;
+
+/// What a wait tells of itself.
+pub trait Talk {
+    /// A message is about to be sent, which the server will answer within this time at most.
+    fn about_to_ask(&mut self, longest: Duration);
+    /// Sleeps between two messages. Says whether to go on: a cancellation that came then would be lost on the server.
+    fn pause(&mut self, rest: Duration) -> bool;
+}
+
+/// What becomes of a lock that was waited for in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stay {
+    /// It is the session's.
+    Keep,
+    /// It is given back at once: it was only waited for until somebody else gives it back.
+    Leave,
+}
+
+/// How a wait in the server's queue ended.
+pub(super) enum Queued {
+    Acquired(Grant),
+    TimedOut,
+    /// There is no queue to wait in: the server has no plpgsql for us.
+    NoQueue,
+}
+
+/// Waits in the server's queue for one key, in slices.
+pub(super) fn queue_for(
+    client: &mut Client,
+    id: KeyId,
+    mode: Mode,
+    stay: Stay,
+    terms: Terms,
+    talk: &mut impl Talk,
+) -> Result<Queued, Failure> {
+    loop {
+        if !talk.pause(Duration::ZERO) {
+            return Err(cancelled());
+        }
+        let left = terms.wait.left();
+        let slice = left.map_or(terms.slice, |left| left.min(terms.slice));
+        talk.about_to_ask(slice);
+        let answer = match Answer::to(client, &slice_of_waiting(id, mode, stay, slice)) {
+            Err(error) if lacks_plpgsql(&error) => return Ok(Queued::NoQueue),
+            answer => answer.map_err(connection::failure)?,
+        };
+        if answer.get("slice") == Some("cancelled") {
+            return Err(cancelled());
+        }
+        match answer.attempt().outcome()? {
+            Ok(grant) => return Ok(Queued::Acquired(grant)),
+            Err(_) if left == Some(Duration::ZERO) => return Ok(Queued::TimedOut),
+            Err(_) => {}
+        }
+    }
+}
+
+/// One slice in the server's queue.
+///
+/// The transaction-level lock comes first because a grant that arrives as the timeout fires raises the error
+/// and yet leaves a *session*-level lock held; the transaction-level one is undone with the block. The
+/// session-level lock that follows is then granted at once, to the same owner.
+/// The caught errors leave no trace in the server's log.
+fn slice_of_waiting(id: KeyId, mode: Mode, stay: Stay, slice: Duration) -> String {
+    // lock_timeout 0 would mean no limit; rounding up keeps the wait from ending early.
+    let milliseconds = slice.as_micros().div_ceil(1000).max(1);
+    let keep = match stay {
+        Stay::Keep => format!("PERFORM {}; ", call("pg_advisory_lock", id, mode)),
+        Stay::Leave => String::new(),
+    };
+    let lock = Lock {
+        keys: Keys::All(vec![id]),
+        mode,
+        scope: Scope::Session,
+    };
+    format!(
+        "DO $$ BEGIN \
+         PERFORM pg_catalog.set_config('lock_timeout', '{milliseconds}ms', true); \
+         PERFORM {}; {keep}\
+         PERFORM pg_catalog.set_config('pglock.slice', 'acquired', true); \
+         EXCEPTION WHEN lock_not_available THEN NULL; \
+         WHEN query_canceled THEN \
+         PERFORM pg_catalog.set_config('pglock.slice', 'cancelled', true); END $$; \
+         SELECT slice, slice IS NOT DISTINCT FROM 'acquired' AS acquired, \
+         pg_catalog.pg_backend_pid() AS backend_pid, CASE WHEN slice = 'acquired' THEN {} END AS proven \
+         FROM (SELECT pg_catalog.current_setting('pglock.slice', true) AS slice OFFSET 0) AS ended",
+        call("pg_advisory_xact_lock", id, mode),
+        lock.in_sql().proof(),
+    )
+}
+
+/// Stands in line until nobody is before us. `None` when the time is up first.
+pub fn stand_in(
+    line: Line,
+    client: &mut Client,
+    terms: Terms,
+    talk: &mut impl Talk,
+) -> Result<Option<Ticket>, Failure> {
+    talk.about_to_ask(Duration::ZERO);
+    let ticket = line.join(client).map_err(connection::failure)?;
+    loop {
+        talk.about_to_ask(Duration::ZERO);
+        let before = ticket.predecessor(client).map_err(connection::failure)?;
+        let Some(before) = before else {
+            return Ok(Some(ticket));
+        };
+        match queue_for(client, before, Mode::Shared, Stay::Leave, terms, talk)? {
+            Queued::Acquired(_) => {}
+            Queued::TimedOut => return Ok(None),
+            Queued::NoQueue => {
+                return Err(Failure::say(
+                    ExitCode::Config,
+                    "waiting in line needs the language plpgsql, which this role may not use here; GRANT USAGE ON LANGUAGE \
+                 plpgsql to it, or use neither --fair nor --slots with a wait",
+                ));
+            }
+        }
+    }
+}
+
+pub(super) fn cancelled() -> Failure {
+    Failure::say(
+        ExitCode::Unavailable,
+        "the wait for the lock was cancelled on the server (pg_cancel_backend)",
+    )
+}
+
+/// The pauses between two tries, where there is no queue: short at first, then longer, each cut at random to
+/// between its half and its whole, so that those who wait spread out.
+pub(super) struct Backoff {
+    next: Duration,
+    longest: Duration,
+}
+
+impl Backoff {
+    pub(super) const FIRST: Duration = Duration::from_millis(20);
+
+    pub(super) fn up_to(longest: Duration) -> Backoff {
+        Backoff {
+            next: Backoff::FIRST.min(longest),
+            longest,
+        }
+    }
+
+    pub(super) fn rest(&mut self, left: Option<Duration>) -> Duration {
+        let rest = self.next;
+        self.next = (rest * 3 / 2).min(self.longest);
+        // Between 0 and 1, at random.
+        let cut = RandomState::new().hash_one(()) as f64 / u64::MAX as f64;
+        let rest = rest.mul_f64(1.0 - cut / 2.0);
+        left.map_or(rest, |left| left.min(rest))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_up_to_the_longest_and_are_cut_at_random() {
+        let longest = Duration::from_secs(1);
+        let mut backoff = Backoff::up_to(longest);
+        let rests: Vec<Duration> = (0..50).map(|_| backoff.rest(None)).collect();
+        assert!(rests[0] <= Backoff::FIRST && rests[0] * 2 >= Backoff::FIRST);
+        assert!(rests.iter().all(|rest| *rest <= longest));
+        assert!(rests[20..].iter().all(|rest| *rest * 2 >= longest));
+        assert!(rests[20..].iter().any(|rest| *rest != rests[20]));
+        let left = Duration::from_millis(3);
+        assert_eq!(backoff.rest(Some(left)), left);
+        assert!(Backoff::up_to(left).rest(None) <= left);
+    }
+}

@@ -1,0 +1,110 @@
+//! The settings that a session or a transaction needs in order to hold or wait for a lock.
+//!
+//! They neutralise the timeouts of the role, the database and the server, for us alone, and make the server notice in time
+//! that our host has vanished.
+
+use super::{Answer, ask};
+use postgres::Client;
+use std::time::Duration;
+
+/// Settings that would end a session that only holds a lock, or cancel one that waits. Each is unknown to some
+/// supported version.
+pub const TIMEOUTS: [&str; 5] = [
+    "statement_timeout",
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "transaction_timeout",
+];
+
+/// The expressions that neutralise the timeouts, and make the server notice within `limit` that whoever it talks to
+/// has vanished: for the session, or for the transaction alone.
+///
+/// Both kinds of TCP limit are needed: keepalives see nothing while an answer is unacknowledged, the user
+/// timeout nothing on an idle session. On a Unix socket they have no effect, and need none.
+pub(super) fn settings(limit: Duration, local: bool) -> Vec<String> {
+    // Seconds, as keepalives are counted in; three probes one second apart fill the end of the limit.
+    let seconds = limit.as_millis().div_ceil(1000).max(4);
+    let set =
+        |name: &str, value: &str| format!("pg_catalog.set_config('{name}', '{value}', {local})");
+    let if_known = |name: &str, value: &str| {
+        format!(
+            "CASE WHEN pg_catalog.current_setting('{name}', true) IS NOT NULL THEN {} END",
+            set(name, value)
+        )
+    };
+    let mut settings: Vec<String> = TIMEOUTS.iter().map(|name| if_known(name, "0")).collect();
+    settings.extend([
+        set("tcp_keepalives_idle", &(seconds - 3).to_string()),
+        set("tcp_keepalives_interval", "1"),
+        set("tcp_keepalives_count", "3"),
+        // A deferrable transaction can wait for others before it does anything.
+        set("default_transaction_deferrable", "off"),
+        if_known("tcp_user_timeout", &format!("{seconds}000")),
+    ]);
+    settings
+}
+
+/// Makes the session fit to hold or wait for a lock, for as long as it takes, and makes the server notice
+/// within `limit` that our host has vanished. Returns how long a slice of waiting may be.
+pub fn prepare(client: &mut Client, limit: Duration) -> Result<Duration, postgres::Error> {
+    let answer = Answer::to(
+        client,
+        &format!(
+            "SELECT {}, {} AS deadlock_timeout, {} AS log_min_duration",
+            settings(limit, false).join(", "),
+            in_milliseconds("deadlock_timeout"),
+            in_milliseconds("log_min_duration_statement"),
+        ),
+    )?;
+    // A server on a system without the needed poll(2) flag refuses this one; nothing else depends on it.
+    let _ = ask(
+        client,
+        "SELECT CASE WHEN pg_catalog.current_setting('client_connection_check_interval', true) IS NOT NULL \
+         THEN pg_catalog.set_config('client_connection_check_interval', '1s', false) END",
+    );
+    Ok(slice(
+        answer.number("deadlock_timeout"),
+        answer.number("log_min_duration"),
+    ))
+}
+
+/// A duration setting in milliseconds. Cheaper than a look into `pg_settings`.
+fn in_milliseconds(setting: &str) -> String {
+    format!("1000 * extract(epoch FROM pg_catalog.current_setting('{setting}')::interval)")
+}
+
+/// The longest slice of waiting.
+const LONGEST_SLICE: Duration = Duration::from_millis(900);
+
+/// The shortest: below it the queue would be left more often than is good for anybody.
+const SHORTEST_SLICE: Duration = Duration::from_millis(20);
+
+/// A slice that stays under `deadlock_timeout` (else `log_lock_waits` logs each one) and under
+/// `log_min_duration_statement` (else each one is logged as a slow statement); both in milliseconds.
+pub(super) fn slice(deadlock_timeout: Option<f64>, log_min_duration: Option<f64>) -> Duration {
+    // What even the shortest slice exceeds is logged anyhow, the less often the longer the slices are.
+    let limits = [deadlock_timeout, log_min_duration].into_iter().flatten();
+    limits
+        .filter(|limit| *limit > 0.0)
+        .map(|limit| Duration::from_millis((limit * 0.9) as u64))
+        .filter(|slice| *slice >= SHORTEST_SLICE)
+        .fold(LONGEST_SLICE, Duration::min)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_stays_under_what_the_server_would_log() {
+        let ms = Duration::from_millis;
+        assert_eq!(slice(Some(1000.0), Some(-1.0)), ms(900));
+        assert_eq!(slice(Some(1000.0), Some(0.0)), ms(900));
+        assert_eq!(slice(Some(500.0), Some(-1.0)), ms(450));
+        assert_eq!(slice(Some(1000.0), Some(100.0)), ms(90));
+        assert_eq!(slice(Some(1.0), Some(1.0)), ms(900));
+        assert_eq!(slice(Some(1.0), Some(100.0)), ms(90));
+        assert_eq!(slice(None, None), ms(900));
+    }
+}
