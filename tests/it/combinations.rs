@@ -4,8 +4,9 @@ use crate::support::server::Server;
 use crate::support::unique;
 
 /// Options by which a run is told what to do, and a letter for each.
-const OPTIONS: [(char, &[&str]); 11] = [
+const OPTIONS: [(char, &[&str]); 12] = [
     ('k', &["--key", "other"]),
+    ('h', &["--hash", "hashtext"]),
     ('s', &["--shared"]),
     ('n', &["--no-wait"]),
     ('w', &["--wait", "20"]),
