@@ -116,6 +116,11 @@ impl Job {
         sys::child_change(self.pid)
     }
 
+    /// Whether it has ended, whatever it has left behind.
+    pub fn has_ended(&self) -> bool {
+        sys::has_ended(self.pid)
+    }
+
     /// Passes a signal on: to the group, where the job has its own.
     pub fn signal(&self, signal: Signal) -> nix::Result<()> {
         match self.own_group() {

@@ -281,8 +281,10 @@ impl Supervisor {
             }
             Action::SignalAll(signal) => {
                 self.note_silence();
+                let had_ended = self.job.as_ref().is_some_and(Job::has_ended);
                 let sent = self.signal_job(signal, |job| job.signal_all(signal));
                 self.stopped = match signal {
+                    _ if had_ended && self.stopped == Stopped::No => Stopped::No,
                     _ if !sent => Stopped::Denied,
                     Signal::SIGKILL => Stopped::Kill,
                     _ => Stopped::Term,

@@ -154,6 +154,15 @@ pub fn child_change(pid: Pid) -> io::Result<Option<ChildChange>> {
     Ok(change.map(|(_, change)| change))
 }
 
+/// Whether this child has ended, be it reaped or not.
+pub fn has_ended(pid: Pid) -> bool {
+    let id = pid.as_raw() as libc::id_t;
+    !matches!(
+        wait(libc::P_PID, id, libc::WEXITED | libc::WNOWAIT),
+        Ok(None)
+    )
+}
+
 /// Whether this process has any child.
 pub fn has_children() -> bool {
     wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOWAIT).is_ok()
