@@ -527,17 +527,20 @@ impl Lock {
         talk: &mut impl Talk,
     ) -> Result<Result<Grant, usize>, Failure> {
         let mut backoff = Backoff::up_to(terms.poll);
+        let mut took = Duration::ZERO;
         loop {
-            let left = terms.wait.left();
-            if !talk.pause(backoff.rest(left)) {
+            if !talk.pause(backoff.rest(took, terms.wait.left())) {
                 return Err(cancelled());
             }
+            let left = terms.wait.left();
+            let asked = Instant::now();
             talk.about_to_ask(Duration::ZERO);
             let attempt = match self.scope {
                 Scope::Transaction => self.try_in_transaction(client, terms.limit),
                 Scope::Session => self.try_again(client, taken),
             };
             let attempt = attempt.map_err(connection::failure)?;
+            took = asked.elapsed();
             match attempt.outcome()? {
                 Ok(grant) => return Ok(Ok(grant)),
                 Err(key) if left == Some(Duration::ZERO) => return Ok(Err(key)),

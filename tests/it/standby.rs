@@ -28,7 +28,7 @@ fn a_standby_is_refused_and_the_primary_taken() {
 
     for (first, second) in [(&standby, &primary), (&primary, &standby)] {
         let dsn = format!(
-            "host={},{} port={},{} user=postgres target_session_attrs=read-write",
+            "host={},{} port={},{} user=postgres target_session_attrs=primary",
             first.host(),
             second.host(),
             first.port(),
