@@ -378,13 +378,14 @@ impl Lock {
         let mut rest = match self.scope {
             Scope::Session => Duration::ZERO,
             // It was tried a moment ago.
-            Scope::Transaction => backoff.rest(terms.wait.left()),
+            Scope::Transaction => backoff.rest(Duration::ZERO, terms.wait.left()),
         };
         loop {
             if !pause(rest) {
                 return Err(cancelled());
             }
             let left = terms.wait.left();
+            let asked = Instant::now();
             let attempt = if queue {
                 let slice = left.map_or(terms.slice, |left| left.min(terms.slice));
                 alive(slice);
@@ -406,7 +407,7 @@ impl Lock {
                 Some(grant) => return Ok(Some(grant)),
                 None if left == Some(Duration::ZERO) => return Ok(None),
                 None if queue => {}
-                None => rest = backoff.rest(left),
+                None => rest = backoff.rest(asked.elapsed(), left),
             }
         }
     }
@@ -669,6 +670,9 @@ fn lacks_plpgsql(error: &postgres::Error) -> bool {
 
 /// The pauses between two tries, where there is no queue: short at first, then longer, each cut at random to
 /// between its half and its whole, so that those who wait spread out.
+///
+/// Where a try takes long, a pooler has more to do than it can, most often because of those who wait; so it is left
+/// alone for ten times as long, within reason.
 struct Backoff {
     next: Duration,
     longest: Duration,
@@ -684,9 +688,10 @@ impl Backoff {
         }
     }
 
-    fn rest(&mut self, left: Option<Duration>) -> Duration {
-        let rest = self.next;
-        self.next = (rest * 3 / 2).min(self.longest);
+    /// The pause after a try that took so long, when so much time is left.
+    fn rest(&mut self, took: Duration, left: Option<Duration>) -> Duration {
+        let rest = self.next.max((took * 10).min(self.longest * 4));
+        self.next = (self.next * 3 / 2).min(self.longest);
         // Between 0 and 1, at random.
         let cut = RandomState::new().hash_one(()) as f64 / u64::MAX as f64;
         let rest = rest.mul_f64(1.0 - cut / 2.0);
@@ -780,13 +785,18 @@ mod tests {
     fn pauses_grow_up_to_the_longest_and_are_cut_at_random() {
         let longest = Duration::from_secs(1);
         let mut backoff = Backoff::up_to(longest);
-        let rests: Vec<Duration> = (0..50).map(|_| backoff.rest(None)).collect();
+        let rests: Vec<Duration> = (0..50)
+            .map(|_| backoff.rest(Duration::ZERO, None))
+            .collect();
         assert!(rests[0] <= Backoff::FIRST && rests[0] * 2 >= Backoff::FIRST);
         assert!(rests.iter().all(|rest| *rest <= longest));
         assert!(rests[20..].iter().all(|rest| *rest * 2 >= longest));
         assert!(rests[20..].iter().any(|rest| *rest != rests[20]));
         let left = Duration::from_millis(3);
-        assert_eq!(backoff.rest(Some(left)), left);
-        assert!(Backoff::up_to(left).rest(None) <= left);
+        assert_eq!(backoff.rest(Duration::ZERO, Some(left)), left);
+        assert!(Backoff::up_to(left).rest(Duration::ZERO, None) <= left);
+        // A pooler that is slow to answer is asked less often, but not for ever.
+        assert!(backoff.rest(Duration::from_millis(300), None) >= longest * 3 / 2);
+        assert!(backoff.rest(Duration::from_secs(60), None) <= longest * 4);
     }
 }

@@ -172,7 +172,8 @@ fn a_crowd_behind_a_pool_of_five_takes_turns_and_does_not_hog_it() {
             stop.store(false, Ordering::SeqCst);
             latencies
         };
-        // As they wait for a long job, soon at their longest pauses.
+        // As they wait for a long job, at their longest pauses.
+        until(Duration::from_secs(3), || false);
         let other = stranger();
         until(Duration::from_secs(3), || false);
         let waited = end(other);
