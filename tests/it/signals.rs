@@ -55,7 +55,7 @@ fn the_whole_group_is_signalled() {
     let server = Server::shared();
     let (key, journal) = (unique("key"), Journal::new());
     let job = format!(
-        "{}; (trap 'note child; exit' TERM; note ready; while :; do sleep 0.05; done) & trap 'wait; exit 4' TERM; wait",
+        "{}; trap 'wait; exit 4' TERM; (trap 'note child; exit' TERM; note ready; while :; do sleep 0.05; done) & wait",
         journal.note()
     );
     let running = server.run(&key).sh(&job).spawn();
