@@ -2,6 +2,7 @@
 
 use crate::support::server::{Locks, Server, rows};
 use crate::support::unique;
+use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
@@ -84,7 +85,7 @@ fn the_keys_are_held_and_released_together() {
     let (first, second) = (unique("one"), unique("two"));
     let keys = ["--key", &first, "--key", &second, "--key", &first];
     let (one, two) = (server.run(&first).holding(), server.run(&second).holding());
-    let waiter = server
+    let mut waiter = server
         .pglock()
         .arg("run")
         .args(keys)
@@ -98,6 +99,7 @@ fn the_keys_are_held_and_released_together() {
         (1, 1)
     );
     waiter.signal(Signal::SIGTERM);
+    eventually(SOON, "its end", || !waiter.lives());
     waiter.finish().signal(Signal::SIGTERM);
     assert_eq!(
         (server.locks(&first).granted, server.locks(&second).granted),
