@@ -135,14 +135,15 @@ fn the_readme_has_the_options() {
     command.build();
     let run = command.find_subcommand_mut("run").expect("it is defined");
     let help = run.render_help().to_string();
-    let options = help
+    let usage = help.find("Usage:").expect("clap's format");
+    let (before, options) = help[usage..]
         .split_once("Options:\n")
-        .and_then(|(_, rest)| rest.split_once("\n\n"))
-        .expect("clap's format")
-        .0;
+        .expect("clap's format");
+    let (options, _) = options.split_once("\n\n").expect("clap's format");
+    let block = format!("```\n{before}Options:\n{options}\n```\n");
     assert!(
-        readme.contains(options),
-        "the options of the README are not those of --help:\n{options}"
+        readme.contains(&block),
+        "the options of the README are not those of --help:\n{block}"
     );
 }
 
