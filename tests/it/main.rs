@@ -21,6 +21,7 @@ mod connection_tls;
 mod exclusion;
 mod failures;
 mod fair;
+mod gates;
 mod harness;
 mod hash;
 mod hostile;
