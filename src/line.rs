@@ -36,6 +36,11 @@ impl Line {
         Line { class }
     }
 
+    /// The first number of the tickets.
+    pub fn class(self) -> i32 {
+        self.class
+    }
+
     /// A condition: somebody stands in the line.
     pub fn is_occupied(self) -> String {
         format!("EXISTS ({})", self.tickets("1"))
