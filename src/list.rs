@@ -110,8 +110,9 @@ fn screen(overview: &Overview) -> String {
         return format!("{head}\n{}\n", table(overview, None));
     };
     let table = table(overview, Some(columns));
-    let all: Vec<String> = std::iter::once(cut(&head, columns))
-        .chain(table.lines().map(str::to_owned))
+    let all: Vec<String> = std::iter::once(head.as_str())
+        .chain(table.lines())
+        .map(|line| cut(line, columns))
         .collect();
     let shown = match all.len() > lines {
         true => &all[..lines.saturating_sub(1)],

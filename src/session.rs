@@ -24,6 +24,7 @@ use crate::sys;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
 use postgres::Client;
+use postgres::error::SqlState;
 use postgres::fallible_iterator::FallibleIterator;
 use std::collections::BTreeSet;
 use std::collections::hash_map::RandomState;
@@ -249,9 +250,11 @@ impl Thread {
         }));
         let lock = lock.held(acquired.grant);
         let backend_pid = acquired.grant.backend_pid;
-        if let Err(why) = self.hold(&mut client, socket.as_deref(), acquired) {
-            self.speaker.say(Report::Lost(why));
-            if let Some(by) = self.evictor(backend_pid) {
+        if let Err(loss) = self.hold(&mut client, socket.as_deref(), acquired) {
+            self.speaker.say(Report::Lost(loss.why));
+            if loss.is_by_command
+                && let Some(by) = self.evictor(backend_pid)
+            {
                 self.speaker.say(Report::Evicted(by));
             }
             return Ok(());
@@ -557,19 +560,20 @@ impl Thread {
         client: &mut Client,
         socket: Option<&OwnedFd>,
         acquired: Acquired,
-    ) -> Result<(), String> {
+    ) -> Result<(), Loss> {
         let heartbeat = self.request.timing.heartbeat;
-        let since = acquired.grant.asked;
-        let mut last_sent = since;
+        let since = Instant::now();
+        let mut last_sent = acquired.grant.asked;
         if let Some(ticket) = acquired.ticket {
-            let left = ticket.leave(client);
-            left.map_err(|error| connection::failure(error).to_string())?;
+            ticket.leave(client)?;
         }
         if !acquired.prepared {
             // Off the critical path: the job is being started meanwhile.
             last_sent = Instant::now();
-            self.prepare(client)
-                .map_err(|failure| failure.to_string())?;
+            self.prepare(client).map_err(|failure| Loss {
+                why: failure.to_string(),
+                is_by_command: false,
+            })?;
             self.speaker.say(Report::Alive(self.next_sign(last_sent)));
         }
         loop {
@@ -579,8 +583,7 @@ impl Thread {
                 Next::Beat => {
                     last_sent = Instant::now();
                     let held = last_sent.duration_since(since);
-                    lock::heartbeat(client, held)
-                        .map_err(|e| connection::failure(e).to_string())?;
+                    lock::heartbeat(client, held)?;
                     self.speaker.say(Report::Alive(self.next_sign(last_sent)));
                 }
             }
@@ -701,16 +704,35 @@ enum Next {
 const BLIND_TICK: Duration = Duration::from_millis(250);
 
 /// Reads what the server sent unasked. An idle session that becomes readable has most often been ended.
-fn ended_by_server(client: &mut Client) -> Result<(), String> {
+fn ended_by_server(client: &mut Client) -> Result<(), Loss> {
     // What comes is of no interest, only whether an error does.
     let read = client
         .notifications()
         .timeout_iter(Duration::from_millis(1))
         .count();
-    read.map_err(|error| connection::failure(error).to_string())?;
+    read?;
     match client.is_closed() {
-        true => Err("the server closed the connection".into()),
+        true => Err(Loss {
+            why: "the server closed the connection".into(),
+            is_by_command: false,
+        }),
         false => Ok(()),
+    }
+}
+
+/// Why a session that held the lock has ended.
+struct Loss {
+    why: String,
+    /// Somebody has told the server to end it: `pg_terminate_backend`, or whoever shuts the server down.
+    is_by_command: bool,
+}
+
+impl From<postgres::Error> for Loss {
+    fn from(error: postgres::Error) -> Loss {
+        Loss {
+            is_by_command: error.code() == Some(&SqlState::ADMIN_SHUTDOWN),
+            why: connection::failure(error).to_string(),
+        }
     }
 }
 

@@ -59,7 +59,7 @@ mod tests {
             line(80),
             "pglock: waiting for key \"backup\" for 12s; held by web1:77 and 1 more"
         );
-        assert_eq!(line(40), "12s: key \"backup\"; held by web1:77 and 1~");
+        assert_eq!(line(40), "12s: key \"backup\"; held by web1:77 and ~");
         assert_eq!(line(10), "12s: key ~");
     }
 }
