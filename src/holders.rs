@@ -27,6 +27,8 @@ pub struct Backend {
     pub since: Option<Moment>,
     /// Which program its job is, where that is shown.
     pub job: Option<String>,
+    /// It is a pglock that asks again and again, rather than waiting in a queue.
+    pub asks: bool,
     /// Our role is not shown what it does.
     pub is_hidden: bool,
     /// When this was seen, in seconds since 1970, by the server's clock.
@@ -68,7 +70,7 @@ pub fn columns() -> String {
          secs => pg_catalog.substring(a.query, {holds})::float8) \
          WHEN a.query LIKE '{NOTE}%' THEN a.state_change END) AS since, \
          pg_catalog.substring(a.query, '^{} [^*]*job ([^*]+) [*]/') AS job, \
-         a.query = '<insufficient privilege>' AS hidden, \
+         a.query LIKE '{NOTE}asks %' AS asks, a.query = '<insufficient privilege>' AS hidden, \
          extract(epoch FROM pg_catalog.clock_timestamp()) AS now",
         pattern(NOTE)
     )
@@ -105,6 +107,7 @@ impl Backend {
             connected: moment("connected"),
             since: moment("since"),
             job: row.get("job").map(str::to_owned),
+            asks: row.get("asks") == Some("t"),
             is_hidden: row.get("hidden") == Some("t"),
             seen,
         }

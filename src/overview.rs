@@ -83,7 +83,13 @@ pub fn look(client: &mut Client, only: &[Key]) -> Result<Overview, Failure> {
         names.learn(key, *id, slots::MOST);
     }
     let locks = locks(client).map_err(connection::failure)?;
-    let pollers = pollers(client).map_err(connection::failure)?;
+    let mut pollers = pollers(client).map_err(connection::failure)?;
+    // One that has been in the queue a moment ago is only about to come back.
+    let seen: HashSet<&str> = locks
+        .iter()
+        .map(|it| it.backend.application_name.as_str())
+        .collect();
+    pollers.retain(|poller| !seen.contains(poller.application_name.as_str()));
     let present: HashSet<KeyId> = locks.iter().map(|lock| lock.id).collect();
     let backends: Vec<&Backend> = locks
         .iter()
@@ -98,7 +104,7 @@ pub fn look(client: &mut Client, only: &[Key]) -> Result<Overview, Failure> {
             .into_iter()
             .flat_map(|it| polling(it, &names, &database)),
     );
-    stand_behind_holders(&mut entries);
+    stand_behind(&mut entries);
     entries.retain(|entry| bases.is_empty() || bases.contains(&entry.base));
     entries.sort_by(|a, b| a.rank().cmp(&b.rank()));
     let nothing = match only.is_empty() {
@@ -183,11 +189,11 @@ const GLANCE: Duration = Duration::from_millis(3);
 /// The pglocks that wait without a row, each once: those seen at one glance, and if there are any, those seen within a
 /// while.
 fn pollers(client: &mut Client) -> Result<Vec<Backend>, postgres::Error> {
-    let waits = format!("'^{} waits ([0-9.]+) '", holders::pattern(NOTE));
+    let waits = format!("'^{} (?:waits|asks) ([0-9.]+) '", holders::pattern(NOTE));
     // One that has not asked again in time is gone, or has what it waited for.
     let sql = format!(
         "SELECT pid, {} FROM pg_catalog.pg_stat_activity a WHERE a.datname = pg_catalog.current_database() \
-         AND a.query LIKE '{NOTE}waits %' AND a.pid <> pg_catalog.pg_backend_pid() \
+         AND a.query ~ {waits} AND a.pid <> pg_catalog.pg_backend_pid() \
          AND a.state_change > pg_catalog.clock_timestamp() - pg_catalog.make_interval(\
          secs => 1 + pg_catalog.substring(a.query, {waits})::float8) \
          AND a.pid NOT IN (SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid IS NOT NULL)",
@@ -200,7 +206,7 @@ fn pollers(client: &mut Client) -> Result<Vec<Backend>, postgres::Error> {
             let backend = Backend::of_row(&row);
             found.insert(backend.application_name.clone(), backend);
         }
-        if found.is_empty() || began.elapsed() > LOOK {
+        if !found.values().any(|backend| backend.asks) || began.elapsed() > LOOK {
             return Ok(found.into_values().collect());
         }
         sleep(GLANCE);
@@ -246,23 +252,20 @@ fn fold(rows: Vec<Row>, names: &Names) -> Vec<Entry> {
         .into_iter()
         .partition(|row| names.of_ticket(row.id).is_some());
     let mut entries: Vec<Entry> = locks.into_iter().map(|row| Entry::of(row, names)).collect();
-    let (tickets, stays): (Vec<Row>, Vec<Row>) = tickets
+    // Who waits for the ticket of another has a row of that too.
+    let tickets = tickets
         .into_iter()
-        .partition(|row| row.is_granted && row.mode == Mode::Exclusive);
+        .filter(|row| row.is_granted && row.mode == Mode::Exclusive);
     for ticket in tickets {
         let (Some(base), KeyId::IntPair(_, number)) = (names.of_ticket(ticket.id), ticket.id)
         else {
             continue;
         };
         let pid = ticket.backend.pid;
-        // Whom it waits for, which is the one before it in the line.
-        let before = stays
-            .iter()
-            .find(|stay| stay.backend.pid == pid && !stay.is_granted);
         let row = Row {
             id: base,
             is_granted: false,
-            behind: before.map(|stay| stay.behind.clone()).unwrap_or_default(),
+            behind: Vec::new(),
             ..ticket
         };
         let is_own = |entry: &&mut Entry| entry.backend.pid == pid && entry.base == base;
@@ -297,29 +300,47 @@ fn polling(backend: Backend, names: &Names, database: &str) -> Option<Entry> {
         slot: None,
         mode: None,
         scope: None,
-        state: State::Polling,
-        since: None,
+        state: match backend.asks {
+            true => State::Polling,
+            false => State::Queueing,
+        },
+        since: backend.connected.filter(|_| !backend.asks),
         behind: Vec::new(),
-        // That of whoever opened the session of the pool.
+        // Behind a pooler, that of whoever opened the session of the pool.
         backend: Backend {
-            connected: None,
+            connected: backend.connected.filter(|_| !backend.asks),
+            since: None,
             ..backend
         },
     })
 }
 
-/// Whoever waits and does not know behind whom waits for those who hold the key, or a slot of it.
-fn stand_behind_holders(entries: &mut [Entry]) {
-    let holders: Vec<(KeyId, i32)> = entries
+/// Whoever waits in line is behind the one before it, the first in line and whoever asks behind those who hold the key,
+/// or a slot of it.
+fn stand_behind(entries: &mut [Entry]) {
+    let others: Vec<(KeyId, State, Option<i32>)> = entries
         .iter()
-        .filter(|entry| entry.state == State::Holding)
-        .filter_map(|entry| Some((entry.base, entry.backend.pid?)))
+        .map(|entry| (entry.base, entry.state, entry.backend.pid))
         .collect();
-    for entry in entries.iter_mut() {
-        if entry.state != State::Holding && entry.behind.is_empty() {
-            let before = holders.iter().filter(|(base, _)| *base == entry.base);
-            entry.behind = before.map(|(_, pid)| *pid).collect();
-        }
+    for entry in entries
+        .iter_mut()
+        .filter(|entry| entry.behind.is_empty() && entry.state != State::Holding)
+    {
+        let others = others.iter().filter(|(base, ..)| *base == entry.base);
+        let place = |state| match state {
+            State::InLine(place) => Some(place),
+            _ => None,
+        };
+        let before = others
+            .clone()
+            .filter(|(_, state, _)| place(*state).is_some() && place(*state) < place(entry.state));
+        entry.behind = match before.max_by_key(|(_, state, _)| place(*state)) {
+            Some((.., pid)) => pid.iter().copied().collect(),
+            None => others
+                .filter(|(_, state, _)| *state == State::Holding)
+                .filter_map(|(.., pid)| *pid)
+                .collect(),
+        };
     }
 }
 

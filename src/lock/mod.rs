@@ -513,8 +513,8 @@ impl Lock {
         let attempt = answer.attempt();
         if !matches!(attempt, Attempt::Acquired(_)) {
             // A session of the pool keeps this as its last message, until it is lent to another.
-            let waits = Note::Waits(Backoff::longest(poll));
-            client.simple_query(&waits.on("ROLLBACK"))?;
+            let asks = Note::Asks(Backoff::longest(poll));
+            client.simple_query(&asks.on("ROLLBACK"))?;
         }
         Ok(attempt)
     }
@@ -591,8 +591,8 @@ impl Lock {
         };
         let rest = Lock { keys, ..*self };
         let sql = rest.in_sql().attempt("NOT standby", "", "1", None);
-        let waits = Note::Waits(Backoff::longest(poll));
-        let answer = Answer::noting(client, &format!("SELECT *{sql}"), waits)?;
+        let asks = Note::Asks(Backoff::longest(poll));
+        let answer = Answer::noting(client, &format!("SELECT *{sql}"), asks)?;
         Ok(match answer.attempt() {
             Attempt::Busy(key) => Attempt::Busy(before + key),
             attempt => attempt,

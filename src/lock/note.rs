@@ -27,8 +27,10 @@ pub fn name_job(program: &OsStr) {
 pub(super) enum Note {
     /// Nothing.
     Plain,
-    /// We wait, and will ask again within this time.
+    /// We wait in the server's queue for so long, and then come back.
     Waits(Duration),
+    /// We wait, and will ask again within this time.
+    Asks(Duration),
     /// We have held the lock for this long.
     Holds(Duration),
 }
@@ -45,7 +47,8 @@ impl Note {
     fn comment(self, job: &str) -> String {
         let state = match self {
             Note::Plain => String::new(),
-            Note::Waits(rest) => format!("waits {:.3} ", rest.as_secs_f64()),
+            Note::Waits(slice) => format!("waits {:.3} ", slice.as_secs_f64()),
+            Note::Asks(rest) => format!("asks {:.3} ", rest.as_secs_f64()),
             Note::Holds(time) => format!("holds {:.3} ", time.as_secs_f64()),
         };
         format!("{NOTE}{state}job {job} */ ")
