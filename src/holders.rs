@@ -5,7 +5,7 @@
 //! `application_name`.
 
 use crate::key::{Key, KeyId};
-use crate::lock::{IN_THIS_DATABASE, ask};
+use crate::lock::{AT_ONCE, IN_THIS_DATABASE, ask};
 use postgres::{Client, SimpleQueryMessage};
 use std::fmt;
 
@@ -26,7 +26,7 @@ pub fn of(client: &mut Client, ids: &[KeyId]) -> Result<Vec<Holder>, postgres::E
         format!("({classid}, {objid}, {objsubid})")
     });
     let sql = format!(
-        "SELECT l.pid, a.usename, a.application_name, \
+        "{AT_ONCE}SELECT l.pid, a.usename, a.application_name, \
          pg_catalog.to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SSOF') AS since \
          FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a USING (pid) \
          WHERE l.locktype = 'advisory' AND l.granted AND l.{IN_THIS_DATABASE} \
