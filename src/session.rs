@@ -105,6 +105,8 @@ pub enum Report {
         /// It was ours until then.
         was_held: bool,
     },
+    /// A fault of ours has ended the session, and nothing more will be said of it.
+    Broken,
 }
 
 /// The lock that we hold.
@@ -177,6 +179,14 @@ impl Speaker {
         // The main thread may be gone already, on its way out; nobody is left to hear it then.
         let _ = self.sender.send(report);
         self.waker.wake();
+    }
+}
+
+impl Drop for Speaker {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.say(Report::Broken);
+        }
     }
 }
 
@@ -718,6 +728,20 @@ mod tests {
             long.ends_with(&format!(" {}:4294967295", "h".repeat(32))),
             "{long}"
         );
+    }
+
+    #[test]
+    fn a_session_that_panics_says_so() {
+        let (sender, reports) = channel();
+        let waker = Waker::of_nobody().expect("a pair of sockets");
+        let speaker = Speaker { sender, waker };
+        let thread = std::thread::spawn(move || {
+            let _speaker = speaker;
+            panic!("on purpose");
+        });
+        assert!(thread.join().is_err());
+        assert!(matches!(reports.try_recv(), Ok(Report::Broken)));
+        assert!(reports.try_recv().is_err());
     }
 
     #[test]

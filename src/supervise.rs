@@ -229,6 +229,13 @@ impl Supervisor {
                 Event::Lost
             }
             Report::Released { was_held } => Event::Released { was_held },
+            Report::Broken => {
+                let why = "an internal error has ended the session";
+                match self.held {
+                    Some(_) => self.event_of(Report::Lost(why.into())),
+                    None => self.event_of(Report::Failed(Failure::say(ExitCode::Internal, why))),
+                }
+            }
         }
     }
 
