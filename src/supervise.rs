@@ -133,7 +133,12 @@ impl Supervisor {
         match outcome {
             Outcome::Conflict(_) => {
                 let held = words.map_or_else(
-                    || format!("{} is held, and the server does not say by whom", self.name),
+                    || {
+                        format!(
+                            "{} was not acquired, and the server has not said who holds it",
+                            self.name
+                        )
+                    },
                     str::to_owned,
                 );
                 diag::notice(format_args!("{held}; {}", self.patience_sentence()));
