@@ -62,7 +62,13 @@ pub fn sentence(
         id if id == key.given() => String::new(),
         id => format!(" ({id})"),
     };
+    // A slot can be free, and not be ours: it was given back a moment ago, or somebody stands in line for it.
+    let taken = holders.map_or(0, <[_]>::len);
     let (what, is, was) = match slots {
+        Some(count) if (1..usize::from(count)).contains(&taken) => {
+            let is = if taken == 1 { "is" } else { "are" };
+            (format!("{taken} of {count} slots of key {key}{id}"), is, is)
+        }
         Some(count) => (format!("all {count} slots of key {key}{id}"), "are", "were"),
         None => (format!("key {key}{id}"), "is", "was"),
     };
@@ -143,5 +149,17 @@ mod tests {
             sentence(&number, KeyId::Bigint(42), None, "app", Some(&[])),
             "key 42 in database \"app\" was held until a moment ago"
         );
+        let of_slots = |count| {
+            let holders = [holder("psql", None), holder("pglock:42 web1:77", None)];
+            sentence(
+                &number,
+                KeyId::Bigint(42),
+                Some(count),
+                "app",
+                Some(&holders),
+            )
+        };
+        assert!(of_slots(2).starts_with("all 2 slots of key 42 in database \"app\" are held by "));
+        assert!(of_slots(3).starts_with("2 of 3 slots of key 42 in database \"app\" are held by "));
     }
 }
