@@ -88,8 +88,10 @@ impl Timing {
 
 /// What the session has to say. The order is that of a good day.
 pub enum Report {
-    /// It can be interrupted from now on.
-    Connected(Canceller),
+    /// There is a server, or a pooler.
+    Connected,
+    /// It is the server itself, so the wait can be interrupted by this.
+    Direct(Canceller),
     /// It lives; the next report is due by then, or it does not.
     Alive(Instant),
     /// The lock is ours.
@@ -211,8 +213,8 @@ impl Thread {
             socket,
             canceller,
         } = self.connect()?;
-        self.speaker.say(Report::Connected(canceller));
-        let (asked, got) = self.first_try(&mut client)?;
+        self.speaker.say(Report::Connected);
+        let (asked, got) = self.first_try(&mut client, canceller)?;
         let mut acquired = match got {
             Ok(acquired) => acquired,
             Err(taken) => match self.wait(&mut client, &asked, taken)? {
@@ -301,9 +303,18 @@ impl Thread {
 
     /// Looks at the server, and tries the lock for the first time: in the same message, unless a transaction is
     /// needed for it.
-    fn first_try(&self, client: &mut Client) -> Result<(Asked, Result<Acquired, usize>), Failure> {
+    fn first_try(
+        &self,
+        client: &mut Client,
+        canceller: Canceller,
+    ) -> Result<(Asked, Result<Acquired, usize>), Failure> {
         let (asked, attempt) = self.first_message(client)?;
         let Asked { lock, server, .. } = &asked;
+        // A pooler is not asked to cancel: PgBouncer 1.18 can end by it, with everybody's locks, and a wait there has
+        // hardly anything to interrupt.
+        if !server.pooled {
+            self.speaker.say(Report::Direct(canceller));
+        }
         diag::detail(format_args!(
             "connected to database {:?}, backend {}{}",
             server.database,
