@@ -9,7 +9,7 @@ use crate::diag;
 use crate::holders::Backend;
 use crate::key::{self, Key, KeyId};
 use crate::list;
-use crate::lock::{self, Answer, IN_THIS_DATABASE, ask};
+use crate::lock::{self, AT_ONCE, Answer, IN_THIS_DATABASE, ask};
 use crate::outcome::{ExitCode, Failure};
 use crate::output;
 use crate::overview::{self, Entry, Overview, State};
@@ -116,7 +116,7 @@ fn end(client: &mut Client, backends: &[&Backend]) -> Result<String, Failure> {
     let mut told: Vec<i32> = Vec::new();
     let mut words = String::new();
     // The marks are those of a transaction, which are right behind a pooler too.
-    ask(client, "BEGIN").map_err(connection::failure)?;
+    ask(client, "BEGIN NOT DEFERRABLE").map_err(connection::failure)?;
     // Those who wait first, or they would be given the lock.
     for backend in backends.iter().rev() {
         let Some(pid) = backend.pid else {
@@ -215,7 +215,7 @@ fn aftermath(client: &mut Client, keys: &[Key]) -> Result<String, Failure> {
 /// The server is gone.
 pub fn by_whom(client: &mut Client, pid: i32) -> Result<Option<String>, postgres::Error> {
     let sql = format!(
-        "SELECT application_name, usename FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid) \
+        "{AT_ONCE}SELECT application_name, usename FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid) \
          WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.classid = {} AND l.objid = {pid} AND l.granted \
          AND l.{IN_THIS_DATABASE}",
         MARK as u32

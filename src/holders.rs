@@ -5,7 +5,7 @@
 //! `application_name`.
 
 use crate::key::{Key, KeyId};
-use crate::lock::{IN_THIS_DATABASE, NOTE, ask};
+use crate::lock::{AT_ONCE, IN_THIS_DATABASE, NOTE, ask};
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -200,7 +200,7 @@ pub fn of(client: &mut Client, ids: &[KeyId]) -> Result<Vec<Backend>, postgres::
         format!("({classid}, {objid}, {objsubid})")
     });
     let sql = format!(
-        "SELECT l.pid, {} \
+        "{AT_ONCE}SELECT l.pid, {} \
          FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a USING (pid) \
          WHERE l.locktype = 'advisory' AND l.granted AND l.{IN_THIS_DATABASE} \
          AND (l.classid::bigint, l.objid::bigint, l.objsubid) IN ({}) \
@@ -233,7 +233,13 @@ pub fn sentence(
         id if id == key.given() => String::new(),
         id => format!(" ({id})"),
     };
+    // A slot can be free, and not be ours: it was given back a moment ago, or somebody stands in line for it.
+    let taken = holders.map_or(0, <[_]>::len);
     let (what, is, was) = match slots {
+        Some(count) if (1..usize::from(count)).contains(&taken) => {
+            let is = if taken == 1 { "is" } else { "are" };
+            (format!("{taken} of {count} slots of key {key}{id}"), is, is)
+        }
         Some(count) => (format!("all {count} slots of key {key}{id}"), "are", "were"),
         None => (format!("key {key}{id}"), "is", "was"),
     };
@@ -354,5 +360,17 @@ mod tests {
             sentence(&number, KeyId::Bigint(42), None, "app", Some(&[])),
             "key 42 in database \"app\" was held until a moment ago"
         );
+        let of_slots = |count| {
+            let holders = [backend("psql"), backend("pglock:42 web1:77")];
+            sentence(
+                &number,
+                KeyId::Bigint(42),
+                Some(count),
+                "app",
+                Some(&holders),
+            )
+        };
+        assert!(of_slots(2).starts_with("all 2 slots of key 42 in database \"app\" are held by "));
+        assert!(of_slots(3).starts_with("2 of 3 slots of key 42 in database \"app\" are held by "));
     }
 }

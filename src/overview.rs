@@ -10,7 +10,7 @@ use crate::evict;
 use crate::holders::{self, Backend, Moment, columns, rows};
 use crate::key::{self, Key, KeyId};
 use crate::line::Line;
-use crate::lock::{self, IN_THIS_DATABASE, Mode, NOTE, Scope, ask};
+use crate::lock::{self, AT_ONCE, IN_THIS_DATABASE, Mode, NOTE, Scope, ask};
 use crate::names::Names;
 use crate::outcome::Failure;
 use crate::slots;
@@ -122,8 +122,9 @@ pub fn look(client: &mut Client, only: &[Key]) -> Result<Overview, Failure> {
 
 /// The database that we are in, and our role.
 fn whereabouts(client: &mut Client) -> Result<(String, String), postgres::Error> {
-    let sql = "SELECT pg_catalog.current_database() AS database, current_user AS role";
-    let answer = lock::Answer::to(client, sql)?;
+    let sql =
+        format!("{AT_ONCE}SELECT pg_catalog.current_database() AS database, current_user AS role");
+    let answer = lock::Answer::to(client, &sql)?;
     let text = |column| answer.get(column).unwrap_or_default().to_owned();
     Ok((text("database"), text("role")))
 }
@@ -143,7 +144,7 @@ struct Row {
 /// All advisory locks of the database. Since when a lock is waited for is known to PostgreSQL 14 and later.
 fn locks(client: &mut Client) -> Result<Vec<Row>, postgres::Error> {
     let sql = format!(
-        "WITH locks AS (SELECT * FROM pg_catalog.pg_locks) \
+        "{AT_ONCE}WITH locks AS (SELECT * FROM pg_catalog.pg_locks) \
          SELECT l.pid, l.classid::bigint AS classid, l.objid::bigint AS objid, l.objsubid, l.mode, l.granted, \
          CASE WHEN NOT l.granted THEN extract(epoch FROM COALESCE(\
          (pg_catalog.to_jsonb(l) ->> 'waitstart')::timestamptz, a.query_start)) END AS waiting_since, \
@@ -192,7 +193,7 @@ fn pollers(client: &mut Client) -> Result<Vec<Backend>, postgres::Error> {
     let waits = format!("'^{} (?:waits|asks) ([0-9.]+) '", holders::pattern(NOTE));
     // One that has not asked again in time is gone, or has what it waited for.
     let sql = format!(
-        "SELECT pid, {} FROM pg_catalog.pg_stat_activity a WHERE a.datname = pg_catalog.current_database() \
+        "{AT_ONCE}SELECT pid, {} FROM pg_catalog.pg_stat_activity a WHERE a.datname = pg_catalog.current_database() \
          AND a.query ~ {waits} AND a.pid <> pg_catalog.pg_backend_pid() \
          AND a.state_change > pg_catalog.clock_timestamp() - pg_catalog.make_interval(\
          secs => 1 + pg_catalog.substring(a.query, {waits})::float8) \

@@ -92,8 +92,10 @@ impl Timing {
 
 /// What the session has to say. The order is that of a good day.
 pub enum Report {
-    /// It can be interrupted from now on.
-    Connected(Canceller),
+    /// There is a server, or a pooler.
+    Connected,
+    /// It is the server itself, so the wait can be interrupted by this.
+    Direct(Canceller),
     /// It lives; the next report is due by then, or it does not.
     Alive(Instant),
     /// Others hold the lock: these, as a glance while we wait has shown.
@@ -113,6 +115,8 @@ pub enum Report {
         /// It was ours until then.
         was_held: bool,
     },
+    /// A fault of ours has ended the session, and nothing more will be said of it.
+    Broken,
 }
 
 /// The lock that we hold.
@@ -199,6 +203,14 @@ impl Speaker {
     }
 }
 
+impl Drop for Speaker {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.say(Report::Broken);
+        }
+    }
+}
+
 struct Thread {
     request: Request,
     orders: UnixStream,
@@ -220,8 +232,8 @@ impl Thread {
             socket,
             canceller,
         } = self.connect()?;
-        self.speaker.say(Report::Connected(canceller));
-        let (asked, got) = self.first_try(&mut client)?;
+        self.speaker.say(Report::Connected);
+        let (asked, got) = self.first_try(&mut client, canceller)?;
         let mut acquired = match got {
             Ok(acquired) => acquired,
             Err(taken) => match self.wait(&mut client, &asked, taken)? {
@@ -324,9 +336,18 @@ impl Thread {
 
     /// Looks at the server, and tries the lock for the first time: in the same message, unless a transaction is
     /// needed for it.
-    fn first_try(&self, client: &mut Client) -> Result<(Asked, Result<Acquired, usize>), Failure> {
+    fn first_try(
+        &self,
+        client: &mut Client,
+        canceller: Canceller,
+    ) -> Result<(Asked, Result<Acquired, usize>), Failure> {
         let (asked, attempt) = self.first_message(client)?;
         let Asked { lock, server, .. } = &asked;
+        // A pooler is not asked to cancel: PgBouncer 1.18 can end by it, with everybody's locks, and a wait there has
+        // hardly anything to interrupt.
+        if !server.pooled {
+            self.speaker.say(Report::Direct(canceller));
+        }
         diag::detail(format_args!(
             "connected to database {:?}, backend {}{}",
             server.database,
@@ -789,6 +810,20 @@ mod tests {
             long.ends_with(&format!(" {}:4294967295", "h".repeat(32))),
             "{long}"
         );
+    }
+
+    #[test]
+    fn a_session_that_panics_says_so() {
+        let (sender, reports) = channel();
+        let waker = Waker::of_nobody().expect("a pair of sockets");
+        let speaker = Speaker { sender, waker };
+        let thread = std::thread::spawn(move || {
+            let _speaker = speaker;
+            panic!("on purpose");
+        });
+        assert!(thread.join().is_err());
+        assert!(matches!(reports.try_recv(), Ok(Report::Broken)));
+        assert!(reports.try_recv().is_err());
     }
 
     #[test]

@@ -71,6 +71,7 @@ pub fn run(plan: Plan, signals: Signals) -> Result<Outcome, Failure> {
         state: State::new(rules),
         rules,
         began,
+        connected: false,
         canceller: None,
         held: None,
         job: None,
@@ -97,6 +98,7 @@ struct Supervisor {
     state: State,
     rules: Rules,
     began: Instant,
+    connected: bool,
     canceller: Option<Canceller>,
     held: Option<Held>,
     job: Option<Job>,
@@ -179,7 +181,12 @@ impl Supervisor {
         match outcome {
             Outcome::Conflict(_) => {
                 let held = words.map_or_else(
-                    || format!("{} is held, and the server does not say by whom", self.name),
+                    || {
+                        format!(
+                            "{} was not acquired, and the server has not said who holds it",
+                            self.name
+                        )
+                    },
                     str::to_owned,
                 );
                 diag::notice(format_args!("{held}; {}", self.patience_sentence()));
@@ -248,7 +255,11 @@ impl Supervisor {
     /// What a report means for the decisions; what only concerns the acting is kept here.
     fn event_of(&mut self, report: Report) -> Event {
         match report {
-            Report::Connected(canceller) => {
+            Report::Connected => {
+                self.connected = true;
+                Event::Connected
+            }
+            Report::Direct(canceller) => {
                 self.canceller = Some(canceller);
                 Event::Connected
             }
@@ -288,6 +299,13 @@ impl Supervisor {
                 Event::Tick
             }
             Report::Released { was_held } => Event::Released { was_held },
+            Report::Broken => {
+                let why = "an internal error has ended the session";
+                match self.held {
+                    Some(_) => self.event_of(Report::Lost(why.into())),
+                    None => self.event_of(Report::Failed(Failure::say(ExitCode::Internal, why))),
+                }
+            }
         }
     }
 
@@ -311,9 +329,9 @@ impl Supervisor {
     /// The server has not reported in time, so it has said nothing that could be repeated.
     fn silence_sentence(&self) -> String {
         let waited = rounded(self.began.elapsed());
-        match self.canceller {
-            Some(_) => format!("the server does not answer any more, {waited} after the start"),
-            None => format!("cannot connect to {} within {waited}", self.address),
+        match self.connected {
+            true => format!("the server does not answer any more, {waited} after the start"),
+            false => format!("cannot connect to {} within {waited}", self.address),
         }
     }
 
@@ -435,7 +453,8 @@ impl Supervisor {
     }
 
     /// Interrupts the wait on a thread of its own: it takes a connection, and the loop does not wait for one.
-    /// The session is told as well, since between two messages there is nothing to interrupt.
+    /// The session is told as well, since between two messages there is nothing to interrupt, and through a pooler
+    /// nothing is interrupted.
     fn cancel(&mut self) {
         self.session.release();
         let Some(canceller) = self.canceller.clone() else {

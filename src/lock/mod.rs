@@ -20,7 +20,7 @@ pub use answer::{Answer, IN_THIS_DATABASE, ask};
 pub use note::{NOTE, name_job};
 pub use queue::{Talk, stand_in};
 pub use server::Server;
-pub use settings::{TIMEOUTS, prepare};
+pub use settings::{AT_ONCE, TIMEOUTS, prepare};
 
 use crate::connection;
 use crate::key::{Key, KeyId, Number};
@@ -284,7 +284,7 @@ pub fn numbers(client: &mut Client, keys: &[Key]) -> Result<Vec<KeyId>, Failure>
         Number::Computed(expression) => format!("{expression} AS k{n}"),
         Number::Known(_) => format!("NULL AS k{n}"),
     });
-    let sql = format!("SELECT {}", columns.collect::<Vec<_>>().join(", "));
+    let sql = format!("{AT_ONCE}SELECT {}", columns.collect::<Vec<_>>().join(", "));
     let answer = Answer::to(client, &sql).map_err(unlike_postgresql)?;
     let ids = keys
         .iter()
@@ -372,7 +372,8 @@ impl Lock<KeyInSql> {
             &format!("pg_catalog.set_config('application_name', NULL, true) AS name, {key} AS key"),
             line,
         );
-        let answer = Answer::to(client, &format!("SELECT *{sql}")).map_err(unlike_postgresql)?;
+        let sql = format!("{AT_ONCE}SELECT *{sql}");
+        let answer = Answer::to(client, &sql).map_err(unlike_postgresql)?;
         let server = Server {
             pooled: answer.get("name") != Some(application_name),
             standby: answer.is_true("standby"),
@@ -650,14 +651,14 @@ pub fn release_all(client: &mut Client) -> Result<(), postgres::Error> {
 /// The position is that of a message in the WAL, which nobody reads; it is on disk when the answer comes, whatever
 /// `synchronous_commit` is set to.
 pub fn token(client: &mut Client) -> Result<String, postgres::Error> {
-    let answer = Answer::to(
-        client,
-        "SELECT pg_catalog.set_config('synchronous_commit', 'on', true); \
+    let sql = format!(
+        "{AT_ONCE}SELECT pg_catalog.set_config('synchronous_commit', 'on', true); \
          SELECT pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) \
          || pg_catalog.lpad(pg_catalog.split_part(lsn, '/', 1), 8, '0') \
          || pg_catalog.lpad(pg_catalog.split_part(lsn, '/', 2), 8, '0') AS token \
-         FROM (SELECT pg_catalog.pg_logical_emit_message(true, 'pglock', '')::text AS lsn OFFSET 0) AS message",
-    )?;
+         FROM (SELECT pg_catalog.pg_logical_emit_message(true, 'pglock', '')::text AS lsn OFFSET 0) AS message"
+    );
+    let answer = Answer::to(client, &sql)?;
     Ok(answer.get("token").unwrap_or_default().to_owned())
 }
 
