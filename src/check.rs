@@ -68,8 +68,8 @@ pub fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Resul
     // The key is random, and the application's name is as unique as it.
     let random = RandomState::new().hash_one(());
     let id = KeyId::Bigint(random as i64);
-    let name = format!("check {random:016x}");
-    let application_name = session::application_name(settings.application_name(), &name);
+    let name = format!("pglock check {random:016x}");
+    let application_name = session::application_name(settings.application_name(), &name, None);
     let Connection { mut client, .. } = settings.open(&application_name, &mut |_| {})?;
     let lock = Lock {
         keys: Keys::All(vec![id]),
@@ -377,7 +377,9 @@ impl Inspection {
                 lock::prepare(&mut self.client, limit).map_err(connection::failure)?;
                 first
             }
-            Scope::Transaction => lock.first_try_in_transaction(&mut self.client, limit)?,
+            Scope::Transaction => {
+                lock.first_try_in_transaction(&mut self.client, limit, Duration::ZERO)?
+            }
         };
         Ok((lock, attempt))
     }
@@ -495,7 +497,7 @@ impl Inspection {
         let mut times = Vec::new();
         for _ in 0..ROUND_TRIPS {
             let began = Instant::now();
-            lock::heartbeat(&mut self.client).map_err(connection::failure)?;
+            lock::heartbeat(&mut self.client, Duration::ZERO).map_err(connection::failure)?;
             times.push(began.elapsed());
         }
         times.sort();

@@ -37,6 +37,10 @@ struct Cli {
 enum Command {
     /// Run a command while holding a lock
     Run(RunArgs),
+    /// List who holds and who waits for the locks of the database, pglock's and anybody else's
+    List(ListArgs),
+    /// End the sessions that hold a lock, so that it is free; their pglocks stop their jobs
+    Evict(EvictArgs),
     /// Say whether the connection is fit for locks: server, pooler, timeouts, one line each
     Check(CheckArgs),
     /// Print the number of a key, without a server
@@ -121,6 +125,9 @@ struct RunArgs {
     #[command(flatten)]
     connection: ConnectionArgs,
 
+    #[command(flatten)]
+    scope: ScopeArgs,
+
     /// Do not say it when someone else holds the lock
     #[arg(short, long, conflicts_with = "verbose")]
     quiet: bool,
@@ -144,7 +151,10 @@ struct ConnectionArgs {
     /// PGCONNECT_TIMEOUT says, or 10s] [env: PGLOCK_CONNECT_TIMEOUT]
     #[arg(long, value_name = "DURATION")]
     connect_timeout: Option<Limit>,
+}
 
+#[derive(Debug, Args)]
+struct ScopeArgs {
     /// What the lock lives as long as: session, transaction, or session-pooled (through a pooler that
     /// pools whole sessions); auto is transaction behind a pooler, else session [default: auto]
     /// [env: PGLOCK_SCOPE]
@@ -152,10 +162,63 @@ struct ConnectionArgs {
     scope: Option<ScopeArg>,
 }
 
+/// Keys to look for.
+#[derive(Debug, Args)]
+struct HashArgs {
+    /// How a name becomes a number, as for `run` [default: sha256] [env: PGLOCK_HASH]
+    #[arg(long, value_name = "SCHEME", value_parser = scheme_parser(), hide_possible_values = true)]
+    hash: Option<Scheme>,
+}
+
+#[derive(Debug, Args)]
+struct ListArgs {
+    /// Only this key, with its slots and those who wait in line; exit with 75 if somebody holds it
+    #[arg(short, long, value_parser = key_or_option, allow_hyphen_values = true)]
+    key: Vec<Key>,
+
+    #[command(flatten)]
+    hash: HashArgs,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+
+    /// Look again every 2 seconds, until interrupted
+    #[arg(long)]
+    watch: bool,
+
+    #[command(flatten)]
+    connection: ConnectionArgs,
+}
+
+#[derive(Debug, Args)]
+struct EvictArgs {
+    /// The lock whose holders are to go, with its slots
+    #[arg(short, long, value_parser = key_or_option, allow_hyphen_values = true, required_unless_present = "hash")]
+    key: Vec<Key>,
+
+    #[command(flatten)]
+    hash: HashArgs,
+
+    /// Those who wait for it too
+    #[arg(long)]
+    waiters: bool,
+
+    /// Do not ask; needed where there is no terminal to ask on
+    #[arg(short, long)]
+    yes: bool,
+
+    #[command(flatten)]
+    connection: ConnectionArgs,
+}
+
 #[derive(Debug, Args)]
 struct CheckArgs {
     #[command(flatten)]
     connection: ConnectionArgs,
+
+    #[command(flatten)]
+    scope: ScopeArgs,
 
     /// Print JSON
     #[arg(long)]
@@ -293,6 +356,10 @@ impl FromStr for Slots {
 pub enum Invocation {
     /// `pglock run`
     Run(Box<Run>),
+    /// `pglock list`
+    List(List),
+    /// `pglock evict`
+    Evict(Evict),
     /// `pglock check`
     Check(Box<Check>),
     /// `pglock key`
@@ -312,8 +379,32 @@ pub struct Target {
     pub dsn_is_argument: bool,
     /// How long connecting to one address may take; zero is no limit, `None` leaves it to the other settings.
     pub connect_timeout: Option<Duration>,
-    /// What the lock lives as long as.
-    pub scope: ScopeChoice,
+}
+
+/// `pglock list`, validated.
+#[derive(Debug)]
+pub struct List {
+    /// Where to connect.
+    pub target: Target,
+    /// The keys to look for; none for all.
+    pub keys: Vec<Key>,
+    /// JSON instead of a table.
+    pub json: bool,
+    /// Again and again.
+    pub watch: bool,
+}
+
+/// `pglock evict`, validated.
+#[derive(Debug)]
+pub struct Evict {
+    /// Where to connect.
+    pub target: Target,
+    /// The keys, at least one.
+    pub keys: Vec<Key>,
+    /// Whether those who wait are to go too.
+    pub waiters: bool,
+    /// Whether nobody need be asked.
+    pub yes: bool,
 }
 
 /// `pglock check`, validated.
@@ -321,6 +412,8 @@ pub struct Target {
 pub struct Check {
     /// Where to connect.
     pub target: Target,
+    /// What the lock is to live as long as.
+    pub scope: ScopeChoice,
     /// From TERM to KILL, as `run` would take it from the variable.
     pub kill_after: Duration,
     /// Period and deadline of the heartbeat, likewise.
@@ -360,6 +453,8 @@ pub struct Run {
     pub poll: Duration,
     /// Where to connect.
     pub target: Target,
+    /// What the lock lives as long as.
+    pub scope: ScopeChoice,
     /// How much to say.
     pub verbosity: Verbosity,
     /// The command and its arguments.
@@ -417,6 +512,8 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
         .and_then(|m| Cli::from_arg_matches(&m));
     match parsed.map(|cli| cli.command) {
         Ok(Command::Run(arguments)) => Ok(Invocation::Run(Box::new(arguments.validate()?))),
+        Ok(Command::List(arguments)) => arguments.validate().map(Invocation::List),
+        Ok(Command::Evict(arguments)) => arguments.validate().map(Invocation::Evict),
         Ok(Command::Check(arguments)) => Ok(Invocation::Check(Box::new(arguments.validate()?))),
         Ok(Command::Key(arguments)) => arguments.validate().map(Invocation::Key),
         Ok(Command::Completions(CompletionsArgs { shell })) => Ok(Invocation::Completions(shell)),
@@ -497,6 +594,7 @@ impl RunArgs {
         }
         let (heartbeat, kill_after) = timing(self.heartbeat, self.kill_after)?;
         let target = self.connection.validate()?;
+        let scope = self.scope.validate()?;
         let tries_once = wait.is_some_and(|limit| limit.0.is_zero());
         let senseless = match self.key.len() {
             2.. if self.slots.is_some() => Some("--slots takes one --key"),
@@ -504,7 +602,7 @@ impl RunArgs {
             _ if self.fair && tries_once => {
                 Some("--fair waits in line, and a wait of 0 does not wait")
             }
-            _ if self.fair && target.scope == ScopeChoice::Transaction => Some(
+            _ if self.fair && scope == ScopeChoice::Transaction => Some(
                 "--fair needs a session to stand in line with, and --scope transaction has none",
             ),
             _ => None,
@@ -535,6 +633,7 @@ impl RunArgs {
             inherit_socket: !self.close,
             poll,
             target,
+            scope,
             verbosity: match (self.quiet, self.verbose) {
                 (true, _) => Verbosity::Quiet,
                 (_, true) => Verbosity::Verbose,
@@ -615,7 +714,6 @@ fn usage(words: impl std::fmt::Display) -> Failure {
 impl ConnectionArgs {
     fn validate(self) -> Result<Target, Failure> {
         let connect_timeout = or_variable(self.connect_timeout, "PGLOCK_CONNECT_TIMEOUT")?;
-        let scopes = "auto, session, transaction or session-pooled";
         Ok(Target {
             dsn_is_argument: self.dsn.is_some(),
             dsn: match self.dsn {
@@ -626,12 +724,45 @@ impl ConnectionArgs {
                 },
             },
             connect_timeout: connect_timeout.map(|limit| limit.0),
-            scope: match choice_or_variable(self.scope, "PGLOCK_SCOPE", scopes)? {
-                None | Some(ScopeArg::Auto) => ScopeChoice::Auto,
-                Some(ScopeArg::Session) => ScopeChoice::Session,
-                Some(ScopeArg::Transaction) => ScopeChoice::Transaction,
-                Some(ScopeArg::SessionPooled) => ScopeChoice::SessionPooled,
+        })
+    }
+}
+
+impl ScopeArgs {
+    fn validate(self) -> Result<ScopeChoice, Failure> {
+        let scopes = "auto, session, transaction or session-pooled";
+        let scope = choice_or_variable(self.scope, "PGLOCK_SCOPE", scopes)?;
+        Ok(match scope {
+            None | Some(ScopeArg::Auto) => ScopeChoice::Auto,
+            Some(ScopeArg::Session) => ScopeChoice::Session,
+            Some(ScopeArg::Transaction) => ScopeChoice::Transaction,
+            Some(ScopeArg::SessionPooled) => ScopeChoice::SessionPooled,
+        })
+    }
+}
+
+impl ListArgs {
+    fn validate(self) -> Result<List, Failure> {
+        let all = self.key.is_empty() && self.hash.hash.is_none();
+        Ok(List {
+            keys: match all {
+                true => Vec::new(),
+                false => the_keys(self.key, self.hash.hash)?,
             },
+            target: self.connection.validate()?,
+            json: self.json,
+            watch: self.watch,
+        })
+    }
+}
+
+impl EvictArgs {
+    fn validate(self) -> Result<Evict, Failure> {
+        Ok(Evict {
+            keys: without_duplicates(the_keys(self.key, self.hash.hash)?),
+            target: self.connection.validate()?,
+            waiters: self.waiters,
+            yes: self.yes,
         })
     }
 }
@@ -641,6 +772,7 @@ impl CheckArgs {
         let (heartbeat, kill_after) = timing(None, None)?;
         Ok(Check {
             target: self.connection.validate()?,
+            scope: self.scope.validate()?,
             heartbeat,
             kill_after,
             json: self.json,

@@ -4,10 +4,10 @@
 //! not end a pglock that guards a running job, so errors of writing are dropped, and so is a line that nobody reads.
 
 use nix::poll::{PollFd, PollFlags, poll};
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::io::Write;
 use std::os::fd::AsFd;
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// How much pglock says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +22,9 @@ pub enum Verbosity {
 }
 
 static VERBOSITY: OnceLock<Verbosity> = OnceLock::new();
+
+/// Whether a line that changes is on the terminal, and the cursor behind it.
+static IS_LIVE: Mutex<bool> = Mutex::new(false);
 
 /// Sets the verbosity, once, before the first word.
 pub fn set_verbosity(verbosity: Verbosity) {
@@ -48,9 +51,37 @@ pub fn detail(words: impl Display) {
     }
 }
 
+/// Whether [`notice`] says nothing.
+pub fn is_quiet() -> bool {
+    verbosity() == Verbosity::Quiet
+}
+
 /// Whether [`detail`] says anything, for details that cost something to find out.
 pub fn is_verbose() -> bool {
     verbosity() >= Verbosity::Verbose
+}
+
+/// Shows a line in place of the one that was shown before, on a terminal that is wide enough for it.
+pub fn live(line: &str) {
+    let mut is_live = is_live();
+    *is_live = true;
+    write(format_args!(
+        "\r{}\x1b[K",
+        line.replace(char::is_control, " ")
+    ));
+}
+
+/// Takes the changing line away.
+pub fn erase() {
+    let mut is_live = is_live();
+    if std::mem::take(&mut *is_live) {
+        write(format_args!("\r\x1b[K"));
+    }
+}
+
+/// The lock is held while something is written, so that two threads do not write into each other's line.
+fn is_live() -> MutexGuard<'static, bool> {
+    IS_LIVE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn verbosity() -> Verbosity {
@@ -74,10 +105,19 @@ fn say(words: impl Display) {
         line.truncate(end.unwrap_or_default());
         line.push_str("...");
     }
+    let before = match std::mem::take(&mut *is_live()) {
+        true => "\r\x1b[K",
+        false => "",
+    };
+    write(format_args!("{before}{line}\n"));
+}
+
+/// Writes if there is room, and does not wait for it for long.
+fn write(text: fmt::Arguments) {
     let stderr = std::io::stderr();
     let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
     if matches!(poll(&mut room, ROOM), Ok(0)) {
         return;
     }
-    let _ = writeln!(stderr.lock(), "{line}");
+    let _ = stderr.lock().write_all(text.to_string().as_bytes());
 }

@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 
 const JOB_IN_BASH: &str = include_str!("generated/job.bash");
 const JOB_IN_FISH: &str = include_str!("generated/job.fish");
+/// Those that have options.
+const SUBCOMMANDS: [&str; 5] = ["run", "list", "evict", "check", "key"];
+
 const MANUAL: &str = include_str!("generated/pglock.1.in");
 
 #[test]
@@ -63,7 +66,7 @@ fn fish_is_up_to_date() {
 #[test]
 fn the_manual_is_up_to_date() {
     let mut manual = replace_once(MANUAL, "@VERSION@", env!("CARGO_PKG_VERSION"));
-    for name in ["run", "check", "key"] {
+    for name in SUBCOMMANDS {
         let mark = format!("@OPTIONS {name}@\n");
         manual = replace_once(&manual, &mark, &options_in_roff(name));
     }
@@ -177,7 +180,7 @@ fn complete(shell: Shell) -> String {
         _ => option,
     };
     let mut command = cli::command();
-    for name in ["run", "check", "key"] {
+    for name in SUBCOMMANDS {
         command = command.mut_subcommand(name, |command| command.mut_args(not_a_file));
     }
     let mut script = Vec::new();
@@ -215,7 +218,7 @@ fn long_names(option: &Arg) -> Vec<&str> {
 }
 
 fn long_options() -> Vec<String> {
-    let options = ["run", "check", "key"].into_iter().flat_map(options_of);
+    let options = SUBCOMMANDS.into_iter().flat_map(options_of);
     options
         .flat_map(|option| {
             long_names(&option)

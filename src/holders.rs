@@ -1,53 +1,224 @@
 //! Who holds a lock: looking at `pg_locks`, and saying it in words.
 //!
-//! An ordinary role sees every lock, and everybody's user and application name, but not the client address or
-//! the start of a session of another role. That is why a pglock puts its host and process id into
+//! An ordinary role sees every lock, and everybody's user and application name, but not the times, the client address or
+//! the last message of another role's session. That is why a pglock puts its host and process id into
 //! `application_name`.
 
 use crate::key::{Key, KeyId};
-use crate::lock::{IN_THIS_DATABASE, ask};
-use postgres::{Client, SimpleQueryMessage};
+use crate::lock::{AT_ONCE, IN_THIS_DATABASE, NOTE, ask};
+use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// A session that holds a lock.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
-    application_name: String,
-    user: String,
-    backend_pid: String,
-    /// When the session began; `None` where our role may not see it.
-    since: Option<String>,
+/// A session of the server, as far as it is shown to us.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Backend {
+    /// Its process; `None` where there is none (a prepared transaction).
+    pub pid: Option<i32>,
+    /// Its user.
+    pub user: String,
+    /// What it calls itself.
+    pub application_name: String,
+    /// From where it is connected, where that is shown and there is an address.
+    pub client_address: Option<String>,
+    /// When it connected, where that is shown.
+    pub connected: Option<Moment>,
+    /// Since when a pglock holds its lock, where that is shown. The server does not know it of others.
+    pub since: Option<Moment>,
+    /// Which program its job is, where that is shown.
+    pub job: Option<String>,
+    /// It is a pglock that asks again and again, rather than waiting in a queue.
+    pub asks: bool,
+    /// Our role is not shown what it does.
+    pub is_hidden: bool,
+    /// When this was seen, in seconds since 1970, by the server's clock.
+    pub seen: f64,
+}
+
+/// A moment of the server's clock, and how long ago it was.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Moment {
+    /// Seconds since 1970.
+    pub epoch: f64,
+    /// Seconds.
+    pub ago: f64,
+}
+
+/// What a pglock's `application_name` tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pglock<'a> {
+    /// The keys as they were given, with commas between them, as far as they had room.
+    pub keys: &'a str,
+    /// The number of slots that it was told.
+    pub slots: Option<u16>,
+    /// Where it runs.
+    pub host: &'a str,
+    /// Its process there.
+    pub pid: u32,
+}
+
+/// The columns that make a [`Backend`], of `pg_stat_activity` as `a`. The times of a role's own sessions it may see.
+///
+/// A heartbeat says for how long the lock has been held. Before the first one, the last message of the session is the
+/// one that took the lock, or what was asked right after it.
+pub fn columns() -> String {
+    let holds = format!("'^{} holds ([0-9.]+) '", pattern(NOTE));
+    format!(
+        "a.usename, a.application_name, pg_catalog.host(a.client_addr) AS client_address, \
+         extract(epoch FROM a.backend_start) AS connected, \
+         extract(epoch FROM CASE WHEN a.query ~ {holds} THEN a.query_start - pg_catalog.make_interval(\
+         secs => pg_catalog.substring(a.query, {holds})::float8) \
+         WHEN a.query LIKE '{NOTE}%' THEN a.state_change END) AS since, \
+         pg_catalog.substring(a.query, '^{} [^*]*job ([^*]+) [*]/') AS job, \
+         a.query LIKE '{NOTE}asks %' AS asks, a.query = '<insufficient privilege>' AS hidden, \
+         extract(epoch FROM pg_catalog.clock_timestamp()) AS now",
+        pattern(NOTE)
+    )
+}
+
+/// A text as a regular expression that finds it, without its last blank.
+pub fn pattern(text: &str) -> String {
+    text.trim_end().replace('*', "[*]")
+}
+
+impl Backend {
+    /// One of which nothing else is known.
+    #[cfg(test)]
+    pub fn named(application_name: &str) -> Backend {
+        Backend {
+            pid: Some(4242),
+            user: "app".into(),
+            application_name: application_name.into(),
+            ..Backend::default()
+        }
+    }
+
+    /// From the row of a query for [`columns`] and `pid`.
+    pub fn of_row(row: &SimpleQueryRow) -> Backend {
+        let text = |column| row.get(column).unwrap_or_default().to_owned();
+        let number = |column| row.get(column).and_then(|text| text.parse::<f64>().ok());
+        let seen = number("now").unwrap_or_default();
+        let moment = |column| number(column).map(|epoch| Moment::at(epoch, seen));
+        Backend {
+            pid: row.get("pid").and_then(|pid| pid.parse().ok()),
+            user: text("usename"),
+            application_name: text("application_name"),
+            client_address: row.get("client_address").map(str::to_owned),
+            connected: moment("connected"),
+            since: moment("since"),
+            job: row.get("job").map(str::to_owned),
+            asks: row.get("asks") == Some("t"),
+            is_hidden: row.get("hidden") == Some("t"),
+            seen,
+        }
+    }
+
+    /// A moment, in seconds since 1970 by the server's clock.
+    pub fn moment(&self, epoch: f64) -> Moment {
+        Moment::at(epoch, self.seen)
+    }
+
+    /// What its application's name tells, if it is a pglock.
+    pub fn pglock(&self) -> Option<Pglock<'_>> {
+        let (front, tail) = self
+            .application_name
+            .strip_prefix("pglock:")?
+            .rsplit_once(' ')?;
+        let (host, pid) = tail.rsplit_once(':')?;
+        let (keys, slots) = match front.rsplit_once(" slots=") {
+            Some((keys, count)) => (keys, count.parse().ok()),
+            None => (front, None),
+        };
+        Some(Pglock {
+            keys,
+            slots,
+            host,
+            pid: pid.parse().ok()?,
+        })
+    }
+
+    /// Whether it is one, whatever it calls itself.
+    pub fn is_pglock(&self) -> bool {
+        self.pglock().is_some() || self.job.is_some()
+    }
+
+    /// Who it is, in a word or two: host and process id of a pglock, application name and user of anybody else.
+    pub fn who(&self) -> String {
+        match (self.pglock(), self.application_name.as_str(), self.pid) {
+            (Some(pglock), ..) => format!("{}:{}", pglock.host, pglock.pid),
+            (None, _, None) => "a prepared transaction".into(),
+            (None, "", _) => format!("user {:?}", self.user),
+            (None, name, _) => format!("{name:?} of user {:?}", self.user),
+        }
+    }
+}
+
+impl Moment {
+    fn at(epoch: f64, now: f64) -> Moment {
+        Moment {
+            epoch,
+            ago: (now - epoch).max(0.0),
+        }
+    }
+
+    /// As RFC 3339 writes it, in UTC, to the second.
+    pub fn rfc3339(self) -> String {
+        let time: SystemTime = UNIX_EPOCH + Duration::from_secs_f64(self.epoch.max(0.0));
+        humantime::format_rfc3339_seconds(time).to_string()
+    }
+
+    /// How long ago it was, in its two largest units.
+    pub fn age(self) -> String {
+        age(Duration::from_secs_f64(self.ago))
+    }
+}
+
+/// A time in its two largest units: `12s`, `3m12s`, `5h2m`, `12d3h`.
+pub fn age(time: Duration) -> String {
+    const UNITS: [(u64, &str); 4] = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
+    let seconds = time.as_secs();
+    let largest = UNITS.iter().position(|(unit, _)| seconds >= *unit);
+    let largest = largest.unwrap_or(UNITS.len() - 1);
+    let mut rest = seconds;
+    let parts = UNITS[largest..].iter().take(2).map(|(unit, letter)| {
+        let count = rest / unit;
+        rest %= unit;
+        (count, letter)
+    });
+    let parts: Vec<_> = parts.collect();
+    let first = format!("{}{}", parts[0].0, parts[0].1);
+    match parts.get(1) {
+        Some((count, letter)) if *count > 0 => format!("{first}{count}{letter}"),
+        _ => first,
+    }
 }
 
 /// The sessions that hold one of these keys, in any mode.
-pub fn of(client: &mut Client, ids: &[KeyId]) -> Result<Vec<Holder>, postgres::Error> {
+pub fn of(client: &mut Client, ids: &[KeyId]) -> Result<Vec<Backend>, postgres::Error> {
     let keys = ids.iter().map(|id| {
         let (classid, objid, objsubid) = id.in_pg_locks();
         format!("({classid}, {objid}, {objsubid})")
     });
     let sql = format!(
-        "SELECT l.pid, a.usename, a.application_name, \
-         pg_catalog.to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SSOF') AS since \
+        "{AT_ONCE}SELECT l.pid, {} \
          FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a USING (pid) \
          WHERE l.locktype = 'advisory' AND l.granted AND l.{IN_THIS_DATABASE} \
          AND (l.classid::bigint, l.objid::bigint, l.objsubid) IN ({}) \
          ORDER BY a.backend_start, l.pid",
+        columns(),
         keys.collect::<Vec<_>>().join(", ")
     );
-    let messages = ask(client, &sql)?;
-    let holders = messages.into_iter().filter_map(|message| {
-        let SimpleQueryMessage::Row(row) = message else {
-            return None;
-        };
-        let text = |column| row.get(column).unwrap_or_default().to_owned();
-        Some(Holder {
-            application_name: text("application_name"),
-            user: text("usename"),
-            backend_pid: text("pid"),
-            since: row.get("since").map(str::to_owned),
-        })
-    });
-    Ok(holders.collect())
+    Ok(rows(ask(client, &sql)?)
+        .map(|row| Backend::of_row(&row))
+        .collect())
+}
+
+/// The rows of an answer.
+pub fn rows(messages: Vec<SimpleQueryMessage>) -> impl Iterator<Item = SimpleQueryRow> {
+    messages.into_iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    })
 }
 
 /// The sentence that a conflict is told with, up to what became of it. Without holders: they could not be asked for.
@@ -56,13 +227,19 @@ pub fn sentence(
     id: KeyId,
     slots: Option<u16>,
     database: &str,
-    holders: Option<&[Holder]>,
+    holders: Option<&[Backend]>,
 ) -> String {
     let id = match id.to_string() {
         id if id == key.given() => String::new(),
         id => format!(" ({id})"),
     };
+    // A slot can be free, and not be ours: it was given back a moment ago, or somebody stands in line for it.
+    let taken = holders.map_or(0, <[_]>::len);
     let (what, is, was) = match slots {
+        Some(count) if (1..usize::from(count)).contains(&taken) => {
+            let is = if taken == 1 { "is" } else { "are" };
+            (format!("{taken} of {count} slots of key {key}{id}"), is, is)
+        }
         Some(count) => (format!("all {count} slots of key {key}{id}"), "are", "were"),
         None => (format!("key {key}{id}"), "is", "was"),
     };
@@ -75,21 +252,18 @@ pub fn sentence(
     format!("{what} in database {database:?} {held}")
 }
 
-/// Another pglock is told by its host and process id, anybody else by application name and user.
-impl fmt::Display for Holder {
+/// Who it is, with its process of the server and since when, as far as that is known.
+impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pglock = self
-            .application_name
-            .strip_prefix("pglock:")
-            .and_then(|rest| rest.rsplit_once(' '));
-        match (pglock, self.application_name.as_str()) {
-            (Some((_, host_and_pid)), _) => write!(f, "{host_and_pid}")?,
-            (None, "") => write!(f, "user {:?}", self.user)?,
-            (None, name) => write!(f, "{name:?} of user {:?}", self.user)?,
-        }
-        write!(f, " (backend {}", self.backend_pid)?;
-        if let Some(since) = &self.since {
-            write!(f, ", since {since}")?;
+        f.write_str(&self.who())?;
+        let Some(pid) = self.pid else {
+            return f.write_str(" (see pg_prepared_xacts)");
+        };
+        write!(f, " (backend {pid}")?;
+        match (self.since, self.connected) {
+            (Some(since), _) => write!(f, ", since {}", since.rfc3339())?,
+            (None, Some(connected)) => write!(f, ", connected since {}", connected.rfc3339())?,
+            (None, None) => {}
         }
         f.write_str(")")
     }
@@ -99,30 +273,73 @@ impl fmt::Display for Holder {
 mod tests {
     use super::*;
 
-    fn holder(application_name: &str, since: Option<&str>) -> Holder {
-        Holder {
-            application_name: application_name.into(),
-            user: "app".into(),
-            backend_pid: "4242".into(),
-            since: since.map(str::to_owned),
-        }
+    fn backend(name: &str) -> Backend {
+        Backend::named(name)
     }
+
+    const NOON: Moment = Moment {
+        epoch: 1_767_355_200.7,
+        ago: 192.3,
+    };
 
     #[test]
     fn a_pglock_is_told_by_host_and_pid() {
-        let web1 = holder(
-            "pglock:night backup web1:77",
-            Some("2026-01-02 03:04:05+00"),
-        );
+        let web1 = Backend {
+            since: Some(NOON),
+            connected: Some(NOON),
+            ..backend("pglock:night backup web1:77")
+        };
         assert_eq!(
             web1.to_string(),
-            "web1:77 (backend 4242, since 2026-01-02 03:04:05+00)"
+            "web1:77 (backend 4242, since 2026-01-02T12:00:00Z)"
         );
         assert_eq!(
-            holder("psql", None).to_string(),
+            backend("psql").to_string(),
             "\"psql\" of user \"app\" (backend 4242)"
         );
-        assert_eq!(holder("", None).to_string(), "user \"app\" (backend 4242)");
+        assert_eq!(backend("").to_string(), "user \"app\" (backend 4242)");
+        let psql = Backend {
+            connected: Some(NOON),
+            ..backend("psql")
+        };
+        assert!(psql.to_string().contains("connected since 2026-01-02T12"));
+        let prepared = Backend::default();
+        assert!(prepared.to_string().starts_with("a prepared transaction ("));
+    }
+
+    #[test]
+    fn the_application_name_tells_keys_slots_host_and_pid() {
+        let pglock = |name| backend(name).pglock().map(|it| format!("{it:?}"));
+        let is = |keys, slots, host, pid| {
+            Some(format!(
+                "{:?}",
+                Pglock {
+                    keys,
+                    slots,
+                    host,
+                    pid
+                }
+            ))
+        };
+        assert_eq!(pglock("pglock:a b web1:77"), is("a b", None, "web1", 77));
+        assert_eq!(
+            pglock("pglock:a,b slots=3 ::1:7"),
+            is("a,b", Some(3), "::1", 7)
+        );
+        assert_eq!(pglock("pglock list web1:77"), None);
+        assert_eq!(pglock("pglock:half"), None);
+        assert_eq!(pglock("psql"), None);
+    }
+
+    #[test]
+    fn ages_have_two_units() {
+        let age = |seconds| age(Duration::from_secs(seconds));
+        assert_eq!(age(0), "0s");
+        assert_eq!(age(59), "59s");
+        assert_eq!(age(192), "3m12s");
+        assert_eq!(age(3600), "1h");
+        assert_eq!(age(18_130), "5h2m");
+        assert_eq!(age(12 * 86_400 + 3 * 3600 + 59), "12d3h");
     }
 
     #[test]
@@ -134,7 +351,7 @@ mod tests {
                 KeyId::Bigint(6111399565520850680),
                 None,
                 "app",
-                Some(&[holder("pglock:backup web1:77", None), holder("psql", None)])
+                Some(&[backend("pglock:backup web1:77"), backend("psql")])
             ),
             "key \"backup\" (6111399565520850680) in database \"app\" is held by web1:77 (backend 4242) and 1 more"
         );
@@ -143,5 +360,17 @@ mod tests {
             sentence(&number, KeyId::Bigint(42), None, "app", Some(&[])),
             "key 42 in database \"app\" was held until a moment ago"
         );
+        let of_slots = |count| {
+            let holders = [backend("psql"), backend("pglock:42 web1:77")];
+            sentence(
+                &number,
+                KeyId::Bigint(42),
+                Some(count),
+                "app",
+                Some(&holders),
+            )
+        };
+        assert!(of_slots(2).starts_with("all 2 slots of key 42 in database \"app\" are held by "));
+        assert!(of_slots(3).starts_with("2 of 3 slots of key 42 in database \"app\" are held by "));
     }
 }

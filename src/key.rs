@@ -10,7 +10,7 @@
 
 pub mod hash;
 
-use hash::{Scheme, Subject};
+use hash::{Scheme, Subject, TABLE};
 use std::fmt;
 
 /// Marks what follows as a name, whatever it looks like: `name:007`.
@@ -31,6 +31,22 @@ impl KeyId {
         match self {
             KeyId::Bigint(id) => ((id >> 32) as u32, id as u32, 1),
             KeyId::IntPair(a, b) => (a as u32, b as u32, 2),
+        }
+    }
+
+    /// The first of two integers.
+    pub fn class(self) -> Option<i32> {
+        match self {
+            KeyId::Bigint(_) => None,
+            KeyId::IntPair(class, _) => Some(class),
+        }
+    }
+
+    /// From these columns.
+    pub fn from_pg_locks(classid: u32, objid: u32, objsubid: u32) -> KeyId {
+        match objsubid {
+            1 => KeyId::Bigint((i64::from(classid) << 32) | i64::from(objid)),
+            _ => KeyId::IntPair(classid as i32, objid as i32),
         }
     }
 
@@ -152,6 +168,24 @@ impl Key {
         }
     }
 
+    /// All keys that are given by this text, whatever the scheme. The usual scheme comes first.
+    pub fn readings(given: &str) -> Vec<Key> {
+        let tools = TABLE.iter().filter(|row| row.subject != Subject::Name);
+        let tools = tools.filter(|row| row.name == given);
+        let mut readings: Vec<Key> = match Key::parse(given) {
+            Ok(key) if key.name().is_some() => {
+                let schemes = TABLE.iter().filter(|row| row.subject == Subject::Name);
+                schemes
+                    .map(|row| key.clone().hashed_by(row.scheme))
+                    .collect()
+            }
+            Ok(number) => vec![number],
+            Err(_) => Vec::new(),
+        };
+        readings.extend(tools.map(|row| Key::of_tool(row.scheme)));
+        readings
+    }
+
     /// The key as it was given, for messages and for `PGLOCK_KEY`.
     pub fn given(&self) -> &str {
         &self.given
@@ -269,7 +303,7 @@ fn looks_like_integer(text: &str) -> bool {
 }
 
 /// A literal that means the same under either setting of `standard_conforming_strings`.
-fn sql_literal(text: &str) -> String {
+pub fn sql_literal(text: &str) -> String {
     let quoted = text.replace('\'', "''");
     match quoted.contains('\\') {
         true => format!("E'{}'", quoted.replace('\\', "\\\\")),

@@ -23,7 +23,8 @@ pub struct Line {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket {
     line: Line,
-    number: i32,
+    /// As `pg_locks` shows it: not signed.
+    number: u32,
 }
 
 impl Line {
@@ -36,6 +37,11 @@ impl Line {
         Line { class }
     }
 
+    /// The first number of the tickets.
+    pub fn class(self) -> i32 {
+        self.class
+    }
+
     /// A condition: somebody stands in the line.
     pub fn is_occupied(self) -> String {
         format!("EXISTS ({})", self.tickets("1"))
@@ -43,20 +49,21 @@ impl Line {
 
     /// Takes a ticket behind all others.
     pub fn join(self, client: &mut Client) -> Result<Ticket, postgres::Error> {
-        // Hundredths of a second since 1970, cut to 31 bits: they begin anew every 248 days.
+        // Hundredths of a second since 1970, cut to 31 bits: they begin anew every 248 days. A line that is never
+        // empty then counts on in the upper half of the 32 bits.
         let clock = "(extract(epoch FROM pg_catalog.clock_timestamp()) * 100)::bigint % 2147483648";
         let last = self.tickets("pg_catalog.max(objid::bigint)");
         loop {
             // Two that come at once find the same number free; one of them gets it.
             let sql = format!(
-                "SELECT number, pg_catalog.pg_try_advisory_lock('{}'::int, number) AS acquired FROM (\
-                 SELECT (CASE WHEN last >= clock THEN last + 1 ELSE clock END)::int AS number \
+                "SELECT number, pg_catalog.pg_try_advisory_lock('{}'::int, number::bit(32)::int) AS acquired FROM (\
+                 SELECT CASE WHEN last >= clock THEN last + 1 ELSE clock END AS number \
                  FROM (SELECT {clock} AS clock, ({last}) AS last OFFSET 0) AS line OFFSET 0) AS ticket",
                 self.class
             );
             let answer = Answer::to(client, &sql)?;
             if answer.is_true("acquired") {
-                let number = answer.number("number").unwrap_or_default() as i32;
+                let number = answer.number("number").unwrap_or_default() as u32;
                 return Ok(Ticket { line: self, number });
             }
         }
@@ -77,12 +84,12 @@ impl Ticket {
         let before = self.line.tickets("pg_catalog.max(objid::bigint) AS before");
         let sql = format!("{before} AND objid::bigint < {}", self.number);
         let before = Answer::to(client, &sql)?.number("before");
-        Ok(before.map(|number| KeyId::IntPair(self.line.class, number as i32)))
+        Ok(before.map(|number| KeyId::IntPair(self.line.class, number as u32 as i32)))
     }
 
     /// Gives the ticket back: the next one is the first in line now.
     pub fn leave(self, client: &mut Client) -> Result<(), postgres::Error> {
-        let (class, number) = (self.line.class, self.number);
+        let (class, number) = (self.line.class, self.number as i32);
         let sql = format!("SELECT pg_catalog.pg_advisory_unlock('{class}'::int, '{number}'::int)");
         ask(client, &sql).map(drop)
     }

@@ -11,7 +11,12 @@
 //! | `step` | the decisions: a pure `(state, event) -> actions` |
 //! | `session` | the thread that owns the connection: acquire, heartbeat, loss, release |
 //! | `check` | whether a connection is fit for locks |
+//! | `list`, `evict` | what operators do about locks: looking, and ending sessions |
+//! | `overview` | everybody who holds or waits |
+//! | `names` | which names the numbers stand for; pure |
 //! | `holders` | who holds a lock, from `pg_locks` |
+//! | `wait_line` | what somebody who watches a wait reads |
+//! | `terminal` | the terminal that pglock itself writes to |
 //! | `lock` | all SQL of taking a lock and giving it back: trying, waiting, settings, answers, what a server is fit for |
 //! | `line` | waiting in the order of coming, by ticket locks |
 //! | `slots` | the keys of N holders; pure |
@@ -23,6 +28,7 @@
 //! | `key` | names and numbers, and the schemes between them; pure |
 //! | `outcome` | how it ended -> exit code; the table |
 //! | `diag` | `pglock: ...` on standard error |
+//! | `output` | what goes to standard output |
 //! | `sys` | the only unsafe code |
 //! | `generated` | tests only: completions and manual, from the definitions in `cli` |
 //!
@@ -38,15 +44,20 @@ mod check;
 mod cli;
 mod connection;
 mod diag;
+mod evict;
 #[cfg(test)]
 mod generated;
 mod holders;
 mod job;
 mod key;
 mod line;
+mod list;
 mod lock;
+mod names;
 mod numbers;
 mod outcome;
+mod output;
+mod overview;
 mod processes;
 mod session;
 mod signals;
@@ -54,8 +65,10 @@ mod slots;
 mod step;
 mod supervise;
 mod sys;
+mod terminal;
+mod wait_line;
 
-use crate::cli::{Check, Invocation, Run, Shell, Target};
+use crate::cli::{Check, Evict, Invocation, List, Run, Shell, Target};
 use crate::connection::Settings;
 use crate::lock::Wait;
 use crate::outcome::{ExitCode, Failure, JobEnd, Outcome};
@@ -63,7 +76,6 @@ use crate::session::{Request, Timing};
 use crate::signals::Signals;
 use crate::step::Rules;
 use crate::supervise::Plan;
-use std::io::{self, Write};
 use std::process;
 use std::time::Instant;
 
@@ -71,20 +83,26 @@ fn main() -> process::ExitCode {
     let began = Instant::now();
     let outcome = cli::parse(std::env::args_os()).and_then(|invocation| match invocation {
         Invocation::Run(run) => supervised(*run, began),
+        Invocation::List(list) => listed(&list),
+        Invocation::Evict(evict) => evicted(&evict),
         Invocation::Check(check) => checked(&check),
-        Invocation::Key(question) => print(&numbers::lines(&question)?),
-        Invocation::Completions(shell) => print(match shell {
+        Invocation::Key(question) => printed(&numbers::lines(&question)?),
+        Invocation::Completions(shell) => printed(match shell {
             Shell::Bash => include_str!("../completions/pglock.bash"),
             Shell::Zsh => include_str!("../completions/_pglock"),
             Shell::Fish => include_str!("../completions/pglock.fish"),
             Shell::Man => include_str!("../completions/pglock.1"),
         }),
-        Invocation::Text(text) => print(&text),
+        Invocation::Text(text) => printed(&text),
     });
     end(outcome.unwrap_or_else(|failure| {
         diag::error(&failure);
         Outcome::Failed(failure.code)
     }))
+}
+
+fn printed(text: &str) -> Result<Outcome, Failure> {
+    output::print(text).map(|_| Outcome::Success)
 }
 
 /// From what was asked to a plan, and through it.
@@ -119,10 +137,11 @@ fn supervised(run: Run, began: Instant) -> Result<Outcome, Failure> {
             fair: run.fair,
             token: run.token,
             mode: run.mode,
-            scope: run.target.scope,
+            scope: run.scope,
             wait,
             poll: run.poll,
             timing,
+            is_watched: false,
         },
         command: run.command,
         inherit_socket: run.inherit_socket,
@@ -144,6 +163,29 @@ fn settings(target: &Target) -> Result<Settings, Failure> {
     Ok(settings)
 }
 
+/// Lists the locks, once or until interrupted.
+fn listed(list: &List) -> Result<Outcome, Failure> {
+    let name = session::application_name(None, "pglock list", None);
+    let mut client = settings(&list.target)?.open(&name, &mut |_| {})?.client;
+    let is_held = list::show(&mut client, &list.keys, list.json, list.watch)?;
+    Ok(match is_held && !list.keys.is_empty() {
+        true => Outcome::Failed(ExitCode::Conflict),
+        false => Outcome::Success,
+    })
+}
+
+/// Ends the sessions that hold a lock, if that is really wanted.
+fn evicted(evict: &Evict) -> Result<Outcome, Failure> {
+    if !evict.yes && !terminal::can_ask() {
+        let words = "there is no terminal to ask on: give --yes to evict without being asked";
+        return Err(Failure::say(ExitCode::Usage, words));
+    }
+    let name = evict::application_name();
+    let mut client = settings(&evict.target)?.open(&name, &mut |_| {})?.client;
+    evict::evict(&mut client, &evict.keys, evict.waiters, evict.yes)?;
+    Ok(Outcome::Success)
+}
+
 /// Looks at the connection, and says whether it is fit for locks.
 fn checked(check: &Check) -> Result<Outcome, Failure> {
     let settings = settings(&check.target)?;
@@ -151,8 +193,8 @@ fn checked(check: &Check) -> Result<Outcome, Failure> {
         heartbeat: check.heartbeat,
         kill_after: check.kill_after,
     };
-    let report = check::report(&settings, check.target.scope, timing)?;
-    print(&match check.json {
+    let report = check::report(&settings, check.scope, timing)?;
+    output::print(&match check.json {
         true => report.json(),
         false => report.to_string(),
     })?;
@@ -160,20 +202,6 @@ fn checked(check: &Check) -> Result<Outcome, Failure> {
         true => Outcome::Success,
         false => Outcome::Failed(ExitCode::Config),
     })
-}
-
-/// Writes to standard output. A reader that has seen enough (`| head`) is no error.
-fn print(text: &str) -> Result<Outcome, Failure> {
-    let mut stdout = io::stdout().lock();
-    match stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(ExitCode::Internal, error).context("cannot write to standard output"))
-        }
-        _ => Ok(Outcome::Success),
-    }
 }
 
 /// Ends as the outcome says: by exit status, or by the signal that ended the job or the wait.

@@ -10,7 +10,8 @@
 
 use crate::connection::{self, Canceller, Connection, Settings};
 use crate::diag;
-use crate::holders;
+use crate::evict;
+use crate::holders::{self, Backend};
 use crate::key::{Key, KeyId, Number};
 use crate::line::{Line, Ticket};
 use crate::lock::{
@@ -23,6 +24,7 @@ use crate::sys;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
 use postgres::Client;
+use postgres::error::SqlState;
 use postgres::fallible_iterator::FallibleIterator;
 use std::collections::BTreeSet;
 use std::collections::hash_map::RandomState;
@@ -56,6 +58,8 @@ pub struct Request {
     pub poll: Duration,
     /// The limits of silence.
     pub timing: Timing,
+    /// Somebody watches the wait, and is to be told from time to time who holds the lock.
+    pub is_watched: bool,
 }
 
 /// The timing rule, a lease without leases. The last message that the server received from us was sent at most
@@ -88,10 +92,14 @@ impl Timing {
 
 /// What the session has to say. The order is that of a good day.
 pub enum Report {
-    /// It can be interrupted from now on.
-    Connected(Canceller),
+    /// There is a server, or a pooler.
+    Connected,
+    /// It is the server itself, so the wait can be interrupted by this.
+    Direct(Canceller),
     /// It lives; the next report is due by then, or it does not.
     Alive(Instant),
+    /// Others hold the lock: these, as a glance while we wait has shown.
+    Waiting(Vec<Backend>),
     /// The lock is ours.
     Held(Held),
     /// Somebody else holds it, in words.
@@ -100,11 +108,15 @@ pub enum Report {
     Failed(Failure),
     /// The session ended while it held the lock: why.
     Lost(String),
+    /// Somebody has ended the session: who.
+    Evicted(String),
     /// The lock is given back and the session is closed.
     Released {
         /// It was ours until then.
         was_held: bool,
     },
+    /// A fault of ours has ended the session, and nothing more will be said of it.
+    Broken,
 }
 
 /// The lock that we hold.
@@ -155,6 +167,17 @@ impl Session {
         self.reports.try_iter().collect()
     }
 
+    /// The name of whoever has evicted us, if that is known by then.
+    pub fn evictor(&self, until: Instant) -> Option<String> {
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            // The thread ends when it has said all it can find out.
+            if let Report::Evicted(by) = self.reports.recv_timeout(left).ok()? {
+                return Some(by);
+            }
+        }
+    }
+
     /// Orders the lock to be given back, or not to be waited for any longer, and the session to be closed.
     pub fn release(&mut self) {
         self.order = None;
@@ -180,6 +203,14 @@ impl Speaker {
     }
 }
 
+impl Drop for Speaker {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.say(Report::Broken);
+        }
+    }
+}
+
 struct Thread {
     request: Request,
     orders: UnixStream,
@@ -201,8 +232,8 @@ impl Thread {
             socket,
             canceller,
         } = self.connect()?;
-        self.speaker.say(Report::Connected(canceller));
-        let (asked, got) = self.first_try(&mut client)?;
+        self.speaker.say(Report::Connected);
+        let (asked, got) = self.first_try(&mut client, canceller)?;
         let mut acquired = match got {
             Ok(acquired) => acquired,
             Err(taken) => match self.wait(&mut client, &asked, taken)? {
@@ -230,8 +261,14 @@ impl Thread {
             socket: socket.clone(),
         }));
         let lock = lock.held(acquired.grant);
-        if let Err(why) = self.hold(&mut client, socket.as_deref(), acquired) {
-            self.speaker.say(Report::Lost(why));
+        let backend_pid = acquired.grant.backend_pid;
+        if let Err(loss) = self.hold(&mut client, socket.as_deref(), acquired) {
+            self.speaker.say(Report::Lost(loss.why));
+            if loss.is_by_command
+                && let Some(by) = self.evictor(backend_pid)
+            {
+                self.speaker.say(Report::Evicted(by));
+            }
             return Ok(());
         }
         let released = lock.release(&mut client);
@@ -244,6 +281,14 @@ impl Thread {
             Err(error) => Report::Lost(connection::failure(error).to_string()),
         });
         Ok(())
+    }
+
+    /// Who has ended the session that had this process of the server. It is asked on another session, which is no
+    /// lock's; the job is being stopped meanwhile.
+    fn evictor(&self, backend_pid: i32) -> Option<String> {
+        let name = application_name(None, "pglock evicted", None);
+        let mut connection = self.request.settings.open(&name, &mut |_| {}).ok()?;
+        evict::by_whom(&mut connection.client, backend_pid).ok()?
     }
 
     fn connect(&self) -> Result<Connection, Failure> {
@@ -291,9 +336,18 @@ impl Thread {
 
     /// Looks at the server, and tries the lock for the first time: in the same message, unless a transaction is
     /// needed for it.
-    fn first_try(&self, client: &mut Client) -> Result<(Asked, Result<Acquired, usize>), Failure> {
+    fn first_try(
+        &self,
+        client: &mut Client,
+        canceller: Canceller,
+    ) -> Result<(Asked, Result<Acquired, usize>), Failure> {
         let (asked, attempt) = self.first_message(client)?;
         let Asked { lock, server, .. } = &asked;
+        // A pooler is not asked to cancel: PgBouncer 1.18 can end by it, with everybody's locks, and a wait there has
+        // hardly anything to interrupt.
+        if !server.pooled {
+            self.speaker.say(Report::Direct(canceller));
+        }
         diag::detail(format_args!(
             "connected to database {:?}, backend {}{}",
             server.database,
@@ -315,7 +369,11 @@ impl Thread {
             }
             Scope::Transaction => {
                 self.alive(patience_with(server));
-                lock.first_try_in_transaction(client, self.request.timing.server_limit())?
+                lock.first_try_in_transaction(
+                    client,
+                    self.request.timing.server_limit(),
+                    self.request.poll,
+                )?
             }
         };
         let prepared = lock.scope == Scope::Transaction;
@@ -356,7 +414,7 @@ impl Thread {
             attempt,
         } = lock::first_try_computed(client, expression, mode, &self.name(), choice)?;
         let scope = server.fit(choice)?;
-        let ids = self.all_computed(&[id])?;
+        let ids = vec![lock::computed(&self.request.keys[0], id)?];
         let lock = self.lock(&ids, scope);
         Ok((Asked { ids, lock, server }, attempt))
     }
@@ -370,20 +428,9 @@ impl Thread {
             Some(ids) => Ok(ids),
             None => {
                 self.alive(Duration::ZERO);
-                self.all_computed(&lock::compute(client, &numbers)?)
+                lock::numbers(client, &self.request.keys)
             }
         }
-    }
-
-    /// The numbers, if there is one of each key.
-    fn all_computed(&self, ids: &[Option<KeyId>]) -> Result<Vec<KeyId>, Failure> {
-        let of_each = self.request.keys.iter().zip(ids).map(|(key, id)| {
-            id.ok_or_else(|| {
-                let words = format!("the server does not compute the number of the key {key}");
-                Failure::say(ExitCode::Config, words)
-            })
-        });
-        of_each.collect()
     }
 
     /// The expression for the number of the only key, where only the server knows it and nothing else is made of it.
@@ -424,6 +471,8 @@ impl Thread {
         let mut talk = Waiting {
             thread: self,
             server,
+            ids: lock.ids(),
+            looked: Instant::now(),
         };
         let mut ticket = None;
         if let (Some(line), Scope::Session) = (self.line(ids), lock.scope) {
@@ -460,7 +509,7 @@ impl Thread {
                 let token = lock::token(&mut self.open()?.client);
                 self.alive(Duration::ZERO);
                 grant.asked = Instant::now();
-                token.and_then(|token| lock::heartbeat(client).map(|()| token))
+                token.and_then(|token| lock::heartbeat(client, Duration::ZERO).map(|()| token))
             }
         };
         token.map_err(|error| {
@@ -472,7 +521,11 @@ impl Thread {
     /// The name by which the server knows this session.
     fn name(&self) -> String {
         let keys: Vec<&str> = self.request.keys.iter().map(Key::given).collect();
-        application_name(self.request.settings.application_name(), &keys.join(","))
+        application_name(
+            self.request.settings.application_name(),
+            &format!("pglock:{}", keys.join(",")),
+            self.request.slots,
+        )
     }
 
     fn open(&self) -> Result<Connection, Failure> {
@@ -528,18 +581,20 @@ impl Thread {
         client: &mut Client,
         socket: Option<&OwnedFd>,
         acquired: Acquired,
-    ) -> Result<(), String> {
+    ) -> Result<(), Loss> {
         let heartbeat = self.request.timing.heartbeat;
+        let since = Instant::now();
         let mut last_sent = acquired.grant.asked;
         if let Some(ticket) = acquired.ticket {
-            let left = ticket.leave(client);
-            left.map_err(|error| connection::failure(error).to_string())?;
+            ticket.leave(client)?;
         }
         if !acquired.prepared {
             // Off the critical path: the job is being started meanwhile.
             last_sent = Instant::now();
-            self.prepare(client)
-                .map_err(|failure| failure.to_string())?;
+            self.prepare(client).map_err(|failure| Loss {
+                why: failure.to_string(),
+                is_by_command: false,
+            })?;
             self.speaker.say(Report::Alive(self.next_sign(last_sent)));
         }
         loop {
@@ -548,7 +603,8 @@ impl Thread {
                 Next::Readable => ended_by_server(client)?,
                 Next::Beat => {
                     last_sent = Instant::now();
-                    lock::heartbeat(client).map_err(|e| connection::failure(e).to_string())?;
+                    let held = last_sent.duration_since(since);
+                    lock::heartbeat(client, held)?;
                     self.speaker.say(Report::Alive(self.next_sign(last_sent)));
                 }
             }
@@ -621,14 +677,29 @@ const FIRST_IN_LINE: Duration = Duration::from_millis(20);
 struct Waiting<'a> {
     thread: &'a Thread,
     server: &'a Server,
+    ids: &'a [KeyId],
+    /// When it was last looked who holds the lock.
+    looked: Instant,
 }
+
+/// How often whoever watches is told who holds the lock.
+const GLANCE: Duration = Duration::from_millis(850);
 
 impl Talk for Waiting<'_> {
     fn about_to_ask(&mut self, longest: Duration) {
         self.thread.alive(longest.max(patience_with(self.server)));
     }
 
-    fn pause(&mut self, rest: Duration) -> bool {
+    fn pause(&mut self, client: &mut Client, rest: Duration) -> bool {
+        if self.thread.request.is_watched && self.looked.elapsed() > GLANCE {
+            self.thread.alive(patience_with(self.server));
+            // Whoever cannot be shown is not shown; the wait itself finds out what is wrong.
+            if let Ok(mut holders) = holders::of(client, self.ids) {
+                holders.retain(|holder| holder.pid != Some(self.server.backend_pid));
+                self.thread.speaker.say(Report::Waiting(holders));
+            }
+            self.looked = Instant::now();
+        }
         // Nobody is asked anything meanwhile, and nobody has to answer.
         self.thread.alive(rest);
         !self.thread.is_ordered_within(rest)
@@ -654,16 +725,35 @@ enum Next {
 const BLIND_TICK: Duration = Duration::from_millis(250);
 
 /// Reads what the server sent unasked. An idle session that becomes readable has most often been ended.
-fn ended_by_server(client: &mut Client) -> Result<(), String> {
+fn ended_by_server(client: &mut Client) -> Result<(), Loss> {
     // What comes is of no interest, only whether an error does.
     let read = client
         .notifications()
         .timeout_iter(Duration::from_millis(1))
         .count();
-    read.map_err(|error| connection::failure(error).to_string())?;
+    read?;
     match client.is_closed() {
-        true => Err("the server closed the connection".into()),
+        true => Err(Loss {
+            why: "the server closed the connection".into(),
+            is_by_command: false,
+        }),
         false => Ok(()),
+    }
+}
+
+/// Why a session that held the lock has ended.
+struct Loss {
+    why: String,
+    /// Somebody has told the server to end it: `pg_terminate_backend`, or whoever shuts the server down.
+    is_by_command: bool,
+}
+
+impl From<postgres::Error> for Loss {
+    fn from(error: postgres::Error) -> Loss {
+        Loss {
+            is_by_command: error.code() == Some(&SqlState::ADMIN_SHUTDOWN),
+            why: connection::failure(error).to_string(),
+        }
     }
 }
 
@@ -672,21 +762,18 @@ pub fn timeout(left: Duration) -> PollTimeout {
     PollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
 }
 
-/// `pglock:<key> <host>:<pid>`, by which a database administrator sees who holds or waits; a name that the user
-/// wants stands in front instead.
+/// `pglock:<key> <host>:<pid>`, by which a database administrator sees who holds or waits; with slots,
+/// `pglock:<key> slots=<N> <host>:<pid>`. A name that the user wants stands in front instead.
 ///
 /// PostgreSQL keeps 63 bytes and mangles what is not ASCII, so a long front is cut, and what is not printable
 /// ASCII becomes `?`. Quotes and backslashes too: the name stands in SQL. The end makes it unique.
-pub fn application_name(wanted: Option<&str>, key: &str) -> String {
-    let front = match wanted {
-        Some(wanted) => wanted.to_owned(),
-        None => format!("pglock:{key}"),
-    };
+pub fn application_name(wanted: Option<&str>, ours: &str, slots: Option<u16>) -> String {
+    let front = wanted.unwrap_or(ours);
     let host = nix::unistd::gethostname().unwrap_or_default();
-    compose_name(&front, &host.to_string_lossy(), std::process::id())
+    compose_name(front, slots, &host.to_string_lossy(), std::process::id())
 }
 
-fn compose_name(front: &str, host: &str, pid: u32) -> String {
+fn compose_name(front: &str, slots: Option<u16>, host: &str, pid: u32) -> String {
     let plain = |text: &str, most: usize| -> String {
         let keep = |c: char| (c == ' ' || c.is_ascii_graphic()) && !matches!(c, '\'' | '"' | '\\');
         text.chars()
@@ -694,7 +781,8 @@ fn compose_name(front: &str, host: &str, pid: u32) -> String {
             .take(most)
             .collect()
     };
-    let tail = format!(" {}:{pid}", plain(host, 32).replace(' ', "?"));
+    let slots = slots.map_or_else(String::new, |count| format!(" slots={count}"));
+    let tail = format!("{slots} {}:{pid}", plain(host, 32).replace(' ', "?"));
     format!("{}{tail}", plain(front, 63 - tail.len()))
 }
 
@@ -705,19 +793,37 @@ mod tests {
     #[test]
     fn the_application_name_is_63_bytes_of_ascii_with_host_and_pid_whole() {
         assert_eq!(
-            compose_name("pglock:backup", "web1", 77),
+            compose_name("pglock:backup", None, "web1", 77),
             "pglock:backup web1:77"
         );
         assert_eq!(
-            compose_name("pglock:schl\u{fc}ssel 'x'\n", "web1", 77),
+            compose_name("pglock:backup", Some(3), "web1", 77),
+            "pglock:backup slots=3 web1:77"
+        );
+        assert_eq!(
+            compose_name("pglock:schl\u{fc}ssel 'x'\n", None, "web1", 77),
             "pglock:schl?ssel ?x?? web1:77"
         );
-        let long = compose_name(&"k".repeat(100), &"h".repeat(64), u32::MAX);
+        let long = compose_name(&"k".repeat(100), None, &"h".repeat(64), u32::MAX);
         assert_eq!(long.len(), 63);
         assert!(
             long.ends_with(&format!(" {}:4294967295", "h".repeat(32))),
             "{long}"
         );
+    }
+
+    #[test]
+    fn a_session_that_panics_says_so() {
+        let (sender, reports) = channel();
+        let waker = Waker::of_nobody().expect("a pair of sockets");
+        let speaker = Speaker { sender, waker };
+        let thread = std::thread::spawn(move || {
+            let _speaker = speaker;
+            panic!("on purpose");
+        });
+        assert!(thread.join().is_err());
+        assert!(matches!(reports.try_recv(), Ok(Report::Broken)));
+        assert!(reports.try_recv().is_err());
     }
 
     #[test]

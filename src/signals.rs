@@ -57,6 +57,12 @@ pub struct Arrival {
 pub struct Waker(Arc<UnixStream>);
 
 impl Waker {
+    /// One that wakes nobody.
+    #[cfg(test)]
+    pub fn of_nobody() -> io::Result<Waker> {
+        Ok(Waker(Arc::new(UnixStream::pair()?.0)))
+    }
+
     /// Makes the loop look at what there is.
     pub fn wake(&self) {
         // A full buffer means that a wake-up is on its way already.

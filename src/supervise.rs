@@ -7,12 +7,14 @@ use crate::connection::Canceller;
 use crate::diag;
 use crate::job::{self, Group, Job, Launch};
 use crate::key::{self, Key};
-use crate::lock::Mode;
+use crate::lock::{self, Mode};
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::session::{self, Held, Report, Request, Session};
 use crate::signals::{self, Arrival, Signals};
 use crate::step::{Action, Event, Rules, State};
 use crate::sys::ChildChange;
+use crate::terminal::{self, Live};
+use crate::wait_line::Waiting;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -40,7 +42,7 @@ pub fn run(plan: Plan, signals: Signals) -> Result<Outcome, Failure> {
     let internal = |error: std::io::Error| Failure::new(ExitCode::Internal, error);
     let Plan {
         command,
-        request,
+        mut request,
         rules,
         inherit_socket,
         began,
@@ -50,6 +52,11 @@ pub fn run(plan: Plan, signals: Signals) -> Result<Outcome, Failure> {
         request.mode,
         request.settings.address(),
     );
+    command
+        .first()
+        .into_iter()
+        .for_each(|program| lock::name_job(program));
+    request.is_watched = !diag::is_quiet() && terminal::live().is_some();
     let session = Session::start(request, signals.waker()).map_err(internal)?;
     signals.listen().map_err(internal)?;
     let mut supervisor = Supervisor {
@@ -64,12 +71,16 @@ pub fn run(plan: Plan, signals: Signals) -> Result<Outcome, Failure> {
         state: State::new(rules),
         rules,
         began,
+        connected: false,
         canceller: None,
         held: None,
         job: None,
         words: None,
         lost: None,
+        evictor: None,
         stopped: Stopped::No,
+        waiting: None,
+        has_said_wait: false,
     };
     Ok(supervisor.run())
 }
@@ -87,13 +98,18 @@ struct Supervisor {
     state: State,
     rules: Rules,
     began: Instant,
+    connected: bool,
     canceller: Option<Canceller>,
     held: Option<Held>,
     job: Option<Job>,
     /// What to say at the end, of a failure or a conflict.
     words: Option<String>,
     lost: Option<Loss>,
+    evictor: Option<String>,
     stopped: Stopped,
+    /// Who held the lock when it was last looked, for whoever watches.
+    waiting: Option<Waiting>,
+    has_said_wait: bool,
 }
 
 /// What was done to the job when the lock was lost.
@@ -110,7 +126,14 @@ enum Stopped {
 struct Loss {
     why: String,
     at: SystemTime,
+    noticed: Instant,
 }
+
+/// How long to wait for the session's thread to find out who has ended the session. The job is over then.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// How often the time that somebody waits is shown anew.
+const CLOCK_TICK: Duration = Duration::from_secs(1);
 
 /// How often to look whether a job that is being stopped is gone.
 const BURIAL_TICK: Duration = Duration::from_millis(50);
@@ -124,16 +147,46 @@ impl Supervisor {
                     return outcome;
                 }
             }
+            self.show_wait();
             self.sleep();
         }
     }
 
-    fn say_how_it_ended(&self, outcome: Outcome) {
+    /// Tells whoever watches what is waited for.
+    fn show_wait(&mut self) {
+        let Some(waiting) = &self.waiting else {
+            return;
+        };
+        match terminal::live() {
+            Some(Live::Updated) => {
+                // The last column stays free: some terminals go on to the next line after it.
+                let width = terminal::width().unwrap_or(80).saturating_sub(1);
+                diag::live(&waiting.line(&self.name, self.began.elapsed(), width));
+            }
+            Some(Live::Once) if !self.has_said_wait => {
+                diag::notice(waiting.sentence(&self.name, self.began.elapsed()));
+                self.has_said_wait = true;
+            }
+            Some(Live::Once) | None => {}
+        }
+    }
+
+    fn say_how_it_ended(&mut self, outcome: Outcome) {
+        diag::erase();
+        if outcome == Outcome::Failed(ExitCode::Lost) && self.evictor.is_none() {
+            let until = self.lost.as_ref().map(|lost| lost.noticed + LAST_WORD);
+            self.evictor = until.and_then(|until| self.session.evictor(until));
+        }
         let words = self.words.as_deref();
         match outcome {
             Outcome::Conflict(_) => {
                 let held = words.map_or_else(
-                    || format!("{} is held, and the server does not say by whom", self.name),
+                    || {
+                        format!(
+                            "{} was not acquired, and the server has not said who holds it",
+                            self.name
+                        )
+                    },
                     str::to_owned,
                 );
                 diag::notice(format_args!("{held}; {}", self.patience_sentence()));
@@ -202,12 +255,25 @@ impl Supervisor {
     /// What a report means for the decisions; what only concerns the acting is kept here.
     fn event_of(&mut self, report: Report) -> Event {
         match report {
-            Report::Connected(canceller) => {
+            Report::Connected => {
+                self.connected = true;
+                Event::Connected
+            }
+            Report::Direct(canceller) => {
                 self.canceller = Some(canceller);
                 Event::Connected
             }
             Report::Alive(until) => Event::Alive(until),
+            Report::Waiting(holders) => {
+                self.waiting = Some(Waiting {
+                    holders,
+                    seen: Instant::now(),
+                });
+                Event::Tick
+            }
             Report::Held(held) => {
+                self.waiting = None;
+                diag::erase();
                 diag::detail(format_args!(
                     "acquired the lock on {} after {}",
                     self.name,
@@ -228,7 +294,18 @@ impl Supervisor {
                 self.lost.get_or_insert(Loss::now(why));
                 Event::Lost
             }
+            Report::Evicted(by) => {
+                self.evictor = Some(by);
+                Event::Tick
+            }
             Report::Released { was_held } => Event::Released { was_held },
+            Report::Broken => {
+                let why = "an internal error has ended the session";
+                match self.held {
+                    Some(_) => self.event_of(Report::Lost(why.into())),
+                    None => self.event_of(Report::Failed(Failure::say(ExitCode::Internal, why))),
+                }
+            }
         }
     }
 
@@ -252,9 +329,9 @@ impl Supervisor {
     /// The server has not reported in time, so it has said nothing that could be repeated.
     fn silence_sentence(&self) -> String {
         let waited = rounded(self.began.elapsed());
-        match self.canceller {
-            Some(_) => format!("the server does not answer any more, {waited} after the start"),
-            None => format!("cannot connect to {} within {waited}", self.address),
+        match self.connected {
+            true => format!("the server does not answer any more, {waited} after the start"),
+            false => format!("cannot connect to {} within {waited}", self.address),
         }
     }
 
@@ -293,7 +370,10 @@ impl Supervisor {
             Action::Resume => {
                 self.signal_job(Signal::SIGCONT, Job::resume);
             }
-            Action::StopSelf(signal) => signals::stop_by(signal),
+            Action::StopSelf(signal) => {
+                diag::erase();
+                signals::stop_by(signal);
+            }
             Action::Reap => self.job.take().into_iter().for_each(Job::reap),
             Action::Release => self.session.release(),
             Action::Cut => self.cut(),
@@ -373,7 +453,8 @@ impl Supervisor {
     }
 
     /// Interrupts the wait on a thread of its own: it takes a connection, and the loop does not wait for one.
-    /// The session is told as well, since between two messages there is nothing to interrupt.
+    /// The session is told as well, since between two messages there is nothing to interrupt, and through a pooler
+    /// nothing is interrupted.
     fn cancel(&mut self) {
         self.session.release();
         let Some(canceller) = self.canceller.clone() else {
@@ -405,10 +486,12 @@ impl Supervisor {
             .state
             .deadline()
             .map(|at| at.saturating_duration_since(Instant::now()));
-        let limit = match self.state.is_burying() {
-            true => Some(left.unwrap_or(BURIAL_TICK).min(BURIAL_TICK)),
-            false => left,
+        let tick = match (self.state.is_burying(), &self.waiting) {
+            (true, _) => Some(BURIAL_TICK),
+            (false, Some(_)) => Some(CLOCK_TICK),
+            (false, None) => None,
         };
+        let limit = left.into_iter().chain(tick).min();
         let timeout = limit.map_or(PollTimeout::NONE, session::timeout);
         // An interruption is a signal, which has been noted.
         let _ = poll(
@@ -419,11 +502,15 @@ impl Supervisor {
 
     fn loss_sentence(&self) -> String {
         let (why, at) = match &self.lost {
-            Some(Loss { why, at }) => (why.as_str(), *at),
+            Some(Loss { why, at, .. }) => (why.as_str(), *at),
             None => ("something gave it back on the server", SystemTime::now()),
         };
+        let by = match &self.evictor {
+            Some(by) => format!(" (evicted by {by})"),
+            None => String::new(),
+        };
         format!(
-            "lost the lock on {} at {}: {why}",
+            "lost the lock on {} at {}: {why}{by}",
             self.name,
             humantime::format_rfc3339_seconds(at)
         )
@@ -435,6 +522,7 @@ impl Loss {
         Loss {
             why,
             at: SystemTime::now(),
+            noticed: Instant::now(),
         }
     }
 }

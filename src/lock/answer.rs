@@ -2,6 +2,7 @@
 //!
 //! Everything goes through the simple query protocol, one round trip a message, and through [`ask`].
 
+use super::note::Note;
 use super::{Attempt, Grant};
 use crate::connection;
 use crate::key::KeyId;
@@ -19,9 +20,18 @@ pub const IN_THIS_DATABASE: &str = "database = (SELECT oid FROM pg_catalog.pg_da
 /// role's search path could otherwise have them run with our rights. The setting lasts as long as the message's
 /// transaction.
 pub fn ask(client: &mut Client, sql: &str) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
-    client.simple_query(&format!(
+    ask_noting(client, sql, Note::Plain)
+}
+
+/// The same, with something to say besides.
+fn ask_noting(
+    client: &mut Client,
+    sql: &str,
+    note: Note,
+) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
+    client.simple_query(&note.on(&format!(
         "SET LOCAL search_path TO pg_catalog, pg_temp; {sql}"
-    ))
+    )))
 }
 
 /// The last row that a message returns, and when the message was sent.
@@ -33,8 +43,17 @@ pub struct Answer {
 impl Answer {
     /// Sends the message and waits for the answer.
     pub fn to(client: &mut Client, sql: &str) -> Result<Answer, postgres::Error> {
+        Answer::noting(client, sql, Note::Plain)
+    }
+
+    /// The same, with something to say besides.
+    pub(super) fn noting(
+        client: &mut Client,
+        sql: &str,
+        note: Note,
+    ) -> Result<Answer, postgres::Error> {
         let asked = Instant::now();
-        let mut messages = ask(client, sql)?.into_iter().rev();
+        let mut messages = ask_noting(client, sql, note)?.into_iter().rev();
         let row = messages.find_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,

@@ -11,20 +11,23 @@
 //! answer `true` and lock nothing.
 
 mod answer;
+mod note;
 mod queue;
 mod server;
 mod settings;
 
 pub use answer::{Answer, IN_THIS_DATABASE, ask};
+pub use note::{NOTE, name_job};
 pub use queue::{Talk, stand_in};
 pub use server::Server;
-pub use settings::{TIMEOUTS, prepare};
+pub use settings::{AT_ONCE, TIMEOUTS, prepare};
 
 use crate::connection;
-use crate::key::{KeyId, Number};
+use crate::key::{Key, KeyId, Number};
 use crate::line::Line;
 use crate::outcome::{ExitCode, Failure};
 use answer::{lacks_plpgsql, pools_statements, unlike_postgresql};
+use note::Note;
 use postgres::Client;
 use queue::{Backoff, Queued, Stay, cancelled, queue_for};
 use server::{STANDBY, STATEMENT_POOLING};
@@ -268,21 +271,41 @@ pub fn first_try_computed(
     })
 }
 
-/// The numbers, of which the server computes those that are not known, in one message; `None` is one that it has not
-/// computed.
+/// The numbers of the keys, of which the server computes those that only it knows, in one message.
 ///
 /// # Errors
 /// The server is gone, or is not what it should be.
-pub fn compute(client: &mut Client, numbers: &[Number]) -> Result<Vec<Option<KeyId>>, Failure> {
+pub fn numbers(client: &mut Client, keys: &[Key]) -> Result<Vec<KeyId>, Failure> {
+    let numbers: Vec<Number> = keys.iter().map(Key::number).collect();
+    if let Some(ids) = numbers.iter().map(Number::known).collect() {
+        return Ok(ids);
+    }
     let columns = numbers.iter().enumerate().map(|(n, number)| match number {
         Number::Computed(expression) => format!("{expression} AS k{n}"),
         Number::Known(_) => format!("NULL AS k{n}"),
     });
-    let sql = format!("SELECT {}", columns.collect::<Vec<_>>().join(", "));
+    let sql = format!("{AT_ONCE}SELECT {}", columns.collect::<Vec<_>>().join(", "));
     let answer = Answer::to(client, &sql).map_err(unlike_postgresql)?;
-    let ids = numbers.iter().enumerate();
-    let ids = ids.map(|(n, number)| number.known().or_else(|| answer.key(&format!("k{n}"))));
-    Ok(ids.collect())
+    let ids = keys
+        .iter()
+        .zip(numbers)
+        .enumerate()
+        .map(|(n, (key, number))| {
+            let id = number.known().or_else(|| answer.key(&format!("k{n}")));
+            computed(key, id)
+        });
+    ids.collect()
+}
+
+/// The number that the server has computed.
+///
+/// # Errors
+/// It has not.
+pub fn computed(key: &Key, id: Option<KeyId>) -> Result<KeyId, Failure> {
+    id.ok_or_else(|| {
+        let words = format!("the server does not compute the number of the key {key}");
+        Failure::say(ExitCode::Config, words)
+    })
 }
 
 /// How a key stands in SQL: as literals, or as the column in which the server has computed it.
@@ -349,7 +372,8 @@ impl Lock<KeyInSql> {
             &format!("pg_catalog.set_config('application_name', NULL, true) AS name, {key} AS key"),
             line,
         );
-        let answer = Answer::to(client, &format!("SELECT *{sql}")).map_err(unlike_postgresql)?;
+        let sql = format!("{AT_ONCE}SELECT *{sql}");
+        let answer = Answer::to(client, &sql).map_err(unlike_postgresql)?;
         let server = Server {
             pooled: answer.get("name") != Some(application_name),
             standby: answer.is_true("standby"),
@@ -445,9 +469,11 @@ impl Lock {
         &self,
         client: &mut Client,
         limit: Duration,
+        poll: Duration,
     ) -> Result<Attempt, Failure> {
         let asked = Instant::now();
-        self.try_in_transaction(client, limit).map_err(|error| {
+        let attempt = self.try_in_transaction(client, limit, poll);
+        attempt.map_err(|error| {
             let is_refused = error.is_closed() && asked.elapsed() < Duration::from_secs(1);
             match is_refused || pools_statements(&error) {
                 true => Failure::say(ExitCode::Config, STATEMENT_POOLING),
@@ -465,6 +491,7 @@ impl Lock {
         &self,
         client: &mut Client,
         limit: Duration,
+        poll: Duration,
     ) -> Result<Attempt, postgres::Error> {
         let lock = self.in_sql();
         let sql = format!(
@@ -486,7 +513,9 @@ impl Lock {
         }
         let attempt = answer.attempt();
         if !matches!(attempt, Attempt::Acquired(_)) {
-            client.simple_query("ROLLBACK")?;
+            // A session of the pool keeps this as its last message, until it is lent to another.
+            let asks = Note::Asks(Backoff::longest(poll));
+            client.simple_query(&asks.on("ROLLBACK"))?;
         }
         Ok(attempt)
     }
@@ -529,15 +558,15 @@ impl Lock {
         let mut backoff = Backoff::up_to(terms.poll);
         let mut took = Duration::ZERO;
         loop {
-            if !talk.pause(backoff.rest(took, terms.wait.left())) {
+            if !talk.pause(client, backoff.rest(took, terms.wait.left())) {
                 return Err(cancelled());
             }
             let left = terms.wait.left();
             let asked = Instant::now();
             talk.about_to_ask(Duration::ZERO);
             let attempt = match self.scope {
-                Scope::Transaction => self.try_in_transaction(client, terms.limit),
-                Scope::Session => self.try_again(client, taken),
+                Scope::Transaction => self.try_in_transaction(client, terms.limit, terms.poll),
+                Scope::Session => self.try_again(client, taken, terms.poll),
             };
             let attempt = attempt.map_err(connection::failure)?;
             took = asked.elapsed();
@@ -551,14 +580,20 @@ impl Lock {
     }
 
     /// Tries the keys that are not ours yet, for the session. The numbers are those of all keys.
-    fn try_again(&self, client: &mut Client, taken: usize) -> Result<Attempt, postgres::Error> {
+    fn try_again(
+        &self,
+        client: &mut Client,
+        taken: usize,
+        poll: Duration,
+    ) -> Result<Attempt, postgres::Error> {
         let (keys, before) = match &self.keys {
             Keys::All(ids) => (Keys::All(ids[taken..].to_vec()), taken),
             one_of => (one_of.clone(), 0),
         };
         let rest = Lock { keys, ..*self };
         let sql = rest.in_sql().attempt("NOT standby", "", "1", None);
-        let answer = Answer::to(client, &format!("SELECT *{sql}"))?;
+        let asks = Note::Asks(Backoff::longest(poll));
+        let answer = Answer::noting(client, &format!("SELECT *{sql}"), asks)?;
         Ok(match answer.attempt() {
             Attempt::Busy(key) => Attempt::Busy(before + key),
             attempt => attempt,
@@ -616,20 +651,20 @@ pub fn release_all(client: &mut Client) -> Result<(), postgres::Error> {
 /// The position is that of a message in the WAL, which nobody reads; it is on disk when the answer comes, whatever
 /// `synchronous_commit` is set to.
 pub fn token(client: &mut Client) -> Result<String, postgres::Error> {
-    let answer = Answer::to(
-        client,
-        "SELECT pg_catalog.set_config('synchronous_commit', 'on', true); \
+    let sql = format!(
+        "{AT_ONCE}SELECT pg_catalog.set_config('synchronous_commit', 'on', true); \
          SELECT pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) \
          || pg_catalog.lpad(pg_catalog.split_part(lsn, '/', 1), 8, '0') \
          || pg_catalog.lpad(pg_catalog.split_part(lsn, '/', 2), 8, '0') AS token \
-         FROM (SELECT pg_catalog.pg_logical_emit_message(true, 'pglock', '')::text AS lsn OFFSET 0) AS message",
-    )?;
+         FROM (SELECT pg_catalog.pg_logical_emit_message(true, 'pglock', '')::text AS lsn OFFSET 0) AS message"
+    );
+    let answer = Answer::to(client, &sql)?;
     Ok(answer.get("token").unwrap_or_default().to_owned())
 }
 
-/// Asks for an answer, and nothing else.
-pub fn heartbeat(client: &mut Client) -> Result<(), postgres::Error> {
-    client.simple_query("").map(drop)
+/// Asks for an answer, and nothing else; and says for how long the lock has been held.
+pub fn heartbeat(client: &mut Client, held: Duration) -> Result<(), postgres::Error> {
+    client.simple_query(&Note::Holds(held).on("")).map(drop)
 }
 
 #[cfg(test)]

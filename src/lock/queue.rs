@@ -3,6 +3,7 @@
 //! The stay in the server's queue is cut into slices, each a message of its own, so that nobody who waits holds a snapshot
 //! for long. Where there is no queue (behind a pooler, without plpgsql) the pauses between two tries grow, at random.
 
+use super::note::Note;
 use super::{Answer, Grant, Keys, Lock, Mode, Scope, Terms, call, lacks_plpgsql};
 use crate::connection;
 use crate::key::KeyId;
@@ -17,8 +18,9 @@ use std::time::Duration;
 pub trait Talk {
     /// A message is about to be sent, which the server will answer within this time at most.
     fn about_to_ask(&mut self, longest: Duration);
-    /// Sleeps between two messages. Says whether to go on: a cancellation that came then would be lost on the server.
-    fn pause(&mut self, rest: Duration) -> bool;
+    /// Sleeps between two messages, when the server may be asked something else. Says whether to go on: a cancellation
+    /// that came then would be lost on the server.
+    fn pause(&mut self, client: &mut Client, rest: Duration) -> bool;
 }
 
 /// What becomes of a lock that was waited for in the queue.
@@ -48,13 +50,17 @@ pub(super) fn queue_for(
     talk: &mut impl Talk,
 ) -> Result<Queued, Failure> {
     loop {
-        if !talk.pause(Duration::ZERO) {
+        if !talk.pause(client, Duration::ZERO) {
             return Err(cancelled());
         }
         let left = terms.wait.left();
         let slice = left.map_or(terms.slice, |left| left.min(terms.slice));
         talk.about_to_ask(slice);
-        let answer = match Answer::to(client, &slice_of_waiting(id, mode, stay, slice)) {
+        let answer = match Answer::noting(
+            client,
+            &slice_of_waiting(id, mode, stay, slice),
+            Note::Waits(slice),
+        ) {
             Err(error) if lacks_plpgsql(&error) => return Ok(Queued::NoQueue),
             answer => answer.map_err(connection::failure)?,
         };
@@ -159,9 +165,16 @@ impl Backoff {
         }
     }
 
+    /// The longest pause there is, of those that are otherwise up to this long.
+    pub(super) fn longest(poll: Duration) -> Duration {
+        poll * 4
+    }
+
     /// The pause after a try that took so long, when so much time is left.
     pub(super) fn rest(&mut self, took: Duration, left: Option<Duration>) -> Duration {
-        let rest = self.next.max((took * 10).min(self.longest * 4));
+        let rest = self
+            .next
+            .max((took * 10).min(Backoff::longest(self.longest)));
         self.next = (self.next * 3 / 2).min(self.longest);
         // Between 0 and 1, at random.
         let cut = RandomState::new().hash_one(()) as f64 / u64::MAX as f64;

@@ -17,6 +17,10 @@ pub const TIMEOUTS: [&str; 5] = [
     "transaction_timeout",
 ];
 
+/// In front of what is asked before the settings are made: a role's transactions may be deferrable, and such a one
+/// can wait for others before it does anything.
+pub const AT_ONCE: &str = "SET TRANSACTION NOT DEFERRABLE; ";
+
 /// The expressions that neutralise the timeouts, and make the server notice within `limit` that whoever it talks to
 /// has vanished: for the session, or for the transaction alone.
 ///
@@ -38,7 +42,7 @@ pub(super) fn settings(limit: Duration, local: bool) -> Vec<String> {
         set("tcp_keepalives_idle", &(seconds - 3).to_string()),
         set("tcp_keepalives_interval", "1"),
         set("tcp_keepalives_count", "3"),
-        // A deferrable transaction can wait for others before it does anything.
+        // See [`AT_ONCE`].
         set("default_transaction_deferrable", "off"),
         if_known("tcp_user_timeout", &format!("{seconds}000")),
     ]);
@@ -51,7 +55,7 @@ pub fn prepare(client: &mut Client, limit: Duration) -> Result<Duration, postgre
     let answer = Answer::to(
         client,
         &format!(
-            "SELECT {}, {} AS deadlock_timeout, {} AS log_min_duration",
+            "{AT_ONCE}SELECT {}, {} AS deadlock_timeout, {} AS log_min_duration",
             settings(limit, false).join(", "),
             in_milliseconds("deadlock_timeout"),
             in_milliseconds("log_min_duration_statement"),

@@ -3,6 +3,7 @@
 use crate::support::pglock::Output;
 use crate::support::server::{Server, number, rows};
 use crate::support::unique;
+use crate::support::wait::{SOON, eventually};
 use std::time::Duration;
 
 /// "A held lock (75) prints one line on stderr naming key, database and holder (from its application_name, pid,
@@ -18,11 +19,16 @@ fn a_conflict_names_key_database_and_holder() {
     holder.await_stdout(">\n");
     let out = holder.stdout();
     let backend = out.trim().trim_matches(['<', '>']);
+    // What the server shows is that of the last message, so until then it may move.
+    let prepared = format!(
+        "SELECT query LIKE '%check_interval%' AND state = 'idle' FROM pg_stat_activity WHERE pid = {backend}"
+    );
+    eventually(SOON, "its settings made", || server.value(&prepared) == "t");
     let output = server.run(&key).args(["-n", "--", "echo", "mine"]).output();
     let line = output.code(75).stderr_line();
     let host = nix::unistd::gethostname().unwrap().into_string().unwrap();
     let since = server.value(&format!(
-        "SELECT to_char(backend_start, 'YYYY-MM-DD HH24:MI:SSOF') FROM pg_stat_activity WHERE pid = {backend}"
+        "SELECT to_char(state_change AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') FROM pg_stat_activity WHERE pid = {backend}"
     ));
     assert_eq!(
         line,

@@ -2,7 +2,7 @@
 
 use crate::support::journal::{Journal, now};
 use crate::support::pglock::Running;
-use crate::support::server::Server;
+use crate::support::server::{Server, rows};
 use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::Signal;
@@ -56,6 +56,33 @@ fn fifty_waiters_are_served_in_the_order_in_which_they_came() {
     assert_eq!(served, expected);
     assert_eq!(in_line(&server), 0);
     assert!(!server.log().contains("ERROR"), "{}", server.log());
+}
+
+/// The numbers of the tickets begin anew every 248 days; a line that is not empty then goes on in its order.
+#[test]
+fn a_line_goes_on_when_the_numbers_begin_anew() {
+    let (server, journal) = (Server::start(), Journal::new());
+    let holder = server.run("key").holding();
+    let mut waiters = line_up(&server, "key", &journal, 1);
+    let class = "SELECT classid::bigint::bit(32)::int FROM pg_locks WHERE objsubid = 2";
+    let class = server.value(class);
+    let mut last = server.client();
+    rows(
+        &mut last,
+        &format!("SELECT pg_advisory_lock({class}, 2147483647)"),
+    );
+    for n in 1..4 {
+        let job = format!("{}; note {n}", journal.note());
+        waiters.push(server.run("key").arg("--fair").sh(&job).spawn());
+        eventually(SOON, "a ticket", || in_line(&server) == n + 2);
+    }
+    drop(last);
+    holder.finish().code(0);
+    for waiter in waiters {
+        waiter.finish().code(0).silent();
+    }
+    let words: Vec<String> = journal.entries().into_iter().map(|e| e.word).collect();
+    assert_eq!(words, ["0", "1", "2", "3"]);
 }
 
 /// "A hand-off within 3x the plain one": from the end of a job to the beginning of the next, medians of 40.

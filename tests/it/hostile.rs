@@ -1,6 +1,7 @@
 //! Hostile surroundings: schemas of others, terminals that hang up, jobs that leave the group, a system that tells nothing.
 
 use crate::support::journal::{Journal, now, state};
+use crate::support::pgbouncer::PgBouncer;
 use crate::support::server::{Server, rows};
 use crate::support::terminal::Terminal;
 use crate::support::unique;
@@ -332,4 +333,66 @@ fn the_job_keeps_the_lock_of_a_killed_pglock_over_tcp() {
     kill(journal.pids()[0], Signal::SIGKILL).unwrap();
     server.await_locks(&key, 0, 0);
     assert!(now() - freed < 5_000_000_000);
+}
+
+/// A role's or a database's transactions may be deferrable: each of them would wait until nobody else writes in a
+/// serializable one. pglock's do not.
+#[test]
+fn deferrable_transactions_do_not_wait_for_writers() {
+    let server = Server::start();
+    let pooler = PgBouncer::with(&server, &["pool_mode=transaction"]);
+    for setting in [
+        "deferrable = on",
+        "isolation = serializable",
+        "read_only = on",
+    ] {
+        server.sql(&format!(
+            "ALTER DATABASE postgres SET default_transaction_{setting}"
+        ));
+    }
+    let mut writer = server.client();
+    rows(
+        &mut writer,
+        "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE; CREATE TABLE written ()",
+    );
+    // It can be known only from a session that waits.
+    let waits = Command::new("psql")
+        .args(["-h", server.host(), "-p", &server.port().to_string()])
+        .args(["-U", "postgres", "-c", "SELECT 1"])
+        .env("PGOPTIONS", "-c statement_timeout=300")
+        .output();
+    assert!(!waits.unwrap().status.success(), "nobody has to wait");
+    for pooled in [false, true] {
+        let run = |options: &[&str]| {
+            let limits = ["run", "--heartbeat", "2"];
+            let pglock = match pooled {
+                true => pooler.pglock(),
+                false => server.pglock(),
+            };
+            pglock.args(limits).args(options)
+        };
+        for options in [
+            &["-k", "key"][..],
+            &["-k", "key", "--token"],
+            &["-k", "key", "--hash", "hashtext"],
+            &["-k", "key", "--hash", "hashtext", "-k", "other"],
+            &["-k", "key", "--slots", "2"],
+        ] {
+            run(options).arg("true").output().stdout();
+        }
+        let holder = run(&["-k", "key"]).holding();
+        for wait in ["0", "1"] {
+            let output = run(&["-k", "key", "--wait", wait, "true"]).output();
+            let line = output.code(75).stderr_line();
+            assert!(line.contains(" is held by "), "{line}");
+        }
+        holder.finish().code(0).silent();
+    }
+    let holder = server.run("key").holding();
+    let list = ["list", "--key", "key"];
+    server.pglock().args(list).output().code(75);
+    let evict = ["evict", "--key", "key", "--yes"];
+    server.pglock().args(evict).output().code(0);
+    holder.await_stderr("(evicted by ");
+    holder.finish().code(74);
 }

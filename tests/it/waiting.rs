@@ -376,3 +376,25 @@ fn without_plpgsql_it_polls() {
     assert_eq!(waiter.finish().stdout(), "mine\n");
     assert_eq!(server.locks(&key), Locks::default());
 }
+
+/// When the wait is over and the server has said nothing, nobody is said to hold the lock.
+#[test]
+fn a_server_that_falls_silent_is_not_taken_for_a_conflict() {
+    let (server, key) = (Server::shared(), unique("key"));
+    let holder = server.run(&key).holding();
+    let waiter = server.run(&key).args(["--wait", "1", "true"]).spawn();
+    server.await_locks(&key, 1, 1);
+    let backend = server.value(&format!(
+        "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %:{}'",
+        waiter.pid()
+    ));
+    let backend = Pid::from_raw(backend.parse().unwrap());
+    kill(backend, Signal::SIGSTOP).unwrap();
+    let output = waiter.finish();
+    kill(backend, Signal::SIGCONT).unwrap();
+    let expected = format!(
+        "key \"{key}\" was not acquired, and the server has not said who holds it; gave up after 1s"
+    );
+    assert_eq!(output.code(75).stderr_line(), expected);
+    holder.finish().code(0);
+}

@@ -9,6 +9,7 @@ pub mod pgbouncer;
 pub mod pglock;
 pub mod probe;
 pub mod proxy;
+pub mod screen;
 pub mod server;
 pub mod terminal;
 pub mod tls;

@@ -1,0 +1,244 @@
+//! `pglock evict`: ends the sessions that hold a lock, and tells those who are evicted by whom.
+//!
+//! What is ended is what was shown: a session is only told to end if it still calls itself the same and still has
+//! something to do with a lock. The server tells the one who is evicted nothing but that an administrator did it, so
+//! whoever evicts puts a mark into `pg_locks` and stays for a moment; the evicted pglock looks for it there.
+
+use crate::connection;
+use crate::diag;
+use crate::holders::Backend;
+use crate::key::{self, Key, KeyId};
+use crate::list;
+use crate::lock::{self, AT_ONCE, Answer, IN_THIS_DATABASE, ask};
+use crate::outcome::{ExitCode, Failure};
+use crate::output;
+use crate::overview::{self, Entry, Overview, State};
+use crate::terminal;
+use postgres::Client;
+use postgres::error::SqlState;
+use std::collections::HashSet;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// What the `application_name` of whoever evicts begins with; who it is follows.
+const PREFIX: &str = "pglock evict ";
+
+/// The first number of the marks; the second is the process of the server that is told to end. The first four bytes of
+/// the SHA-256 of `pglock evict`, read as those of a line. Part of the stable interface.
+const MARK: i32 = -613922599;
+
+/// How long the evicted have to look who it was.
+const STAY: Duration = Duration::from_secs(1);
+/// How long a session may take to end. One whose process is stopped or hangs on a disk takes longer.
+const END: Duration = Duration::from_secs(10);
+/// How often to look whether they have ended.
+const GLANCE: Duration = Duration::from_millis(20);
+
+/// Whether it is a mark, and no lock.
+pub fn is_mark(id: KeyId) -> bool {
+    id.class() == Some(MARK)
+}
+
+/// The name to connect with: the system's user, host and process.
+pub fn application_name() -> String {
+    let user = nix::unistd::User::from_uid(nix::unistd::getuid());
+    let user = user.ok().flatten().map(|user| user.name + "@");
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    let (user, host) = (user.unwrap_or_default(), host.to_string_lossy());
+    format!("{PREFIX}{user}{host}:{}", std::process::id())
+}
+
+/// Shows who holds the keys, asks whether they are to go, and ends their sessions.
+///
+/// # Errors
+/// The answer was no; or our role may not do that; or a session does not end; or the server is gone.
+pub fn evict(client: &mut Client, keys: &[Key], waiters: bool, yes: bool) -> Result<(), Failure> {
+    let overview = overview::look(client, keys)?;
+    let polling = overview
+        .entries
+        .iter()
+        .filter(|entry| entry.state == State::Polling);
+    let polling = polling.count();
+    let wanted = Overview {
+        entries: candidates(&overview, waiters),
+        ..overview
+    };
+    if wanted.entries.is_empty() {
+        return output::print(&format!("nobody holds {}\n", key::describe(keys))).map(drop);
+    }
+    let backends = without_duplicates(&wanted.entries);
+    let width = terminal::page().map(|(columns, _)| columns);
+    output::print(&list::table(&wanted, width))?;
+    if !yes && !terminal::ask(&question(backends.len())) {
+        return Err(Failure::say(ExitCode::Conflict, "nobody was evicted"));
+    }
+    output::print(&end(client, &backends)?)?;
+    if waiters && polling > 0 {
+        diag::notice(format_args!(
+            "{polling} more wait without a session of their own, which could be ended"
+        ));
+    }
+    output::print(&aftermath(client, keys)?).map(drop)
+}
+
+fn question(count: usize) -> String {
+    match count {
+        1 => "End this session? The job under it is stopped. [y/N] ".into(),
+        count => format!("End these {count} sessions? The jobs under them are stopped. [y/N] "),
+    }
+}
+
+/// Each session once.
+fn without_duplicates(entries: &[Entry]) -> Vec<&Backend> {
+    let mut seen = HashSet::new();
+    let backends = entries.iter().map(|entry| &entry.backend);
+    backends
+        .filter(|it| it.pid.is_none_or(|pid| seen.insert(pid)))
+        .collect()
+}
+
+/// Those who are to be evicted: the holders, and the waiters too if that is asked for. Who asks through a pooler has no
+/// session of its own that could be ended.
+fn candidates(overview: &Overview, waiters: bool) -> Vec<Entry> {
+    let is_wanted = |entry: &&Entry| match entry.state {
+        State::Holding => true,
+        State::Queueing | State::InLine(_) => waiters,
+        State::Polling => false,
+    };
+    overview.entries.iter().filter(is_wanted).cloned().collect()
+}
+
+/// Ends these sessions, and waits until they are gone. The words for what was done, a line each.
+///
+/// # Errors
+/// Our role may not do that; or a session does not end; or the server is gone.
+fn end(client: &mut Client, backends: &[&Backend]) -> Result<String, Failure> {
+    let mut told: Vec<i32> = Vec::new();
+    let mut words = String::new();
+    // The marks are those of a transaction, which are right behind a pooler too.
+    ask(client, "BEGIN NOT DEFERRABLE").map_err(connection::failure)?;
+    // Those who wait first, or they would be given the lock.
+    for backend in backends.iter().rev() {
+        let Some(pid) = backend.pid else {
+            words += &format!("{backend} was left alone: ROLLBACK PREPARED ends it\n");
+            continue;
+        };
+        match terminate(client, pid, backend).map_err(|error| refusal(error, backend))? {
+            true => told.push(pid),
+            false => words += &format!("{backend} was gone already\n"),
+        }
+    }
+    let began = Instant::now();
+    while !told.is_empty() && holds_any(client, &told).map_err(connection::failure)? {
+        if began.elapsed() > END {
+            return Err(Failure::say(
+                ExitCode::Conflict,
+                format!("the server has told backend {told:?} to end, and it does not end"),
+            ));
+        }
+        sleep(GLANCE);
+    }
+    let are_told = |backend: &&&Backend| backend.pid.is_some_and(|pid| told.contains(&pid));
+    for backend in backends.iter().filter(are_told) {
+        words += &format!("evicted {backend}\n");
+    }
+    if backends.iter().filter(are_told).any(|it| it.is_pglock()) {
+        sleep(STAY.saturating_sub(began.elapsed()));
+    }
+    ask(client, "COMMIT").map_err(connection::failure)?;
+    Ok(words)
+}
+
+/// Leaves the mark, and tells the session to end if it is still the one that was seen. Whether it was.
+fn terminate(client: &mut Client, pid: i32, seen: &Backend) -> Result<bool, postgres::Error> {
+    let sql = format!(
+        "SELECT pg_catalog.pg_advisory_xact_lock_shared({MARK}, {pid}); \
+         SELECT pg_catalog.pg_terminate_backend(pid) AS told FROM pg_catalog.pg_stat_activity a \
+         WHERE pid = {pid} AND usename = {} AND application_name = {} AND EXISTS (\
+         SELECT 1 FROM pg_catalog.pg_locks l WHERE l.pid = {pid} AND l.locktype = 'advisory')",
+        key::sql_literal(&seen.user),
+        key::sql_literal(&seen.application_name),
+    );
+    Ok(Answer::to(client, &sql)?.is_true("told"))
+}
+
+/// Whether one of these processes has something to do with an advisory lock still.
+fn holds_any(client: &mut Client, pids: &[i32]) -> Result<bool, postgres::Error> {
+    let pids: Vec<String> = pids.iter().map(i32::to_string).collect();
+    let sql = format!(
+        "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid IN ({})) AS any",
+        pids.join(", ")
+    );
+    Ok(Answer::to(client, &sql)?.is_true("any"))
+}
+
+fn refusal(error: postgres::Error, backend: &Backend) -> Failure {
+    if error.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+        return connection::failure(error);
+    }
+    Failure::say(
+        ExitCode::Permission,
+        format!(
+            "this role may not end {backend}, which is of role {:?}: GRANT pg_signal_backend to it, or connect as that \
+             role; only a superuser may end a superuser's session",
+            backend.user
+        ),
+    )
+}
+
+/// What became of the keys, a line each.
+///
+/// # Errors
+/// The server is gone.
+fn aftermath(client: &mut Client, keys: &[Key]) -> Result<String, Failure> {
+    let after = overview::look(client, keys)?;
+    let ids = lock::numbers(client, keys)?;
+    let lines = keys.iter().zip(ids).map(|(key, id)| {
+        let is_it = |entry: &&Entry| entry.state == State::Holding && entry.base == id;
+        let holders: Vec<&Entry> = after.entries.iter().filter(is_it).collect();
+        match holders[..] {
+            [] => format!("key {key} is free\n"),
+            [one] => format!("key {key} is held by {} now\n", one.backend),
+            [one, ..] => format!(
+                "key {key} is held by {} and {} more now\n",
+                one.backend,
+                holders.len() - 1
+            ),
+        }
+    });
+    Ok(lines.collect())
+}
+
+/// Who has evicted the session with this process, if anybody has.
+///
+/// # Errors
+/// The server is gone.
+pub fn by_whom(client: &mut Client, pid: i32) -> Result<Option<String>, postgres::Error> {
+    let sql = format!(
+        "{AT_ONCE}SELECT application_name, usename FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid) \
+         WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.classid = {} AND l.objid = {pid} AND l.granted \
+         AND l.{IN_THIS_DATABASE}",
+        MARK as u32
+    );
+    let answer = Answer::to(client, &sql)?;
+    let name = answer.get("application_name").unwrap_or_default();
+    let role = answer.get("usename").unwrap_or_default();
+    Ok(name
+        .strip_prefix(PREFIX)
+        .map(|who| format!("{who} as role {role:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sha2::{Digest, Sha256};
+
+    #[test]
+    fn the_mark_is_what_it_is_said_to_be() {
+        let digest = Sha256::digest("pglock evict");
+        let first = digest[..4]
+            .iter()
+            .fold(0, |n, byte| (n << 8) | i32::from(*byte));
+        assert_eq!(MARK, first);
+    }
+}

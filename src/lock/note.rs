@@ -1,0 +1,84 @@
+//! What a message says of itself: a comment in front, which the server shows in `pg_stat_activity.query`.
+//!
+//! It tells whoever looks (`pglock list`, or a database administrator) which program the job is, how long the lock has
+//! been held, and that a session between two tries still waits. The server keeps none of this by itself. Only the
+//! program is named, never its arguments, which could hold a secret.
+
+use std::ffi::OsStr;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// What a comment of ours begins with.
+pub const NOTE: &str = "/* pglock ";
+
+/// The longest name of a program. The server keeps 1024 bytes of a message by default.
+const LONGEST: usize = 100;
+
+static JOB: OnceLock<String> = OnceLock::new();
+
+/// Names the program of the job, once, before the first message. Without, no message says anything of itself.
+pub fn name_job(program: &OsStr) {
+    // A second call would be a fault in supervise, and changes nothing.
+    let _ = JOB.set(plain(&program.to_string_lossy()));
+}
+
+/// What there is to say besides the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Note {
+    /// Nothing.
+    Plain,
+    /// We wait in the server's queue for so long, and then come back.
+    Waits(Duration),
+    /// We wait, and will ask again within this time.
+    Asks(Duration),
+    /// We have held the lock for this long.
+    Holds(Duration),
+}
+
+impl Note {
+    /// The message with its note.
+    pub(super) fn on(self, sql: &str) -> String {
+        match JOB.get() {
+            Some(job) => format!("{}{sql}", self.comment(job)),
+            None => sql.to_owned(),
+        }
+    }
+
+    fn comment(self, job: &str) -> String {
+        let state = match self {
+            Note::Plain => String::new(),
+            Note::Waits(slice) => format!("waits {:.3} ", slice.as_secs_f64()),
+            Note::Asks(rest) => format!("asks {:.3} ", rest.as_secs_f64()),
+            Note::Holds(time) => format!("holds {:.3} ", time.as_secs_f64()),
+        };
+        format!("{NOTE}{state}job {job} */ ")
+    }
+}
+
+/// What cannot end the comment, begin another, or be changed on its way.
+fn plain(program: &str) -> String {
+    let keep =
+        |c: char| (c == ' ' || c.is_ascii_graphic()) && !matches!(c, '*' | '\'' | '"' | '\\');
+    let plain = program.chars().map(|c| if keep(c) { c } else { '?' });
+    plain.take(LONGEST).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_names_the_program_and_stays_a_comment() {
+        let job = plain("./b\u{e4}ckup */ DROP 'x'\n");
+        assert_eq!(job, "./b?ckup ?/ DROP ?x??");
+        assert_eq!(
+            Note::Plain.comment(&job),
+            format!("/* pglock job {job} */ ")
+        );
+        let waits = Note::Waits(Duration::from_millis(900)).comment("sh");
+        assert_eq!(waits, "/* pglock waits 0.900 job sh */ ");
+        let holds = Note::Holds(Duration::from_secs(125)).comment("sh");
+        assert_eq!(holds, "/* pglock holds 125.000 job sh */ ");
+        assert_eq!(plain(&"x".repeat(500)).len(), LONGEST);
+    }
+}

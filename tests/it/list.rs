@@ -1,0 +1,574 @@
+//! `pglock list`: everybody who holds or waits, and what is known of them.
+
+use crate::support::pgbouncer::PgBouncer;
+use crate::support::pglock::{Pglock, Running};
+use crate::support::screen::Screen;
+use crate::support::server::{Server, number, rows};
+use crate::support::unique;
+use crate::support::wait::{SOON, eventually};
+use serde_json::Value;
+
+/// The locks that `pglock list` shows, run as it is.
+#[track_caller]
+fn locks(list: Pglock) -> Vec<Value> {
+    let output = list.arg("--json").output();
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    let value: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+    value["locks"].as_array().unwrap().clone()
+}
+
+fn list(server: &Server) -> Pglock {
+    server.pglock().arg("list")
+}
+
+/// Those of a key.
+#[track_caller]
+fn of(server: &Server, key: &str) -> Vec<Value> {
+    locks(list(server).args(["--key", key]))
+}
+
+/// Waits until the list of a key has so many lines.
+#[track_caller]
+fn await_count(server: &Server, key: &str, count: usize) -> Vec<Value> {
+    let mut found = Vec::new();
+    eventually(SOON, &format!("{count} of {key}"), || {
+        found = of(server, key);
+        found.len() == count
+    });
+    found
+}
+
+fn pid(running: &Running) -> Value {
+    running.pid().as_raw().into()
+}
+
+fn waiting(server: &Server, key: &str, options: &[&str]) -> Running {
+    server.run(key).args(options).sh("echo mine").spawn()
+}
+
+/// "holders and waiters ...: key as number and, where known from application_name, as name; mode, scope, slot, state
+/// (holding / waiting, since when, behind whom), host, pid, user, client address, backend pid, job"
+#[test]
+fn holders_and_waiters_are_shown_with_all_that_is_known() {
+    let server = Server::shared();
+    let key = unique("whole");
+    let tcp = server
+        .run(&key)
+        .env("PGHOST", "127.0.0.1")
+        .env("PGHOSTADDR", "");
+    let holder = tcp.holding();
+    let waiter = waiting(server, &key, &["-s"]);
+    let found = await_count(server, &key, 2);
+    let (held, waits) = (&found[0], &found[1]);
+    let backend = |pid: &Value| {
+        let tail = format!("%:{pid}");
+        let sql = format!("SELECT pid FROM pg_stat_activity WHERE application_name LIKE '{tail}'");
+        server.value(&sql).parse::<i32>().unwrap()
+    };
+    let host = nix::unistd::gethostname().unwrap().into_string().unwrap();
+    assert_eq!(held["key"], number(&key).to_string());
+    assert_eq!(held["name"], key.as_str());
+    assert_eq!(held["state"], "holding");
+    assert_eq!(
+        (&held["mode"], &held["scope"]),
+        (&"exclusive".into(), &"session".into())
+    );
+    assert_eq!(
+        (&held["slot"], &held["slots"]),
+        (&Value::Null, &Value::Null)
+    );
+    assert_eq!(
+        (&held["host"], &held["pid"]),
+        (&host.as_str().into(), &pid(&holder))
+    );
+    assert_eq!(held["backend_pid"], backend(&pid(&holder)));
+    assert_eq!(
+        (&held["user"], &held["job"]),
+        (&"postgres".into(), &"sh".into())
+    );
+    assert_eq!(held["client_address"], "127.0.0.1");
+    assert_eq!(held["behind"], Value::Array(vec![]));
+    assert_eq!(
+        held["application_name"],
+        format!("pglock:{key} {host}:{}", holder.pid())
+    );
+    assert_eq!(
+        (&waits["state"], &waits["mode"]),
+        (&"waiting".into(), &"shared".into())
+    );
+    assert_eq!(
+        waits["behind"],
+        Value::Array(vec![held["backend_pid"].clone()])
+    );
+    assert_eq!(
+        (&waits["pid"], &waits["job"]),
+        (&pid(&waiter), &"sh".into())
+    );
+    assert_eq!(waits["client_address"], Value::Null);
+    // Times are the server's.
+    let connected = |pid: &Value| {
+        let sql =
+            "SELECT to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
+        server.value(&format!(
+            "{sql} FROM pg_stat_activity WHERE pid = {}",
+            backend(pid)
+        ))
+    };
+    assert_eq!(held["connected_since"], connected(&pid(&holder)));
+    assert_eq!(waits["since"], connected(&pid(&waiter)));
+    holder.finish().code(0);
+    waiter.finish().code(0);
+}
+
+/// "Exit 0, or 75 with `--key` when it is held (so scripts can ask)"
+#[test]
+fn the_exit_status_tells_whether_a_key_is_held() {
+    let server = Server::shared();
+    let (key, other) = (unique("asked"), unique("other"));
+    let ask = |key: &str| list(server).args(["--key", key]).output();
+    let free = format!("nobody holds or waits for key \"{key}\" in database \"postgres\"\n");
+    assert_eq!(ask(&key).code(0).stdout(), free);
+    let holder = server.run(&key).holding();
+    let held = ask(&key);
+    let table = String::from_utf8_lossy(&held.code(75).stdout).into_owned();
+    assert!(
+        held.stderr.is_empty() && table.starts_with("KEY "),
+        "{table}"
+    );
+    ask(&other).code(0);
+    list(server).output().code(0);
+    list(server)
+        .args(["--key", &other, "--key", &key])
+        .output()
+        .code(75);
+    holder.finish().code(0);
+    ask(&key).code(0);
+}
+
+/// "since when": from when the lock came, not from when the session began; and heartbeats do not move it.
+#[test]
+fn since_is_when_the_lock_came() {
+    let server = Server::shared();
+    let key = unique("since");
+    let first = server.run(&key).holding();
+    let second = server
+        .run(&key)
+        .args(["--heartbeat", "0.2"])
+        .sh("echo ready; read -r _; exit 0")
+        .spawn();
+    await_count(server, &key, 2);
+    let begun = of(server, &key)[1]["connected_since"].clone();
+    // The second's clock has seconds; so wait until the next one.
+    eventually(SOON, "another second", || {
+        server.value("SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')")
+            != begun
+    });
+    first.finish().code(0);
+    second.await_stdout("ready\n");
+    let at = of(server, &key)[0].clone();
+    assert_eq!(
+        (&at["state"], &at["connected_since"]),
+        (&"holding".into(), &begun)
+    );
+    let since = at["since"].as_str().unwrap().to_owned();
+    assert!(since.as_str() > begun.as_str().unwrap(), "{at}");
+    let beats = format!(
+        "SELECT query FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %' AND query LIKE '/* pglock holds %'"
+    );
+    let mut seen = Vec::new();
+    eventually(SOON, "five heartbeats", || {
+        seen.extend(server.sql(&beats));
+        seen.dedup();
+        seen.len() >= 5
+    });
+    let second_later = |text: &str| text[text.len() - 3..text.len() - 1].parse::<i32>().unwrap();
+    let now = of(server, &key)[0]["since"].as_str().unwrap().to_owned();
+    // The two are counted from two moments of one round trip, which can lie on both sides of a second.
+    let apart = (second_later(&now) - second_later(&since)).rem_euclid(60);
+    assert!([0, 1, 59].contains(&apart), "{since} {now}");
+    second.finish().code(0);
+}
+
+/// "N must agree: say so, and make `list` show it"
+#[test]
+fn slots_are_shown_with_their_number_and_n() {
+    let server = Server::shared();
+    let key = unique("slots");
+    let slots = |count: &str| server.run(&key).args(["--slots", count]);
+    let holders: Vec<Running> = (0..3).map(|_| slots("3").holding()).collect();
+    // Who thinks that there are four.
+    let odd = slots("4").holding();
+    let waiters: Vec<Running> = (0..2).map(|_| slots("3").sh("echo mine").spawn()).collect();
+    let found = await_count(server, &key, 6);
+    let held: Vec<_> = found
+        .iter()
+        .filter(|lock| lock["state"] == "holding")
+        .collect();
+    let numbers: Vec<_> = held
+        .iter()
+        .map(|lock| lock["slot"].as_i64().unwrap())
+        .collect();
+    assert_eq!(numbers, [0, 1, 2, 3]);
+    let told: Vec<_> = held
+        .iter()
+        .map(|lock| lock["slots"].as_i64().unwrap())
+        .collect();
+    assert_eq!(told, [3, 3, 3, 4]);
+    assert!(
+        found.iter().all(|lock| lock["name"] == key.as_str()),
+        "{found:?}"
+    );
+    let waits: Vec<_> = found
+        .iter()
+        .filter(|lock| lock["state"] == "waiting")
+        .collect();
+    assert_eq!(waits[0]["slot"], Value::Null);
+    assert_eq!(waits[0]["slots"], 3);
+    // The first in line is behind all who hold; the second behind the first.
+    assert_eq!(waits[0]["behind"].as_array().unwrap().len(), 4);
+    assert_eq!(
+        waits[1]["behind"],
+        Value::Array(vec![waits[0]["backend_pid"].clone()])
+    );
+    let table = String::from_utf8(list(server).args(["--key", &key]).output().stdout).unwrap();
+    assert!(table.contains(&format!("{key} slot 3/4 ")), "{table}");
+    assert!(table.contains(&format!("{key} slots=3 ")), "{table}");
+    odd.finish().code(0);
+    holders
+        .into_iter()
+        .for_each(|it| drop(it.finish().code(0).stdout()));
+    waiters
+        .into_iter()
+        .for_each(|it| drop(it.finish().code(0).stdout()));
+}
+
+/// Those who wait in line are shown in their order, each behind the one before it, and no ticket is shown as a lock.
+#[test]
+fn a_line_is_shown_in_its_order() {
+    let server = Server::shared();
+    let database = server.database();
+    let key = unique("line");
+    let here = |pglock: Pglock| pglock.env("PGDATABASE", &database);
+    let holder = here(server.run(&key)).holding();
+    let mut line: Vec<Running> = Vec::new();
+    let show = || locks(here(list(server)));
+    for count in 1..=3 {
+        line.push(here(server.run(&key)).args(["--fair", "true"]).spawn());
+        eventually(SOON, "one more in line", || show().len() == count + 1);
+    }
+    eventually(SOON, "each behind the one before it", || {
+        let found = show();
+        let ids: Vec<&Value> = found.iter().map(|lock| &lock["pid"]).collect();
+        let expected: Vec<Value> = [&holder].into_iter().chain(&line).map(pid).collect();
+        let in_order = ids == expected.iter().collect::<Vec<_>>();
+        in_order
+            && found
+                .windows(2)
+                .all(|two| two[1]["behind"] == Value::Array(vec![two[0]["backend_pid"].clone()]))
+    });
+    holder.finish().code(0);
+    line.into_iter()
+        .for_each(|it| drop(it.finish().code(0).stdout()));
+}
+
+/// "pglock's and anybody else's"; "key as number and, where known ..., as name", whatever scheme has made the number.
+#[test]
+fn numbers_are_named_whatever_the_scheme_and_others_are_shown_too() {
+    let server = Server::shared();
+    let database = server.database();
+    let here = |pglock: Pglock| pglock.env("PGDATABASE", &database);
+    let run = |arguments: &[&str]| here(server.pglock().arg("run")).args(arguments).holding();
+    let running = [
+        run(&["-k", "a,b", "-k", "c"]),
+        run(&["--hash", "md5", "-k", "hashed"]),
+        run(&["--hash", "hashtext", "-k", "computed"]),
+        run(&["--hash", "rails-migrate"]),
+        run(&["-k", "-7,8", "-k", "-9"]),
+    ];
+    let mut psql = server.client_of(&database);
+    rows(&mut psql, "SET application_name = 'an old script'");
+    rows(
+        &mut psql,
+        "BEGIN; SELECT pg_advisory_xact_lock_shared(4711)",
+    );
+    let found = locks(here(list(server)));
+    let mut names: Vec<String> = found
+        .iter()
+        .map(|lock| format!("{}={}", lock["key"].as_str().unwrap(), lock["name"]))
+        .collect();
+    names.sort();
+    let value = |sql: &str| {
+        rows(&mut server.client_of(&database), sql)
+            .concat()
+            .concat()
+    };
+    let rails = server
+        .pglock()
+        .args(["key", "--hash", "rails-migrate", "--dbname", &database]);
+    let md5 = server.pglock().args(["key", "--hash", "md5", "hashed"]);
+    let mut expected = vec![
+        format!("{}=\"a,b\"", number("a,b")),
+        format!("{}=\"c\"", number("c")),
+        format!("{}=\"hashed\"", md5.output().code(0).stdout().trim()),
+        format!("{}=\"computed\"", value("SELECT hashtext('computed')")),
+        format!(
+            "{}=\"rails-migrate\"",
+            rails.output().code(0).stdout().trim()
+        ),
+        "-7,8=\"-7,8\"".into(),
+        "-9=\"-9\"".into(),
+        "4711=null".into(),
+    ];
+    expected.sort();
+    assert_eq!(names, expected);
+    let other = found.iter().find(|lock| lock["key"] == "4711").unwrap();
+    assert_eq!(
+        (&other["mode"], &other["host"]),
+        (&"shared".into(), &Value::Null)
+    );
+    assert_eq!(
+        (&other["scope"], &other["since"]),
+        (&Value::Null, &Value::Null)
+    );
+    assert!(other["connected_since"].is_string(), "{other}");
+    // The key of whoever looks is resolved as `run` does it.
+    let computed = here(list(server))
+        .args(["--hash", "hashtext", "-k", "computed"])
+        .output();
+    assert!(String::from_utf8_lossy(&computed.code(75).stdout).contains("computed"));
+    here(list(server))
+        .args(["--hash", "rails-migrate"])
+        .output()
+        .code(75);
+    here(list(server)).args(["-k", "hashed"]).output().code(0);
+    running
+        .into_iter()
+        .for_each(|it| drop(it.finish().code(0).stdout()));
+}
+
+/// "what an unprivileged role cannot see is said once, with the remedy (`pg_read_all_stats`)"
+#[test]
+fn what_a_role_is_not_shown_is_said_once() {
+    let server = Server::shared();
+    let (key, role) = (unique("hidden"), unique("role"));
+    server.sql(&format!("CREATE ROLE {role} LOGIN"));
+    let holder = server.run(&key).holding();
+    let others = server
+        .run(&key)
+        .arg("--no-wait")
+        .args(["-E", "0", "-q", "true"]);
+    others.output().code(0).silent();
+    let look = || {
+        let list = list(server)
+            .env("PGUSER", &role)
+            .env("PGDATABASE", "postgres");
+        list.args(["--key", &key, "--json"]).output()
+    };
+    let partial = look();
+    let words = String::from_utf8_lossy(&partial.stderr);
+    assert_eq!(words.lines().count(), 1, "{words}");
+    assert!(
+        words.contains(&format!("GRANT pg_read_all_stats TO \"{role}\"")),
+        "{words}"
+    );
+    let value: Value = serde_json::from_slice(&partial.code(75).stdout).unwrap();
+    assert_eq!(value["complete"], false);
+    let held = &value["locks"][0];
+    assert_eq!(
+        (&held["name"], &held["pid"]),
+        (&key.as_str().into(), &pid(&holder))
+    );
+    assert_eq!((&held["since"], &held["job"]), (&Value::Null, &Value::Null));
+    server.sql(&format!("GRANT pg_read_all_stats TO {role}"));
+    let whole = look();
+    assert!(whole.code(75).stderr.is_empty());
+    let value: Value = serde_json::from_slice(&whole.stdout).unwrap();
+    assert_eq!(
+        (&value["complete"], &value["locks"][0]["job"]),
+        (&true.into(), &"sh".into())
+    );
+    holder.finish().code(0);
+}
+
+/// "polling waiters (through poolers) visible too"; and those who have gone are not.
+#[test]
+fn those_who_ask_through_a_pooler_are_shown() {
+    let server = Server::shared();
+    let bouncer = PgBouncer::with(server, &["pool_mode=transaction"]);
+    let key = unique("pooled");
+    let holder = bouncer.run(&key).holding();
+    let waiters: Vec<Running> = (0..6)
+        .map(|_| bouncer.run(&key).sh("echo mine").spawn())
+        .collect();
+    let found = await_count(server, &key, 7);
+    let held = &found[0];
+    assert_eq!(
+        (&held["state"], &held["pid"]),
+        (&"holding".into(), &pid(&holder))
+    );
+    assert_eq!(
+        (&held["scope"], &held["job"]),
+        (&"transaction".into(), &"sh".into())
+    );
+    assert!(held["since"].is_string(), "{held}");
+    let mut seen: Vec<i64> = found[1..]
+        .iter()
+        .map(|it| it["pid"].as_i64().unwrap())
+        .collect();
+    let mut expected: Vec<i64> = waiters.iter().map(|it| it.pid().as_raw().into()).collect();
+    seen.sort();
+    expected.sort();
+    assert_eq!(seen, expected);
+    for waits in &found[1..] {
+        assert_eq!(
+            (&waits["state"], &waits["name"]),
+            (&"waiting".into(), &key.as_str().into())
+        );
+        assert_eq!(
+            waits["behind"],
+            Value::Array(vec![held["backend_pid"].clone()])
+        );
+    }
+    holder.finish().code(0);
+    waiters
+        .into_iter()
+        .for_each(|it| drop(it.finish().code(0).stdout()));
+    // Their names are left with the sessions of the pool, but nobody waits.
+    assert_eq!(await_count(server, &key, 0), [Value::Null; 0]);
+}
+
+/// Only the program is named: its arguments could hold a secret.
+#[test]
+fn the_arguments_of_the_job_are_not_told() {
+    let server = Server::shared();
+    let key = unique("secret");
+    let holder = server.run(&key).args(["--heartbeat", "0.2"]).args([
+        "--",
+        "sh",
+        "-c",
+        "echo ready; read -r _",
+        "s3cret",
+    ]);
+    let holder = holder.spawn();
+    holder.await_stdout("ready\n");
+    let queries =
+        format!("SELECT query FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'");
+    let first = server.value(&queries);
+    assert!(first.contains("job sh */"), "{first}");
+    eventually(SOON, "a heartbeat", || {
+        server.value(&queries).contains(" holds ")
+    });
+    assert!(!server.value(&queries).contains("s3cret"));
+    drop(holder);
+}
+
+/// "[--watch]": until the reader has gone; each time an object in a line of its own, or a table.
+#[test]
+fn watching_goes_on_until_nobody_reads() {
+    let server = Server::shared();
+    let key = unique("watched");
+    let watch = list(server).args(["--watch", "--json", "--key", &key]);
+    let watch = watch.spawn();
+    let free = "\"locks\":[]";
+    watch.await_stdout(free);
+    let holder = server.run(&key).holding();
+    watch.await_stdout("\"state\":\"holding\"");
+    let lines: Vec<String> = watch.stdout().lines().map(str::to_owned).collect();
+    assert!(lines.len() >= 2, "{lines:?}");
+    for line in &lines {
+        assert!(serde_json::from_str::<Value>(line).is_ok(), "{line}");
+    }
+    let head = server.around("sh").args([
+        "-c",
+        &format!(
+            "'{}' list --watch | head -n 2",
+            env!("CARGO_BIN_EXE_pglock")
+        ),
+    ]);
+    let text = head.output().code(0).stdout();
+    assert!(
+        text.starts_with("pglock list, database \"postgres\", 20"),
+        "{text}"
+    );
+    watch.signal(nix::sys::signal::Signal::SIGINT);
+    watch.finish().signal(nix::sys::signal::Signal::SIGINT);
+    drop(holder);
+}
+
+/// "Fits 80 columns, wide on wide terminals"; at 80x24 and 40x10.
+#[test]
+fn the_table_fits_the_screen() {
+    let server = Server::shared();
+    let key = unique("a_rather_long_name_of_a_key");
+    let holder = server.run(&key).holding();
+    let waiter = waiting(server, &key, &[]);
+    await_count(server, &key, 2);
+    let columns = |screen: &[String]| {
+        screen[0]
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let show = |size| {
+        let screen = Screen::new(server, size, &[]);
+        screen.line(&format!("clear; pglock list -k {key}"));
+        screen.expect("table", |lines| lines.len() == 4 && lines[3] == "$")
+    };
+    let common = show((80, 24));
+    assert_eq!(
+        columns(&common),
+        ["KEY", "STATE", "FOR", "WHO", "BACKEND", "BEHIND", "JOB"]
+    );
+    assert!(
+        common[1].starts_with(&format!("{key}  held   ")),
+        "{common:?}"
+    );
+    assert!(
+        common[2].starts_with(&format!("{key}  waits  ")),
+        "{common:?}"
+    );
+    assert!(
+        common[2].contains(&format!(":{}  ", waiter.pid())),
+        "{common:?}"
+    );
+    let narrow = show((40, 10));
+    assert_eq!(columns(&narrow), ["KEY", "STATE", "FOR", "WHO"]);
+    assert!(narrow[1].contains("~  held   "), "{narrow:?}");
+    let wide = show((200, 24));
+    assert_eq!(columns(&wide).len(), 12, "{wide:?}");
+    holder.finish().code(0);
+    waiter.finish().code(0);
+}
+
+/// `--watch` on a terminal stays on one screen.
+#[test]
+fn watching_shows_one_screen() {
+    let server = Server::shared();
+    let database = server.database();
+    let screen = Screen::new(server, (40, 10), &[("PGDATABASE", &database)]);
+    screen.line("pglock list --watch");
+    let nothing = "nothing is held or waited for in databa~";
+    screen.expect("empty list", |lines| {
+        lines.iter().any(|line| line == nothing)
+    });
+    let here = |key: &str| server.run(key).env("PGDATABASE", &database);
+    let holders: Vec<Running> = (0..12)
+        .map(|n| here(&format!("key {n}")).holding())
+        .collect();
+    let full = screen.expect("full screen", |lines| {
+        lines.last().is_some_and(|line| line.ends_with(" more)"))
+    });
+    assert_eq!(full.len(), 10);
+    assert!(full[0].starts_with("pglock list, database "), "{full:?}");
+    assert_eq!(full[9], "(5 more)");
+    holders
+        .into_iter()
+        .for_each(|it| drop(it.finish().code(0).stdout()));
+    screen.expect("empty list again", |lines| {
+        lines.len() == 2 && lines.iter().any(|line| line == nothing)
+    });
+    screen.key("C-c");
+    screen.expect("prompt", |lines| {
+        lines.last().is_some_and(|line| line.ends_with('$'))
+    });
+}

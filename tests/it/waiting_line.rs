@@ -1,0 +1,143 @@
+//! "While waiting on a terminal": one live line, seen on real screens.
+
+use crate::support::screen::Screen;
+use crate::support::server::Server;
+use crate::support::unique;
+
+const WIDE: (u16, u16) = (80, 24);
+
+/// The line of the screen that begins so.
+fn starting<'a>(screen: &'a [String], text: &str) -> Option<&'a String> {
+    screen.iter().find(|line| line.starts_with(text))
+}
+
+/// "After a second, one live line on stderr: what is waited for, who holds it since when, how long so far; updated in
+/// place, erased when the lock comes"
+#[test]
+fn the_wait_is_shown_in_one_line_that_goes_when_the_lock_comes() {
+    let server = Server::shared();
+    let key = unique("shown");
+    let holder = server.run(&key).holding();
+    let screen = Screen::new(server, WIDE, &[("NO_COLOR", "1")]);
+    screen.line(&format!("clear; pglock run -k {key} -- echo my turn"));
+    let who = format!("held by {}:{}", host(), holder.pid());
+    let head = format!("pglock: waiting for key \"{key}\" for ");
+    let first = screen.expect("waiting line", |lines| starting(lines, &head).is_some());
+    let line = starting(&first, &head).unwrap();
+    assert!(line.contains(&format!("s; {who} for ")), "{line}");
+    // In place: the same line says another time, and there is no second one.
+    let later = screen.expect("other time", |lines| {
+        starting(lines, &head).is_some_and(|now| now != line)
+    });
+    assert_eq!(later.len(), first.len(), "{later:?}");
+    holder.finish().code(0);
+    let end = screen.expect("turn and prompt", |lines| lines.len() == 2);
+    assert_eq!(end, ["my turn", "$"]);
+}
+
+/// "Plain terminals, narrow ones"
+#[test]
+fn a_narrow_screen_shows_as_much_as_has_room() {
+    let server = Server::shared();
+    let key = unique("narrow");
+    let holder = server.run(&key).holding();
+    let screen = Screen::new(server, (40, 10), &[]);
+    screen.line(&format!("clear; pglock run -k {key} -w 3 -- true"));
+    let line = screen.expect("waiting line", |lines| {
+        lines.len() == 1 && lines[0].contains(&format!("s: key \"{key}\"; held by "))
+    });
+    assert!(line[0].len() < 40, "{line:?}");
+    // What is left when the wait is over is the one line that says so.
+    let end = screen.expect("end", |lines| lines.last().is_some_and(|line| line == "$"));
+    let all: String = end.concat();
+    assert!(all.starts_with("pglock: key "), "{end:?}");
+    assert!(all.contains("gave up after 3s"), "{end:?}");
+    assert!(!all.contains("s: key"), "{end:?}");
+    drop(holder);
+}
+
+/// "Plain terminals ... and CI handled": what cannot be taken back is said once.
+#[test]
+fn a_plain_terminal_and_a_log_are_told_once() {
+    let server = Server::shared();
+    for variable in [("TERM", "dumb"), ("CI", "true")] {
+        let key = unique("once");
+        let holder = server.run(&key).holding();
+        let screen = Screen::new(server, WIDE, &[]);
+        screen.line(&format!(
+            "clear; {}={} pglock run -k {key} -w 3.5 -- true",
+            variable.0, variable.1
+        ));
+        let end = screen.expect("end", |lines| {
+            starting(lines, "pglock: key ").is_some()
+                && lines.last().is_some_and(|line| line == "$")
+        });
+        let told = end.iter().filter(|line| line.contains("waiting for key"));
+        assert_eq!(told.count(), 1, "{variable:?} {end:?}");
+        drop(holder);
+    }
+}
+
+/// "Nothing when stderr is not a terminal, except one line with `-v`"; nor where `-q` says so, nor in the background.
+#[test]
+fn nothing_is_shown_to_nobody() {
+    let server = Server::shared();
+    let key = unique("nobody");
+    let holder = server.run(&key).holding();
+    let silent = server
+        .run(&key)
+        .args(["-w", "2.5", "-E", "0", "-q", "true"]);
+    silent.output().code(0).silent();
+    let line = server
+        .run(&key)
+        .args(["-w", "2.5", "true"])
+        .output()
+        .code(75)
+        .stderr_line();
+    assert!(line.ends_with("; gave up after 2s 500ms"), "{line}");
+    let verbose = server.run(&key).args(["-w", "2.5", "-v", "true"]).output();
+    let waiting = String::from_utf8_lossy(&verbose.code(75).stderr).into_owned();
+    assert_eq!(waiting.matches("; waiting\n").count(), 1, "{waiting}");
+    assert!(!waiting.contains("waiting for"), "{waiting}");
+    let screen = Screen::new(server, WIDE, &[]);
+    screen.line(&format!(
+        "clear; pglock run -k {key} -q -w 2.5 -- true; echo quiet"
+    ));
+    assert_eq!(
+        screen.expect("end", |lines| lines.len() == 2),
+        ["quiet", "$"]
+    );
+    screen.line(&format!(
+        "clear; pglock run -k {key} -w 2.5 -- true 2>err & wait; cat err; rm err"
+    ));
+    let end = screen.expect("end", |lines| lines.concat().contains("gave up after"));
+    assert!(!end.concat().contains("waiting for"), "{end:?}");
+    drop(holder);
+}
+
+/// A stopped wait leaves the line to the shell, and shows it again when it goes on.
+#[test]
+fn the_line_goes_when_the_wait_is_stopped_or_ended() {
+    let server = Server::shared();
+    let key = unique("stopped");
+    let holder = server.run(&key).holding();
+    let screen = Screen::new(server, WIDE, &[]);
+    let head = "pglock: waiting for ";
+    screen.line(&format!("clear; pglock run -k {key} -- true"));
+    screen.expect("waiting line", |lines| starting(lines, head).is_some());
+    screen.key("C-z");
+    let stopped = screen.expect("stop", |lines| lines.concat().contains("Stopped"));
+    assert!(starting(&stopped, head).is_none(), "{stopped:?}");
+    screen.line("fg");
+    screen.expect("waiting line", |lines| starting(lines, head).is_some());
+    screen.key("C-c");
+    let ended = screen.expect("prompt", |lines| {
+        lines.last().is_some_and(|line| line == "$")
+    });
+    assert!(starting(&ended, head).is_none(), "{ended:?}");
+    drop(holder);
+}
+
+fn host() -> String {
+    nix::unistd::gethostname().unwrap().into_string().unwrap()
+}
