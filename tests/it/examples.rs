@@ -1,7 +1,7 @@
 //! The recipes under `examples/`: each is run as its operator would run it, by the tools that it names.
 //!
 //! The programs of the operator's own (`nightly`, `make-report`) are put beside pglock in a folder that stands for
-//! `/usr/local/bin`. Each test has a database of its own, and so the keys in the recipes are its own as well.
+//! `/usr/local/bin`. Each test has a database of its own, so its locks are no other test's, and no two recipes use one key.
 
 use crate::support::journal::{Journal, state};
 use crate::support::pglock::{Pglock, Running};
@@ -56,8 +56,12 @@ fn a_crontab_runs_the_nightly_job_on_one_host() {
         });
         cron().output().code(0).silent();
         assert_eq!(pids(), before, "it ran on the second host as well");
-        // The five minutes are over.
-        first.signal(Signal::SIGTERM);
+        // The five minutes are over, for pglock, of which cron knows the shell only.
+        let pid = desk.sql(
+            "SELECT substring(application_name FROM '[0-9]+$') FROM pg_stat_activity \
+             WHERE datname = current_database() AND application_name LIKE 'pglock:nightly %'",
+        );
+        kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGTERM).unwrap();
         first.finish().code(0).silent();
     }
     assert_eq!(before.lines().count(), 2);
@@ -264,11 +268,7 @@ fn workers_share_the_tasks() {
 #[test]
 fn an_overtaken_holder_writes_nothing() {
     let desk = Desk::new();
-    let recipe = desk.text("guarded-write");
-    let create = recipe
-        .lines()
-        .find_map(|line| line.strip_prefix("#   CREATE"));
-    desk.sql(&format!("CREATE{}", create.unwrap()));
+    desk.sql(&desk.comment("guarded-write", "CREATE TABLE "));
     let (go, pid) = (desk.file("go"), desk.file("pid"));
     let job = format!(
         "cd {}; echo $$ > pid; {}; date +%s%N",
@@ -308,7 +308,7 @@ fn an_overtaken_holder_writes_nothing() {
 fn a_script_runs_itself_under_the_lock() {
     let desk = Desk::new();
     desk.program(
-        "nightly",
+        "clean-up",
         "for a; do echo \"<$a>\"; done; read -r _; exit 3",
     );
     let first = desk.script("self-locking").args(["a  b", "", "*"]).spawn();
@@ -317,15 +317,20 @@ fn a_script_runs_itself_under_the_lock() {
     // What a job has left behind thinks that it holds the lock. It is called as `sh self-locking`, too.
     let mut second = desk.on_path("sh").args(["self-locking", "second"]);
     second = second
-        .env("PGLOCK_KEY", "nightly")
+        .env("PGLOCK_KEY", "clean-up")
         .env("PGLOCK_MODE", "shared");
     second.command().current_dir(EXAMPLES);
     let second = second.spawn();
-    desk.server.await_locks("nightly", 1, 1);
+    desk.server.await_locks("clean-up", 1, 1);
     assert_eq!(second.stdout(), "");
     first.finish().code(3);
     second.await_stdout("<second>\n");
     second.finish().code(3);
+
+    let line = desk.comment("self-locking", "[ ");
+    desk.program("short", &format!("{line}\necho \"$PGLOCK_KEY $1\""));
+    let short = desk.on_path("short").arg("a  b").output();
+    assert_eq!(short.stdout(), "clean-up a  b\n");
 }
 
 #[test]
@@ -398,6 +403,16 @@ impl Desk {
         let path = format!("{}:{path}", self.folder().display());
         let around = self.server.around(program).env("PATH", path);
         around.env("PGDATABASE", &self.database)
+    }
+
+    /// What is to be copied from a recipe's comment: the indented line that begins so.
+    fn comment(&self, name: &str, start: &str) -> String {
+        let text = fs::read_to_string(format!("{EXAMPLES}/{name}")).unwrap();
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("#   "));
+        lines
+            .find(|line| line.starts_with(start))
+            .unwrap()
+            .to_owned()
     }
 
     /// A recipe that is not a script, with the folder and the connection that an operator would change.
