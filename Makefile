@@ -47,7 +47,7 @@ check: ## formatting, lints and documentation
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- --deny warnings
 	RUSTDOCFLAGS='--deny warnings' $(CARGO) doc --no-deps --document-private-items --locked
-	shellcheck scripts/setup scripts/demo scripts/test-matrix .ci/run
+	shellcheck scripts/setup scripts/demo scripts/test-matrix .ci/run $$(grep -l '^#!' examples/*)
 	mandoc -T lint -W error completions/pglock.1
 
 completions: ## regenerate the completions and the manual page

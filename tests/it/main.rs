@@ -19,6 +19,7 @@ mod connection_hosts;
 mod connection_secrets;
 mod connection_tls;
 mod evict;
+mod examples;
 mod exclusion;
 mod failures;
 mod fair;
