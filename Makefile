@@ -6,6 +6,7 @@ DESTDIR =
 CARGO  ?= cargo
 TARGET  = $(or $(CARGO_TARGET_DIR),target)
 BINARY  = $(TARGET)/release/pglock
+DIST    = $(TARGET)/dist
 SOURCES = Cargo.toml Cargo.lock $(shell find src completions -type f)
 
 BIN  = $(DESTDIR)$(PREFIX)/bin
@@ -14,7 +15,7 @@ BASH = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSH  = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISH = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 
-.PHONY: help build demo test test-matrix test-crowd check completions install uninstall clean
+.PHONY: help build demo test test-matrix test-crowd check audit completions dist deb test-packages install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,11 +48,25 @@ check: ## formatting, lints and documentation
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- --deny warnings
 	RUSTDOCFLAGS='--deny warnings' $(CARGO) doc --no-deps --document-private-items --locked
-	shellcheck scripts/setup scripts/demo scripts/test-matrix .ci/run $$(grep -l '^#!' examples/*)
+	shellcheck $$(grep -rlE '^#!.*sh$$' scripts examples .ci/run)
 	mandoc -T lint -W error completions/pglock.1
+
+audit: ## check the crates for known faults (cargo-deny, and its database by network)
+	$(CARGO) deny --locked check
 
 completions: ## regenerate the completions and the manual page
 	PGLOCK_REGENERATE=1 $(CARGO) test --locked --bin pglock is_up_to_date
+
+dist: ## make a tarball with a static binary, in target/dist
+	@scripts/dist
+
+deb: $(BINARY) ## make a Debian package, in target/dist (cargo-deb)
+	@mkdir -p $(DIST)
+	scripts/third-party >$(TARGET)/release/THIRD-PARTY
+	$(CARGO) deb --no-build --locked --output $(DIST)/
+
+test-packages: dist deb ## try the packages in a fresh root (as root; debootstrap)
+	scripts/test-packages $(DIST)/pglock_*.deb $(DIST)/pglock/pglock
 
 install: $(BINARY) ## install under PREFIX (/usr/local), DESTDIR in front
 	install -d $(BIN) $(MAN) $(BASH) $(ZSH) $(FISH)

@@ -199,10 +199,11 @@ fn wait(
     Ok(Some((Pid::from_raw(changed), change)))
 }
 
-/// Whether so many descriptors can still be opened: the client library panics when it gets none.
+/// Whether so many descriptors (two at least) can still be opened: the client library panics when it gets none.
+/// A pipe needs no file, of which a container that has only this program may have none.
 pub fn descriptor_headroom(count: usize) -> io::Result<()> {
-    let null = std::fs::File::open("/dev/null")?;
-    let more: io::Result<Vec<std::fs::File>> = (1..count).map(|_| null.try_clone()).collect();
+    let (_reader, writer) = io::pipe()?;
+    let more: io::Result<Vec<io::PipeWriter>> = (2..count).map(|_| writer.try_clone()).collect();
     more.map(drop)
 }
 
