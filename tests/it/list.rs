@@ -30,10 +30,16 @@ fn of(server: &Server, key: &str) -> Vec<Value> {
 /// Waits until the list of a key has so many lines.
 #[track_caller]
 fn await_count(server: &Server, key: &str, count: usize) -> Vec<Value> {
+    await_list(server, key, |found| found.len() == count)
+}
+
+/// Waits until the list of a key is so. Between two tries a waiter stands in no queue, and less is known of it.
+#[track_caller]
+fn await_list(server: &Server, key: &str, is: impl Fn(&[Value]) -> bool) -> Vec<Value> {
     let mut found = Vec::new();
-    eventually(SOON, &format!("{count} of {key}"), || {
+    eventually(SOON, &format!("the list of {key} to be so"), || {
         found = of(server, key);
-        found.len() == count
+        is(&found)
     });
     found
 }
@@ -58,7 +64,9 @@ fn holders_and_waiters_are_shown_with_all_that_is_known() {
         .env("PGHOSTADDR", "");
     let holder = tcp.holding();
     let waiter = waiting(server, &key, &["-s"]);
-    let found = await_count(server, &key, 2);
+    let found = await_list(server, &key, |found| {
+        found.len() == 2 && found[1]["mode"].is_string()
+    });
     let (held, waits) = (&found[0], &found[1]);
     let backend = |pid: &Value| {
         let tail = format!("%:{pid}");
@@ -199,7 +207,9 @@ fn slots_are_shown_with_their_number_and_n() {
     // Who thinks that there are four.
     let odd = slots("4").holding();
     let waiters: Vec<Running> = (0..2).map(|_| slots("3").sh("echo mine").spawn()).collect();
-    let found = await_count(server, &key, 6);
+    let found = await_list(server, &key, |found| {
+        found.len() == 6 && found[5]["behind"][0] == found[4]["backend_pid"]
+    });
     let held: Vec<_> = found
         .iter()
         .filter(|lock| lock["state"] == "holding")
