@@ -385,7 +385,9 @@ fn open_descriptors() -> HashSet<RawFd> {
 /// A duplicate of the one connected stream socket that was not open before: the client library does not tell.
 ///
 /// Looking at what is new, and not only at who is at the other end, matters to a pglock inside the job of another:
-/// it has inherited the outer one's socket. Numbered high, since scripts use 3 to 9 and bash 255 for themselves.
+/// it has inherited the outer one's socket. Numbered high, since scripts use 3 to 9 and bash 255 for themselves; but
+/// below 64: to make the table of descriptors of a process with threads larger, Linux waits for an RCU grace period,
+/// which takes longer than everything else together.
 fn new_socket(before: &HashSet<RawFd>) -> Option<OwnedFd> {
     let mut new = open_descriptors()
         .into_iter()
@@ -393,7 +395,7 @@ fn new_socket(before: &HashSet<RawFd>) -> Option<OwnedFd> {
     let (Some(fd), None) = (new.next(), new.next()) else {
         return None;
     };
-    [512, 256, 10]
+    [56, 10]
         .into_iter()
         .find_map(|lowest| sys::duplicate_from(fd, lowest).ok())
 }
