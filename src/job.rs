@@ -12,7 +12,8 @@ use crate::lock::Mode;
 use crate::outcome::{ExitCode, Failure, JobEnd};
 use crate::processes;
 use crate::signals::Signals;
-use crate::sys::{self, ChildChange, ExecSetup};
+use crate::spawn::{Setup, spawn};
+use crate::sys::{self, ChildChange};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::sys::wait::waitpid;
@@ -20,8 +21,7 @@ use nix::unistd::{Pid, getpgid, getpgrp, tcgetpgrp, tcsetpgrp};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -89,26 +89,27 @@ impl Job {
                 others = processes::children();
             }
         }
-        let spawned = launch
-            .build(program, group, signals)
-            .args(arguments)
-            .spawn();
-        let child = match spawned {
-            // execvp(3) runs a file without a known header by the shell; not every C library does it for us.
-            Err(error) if error.raw_os_error() == Some(Errno::ENOEXEC as i32) => launch
-                .build(OsStr::new("/bin/sh"), group, signals)
-                .arg(find_in_path(program).unwrap_or_else(|| program.into()))
-                .args(arguments)
-                .spawn(),
+        let setup = Setup {
+            own_group: group == Group::Own,
+            mask: signals.entry().mask,
+            default: signals.to_default().collect(),
+            ignored: signals.entry().ignored.clone(),
+            inherit: launch.socket,
+        };
+        let mut command = launch.command_of(program);
+        command.args(arguments);
+        let spawned = match spawn(command, &setup) {
+            // execvp(3) runs a file without a known header by the shell; posix_spawnp(3) does not everywhere.
+            Err(error) if error.raw_os_error() == Some(Errno::ENOEXEC as i32) => {
+                let mut shell = launch.command_of(OsStr::new("/bin/sh"));
+                shell.arg(find_in_path(program).unwrap_or_else(|| program.into()));
+                shell.args(arguments);
+                spawn(shell, &setup)
+            }
             spawned => spawned,
         };
-        match child {
-            Ok(child) => {
-                let pid = Pid::from_raw(child.id() as i32);
-                Ok(Job { pid, group, others })
-            }
-            Err(error) => Err(cannot_start(program, error)),
-        }
+        let job = spawned.map(|pid| Job { pid, group, others });
+        job.map_err(|error| cannot_start(program, error))
     }
 
     /// What has become of the job since the last call. An end is told again until it is reaped.
@@ -209,7 +210,8 @@ pub fn end_of(change: ChildChange) -> Option<JobEnd> {
 }
 
 impl Launch<'_> {
-    fn build(&self, program: &OsStr, group: Group, signals: &Signals) -> Command {
+    /// The program, with the variables that tell it of the lock.
+    fn command_of(&self, program: &OsStr) -> Command {
         let mut command = Command::new(program);
         command
             .env(
@@ -233,16 +235,6 @@ impl Launch<'_> {
                 None => command.env_remove(name),
             };
         }
-        if group == Group::Own {
-            command.process_group(0);
-        }
-        let setup = ExecSetup {
-            mask: signals.entry().mask,
-            default: signals.to_default().collect(),
-            ignored: signals.entry().ignored.clone(),
-            inherit: self.socket.map(|socket| socket.as_raw_fd()),
-        };
-        sys::before_exec(&mut command, setup);
         command
     }
 }

@@ -22,6 +22,7 @@
 //! | `slots` | the keys of N holders; pure |
 //! | `connection` | settings -> an open connection; secrets stay in here |
 //! | `job` | the command: start, signal, stop, reap |
+//! | `spawn` | starting a process as our caller would have |
 //! | `processes` | which processes belong to the job |
 //! | `signals` | what arrives, and how we were started |
 //! | `numbers` | `pglock key`: which number a key stands for |
@@ -62,6 +63,7 @@ mod processes;
 mod session;
 mod signals;
 mod slots;
+mod spawn;
 mod step;
 mod supervise;
 mod sys;
@@ -73,7 +75,7 @@ use crate::connection::Settings;
 use crate::lock::Wait;
 use crate::outcome::{ExitCode, Failure, JobEnd, Outcome};
 use crate::session::{Request, Timing};
-use crate::signals::Signals;
+use crate::signals::Blocked;
 use crate::step::Rules;
 use crate::supervise::Plan;
 use std::process;
@@ -81,6 +83,7 @@ use std::time::Instant;
 
 fn main() -> process::ExitCode {
     let began = Instant::now();
+    sys::share_heap();
     let outcome = cli::parse(std::env::args_os()).and_then(|invocation| match invocation {
         Invocation::Run(run) => supervised(*run, began),
         Invocation::List(list) => listed(&list),
@@ -147,8 +150,8 @@ fn supervised(run: Run, began: Instant) -> Result<Outcome, Failure> {
         inherit_socket: run.inherit_socket,
         began,
     };
-    let signals = Signals::take_over().map_err(|error| Failure::new(ExitCode::Internal, error))?;
-    supervise::run(plan, signals)
+    let blocked = Blocked::all().map_err(|error| Failure::new(ExitCode::Internal, error))?;
+    supervise::run(plan, blocked)
 }
 
 /// How to connect.
@@ -166,7 +169,7 @@ fn settings(target: &Target) -> Result<Settings, Failure> {
 /// Lists the locks, once or until interrupted.
 fn listed(list: &List) -> Result<Outcome, Failure> {
     let name = session::application_name(None, "pglock list", None);
-    let mut client = settings(&list.target)?.open(&name, &mut |_| {})?.client;
+    let mut client = settings(&list.target)?.open(&name, None)?.client;
     let is_held = list::show(&mut client, &list.keys, list.json, list.watch)?;
     Ok(match is_held && !list.keys.is_empty() {
         true => Outcome::Failed(ExitCode::Conflict),
@@ -181,7 +184,7 @@ fn evicted(evict: &Evict) -> Result<Outcome, Failure> {
         return Err(Failure::say(ExitCode::Usage, words));
     }
     let name = evict::application_name();
-    let mut client = settings(&evict.target)?.open(&name, &mut |_| {})?.client;
+    let mut client = settings(&evict.target)?.open(&name, None)?.client;
     evict::evict(&mut client, &evict.keys, evict.waiters, evict.yes)?;
     Ok(Outcome::Success)
 }

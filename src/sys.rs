@@ -1,7 +1,7 @@
 //! The only unsafe code: what neither std nor nix offers safely.
 //!
-//! Each function is one system fact with one reason. Three subjects: how this process was started (before
-//! Rust's runtime changed it), what the child does between fork and exec, and waiting for a child without
+//! Each function is one system fact with one reason. Four subjects: how this process was started (before
+//! Rust's runtime changed it), the heap, what the child does between fork and exec, and waiting for a child without
 //! reaping it. Nothing here decides anything.
 #![expect(unsafe_code, reason = "the one place for it")]
 
@@ -44,6 +44,16 @@ extern "C" fn record_entry() {
 )]
 #[cfg_attr(not(target_vendor = "apple"), unsafe(link_section = ".init_array"))]
 static RECORD_ENTRY: extern "C" fn() = record_entry;
+
+/// Has all threads share one heap. glibc would give each thread one of its own, which costs more memory, page faults and
+/// system calls than the few allocations of a thread that mostly sleeps.
+pub fn share_heap() {
+    // SAFETY: sets a number in the allocator's state, before any other thread runs.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
 
 /// Whether SIGPIPE was ignored when this process began.
 pub fn pipe_was_ignored() -> bool {
@@ -88,44 +98,33 @@ pub fn raise_default(signal: libc::c_int) {
     }
 }
 
-/// What the job finds, beyond what std's `Command` sets.
-pub struct ExecSetup {
-    /// The signal mask.
-    pub mask: SigSet,
-    /// Signals that pglock handles, back to their default effect.
-    pub default: Vec<Signal>,
-    /// Signals that were ignored when pglock began, ignored again.
-    pub ignored: Vec<Signal>,
-    /// A close-on-exec descriptor that the job inherits all the same.
-    pub inherit: Option<RawFd>,
+/// The descriptors among 0, 1 and 2 that were closed when this process began.
+pub fn closed_on_entry() -> impl Iterator<Item = RawFd> {
+    let entry = ENTRY.load(Ordering::Relaxed);
+    (0..=2).filter(move |fd| entry & (1 << fd) != 0)
 }
 
-/// Has the child of `command` set itself up so, right before it executes the job.
-pub fn before_exec(command: &mut Command, setup: ExecSetup) {
-    let closed = ENTRY.load(Ordering::Relaxed);
+/// Has the child of `command` set these signals and its mask up, and close what was closed on entry, right before it
+/// executes the job.
+pub fn before_exec(command: &mut Command, default: &[Signal], ignored: &[Signal], mask: SigSet) {
+    let (default, ignored) = (default.to_vec(), ignored.to_vec());
+    let closed: Vec<RawFd> = closed_on_entry().collect();
     let set_up = move || {
-        for signal in &setup.default {
+        for signal in &default {
             set_default(*signal);
         }
-        for signal in &setup.ignored {
+        for signal in &ignored {
             // SAFETY: SIG_IGN is no handler.
             unsafe { libc::signal(*signal as libc::c_int, libc::SIG_IGN) };
         }
-        for fd in (0..=2).filter(|fd| closed & (1 << fd) != 0) {
+        for fd in &closed {
             // SAFETY: what is open on it is the runtime's /dev/null, which nobody in this child owns.
-            unsafe { libc::close(fd) };
-        }
-        if let Some(fd) = setup.inherit {
-            // SAFETY: sets the flags of a descriptor; the parent keeps it open beyond the fork.
-            if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } == -1 {
-                return Err(io::Error::last_os_error());
-            }
+            unsafe { libc::close(*fd) };
         }
         // Last, so that no signal finds a handler of pglock's in the child.
-        setup.mask.thread_set_mask().map_err(io::Error::from)
+        mask.thread_set_mask().map_err(io::Error::from)
     };
-    // SAFETY: the closure only makes async-signal-safe calls (signal, close, fcntl, pthread_sigmask) and
-    // allocates nothing.
+    // SAFETY: the closure only makes async-signal-safe calls (signal, close, pthread_sigmask) and allocates nothing.
     unsafe { command.pre_exec(set_up) };
 }
 
