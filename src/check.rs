@@ -6,7 +6,7 @@
 
 use crate::connection::{self, Connection, Settings};
 use crate::key::KeyId;
-use crate::lock::{self, Attempt, Keys, Lock, Mode, Scope, ScopeChoice, Server};
+use crate::lock::{self, Attempt, Caller, Keys, Lock, Mode, Scope, ScopeChoice, Server};
 use crate::outcome::{ExitCode, Failure};
 use crate::session::{self, Timing};
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
@@ -70,13 +70,19 @@ pub fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Resul
     let id = KeyId::Bigint(random as i64);
     let name = format!("pglock check {random:016x}");
     let application_name = session::application_name(settings.application_name(), &name, None);
-    let Connection { mut client, .. } = settings.open(&application_name, &mut |_| {})?;
+    let Connection { mut client, .. } = settings.open(&application_name, None)?;
+    // The session's own timeouts are to be seen first.
+    let caller = Caller {
+        application_name,
+        choice,
+        limit: None,
+    };
     let lock = Lock {
         keys: Keys::All(vec![id]),
         mode: Mode::Exclusive,
         scope: Scope::Session,
     };
-    let (server, attempt) = match lock.first_try(&mut client, &application_name, choice, None) {
+    let (server, attempt) = match lock.first_try(&mut client, &caller, None) {
         Ok(answer) => answer,
         Err(failure) => return failure.refusal().map(Report::of_no_postgresql),
     };

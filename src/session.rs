@@ -15,7 +15,8 @@ use crate::holders::{self, Backend};
 use crate::key::{Key, KeyId, Number};
 use crate::line::{Line, Ticket};
 use crate::lock::{
-    self, Attempt, Computed, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Server, Talk, Terms, Wait,
+    self, Attempt, Caller, Computed, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Server, Talk,
+    Terms, Wait,
 };
 use crate::outcome::{ExitCode, Failure};
 use crate::signals::Waker;
@@ -26,6 +27,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use postgres::Client;
 use postgres::error::SqlState;
 use postgres::fallible_iterator::FallibleIterator;
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -145,7 +147,7 @@ impl Session {
     pub fn start(request: Request, waker: Waker) -> io::Result<Session> {
         let (order, orders) = UnixStream::pair()?;
         let (sender, reports) = channel();
-        let speaker = Speaker { sender, waker };
+        let speaker = Speaker::new(sender, waker);
         std::thread::Builder::new()
             .name("session".into())
             .spawn(move || {
@@ -193,13 +195,30 @@ pub fn cut(socket: &OwnedFd) {
 struct Speaker {
     sender: Sender<Report>,
     waker: Waker,
+    /// The last deadline that was told.
+    due: Cell<Option<Instant>>,
 }
 
 impl Speaker {
+    fn new(sender: Sender<Report>, waker: Waker) -> Speaker {
+        let due = Cell::new(None);
+        Speaker { sender, waker, due }
+    }
+
     fn say(&self, report: Report) {
+        // Whoever sleeps until a deadline need not be woken to learn that it has moved on.
+        let sleeps_on = match report {
+            Report::Alive(until) => self
+                .due
+                .replace(Some(until))
+                .is_some_and(|due| due <= until),
+            _ => false,
+        };
         // The main thread may be gone already, on its way out; nobody is left to hear it then.
         let _ = self.sender.send(report);
-        self.waker.wake();
+        if !sleeps_on {
+            self.waker.wake();
+        }
     }
 }
 
@@ -287,7 +306,7 @@ impl Thread {
     /// lock's; the job is being stopped meanwhile.
     fn evictor(&self, backend_pid: i32) -> Option<String> {
         let name = application_name(None, "pglock evicted", None);
-        let mut connection = self.request.settings.open(&name, &mut |_| {}).ok()?;
+        let mut connection = self.request.settings.open(&name, None).ok()?;
         evict::by_whom(&mut connection.client, backend_pid).ok()?
     }
 
@@ -376,9 +395,7 @@ impl Thread {
                 )?
             }
         };
-        let prepared = lock.scope == Scope::Transaction;
         let got = attempt.outcome()?.map(|grant| Acquired {
-            prepared,
             grant,
             ticket: None,
         });
@@ -390,12 +407,11 @@ impl Thread {
         if let Some(expression) = self.only_key_to_compute() {
             return self.first_message_computing(client, &expression);
         }
-        let choice = self.request.scope;
         let ids = self.ids(client)?;
         let lock = self.lock(&ids, Scope::Session);
         self.alive(Duration::ZERO);
-        let (server, attempt) = lock.first_try(client, &self.name(), choice, self.line(&ids))?;
-        let scope = server.fit(choice)?;
+        let (server, attempt) = lock.first_try(client, &self.caller(), self.line(&ids))?;
+        let scope = server.fit(self.request.scope)?;
         let lock = Lock { scope, ..lock };
         Ok((Asked { ids, lock, server }, attempt))
     }
@@ -406,17 +422,24 @@ impl Thread {
         client: &mut Client,
         expression: &str,
     ) -> Result<(Asked, Attempt), Failure> {
-        let (mode, choice) = (self.request.mode, self.request.scope);
         self.alive(Duration::ZERO);
         let Computed {
             server,
             id,
             attempt,
-        } = lock::first_try_computed(client, expression, mode, &self.name(), choice)?;
-        let scope = server.fit(choice)?;
+        } = lock::first_try_computed(client, expression, self.request.mode, &self.caller())?;
+        let scope = server.fit(self.request.scope)?;
         let ids = vec![lock::computed(&self.request.keys[0], id)?];
         let lock = self.lock(&ids, scope);
         Ok((Asked { ids, lock, server }, attempt))
+    }
+
+    fn caller(&self) -> Caller {
+        Caller {
+            application_name: self.name(),
+            choice: self.request.scope,
+            limit: Some(self.request.timing.server_limit()),
+        }
     }
 
     /// The numbers of the keys. Those that only the server knows take a message: more is made of them than the message
@@ -484,11 +507,7 @@ impl Thread {
             terms.poll = terms.poll.min(FIRST_IN_LINE);
         }
         let got = lock.wait(client, terms, taken, &mut talk)?;
-        Ok(got.map(|grant| Acquired {
-            prepared: true,
-            grant,
-            ticket,
-        }))
+        Ok(got.map(|grant| Acquired { grant, ticket }))
     }
 
     /// A number for the job. The server has heard of the lock's session once more then.
@@ -529,9 +548,10 @@ impl Thread {
     }
 
     fn open(&self) -> Result<Connection, Failure> {
-        self.request.settings.open(&self.name(), &mut |limit| {
+        let mut watched = |limit| {
             self.speaker.say(Report::Alive(Instant::now() + limit));
-        })
+        };
+        self.request.settings.open(&self.name(), Some(&mut watched))
     }
 
     /// Sleeps this long, or until the order comes to give the lock back: whether it has come.
@@ -587,15 +607,6 @@ impl Thread {
         let mut last_sent = acquired.grant.asked;
         if let Some(ticket) = acquired.ticket {
             ticket.leave(client)?;
-        }
-        if !acquired.prepared {
-            // Off the critical path: the job is being started meanwhile.
-            last_sent = Instant::now();
-            self.prepare(client).map_err(|failure| Loss {
-                why: failure.to_string(),
-                is_by_command: false,
-            })?;
-            self.speaker.say(Report::Alive(self.next_sign(last_sent)));
         }
         loop {
             match self.next_event(socket, last_sent + heartbeat) {
@@ -659,8 +670,6 @@ struct Asked {
 
 /// The lock is ours.
 struct Acquired {
-    /// The settings of the session, or the transaction, are made already.
-    prepared: bool,
     grant: Grant,
     /// Our place in the line, to be given up.
     ticket: Option<Ticket>,
@@ -816,7 +825,7 @@ mod tests {
     fn a_session_that_panics_says_so() {
         let (sender, reports) = channel();
         let waker = Waker::of_nobody().expect("a pair of sockets");
-        let speaker = Speaker { sender, waker };
+        let speaker = Speaker::new(sender, waker);
         let thread = std::thread::spawn(move || {
             let _speaker = speaker;
             panic!("on purpose");

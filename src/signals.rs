@@ -70,48 +70,64 @@ impl Waker {
     }
 }
 
-/// The signals of this process, handled until it ends.
-pub struct Signals {
+/// All signals are blocked, and none is handled yet: other threads may begin.
+pub struct Blocked {
     entry: Entry,
-    delivery: SignalDelivery<UnixStream, WithOrigin>,
+    read: UnixStream,
     waker: Waker,
 }
 
-impl Signals {
-    /// Takes over the signals. The calling thread has every signal blocked afterwards, and so have the threads
-    /// that it then makes; [`Signals::listen`] unblocks them in the main thread.
-    pub fn take_over() -> io::Result<Signals> {
+impl Blocked {
+    /// Blocks every signal in the calling thread, and so in the threads that it then makes.
+    pub fn all() -> io::Result<Blocked> {
         let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
         let mut ignored: Vec<Signal> = HANDLED
             .into_iter()
             .filter(|s| sys::is_ignored(*s))
             .collect();
-        // Whether a child's end is told cannot be left to the caller: without SIGCHLD nothing can be supervised.
-        let handled: Vec<Signal> = HANDLED
-            .into_iter()
-            .filter(|s| !ignored.contains(s) || *s == Signal::SIGCHLD)
-            .collect();
         if sys::pipe_was_ignored() {
             ignored.push(Signal::SIGPIPE);
         }
-
         let (read, write) = UnixStream::pair()?;
         write.set_nonblocking(true)?;
-        let waker = Waker(Arc::new(write.try_clone()?));
+        Ok(Blocked {
+            entry: Entry { mask, ignored },
+            read,
+            waker: Waker(Arc::new(write)),
+        })
+    }
+
+    /// What wakes the loop that polls [`Signals::as_fd`].
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    /// Has the signals handled; [`Signals::listen`] lets them through to the main thread.
+    pub fn handle(self) -> io::Result<Signals> {
+        let Blocked { entry, read, waker } = self;
+        // Whether a child's end is told cannot be left to the caller: without SIGCHLD nothing can be supervised.
+        let handled: Vec<Signal> = HANDLED
+            .into_iter()
+            .filter(|s| !entry.ignored.contains(s) || *s == Signal::SIGCHLD)
+            .collect();
+        let write = waker.0.try_clone()?;
         if handled.contains(&Signal::SIGINT) {
-            let waker = waker.clone();
             ctrlc::try_set_handler(move || waker.wake()).map_err(io::Error::other)?;
         }
         // signal-hook keeps ctrlc's handler for SIGINT in place and tells us the origin in addition.
         let numbers = handled.iter().map(|signal| *signal as i32);
         let delivery = SignalDelivery::with_pipe(read, write, WithOrigin::default(), numbers)?;
-        Ok(Signals {
-            entry: Entry { mask, ignored },
-            delivery,
-            waker,
-        })
+        Ok(Signals { entry, delivery })
     }
+}
 
+/// The signals of this process, handled until it ends.
+pub struct Signals {
+    entry: Entry,
+    delivery: SignalDelivery<UnixStream, WithOrigin>,
+}
+
+impl Signals {
     /// Lets the handled signals through to the calling thread, whatever the caller of pglock had blocked: an
     /// operator must be able to end a wait, and what the job does with a signal is the job's affair.
     pub fn listen(&self) -> io::Result<()> {
@@ -123,11 +139,6 @@ impl Signals {
     /// How it was before.
     pub fn entry(&self) -> &Entry {
         &self.entry
-    }
-
-    /// What wakes the loop that polls [`Signals::as_fd`].
-    pub fn waker(&self) -> Waker {
-        self.waker.clone()
     }
 
     /// What has arrived since the last call; it also takes the wake-ups out of the descriptor.

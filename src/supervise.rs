@@ -10,7 +10,7 @@ use crate::key::{self, Key};
 use crate::lock::{self, Mode};
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::session::{self, Held, Report, Request, Session};
-use crate::signals::{self, Arrival, Signals};
+use crate::signals::{self, Arrival, Blocked, Signals};
 use crate::step::{Action, Event, Rules, State};
 use crate::sys::ChildChange;
 use crate::terminal::{self, Live};
@@ -38,7 +38,7 @@ pub struct Plan {
 }
 
 /// Runs the command under the lock, and says how pglock is to end.
-pub fn run(plan: Plan, signals: Signals) -> Result<Outcome, Failure> {
+pub fn run(plan: Plan, blocked: Blocked) -> Result<Outcome, Failure> {
     let internal = |error: std::io::Error| Failure::new(ExitCode::Internal, error);
     let Plan {
         command,
@@ -57,7 +57,9 @@ pub fn run(plan: Plan, signals: Signals) -> Result<Outcome, Failure> {
         .into_iter()
         .for_each(|program| lock::name_job(program));
     request.is_watched = !diag::is_quiet() && terminal::live().is_some();
-    let session = Session::start(request, signals.waker()).map_err(internal)?;
+    // It connects while the signals are being set up.
+    let session = Session::start(request, blocked.waker()).map_err(internal)?;
+    let signals = blocked.handle().map_err(internal)?;
     signals.listen().map_err(internal)?;
     let mut supervisor = Supervisor {
         command,

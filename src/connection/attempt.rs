@@ -113,8 +113,12 @@ impl Refusal {
 }
 
 impl Attempt<'_> {
-    /// Connects, and sees whether the session is what is wanted.
-    pub fn run(&self, opening: Opening) -> Result<(Client, Option<Dial>), Refusal> {
+    /// Connects, and sees whether the session is what is wanted; within the limit, if one is given.
+    pub fn run(
+        &self,
+        opening: Opening,
+        limit: Option<Duration>,
+    ) -> Result<(Client, Option<Dial>), Refusal> {
         let config = self.config()?;
         let dial = self
             .address
@@ -123,7 +127,7 @@ impl Attempt<'_> {
             self.check_unix()?;
         }
         let (target, connector) = (self.target, dial.clone());
-        let connected = within(self.settings.limit, move || {
+        let connected = within(limit, move || {
             let mut client = match connector {
                 Some(dial) => config.connect(dial),
                 None => config.connect(NoTls),

@@ -35,7 +35,7 @@ use crate::outcome::{ExitCode, Failure};
 use crate::sys;
 use attempt::{Attempt, Next, Refusal};
 use dial::{Dial, Opening};
-use nix::sys::socket::{SockaddrStorage, getpeername};
+use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getpeername};
 use postgres::{CancelToken, Client, NoTls};
 use settings::{Host, Place, Secret, SslMode, Target};
 use std::collections::HashSet;
@@ -80,22 +80,23 @@ const SLACK: Duration = Duration::from_secs(1);
 const ANSWER: Duration = Duration::from_secs(86_400);
 
 impl Settings {
-    /// Connects, as this `application_name`. Before each step that is limited, `patience` is told how long the
-    /// next one may take.
+    /// Connects, as this `application_name`. Before each step that is limited, `watch` is told how long it may take, if
+    /// somebody watches, and ends us where it takes longer.
     ///
     /// # Errors
     /// Says where it tried to connect, and why it failed, the last failure first.
-    pub fn open(
-        &self,
-        application_name: &str,
-        patience: &mut dyn FnMut(Duration),
+    pub fn open<'a>(
+        &'a self,
+        application_name: &'a str,
+        watch: Option<Watch<'a>>,
     ) -> Result<Connection, Failure> {
         let mut opener = Opener {
             settings: self,
             application_name,
             asked: None,
             tls: None,
-            patience,
+            watch,
+            is_last: false,
         };
         let refusal = match opener.try_hosts() {
             Ok(connection) => return Ok(connection),
@@ -108,7 +109,7 @@ impl Settings {
         let Some(terminal) = terminal else {
             return Err(refusal.failure);
         };
-        (opener.patience)(ANSWER);
+        opener.announce(ANSWER);
         opener.asked = prompt::ask(terminal, &self.user);
         match opener.asked {
             Some(_) => opener.try_hosts().map_err(|refusal| refusal.failure),
@@ -125,8 +126,13 @@ struct Opener<'a> {
     asked: Option<Secret>,
     /// Loaded for the first attempt with TLS.
     tls: Option<Result<Tls, String>>,
-    patience: &'a mut dyn FnMut(Duration),
+    watch: Option<Watch<'a>>,
+    /// There is nothing to try after this attempt.
+    is_last: bool,
 }
+
+/// Whoever is told how long a step may take.
+pub type Watch<'a> = &'a mut dyn FnMut(Duration);
 
 impl Opener<'_> {
     fn try_hosts(&mut self) -> Result<Connection, Refusal> {
@@ -182,6 +188,10 @@ impl Opener<'_> {
                 return Err(refusal);
             }
         };
+        let settings = self.settings;
+        self.is_last = settings.hosts.len() == 1
+            && settings.target != Target::PreferStandby
+            && addresses.len() == 1;
         let mut last = None;
         for address in addresses {
             match self.try_address(host, address, target) {
@@ -217,7 +227,7 @@ impl Opener<'_> {
         if let Ok(ip) = name.parse() {
             return Ok(vec![Some(ip)]);
         }
-        self.announce();
+        self.announce_attempt();
         let port = host.port;
         let look_up = move || (name.as_str(), port).to_socket_addrs().map(Vec::from_iter);
         match attempt::within(self.settings.limit, look_up) {
@@ -304,7 +314,7 @@ impl Opener<'_> {
         target: Target,
         opening: Opening,
     ) -> Result<Connection, Refusal> {
-        self.announce();
+        self.announce_attempt();
         let settings = self.settings;
         let attempt = Attempt {
             application_name: self.application_name,
@@ -319,7 +329,8 @@ impl Opener<'_> {
                 .or(host.password.as_ref()),
         };
         let before = open_descriptors();
-        let (client, dial) = attempt.run(opening)?;
+        let limit = settings.limit.filter(|_| !self.is_for_watch_to_end());
+        let (client, dial) = attempt.run(opening, limit)?;
         if let Some(Ok(tls)) = &self.tls
             && dial.as_ref().is_some_and(|dial| dial.noted().encrypted)
             && tls.is_certificate_unasked()
@@ -328,7 +339,7 @@ impl Opener<'_> {
                 "sslcertmode=require, and the server did not ask for a certificate".into(),
             ));
         }
-        let socket = new_socket(&before);
+        let socket = new_socket(&before, address.is_some());
         if address.is_none()
             && let Some(owner) = &settings.require_peer
         {
@@ -344,9 +355,25 @@ impl Opener<'_> {
         })
     }
 
-    fn announce(&mut self) {
+    /// Whether nothing is left to do when this attempt takes too long. Then whoever watches can see to it, and the attempt
+    /// needs no thread that could be left to itself.
+    fn is_for_watch_to_end(&self) -> bool {
+        self.is_last && self.watch.is_some()
+    }
+
+    fn announce_attempt(&mut self) {
+        let slack = match self.is_for_watch_to_end() {
+            true => Duration::ZERO,
+            false => SLACK,
+        };
         if let Some(limit) = self.settings.limit {
-            (self.patience)(limit + SLACK);
+            self.announce(limit + slack);
+        }
+    }
+
+    fn announce(&mut self, limit: Duration) {
+        if let Some(watch) = &mut self.watch {
+            watch(limit);
         }
     }
 }
@@ -382,16 +409,29 @@ fn open_descriptors() -> HashSet<RawFd> {
         .collect()
 }
 
-/// A duplicate of the one connected stream socket that was not open before: the client library does not tell.
+/// A duplicate of the one socket that was not open before and leads to a server, by TCP or by a socket with a name: the
+/// client library does not tell. Other threads open what they need meanwhile, such as pairs of sockets, which have none.
 ///
 /// Looking at what is new, and not only at who is at the other end, matters to a pglock inside the job of another:
 /// it has inherited the outer one's socket. Numbered high, since scripts use 3 to 9 and bash 255 for themselves; but
 /// below 64: to make the table of descriptors of a process with threads larger, Linux waits for an RCU grace period,
 /// which takes longer than everything else together.
-fn new_socket(before: &HashSet<RawFd>) -> Option<OwnedFd> {
+fn new_socket(before: &HashSet<RawFd>, by_tcp: bool) -> Option<OwnedFd> {
+    let leads_there = |fd: &RawFd| {
+        let peer = getpeername::<SockaddrStorage>(*fd).ok();
+        peer.is_some_and(|peer| match by_tcp {
+            true => matches!(
+                peer.family(),
+                Some(AddressFamily::Inet | AddressFamily::Inet6)
+            ),
+            false => peer
+                .as_unix_addr()
+                .is_some_and(|peer| peer.path().is_some() || peer.as_abstract().is_some()),
+        })
+    };
     let mut new = open_descriptors()
         .into_iter()
-        .filter(|fd| !before.contains(fd) && getpeername::<SockaddrStorage>(*fd).is_ok());
+        .filter(|fd| !before.contains(fd) && leads_there(fd));
     let (Some(fd), None) = (new.next(), new.next()) else {
         return None;
     };

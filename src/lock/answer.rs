@@ -71,6 +71,12 @@ impl Answer {
         self.get(column) == Some("t")
     }
 
+    /// Whether all columns are.
+    pub(super) fn is_all_true(&self) -> bool {
+        let all = |row: &SimpleQueryRow| (0..row.len()).all(|column| row.get(column) == Some("t"));
+        self.row.as_ref().is_some_and(all)
+    }
+
     /// A column's number.
     pub fn number(&self, column: &str) -> Option<f64> {
         self.get(column)?.parse().ok()

@@ -31,7 +31,7 @@ use note::Note;
 use postgres::Client;
 use queue::{Backoff, Queued, Stay, cancelled, queue_for};
 use server::{STANDBY, STATEMENT_POOLING};
-use settings::settings;
+use settings::{for_holding, settings};
 use std::time::{Duration, Instant};
 
 /// How the lock excludes others.
@@ -162,6 +162,17 @@ pub struct Grant {
     pub which: usize,
 }
 
+/// Who asks first.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// What the session was told to be called.
+    pub application_name: String,
+    /// What the lock is to live as long as.
+    pub choice: ScopeChoice,
+    /// After how long a silence the server is to give the lock away; `None`: the session is to be left as it is.
+    pub limit: Option<Duration>,
+}
+
 /// How one try ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attempt {
@@ -197,7 +208,7 @@ impl Attempt {
 impl Lock {
     /// Looks at the server and, where a session's lock is right, tries it: all in one round trip. The lock is not
     /// even tried through a pooler (unless that is asked for) or on a standby: it would protect nothing, and could
-    /// stay behind.
+    /// stay behind. Where it is tried, the session gets what a holder needs, with this `limit` of silence.
     ///
     /// A pooler is told by `application_name`: reset to its value at the start of the session, it must be the one
     /// that we sent in the startup packet. A pooler applies the name later, by SET.
@@ -208,13 +219,10 @@ impl Lock {
     pub fn first_try(
         &self,
         client: &mut Client,
-        application_name: &str,
-        choice: ScopeChoice,
+        caller: &Caller,
         line: Option<Line>,
     ) -> Result<(Server, Attempt), Failure> {
-        let lock = self.in_sql();
-        let (server, answer) =
-            lock.first_message(client, application_name, choice, line, NO_KEY)?;
+        let (server, answer) = self.in_sql().first_message(client, caller, line, NO_KEY)?;
         Ok((server, answer.attempt()))
     }
 
@@ -254,16 +262,14 @@ pub fn first_try_computed(
     client: &mut Client,
     expression: &str,
     mode: Mode,
-    application_name: &str,
-    choice: ScopeChoice,
+    caller: &Caller,
 ) -> Result<Computed, Failure> {
     let lock = Lock {
         keys: Keys::All(vec![KeyInSql::of_column("key")]),
         mode,
         scope: Scope::Session,
     };
-    let (server, answer) =
-        lock.first_message(client, application_name, choice, None, expression)?;
+    let (server, answer) = lock.first_message(client, caller, None, expression)?;
     Ok(Computed {
         server,
         id: answer.key("key"),
@@ -313,7 +319,7 @@ pub fn computed(key: &Key, id: Option<KeyId>) -> Result<KeyId, Failure> {
 struct KeyInSql {
     /// The argument list of `pg_advisory_lock`.
     arguments: String,
-    /// The columns `classid`, `objid` and `objsubid` of `pg_locks`, as bigints.
+    /// The condition that a row of `pg_locks` is its own.
     row: String,
 }
 
@@ -322,7 +328,7 @@ impl KeyInSql {
         let (classid, objid, objsubid) = id.in_pg_locks();
         KeyInSql {
             arguments: id.literals(),
-            row: format!("({classid}, {objid}, {objsubid})"),
+            row: format!("classid = '{classid}' AND objid = '{objid}' AND objsubid = '{objsubid}'"),
         }
     }
 
@@ -330,7 +336,9 @@ impl KeyInSql {
     fn of_column(name: &str) -> KeyInSql {
         KeyInSql {
             arguments: name.to_owned(),
-            row: format!("(({name} >> 32) & 4294967295, {name} & 4294967295, 1)"),
+            row: format!(
+                "classid::bigint = ({name} >> 32) & 4294967295 AND objid::bigint = {name} & 4294967295 AND objsubid = '1'"
+            ),
         }
     }
 
@@ -354,28 +362,33 @@ impl Lock<KeyInSql> {
     fn first_message(
         &self,
         client: &mut Client,
-        application_name: &str,
-        choice: ScopeChoice,
+        caller: &Caller,
         line: Option<Line>,
         key: &str,
     ) -> Result<(Server, Answer), Failure> {
-        let condition = match choice {
+        let name = &caller.application_name;
+        let condition = match caller.choice {
             ScopeChoice::Auto | ScopeChoice::Session => {
-                format!("name = '{application_name}' AND NOT standby")
+                format!("name = '{name}' AND NOT standby")
             }
             ScopeChoice::SessionPooled => "NOT standby".into(),
             ScopeChoice::Transaction => "false".into(),
         };
+        let settings = caller.limit.into_iter().flat_map(for_holding);
+        let settings =
+            settings.map(|expression| format!("CASE WHEN {condition} THEN {expression} END, "));
         let sql = self.attempt(
             &condition,
-            "name, standby, key, pg_catalog.version() AS version, pg_catalog.current_database() AS database, ",
+            &format!(
+                "pg_catalog.version() AS version, pg_catalog.current_database() AS database, {}",
+                settings.collect::<String>()
+            ),
             &format!("pg_catalog.set_config('application_name', NULL, true) AS name, {key} AS key"),
             line,
         );
-        let sql = format!("{AT_ONCE}SELECT *{sql}");
-        let answer = Answer::to(client, &sql).map_err(unlike_postgresql)?;
+        let answer = Answer::to(client, &format!("{AT_ONCE}{sql}")).map_err(unlike_postgresql)?;
         let server = Server {
-            pooled: answer.get("name") != Some(application_name),
+            pooled: answer.get("name") != Some(name),
             standby: answer.is_true("standby"),
             database: answer.get("database").unwrap_or_default().to_owned(),
             version: answer.get("version").unwrap_or_default().to_owned(),
@@ -384,18 +397,16 @@ impl Lock<KeyInSql> {
         Ok((server, answer))
     }
 
-    /// The part of a SELECT, from the comma after the first columns on, that tries the lock where this condition
-    /// holds, and proves it. Each level is evaluated before the one around it: `OFFSET 0` keeps the planner from
-    /// merging them. The proof costs nothing where nothing was acquired.
+    /// The SELECT that tries the lock where this condition holds, and proves it. Each level is evaluated before the one
+    /// around it: `OFFSET 0` keeps the planner from merging them. The proof costs nothing where nothing was acquired.
     fn attempt(&self, condition: &str, columns: &str, inner: &str, line: Option<Line>) -> String {
+        let acquired = self.is_acquired();
         format!(
-            ", CASE WHEN acquired THEN {} END AS proven FROM (\
-             SELECT *, {} AS acquired FROM (\
-             SELECT {columns}pg_catalog.pg_backend_pid() AS backend_pid, CASE WHEN {condition} THEN {} END AS got \
-             FROM (SELECT {inner}, pg_catalog.pg_is_in_recovery() AS standby OFFSET 0) AS server OFFSET 0) AS tried \
-             OFFSET 0) AS attempt",
+            "SELECT *, {acquired} AS acquired, CASE WHEN {acquired} THEN {} END AS proven FROM (\
+             SELECT *, {columns}pg_catalog.pg_backend_pid() AS backend_pid, CASE WHEN {condition} THEN {} END AS got \
+             FROM (SELECT {inner}, pg_catalog.pg_is_in_recovery() AS standby OFFSET 0) AS server \
+             OFFSET 0) AS tried",
             self.proof(),
-            self.is_acquired(),
             self.tries(line),
         )
     }
@@ -442,21 +453,26 @@ impl Lock<KeyInSql> {
 
     /// Whether the session has its own granted rows of this lock.
     fn proof(&self) -> String {
-        let (keys, rows) = match &self.keys {
-            Keys::All(keys) => (keys, keys.len()),
-            Keys::OneOf(keys, _) => (keys, 1),
-        };
-        let keys: Vec<&str> = keys.iter().map(|key| key.row.as_str()).collect();
         let mode = match self.mode {
             Mode::Exclusive => "ExclusiveLock",
             Mode::Shared => "ShareLock",
         };
-        format!(
-            "(SELECT pg_catalog.count(*) = {rows} FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted \
-             AND pid = pg_catalog.pg_backend_pid() AND mode = '{mode}' \
-             AND (classid::bigint, objid::bigint, objsubid) IN ({}))",
-            keys.join(", ")
-        )
+        let row = |condition: &str| {
+            format!(
+                "EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted \
+                 AND pid = pg_catalog.pg_backend_pid() AND mode = '{mode}' AND {condition})"
+            )
+        };
+        match &self.keys {
+            Keys::All(keys) => {
+                let rows: Vec<String> = keys.iter().map(|key| row(&key.row)).collect();
+                rows.join(" AND ")
+            }
+            Keys::OneOf(keys, _) => {
+                let any: Vec<&str> = keys.iter().map(|key| key.row.as_str()).collect();
+                row(&format!("({})", any.join(" OR ")))
+            }
+        }
     }
 }
 
@@ -593,7 +609,7 @@ impl Lock {
         let rest = Lock { keys, ..*self };
         let sql = rest.in_sql().attempt("NOT standby", "", "1", None);
         let asks = Note::Asks(Backoff::longest(poll));
-        let answer = Answer::noting(client, &format!("SELECT *{sql}"), asks)?;
+        let answer = Answer::noting(client, &sql, asks)?;
         Ok(match answer.attempt() {
             Attempt::Busy(key) => Attempt::Busy(before + key),
             attempt => attempt,
@@ -613,17 +629,13 @@ impl Lock {
     pub fn release(&self, client: &mut Client) -> Result<bool, postgres::Error> {
         let sql = match self.scope {
             Scope::Session => {
-                let unlock =
-                    |id: &KeyId| format!("({})", call("pg_advisory_unlock", *id, self.mode));
+                let unlock = |id: &KeyId| call("pg_advisory_unlock", *id, self.mode);
                 let unlocks: Vec<String> = self.ids().iter().map(unlock).collect();
-                format!(
-                    "SELECT pg_catalog.bool_and(held) AS released FROM (VALUES {}) AS key (held)",
-                    unlocks.join(", ")
-                )
+                format!("{AT_ONCE}SELECT {}", unlocks.join(", "))
             }
-            Scope::Transaction => format!("SELECT {} AS released; COMMIT", self.in_sql().proof()),
+            Scope::Transaction => format!("SELECT {}; COMMIT", self.in_sql().proof()),
         };
-        Ok(Answer::to(client, &sql)?.is_true("released"))
+        Ok(Answer::to(client, &sql)?.is_all_true())
     }
 
     /// Whether the lock is ours now.

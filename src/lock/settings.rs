@@ -1,7 +1,8 @@
 //! The settings that a session or a transaction needs in order to hold or wait for a lock.
 //!
 //! They neutralise the timeouts of the role, the database and the server, for us alone, and make the server notice in time
-//! that our host has vanished.
+//! that our host has vanished. What a holder needs rides in the message that takes the lock, so that no lock of ours is
+//! ever without it; the rest is for those who wait.
 
 use super::{Answer, ask};
 use postgres::Client;
@@ -21,36 +22,80 @@ pub const TIMEOUTS: [&str; 5] = [
 /// can wait for others before it does anything.
 pub const AT_ONCE: &str = "SET TRANSACTION NOT DEFERRABLE; ";
 
-/// The expressions that neutralise the timeouts, and make the server notice within `limit` that whoever it talks to
-/// has vanished: for the session, or for the transaction alone.
+/// A setting of ours, and its value.
+struct Setting {
+    name: &'static str,
+    value: String,
+    /// Every version that we know has it.
+    is_everywhere: bool,
+}
+
+impl Setting {
+    fn new(name: &'static str, value: impl ToString) -> Setting {
+        Setting {
+            name,
+            value: value.to_string(),
+            is_everywhere: true,
+        }
+    }
+
+    fn if_known(name: &'static str, value: impl ToString) -> Setting {
+        Setting {
+            is_everywhere: false,
+            ..Setting::new(name, value)
+        }
+    }
+
+    /// The expression that makes it, for the session or for the transaction alone.
+    fn expression(&self, local: bool) -> String {
+        let Setting { name, value, .. } = self;
+        let set = format!("pg_catalog.set_config('{name}', '{value}', {local})");
+        match self.is_everywhere {
+            true => set,
+            false => format!(
+                "CASE WHEN pg_catalog.current_setting('{name}', true) IS NOT NULL THEN {set} END"
+            ),
+        }
+    }
+}
+
+/// What makes the server notice within `limit` that whoever it talks to has vanished.
 ///
 /// Both kinds of TCP limit are needed: keepalives see nothing while an answer is unacknowledged, the user
 /// timeout nothing on an idle session. On a Unix socket they have no effect, and need none.
-pub(super) fn settings(limit: Duration, local: bool) -> Vec<String> {
+fn watch(limit: Duration) -> [Setting; 4] {
     // Seconds, as keepalives are counted in; three probes one second apart fill the end of the limit.
     let seconds = limit.as_millis().div_ceil(1000).max(4);
-    let set =
-        |name: &str, value: &str| format!("pg_catalog.set_config('{name}', '{value}', {local})");
-    let if_known = |name: &str, value: &str| {
-        format!(
-            "CASE WHEN pg_catalog.current_setting('{name}', true) IS NOT NULL THEN {} END",
-            set(name, value)
-        )
-    };
-    let mut settings: Vec<String> = TIMEOUTS.iter().map(|name| if_known(name, "0")).collect();
-    settings.extend([
-        set("tcp_keepalives_idle", &(seconds - 3).to_string()),
-        set("tcp_keepalives_interval", "1"),
-        set("tcp_keepalives_count", "3"),
-        // See [`AT_ONCE`].
-        set("default_transaction_deferrable", "off"),
-        if_known("tcp_user_timeout", &format!("{seconds}000")),
-    ]);
-    settings
+    [
+        Setting::new("tcp_keepalives_idle", seconds - 3),
+        Setting::new("tcp_keepalives_interval", 1),
+        Setting::new("tcp_keepalives_count", 3),
+        Setting::if_known("tcp_user_timeout", seconds * 1000),
+    ]
 }
 
-/// Makes the session fit to hold or wait for a lock, for as long as it takes, and makes the server notice
-/// within `limit` that our host has vanished. Returns how long a slice of waiting may be.
+/// The expressions that a session needs which only holds a lock: few enough to stand in the message that tries it.
+pub(super) fn for_holding(limit: Duration) -> impl Iterator<Item = String> {
+    let timeouts = [
+        Setting::new("statement_timeout", 0),
+        Setting::if_known("idle_session_timeout", 0),
+    ];
+    let all = timeouts.into_iter().chain(watch(limit));
+    all.map(|setting| setting.expression(false))
+}
+
+/// The expressions that neutralise all the timeouts, and make the server notice within `limit` that we have vanished: for
+/// the session, or for the transaction alone.
+pub(super) fn settings(limit: Duration, local: bool) -> Vec<String> {
+    let timeouts = TIMEOUTS.map(|name| Setting::if_known(name, 0));
+    // See [`AT_ONCE`].
+    let at_once = Setting::new("default_transaction_deferrable", "off");
+    let all = timeouts.into_iter().chain(watch(limit)).chain([at_once]);
+    all.map(|setting| setting.expression(local)).collect()
+}
+
+/// Makes the session fit to wait for a lock, for as long as it takes, and makes the server notice within `limit` that
+/// our host has vanished. Returns how long a slice of waiting may be.
 pub fn prepare(client: &mut Client, limit: Duration) -> Result<Duration, postgres::Error> {
     let answer = Answer::to(
         client,
