@@ -1,0 +1,96 @@
+//! What pglock costs, measured beside the floor: a client written by hand that does the least (`floor.c`).
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `main` | what is asked for, and where the results go |
+//! | `works` | the works, who does them, and the bounds |
+//! | `growth` | how cost grows with the number of holders and waiters |
+//! | `timing` | whole processes, in turn; medians and quartiles |
+//! | `wire` | a relay that counts turns and adds delay |
+//! | `processes` | memory and CPU time of a process |
+//! | `plot` | the results as pictures |
+//! | `floor.c`, `floor_tls.rs` | the floor, in plain text and with TLS |
+//!
+//! `make bench` and `make bench-growth` write their results beside this file; `make bench-check` only compares them with
+//! the bounds. Everything runs on this machine, on servers of its own.
+#![expect(clippy::unwrap_used, reason = "a measurement that fails is none")]
+#![expect(clippy::print_stdout, reason = "the results are for whoever asks")]
+
+mod growth;
+mod plot;
+mod processes;
+#[path = "../tests/it/support/mod.rs"]
+#[expect(dead_code, reason = "the tests need more of it")]
+mod support;
+mod timing;
+mod wire;
+mod works;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+/// Who does the works.
+#[derive(Clone)]
+pub struct Programs {
+    /// pglock as it is released: `PGLOCK_BENCH`, a static binary, or else cargo's own.
+    pglock: PathBuf,
+    /// As `make install` makes it.
+    dynamic: PathBuf,
+    floor: PathBuf,
+    floor_tls: PathBuf,
+}
+
+impl Programs {
+    fn build(folder: &Path) -> Programs {
+        let floor = folder.join("floor");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/floor.c");
+        let built = Command::new("cc")
+            .args(["-O2", "-static", "-o"])
+            .arg(&floor)
+            .arg(source)
+            .status();
+        assert!(built.unwrap().success(), "the floor does not build");
+        let dynamic = PathBuf::from(env!("CARGO_BIN_EXE_pglock"));
+        let released = std::env::var_os("PGLOCK_BENCH").map(PathBuf::from);
+        Programs {
+            pglock: released.unwrap_or_else(|| dynamic.clone()),
+            dynamic,
+            floor,
+            floor_tls: support::probe::example("floor-tls"),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let folder = tempfile::tempdir().unwrap();
+    let programs = Programs::build(folder.path());
+    let asked: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| word != "--bench")
+        .collect();
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches");
+    match asked.first().map(String::as_str) {
+        None => {
+            let results = works::measure(&programs);
+            let table = works::table(&results);
+            print!("{table}");
+            std::fs::write(here.join("results.txt"), table).unwrap();
+            std::fs::write(here.join("results.svg"), plot::bars(&results)).unwrap();
+        }
+        Some("growth") => {
+            let (table, picture) = growth::measure(&programs);
+            print!("{table}");
+            std::fs::write(here.join("growth.txt"), table).unwrap();
+            std::fs::write(here.join("growth.svg"), picture).unwrap();
+        }
+        Some("check") => {
+            let results = works::measure(&programs);
+            print!("{}", works::table(&results));
+            let worse: Vec<_> = results.iter().filter_map(works::Work::worse).collect();
+            worse.iter().for_each(|words| println!("WORSE: {words}"));
+            return ExitCode::from(u8::from(!worse.is_empty()));
+        }
+        Some(other) => panic!("{other:?} is not known: nothing, growth, or check"),
+    }
+    ExitCode::SUCCESS
+}

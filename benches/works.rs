@@ -1,0 +1,594 @@
+//! The works: who does them, what is measured, and the bound of each.
+
+use crate::Programs;
+use crate::processes::{cpu_time, private_memory};
+use crate::support::scrubbed;
+use crate::support::server::{SUPERUSER, Server, free_port};
+use crate::support::tls::{PASSWORD, Secured};
+use crate::support::wait::{SOON, eventually};
+use crate::timing::{Contender, Sample, in_turn, measure_in_turn, milliseconds};
+use crate::wire::Relay;
+use std::fmt::Write as _;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A key that nobody else has.
+const KEY: &str = "4711";
+/// Rounds of what takes some milliseconds.
+const ROUNDS: usize = 300;
+/// How long the idle holder is watched.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// What was measured of one work.
+pub struct Work {
+    pub name: &'static str,
+    pub unit: &'static str,
+    /// Who has done it; the first is what the others are compared with.
+    pub samples: Vec<Sample>,
+    /// What pglock's ratio, or its own value where there is nothing to compare with, may be.
+    bound: f64,
+}
+
+impl Work {
+    /// The result that the bound is for: pglock's, in proportion to the first one's.
+    fn result(&self) -> f64 {
+        let pglock = self.samples.iter().find(|sample| sample.name == "pglock");
+        let pglock = pglock.map_or(f64::NAN, Sample::median);
+        match self.samples.as_slice() {
+            [_] => pglock,
+            [first, ..] => pglock / first.median(),
+            [] => f64::NAN,
+        }
+    }
+
+    /// In words, if it is worse than its bound, beyond what chance explains.
+    pub fn worse(&self) -> Option<String> {
+        let noise: f64 = self.samples.iter().take(2).map(Sample::noise).sum();
+        let (result, limit) = (self.result(), self.bound * (1.0 + 3.0 * noise));
+        (result > limit).then(|| {
+            let (name, bound) = (self.name, self.bound);
+            format!("{name}: {result:.2}, and the bound is {bound:.2} (with noise {limit:.2})")
+        })
+    }
+}
+
+/// All works. It takes some minutes.
+pub fn measure(programs: &Programs) -> Vec<Work> {
+    let server = Server::start();
+    let bench = Bench { programs, server };
+    // These idle while the others are measured.
+    let idle = bench.idle();
+    let socket = bench.server.host().to_owned();
+    let mut works = vec![
+        bench.plain("lock, true, unlock; TCP, trust", "127.0.0.1", 1.40),
+        bench.plain("lock, true, unlock; Unix socket", &socket, 1.40),
+    ];
+    works.extend(bench.with_tls());
+    works.push(bench.delayed());
+    works.extend(bench.turns());
+    works.push(bench.conflict());
+    works.push(bench.hand_off());
+    works.extend(bench.crowds());
+    works.push(bench.version());
+    works.push(bench.others());
+    works.extend(idle.finish());
+    works
+}
+
+/// The results as a table.
+pub fn table(works: &[Work]) -> String {
+    let mut text = format!(
+        "{:<44} {:<16} {:>9} {:>9} {:>9} {:>7} {:>6}\n",
+        "work", "by", "quartile", "median", "quartile", "ratio", "bound"
+    );
+    for work in works {
+        for (index, sample) in work.samples.iter().enumerate() {
+            let name = if index == 0 {
+                format!("{} ({})", work.name, work.unit)
+            } else {
+                String::new()
+            };
+            let ratio = match index {
+                0 => String::new(),
+                _ => format!("{:.2}", sample.median() / work.samples[0].median()),
+            };
+            let bound = match sample.name == "pglock" && work.bound.is_finite() {
+                true => format!("{:.2}", work.bound),
+                false => String::new(),
+            };
+            let [low, median, high] = [0.25, 0.5, 0.75].map(|part| sample.quantile(part));
+            let _ = writeln!(
+                text,
+                "{name:<44} {:<16} {low:>9.3} {median:>9.3} {high:>9.3} {ratio:>7} {bound:>6}",
+                sample.name
+            );
+        }
+    }
+    text
+}
+
+struct Bench<'a> {
+    programs: &'a Programs,
+    server: Server,
+}
+
+/// The command line of the floor, in plain text.
+fn floor(
+    programs: &Programs,
+    what: &'static str,
+    host: &str,
+    port: u16,
+    job: &[&str],
+) -> Contender {
+    let program = programs.floor.clone();
+    let port = port.to_string();
+    let words = [&[what, host, port.as_str(), KEY], job].concat();
+    let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+    Contender::new("floor", move || {
+        let mut command = scrubbed(&program);
+        command.args(&words);
+        command
+    })
+}
+
+/// `pglock run` of this program, with this connection string, options and job.
+fn pglock(name: &'static str, program: &Path, dsn: &str, words: &[&str]) -> Contender {
+    let (program, dsn) = (program.to_owned(), dsn.to_owned());
+    let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+    Contender::new(name, move || {
+        let mut command = scrubbed(&program);
+        command
+            .env("PGLOCK_DSN", &dsn)
+            .args(["run", "--key", KEY])
+            .args(&words);
+        command
+    })
+}
+
+fn dsn(host: &str, port: u16) -> String {
+    format!("host={host} port={port} user={SUPERUSER} dbname=postgres sslmode=disable")
+}
+
+impl Bench<'_> {
+    /// Lock, job, unlock: the floor, pglock as it is released, and as `make install` makes it.
+    fn plain(&self, name: &'static str, host: &str, bound: f64) -> Work {
+        let Programs {
+            pglock: released,
+            dynamic,
+            ..
+        } = self.programs;
+        let (port, dsn) = (self.server.port(), dsn(host, self.server.port()));
+        let contenders = [
+            floor(self.programs, "try", host, port, &["true"]),
+            pglock("pglock", released, &dsn, &["true"]),
+            pglock("pglock, dynamic", dynamic, &dsn, &["true"]),
+        ];
+        Work {
+            name,
+            unit: "ms",
+            samples: in_turn(&contenders, ROUNDS),
+            bound,
+        }
+    }
+
+    fn with_tls(&self) -> Vec<Work> {
+        let secured = Secured::start();
+        let roots = secured.pki("ca.crt");
+        let work = |name, mode: &str, root: &str, bound| {
+            let port = secured.port().to_string();
+            let floor_tls = self.programs.floor_tls.clone();
+            let words =
+                ["127.0.0.1", &port, "scram", PASSWORD, KEY, root, "true"].map(str::to_owned);
+            let floor = Contender::new("floor", move || {
+                let mut command = scrubbed(&floor_tls);
+                command.args(&words);
+                command
+            });
+            let root = if root == "-" { "/nowhere" } else { root };
+            let password = PASSWORD.replace('\\', "\\\\").replace('\'', "\\'");
+            let rest =
+                format!("user=scram password='{password}' sslmode={mode} sslrootcert={root}");
+            let pglock = pglock(
+                "pglock",
+                &self.programs.pglock,
+                &secured.at("127.0.0.1", &rest),
+                &["true"],
+            );
+            Work {
+                name,
+                unit: "ms",
+                samples: in_turn(&[floor, pglock], ROUNDS / 2),
+                bound,
+            }
+        };
+        vec![
+            work("the same with TLS and SCRAM; require", "require", "-", 1.40),
+            work(
+                "the same; verify-full, a root file",
+                "verify-full",
+                &roots,
+                1.40,
+            ),
+        ]
+    }
+
+    /// On a network whose ways take 5 ms each.
+    fn delayed(&self) -> Work {
+        let relay = Relay::to(self.server.port(), Duration::from_millis(5));
+        let contenders = [
+            floor(self.programs, "try", "127.0.0.1", relay.port(), &["true"]),
+            pglock(
+                "pglock",
+                &self.programs.pglock,
+                &dsn("127.0.0.1", relay.port()),
+                &["true"],
+            ),
+        ];
+        Work {
+            name: "the same, each way 5 ms longer; TCP, trust",
+            unit: "ms",
+            samples: in_turn(&contenders, ROUNDS / 6),
+            bound: 1.5,
+        }
+    }
+
+    /// Turns on the wire, from connecting to the end. They are exact, and no matter of chance.
+    fn turns(&self) -> Vec<Work> {
+        let relay = Relay::to(self.server.port(), Duration::ZERO);
+        let count = |contender: &Contender| {
+            relay.turns();
+            contender.time();
+            relay.turns() as f64
+        };
+        let role = "DROP ROLE IF EXISTS with_password; SET password_encryption = 'scram-sha-256'; \
+                    CREATE ROLE with_password LOGIN PASSWORD 'x'";
+        self.server.sql(role);
+        let program = &self.programs.pglock;
+        let scram = format!(
+            "{} user=with_password password=x",
+            dsn("127.0.0.1", relay.port())
+        );
+        let trust = [
+            floor(self.programs, "try", "127.0.0.1", relay.port(), &["true"]),
+            pglock(
+                "pglock",
+                program,
+                &dsn("127.0.0.1", relay.port()),
+                &["true"],
+            ),
+        ];
+        let scram = [pglock("pglock", program, &scram, &["true"])];
+        vec![
+            Work {
+                name: "turns on the wire; trust",
+                unit: "count",
+                samples: measure_in_turn(&trust, 5, count),
+                bound: 1.5,
+            },
+            Work {
+                name: "turns on the wire; SCRAM",
+                unit: "count",
+                samples: measure_in_turn(&scram, 5, count),
+                bound: 5.0,
+            },
+        ]
+    }
+
+    /// Somebody else holds the lock, and is named.
+    fn conflict(&self) -> Work {
+        let mut holder = self.server.client();
+        holder
+            .simple_query(&format!("SELECT pg_advisory_lock({KEY})"))
+            .unwrap();
+        let (port, dsn) = (self.server.port(), dsn("127.0.0.1", self.server.port()));
+        let contenders = [
+            floor(self.programs, "try", "127.0.0.1", port, &["true"]).ending(75),
+            pglock(
+                "pglock",
+                &self.programs.pglock,
+                &dsn,
+                &["--no-wait", "true"],
+            )
+            .ending(75),
+        ];
+        let samples = in_turn(&contenders, ROUNDS);
+        Work {
+            name: "held by somebody else, who is named",
+            unit: "ms",
+            samples,
+            bound: 1.5,
+        }
+    }
+
+    /// From the end of the holder's job to the beginning of the waiter's.
+    fn hand_off(&self) -> Work {
+        let (port, dsn) = (self.server.port(), dsn("127.0.0.1", self.server.port()));
+        let floor_path = self.programs.floor.to_str().unwrap();
+        let work = |job: &[&str]| {
+            let (try_it, wait) = (&self.programs.pglock, &[floor_path][..]);
+            let job = [wait, job].concat();
+            [
+                floor(self.programs, "wait", "127.0.0.1", port, &job),
+                pglock("pglock", try_it, &dsn, &job),
+            ]
+        };
+        let (holders, waiters) = (work(&["last"]), work(&["stamp"]));
+        let samples = measure_in_turn(&holders, ROUNDS / 6, |holder| {
+            let waiter = waiters
+                .iter()
+                .find(|waiter| waiter.name == holder.name)
+                .unwrap();
+            let mut holder = piped(holder);
+            self.server.await_locks(KEY, 1, 0);
+            let waiter = piped(waiter);
+            self.server.await_locks(KEY, 1, 1);
+            drop(holder.stdin.take());
+            let ended = clock(holder);
+            (clock(waiter) - ended) / 1e6
+        });
+        Work {
+            name: "hand-off: end of a job, begin of the next",
+            unit: "ms",
+            samples,
+            bound: 1.3,
+        }
+    }
+
+    /// A hundred at once.
+    fn crowds(&self) -> Vec<Work> {
+        let (port, dsn) = (self.server.port(), dsn("127.0.0.1", self.server.port()));
+        let contenders = [
+            floor(self.programs, "wait", "127.0.0.1", port, &["true"]),
+            pglock("pglock", &self.programs.pglock, &dsn, &["true"]),
+        ];
+        let crowd = |keys: &'static dyn Fn(usize) -> String| {
+            measure_in_turn(&contenders, 8, move |contender| {
+                let began = Instant::now();
+                let children = (0..100).map(|number| {
+                    let command = (contender.command)();
+                    let words = command.get_args().map(|word| match word == KEY {
+                        true => keys(number).into(),
+                        false => word.to_owned(),
+                    });
+                    let mut mine = scrubbed(command.get_program());
+                    mine.args(words.collect::<Vec<_>>()).envs(
+                        command
+                            .get_envs()
+                            .filter_map(|(name, value)| Some((name, value?))),
+                    );
+                    mine.stdin(Stdio::null()).spawn().unwrap()
+                });
+                let children: Vec<Child> = children.collect();
+                for mut child in children {
+                    assert!(child.wait().unwrap().success());
+                }
+                milliseconds(began.elapsed())
+            })
+        };
+        vec![
+            Work {
+                name: "a hundred at once, one key",
+                unit: "ms",
+                samples: crowd(&|_| KEY.to_owned()),
+                bound: 1.5,
+            },
+            Work {
+                name: "a hundred at once, each with its own key",
+                unit: "ms",
+                samples: crowd(&|number| (100_000 + number).to_string()),
+                bound: 1.5,
+            },
+        ]
+    }
+
+    fn version(&self) -> Work {
+        let (floor, released) = (self.programs.floor.clone(), self.programs.pglock.clone());
+        let hello = Contender::new("hello, in C", move || {
+            let mut command = Command::new(&floor);
+            command.arg("hello");
+            command
+        });
+        let version = Contender::new("pglock", move || {
+            let mut command = Command::new(&released);
+            command.arg("--version");
+            command
+        });
+        Work {
+            name: "pglock --version",
+            unit: "ms",
+            samples: in_turn(&[hello, version], ROUNDS),
+            bound: 1.8,
+        }
+    }
+
+    /// The same as the first work, by whoever is installed.
+    fn others(&self) -> Work {
+        let (port, dsn) = (self.server.port(), dsn("127.0.0.1", self.server.port()));
+        let file = self.server.folder().join("flock");
+        let flock = Contender::new("flock", move || {
+            let mut command = Command::new("flock");
+            command.arg(&file).arg("true");
+            command
+        });
+        let psql = Contender::new("psql", move || {
+            let mut command = scrubbed("psql");
+            command.args([
+                "-XqAt",
+                "-h",
+                "127.0.0.1",
+                "-p",
+                &port.to_string(),
+                "-U",
+                SUPERUSER,
+                "postgres",
+            ]);
+            command.args([
+                "-c",
+                &format!("SELECT pg_advisory_lock({KEY})"),
+                "-c",
+                "\\! true",
+            ]);
+            command.args(["-c", &format!("SELECT pg_advisory_unlock({KEY})")]);
+            command
+        });
+        let mut contenders = vec![
+            floor(self.programs, "try", "127.0.0.1", port, &["true"]),
+            pglock("pglock", &self.programs.pglock, &dsn, &["true"]),
+            flock,
+            psql,
+        ];
+        let etcd = Etcd::start(self.server.folder());
+        contenders.extend(etcd.as_ref().map(Etcd::contender));
+        let samples = in_turn(&contenders, ROUNDS / 3);
+        Work {
+            name: "lock, true, unlock; the others",
+            unit: "ms",
+            samples,
+            bound: f64::INFINITY,
+        }
+    }
+
+    /// A holder and a waiter that have nothing to do.
+    fn idle(&self) -> Idle {
+        let dsn = dsn("127.0.0.1", self.server.port());
+        let key = "815";
+        let start = || {
+            let mut command = scrubbed(&self.programs.pglock);
+            command
+                .env("PGLOCK_DSN", &dsn)
+                .args(["run", "--key", key, "cat"]);
+            command.stdin(Stdio::piped()).spawn().unwrap()
+        };
+        let holder = start();
+        self.server.await_locks(key, 1, 0);
+        let waiter = start();
+        self.server.await_locks(key, 1, 1);
+        let (began, used) = (Instant::now(), cpu_time(holder.id()));
+        Idle {
+            holder,
+            waiter,
+            began,
+            used,
+        }
+    }
+}
+
+struct Idle {
+    holder: Child,
+    waiter: Child,
+    began: Instant,
+    used: Duration,
+}
+
+impl Idle {
+    fn finish(mut self) -> Vec<Work> {
+        std::thread::sleep(IDLE.saturating_sub(self.began.elapsed()));
+        let minutes = self.began.elapsed().as_secs_f64() / 60.0;
+        let used = milliseconds(cpu_time(self.holder.id()) - self.used) / minutes;
+        let megabytes = |child: &Child| private_memory(child.id()) as f64 / 1e6;
+        let one = |name, unit, value, bound| {
+            let samples = vec![Sample::of("pglock", vec![value])];
+            Work {
+                name,
+                unit,
+                samples,
+                bound,
+            }
+        };
+        let works = vec![
+            one(
+                "memory of an idle holder",
+                "MB",
+                megabytes(&self.holder),
+                0.5,
+            ),
+            one("memory of a waiter", "MB", megabytes(&self.waiter), 0.5),
+            one("CPU time of an idle holder, a minute", "ms", used, 1.5),
+        ];
+        for child in [&mut self.holder, &mut self.waiter] {
+            drop(child.stdin.take());
+            child.wait().unwrap();
+        }
+        works
+    }
+}
+
+fn piped(contender: &Contender) -> Child {
+    let mut command = (contender.command)();
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// The time that its job has told, in ns.
+fn clock(mut child: Child) -> f64 {
+    let mut text = String::new();
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut text)
+        .unwrap();
+    assert!(child.wait().unwrap().success());
+    text.trim().parse().unwrap()
+}
+
+/// An etcd of our own, where it is installed.
+struct Etcd {
+    server: Child,
+    endpoint: String,
+}
+
+impl Etcd {
+    fn start(folder: &Path) -> Option<Etcd> {
+        let [endpoint, peers] =
+            [free_port(), free_port()].map(|port| format!("http://127.0.0.1:{port}"));
+        let mut command = Command::new("etcd");
+        command.arg("--data-dir").arg(folder.join("etcd"));
+        command.args([
+            "--listen-client-urls",
+            &endpoint,
+            "--advertise-client-urls",
+            &endpoint,
+        ]);
+        command.args([
+            "--listen-peer-urls",
+            &peers,
+            "--initial-advertise-peer-urls",
+            &peers,
+        ]);
+        command.args(["--initial-cluster", &format!("default={peers}")]);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let server = command.spawn().ok()?;
+        let etcd = Etcd { server, endpoint };
+        let contender = etcd.contender();
+        eventually(SOON, "etcd", || {
+            let mut command = (contender.command)();
+            let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+            status.is_ok_and(|status| status.success())
+        });
+        Some(etcd)
+    }
+
+    fn contender(&self) -> Contender {
+        let endpoint = self.endpoint.clone();
+        Contender::new("etcdctl", move || {
+            let mut command = Command::new("etcdctl");
+            command
+                .env("ETCDCTL_API", "3")
+                .args(["--endpoints", &endpoint, "lock", KEY, "true"]);
+            command
+        })
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
