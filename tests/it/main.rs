@@ -27,6 +27,7 @@ mod gates;
 mod harness;
 mod hash;
 mod hostile;
+mod hostile_server;
 mod impostor;
 mod job;
 mod keys;
