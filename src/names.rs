@@ -48,7 +48,7 @@ impl Names {
     }
 
     /// Learns whichever of these texts' readings `is_wanted`, each with so many slots; the texts are all that a list of
-    /// keys with commas between them can be made of. Whether there was one.
+    /// keys with commas between them can be made of. Whether there was one. Whoever has slots has one key.
     pub fn learn_readings(
         &mut self,
         keys: &str,
@@ -57,7 +57,12 @@ impl Names {
         is_wanted: impl Fn(KeyId) -> bool,
     ) -> bool {
         let mut found = false;
-        for key in pieces(keys).iter().flat_map(|piece| Key::readings(piece)) {
+        // Strangers can call themselves so as well, and each text costs a hash for each slot.
+        let texts = match slots {
+            0 | 1 => pieces(keys),
+            _ => vec![keys.to_owned()],
+        };
+        for key in texts.iter().flat_map(|piece| Key::readings(piece)) {
             let Some(id) = key.id_in(database) else {
                 continue;
             };

@@ -203,6 +203,10 @@ impl Speaker {
     }
 }
 
+// A fault of the session's thread must leave the process that guards the job.
+#[cfg(not(panic = "unwind"))]
+compile_error!("a session that panics is reported by unwinding: see Cargo.toml");
+
 impl Drop for Speaker {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -628,7 +632,11 @@ impl Thread {
                 Ok(0) => return Next::Readable,
                 // A session that the server has closed is lost, even if the job has ended meanwhile.
                 Ok(_) if fds.get(1).is_some_and(|socket| socket.any() == Some(true)) => {
-                    return Next::Readable;
+                    // A server that never stops talking is asked for a sign of life all the same.
+                    return match left.is_zero() {
+                        true => Next::Beat,
+                        false => Next::Readable,
+                    };
                 }
                 Ok(_) => return Next::Order,
                 Err(_) => {}

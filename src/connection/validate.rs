@@ -5,6 +5,7 @@
 
 use super::keyword::Values;
 use super::settings::*;
+use super::sieve::LONGEST_ANSWER;
 use postgres::config::ChannelBinding;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -77,6 +78,7 @@ pub fn settings_of(
         require_peer: owned("requirepeer"),
         password_in_string: false,
         address_is_doubtful,
+        longest_answer: LONGEST_ANSWER,
     })
 }
 

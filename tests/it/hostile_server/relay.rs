@@ -320,7 +320,9 @@ impl Session {
         match tampering {
             None => self.send(bytes, out)?,
             Some(tampering) => {
-                if !(self.shared.is_granted)() {
+                // What only comes late is not changed.
+                let is_changed = !matches!(tampering.mutation.kind, 11 | 13);
+                if is_changed && !(self.shared.is_granted)() {
                     self.shared.before_grant.store(true, Ordering::SeqCst);
                 }
                 let kind = tampering.mutation.kind;
