@@ -289,6 +289,7 @@ impl fmt::Display for Backend {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn backend(name: &str) -> Backend {
         Backend::named(name)
@@ -389,5 +390,42 @@ mod tests {
         };
         assert!(of_slots(2).starts_with("all 2 slots of key 42 in database \"app\" are held by "));
         assert!(of_slots(3).starts_with("2 of 3 slots of key 42 in database \"app\" are held by "));
+    }
+
+    proptest! {
+        /// A server can send any number for a moment.
+        #[test]
+        fn every_moment_has_words(epoch in any::<f64>(), now in any::<f64>(), bits: u64) {
+            for epoch in [epoch, f64::from_bits(bits), f64::INFINITY, f64::NAN, -1e300] {
+                let moment = Moment::at(epoch, now);
+                prop_assert!(moment.rfc3339().ends_with('Z'));
+                prop_assert!(!moment.age().is_empty());
+                let _ = Duration::from_secs_f64(moment.ago) + Duration::from_secs(86_400);
+            }
+        }
+
+        /// Strangers write what they like into their application's name.
+        #[test]
+        fn whatever_a_session_calls_itself_it_can_be_told(
+            name in "(pglock:)?\\PC{0,20}( slots=[0-9]{1,6})?( \\PC{0,9})?(:[0-9]{0,12})?",
+            user in "\\PC{0,9}",
+            pid in any::<Option<i32>>(),
+            connected in any::<Option<f64>>(),
+            count in any::<Option<u16>>(),
+        ) {
+            let backend = Backend {
+                pid,
+                user,
+                connected: connected.map(|epoch| Moment::at(epoch, 0.0)),
+                ..backend(&name)
+            };
+            if let Some(pglock) = backend.pglock() {
+                prop_assert!(pglock.slots.is_none_or(|slots| (1..=slots::MOST).contains(&slots)));
+            }
+            let key = Key::parse("backup").expect("a name");
+            let several = [backend.clone(), backend];
+            let said = sentence(&key, KeyId::Bigint(1), count, "app", Some(&several));
+            prop_assert!(said.contains("backup"), "{said:?}");
+        }
     }
 }

@@ -797,6 +797,8 @@ fn compose_name(front: &str, slots: Option<u16>, host: &str, pid: u32) -> String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::holders::Backend;
+    use proptest::prelude::*;
 
     #[test]
     fn the_application_name_is_63_bytes_of_ascii_with_host_and_pid_whole() {
@@ -842,5 +844,23 @@ mod tests {
         };
         assert_eq!(timing.job_limit(), Duration::from_secs(20));
         assert_eq!(timing.server_limit(), Duration::from_secs(23));
+    }
+
+    proptest! {
+        /// Whatever the key and the host are called, others read from the name who it is.
+        #[test]
+        fn the_application_name_reads_back(
+            key in "\\PC{0,70}", host in "[a-z0-9.-]{1,40}", slots in prop::option::of(1..=slots::MOST), pid: u32,
+        ) {
+            let name = compose_name(&format!("pglock:{key}"), slots, &host, pid);
+            prop_assert!(name.len() <= 63 && name.bytes().all(|b| (b' '..=b'~').contains(&b)), "{name:?}");
+            prop_assert!(!name.contains(['\'', '"', '\\']), "{name:?}");
+            let backend = Backend::named(&name);
+            let pglock = backend.pglock().expect("a pglock");
+            prop_assert_eq!((pglock.host, pglock.pid), (&host[..host.len().min(32)], pid));
+            if !key.contains("slots=") {
+                prop_assert_eq!(pglock.slots, slots);
+            }
+        }
     }
 }

@@ -78,7 +78,7 @@ fn parse_pairs(text: &str, values: &mut Values) -> Result<(), String> {
 }
 
 /// Whether it looks like the name of a setting, be it misspelt.
-fn is_word(name: &str) -> bool {
+pub fn is_word(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
     !name.is_empty() && name.len() <= 40 && name.chars().all(plain)
 }

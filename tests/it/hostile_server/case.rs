@@ -418,7 +418,7 @@ fn question(key: &str) -> String {
 }
 
 /// The most memory that the process has had so far; 0 where that is not told.
-fn peak_of(pid: Pid) -> u64 {
+pub fn peak_of(pid: Pid) -> u64 {
     let status = fs::read_to_string(PathBuf::from(format!("/proc/{pid}/status")));
     let status = status.unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -6,12 +6,14 @@
 //! | `relay` | the hostile server: a real one, and somebody in between |
 //! | `mutation` | what is done to a message |
 //! | `wire` | the protocol, and the referee, who says whether a lock was granted |
+//! | `found` | what was found, as tests of their own |
 //! | `random` | numbers that a seed repeats |
 //!
 //! `PGLOCK_FUZZ_SEED` and `PGLOCK_FUZZ_COUNT` make another run, or a long one (`make fuzz`); `PGLOCK_FUZZ_CASE` repeats
 //! one case. What was found is in `REPORT.md`.
 
 mod case;
+mod found;
 mod mutation;
 mod random;
 mod relay;
