@@ -10,7 +10,7 @@ use std::io;
 /// The longest answer to what `run` and `check` ask: a list of holders is the longest, and thousands have room in it.
 pub const LONGEST_ANSWER: usize = 4 << 20;
 /// The longest answer where every lock of a database is asked for.
-pub const LONGEST_LIST: usize = 32 << 20;
+pub const LONGEST_LIST: usize = 16 << 20;
 
 /// Where in the stream of messages we are.
 #[derive(Debug)]
