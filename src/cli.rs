@@ -4,6 +4,7 @@
 //! than to one call has a variable, which an option overrides; what names the lock has none, or a pglock inside
 //! the job of another would take its parent's lock. Whatever is wrong is said before anything is touched.
 
+use crate::connection::{may_have_password, quoted};
 use crate::diag::Verbosity;
 use crate::key::Key;
 use crate::key::hash::{Scheme, Subject, TABLE};
@@ -592,11 +593,6 @@ fn without_connection_strings(mut text: String, arguments: &[OsString]) -> Strin
     text
 }
 
-fn may_have_password(text: &str) -> bool {
-    let text = text.to_ascii_lowercase();
-    text.contains("://") || text.contains("password")
-}
-
 impl RunArgs {
     fn validate(self) -> Result<Run, Failure> {
         let wait = match (self.no_wait, self.wait) {
@@ -871,10 +867,7 @@ fn variable(name: &str) -> Result<Option<String>, Failure> {
 }
 
 fn wrong_variable(name: &str, value: &str, expected: &str) -> Failure {
-    let value = match may_have_password(value) {
-        true => "a connection string".into(),
-        false => format!("{value:?}"),
-    };
+    let value = quoted(value);
     Failure::say(
         ExitCode::Config,
         format!("the variable {name} is {value}: {expected}"),

@@ -30,6 +30,7 @@ mod tls;
 mod validate;
 
 pub use attempt::failure;
+pub use parse::{may_have_password, quoted};
 pub use settings::Settings;
 
 use crate::diag;

@@ -83,6 +83,19 @@ pub fn is_word(name: &str) -> bool {
     !name.is_empty() && name.len() <= 40 && name.chars().all(plain)
 }
 
+/// Whether the text may be a connection string, given where none is expected, with a password in it.
+pub fn may_have_password(text: &str) -> bool {
+    text.contains("://") || text.to_ascii_lowercase().contains("password")
+}
+
+/// A value for an error, unless it may have a password in it.
+pub fn quoted(value: &str) -> String {
+    match may_have_password(value) {
+        true => "a connection string".into(),
+        false => format!("{value:?}"),
+    }
+}
+
 /// Whether the value is nobody else's business.
 pub fn is_secret(keyword: &str) -> bool {
     let secrets = [

@@ -33,7 +33,10 @@ pub fn read(name: &str, files: &Files) -> Result<Values, String> {
             return Ok(values);
         }
     }
-    Err(format!("there is no service {name:?} in the service file"))
+    Err(format!(
+        "there is no service {} in the service file",
+        parse::quoted(name)
+    ))
 }
 
 fn wrong(path: &Path, line: usize, what: &str) -> String {

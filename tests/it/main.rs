@@ -46,3 +46,4 @@ mod terminal;
 mod token;
 mod waiting;
 mod waiting_line;
+mod words;

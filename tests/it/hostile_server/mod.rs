@@ -15,7 +15,7 @@
 mod case;
 mod found;
 mod mutation;
-mod random;
+pub mod random;
 mod relay;
 mod wire;
 
@@ -39,24 +39,11 @@ const AT_A_TIME: usize = 6;
 /// Whatever a server does: "never a panic, a hang past the bounds, a job without a lock, or a leaked secret".
 #[test]
 fn a_hostile_server_gets_nothing_but_an_error() {
-    let given = |name: &str| {
-        std::env::var(name)
-            .ok()
-            .map(|text| text.parse::<u64>().unwrap())
-    };
-    let count = given("PGLOCK_FUZZ_COUNT").unwrap_or(COUNT);
-    let seed = given("PGLOCK_FUZZ_SEED").unwrap_or(SEED);
-    let seeds: Vec<u64> = match given("PGLOCK_FUZZ_CASE") {
-        Some(case) => vec![case],
-        None => {
-            let mut random = Random::of(seed);
-            (0..count).map(|_| random.number()).collect()
-        }
-    };
+    let seeds = seeds(COUNT);
     let began = Instant::now();
     let results = run_all(&seeds);
     let summary = Summary::of(&results);
-    println!("{summary}in {:?}, seed {seed}", began.elapsed());
+    println!("{summary}in {:?}", began.elapsed());
     let faults: Vec<String> = results
         .iter()
         .filter(|(_, verdict)| !verdict.faults.is_empty())
@@ -74,6 +61,21 @@ fn a_hostile_server_gets_nothing_but_an_error() {
         summary.tampered * 2 > results.len() || results.len() < 50,
         "{summary}"
     );
+}
+
+/// The seeds of as many cases as are asked for, or of one.
+pub fn seeds(usual: u64) -> Vec<u64> {
+    let given = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .map(|text| text.parse::<u64>().unwrap())
+    };
+    if let Some(case) = given("PGLOCK_FUZZ_CASE") {
+        return vec![case];
+    }
+    let count = given("PGLOCK_FUZZ_COUNT").unwrap_or(usual);
+    let mut random = Random::of(given("PGLOCK_FUZZ_SEED").unwrap_or(SEED));
+    (0..count).map(|_| random.number()).collect()
 }
 
 fn run_all(seeds: &[u64]) -> Vec<(Case, Verdict)> {
