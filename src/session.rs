@@ -222,36 +222,56 @@ struct Thread {
 }
 
 impl Thread {
+    /// All that is said is said before the connection is closed, which can take as long as the network and the server
+    /// like, but for the release, which is only whole with it.
     fn run(self) {
-        if let Err(failure) = self.converse() {
-            self.speaker.say(Report::Failed(failure));
+        let connected = self.connect();
+        let ended = connected.map(|connection| {
+            let Connection {
+                mut client,
+                socket,
+                canceller,
+            } = connection;
+            let last = self
+                .converse(&mut client, socket, canceller)
+                .unwrap_or_else(|failure| {
+                    self.speaker.say(Report::Failed(failure));
+                    None
+                });
+            // An explicit goodbye: a process that the job left behind has the socket too, and must not keep the
+            // session alive.
+            drop(client);
+            last
+        });
+        match ended {
+            Ok(last) => last.into_iter().for_each(|report| self.speaker.say(report)),
+            Err(failure) => self.speaker.say(Report::Failed(failure)),
         }
     }
 
-    /// The whole conversation with the server. What is to be said is said before the connection is closed, which can
-    /// take as long as the network likes, but for the release, which is only whole with it.
-    fn converse(&self) -> Result<(), Failure> {
-        let Connection {
-            mut client,
-            socket,
-            canceller,
-        } = self.connect()?;
+    /// The whole conversation with the server. What is left to say of it, when the connection is closed.
+    fn converse(
+        &self,
+        client: &mut Client,
+        socket: Option<OwnedFd>,
+        canceller: Canceller,
+    ) -> Result<Option<Report>, Failure> {
         self.speaker.say(Report::Connected);
-        let (asked, got) = self.first_try(&mut client, canceller)?;
+        let (asked, got) = self.first_try(client, canceller)?;
         let mut acquired = match got {
             Ok(acquired) => acquired,
-            Err(taken) => match self.wait(&mut client, &asked, taken)? {
+            Err(taken) => match self.wait(client, &asked, taken)? {
                 Ok(acquired) => acquired,
                 Err(busy) => {
-                    let conflict = self.conflict(&mut client, &asked, busy)?;
+                    let conflict = self.conflict(client, &asked, busy)?;
                     self.speaker.say(Report::Conflict(conflict));
-                    return Ok(());
+                    return Ok(None);
                 }
             },
         };
         let Asked { ids, lock, .. } = asked;
         let token = match self.request.token {
-            true => Some(self.token(&mut client, &lock, &mut acquired.grant)?),
+            true => Some(self.token(client, &lock, &mut acquired.grant)?),
             false => None,
         };
         let socket = socket.map(Arc::new);
@@ -266,25 +286,20 @@ impl Thread {
         }));
         let lock = lock.held(acquired.grant);
         let backend_pid = acquired.grant.backend_pid;
-        if let Err(loss) = self.hold(&mut client, socket.as_deref(), acquired) {
+        if let Err(loss) = self.hold(client, socket.as_deref(), acquired) {
             self.speaker.say(Report::Lost(loss.why));
             if loss.is_by_command
                 && let Some(by) = self.evictor(backend_pid)
             {
                 self.speaker.say(Report::Evicted(by));
             }
-            return Ok(());
+            return Ok(None);
         }
-        let released = lock.release(&mut client);
-        // An explicit goodbye: a process that the job left behind has the socket too, and must not keep the
-        // session alive.
-        drop(client);
-        self.speaker.say(match released {
+        Ok(Some(match lock.release(client) {
             Ok(was_held) => Report::Released { was_held },
             // Nobody knows since when.
             Err(error) => Report::Lost(connection::failure(error).to_string()),
-        });
-        Ok(())
+        }))
     }
 
     /// Who has ended the session that had this process of the server. It is asked on another session, which is no

@@ -39,6 +39,16 @@ pub enum Endless {
 }
 
 impl Endless {
+    pub const ALL: [Endless; 7] = [
+        Endless::Notices,
+        Endless::Parameters,
+        Endless::Notifications,
+        Endless::Rows,
+        Endless::Completions,
+        Endless::OneMessage,
+        Endless::Zeros,
+    ];
+
     /// Number `n` of what comes, some kilobytes of it.
     pub fn chunk(self, n: u64) -> Vec<u8> {
         let many = |message: &dyn Fn(u64) -> Vec<u8>| -> Vec<u8> {
@@ -140,16 +150,7 @@ impl Mutation {
             12 => vec![Step::Stall],
             13 => vec![Step::Dribble, Step::Send(original.to_vec())],
             14 => {
-                let all = [
-                    Endless::Notices,
-                    Endless::Parameters,
-                    Endless::Notifications,
-                    Endless::Rows,
-                    Endless::Completions,
-                    Endless::OneMessage,
-                    Endless::Zeros,
-                ];
-                vec![Step::Endless(random.one_of(&all))]
+                vec![Step::Endless(random.one_of(&Endless::ALL))]
             }
             15 => send(revalued(original, random)),
             _ if history.is_empty() => send(original.to_vec()),
