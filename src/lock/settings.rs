@@ -5,6 +5,7 @@
 
 use super::{Answer, ask};
 use postgres::Client;
+use postgres::error::Severity;
 use std::time::Duration;
 
 /// Settings that would end a session that only holds a lock, or cancel one that waits. Each is unknown to some
@@ -61,16 +62,27 @@ pub fn prepare(client: &mut Client, limit: Duration) -> Result<Duration, postgre
             in_milliseconds("log_min_duration_statement"),
         ),
     )?;
-    // A server on a system without the needed poll(2) flag refuses this one; nothing else depends on it.
-    let _ = ask(
+    let asked = ask(
         client,
         "SELECT CASE WHEN pg_catalog.current_setting('client_connection_check_interval', true) IS NOT NULL \
          THEN pg_catalog.set_config('client_connection_check_interval', '1s', false) END",
     );
+    // A server on a system without the needed poll(2) flag refuses this one; nothing else depends on it. One that has
+    // ended the session has said why, and does not say it again.
+    if let Err(error) = asked
+        && ends_the_session(&error)
+    {
+        return Err(error);
+    }
     Ok(slice(
         answer.number("deadlock_timeout"),
         answer.number("log_min_duration"),
     ))
+}
+
+fn ends_the_session(error: &postgres::Error) -> bool {
+    let severity = error.as_db_error().map(|db| db.parsed_severity());
+    !matches!(severity, Some(Some(Severity::Error)))
 }
 
 /// A duration setting in milliseconds. Cheaper than a look into `pg_settings`.

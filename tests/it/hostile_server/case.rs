@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use postgres::Client;
 use std::fmt;
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -39,6 +40,12 @@ pub enum Scenario {
     SeveralKeys,
     Computed,
     Token,
+    /// An operator ends the wait by TERM.
+    Interrupted,
+    /// A job that does not mind TERM.
+    Stubborn,
+    IgnoresLoss,
+    KeepsLock,
     Tls,
     PreferTls,
     List,
@@ -46,7 +53,7 @@ pub enum Scenario {
     Evict,
 }
 
-const SCENARIOS: [Scenario; 19] = [
+const SCENARIOS: [Scenario; 23] = [
     Scenario::Trust,
     Scenario::Scram,
     Scenario::Md5,
@@ -61,6 +68,10 @@ const SCENARIOS: [Scenario; 19] = [
     Scenario::SeveralKeys,
     Scenario::Computed,
     Scenario::Token,
+    Scenario::Interrupted,
+    Scenario::Stubborn,
+    Scenario::IgnoresLoss,
+    Scenario::KeepsLock,
     Scenario::Tls,
     Scenario::PreferTls,
     Scenario::List,
@@ -156,12 +167,16 @@ impl Case {
         let mut holder = self.is_contended().then(|| hold(server, &held));
         let mut running = self.pglock(&relay, &key, &file).spawn();
         let limit = DECLARED + BUSY + self.patience_with_poolers();
-        let mut memory_kb = 0;
+        let (mut memory_kb, mut was_told) = (0, false);
         let began = Instant::now();
         let ended = until(limit, || {
             memory_kb = memory_kb.max(peak_of(running.pid()));
             if self.lets_go() && relay.is_waiting() {
                 holder = None;
+            }
+            if self.scenario == Scenario::Interrupted && relay.is_waiting() && !was_told {
+                running.signal(Signal::SIGTERM);
+                was_told = true;
             }
             if self.only_looks() && began.elapsed() > PATIENCE {
                 relay.end();
@@ -213,6 +228,7 @@ impl Case {
         };
         match output.status.code() {
             Some(code) if CODES.contains(&code) => {}
+            None if output.status.signal() == self.may_end_by() => {}
             _ => verdict.fault(format!("ended outside the table: {output}")),
         }
         let is_ours = |line: &str| line.starts_with("pglock: ") && !line.contains(char::is_control);
@@ -259,6 +275,10 @@ impl Case {
         }
     }
 
+    fn may_end_by(&self) -> Option<i32> {
+        (self.scenario == Scenario::Interrupted).then_some(Signal::SIGTERM as i32)
+    }
+
     fn is_tls(&self) -> bool {
         matches!(self.scenario, Scenario::Tls | Scenario::PreferTls)
     }
@@ -280,6 +300,7 @@ impl Case {
             WaitsInLine,
             WaitsForSlot,
             SeveralKeys,
+            Interrupted,
             List,
             Evict,
         ];
@@ -333,6 +354,9 @@ impl Case {
             Transaction => &["--scope", "transaction"],
             Slots => &["--slots", "3"],
             SeveralKeys => &["--wait", "1", "--key", &second],
+            Interrupted => &["--wait", "1"],
+            IgnoresLoss => &["--on-lost", "ignore"],
+            KeepsLock => &["--min-hold", "0.3"],
             Computed => &["--hash", "hashtext"],
             Token => &["--token"],
             _ => &[],
@@ -344,8 +368,13 @@ impl Case {
         } else {
             "0"
         };
-        let script = "sleep \"$2\" & echo $$ $! >\"$1\"; wait; exit 5";
-        let job = ["sh", "-c", script, "job"];
+        let trap = if self.scenario == Stubborn {
+            "trap '' TERM; "
+        } else {
+            ""
+        };
+        let script = format!("{trap}sleep \"$2\" & echo $$ $! >\"$1\"; wait; exit 5");
+        let job = ["sh", "-c", &script, "job"];
         pglock.args(options).arg("--").args(job).arg(file).arg(time)
     }
 }
@@ -368,12 +397,14 @@ fn tampering(scenario: Scenario, random: &mut Random) -> Tampering {
         ],
         Scram | Md5 | Clear => &[Stage::Login, Stage::Login, Stage::Startup],
         Refused | List | Check | Evict => &[Stage::Asking],
-        WaitsInVain | Waits | WaitsInLine | WaitsForSlot | SeveralKeys => &[
+        WaitsInVain | Waits | WaitsInLine | WaitsForSlot | SeveralKeys | Interrupted => &[
             Stage::Asking,
             Stage::Waiting,
             Stage::Waiting,
             Stage::Holding,
         ],
+        Stubborn | IgnoresLoss => &[Stage::Holding],
+        KeepsLock => &[Stage::Holding, Stage::Release],
         Trust => &[
             Stage::Login,
             Stage::Startup,
