@@ -82,7 +82,11 @@ pub fn prepare(client: &mut Client, limit: Duration) -> Result<Duration, postgre
 
 fn ends_the_session(error: &postgres::Error) -> bool {
     let severity = error.as_db_error().map(|db| db.parsed_severity());
-    !matches!(severity, Some(Some(Severity::Error)))
+    // What is not the server's word is the connection's end.
+    matches!(
+        severity,
+        None | Some(Some(Severity::Fatal | Severity::Panic))
+    )
 }
 
 /// A duration setting in milliseconds. Cheaper than a look into `pg_settings`.
