@@ -484,7 +484,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_no_key_is_named(given in "[-+ ,0-9]{1,30}|\\PC{0,9}\u{0}\\PC{0,9}") {
+        fn what_is_no_key_is_named(given in "[-+ ,0-9]{1,30}|-?[1-9][0-9]{18,25}|[1-9][0-9]{0,12},-?[1-9][0-9]{9,12}|\\PC{0,9}\u{0}\\PC{0,9}") {
             if let Err(error) = Key::parse(&given) {
                 let error = error.to_string();
                 prop_assert!(error.contains(&format!("{given:?}")) && !error.contains('\n'), "{error:?}");

@@ -145,6 +145,11 @@ proptest! {
             prop_assert!(!error.contains("SECRET"), "{error:?}");
         }
     }
+}
+
+proptest! {
+    // They are read in no time, and what matters of one is a small part of it.
+    #![proptest_config(ProptestConfig::with_cases(8 * ProptestConfig::default().cases))]
 
     #[test]
     fn no_certificate_of_a_server_makes_it_panic(how in prop::collection::vec(spoiling(), 0..4), host in "\\PC{0,30}") {

@@ -40,6 +40,7 @@ pub enum Scenario {
     SeveralKeys,
     Computed,
     Token,
+    TokenInTransaction,
     /// An operator ends the wait by TERM.
     Interrupted,
     /// A job that does not mind TERM.
@@ -53,7 +54,7 @@ pub enum Scenario {
     Evict,
 }
 
-const SCENARIOS: [Scenario; 23] = [
+const SCENARIOS: [Scenario; 24] = [
     Scenario::Trust,
     Scenario::Scram,
     Scenario::Md5,
@@ -68,6 +69,7 @@ const SCENARIOS: [Scenario; 23] = [
     Scenario::SeveralKeys,
     Scenario::Computed,
     Scenario::Token,
+    Scenario::TokenInTransaction,
     Scenario::Interrupted,
     Scenario::Stubborn,
     Scenario::IgnoresLoss,
@@ -88,11 +90,11 @@ const LIMITS: [&str; 6] = [
     "--kill-after",
     "0.3",
 ];
-/// What they allow: twice connecting (with TLS and without) with its slack, the wait (1 s), the job (0.7 s), twice the
+/// What they allow: twice connecting (with TLS and without) with its slack, of two sessions, the wait (1 s), the job (0.7 s), twice the
 /// silence, the allowance for one who has overslept, the last look for who has evicted us (a session of its own), the
 /// time to KILL, and what is left of the job.
 const DECLARED: Duration =
-    Duration::from_millis(2 * 2000 + 1000 + 700 + 400 + 1000 + 1000 + 2000 + 300 + 2000);
+    Duration::from_millis(2 * 2 * 2000 + 1000 + 700 + 400 + 1000 + 1000 + 2000 + 300 + 2000);
 /// What a busy machine may add.
 const BUSY: Duration = Duration::from_secs(20);
 /// When whoever looks (`list`, `check`, `evict`) at a server that says nothing more has had enough, and the
@@ -359,6 +361,7 @@ impl Case {
             KeepsLock => &["--min-hold", "0.3"],
             Computed => &["--hash", "hashtext"],
             Token => &["--token"],
+            TokenInTransaction => &["--token", "--scope", "transaction"],
             _ => &[],
         };
         // A job that lasts some heartbeats, where it is then that things happen.
@@ -412,7 +415,7 @@ fn tampering(scenario: Scenario, random: &mut Random) -> Tampering {
             Stage::Holding,
             Stage::Release,
         ],
-        Transaction | Slots | Computed | Token => {
+        Transaction | Slots | Computed | Token | TokenInTransaction => {
             &[Stage::Asking, Stage::Asking, Stage::Holding, Stage::Release]
         }
     };
@@ -427,7 +430,12 @@ fn tampering(scenario: Scenario, random: &mut Random) -> Tampering {
         Stage::Release => 6,
         Stage::Encrypted => 6000,
     };
+    let session = match scenario {
+        TokenInTransaction => random.below(2),
+        _ => usize::from(random.below(16) == 0),
+    };
     Tampering {
+        session,
         stage,
         nth: random.below(most),
         mutation: Mutation::of(random),

@@ -49,6 +49,8 @@ impl Stage {
 /// What to tamper with, and how.
 #[derive(Clone, Debug)]
 pub struct Tampering {
+    /// Of this session of the case, from 0: a token, or whoever has evicted us, is asked for on a second one.
+    pub session: usize,
     /// Message number so many of this stage, from 0; of bytes under TLS, the chunk with this byte.
     pub stage: Stage,
     pub nth: usize,
@@ -308,14 +310,10 @@ impl Session {
         place: std::ops::Range<usize>,
         out: &mut Output,
     ) -> io::Result<()> {
-        let due = |it: &&Tampering| it.stage == stage && place.contains(&it.nth);
-        // The second session of a case, where there is one, is left alone: it is for looking, or for the way back.
-        let tampering = self
-            .shared
-            .tamperings
-            .iter()
-            .find(due)
-            .filter(|_| self.number == 0);
+        let due = |it: &&Tampering| {
+            it.session == self.number && it.stage == stage && place.contains(&it.nth)
+        };
+        let tampering = self.shared.tamperings.iter().find(due);
         let later = std::mem::take(&mut out.later);
         match tampering {
             None => self.send(bytes, out)?,
