@@ -861,6 +861,50 @@ mod tests {
         assert_eq!(timing.server_limit(), Duration::from_secs(23));
     }
 
+    /// A server that never stops talking is asked for a sign of life all the same.
+    #[test]
+    fn a_heartbeat_that_is_due_does_not_wait_for_silence() {
+        let (order, orders) = UnixStream::pair().expect("a pair of sockets");
+        let (sender, _reports) = channel();
+        let waker = Waker::of_nobody().expect("a pair of sockets");
+        let settings = Settings::resolve(Some("host=h user=u dbname=d password=p"), None);
+        let thread = Thread {
+            request: Request {
+                settings: settings.unwrap_or_else(|failure| panic!("{failure}")),
+                keys: Vec::new(),
+                slots: None,
+                fair: false,
+                token: false,
+                mode: Mode::Exclusive,
+                scope: ScopeChoice::Auto,
+                wait: Wait::Try,
+                poll: Duration::from_secs(1),
+                timing: Timing {
+                    heartbeat: Duration::from_secs(5),
+                    kill_after: Duration::from_secs(10),
+                },
+                is_watched: false,
+            },
+            orders,
+            speaker: Speaker { sender, waker },
+        };
+        let (mut server, socket) = UnixStream::pair().expect("a pair of sockets");
+        let socket = OwnedFd::from(socket);
+        std::io::Write::write_all(&mut server, b"talk").expect("room");
+        let now = Instant::now();
+        let later = now + Duration::from_secs(60);
+        let next = |beat| thread.next_event(Some(&socket), beat);
+        assert!(matches!(next(later), Next::Readable));
+        assert!(matches!(next(now), Next::Beat));
+        drop(order);
+        let (_quiet, socket) = UnixStream::pair().expect("a pair of sockets");
+        let socket = OwnedFd::from(socket);
+        assert!(matches!(
+            thread.next_event(Some(&socket), later),
+            Next::Order
+        ));
+    }
+
     proptest! {
         /// Whatever the key and the host are called, others read from the name who it is.
         #[test]

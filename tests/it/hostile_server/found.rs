@@ -23,8 +23,9 @@ enum Flood {
     AtStartup,
     /// In place of the answer to the first question.
     ForAnAnswer,
-    /// Besides everything else, once it has granted the lock.
+    /// Besides everything else, once it has granted the lock: as fast as it can, or a little at a time.
     WhileHolding,
+    Besides,
 }
 
 #[derive(Clone)]
@@ -122,7 +123,10 @@ impl Liar {
                 let (liar, mut client) = (self.clone(), client.try_clone()?);
                 let (sender, answers) = channel();
                 flood = Some(sender);
-                thread::spawn(move || liar.flood(Flood::WhileHolding, &mut client, &answers));
+                thread::spawn(move || {
+                    liar.flood(Flood::WhileHolding, &mut client, &answers)?;
+                    liar.flood(Flood::Besides, &mut client, &answers)
+                });
             }
         }
         Ok(())
@@ -135,12 +139,19 @@ impl Liar {
         client: &mut TcpStream,
         answers: &Receiver<Vec<u8>>,
     ) -> io::Result<()> {
-        if let Some((_, what)) = self.flood.filter(|(it, _)| *it == when) {
-            for n in 0.. {
-                for answer in answers.try_iter() {
-                    client.write_all(&answer)?;
-                }
-                client.write_all(&what.chunk(n))?;
+        let Some((_, what)) = self.flood.filter(|(it, _)| *it == when) else {
+            return Ok(());
+        };
+        // Made once, so that there is always something to be read.
+        let again = what.chunk(1).repeat(16);
+        for n in 0.. {
+            for answer in answers.try_iter() {
+                client.write_all(&answer)?;
+            }
+            match (n, what) {
+                _ if when == Flood::Besides => client.write_all(&what.chunk(n))?,
+                (0, _) | (_, Endless::Parameters) => client.write_all(&what.chunk(n))?,
+                _ => client.write_all(&again)?,
             }
         }
         Ok(())
@@ -344,7 +355,7 @@ fn is_endured(flood: Flood, what: Endless) {
     );
     let expected: &[i32] = match flood {
         // The flood can come right behind the grant, and the answer to a heartbeat get through it, or not.
-        Flood::WhileHolding => &[5, 69, 74],
+        Flood::WhileHolding | Flood::Besides => &[5, 69, 74],
         Flood::AtStartup | Flood::ForAnAnswer => &[69],
     };
     let code = output.status.code();
@@ -359,7 +370,7 @@ fn is_endured(flood: Flood, what: Endless) {
 fn a_server_that_talks_all_the_time_is_asked_all_the_same() {
     let liar = Liar {
         answer: granting(&[]),
-        flood: Some((Flood::WhileHolding, Endless::Notices)),
+        flood: Some((Flood::Besides, Endless::Notices)),
     };
     let limits = ["--heartbeat", "1.5", "--kill-after", "0.2"];
     let run = pglock(liar.listen(), &["run", "-k", "x"])
