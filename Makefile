@@ -15,7 +15,7 @@ BASH = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSH  = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISH = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 
-.PHONY: help build demo test test-matrix test-crowd check audit completions dist deb test-packages install uninstall clean
+.PHONY: help build demo test test-matrix test-crowd fuzz check audit completions dist deb test-packages install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,12 @@ test-matrix: ## run the tests on PostgreSQL 10 to 18 (Linux on x86-64, npm)
 test-crowd: ## put 2000 waiters behind a pooler, and print what was measured
 	@scripts/setup test
 	PGLOCK_TEST_WAITERS=2000 $(CARGO) test --release --locked --test it a_crowd_behind -- --nocapture
+
+fuzz: ## fuzz for some minutes (PROPTEST_CASES, PGLOCK_FUZZ_COUNT, PGLOCK_FUZZ_SEED)
+	@scripts/setup test
+	PROPTEST_CASES=$${PROPTEST_CASES:-20000} $(CARGO) test --release --locked --bin pglock
+	PGLOCK_FUZZ_COUNT=$${PGLOCK_FUZZ_COUNT:-5000} PGLOCK_FUZZ_SEED=$${PGLOCK_FUZZ_SEED:-$$(date +%s)} \
+		$(CARGO) test --release --locked --test it -- --nocapture hostile_server words::
 
 check: ## formatting, lints and documentation
 	$(CARGO) fmt --check

@@ -124,7 +124,7 @@ static int locked(int waits, const char *key, char **job)
     answered(value, sizeof value);
     if (!answered(value, sizeof value)) {
         snprintf(sql, sizeof sql,
-                 "SELECT application_name || ' ' || pid FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = "
+                 "SELECT application_name || ' ' || l.pid FROM pg_locks l, pg_stat_get_activity(l.pid) WHERE locktype = "
                  "'advisory' AND granted AND objsubid = 1 AND classid = ((%s::bigint >> 32) & 4294967295)::oid AND objid = "
                  "(%s::bigint & 4294967295)::oid",
                  key, key);

@@ -565,11 +565,7 @@ const VANISHED: &str = "vanished host";
 const ROUND_TRIPS: usize = 15;
 
 fn text(row: &SimpleQueryRow, column: &str) -> String {
-    row.try_get(column)
-        .ok()
-        .flatten()
-        .unwrap_or_default()
-        .to_owned()
+    lock::cell(row, column).unwrap_or_default().to_owned()
 }
 
 fn is_true(row: &SimpleQueryRow, column: &str) -> bool {

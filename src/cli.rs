@@ -4,6 +4,7 @@
 //! than to one call has a variable, which an option overrides; what names the lock has none, or a pglock inside
 //! the job of another would take its parent's lock. Whatever is wrong is said before anything is touched.
 
+use crate::connection::{may_have_password, quoted};
 use crate::diag::Verbosity;
 use crate::key::Key;
 use crate::key::hash::{Scheme, Subject, TABLE};
@@ -560,7 +561,7 @@ fn exit_table() -> String {
 
 /// clap's errors fill a screen; an operator reads one line, which says where there is more.
 fn one_line(error: &clap::Error, arguments: &[OsString]) -> String {
-    let text = error.render().to_string();
+    let text = without_connection_strings(error.render().to_string(), arguments);
     let said = text.split("\n\n").next().unwrap_or_default();
     let said = said.strip_prefix("error: ").unwrap_or(said);
     let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -575,6 +576,21 @@ fn one_line(error: &clap::Error, arguments: &[OsString]) -> String {
         None => "pglock --help".to_owned(),
     };
     format!("{said}{tip} (see '{help}')")
+}
+
+/// The text without whatever may have a password in it: a connection string is easily given where none is expected
+/// (`pglock list postgresql://...`), and cron mails the error.
+fn without_connection_strings(mut text: String, arguments: &[OsString]) -> String {
+    for argument in arguments {
+        let argument = argument.to_string_lossy();
+        let value = argument.split_once('=').map(|(_, value)| value);
+        for piece in [Some(&*argument), value].into_iter().flatten() {
+            if may_have_password(piece) {
+                text = text.replace(piece, "(a connection string)");
+            }
+        }
+    }
+    text
 }
 
 impl RunArgs {
@@ -851,15 +867,18 @@ fn variable(name: &str) -> Result<Option<String>, Failure> {
 }
 
 fn wrong_variable(name: &str, value: &str, expected: &str) -> Failure {
+    let value = quoted(value);
     Failure::say(
         ExitCode::Config,
-        format!("the variable {name} is {value:?}: {expected}"),
+        format!("the variable {name} is {value}: {expected}"),
     )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use std::os::unix::ffi::OsStringExt;
 
     #[test]
     fn the_definitions_are_consistent() {
@@ -887,6 +906,146 @@ mod tests {
             ".",
         ] {
             assert!(limit(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    /// What command lines are made of, and what they are confused with.
+    fn word() -> impl Strategy<Value = String> {
+        const WORDS: &[&str] = &[
+            "run",
+            "list",
+            "evict",
+            "check",
+            "key",
+            "completions",
+            "help",
+            "bash",
+            "--",
+            "-",
+            "",
+            "true",
+            "-k",
+            "--key",
+            "--key=x",
+            "-kx",
+            "x",
+            "1,2",
+            "-1",
+            "name:7",
+            "--shared",
+            "-s",
+            "-n",
+            "--no-wait",
+            "-w",
+            "--wait",
+            "--timeout=5",
+            "1.5",
+            "90s",
+            "--slots",
+            "3",
+            "0",
+            "65536",
+            "--fair",
+            "--token",
+            "-E",
+            "256",
+            "--min-hold",
+            "--on-lost",
+            "stop",
+            "--on-lost=ignore",
+            "--kill-after",
+            "--heartbeat",
+            "--poll",
+            "-o",
+            "-d",
+            "--dsn",
+            "--scope",
+            "auto",
+            "--hash",
+            "crc32",
+            "all",
+            "-q",
+            "-v",
+            "-qv",
+            "--json",
+            "--watch",
+            "--yes",
+            "--sql",
+            "--help",
+            "-h",
+            "-V",
+            "--version",
+            "--connect-timeout",
+            "99999999999999999999",
+        ];
+        prop_oneof![
+            8 => prop::sample::select(WORDS).prop_map(str::to_owned),
+            1 => "\\PC{0,20}",
+            1 => "-{0,2}[a-z]{1,10}(=\\PC{0,9})?",
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn no_command_line_panics_and_every_error_is_one_line(words in prop::collection::vec(word(), 0..10)) {
+            let line = std::iter::once("pglock".to_owned()).chain(words);
+            if let Err(failure) = parse(line.map(OsString::from)) {
+                let said = failure.to_string();
+                prop_assert!(!said.is_empty() && !said.contains('\n'), "{said:?}");
+                prop_assert!(matches!(failure.code, ExitCode::Usage | ExitCode::Config), "{said:?}");
+            }
+        }
+
+        #[test]
+        fn bytes_that_are_no_text_do_not_panic(words in prop::collection::vec(prop::collection::vec(1u8.., 0..9), 0..5)) {
+            let line = words.into_iter().map(OsString::from_vec);
+            let _ = parse(["pglock", "run", "-k", "x"].map(OsString::from).into_iter().chain(line));
+        }
+
+        /// `pglock list postgresql://u:secret@h`, and worse.
+        #[test]
+        fn no_error_and_nothing_that_is_printed_for_developers_has_a_password(
+            mut words in prop::collection::vec(word(), 0..8),
+            secret in "[XYZ]{8}",
+            option in "(--dsn=|-d|--dns=|--no-wait=|--wait=|--key=|--slots=|)",
+            at: prop::sample::Index,
+        ) {
+            let dsn = [
+                format!("{option}postgresql://u:{secret}@h/d"),
+                format!("{option}host=h password={secret} user=u"),
+                format!("{option}password='{secret}  x'"),
+            ];
+            for dsn in dsn {
+                let place = at.index(words.len() + 1);
+                words.insert(place, dsn);
+                let line = std::iter::once("pglock".to_owned()).chain(words.clone());
+                if let Err(failure) = parse(line.map(OsString::from)) {
+                    let said = format!("{failure} {failure:?}");
+                    prop_assert!(!said.contains(&secret), "{words:?}: {said:?}");
+                }
+                words.remove(place);
+            }
+        }
+
+        #[test]
+        fn durations_read_back(milliseconds in 0u64..4_000_000_000_000, text in "[0-9.]{0,25}|[0-9]{1,22}[a-z ]{0,6}|\\PC{0,9}") {
+            let duration = Duration::from_millis(milliseconds);
+            let written = humantime::format_duration(duration).to_string();
+            let read = written.parse::<Limit>();
+            prop_assert!(read.is_ok_and(|limit| limit.0 == duration.min(Duration::from_secs(100 * 365 * 86400))), "{written}");
+            let seconds = milliseconds / 1000;
+            prop_assert!(seconds.to_string().parse::<Limit>().is_ok_and(|limit| limit.0.as_secs() == seconds.min(100 * 365 * 86400)));
+            // Whatever it is, the clock can be told to wait so long.
+            if let Ok(limit) = text.parse::<Limit>() {
+                let _ = std::time::Instant::now() + limit.0 + limit.0;
+            }
+        }
+
+        #[test]
+        fn variables_are_named_and_their_secrets_are_not(value in "\\PC{0,12}(://|password=)[XYZ]{5}\\PC{0,5}") {
+            let error = value.parse::<Limit>().err().map(|what| wrong_variable("PGLOCK_WAIT", &value, &what));
+            let said = error.expect("no duration").to_string();
+            prop_assert!(said.contains("PGLOCK_WAIT") && !said.contains("XX") && !said.contains(['X', 'Y', 'Z']), "{said:?}");
         }
     }
 }

@@ -32,6 +32,13 @@ pub fn set_verbosity(verbosity: Verbosity) {
     let _ = VERBOSITY.set(verbosity);
 }
 
+/// Has a fault of ours said like everything else: in one line, and nothing in it that a terminal would obey.
+pub fn report_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        error(format_args!("internal error: {panic}"));
+    }));
+}
+
 /// Says what the operator must know: an error, or a lost lock.
 pub fn error(words: impl Display) {
     say(words);

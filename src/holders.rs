@@ -5,7 +5,8 @@
 //! `application_name`.
 
 use crate::key::{Key, KeyId};
-use crate::lock::{AT_ONCE, IN_THIS_DATABASE, NOTE, ask};
+use crate::lock::{AT_ONCE, IN_THIS_DATABASE, NOTE, ask, cell};
+use crate::slots;
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -57,12 +58,16 @@ pub struct Pglock<'a> {
     pub pid: u32,
 }
 
+/// Seconds, as a note has them, as a regular expression. Not more digits: what strangers write into a comment must be a
+/// number and a time to the server, or everybody's look would end in an error.
+pub const SECONDS: &str = "([0-9]{1,9}[.][0-9]{3})";
+
 /// The columns that make a [`Backend`], of `pg_stat_activity` as `a`. The times of a role's own sessions it may see.
 ///
 /// A heartbeat says for how long the lock has been held. Before the first one, the last message of the session is the
 /// one that took the lock, or what was asked right after it.
 pub fn columns() -> String {
-    let holds = format!("'^{} holds ([0-9.]+) '", pattern(NOTE));
+    let holds = format!("'^{} holds {SECONDS} '", pattern(NOTE));
     format!(
         "a.usename, a.application_name, pg_catalog.host(a.client_addr) AS client_address, \
          extract(epoch FROM a.backend_start) AS connected, \
@@ -95,20 +100,21 @@ impl Backend {
 
     /// From the row of a query for [`columns`] and `pid`.
     pub fn of_row(row: &SimpleQueryRow) -> Backend {
-        let text = |column| row.get(column).unwrap_or_default().to_owned();
-        let number = |column| row.get(column).and_then(|text| text.parse::<f64>().ok());
+        let get = |column| cell(row, column);
+        let text = |column| get(column).unwrap_or_default().to_owned();
+        let number = |column| get(column).and_then(|text| text.parse::<f64>().ok());
         let seen = number("now").unwrap_or_default();
         let moment = |column| number(column).map(|epoch| Moment::at(epoch, seen));
         Backend {
-            pid: row.get("pid").and_then(|pid| pid.parse().ok()),
+            pid: get("pid").and_then(|pid| pid.parse().ok()),
             user: text("usename"),
             application_name: text("application_name"),
-            client_address: row.get("client_address").map(str::to_owned),
+            client_address: get("client_address").map(str::to_owned),
             connected: moment("connected"),
             since: moment("since"),
-            job: row.get("job").map(str::to_owned),
-            asks: row.get("asks") == Some("t"),
-            is_hidden: row.get("hidden") == Some("t"),
+            job: get("job").map(str::to_owned),
+            asks: get("asks") == Some("t"),
+            is_hidden: get("hidden") == Some("t"),
             seen,
         }
     }
@@ -125,8 +131,10 @@ impl Backend {
             .strip_prefix("pglock:")?
             .rsplit_once(' ')?;
         let (host, pid) = tail.rsplit_once(':')?;
+        // Whatever a stranger calls itself.
+        let can_be = |slots: &u16| (1..=slots::MOST).contains(slots);
         let (keys, slots) = match front.rsplit_once(" slots=") {
-            Some((keys, count)) => (keys, count.parse().ok()),
+            Some((keys, count)) => (keys, count.parse().ok().filter(can_be)),
             None => (front, None),
         };
         Some(Pglock {
@@ -154,7 +162,16 @@ impl Backend {
 }
 
 impl Moment {
+    /// The end of the year 9999, beyond which RFC 3339 has no words.
+    const LAST: f64 = 253_402_300_799.0;
+
+    /// Only moments that have a name, whatever number a server sends.
     fn at(epoch: f64, now: f64) -> Moment {
+        let named = |epoch: f64| match epoch.is_nan() {
+            true => 0.0,
+            false => epoch.clamp(0.0, Moment::LAST),
+        };
+        let (epoch, now) = (named(epoch), named(now));
         Moment {
             epoch,
             ago: (now - epoch).max(0.0),
@@ -163,7 +180,7 @@ impl Moment {
 
     /// As RFC 3339 writes it, in UTC, to the second.
     pub fn rfc3339(self) -> String {
-        let time: SystemTime = UNIX_EPOCH + Duration::from_secs_f64(self.epoch.max(0.0));
+        let time: SystemTime = UNIX_EPOCH + Duration::from_secs_f64(self.epoch);
         humantime::format_rfc3339_seconds(time).to_string()
     }
 
@@ -194,23 +211,30 @@ pub fn age(time: Duration) -> String {
 }
 
 /// The sessions that hold one of these keys, in any mode.
+///
+/// `pg_stat_get_activity` of one session is much cheaper than the view of all, which looks up each user and database. Of
+/// no session, which a prepared transaction has, it would show all.
 pub fn of(client: &mut Client, ids: &[KeyId]) -> Result<Vec<Backend>, postgres::Error> {
     let keys = ids.iter().map(|id| {
         let (classid, objid, objsubid) = id.in_pg_locks();
-        format!("({classid}, {objid}, {objsubid})")
+        format!("(l.classid = '{classid}' AND l.objid = '{objid}' AND l.objsubid = '{objsubid}')")
     });
     let sql = format!(
         "{AT_ONCE}SELECT l.pid, {} \
-         FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a USING (pid) \
-         WHERE l.locktype = 'advisory' AND l.granted AND l.{IN_THIS_DATABASE} \
-         AND (l.classid::bigint, l.objid::bigint, l.objsubid) IN ({}) \
-         ORDER BY a.backend_start, l.pid",
+         FROM pg_catalog.pg_locks l LEFT JOIN LATERAL (\
+         SELECT *, pg_catalog.pg_get_userbyid(usesysid) AS usename FROM pg_catalog.pg_stat_get_activity(l.pid)\
+         ) a ON l.pid IS NOT NULL \
+         WHERE l.locktype = 'advisory' AND l.granted AND l.{IN_THIS_DATABASE} AND ({})",
         columns(),
-        keys.collect::<Vec<_>>().join(", ")
+        keys.collect::<Vec<_>>().join(" OR ")
     );
-    Ok(rows(ask(client, &sql)?)
+    let mut holders: Vec<Backend> = rows(ask(client, &sql)?)
         .map(|row| Backend::of_row(&row))
-        .collect())
+        .collect();
+    // Who came first is named.
+    let came = |holder: &Backend| holder.connected.map_or(f64::INFINITY, |at| at.epoch);
+    holders.sort_by(|a, b| came(a).total_cmp(&came(b)).then(a.pid.cmp(&b.pid)));
+    Ok(holders)
 }
 
 /// The rows of an answer.
@@ -272,6 +296,7 @@ impl fmt::Display for Backend {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn backend(name: &str) -> Backend {
         Backend::named(name)
@@ -372,5 +397,42 @@ mod tests {
         };
         assert!(of_slots(2).starts_with("all 2 slots of key 42 in database \"app\" are held by "));
         assert!(of_slots(3).starts_with("2 of 3 slots of key 42 in database \"app\" are held by "));
+    }
+
+    proptest! {
+        /// A server can send any number for a moment.
+        #[test]
+        fn every_moment_has_words(epoch in any::<f64>(), now in any::<f64>(), bits: u64) {
+            for epoch in [epoch, f64::from_bits(bits), f64::INFINITY, f64::NAN, -1e300] {
+                let moment = Moment::at(epoch, now);
+                prop_assert!(moment.rfc3339().ends_with('Z'));
+                prop_assert!(!moment.age().is_empty());
+                let _ = Duration::from_secs_f64(moment.ago) + Duration::from_secs(86_400);
+            }
+        }
+
+        /// Strangers write what they like into their application's name.
+        #[test]
+        fn whatever_a_session_calls_itself_it_can_be_told(
+            name in "(pglock:)?\\PC{0,20}( slots=[0-9]{1,6})?( \\PC{0,9})?(:[0-9]{0,12})?",
+            user in "\\PC{0,9}",
+            pid in any::<Option<i32>>(),
+            connected in any::<Option<f64>>(),
+            count in any::<Option<u16>>(),
+        ) {
+            let backend = Backend {
+                pid,
+                user,
+                connected: connected.map(|epoch| Moment::at(epoch, 0.0)),
+                ..backend(&name)
+            };
+            if let Some(pglock) = backend.pglock() {
+                prop_assert!(pglock.slots.is_none_or(|slots| (1..=slots::MOST).contains(&slots)));
+            }
+            let key = Key::parse("backup").expect("a name");
+            let several = [backend.clone(), backend];
+            let said = sentence(&key, KeyId::Bigint(1), count, "app", Some(&several));
+            prop_assert!(said.contains("backup"), "{said:?}");
+        }
     }
 }

@@ -467,6 +467,39 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever the name, every scheme has a number for it or an expression, and the name stays one literal.
+        #[test]
+        fn every_scheme_takes_every_name(name in "[^\u{0}]{1,40}|['\\\\\"$;-]{1,12}") {
+            for key in Key::readings(&format!("name:{name}")) {
+                let sql = key.sql();
+                prop_assert!(!sql.is_empty() && !sql.contains('\0'), "{key:?}: {sql:?}");
+                if let Number::Known(id) = key.number() {
+                    prop_assert_eq!(key.id_in("app"), Some(id));
+                }
+            }
+            let literal = sql_literal(&name);
+            let inside = literal.trim_start_matches('E').strip_prefix('\'').and_then(|it| it.strip_suffix('\''));
+            let pairs_removed = inside.expect("quotes").replace("\\\\", "").replace("''", "");
+            prop_assert!(!pairs_removed.contains(['\'', '\\']), "{literal:?}");
+        }
+
+        #[test]
+        fn what_is_no_key_is_named(given in "[-+ ,0-9]{1,30}|-?[1-9][0-9]{18,25}|[1-9][0-9]{0,12},-?[1-9][0-9]{9,12}|\\PC{0,9}\u{0}\\PC{0,9}") {
+            if let Err(error) = Key::parse(&given) {
+                let error = error.to_string();
+                prop_assert!(error.contains(&format!("{given:?}")) && !error.contains('\n'), "{error:?}");
+            }
+        }
+
+        #[test]
+        fn every_number_is_the_one_of_its_row(id: i64, a: i32, b: i32) {
+            for id in [KeyId::Bigint(id), KeyId::IntPair(a, b)] {
+                let (classid, objid, objsubid) = id.in_pg_locks();
+                prop_assert_eq!(KeyId::from_pg_locks(classid, objid, objsubid.into()), id);
+                prop_assert_eq!(Key::parse(&id.to_string()).expect("a number").number(), Number::Known(id));
+            }
+        }
+
         #[test]
         fn no_text_panics_and_every_number_prints_as_it_was_given(given in "[-+ ,0-9a-z:]{0,24}|\\PC*") {
             if let Ok(key) = Key::parse(&given) {

@@ -78,13 +78,27 @@ use crate::session::{Request, Timing};
 use crate::signals::Blocked;
 use crate::step::Rules;
 use crate::supervise::Plan;
+use std::panic;
 use std::process;
 use std::time::Instant;
 
 fn main() -> process::ExitCode {
     let began = Instant::now();
     sys::share_heap();
-    let outcome = cli::parse(std::env::args_os()).and_then(|invocation| match invocation {
+    diag::report_panics();
+    // A fault of ours has its own place in the table; it has been said by then. A fault of the session's thread never
+    // comes here: it is a lost session, and the job is stopped.
+    let outcome =
+        panic::catch_unwind(|| outcome(began)).unwrap_or(Ok(Outcome::Failed(ExitCode::Internal)));
+    end(outcome.unwrap_or_else(|failure| {
+        diag::error(&failure);
+        Outcome::Failed(failure.code)
+    }))
+}
+
+/// Does what the command line says.
+fn outcome(began: Instant) -> Result<Outcome, Failure> {
+    cli::parse(std::env::args_os()).and_then(|invocation| match invocation {
         Invocation::Run(run) => supervised(*run, began),
         Invocation::List(list) => listed(&list),
         Invocation::Evict(evict) => evicted(&evict),
@@ -97,11 +111,7 @@ fn main() -> process::ExitCode {
             Shell::Man => include_str!("../completions/pglock.1"),
         }),
         Invocation::Text(text) => printed(&text),
-    });
-    end(outcome.unwrap_or_else(|failure| {
-        diag::error(&failure);
-        Outcome::Failed(failure.code)
-    }))
+    })
 }
 
 fn printed(text: &str) -> Result<Outcome, Failure> {
@@ -169,7 +179,8 @@ fn settings(target: &Target) -> Result<Settings, Failure> {
 /// Lists the locks, once or until interrupted.
 fn listed(list: &List) -> Result<Outcome, Failure> {
     let name = session::application_name(None, "pglock list", None);
-    let mut client = settings(&list.target)?.open(&name, None)?.client;
+    let settings = settings(&list.target)?.for_lists();
+    let mut client = settings.open(&name, None)?.client;
     let is_held = list::show(&mut client, &list.keys, list.json, list.watch)?;
     Ok(match is_held && !list.keys.is_empty() {
         true => Outcome::Failed(ExitCode::Conflict),
@@ -184,7 +195,8 @@ fn evicted(evict: &Evict) -> Result<Outcome, Failure> {
         return Err(Failure::say(ExitCode::Usage, words));
     }
     let name = evict::application_name();
-    let mut client = settings(&evict.target)?.open(&name, None)?.client;
+    let settings = settings(&evict.target)?.for_lists();
+    let mut client = settings.open(&name, None)?.client;
     evict::evict(&mut client, &evict.keys, evict.waiters, evict.yes)?;
     Ok(Outcome::Success)
 }

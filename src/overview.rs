@@ -10,7 +10,7 @@ use crate::evict;
 use crate::holders::{self, Backend, Moment, columns, rows};
 use crate::key::{self, Key, KeyId};
 use crate::line::Line;
-use crate::lock::{self, AT_ONCE, IN_THIS_DATABASE, Mode, NOTE, Scope, ask};
+use crate::lock::{self, AT_ONCE, IN_THIS_DATABASE, Mode, NOTE, Scope, ask, cell};
 use crate::names::Names;
 use crate::outcome::Failure;
 use crate::slots;
@@ -162,8 +162,9 @@ fn locks(client: &mut Client) -> Result<Vec<Row>, postgres::Error> {
 
 impl Row {
     fn of(row: &SimpleQueryRow) -> Option<Row> {
-        let number = |column| row.get(column)?.parse::<u32>().ok();
-        let text = |column| row.get(column).unwrap_or_default();
+        let get = |column| cell(row, column);
+        let number = |column| get(column)?.parse::<u32>().ok();
+        let text = |column| get(column).unwrap_or_default();
         Some(Row {
             id: KeyId::from_pg_locks(number("classid")?, number("objid")?, number("objsubid")?),
             mode: match text("mode") {
@@ -172,7 +173,7 @@ impl Row {
             },
             is_granted: text("granted") == "t",
             in_transaction: text("in_transaction") == "t",
-            waiting_since: row.get("waiting_since").and_then(|it| it.parse().ok()),
+            waiting_since: get("waiting_since").and_then(|it| it.parse().ok()),
             behind: text("behind")
                 .split(' ')
                 .filter_map(|pid| pid.parse().ok())
@@ -190,7 +191,11 @@ const GLANCE: Duration = Duration::from_millis(3);
 /// The pglocks that wait without a row, each once: those seen at one glance, and if there are any, those seen within a
 /// while.
 fn pollers(client: &mut Client) -> Result<Vec<Backend>, postgres::Error> {
-    let waits = format!("'^{} (?:waits|asks) ([0-9.]+) '", holders::pattern(NOTE));
+    let waits = format!(
+        "'^{} (?:waits|asks) {} '",
+        holders::pattern(NOTE),
+        holders::SECONDS
+    );
     // One that has not asked again in time is gone, or has what it waited for.
     let sql = format!(
         "{AT_ONCE}SELECT pid, {} FROM pg_catalog.pg_stat_activity a WHERE a.datname = pg_catalog.current_database() \

@@ -222,6 +222,10 @@ impl Speaker {
     }
 }
 
+// A fault of the session's thread must leave the process that guards the job.
+#[cfg(not(panic = "unwind"))]
+compile_error!("a session that panics is reported by unwinding: see Cargo.toml");
+
 impl Drop for Speaker {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -237,36 +241,56 @@ struct Thread {
 }
 
 impl Thread {
+    /// All that is said is said before the connection is closed, which can take as long as the network and the server
+    /// like, but for the release, which is only whole with it.
     fn run(self) {
-        if let Err(failure) = self.converse() {
-            self.speaker.say(Report::Failed(failure));
+        let connected = self.connect();
+        let ended = connected.map(|connection| {
+            let Connection {
+                mut client,
+                socket,
+                canceller,
+            } = connection;
+            let last = self
+                .converse(&mut client, socket, canceller)
+                .unwrap_or_else(|failure| {
+                    self.speaker.say(Report::Failed(failure));
+                    None
+                });
+            // An explicit goodbye: a process that the job left behind has the socket too, and must not keep the
+            // session alive.
+            drop(client);
+            last
+        });
+        match ended {
+            Ok(last) => last.into_iter().for_each(|report| self.speaker.say(report)),
+            Err(failure) => self.speaker.say(Report::Failed(failure)),
         }
     }
 
-    /// The whole conversation with the server. What is to be said is said before the connection is closed, which can
-    /// take as long as the network likes, but for the release, which is only whole with it.
-    fn converse(&self) -> Result<(), Failure> {
-        let Connection {
-            mut client,
-            socket,
-            canceller,
-        } = self.connect()?;
+    /// The whole conversation with the server. What is left to say of it, when the connection is closed.
+    fn converse(
+        &self,
+        client: &mut Client,
+        socket: Option<OwnedFd>,
+        canceller: Canceller,
+    ) -> Result<Option<Report>, Failure> {
         self.speaker.say(Report::Connected);
-        let (asked, got) = self.first_try(&mut client, canceller)?;
+        let (asked, got) = self.first_try(client, canceller)?;
         let mut acquired = match got {
             Ok(acquired) => acquired,
-            Err(taken) => match self.wait(&mut client, &asked, taken)? {
+            Err(taken) => match self.wait(client, &asked, taken)? {
                 Ok(acquired) => acquired,
                 Err(busy) => {
-                    let conflict = self.conflict(&mut client, &asked, busy)?;
+                    let conflict = self.conflict(client, &asked, busy)?;
                     self.speaker.say(Report::Conflict(conflict));
-                    return Ok(());
+                    return Ok(None);
                 }
             },
         };
         let Asked { ids, lock, .. } = asked;
         let token = match self.request.token {
-            true => Some(self.token(&mut client, &lock, &mut acquired.grant)?),
+            true => Some(self.token(client, &lock, &mut acquired.grant)?),
             false => None,
         };
         let socket = socket.map(Arc::new);
@@ -281,25 +305,20 @@ impl Thread {
         }));
         let lock = lock.held(acquired.grant);
         let backend_pid = acquired.grant.backend_pid;
-        if let Err(loss) = self.hold(&mut client, socket.as_deref(), acquired) {
+        if let Err(loss) = self.hold(client, socket.as_deref(), acquired) {
             self.speaker.say(Report::Lost(loss.why));
             if loss.is_by_command
                 && let Some(by) = self.evictor(backend_pid)
             {
                 self.speaker.say(Report::Evicted(by));
             }
-            return Ok(());
+            return Ok(None);
         }
-        let released = lock.release(&mut client);
-        // An explicit goodbye: a process that the job left behind has the socket too, and must not keep the
-        // session alive.
-        drop(client);
-        self.speaker.say(match released {
+        Ok(Some(match lock.release(client) {
             Ok(was_held) => Report::Released { was_held },
             // Nobody knows since when.
             Err(error) => Report::Lost(connection::failure(error).to_string()),
-        });
-        Ok(())
+        }))
     }
 
     /// Who has ended the session that had this process of the server. It is asked on another session, which is no
@@ -639,7 +658,11 @@ impl Thread {
                 Ok(0) => return Next::Readable,
                 // A session that the server has closed is lost, even if the job has ended meanwhile.
                 Ok(_) if fds.get(1).is_some_and(|socket| socket.any() == Some(true)) => {
-                    return Next::Readable;
+                    // A server that never stops talking is asked for a sign of life all the same.
+                    return match left.is_zero() {
+                        true => Next::Beat,
+                        false => Next::Readable,
+                    };
                 }
                 Ok(_) => return Next::Order,
                 Err(_) => {}
@@ -798,6 +821,8 @@ fn compose_name(front: &str, slots: Option<u16>, host: &str, pid: u32) -> String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::holders::Backend;
+    use proptest::prelude::*;
 
     #[test]
     fn the_application_name_is_63_bytes_of_ascii_with_host_and_pid_whole() {
@@ -843,5 +868,67 @@ mod tests {
         };
         assert_eq!(timing.job_limit(), Duration::from_secs(20));
         assert_eq!(timing.server_limit(), Duration::from_secs(23));
+    }
+
+    /// A server that never stops talking is asked for a sign of life all the same.
+    #[test]
+    fn a_heartbeat_that_is_due_does_not_wait_for_silence() {
+        let (order, orders) = UnixStream::pair().expect("a pair of sockets");
+        let (sender, _reports) = channel();
+        let waker = Waker::of_nobody().expect("a pair of sockets");
+        let settings = Settings::resolve(Some("host=h user=u dbname=d password=p"), None);
+        let thread = Thread {
+            request: Request {
+                settings: settings.unwrap_or_else(|failure| panic!("{failure}")),
+                keys: Vec::new(),
+                slots: None,
+                fair: false,
+                token: false,
+                mode: Mode::Exclusive,
+                scope: ScopeChoice::Auto,
+                wait: Wait::Try,
+                poll: Duration::from_secs(1),
+                timing: Timing {
+                    heartbeat: Duration::from_secs(5),
+                    kill_after: Duration::from_secs(10),
+                },
+                is_watched: false,
+            },
+            orders,
+            speaker: Speaker::new(sender, waker),
+        };
+        let (mut server, socket) = UnixStream::pair().expect("a pair of sockets");
+        let socket = OwnedFd::from(socket);
+        std::io::Write::write_all(&mut server, b"talk").expect("room");
+        let now = Instant::now();
+        let later = now + Duration::from_secs(60);
+        let next = |beat| thread.next_event(Some(&socket), beat);
+        assert!(matches!(next(later), Next::Readable));
+        assert!(matches!(next(now), Next::Beat));
+        drop(order);
+        let (_quiet, socket) = UnixStream::pair().expect("a pair of sockets");
+        let socket = OwnedFd::from(socket);
+        assert!(matches!(
+            thread.next_event(Some(&socket), later),
+            Next::Order
+        ));
+    }
+
+    proptest! {
+        /// Whatever the key and the host are called, others read from the name who it is.
+        #[test]
+        fn the_application_name_reads_back(
+            key in "\\PC{0,70}", host in "[a-z0-9.-]{1,40}", slots in prop::option::of(1..=slots::MOST), pid: u32,
+        ) {
+            let name = compose_name(&format!("pglock:{key}"), slots, &host, pid);
+            prop_assert!(name.len() <= 63 && name.bytes().all(|b| (b' '..=b'~').contains(&b)), "{name:?}");
+            prop_assert!(!name.contains(['\'', '"', '\\']), "{name:?}");
+            let backend = Backend::named(&name);
+            let pglock = backend.pglock().expect("a pglock");
+            prop_assert_eq!((pglock.host, pglock.pid), (&host[..host.len().min(32)], pid));
+            if !key.contains("slots=") {
+                prop_assert_eq!(pglock.slots, slots);
+            }
+        }
     }
 }

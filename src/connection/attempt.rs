@@ -120,9 +120,14 @@ impl Attempt<'_> {
         limit: Option<Duration>,
     ) -> Result<(Client, Option<Dial>), Refusal> {
         let config = self.config()?;
-        let dial = self
-            .address
-            .map(|_| Dial::new(opening, self.settings.require_auth.clone()));
+        let settings = self.settings;
+        let dial = self.address.map(|_| {
+            Dial::new(
+                opening,
+                settings.require_auth.clone(),
+                settings.longest_answer,
+            )
+        });
         if dial.is_none() {
             self.check_unix()?;
         }
@@ -333,7 +338,8 @@ fn mismatch(client: &mut Client, target: Target) -> Result<Option<&'static str>,
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
     });
-    let is = |column: usize| row.and_then(|row| row.get(column)) == Some("t");
+    // What is not there is not so.
+    let is = |column: usize| row.and_then(|row| row.try_get(column).ok()?) == Some("t");
     let (standby, read_only) = (is(0), is(1));
     Ok(match target {
         Target::ReadWrite if read_only => Some("the session is read-only"),

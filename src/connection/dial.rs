@@ -3,10 +3,12 @@
 //! The client library is told to start TLS directly, and calls this instead: it asks the server for TLS, or does
 //! not, as `sslmode` has it, and returns a stream. Of what the server sends up to the end of authentication the
 //! stream takes note: what the server asks for is compared with `require_auth` before a password is sent, and
-//! whether it was an error before or after authentication decides whether another attempt makes sense.
+//! whether it was an error before or after authentication decides whether another attempt makes sense. All that the
+//! server sends goes through a [`Sieve`].
 
 use super::attempt::plain;
 use super::settings::RequireAuth;
+use super::sieve::Sieve;
 use postgres::Socket;
 use postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use rustls::ClientConfig;
@@ -55,15 +57,17 @@ pub struct Noted {
 pub struct Dial {
     opening: Opening,
     require_auth: RequireAuth,
+    longest_answer: usize,
     noted: Arc<Mutex<Noted>>,
 }
 
 impl Dial {
-    /// For one attempt.
-    pub fn new(opening: Opening, require_auth: RequireAuth) -> Dial {
+    /// For one attempt, with these ways of authentication, and answers of so many bytes at the most.
+    pub fn new(opening: Opening, require_auth: RequireAuth, longest_answer: usize) -> Dial {
         Dial {
             opening,
             require_auth,
+            longest_answer,
             noted: Arc::default(),
         }
     }
@@ -97,6 +101,7 @@ impl Dial {
         self.note().encrypted = matches!(inner, Inner::Tls(_));
         Ok(Stream {
             inner,
+            sieve: Sieve::new(self.longest_answer),
             dial: self,
             head: Vec::new(),
             skip: 0,
@@ -192,6 +197,7 @@ enum Inner {
 /// The connection. It listens until authentication is over.
 pub struct Stream {
     inner: Inner,
+    sieve: Sieve,
     dial: Dial,
     /// The first bytes of the message that is being read: type, length, and for an authentication its kind.
     head: Vec<u8>,
@@ -267,16 +273,25 @@ impl AsyncRead for Stream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let read = match &mut self.inner {
-            Inner::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
-            Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buffer),
-        };
-        if let Poll::Ready(Ok(())) = read
-            && !self.dial.note().authenticated
-        {
-            self.listen(&buffer.filled()[before..])?;
+        loop {
+            let read = match &mut self.inner {
+                Inner::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
+                Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buffer),
+            };
+            let come = buffer.filled().len() - before;
+            if !matches!(read, Poll::Ready(Ok(()))) || come == 0 {
+                return read;
+            }
+            let kept = self.sieve.sift(&mut buffer.filled_mut()[before..])?;
+            buffer.set_filled(before + kept);
+            if !self.dial.note().authenticated {
+                self.listen(&buffer.filled()[before..])?;
+            }
+            // Nothing would mean the end of the connection.
+            if kept > 0 {
+                return read;
+            }
         }
-        read
     }
 }
 
@@ -286,6 +301,7 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.sieve.asked();
         match &mut self.inner {
             Inner::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
             Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, bytes),

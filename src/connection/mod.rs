@@ -9,6 +9,7 @@
 //! | `validate` | values -> settings, or what is wrong with them |
 //! | `tls`, `certificate` | roots, our own certificate, the check of the server's |
 //! | `dial` | what comes before PostgreSQL's protocol on a TCP connection |
+//! | `sieve` | which of the server's bytes go on to the client library, and how many |
 //! | `attempt` | one attempt on one address, and what its failure means |
 //! | `prompt` | asking for a password |
 //!
@@ -24,10 +25,12 @@ mod passfile;
 pub mod prompt;
 mod service;
 mod settings;
+mod sieve;
 mod tls;
 mod validate;
 
 pub use attempt::failure;
+pub use parse::{may_have_password, quoted};
 pub use settings::Settings;
 
 use crate::diag;

@@ -78,9 +78,22 @@ fn parse_pairs(text: &str, values: &mut Values) -> Result<(), String> {
 }
 
 /// Whether it looks like the name of a setting, be it misspelt.
-fn is_word(name: &str) -> bool {
+pub fn is_word(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
     !name.is_empty() && name.len() <= 40 && name.chars().all(plain)
+}
+
+/// Whether the text may be a connection string, given where none is expected, with a password in it.
+pub fn may_have_password(text: &str) -> bool {
+    text.contains("://") || text.to_ascii_lowercase().contains("password")
+}
+
+/// A value for an error, unless it may have a password in it.
+pub fn quoted(value: &str) -> String {
+    match may_have_password(value) {
+        true => "a connection string".into(),
+        false => format!("{value:?}"),
+    }
 }
 
 /// Whether the value is nobody else's business.

@@ -4,6 +4,7 @@
 //! Within a service the first mention of a setting wins, unlike in a connection string.
 
 use super::keyword::Values;
+use super::parse;
 use std::path::{Path, PathBuf};
 
 /// Where to look.
@@ -32,7 +33,10 @@ pub fn read(name: &str, files: &Files) -> Result<Values, String> {
             return Ok(values);
         }
     }
-    Err(format!("there is no service {name:?} in the service file"))
+    Err(format!(
+        "there is no service {} in the service file",
+        parse::quoted(name)
+    ))
 }
 
 fn wrong(path: &Path, line: usize, what: &str) -> String {
@@ -80,13 +84,16 @@ fn setting(line: &str) -> Result<Values, String> {
     let mut values = Values::default();
     match values.set(keyword, value) {
         true => Ok(values),
-        false => Err(format!("{keyword:?} is no setting")),
+        // What is not a word may be the rest of a password.
+        false if parse::is_word(keyword) => Err(format!("{keyword:?} is no setting")),
+        false => Err("what is before the \"=\" is no setting".into()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn the_first_mention_in_the_first_section_counts() {
@@ -107,6 +114,36 @@ mod tests {
         ] {
             assert_eq!(find(text, "a").err().map(|e| e.0), Some(line), "{text}");
             assert!(find(text, "b").is_ok_and(|found| found.is_none()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_reads_back(
+            pairs in prop::collection::btree_map(prop::sample::select(&["host", "port", "user", "password", "sslmode"][..]), "[!-~]([ -~]{0,10}[!-~])?", 0..5),
+            name in "[a-z0-9_-]{1,8}",
+        ) {
+            let lines: String = pairs.iter().map(|(keyword, value)| format!("{keyword}={value}\n")).collect();
+            let text = format!("[x{name}]\nhost=no\n[{name}]\n{lines}[y]\nhost=no\n");
+            let found = find(&text, &name).expect("a good file").expect("the service");
+            let wanted: Vec<_> = pairs.iter().map(|(keyword, value)| (*keyword, value.as_str())).collect();
+            prop_assert_eq!(found.iter().collect::<Vec<_>>(), wanted);
+        }
+
+        /// However carelessly a password is put into the file; and whatever else is in it.
+        #[test]
+        fn no_error_has_a_piece_of_a_password(
+            before in "(password|pass word|PASSWORD|passwrod|user=u password|)( ?[=: ] ?)",
+            secret in "[XYZ]{3}[ :/@#\\[\\]'\"=]{0,2}[XYZ]{3}=?[a-w]{0,3}",
+            more in "\\PC{0,20}",
+        ) {
+            for text in [format!("[a]\n{before}{secret}\n{more}"), format!("[a]\n{more}\n{before}\n{secret}")] {
+                if let Err((line, error)) = find(&text, "a") {
+                    // A bare word before an equals sign is what a misspelt setting looks like.
+                    let is_word = text.lines().nth(line - 1).is_some_and(|line| line.trim().starts_with(secret.split('=').next().unwrap_or_default()));
+                    prop_assert!(is_word || !error.contains(['X', 'Y', 'Z']), "{text:?}: {error:?}");
+                }
+            }
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use super::keyword::{KEYWORDS, Values};
 use super::passfile::{self, Wanted};
+use super::sieve::LONGEST_LIST;
 use super::validate::{SOCKET_FOLDERS, settings_of};
 use super::{parse, service};
 use crate::diag;
@@ -209,6 +210,8 @@ pub struct Settings {
     pub(super) require_peer: Option<String>,
     pub(super) password_in_string: bool,
     pub(super) address_is_doubtful: bool,
+    /// How many bytes the server may send for one answer.
+    pub(super) longest_answer: usize,
 }
 
 /// What the settings are drawn from, besides the connection string.
@@ -248,6 +251,14 @@ impl Settings {
     /// Whether the connection string itself has a password.
     pub fn password_in_string(&self) -> bool {
         self.password_in_string
+    }
+
+    /// The same, for a session that asks for all locks of a database.
+    pub fn for_lists(self) -> Settings {
+        Settings {
+            longest_answer: LONGEST_LIST,
+            ..self
+        }
     }
 
     /// What the user wants the session to be called, if anything.

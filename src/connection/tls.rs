@@ -147,7 +147,15 @@ fn trust(ssl: &Ssl, provider: &Arc<CryptoProvider>) -> Result<Option<Trust>, Str
         lists => verifier.with_crls(lists).enforce_revocation_expiration(),
     };
     Ok(Some(Trust {
-        chain: verifier.build().map_err(|error| error.to_string())?,
+        // Of all that it is made of only the lists have not been read yet.
+        chain: verifier.build().map_err(|error| {
+            let places = ssl.crl.iter().map(|(path, _)| path).chain(&ssl.crl_folder);
+            let places: Vec<String> = places.map(|path| path.display().to_string()).collect();
+            format!(
+                "a revocation list of {} cannot be used: {error}",
+                places.join(", ")
+            )
+        })?,
         pinned: if pin { certificates } else { Vec::new() },
         source,
     }))
@@ -522,3 +530,6 @@ impl ServerCertVerifier for Verifier {
             .supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,9 @@
 //! one line. Pure, but for a look at where a server's socket is and who runs this process.
 
 use super::keyword::Values;
+use super::parse::quoted;
 use super::settings::*;
+use super::sieve::LONGEST_ANSWER;
 use postgres::config::ChannelBinding;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -77,6 +79,7 @@ pub fn settings_of(
         require_peer: owned("requirepeer"),
         password_in_string: false,
         address_is_doubtful,
+        longest_answer: LONGEST_ANSWER,
     })
 }
 
@@ -138,8 +141,9 @@ fn choice<T: Copy>(
     match found {
         Some((_, meaning)) => Ok(Some(*meaning)),
         None => Err(format!(
-            "{} is {value:?}; one of {} is expected",
+            "{} is {}; one of {} is expected",
             values.source(keyword),
+            quoted(value),
             list()
         )),
     }
@@ -154,7 +158,7 @@ fn integer(values: &Values, keyword: &str) -> Result<Option<i32>, String> {
         let digits = value.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b');
         digits.parse::<i32>().map_err(|_| {
             let source = values.source(keyword);
-            format!("{source} is {value:?}; a whole number is expected")
+            format!("{source} is {}; a whole number is expected", quoted(value))
         })
     });
     number.transpose()
@@ -179,6 +183,18 @@ fn file(
 
 /// The lists of hosts, addresses and ports, taken apart.
 fn hosts(values: &Values, address_is_doubtful: bool) -> Result<Vec<Host>, String> {
+    // It would be looked up, and said as the address that was tried.
+    for keyword in ["host", "hostaddr"] {
+        if values
+            .get(keyword)
+            .is_some_and(|value| value.contains("://"))
+        {
+            let source = values.source(keyword);
+            return Err(format!(
+                "{source} is a connection string; that is for --dsn or PGLOCK_DSN"
+            ));
+        }
+    }
     let list = |keyword: &str| -> Vec<&str> {
         let given = values.get(keyword);
         given.map_or(Vec::new(), |text| text.split(',').collect())
@@ -243,7 +259,8 @@ fn port_number(source: &str, text: &str, address_is_doubtful: bool) -> Result<u1
             "{source} is wrong; a number from 1 to 65535 is expected"
         )),
         (_, None) => Err(format!(
-            "{source} is {text:?}; a number from 1 to 65535 is expected"
+            "{source} is {}; a number from 1 to 65535 is expected",
+            quoted(text)
         )),
     }
 }
@@ -354,8 +371,9 @@ fn versions(values: &Values) -> Result<(TlsVersion, TlsVersion), String> {
             .position(|known| known.eq_ignore_ascii_case(value))
             .map(Some)
             .ok_or(format!(
-                "{} is {value:?}; one of TLSv1, TLSv1.1, TLSv1.2, TLSv1.3 is expected",
-                values.source(keyword)
+                "{} is {}; one of TLSv1, TLSv1.1, TLSv1.2, TLSv1.3 is expected",
+                values.source(keyword),
+                quoted(value)
             ))
     };
     let (min, max) = (
@@ -407,7 +425,8 @@ fn require_auth(given: &str) -> Result<RequireAuth, String> {
         }
         if !AUTH_METHODS.contains(&method) {
             return Err(format!(
-                "require_auth has {method:?}; one of {} is expected",
+                "require_auth has {}; one of {} is expected",
+                quoted(method),
                 AUTH_METHODS.join(", ")
             ));
         }

@@ -34,6 +34,11 @@ fn ask_noting(
     )))
 }
 
+/// A column's text; `None` for NULL, and where whoever answers has no such column or text.
+pub fn cell<'a>(row: &'a SimpleQueryRow, column: &str) -> Option<&'a str> {
+    row.try_get(column).ok()?
+}
+
 /// The last row that a message returns, and when the message was sent.
 pub struct Answer {
     row: Option<SimpleQueryRow>,
@@ -61,9 +66,14 @@ impl Answer {
         Ok(Answer { row, asked })
     }
 
+    /// Whether there was a row at all.
+    pub(super) fn has_row(&self) -> bool {
+        self.row.is_some()
+    }
+
     /// A column's text; `None` for NULL.
     pub fn get(&self, column: &str) -> Option<&str> {
-        self.row.as_ref()?.try_get(column).ok()?
+        cell(self.row.as_ref()?, column)
     }
 
     /// Whether a column is true.
@@ -73,8 +83,10 @@ impl Answer {
 
     /// Whether all columns are.
     pub(super) fn is_all_true(&self) -> bool {
-        let all = |row: &SimpleQueryRow| (0..row.len()).all(|column| row.get(column) == Some("t"));
-        self.row.as_ref().is_some_and(all)
+        let is_true = |row: &SimpleQueryRow, column| matches!(row.try_get(column), Ok(Some("t")));
+        let all = |row: &SimpleQueryRow| (0..row.len()).all(|column| is_true(row, column));
+        let row = self.row.as_ref().filter(|row| !row.is_empty());
+        row.is_some_and(all)
     }
 
     /// A column's number.
@@ -91,16 +103,22 @@ impl Answer {
         self.get(column)?.parse().ok().map(KeyId::Bigint)
     }
 
-    pub(super) fn attempt(&self) -> Attempt {
-        let got = self.number("got").unwrap_or_default().max(0.0) as usize;
+    /// What was taken, as the message that tried tells it: see [`super::Keys`].
+    pub(super) fn got(&self) -> usize {
+        self.number("got").unwrap_or_default().max(0.0) as usize
+    }
+
+    /// What became of a try of so many keys. Whatever number comes, it is that of one of them in the end.
+    pub(super) fn attempt(&self, keys: usize) -> Attempt {
+        let last = keys.saturating_sub(1);
         match (self.get("acquired"), self.get("proven")) {
             (Some("t"), Some("t")) => Attempt::Acquired(Grant {
                 backend_pid: self.backend_pid(),
-                which: got,
+                which: self.got().min(last),
                 asked: self.asked,
             }),
             (Some("t"), _) => Attempt::Unproven,
-            (Some(_), _) => Attempt::Busy(got),
+            (Some(_), _) => Attempt::Busy(self.got().min(last)),
             (None, _) => Attempt::Untried,
         }
     }
@@ -111,13 +129,16 @@ pub(super) fn unlike_postgresql(error: postgres::Error) -> Failure {
     let code = error.code().map(|code| code.code().to_owned());
     match (code.as_deref(), error.as_db_error()) {
         (Some("42501"), _) | (None, _) | (_, None) => connection::failure(error),
-        (Some(code), Some(db)) if ["0A", "22", "42"].contains(&&code[..2]) => Failure::say(
-            ExitCode::Config,
-            format!(
-                "this server cannot give a lock as PostgreSQL does: {}",
-                db.message()
-            ),
-        ),
+        // By class, which are the first two characters; a server that is none may send fewer.
+        (Some(code), Some(db)) if ["0A", "22", "42"].iter().any(|it| code.starts_with(it)) => {
+            Failure::say(
+                ExitCode::Config,
+                format!(
+                    "this server cannot give a lock as PostgreSQL does: {}",
+                    db.message()
+                ),
+            )
+        }
         _ => connection::failure(error),
     }
 }

@@ -16,7 +16,7 @@ mod queue;
 mod server;
 mod settings;
 
-pub use answer::{Answer, IN_THIS_DATABASE, ask};
+pub use answer::{Answer, IN_THIS_DATABASE, ask, cell};
 pub use note::{NOTE, name_job};
 pub use queue::{Talk, stand_in};
 pub use server::Server;
@@ -223,7 +223,7 @@ impl Lock {
         line: Option<Line>,
     ) -> Result<(Server, Attempt), Failure> {
         let (server, answer) = self.in_sql().first_message(client, caller, line, NO_KEY)?;
-        Ok((server, answer.attempt()))
+        Ok((server, answer.attempt(self.ids().len())))
     }
 
     /// As it stands in a message.
@@ -273,7 +273,7 @@ pub fn first_try_computed(
     Ok(Computed {
         server,
         id: answer.key("key"),
-        attempt: answer.attempt(),
+        attempt: answer.attempt(1),
     })
 }
 
@@ -387,6 +387,12 @@ impl Lock<KeyInSql> {
             line,
         );
         let answer = Answer::to(client, &format!("{AT_ONCE}{sql}")).map_err(unlike_postgresql)?;
+        if !answer.has_row() {
+            return Err(Failure::say(
+                ExitCode::Config,
+                "the server has answered without a row, as no PostgreSQL does",
+            ));
+        }
         let server = Server {
             pooled: answer.get("name") != Some(name),
             standby: answer.is_true("standby"),
@@ -522,12 +528,12 @@ impl Lock {
             let sql = format!(
                 "SELECT {}, true AS acquired, {} AS got, pg_catalog.pg_backend_pid() AS backend_pid, {} AS proven",
                 settings(limit, true).join(", "),
-                answer.get("got").unwrap_or_default(),
+                answer.got(),
                 lock.proof()
             );
             answer = Answer::to(client, &sql)?;
         }
-        let attempt = answer.attempt();
+        let attempt = answer.attempt(self.ids().len());
         if !matches!(attempt, Attempt::Acquired(_)) {
             // A session of the pool keeps this as its last message, until it is lent to another.
             let asks = Note::Asks(Backoff::longest(poll));
@@ -610,7 +616,7 @@ impl Lock {
         let sql = rest.in_sql().attempt("NOT standby", "", "1", None);
         let asks = Note::Asks(Backoff::longest(poll));
         let answer = Answer::noting(client, &sql, asks)?;
-        Ok(match answer.attempt() {
+        Ok(match answer.attempt(rest.ids().len()) {
             Attempt::Busy(key) => Attempt::Busy(before + key),
             attempt => attempt,
         })

@@ -66,6 +66,7 @@ fn plain(program: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn a_note_names_the_program_and_stays_a_comment() {
@@ -80,5 +81,20 @@ mod tests {
         let holds = Note::Holds(Duration::from_secs(125)).comment("sh");
         assert_eq!(holds, "/* pglock holds 125.000 job sh */ ");
         assert_eq!(plain(&"x".repeat(500)).len(), LONGEST);
+    }
+
+    proptest! {
+        /// It ends where it should, and has no quotes, whatever the program is called and however long it takes.
+        #[test]
+        fn a_note_is_one_comment(program in "\\PC{0,120}|[/*' \\\\]{0,20}", time in 0u64..1_000_000_000_000) {
+            let time = Duration::from_millis(time);
+            for note in [Note::Plain, Note::Waits(time), Note::Asks(time), Note::Holds(time)] {
+                let comment = note.comment(&plain(&program));
+                prop_assert!(comment.starts_with(NOTE) && comment.ends_with(" */ "));
+                prop_assert_eq!(comment.matches("*/").count(), 1);
+                prop_assert_eq!(comment.matches("/*").count(), 1);
+                prop_assert!(!comment.contains(['\'', '"', '\\']) && comment.is_ascii(), "{comment:?}");
+            }
+        }
     }
 }

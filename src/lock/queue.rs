@@ -67,7 +67,7 @@ pub(super) fn queue_for(
         if answer.get("slice") == Some("cancelled") {
             return Err(cancelled());
         }
-        match answer.attempt().outcome()? {
+        match answer.attempt(1).outcome()? {
             Ok(grant) => return Ok(Queued::Acquired(grant)),
             Err(_) if left == Some(Duration::ZERO) => return Ok(Queued::TimedOut),
             Err(_) => {}

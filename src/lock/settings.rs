@@ -6,6 +6,7 @@
 
 use super::{Answer, ask};
 use postgres::Client;
+use postgres::error::Severity;
 use std::time::Duration;
 
 /// Settings that would end a session that only holds a lock, or cancel one that waits. Each is unknown to some
@@ -106,16 +107,31 @@ pub fn prepare(client: &mut Client, limit: Duration) -> Result<Duration, postgre
             in_milliseconds("log_min_duration_statement"),
         ),
     )?;
-    // A server on a system without the needed poll(2) flag refuses this one; nothing else depends on it.
-    let _ = ask(
+    let asked = ask(
         client,
         "SELECT CASE WHEN pg_catalog.current_setting('client_connection_check_interval', true) IS NOT NULL \
          THEN pg_catalog.set_config('client_connection_check_interval', '1s', false) END",
     );
+    // A server on a system without the needed poll(2) flag refuses this one; nothing else depends on it. One that has
+    // ended the session has said why, and does not say it again.
+    if let Err(error) = asked
+        && ends_the_session(&error)
+    {
+        return Err(error);
+    }
     Ok(slice(
         answer.number("deadlock_timeout"),
         answer.number("log_min_duration"),
     ))
+}
+
+fn ends_the_session(error: &postgres::Error) -> bool {
+    let severity = error.as_db_error().map(|db| db.parsed_severity());
+    // What is not the server's word is the connection's end.
+    matches!(
+        severity,
+        None | Some(Some(Severity::Fatal | Severity::Panic))
+    )
 }
 
 /// A duration setting in milliseconds. Cheaper than a look into `pg_settings`.

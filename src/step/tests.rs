@@ -606,7 +606,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.max(1000)))]
     #[test]
     fn the_promises_hold_whatever_happens(
         chances in prop::collection::vec(chance(), 1..60),

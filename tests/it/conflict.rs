@@ -3,7 +3,6 @@
 use crate::support::pglock::Output;
 use crate::support::server::{Server, number, rows};
 use crate::support::unique;
-use crate::support::wait::{SOON, eventually};
 use std::time::Duration;
 
 /// "A held lock (75) prints one line on stderr naming key, database and holder (from its application_name, pid,

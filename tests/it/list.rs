@@ -582,3 +582,53 @@ fn watching_shows_one_screen() {
         lines.last().is_some_and(|line| line.ends_with('$'))
     });
 }
+
+/// "The server shows it in a comment in front of pglock's messages", and so does whatever a stranger writes there:
+/// nobody's list ends in an error by it.
+#[test]
+fn what_strangers_write_into_comments_and_names_does_no_harm() {
+    let (server, key) = (Server::shared(), unique("stranger"));
+    let pglock = server.run(&key).holding();
+    let long = "9".repeat(400);
+    let odd = [
+        "1.2.3",
+        ".",
+        "99999999999999999999.000",
+        "1e9",
+        "-1.000",
+        &long,
+        "0.000' OR 'x",
+    ];
+    let strangers: Vec<_> = odd
+        .iter()
+        .enumerate()
+        .map(|(n, odd)| {
+            let mut client = server.client();
+            let name = format!("pglock:{} slots=65535 h:1", "a,".repeat(18));
+            rows(&mut client, &format!("SET application_name = '{name}'"));
+            for state in ["holds", "waits", "asks"] {
+                let lock = format!("SELECT pg_advisory_lock({}), '{state}'", n + 770_000);
+                rows(
+                    &mut client,
+                    &format!(
+                        "/* pglock {state} {} job x */ {lock}",
+                        odd.replace('\'', "")
+                    ),
+                );
+            }
+            client
+        })
+        .collect();
+    let held = locks(list(server));
+    assert!(held.len() > strangers.len(), "{held:?}");
+    let pid = self::pid(&pglock);
+    assert!(held.iter().any(|lock| lock["pid"] == pid), "{held:?}");
+    let conflict = server.run(&key).args(["-n", "true"]).output();
+    assert!(
+        conflict.code(75).stderr_line().contains(" is held by "),
+        "{conflict}"
+    );
+    list(server).args(["--key", &key]).output().code(75);
+    drop(strangers);
+    pglock.finish().code(0);
+}

@@ -1,0 +1,471 @@
+//! One case: a pglock, a hostile server, and what must hold whatever that server does.
+//!
+//! Everything about a case follows from its seed: which pglock, which stages, which mutations. A case that fails says
+//! what was wrong, and its seed repeats it.
+
+use super::mutation::{KINDS, Mutation};
+use super::random::Random;
+use super::relay::{Relay, Stage, Tampering};
+use crate::support::journal::state;
+use crate::support::pglock::{Pglock, Running};
+use crate::support::server::number;
+use crate::support::tls::{PASSWORD, Secured};
+use crate::support::wait::until;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use postgres::Client;
+use std::fmt;
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// What pglock is asked to do. Every one has the keys and the limits of [`LIMITS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scenario {
+    Trust,
+    Scram,
+    Md5,
+    Clear,
+    /// Somebody else holds the lock throughout.
+    Refused,
+    WaitsInVain,
+    /// Somebody else holds the lock until it is waited for.
+    Waits,
+    WaitsInLine,
+    WaitsForSlot,
+    Transaction,
+    Slots,
+    SeveralKeys,
+    Computed,
+    Token,
+    TokenInTransaction,
+    /// An operator ends the wait by TERM.
+    Interrupted,
+    /// A job that does not mind TERM.
+    Stubborn,
+    IgnoresLoss,
+    KeepsLock,
+    Tls,
+    PreferTls,
+    List,
+    Check,
+    Evict,
+}
+
+const SCENARIOS: [Scenario; 24] = [
+    Scenario::Trust,
+    Scenario::Scram,
+    Scenario::Md5,
+    Scenario::Clear,
+    Scenario::Refused,
+    Scenario::WaitsInVain,
+    Scenario::Waits,
+    Scenario::WaitsInLine,
+    Scenario::WaitsForSlot,
+    Scenario::Transaction,
+    Scenario::Slots,
+    Scenario::SeveralKeys,
+    Scenario::Computed,
+    Scenario::Token,
+    Scenario::TokenInTransaction,
+    Scenario::Interrupted,
+    Scenario::Stubborn,
+    Scenario::IgnoresLoss,
+    Scenario::KeepsLock,
+    Scenario::Tls,
+    Scenario::PreferTls,
+    Scenario::List,
+    Scenario::Check,
+    Scenario::Evict,
+];
+
+/// The limits that pglock is given: of connecting to one address, of silence, from TERM to KILL.
+const LIMITS: [&str; 6] = [
+    "--connect-timeout",
+    "1",
+    "--heartbeat",
+    "0.2",
+    "--kill-after",
+    "0.3",
+];
+/// What they allow: twice connecting (with TLS and without) with its slack, of two sessions, the wait (1 s), the job (0.7 s), twice the
+/// silence, the allowance for one who has overslept, the last look for who has evicted us (a session of its own), the
+/// time to KILL, and what is left of the job.
+const DECLARED: Duration =
+    Duration::from_millis(2 * 2 * 2000 + 1000 + 700 + 400 + 1000 + 1000 + 2000 + 300 + 2000);
+/// What a busy machine may add.
+const BUSY: Duration = Duration::from_secs(20);
+/// When whoever looks (`list`, `check`, `evict`) at a server that says nothing more has had enough, and the
+/// connection ends: there is no limit to that.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// What a pglock may need of memory, whatever it is sent; and one that asks for a list, which can be long.
+const MOST_MEMORY_KB: u64 = 128 * 1024;
+const MOST_MEMORY_OF_LISTS_KB: u64 = 256 * 1024;
+/// How the job ends, if it is let.
+const JOBS_OWN: i32 = 5;
+/// How pglock may end: never by a signal, an internal error or a usage error, of which there is none.
+const CODES: [i32; 7] = [JOBS_OWN, 0, 69, 74, 75, 77, 78];
+
+/// What a case is about.
+pub struct Case {
+    pub seed: u64,
+    pub scenario: Scenario,
+    tamperings: Vec<Tampering>,
+}
+
+/// What became of it.
+#[derive(Default)]
+pub struct Verdict {
+    /// What was tampered with.
+    pub done: Vec<(Stage, usize)>,
+    pub code: Option<i32>,
+    pub memory_kb: u64,
+    pub took: Duration,
+    /// What must not be.
+    pub faults: Vec<String>,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PGLOCK_FUZZ_CASE={}: {:?}", self.seed, self.scenario)?;
+        for it in &self.tamperings {
+            let kind = KINDS[it.mutation.kind];
+            write!(f, ", {:?} {} {kind}", it.stage, it.nth)?;
+        }
+        Ok(())
+    }
+}
+
+impl Case {
+    pub fn of(seed: u64) -> Case {
+        let random = &mut Random::of(seed);
+        let scenario = random.one_of(&SCENARIOS);
+        let count = random.one_of(&[1, 1, 1, 2, 3]);
+        let tamperings = (0..count).map(|_| tampering(scenario, random)).collect();
+        Case {
+            seed,
+            scenario,
+            tamperings,
+        }
+    }
+
+    /// Runs it, and judges.
+    pub fn run(&self, server: &Secured, client: &Arc<Mutex<Client>>, folder: &Path) -> Verdict {
+        let key = format!("fuzz {:x}", self.seed);
+        let held = match self.scenario {
+            Scenario::SeveralKeys => format!("{key} b"),
+            _ => key.clone(),
+        };
+        let is_locked = question(&key);
+        let asking = Arc::clone(client);
+        let file = folder.join(format!("{:x}", self.seed));
+        let ran = file.clone();
+        let relay = Relay::start(server.port(), self.tamperings.clone(), move || {
+            let answer = asking.lock().unwrap().simple_query(&is_locked);
+            answer.is_ok_and(|answer| answer.len() > 2) || ran.exists()
+        });
+        let mut holder = self.is_contended().then(|| hold(server, &held));
+        let mut running = self.pglock(&relay, &key, &file).spawn();
+        let limit = DECLARED + BUSY + self.patience_with_poolers();
+        let (mut memory_kb, mut was_told) = (0, false);
+        let began = Instant::now();
+        let ended = until(limit, || {
+            memory_kb = memory_kb.max(peak_of(running.pid()));
+            if self.lets_go() && relay.is_waiting() {
+                holder = None;
+            }
+            if self.scenario == Scenario::Interrupted && relay.is_waiting() && !was_told {
+                running.signal(Signal::SIGTERM);
+                was_told = true;
+            }
+            if self.only_looks() && began.elapsed() > PATIENCE {
+                relay.end();
+            }
+            !running.lives()
+        });
+        let mut verdict = Verdict {
+            done: relay.done(),
+            memory_kb,
+            took: began.elapsed(),
+            ..Verdict::default()
+        };
+        if !ended {
+            verdict.fault(format!(
+                "has not ended after {limit:?}: {:?}",
+                running.stderr()
+            ));
+            return verdict;
+        }
+        self.judge(running, &relay, &file, &mut verdict);
+        verdict
+    }
+
+    /// What must hold.
+    fn judge(&self, running: Running, relay: &Relay, file: &Path, verdict: &mut Verdict) {
+        // Before anything else: it is over, and so must be the job.
+        let job = fs::read_to_string(file).ok();
+        let pids = job.iter().flat_map(|pids| pids.split_whitespace());
+        let pids: Vec<Pid> = pids
+            .filter_map(|pid| pid.parse().ok())
+            .map(Pid::from_raw)
+            .collect();
+        let alive: Vec<&Pid> = pids.iter().filter(|pid| state(**pid).is_some()).collect();
+        if !alive.is_empty() {
+            verdict.fault(format!("{alive:?} of the job are left alive"));
+            for pid in &pids {
+                let _ = kill(*pid, Signal::SIGKILL);
+            }
+        }
+        if running.stderr().contains("panicked") {
+            verdict.fault(format!("a panic: {}", running.stderr()));
+            return;
+        }
+        let output = running.finish();
+        verdict.code = output.status.code();
+        let stderr = match String::from_utf8(output.stderr.clone()) {
+            Ok(stderr) => stderr,
+            Err(_) => return verdict.fault(format!("not UTF-8: {output}")),
+        };
+        match output.status.code() {
+            Some(code) if CODES.contains(&code) => {}
+            None if output.status.signal() == self.may_end_by() => {}
+            _ => verdict.fault(format!("ended outside the table: {output}")),
+        }
+        let is_ours = |line: &str| line.starts_with("pglock: ") && !line.contains(char::is_control);
+        if !stderr.lines().all(is_ours) {
+            verdict.fault(format!("a line that is not pglock's: {stderr:?}"));
+        }
+        if stderr.contains(PASSWORD) || String::from_utf8_lossy(&output.stdout).contains(PASSWORD) {
+            verdict.fault("the password is told".into());
+        }
+        let most = match self.scenario {
+            Scenario::List | Scenario::Evict => MOST_MEMORY_OF_LISTS_KB,
+            _ => MOST_MEMORY_KB,
+        };
+        if verdict.memory_kb > most {
+            verdict.fault(format!("took {} kB of memory", verdict.memory_kb));
+        }
+        let is_encrypted = verdict
+            .done
+            .iter()
+            .any(|(stage, _)| *stage == Stage::Encrypted);
+        match job {
+            // With sslmode=prefer there may have been a second session, in plain text.
+            Some(_) if is_encrypted && relay.tampered_before_grant() && !relay.has_granted() => {
+                verdict.fault(format!(
+                    "the job ran though TLS was tampered with: {output}"
+                ));
+            }
+            Some(_) if !self.is_tls() && !relay.has_granted() => {
+                verdict.fault(format!("the job ran without a lock: {output}"));
+            }
+            None if output.status.code() == Some(JOBS_OWN) => {
+                verdict.fault(format!("ended as a job that did not run: {output}"));
+            }
+            _ => {}
+        }
+    }
+
+    /// A server can pass for a pooler, and an answer of a pooler is waited for longer, unless the lock is ours.
+    fn patience_with_poolers(&self) -> Duration {
+        let before = |it: &Tampering| matches!(it.stage, Stage::Asking | Stage::Waiting);
+        match self.tamperings.iter().any(before) {
+            true => Duration::from_secs(121),
+            false => Duration::ZERO,
+        }
+    }
+
+    fn may_end_by(&self) -> Option<i32> {
+        (self.scenario == Scenario::Interrupted).then_some(Signal::SIGTERM as i32)
+    }
+
+    fn is_tls(&self) -> bool {
+        matches!(self.scenario, Scenario::Tls | Scenario::PreferTls)
+    }
+
+    fn only_looks(&self) -> bool {
+        matches!(
+            self.scenario,
+            Scenario::List | Scenario::Check | Scenario::Evict
+        )
+    }
+
+    /// Whether somebody else has the lock at first.
+    fn is_contended(&self) -> bool {
+        use Scenario::*;
+        let all = [
+            Refused,
+            WaitsInVain,
+            Waits,
+            WaitsInLine,
+            WaitsForSlot,
+            SeveralKeys,
+            Interrupted,
+            List,
+            Evict,
+        ];
+        all.contains(&self.scenario)
+    }
+
+    /// Whether they give it back when it is waited for.
+    fn lets_go(&self) -> bool {
+        use Scenario::*;
+        [Waits, WaitsInLine, WaitsForSlot, SeveralKeys].contains(&self.scenario)
+    }
+
+    fn pglock(&self, relay: &Relay, key: &str, file: &Path) -> Pglock {
+        use Scenario::*;
+        let (user, mode) = match self.scenario {
+            Scram => ("scram", "disable"),
+            Md5 => ("md5", "disable"),
+            Clear => ("clear", "disable"),
+            Tls => ("scram", "require"),
+            PreferTls => ("scram", "prefer"),
+            _ => ("postgres", "disable"),
+        };
+        let dsn = format!(
+            "host=127.0.0.1 port={} user={user} dbname=postgres sslmode={mode}",
+            relay.port()
+        );
+        let pglock = Pglock::alone()
+            .env("PGLOCK_DSN", dsn)
+            .env("PGPASSWORD", PASSWORD)
+            .env("HOME", file.parent().unwrap());
+        let pglock = match self.scenario {
+            List => return pglock.args(["list", "--connect-timeout", "1"]),
+            Check => return pglock.args(["check", "--connect-timeout", "1"]),
+            Evict => {
+                let evict = ["evict", "--connect-timeout", "1", "--yes", "--key", key];
+                return pglock.args(evict);
+            }
+            _ => pglock
+                .args(["run", "--key", key])
+                .args(LIMITS)
+                .args(std::env::var_os("FV")),
+        };
+        let second = format!("{key} b");
+        let options: &[&str] = match self.scenario {
+            Refused => &["--no-wait"],
+            WaitsInVain => &["--wait", "0.4"],
+            Waits => &["--wait", "1"],
+            WaitsInLine => &["--wait", "1", "--fair"],
+            // The key is slot 0; the other one is free, or it is waited for in line.
+            WaitsForSlot => &["--wait", "1", "--slots", "1"],
+            Transaction => &["--scope", "transaction"],
+            Slots => &["--slots", "3"],
+            SeveralKeys => &["--wait", "1", "--key", &second],
+            Interrupted => &["--wait", "1"],
+            IgnoresLoss => &["--on-lost", "ignore"],
+            KeepsLock => &["--min-hold", "0.3"],
+            Computed => &["--hash", "hashtext"],
+            Token => &["--token"],
+            TokenInTransaction => &["--token", "--scope", "transaction"],
+            _ => &[],
+        };
+        // A job that lasts some heartbeats, where it is then that things happen.
+        let holds = |it: &Tampering| matches!(it.stage, Stage::Holding | Stage::Encrypted);
+        let time = if self.tamperings.iter().any(holds) {
+            "0.7"
+        } else {
+            "0"
+        };
+        let trap = if self.scenario == Stubborn {
+            "trap '' TERM; "
+        } else {
+            ""
+        };
+        let script = format!("{trap}sleep \"$2\" & echo $$ $! >\"$1\"; wait; exit 5");
+        let job = ["sh", "-c", &script, "job"];
+        pglock.args(options).arg("--").args(job).arg(file).arg(time)
+    }
+}
+
+impl Verdict {
+    fn fault(&mut self, what: String) {
+        self.faults.push(what);
+    }
+}
+
+/// One that this scenario is likely to come to.
+fn tampering(scenario: Scenario, random: &mut Random) -> Tampering {
+    use Scenario::*;
+    let stages: &[Stage] = match scenario {
+        Tls | PreferTls => &[
+            Stage::Tls,
+            Stage::Encrypted,
+            Stage::Encrypted,
+            Stage::Encrypted,
+        ],
+        Scram | Md5 | Clear => &[Stage::Login, Stage::Login, Stage::Startup],
+        Refused | List | Check | Evict => &[Stage::Asking],
+        WaitsInVain | Waits | WaitsInLine | WaitsForSlot | SeveralKeys | Interrupted => &[
+            Stage::Asking,
+            Stage::Waiting,
+            Stage::Waiting,
+            Stage::Holding,
+        ],
+        Stubborn | IgnoresLoss => &[Stage::Holding],
+        KeepsLock => &[Stage::Holding, Stage::Release],
+        Trust => &[
+            Stage::Login,
+            Stage::Startup,
+            Stage::Asking,
+            Stage::Holding,
+            Stage::Release,
+        ],
+        Transaction | Slots | Computed | Token | TokenInTransaction => {
+            &[Stage::Asking, Stage::Asking, Stage::Holding, Stage::Release]
+        }
+    };
+    let stage = random.one_of(stages);
+    let most = match stage {
+        Stage::Tls => 1,
+        Stage::Login => 4,
+        Stage::Startup => 18,
+        Stage::Asking if matches!(scenario, List | Check | Evict) => 40,
+        Stage::Asking => 10,
+        Stage::Waiting | Stage::Holding => 12,
+        Stage::Release => 6,
+        Stage::Encrypted => 6000,
+    };
+    let session = match scenario {
+        TokenInTransaction => random.below(2),
+        _ => usize::from(random.below(16) == 0),
+    };
+    Tampering {
+        session,
+        stage,
+        nth: random.below(most),
+        mutation: Mutation::of(random),
+    }
+}
+
+/// Takes the lock in a session of its own, which gives it back on drop.
+fn hold(server: &Secured, key: &str) -> Client {
+    let mut client = server.client();
+    let sql = format!("SELECT pg_advisory_lock({})", number(key));
+    client.simple_query(&sql).unwrap();
+    client
+}
+
+/// Has a row if somebody has the lock.
+fn question(key: &str) -> String {
+    let id = number(key);
+    format!(
+        "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 \
+         AND classid = {} AND objid = {}",
+        (id >> 32) as u32,
+        id as u32
+    )
+}
+
+/// The most memory that the process has had so far; 0 where that is not told.
+pub fn peak_of(pid: Pid) -> u64 {
+    let status = fs::read_to_string(PathBuf::from(format!("/proc/{pid}/status")));
+    let status = status.unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    number.unwrap_or_default()
+}

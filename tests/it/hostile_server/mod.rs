@@ -1,0 +1,158 @@
+//! A hostile server: what pglock does when the other side lies, mutilates, floods, hangs and hangs up.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `case` | one pglock, one hostile server, and what must hold |
+//! | `relay` | the hostile server: a real one, and somebody in between |
+//! | `mutation` | what is done to a message |
+//! | `wire` | the protocol, and the referee, who says whether a lock was granted |
+//! | `found` | what was found, as tests of their own |
+//! | `random` | numbers that a seed repeats |
+//!
+//! `PGLOCK_FUZZ_SEED` and `PGLOCK_FUZZ_COUNT` make another run, or a long one (`make fuzz`); `PGLOCK_FUZZ_CASE` repeats
+//! one case. What was found is in `REPORT.md`.
+
+mod case;
+mod found;
+mod mutation;
+pub mod random;
+mod relay;
+mod wire;
+
+use crate::support::tls::Secured;
+use case::{Case, Verdict};
+use mutation::KINDS;
+use random::Random;
+use relay::Stage;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// How many cases there are if nobody says so, and by which seed.
+const COUNT: u64 = 120;
+const SEED: u64 = 20_261_124;
+/// How many at a time. Most of their time they wait.
+const AT_A_TIME: usize = 6;
+
+/// Whatever a server does: "never a panic, a hang past the bounds, a job without a lock, or a leaked secret".
+#[test]
+fn a_hostile_server_gets_nothing_but_an_error() {
+    let seeds = seeds(COUNT);
+    let began = Instant::now();
+    let results = run_all(&seeds);
+    let summary = Summary::of(&results);
+    println!("{summary}in {:.0?}", began.elapsed());
+    let faults: Vec<String> = results
+        .iter()
+        .filter(|(_, verdict)| !verdict.faults.is_empty())
+        .map(|(case, verdict)| format!("{case}\n    {}", verdict.faults.join("\n    ")))
+        .collect();
+    assert!(
+        faults.is_empty(),
+        "{} of {} cases; PGLOCK_FUZZ_CASE=... cargo test --test it hostile_server repeats one:\n{}",
+        faults.len(),
+        results.len(),
+        faults.join("\n")
+    );
+    // What hits nothing shows nothing.
+    assert!(
+        summary.tampered * 2 > results.len() || results.len() < 50,
+        "{summary}"
+    );
+}
+
+/// The seeds of as many cases as are asked for, or of one.
+pub fn seeds(usual: u64) -> Vec<u64> {
+    let given = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .map(|text| text.parse::<u64>().unwrap())
+    };
+    if let Some(case) = given("PGLOCK_FUZZ_CASE") {
+        return vec![case];
+    }
+    let count = given("PGLOCK_FUZZ_COUNT").unwrap_or(usual);
+    let mut random = Random::of(given("PGLOCK_FUZZ_SEED").unwrap_or(SEED));
+    (0..count).map(|_| random.number()).collect()
+}
+
+fn run_all(seeds: &[u64]) -> Vec<(Case, Verdict)> {
+    let server = Secured::start();
+    let folder = tempfile::tempdir().unwrap();
+    let client = Arc::new(Mutex::new(server.client()));
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..AT_A_TIME.min(seeds.len()) {
+            scope.spawn(|| {
+                while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    let case = Case::of(*seed);
+                    let run = || case.run(&server, &client, folder.path());
+                    let verdict = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Verdict {
+                        faults: vec!["the test itself panicked; see above".into()],
+                        ..Verdict::default()
+                    });
+                    results.lock().unwrap().push((case, verdict));
+                }
+            });
+        }
+    });
+    results.into_inner().unwrap()
+}
+
+/// What was done how often, and how it ended.
+struct Summary {
+    cases: usize,
+    tampered: usize,
+    stages: BTreeMap<Stage, usize>,
+    kinds: BTreeMap<&'static str, usize>,
+    codes: BTreeMap<Option<i32>, usize>,
+    memory_kb: u64,
+    longest: Duration,
+}
+
+impl Summary {
+    fn of(results: &[(Case, Verdict)]) -> Summary {
+        let mut summary = Summary {
+            cases: results.len(),
+            tampered: results.iter().filter(|(_, it)| !it.done.is_empty()).count(),
+            stages: BTreeMap::new(),
+            kinds: BTreeMap::new(),
+            codes: BTreeMap::new(),
+            memory_kb: results
+                .iter()
+                .map(|(_, it)| it.memory_kb)
+                .max()
+                .unwrap_or_default(),
+            longest: results
+                .iter()
+                .map(|(_, it)| it.took)
+                .max()
+                .unwrap_or_default(),
+        };
+        for (_, verdict) in results {
+            *summary.codes.entry(verdict.code).or_default() += 1;
+            for (stage, kind) in &verdict.done {
+                *summary.stages.entry(*stage).or_default() += 1;
+                *summary.kinds.entry(KINDS[*kind]).or_default() += 1;
+            }
+        }
+        summary
+    }
+}
+
+impl std::fmt::Display for Summary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "{} cases, {} tampered with", self.cases, self.tampered)?;
+        writeln!(f, "stages: {:?}", self.stages)?;
+        writeln!(f, "mutations: {:?}", self.kinds)?;
+        writeln!(f, "exit codes: {:?}", self.codes)?;
+        writeln!(
+            f,
+            "most memory: {} kB; longest: {:?}",
+            self.memory_kb, self.longest
+        )
+    }
+}

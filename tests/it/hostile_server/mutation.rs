@@ -1,0 +1,354 @@
+//! What an adversary does to a message of the server's: one of these, at random, with whatever it needs.
+//!
+//! A real message comes in; what comes out is what is to be done to the connection instead of passing it on.
+
+use super::random::Random;
+use super::wire::{self, columns, description, message, report, row, values};
+use std::time::Duration;
+
+/// What is done to the connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// These bytes are sent.
+    Send(Vec<u8>),
+    /// These are sent behind whatever comes next.
+    Later(Vec<u8>),
+    /// Nothing is sent for so long.
+    Pause(Duration),
+    /// The connection is closed.
+    Close,
+    /// The connection stays open, and nothing more is sent.
+    Stall,
+    /// From now on everything is sent byte by byte.
+    Dribble,
+    /// This is sent again and again, until the other side has had enough.
+    Endless(Endless),
+}
+
+/// What is sent without end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endless {
+    Notices,
+    Parameters,
+    Notifications,
+    Rows,
+    Completions,
+    /// One message, of a length that never ends.
+    OneMessage,
+    Zeros,
+}
+
+impl Endless {
+    pub const ALL: [Endless; 7] = [
+        Endless::Notices,
+        Endless::Parameters,
+        Endless::Notifications,
+        Endless::Rows,
+        Endless::Completions,
+        Endless::OneMessage,
+        Endless::Zeros,
+    ];
+
+    /// Number `n` of what comes, some kilobytes of it.
+    pub fn chunk(self, n: u64) -> Vec<u8> {
+        let many = |message: &dyn Fn(u64) -> Vec<u8>| -> Vec<u8> {
+            (0..500).flat_map(|m| message(n * 500 + m)).collect()
+        };
+        match self {
+            Endless::Notices => many(&|_| message(b'N', b"SN\0C00000\0Mx\0\0")),
+            Endless::Parameters => many(&|n| message(b'S', format!("p{n}\0v\0").as_bytes())),
+            Endless::Notifications => many(&|_| message(b'A', b"\0\0\0\0c\0p\0")),
+            Endless::Rows if n == 0 => message(b'T', &[0, 0]),
+            Endless::Rows => many(&|_| message(b'D', &[0, 0])),
+            Endless::Completions => many(&|_| message(b'C', b"SELECT 1\0")),
+            Endless::OneMessage if n == 0 => vec![b'D', 0x7f, 0xff, 0xff, 0xff, 0, 1],
+            Endless::OneMessage => vec![b'x'; 16_384],
+            Endless::Zeros => vec![0; 16_384],
+        }
+    }
+}
+
+/// The kinds of mutation, in words that a summary can count.
+pub const KINDS: [&str; 17] = [
+    "bits flipped",
+    "cut short, then closed",
+    "cut short",
+    "wrong length",
+    "another type",
+    "repeated",
+    "dropped",
+    "in another order",
+    "garbage around it",
+    "a stranger in front",
+    "closed",
+    "delayed",
+    "no more",
+    "byte by byte",
+    "without end",
+    "another value",
+    "an earlier one again",
+];
+
+/// What is done to one message.
+#[derive(Clone, Debug)]
+pub struct Mutation {
+    /// The number in [`KINDS`].
+    pub kind: usize,
+    pub random: Random,
+}
+
+impl Mutation {
+    pub fn of(random: &mut Random) -> Mutation {
+        Mutation {
+            // What is most about pglock itself comes more often.
+            kind: match random.below(4) {
+                0 => 15,
+                _ => random.below(KINDS.len()),
+            },
+            random: Random::of(random.number()),
+        }
+    }
+
+    /// The steps, in place of this message; `history` is what was sent before it.
+    pub fn steps(&self, original: &[u8], history: &[Vec<u8>]) -> Vec<Step> {
+        let random = &mut self.random.clone();
+        let send = |bytes: Vec<u8>| vec![Step::Send(bytes)];
+        match self.kind {
+            0 => send(flipped(original, random)),
+            1 | 2 => {
+                let cut = original[..random.below(original.len())].to_vec();
+                match self.kind {
+                    1 => vec![Step::Send(cut), Step::Close],
+                    _ => send(cut),
+                }
+            }
+            3 => send(with_length(original, random)),
+            4 => {
+                let mut changed = original.to_vec();
+                changed[0] = match random.below(2) {
+                    0 => random.byte(),
+                    _ => random.one_of(b"123ACDEGHIKNRSTWZcdnst"),
+                };
+                send(changed)
+            }
+            5 => send(original.repeat(2 + random.below(3))),
+            6 => Vec::new(),
+            7 => vec![Step::Later(original.to_vec())],
+            8 => {
+                let (before, after) = (random.below(40), random.below(40));
+                send([&random.bytes(before), original, &random.bytes(after)[..]].concat())
+            }
+            9 => send([stranger(random), original.to_vec()].concat()),
+            10 => vec![Step::Close],
+            11 => {
+                let pause = random.one_of(&[20, 150, 500, 900]);
+                vec![
+                    Step::Pause(Duration::from_millis(pause)),
+                    Step::Send(original.to_vec()),
+                ]
+            }
+            12 => vec![Step::Stall],
+            13 => vec![Step::Dribble, Step::Send(original.to_vec())],
+            14 => {
+                vec![Step::Endless(random.one_of(&Endless::ALL))]
+            }
+            15 => send(revalued(original, random)),
+            _ if history.is_empty() => send(original.to_vec()),
+            _ => {
+                let earlier = &history[random.below(history.len())];
+                let instead = random.below(2) == 0;
+                let kept: &[u8] = if instead { &[] } else { original };
+                send([earlier, kept].concat())
+            }
+        }
+    }
+
+    /// The steps in place of bytes whose meaning is not known, as those under TLS.
+    pub fn steps_of_bytes(&self, original: &[u8]) -> Vec<Step> {
+        let kind = match self.kind {
+            // What needs a message to be understood.
+            3 | 4 | 7 | 9 | 15 | 16 => 0,
+            kind => kind,
+        };
+        Mutation {
+            kind,
+            random: self.random.clone(),
+        }
+        .steps(original, &[])
+    }
+}
+
+fn flipped(original: &[u8], random: &mut Random) -> Vec<u8> {
+    let mut bytes = original.to_vec();
+    for _ in 0..1 + random.below(3) {
+        let at = random.below(bytes.len());
+        bytes[at] ^= 1 << random.below(8);
+    }
+    bytes
+}
+
+fn with_length(original: &[u8], random: &mut Random) -> Vec<u8> {
+    let mut bytes = original.to_vec();
+    if bytes.len() < 5 {
+        return bytes;
+    }
+    let real = bytes.len() as u32 - 1;
+    let lengths = [
+        0,
+        3,
+        4,
+        5,
+        real - 1,
+        real + 1,
+        real + 100,
+        1 << 20,
+        0x7fff_ffff,
+        0x8000_0000,
+        u32::MAX,
+        random.number() as u32,
+    ];
+    bytes[1..5].copy_from_slice(&random.one_of(&lengths).to_be_bytes());
+    bytes
+}
+
+const VALUES: [&[u8]; 26] = [
+    b"",
+    b"t",
+    b"f",
+    b"0",
+    b"1",
+    b"2",
+    b"-1",
+    b"7",
+    b"99",
+    b"65535",
+    b"4294967295",
+    b"99999999999999999999",
+    b"-9223372036854775808",
+    b"1e308",
+    b"-1e300",
+    b"1e15",
+    b"300000000000",
+    b"NaN",
+    b"inf",
+    b"-inf",
+    b"acquired",
+    b"cancelled",
+    b"\xff\xfe",
+    b"\x1b]0;owned\x07\x1b[2J\r\npglock: a lie\n",
+    b"pglock:a,b,c,d,e,f,g,h slots=65535 h:1",
+    b"/* pglock holds 1.2.3 job x */",
+];
+
+/// A value of a row, a name of a column, a field of an error, or the SQLSTATE of one, is another.
+fn revalued(original: &[u8], random: &mut Random) -> Vec<u8> {
+    let long = vec![b'9'; 100_000];
+    let value: Option<Vec<u8>> = match random.below(12) {
+        0 => None,
+        1 => Some(long),
+        _ => Some(random.one_of(&VALUES).to_vec()),
+    };
+    match original[0] {
+        b'D' => {
+            let Some(mut found) = values(original).filter(|found| !found.is_empty()) else {
+                return original.to_vec();
+            };
+            let at = random.below(found.len());
+            found[at] = value;
+            row(&found)
+        }
+        b'T' => {
+            let Some(mut names) = columns(original).filter(|names| !names.is_empty()) else {
+                return original.to_vec();
+            };
+            let (one, two) = (random.below(names.len()), random.below(names.len()));
+            match random.below(3) {
+                0 => names.swap(one, two),
+                1 => names[one] = names[two].clone(),
+                _ => {
+                    names[one] = value
+                        .unwrap_or_default()
+                        .into_iter()
+                        .filter(|b| *b != 0)
+                        .collect()
+                }
+            }
+            description(&names)
+        }
+        b'Z' => message(b'Z', &[random.one_of(b"ITE\0x")]),
+        b'R' => {
+            let kind = random.one_of(&[0u32, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, u32::MAX]);
+            let more = random.below(20);
+            message(
+                b'R',
+                &[&kind.to_be_bytes()[..], &random.bytes(more)].concat(),
+            )
+        }
+        _ => error(random),
+    }
+}
+
+/// An error with odd fields.
+fn error(random: &mut Random) -> Vec<u8> {
+    let codes: [&[u8]; 12] = [
+        b"",
+        b"4",
+        b"42",
+        b"\xc3\xa9",
+        b"4\xc3\xa9",
+        b"42501",
+        b"57P01",
+        b"57P03",
+        b"28P01",
+        b"3D000",
+        b"0A000",
+        b"08P01",
+    ];
+    let code = random.one_of(&codes);
+    let text = random.one_of(&VALUES);
+    let mut fields: Vec<(u8, &[u8])> = vec![(b'S', b"FATAL"), (b'C', code), (b'M', text)];
+    match random.below(6) {
+        0 => drop(fields.remove(random.below(3))),
+        1 => fields.push((b'P', text)),
+        2 => fields.push((random.byte().max(1), text)),
+        _ => {}
+    }
+    report(b'E', &fields)
+}
+
+/// A well-formed message that has no business there.
+fn stranger(random: &mut Random) -> Vec<u8> {
+    match random.below(18) {
+        0 => report(
+            b'N',
+            &[
+                (b'S', b"N"),
+                (b'C', b"00000"),
+                (b'M', random.one_of(&VALUES)),
+            ],
+        ),
+        1 => report(b'N', &[]),
+        2 => message(b'S', b"server_version\0nonsense\0"),
+        3 => message(b'S', b"no end"),
+        4 => message(b'A', b"\0\0\0\0c\0p\0"),
+        5 => message(b'G', &[0, 0, 0]),
+        6 => message(b'H', &[0, 0, 0]),
+        7 => message(b'Z', b"I"),
+        8 => message(b'D', &[0, 1, 0, 0, 0, 1, b't']),
+        9 => wire::description(&[b"acquired".to_vec(), b"proven".to_vec()]),
+        10 => message(
+            b'C',
+            random.one_of(&[&b"SELECT 99999999999999999999\0"[..], b"\0", b"x"]),
+        ),
+        11 => message(b'I', b""),
+        12 => message(
+            b'R',
+            &random.one_of(&[0u32, 3, 5, 7, 10, 11, 12]).to_be_bytes(),
+        ),
+        13 => message(b'K', &random.bytes(8)),
+        14 => message(b'v', &[0, 3, 0, 0, 0, 0, 0, 0]),
+        15 => message(b'c', b""),
+        16 => message(b'd', b"data"),
+        _ => error(random),
+    }
+}

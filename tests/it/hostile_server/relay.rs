@@ -1,0 +1,396 @@
+//! The hostile server: a relay in front of a real one, which tampers with what the server says.
+//!
+//! What it sees is a real conversation in its real states, so that a mutation hits pglock at a stage that it has
+//! reached by honest means. It keeps what it has sent, for the referee. Under TLS it knows bytes only.
+
+use super::mutation::{Mutation, Step};
+use super::wire::{asks_for_tls, grants, read_message};
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How far a session is, as the relay sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// The answer to the question for TLS.
+    Tls,
+    /// Authentication.
+    Login,
+    /// What the server tells before its first question.
+    Startup,
+    /// Looking and trying; or whatever else is asked without holding a lock.
+    Asking,
+    /// Waiting for the lock.
+    Waiting,
+    /// The lock is ours.
+    Holding,
+    /// The lock is given back.
+    Release,
+    /// Bytes under TLS, from the handshake to the end.
+    Encrypted,
+}
+
+impl Stage {
+    pub const ALL: [Stage; 8] = [
+        Stage::Tls,
+        Stage::Login,
+        Stage::Startup,
+        Stage::Asking,
+        Stage::Waiting,
+        Stage::Holding,
+        Stage::Release,
+        Stage::Encrypted,
+    ];
+}
+
+/// What to tamper with, and how.
+#[derive(Clone, Debug)]
+pub struct Tampering {
+    /// Of this session of the case, from 0: a token, or whoever has evicted us, is asked for on a second one.
+    pub session: usize,
+    /// Message number so many of this stage, from 0; of bytes under TLS, the chunk with this byte.
+    pub stage: Stage,
+    pub nth: usize,
+    pub mutation: Mutation,
+}
+
+/// A relay to this port, for one case. Gone on drop, with its connections.
+pub struct Relay {
+    port: u16,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    upstream: u16,
+    tamperings: Vec<Tampering>,
+    /// Asked right before something is tampered with: whether the lock is somebody's then.
+    is_granted: Box<dyn Fn() -> bool + Send + Sync>,
+    is_over: AtomicBool,
+    is_waiting: AtomicBool,
+    streams: Mutex<Vec<TcpStream>>,
+    sent: Mutex<Vec<Vec<u8>>>,
+    done: Mutex<Vec<(Stage, usize)>>,
+    before_grant: AtomicBool,
+}
+
+/// One session's relay.
+struct Session {
+    shared: Arc<Shared>,
+    number: usize,
+    stage: Mutex<Stage>,
+    is_raw: AtomicBool,
+    holds: AtomicBool,
+}
+
+impl Relay {
+    pub fn start(
+        upstream: u16,
+        tamperings: Vec<Tampering>,
+        is_granted: impl Fn() -> bool + Send + Sync + 'static,
+    ) -> Relay {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let shared = Arc::new(Shared {
+            upstream,
+            tamperings,
+            is_granted: Box::new(is_granted),
+            is_over: AtomicBool::new(false),
+            is_waiting: AtomicBool::new(false),
+            streams: Mutex::default(),
+            sent: Mutex::default(),
+            done: Mutex::default(),
+            before_grant: AtomicBool::new(false),
+        });
+        let accepting = Arc::clone(&shared);
+        thread::spawn(move || {
+            let number = AtomicUsize::new(0);
+            for client in listener.incoming().map_while(Result::ok) {
+                if accepting.is_over.load(Ordering::SeqCst) {
+                    return;
+                }
+                let number = number.fetch_add(1, Ordering::SeqCst);
+                // A server that is out of connections is as good as one that closes.
+                let _ = Session::start(&accepting, number, client);
+            }
+        });
+        Relay { port, shared }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Whether somebody stands in a queue for the lock.
+    pub fn is_waiting(&self) -> bool {
+        self.shared.is_waiting.load(Ordering::SeqCst)
+    }
+
+    /// Closes all connections, and takes no more.
+    pub fn end(&self) {
+        if !self.shared.is_over.swap(true, Ordering::SeqCst) {
+            let _ = TcpStream::connect(("127.0.0.1", self.port));
+        }
+        for stream in self.shared.streams.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// What was tampered with: at which stages, by which kinds of mutation.
+    pub fn done(&self) -> Vec<(Stage, usize)> {
+        self.shared.done.lock().unwrap().clone()
+    }
+
+    /// Whether what was sent to pglock grants a lock, as far as it can be read.
+    pub fn has_granted(&self) -> bool {
+        let sent = self.shared.sent.lock().unwrap();
+        sent.iter().any(|bytes| grants(bytes))
+    }
+
+    /// Whether something was tampered with before the real server had granted the lock.
+    pub fn tampered_before_grant(&self) -> bool {
+        self.shared.before_grant.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Session {
+    fn start(shared: &Arc<Shared>, number: usize, client: TcpStream) -> io::Result<()> {
+        let server = TcpStream::connect(("127.0.0.1", shared.upstream))?;
+        client.set_nodelay(true)?;
+        server.set_nodelay(true)?;
+        let mut streams = shared.streams.lock().unwrap();
+        streams.extend([client.try_clone()?, server.try_clone()?]);
+        drop(streams);
+        shared.sent.lock().unwrap().push(Vec::new());
+        let session = Arc::new(Session {
+            shared: Arc::clone(shared),
+            number,
+            stage: Mutex::new(Stage::Login),
+            is_raw: AtomicBool::new(false),
+            holds: AtomicBool::new(false),
+        });
+        let (there, back) = (Arc::clone(&session), session);
+        let (from, to) = (client.try_clone()?, server.try_clone()?);
+        thread::spawn(move || {
+            let _ = there.listen_to_client(from, &to);
+            let _ = to.shutdown(Shutdown::Both);
+        });
+        thread::spawn(move || {
+            let mut out = Output {
+                client,
+                history: Vec::new(),
+                later: Vec::new(),
+                dribbles: false,
+            };
+            let _ = back.listen_to_server(&server, &mut out);
+            let _ = out.client.shutdown(Shutdown::Both);
+            let _ = server.shutdown(Shutdown::Both);
+        });
+        Ok(())
+    }
+
+    fn stage(&self) -> Stage {
+        *self.stage.lock().unwrap()
+    }
+
+    fn enter(&self, stage: Stage) {
+        *self.stage.lock().unwrap() = stage;
+    }
+
+    /// Passes everything on, and sees by it how far the session is.
+    fn listen_to_client(&self, mut from: TcpStream, mut to: &TcpStream) -> io::Result<()> {
+        let mut typed = false;
+        loop {
+            let message = read_message(&mut from, typed)?;
+            if !typed && asks_for_tls(&message) {
+                self.enter(Stage::Tls);
+                to.write_all(&message)?;
+                // What follows depends on the answer, which is one byte; the client waits for it.
+                let mut first = [0];
+                from.read_exact(&mut first)?;
+                if first[0] == 22 {
+                    self.is_raw.store(true, Ordering::SeqCst);
+                    to.write_all(&first)?;
+                    return io::copy(&mut from, &mut to).map(drop);
+                }
+                self.enter(Stage::Login);
+                let mut rest = vec![0; 3];
+                from.read_exact(&mut rest)?;
+                let head = [&first[..], &rest].concat();
+                let mut chained = io::Cursor::new(head).chain(&mut from);
+                let startup = read_message(&mut chained, false)?;
+                to.write_all(&startup)?;
+                typed = true;
+                continue;
+            }
+            typed = true;
+            if message[0] == b'Q' {
+                self.enter(self.stage_of(&String::from_utf8_lossy(&message)));
+            }
+            to.write_all(&message)?;
+        }
+    }
+
+    fn stage_of(&self, query: &str) -> Stage {
+        if query.contains("AS released") {
+            Stage::Release
+        } else if query.contains("pg_advisory_xact_lock(") && !self.holds.load(Ordering::SeqCst) {
+            self.shared.is_waiting.store(true, Ordering::SeqCst);
+            Stage::Waiting
+        } else if self.holds.load(Ordering::SeqCst) {
+            Stage::Holding
+        } else {
+            Stage::Asking
+        }
+    }
+
+    /// Passes on what the server says, or what is made of it.
+    fn listen_to_server(&self, mut server: &TcpStream, out: &mut Output) -> io::Result<()> {
+        let mut counts = [0; Stage::ALL.len()];
+        let mut answers = Vec::new();
+        // The first bytes from the server answer the client's first: by then it is known which they are.
+        server.peek(&mut [0])?;
+        if self.stage() == Stage::Tls {
+            let mut answer = [0];
+            server.read_exact(&mut answer)?;
+            self.pass(&answer, Stage::Tls, 0..1, out)?;
+            if answer[0] == b'S' {
+                return self.pass_bytes(server, out);
+            }
+        }
+        loop {
+            let message = read_message(&mut server, true)?;
+            let stage = self.stage();
+            let count = &mut counts[stage as usize];
+            let nth = *count;
+            *count += 1;
+            self.pass(&message, stage, nth..nth + 1, out)?;
+            match message[0] {
+                b'R' if message[5..9] == [0; 4] => self.enter(Stage::Startup),
+                b'Z' if stage <= Stage::Startup => self.enter(Stage::Asking),
+                _ => {}
+            }
+            answers.extend(message.clone());
+            if message[0] == b'Z' {
+                if grants(&answers) {
+                    self.holds.store(true, Ordering::SeqCst);
+                }
+                answers.clear();
+            }
+        }
+    }
+
+    /// The same, of what cannot be read.
+    fn pass_bytes(&self, mut server: &TcpStream, out: &mut Output) -> io::Result<()> {
+        let (mut buffer, mut position) = ([0; 2048], 0);
+        loop {
+            let count = server.read(&mut buffer)?;
+            if count == 0 {
+                return Ok(());
+            }
+            let place = position..position + count;
+            position += count;
+            self.pass(&buffer[..count], Stage::Encrypted, place, out)?;
+        }
+    }
+
+    /// Passes a message on, unless it is to be tampered with.
+    fn pass(
+        &self,
+        bytes: &[u8],
+        stage: Stage,
+        place: std::ops::Range<usize>,
+        out: &mut Output,
+    ) -> io::Result<()> {
+        let due = |it: &&Tampering| {
+            it.session == self.number && it.stage == stage && place.contains(&it.nth)
+        };
+        let tampering = self.shared.tamperings.iter().find(due);
+        let later = std::mem::take(&mut out.later);
+        match tampering {
+            None => self.send(bytes, out)?,
+            Some(tampering) => {
+                // What only comes late is not changed.
+                let is_changed = !matches!(tampering.mutation.kind, 11 | 13);
+                if is_changed && !(self.shared.is_granted)() {
+                    self.shared.before_grant.store(true, Ordering::SeqCst);
+                }
+                let kind = tampering.mutation.kind;
+                self.shared.done.lock().unwrap().push((stage, kind));
+                let steps = match stage {
+                    Stage::Tls | Stage::Encrypted => tampering.mutation.steps_of_bytes(bytes),
+                    _ => tampering.mutation.steps(bytes, &out.history),
+                };
+                for step in steps {
+                    self.take(step, out)?;
+                }
+            }
+        }
+        for message in later {
+            self.send(&message, out)?;
+        }
+        out.history.push(bytes.to_vec());
+        Ok(())
+    }
+
+    fn take(&self, step: Step, out: &mut Output) -> io::Result<()> {
+        match step {
+            Step::Send(bytes) => self.send(&bytes, out)?,
+            Step::Later(bytes) => out.later.push(bytes),
+            Step::Pause(time) => {
+                self.idle(Some(time));
+            }
+            Step::Close => return Err(io::ErrorKind::ConnectionAborted.into()),
+            Step::Stall => self.idle(None),
+            Step::Dribble => out.dribbles = true,
+            Step::Endless(what) => {
+                for n in 0.. {
+                    // Not for the referee, whose memory is not tested.
+                    out.client.write_all(&what.chunk(n))?;
+                    if self.shared.is_over.load(Ordering::SeqCst) {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Does nothing for so long, or until it is over.
+    fn idle(&self, time: Option<Duration>) {
+        let began = Instant::now();
+        let limit = time.unwrap_or(Duration::from_secs(120));
+        crate::support::wait::until(limit, || {
+            time.is_some_and(|time| began.elapsed() >= time)
+                || self.shared.is_over.load(Ordering::SeqCst)
+        });
+    }
+
+    fn send(&self, bytes: &[u8], out: &mut Output) -> io::Result<()> {
+        self.shared.sent.lock().unwrap()[self.number].extend(bytes);
+        match out.dribbles {
+            false => out.client.write_all(bytes),
+            true => bytes
+                .iter()
+                .try_for_each(|byte| out.client.write_all(&[*byte])),
+        }
+    }
+}
+
+/// The way to pglock.
+struct Output {
+    client: TcpStream,
+    /// What the server has said so far.
+    history: Vec<Vec<u8>>,
+    /// What is to be sent behind the next message.
+    later: Vec<Vec<u8>>,
+    dribbles: bool,
+}

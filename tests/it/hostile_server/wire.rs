@@ -1,0 +1,196 @@
+//! PostgreSQL's wire protocol, as much as an adversary and its referee need of it.
+//!
+//! The referee reads what was really sent to pglock and says whether a server has granted a lock by that. It shares no
+//! code with pglock or its client library, and is strict: what it does not understand grants nothing.
+
+use std::io::{self, Read};
+
+/// The number in a request for TLS, where other messages have the version.
+const TLS_REQUEST: u32 = 80_877_103;
+
+/// Whether a message without a type asks for TLS.
+pub fn asks_for_tls(message: &[u8]) -> bool {
+    message.len() == 8 && message[4..] == TLS_REQUEST.to_be_bytes()
+}
+
+/// One message, with its type in front where it has one.
+pub fn read_message(from: &mut impl Read, typed: bool) -> io::Result<Vec<u8>> {
+    let mut message = vec![0; if typed { 5 } else { 4 }];
+    from.read_exact(&mut message)?;
+    let head = message.len();
+    let length = u32::from_be_bytes(message[head - 4..].try_into().unwrap()) as usize;
+    message.resize(head + length.saturating_sub(4), 0);
+    from.read_exact(&mut message[head..])?;
+    Ok(message)
+}
+
+/// A message of this type.
+pub fn message(kind: u8, body: &[u8]) -> Vec<u8> {
+    let length = (body.len() as u32 + 4).to_be_bytes();
+    [&[kind], &length[..], body].concat()
+}
+
+/// An error, or a notice: its fields, each a letter and a text.
+pub fn report(kind: u8, fields: &[(u8, &[u8])]) -> Vec<u8> {
+    let fields = fields
+        .iter()
+        .flat_map(|(letter, text)| [&[*letter], *text, &[0]].concat());
+    let mut body: Vec<u8> = fields.collect();
+    body.push(0);
+    message(kind, &body)
+}
+
+/// The names of the columns, of a whole message that describes rows.
+pub fn columns(message: &[u8]) -> Option<Vec<Vec<u8>>> {
+    let (count, mut rest) = counted(message, b'T')?;
+    let mut names = Vec::new();
+    for _ in 0..count {
+        let end = rest.iter().position(|byte| *byte == 0)?;
+        names.push(rest[..end].to_vec());
+        // Table, column, type, its size and modifier, and the format follow.
+        rest = rest.get(end + 1 + 18..)?;
+    }
+    rest.is_empty().then_some(names)
+}
+
+/// The values, of a whole message that is a row.
+pub fn values(message: &[u8]) -> Option<Vec<Option<Vec<u8>>>> {
+    let (count, mut rest) = counted(message, b'D')?;
+    let mut values = Vec::new();
+    for _ in 0..count {
+        let length = i32::from_be_bytes(rest.get(..4)?.try_into().ok()?);
+        rest = &rest[4..];
+        values.push(match usize::try_from(length) {
+            Ok(length) => {
+                let value = rest.get(..length)?.to_vec();
+                rest = &rest[length..];
+                Some(value)
+            }
+            Err(_) => None,
+        });
+    }
+    rest.is_empty().then_some(values)
+}
+
+/// A row of these values.
+pub fn row(values: &[Option<Vec<u8>>]) -> Vec<u8> {
+    let mut body = (values.len() as u16).to_be_bytes().to_vec();
+    for value in values {
+        match value {
+            Some(value) => {
+                body.extend((value.len() as u32).to_be_bytes());
+                body.extend(value);
+            }
+            None => body.extend((-1i32).to_be_bytes()),
+        }
+    }
+    message(b'D', &body)
+}
+
+/// The description of rows of these columns, all texts.
+pub fn description(names: &[Vec<u8>]) -> Vec<u8> {
+    let mut body = (names.len() as u16).to_be_bytes().to_vec();
+    for name in names {
+        body.extend(name);
+        body.push(0);
+        body.extend([
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 25, 255, 255, 255, 255, 255, 255, 0, 0,
+        ]);
+    }
+    message(b'T', &body)
+}
+
+/// What follows the count at the beginning of a message of this type.
+fn counted(message: &[u8], kind: u8) -> Option<(u16, &[u8])> {
+    if *message.first()? != kind {
+        return None;
+    }
+    let body = message.get(5..)?;
+    let count = u16::from_be_bytes(body.get(..2)?.try_into().ok()?);
+    Some((count, &body[2..]))
+}
+
+/// Whether a server that sends this has granted a lock: in one complete answer without an error, the last row says that
+/// the lock is acquired, and that its row was found.
+pub fn grants(mut bytes: &[u8]) -> bool {
+    let (mut names, mut says_so) = (Vec::new(), false);
+    while bytes.len() >= 5 {
+        let length = u32::from_be_bytes(bytes[1..5].try_into().unwrap()) as usize;
+        if length < 4 || bytes.len() <= length {
+            return false;
+        }
+        let (message, rest) = bytes.split_at(length + 1);
+        bytes = rest;
+        match message[0] {
+            b'T' => names = columns(message).unwrap_or_default(),
+            b'D' => {
+                let Some(values) = values(message).filter(|values| values.len() == names.len())
+                else {
+                    return false;
+                };
+                let says = |column: &[u8]| {
+                    let named = names.iter().zip(&values);
+                    let mut named = named.filter(|(name, _)| name.as_slice() == column);
+                    named
+                        .next()
+                        .is_some_and(|(_, value)| value.as_deref() == Some(b"t"))
+                };
+                says_so = says(b"acquired") && says(b"proven");
+            }
+            b'E' => says_so = false,
+            b'Z' if says_so => return true,
+            b'Z' => names.clear(),
+            _ => {}
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(acquired: &str, proven: Option<&str>) -> Vec<Vec<u8>> {
+        let text = |text: &str| text.as_bytes().to_vec();
+        vec![
+            description(&[text("acquired"), text("proven")]),
+            row(&[Some(text(acquired)), proven.map(text)]),
+            message(b'C', b"SELECT 1\0"),
+            message(b'Z', b"I"),
+        ]
+    }
+
+    /// The referee itself is not to be taken in.
+    #[test]
+    fn a_grant_is_a_whole_answer_that_says_so() {
+        let good = answer("t", Some("t"));
+        assert!(grants(&good.concat()));
+        for short in 0..good.concat().len() {
+            assert!(!grants(&good.concat()[..short]), "{short} bytes");
+        }
+        assert!(!grants(&answer("f", Some("t")).concat()));
+        assert!(!grants(&answer("t", None).concat()));
+        let error = report(b'E', &[(b'S', b"ERROR"), (b'C', b"57P01"), (b'M', b"x")]);
+        let failed = [&good[0], &good[1], &error, &good[3]].map(Vec::as_slice);
+        assert!(!grants(&failed.concat()));
+        // A row without its description, or of another answer's.
+        assert!(!grants(&good[1..].concat()));
+        let later = [&good[0], &good[3], &good[1], &good[3]].map(Vec::as_slice);
+        assert!(!grants(&later.concat()));
+        // The last row counts.
+        let no = answer("f", Some("t"));
+        let both = [&good[0], &good[1], &no[1], &good[3]].map(Vec::as_slice);
+        assert!(!grants(&both.concat()));
+        let both = [&good[0], &no[1], &good[1], &good[3]].map(Vec::as_slice);
+        assert!(grants(&both.concat()));
+    }
+
+    #[test]
+    fn rows_read_back() {
+        let some = [Some(b"a".to_vec()), None, Some(Vec::new())];
+        assert_eq!(values(&row(&some)).unwrap(), some);
+        let names = [b"a".to_vec(), b"b".to_vec()];
+        assert_eq!(columns(&description(&names)).unwrap(), names);
+        assert_eq!(values(&message(b'D', &[0, 1, 0, 0, 0, 9, b'x'])), None);
+    }
+}
