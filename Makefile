@@ -15,7 +15,7 @@ BASH = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSH  = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISH = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 
-.PHONY: help build demo test test-matrix test-crowd fuzz check audit completions dist deb test-packages install uninstall clean
+.PHONY: help build demo test test-matrix test-crowd fuzz bench bench-growth bench-check check audit completions dist deb test-packages install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +49,24 @@ fuzz: ## fuzz for some minutes (PROPTEST_CASES, PGLOCK_FUZZ_COUNT, PGLOCK_FUZZ_S
 	PROPTEST_CASES=$${PROPTEST_CASES:-20000} $(CARGO) test --release --locked --bin pglock
 	PGLOCK_FUZZ_COUNT=$${PGLOCK_FUZZ_COUNT:-5000} PGLOCK_FUZZ_SEED=$${PGLOCK_FUZZ_SEED:-$$(date +%s)} \
 		$(CARGO) test --release --locked --test it -- --nocapture hostile_server words::
+
+# What is released is what is measured; scripts/dist says where it is.
+BENCH = PGLOCK_BENCH=$(abspath $(DIST))/pglock/pglock $(CARGO) bench --locked --bench bench --
+
+bench: ## measure the cost beside a client written by hand (minutes; results in benches/)
+	@scripts/setup test
+	@scripts/dist
+	$(BENCH)
+
+bench-growth: ## measure how the cost grows with the number of holders and waiters
+	@scripts/setup test
+	@scripts/dist
+	$(BENCH) growth
+
+bench-check: ## measure, and fail where a ratio is worse than its bound
+	@scripts/setup test
+	@scripts/dist
+	$(BENCH) check
 
 check: ## formatting, lints and documentation
 	$(CARGO) fmt --check

@@ -5,7 +5,6 @@
 //! says goodbye in one write. ROOTS is a file of trusted roots, against which certificate and name are checked
 //! (`verify-full`), or `-`: then any certificate will do (`require`).
 #![expect(clippy::unwrap_used, reason = "a floor has no errors to tell of")]
-#![expect(clippy::exit, reason = "it ends as its job does")]
 
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};

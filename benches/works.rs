@@ -2,8 +2,9 @@
 
 use crate::Programs;
 use crate::processes::{cpu_time, private_memory};
+use crate::support::pgbouncer::PgBouncer;
 use crate::support::scrubbed;
-use crate::support::server::{SUPERUSER, Server, free_port};
+use crate::support::server::{SUPERUSER, Server, find, free_port};
 use crate::support::tls::{PASSWORD, Secured};
 use crate::support::wait::{SOON, eventually};
 use crate::timing::{Contender, Sample, in_turn, measure_in_turn, milliseconds};
@@ -66,6 +67,7 @@ pub fn measure(programs: &Programs) -> Vec<Work> {
         bench.plain("lock, true, unlock; Unix socket", &socket, 1.40),
     ];
     works.extend(bench.with_tls());
+    works.push(bench.pooled());
     works.push(bench.delayed());
     works.extend(bench.turns());
     works.push(bench.conflict());
@@ -212,6 +214,28 @@ impl Bench<'_> {
                 1.40,
             ),
         ]
+    }
+
+    /// Through a PgBouncer on the same machine, whose sessions stand open.
+    fn pooled(&self) -> Work {
+        let [session, transaction] = ["session", "transaction"]
+            .map(|mode| PgBouncer::with(&self.server, &[&format!("pool_mode={mode}")]));
+        let program = &self.programs.pglock;
+        let through = |name, pooler: &PgBouncer, options: &[&str]| {
+            let words = [options, &["true"]].concat();
+            pglock(name, program, &dsn("127.0.0.1", pooler.port()), &words)
+        };
+        let contenders = [
+            floor(self.programs, "try", "127.0.0.1", self.server.port(), &["true"]),
+            through("pglock, session", &session, &["--scope", "session-pooled"]),
+            through("pglock, trans.", &transaction, &[]),
+        ];
+        Work {
+            name: "the same through PgBouncer; floor direct",
+            unit: "ms",
+            samples: in_turn(&contenders, ROUNDS / 2),
+            bound: f64::INFINITY,
+        }
     }
 
     /// On a network whose ways take 5 ms each.
@@ -413,7 +437,7 @@ impl Bench<'_> {
             command
         });
         let psql = Contender::new("psql", move || {
-            let mut command = scrubbed("psql");
+            let mut command = scrubbed(find("psql"));
             command.args([
                 "-XqAt",
                 "-h",

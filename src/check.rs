@@ -380,7 +380,7 @@ impl Inspection {
         let lock = Lock { keys, mode, scope };
         let attempt = match scope {
             Scope::Session => {
-                lock::prepare(&mut self.client, limit).map_err(connection::failure)?;
+                lock::prepare(&mut self.client, limit, &self.server).map_err(connection::failure)?;
                 first
             }
             Scope::Transaction => {

@@ -506,7 +506,7 @@ impl Thread {
             poll: self.request.poll,
             limit: self.request.timing.server_limit(),
             slice: match lock.scope {
-                Scope::Session => self.prepare(client)?,
+                Scope::Session => self.prepare(client, server)?,
                 Scope::Transaction => Duration::ZERO,
             },
         };
@@ -580,9 +580,9 @@ impl Thread {
         poll(&mut [order], timeout(rest)).is_ok_and(|ready| ready > 0)
     }
 
-    fn prepare(&self, client: &mut Client) -> Result<Duration, Failure> {
+    fn prepare(&self, client: &mut Client, server: &Server) -> Result<Duration, Failure> {
         self.alive(Duration::ZERO);
-        lock::prepare(client, self.request.timing.server_limit())
+        lock::prepare(client, self.request.timing.server_limit(), server)
             .map_err(|error| connection::failure(error).context("cannot prepare the session"))
     }
 

@@ -81,14 +81,6 @@ impl Answer {
         self.get(column) == Some("t")
     }
 
-    /// Whether all columns are.
-    pub(super) fn is_all_true(&self) -> bool {
-        let is_true = |row: &SimpleQueryRow, column| matches!(row.try_get(column), Ok(Some("t")));
-        let all = |row: &SimpleQueryRow| (0..row.len()).all(|column| is_true(row, column));
-        let row = self.row.as_ref().filter(|row| !row.is_empty());
-        row.is_some_and(all)
-    }
-
     /// A column's number.
     pub fn number(&self, column: &str) -> Option<f64> {
         self.get(column)?.parse().ok()

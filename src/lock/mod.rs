@@ -637,11 +637,16 @@ impl Lock {
             Scope::Session => {
                 let unlock = |id: &KeyId| call("pg_advisory_unlock", *id, self.mode);
                 let unlocks: Vec<String> = self.ids().iter().map(unlock).collect();
-                format!("{AT_ONCE}SELECT {}", unlocks.join(", "))
+                // All of them are given back, also after one that was not ours.
+                let released = match unlocks.as_slice() {
+                    [one] => one.clone(),
+                    all => format!("LEAST({})", all.join(", ")),
+                };
+                format!("{AT_ONCE}SELECT {released} AS released")
             }
-            Scope::Transaction => format!("SELECT {}; COMMIT", self.in_sql().proof()),
+            Scope::Transaction => format!("SELECT {} AS released; COMMIT", self.in_sql().proof()),
         };
-        Ok(Answer::to(client, &sql)?.is_all_true())
+        Ok(Answer::to(client, &sql)?.is_true("released"))
     }
 
     /// Whether the lock is ours now.

@@ -4,7 +4,7 @@
 //! that our host has vanished. What a holder needs rides in the message that takes the lock, so that no lock of ours is
 //! ever without it; the rest is for those who wait.
 
-use super::{Answer, ask};
+use super::{Answer, Server, ask};
 use postgres::Client;
 use postgres::error::Severity;
 use std::time::Duration;
@@ -97,24 +97,29 @@ pub(super) fn settings(limit: Duration, local: bool) -> Vec<String> {
 
 /// Makes the session fit to wait for a lock, for as long as it takes, and makes the server notice within `limit` that
 /// our host has vanished. Returns how long a slice of waiting may be.
-pub fn prepare(client: &mut Client, limit: Duration) -> Result<Duration, postgres::Error> {
+pub fn prepare(
+    client: &mut Client,
+    limit: Duration,
+    server: &Server,
+) -> Result<Duration, postgres::Error> {
+    let notice_end = Setting::if_known("client_connection_check_interval", "1s").expression(false);
+    let mut all = settings(limit, false);
+    if server.is_on_linux() {
+        all.push(notice_end.clone());
+    }
     let answer = Answer::to(
         client,
         &format!(
             "{AT_ONCE}SELECT {}, {} AS deadlock_timeout, {} AS log_min_duration",
-            settings(limit, false).join(", "),
+            all.join(", "),
             in_milliseconds("deadlock_timeout"),
             in_milliseconds("log_min_duration_statement"),
         ),
     )?;
-    let asked = ask(
-        client,
-        "SELECT CASE WHEN pg_catalog.current_setting('client_connection_check_interval', true) IS NOT NULL \
-         THEN pg_catalog.set_config('client_connection_check_interval', '1s', false) END",
-    );
-    // A server on a system without the needed poll(2) flag refuses this one; nothing else depends on it. One that has
-    // ended the session has said why, and does not say it again.
-    if let Err(error) = asked
+    // It needs something of the system that not every other one has, and is refused there; nothing else depends on it.
+    // A server that has ended the session has said why, and does not say it again.
+    if !server.is_on_linux()
+        && let Err(error) = ask(client, &format!("SELECT {notice_end}"))
         && ends_the_session(&error)
     {
         return Err(error);

@@ -18,6 +18,7 @@ mod connection_alike;
 mod connection_hosts;
 mod connection_secrets;
 mod connection_tls;
+mod cost;
 mod evict;
 mod examples;
 mod exclusion;

@@ -426,7 +426,7 @@ fn unprivileged() -> Option<User> {
 }
 
 /// Where a program of PostgreSQL's is; itself, where `$PATH` must know.
-fn find(program: &str) -> PathBuf {
+pub fn find(program: &str) -> PathBuf {
     let version = |folder: &PathBuf| -> Option<u32> {
         folder
             .file_name()?
