@@ -103,7 +103,7 @@ fn pieces(keys: &str) -> Vec<String> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::time::{Duration, Instant};
+    use std::cell::Cell;
 
     const BACKUP: KeyId = KeyId::Bigint(6111399565520850680);
 
@@ -138,13 +138,16 @@ mod tests {
     }
 
     proptest! {
-        /// What a pglock calls itself is understood; and what a stranger does to look like one costs little.
+        /// A stranger that calls itself like a pglock of many keys and slots costs little.
         #[test]
-        fn any_name_is_looked_up_in_no_time(keys in "[a-c,]{0,55}|\\PC{0,20}", slots in 1..=slots::MOST) {
-            let began = Instant::now();
+        fn no_name_costs_many_hashes(keys in "[a-c,]{0,55}|\\PC{0,20}", slots in 1..=slots::MOST) {
+            let hashes = Cell::new(0);
             let mut names = Names::default();
-            names.learn_readings(&keys, slots, "app", |_| false);
-            prop_assert!(began.elapsed() < Duration::from_secs(5), "{keys:?} {slots}");
+            names.learn_readings(&keys, slots, "app", |_| {
+                hashes.set(hashes.get() + 1);
+                false
+            });
+            prop_assert!(hashes.get() < 50_000, "{keys:?} {slots}: {}", hashes.get());
         }
 
         #[test]

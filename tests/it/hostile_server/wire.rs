@@ -111,7 +111,7 @@ fn counted(message: &[u8], kind: u8) -> Option<(u16, &[u8])> {
 }
 
 /// Whether a server that sends this has granted a lock: in one complete answer without an error, the last row says that
-/// the lock is acquired, and that its row was found.
+/// the lock is acquired, and that its row was found. The case of a column's name does not matter, as in SQL.
 pub fn grants(mut bytes: &[u8]) -> bool {
     let (mut names, mut says_so) = (Vec::new(), false);
     while bytes.len() >= 5 {
@@ -130,7 +130,7 @@ pub fn grants(mut bytes: &[u8]) -> bool {
                 };
                 let says = |column: &[u8]| {
                     let named = names.iter().zip(&values);
-                    let mut named = named.filter(|(name, _)| name.as_slice() == column);
+                    let mut named = named.filter(|(name, _)| name.eq_ignore_ascii_case(column));
                     named
                         .next()
                         .is_some_and(|(_, value)| value.as_deref() == Some(b"t"))
@@ -168,6 +168,8 @@ mod tests {
         for short in 0..good.concat().len() {
             assert!(!grants(&good.concat()[..short]), "{short} bytes");
         }
+        let shouted = description(&[b"ACQUIRED".to_vec(), b"pRoven".to_vec()]);
+        assert!(grants(&[&[shouted], &good[1..]].concat().concat()));
         assert!(!grants(&answer("f", Some("t")).concat()));
         assert!(!grants(&answer("t", None).concat()));
         let error = report(b'E', &[(b'S', b"ERROR"), (b'C', b"57P01"), (b'M', b"x")]);
