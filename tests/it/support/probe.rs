@@ -9,26 +9,24 @@ use std::sync::OnceLock;
 /// The probe's file.
 pub fn path() -> &'static str {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    let path = PATH.get_or_init(|| {
-        // This binary is in `deps`; examples are beside that folder.
-        let me = std::env::current_exe().unwrap();
-        let path = me
-            .parent()
-            .unwrap()
-            .with_file_name("examples")
-            .join("probe");
-        if !path.exists() {
-            let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-            let built = Command::new(cargo)
-                .args(["build", "--quiet", "--example", "probe"])
-                .status();
-            assert!(built.unwrap().success(), "the probe does not build");
-        }
-        assert!(
-            path.exists(),
-            "{path:?} is missing: run the tests by 'cargo test'"
-        );
-        path
-    });
-    path.to_str().unwrap()
+    PATH.get_or_init(|| example("probe")).to_str().unwrap()
+}
+
+/// The file of a program that is an example to cargo.
+pub fn example(name: &str) -> PathBuf {
+    // This binary is in `deps`; examples are beside that folder.
+    let me = std::env::current_exe().unwrap();
+    let path = me.parent().unwrap().with_file_name("examples").join(name);
+    if !path.exists() {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut build = Command::new(cargo);
+        build.args(["build", "--quiet", "--example", name]);
+        build.args((!cfg!(debug_assertions)).then_some("--release"));
+        assert!(build.status().unwrap().success(), "{name} does not build");
+    }
+    assert!(
+        path.exists(),
+        "{path:?} is missing: run the tests by 'cargo test'"
+    );
+    path
 }
