@@ -29,7 +29,7 @@ fn a_pglock_that_lies_is_caught() {
     for (lie, words) in LIES {
         let liar = liar(folder.path(), lie);
         // A lie that does no harm in one second may do some in another.
-        let is_caught = (0..10).any(|_| {
+        let is_caught = (0..20).any(|_| {
             let (_, verdict) = run(&plan, &world, &liar);
             verdict.violations.iter().any(|said| said.contains(words))
         });
