@@ -20,7 +20,7 @@ pub const SECOND: u128 = 1_000_000_000;
 /// (`--kill-after 1`); behind a cut cable it is seen after two heartbeats. The rest is for a busy machine.
 pub const STOPPING: u128 = 6 * SECOND;
 /// From the grant to the job's first line, on a busy machine.
-const STARTING: u128 = 2 * SECOND;
+const STARTING: u128 = 3 * SECOND;
 /// How long a cut or a slow line can make itself felt after its end: until messages are sent again, or the server gives the
 /// connection up.
 pub const ECHO: u128 = 10 * SECOND;

@@ -216,7 +216,7 @@ fn an_excuse_is_for_whom_it_met_when_it_met_him() {
     }
     // Long before the first one had the lock: its session is a newer one.
     let late = Tale::default().holds(1, 0, 9000).holds(2, 8000, 9500);
-    let late = late.job(1, |stay| stay.entered = ms(7000));
+    let late = late.job(1, |stay| stay.entered = ms(7900));
     let late = late.fault(Kind::Crash, Target::All, 4000, 4500);
     late.fails_for(AT_ONCE);
 }
@@ -448,12 +448,12 @@ fn a_line_that_is_not_kept_is_caught() {
         let fair = |request: &mut Request| request.fair = true;
         tale.request(2, fair).request(3, fair)
     };
-    line(4000).fails_for("run 2 came before run 3 and was served after it");
+    line(6000).fails_for("run 2 came before run 3 and was served after it");
     // They came at the same time, as far as can be told.
     line(2000).passes();
-    let stopped = line(4000).fault(Kind::StopPglock, Target::Run(2), 9000, 12_000);
+    let stopped = line(6000).fault(Kind::StopPglock, Target::Run(2), 9000, 12_000);
     stopped.passes();
-    line(4000)
+    line(6000)
         .request(3, |request| request.fair = false)
         .passes();
 }

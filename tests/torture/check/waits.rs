@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 const IDLE: u128 = 4 * SECOND;
 const IDLE_POOLED: u128 = 8 * SECOND;
 /// What starting, connecting and standing in line take, on a busy machine.
-const COMING: u128 = 2 * SECOND;
+const COMING: u128 = 4 * SECOND;
 
 /// How long the lock of one who was not heard can stay behind: until the server gives the connection up, or longer if its
 /// process was stopped.
