@@ -226,7 +226,13 @@ impl Bench<'_> {
             pglock(name, program, &dsn("127.0.0.1", pooler.port()), &words)
         };
         let contenders = [
-            floor(self.programs, "try", "127.0.0.1", self.server.port(), &["true"]),
+            floor(
+                self.programs,
+                "try",
+                "127.0.0.1",
+                self.server.port(),
+                &["true"],
+            ),
             through("pglock, session", &session, &["--scope", "session-pooled"]),
             through("pglock, trans.", &transaction, &[]),
         ];

@@ -88,6 +88,7 @@ pub fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Resul
     };
     let scope = server.fit(choice).ok();
     let mut inspection = Inspection {
+        settings,
         client,
         server,
         choice,
@@ -160,7 +161,8 @@ impl fmt::Display for Report {
 }
 
 /// An open connection, and what was found out about it so far.
-struct Inspection {
+struct Inspection<'a> {
+    settings: &'a Settings,
     client: Client,
     server: Server,
     choice: ScopeChoice,
@@ -168,7 +170,7 @@ struct Inspection {
     findings: Vec<Finding>,
 }
 
-impl Inspection {
+impl Inspection<'_> {
     /// All findings, in the order in which they are told. Without a scope there is no lock to be had.
     fn look(&mut self, scope: Option<Scope>, id: KeyId, attempt: Attempt) -> Result<(), Failure> {
         self.server_itself();
@@ -380,11 +382,18 @@ impl Inspection {
         let lock = Lock { keys, mode, scope };
         let attempt = match scope {
             Scope::Session => {
-                lock::prepare(&mut self.client, limit, &self.server).map_err(connection::failure)?;
+                lock::prepare(&mut self.client, limit, &self.server)
+                    .map_err(connection::failure)?;
                 first
             }
             Scope::Transaction => {
-                lock.first_try_in_transaction(&mut self.client, limit, Duration::ZERO)?
+                let name = self.settings.application_name();
+                let name = session::application_name(name, "pglock check", None);
+                let again = || {
+                    std::thread::sleep(lock::BEFORE_AGAIN);
+                    Some(self.settings.open(&name, None).ok()?.client)
+                };
+                lock.first_try_in_transaction(&mut self.client, limit, Duration::ZERO, again)?
             }
         };
         Ok((lock, attempt))

@@ -411,6 +411,10 @@ impl Thread {
                     client,
                     self.request.timing.server_limit(),
                     self.request.poll,
+                    || match self.is_ordered_within(lock::BEFORE_AGAIN) {
+                        true => None,
+                        false => Some(self.open().ok()?.client),
+                    },
                 )?
             }
         };

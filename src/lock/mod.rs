@@ -486,18 +486,21 @@ impl Lock {
     /// Tries for the first time in a transaction, and finds out whether there can be one.
     ///
     /// A PgBouncer that pools statements says so and closes the connection, and the client library, when it sees
-    /// both at once, only tells of the second.
+    /// both at once, only tells of the second. A pooler that ends at that moment does the same, and one that has lost its
+    /// server; so `again` opens other connections, to see whether BEGIN ends each of them.
     pub fn first_try_in_transaction(
         &self,
         client: &mut Client,
         limit: Duration,
         poll: Duration,
+        mut again: impl FnMut() -> Option<Client>,
     ) -> Result<Attempt, Failure> {
         let asked = Instant::now();
         let attempt = self.try_in_transaction(client, limit, poll);
         attempt.map_err(|error| {
-            let is_refused = error.is_closed() && asked.elapsed() < Duration::from_secs(1);
-            match is_refused || pools_statements(&error) {
+            let is_closed = error.is_closed() && asked.elapsed() < Duration::from_secs(1);
+            let mut is_closed_again = |_| again().is_some_and(is_closed_at_begin);
+            match pools_statements(&error) || is_closed && (0..AGAIN).all(&mut is_closed_again) {
                 true => Failure::say(ExitCode::Config, STATEMENT_POOLING),
                 false => connection::failure(error),
             }
@@ -661,6 +664,19 @@ impl Lock {
             Keys::All(ids) | Keys::OneOf(ids, _) => ids,
         }
     }
+}
+
+/// How many other connections BEGIN must end, and the rest before each: a pooler that cannot get a session of its server
+/// ends many at a time, and then no more.
+const AGAIN: u32 = 10;
+/// See [`AGAIN`].
+pub const BEFORE_AGAIN: Duration = Duration::from_millis(100);
+
+/// Whether it is BEGIN that ends this connection, and nothing else does: a pooler whose server is gone ends it too.
+fn is_closed_at_begin(mut client: Client) -> bool {
+    let is_alive = client.simple_query("SELECT 1").is_ok();
+    let begun = client.simple_query("BEGIN");
+    is_alive && begun.is_err_and(|error| error.is_closed() || pools_statements(&error))
 }
 
 /// Gives back whatever the session holds.

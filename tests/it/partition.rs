@@ -107,6 +107,23 @@ fn the_job_is_dead_before_the_lock_is_given_away() {
     }
 }
 
+/// A line on which messages stand in a queue is not a cut one: the lock is neither lost nor given away.
+#[test]
+fn a_slow_line_is_no_loss() {
+    let Some(mut network) = Network::new() else {
+        return;
+    };
+    let (server, host) = (Server::on(&network.host()), network.host());
+    let holder = on(&host, &server, "slow").args(SHORT);
+    let holder = holder.sh("sleep 6; exit 3").spawn();
+    server.await_locks("slow", 1, 0);
+    if !network.slow_down(&host) {
+        println!("SKIPPED: this kernel cannot make a line slow (tc, tbf)");
+    }
+    holder.finish().code(3).silent();
+    network.speed_up(&host);
+}
+
 /// "The vanished host's lock is freed by the server within the documented bound, [...] for a waiter, and when a waiter is
 /// granted in the moment of the cut": the queue and the lock are free again, and no job was started.
 #[test]

@@ -3,6 +3,7 @@
 
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Pglock, Running};
+use crate::support::proxy::Proxy;
 use crate::support::server::{Locks, SUPERUSER, Server, rows};
 use crate::support::unique;
 use crate::support::wait::{SOON, eventually, until};
@@ -55,6 +56,24 @@ fn assert_pool_is_clean(server: &Server, bouncer: &PgBouncer, database: &str, si
     for client in &mut clients {
         rows(client, "BEGIN");
         assert_eq!(settings(client), fresh);
+    }
+}
+
+/// "69: the database cannot be reached": a pooler that ends at BEGIN, or whose server does, is no pooler that pools
+/// statements, which would be a wrong setting.
+#[test]
+fn a_pooler_that_ends_at_begin_is_not_taken_for_one_that_pools_statements() {
+    let server = Server::shared();
+    let bouncer = bouncer(server, "transaction", &[]);
+    for words in [&["BEGIN"][..], &["BEGIN", "SELECT 1"], &["BEGIN"; 3]] {
+        let proxy = Proxy::ending_at(bouncer.port(), words);
+        let run = || {
+            let run = server.run(&unique("begin"));
+            run.args(["--dsn", &proxy.dsn(), "-n", "true"]).output()
+        };
+        let line = run().code(69).stderr_line();
+        assert!(!line.contains("pools statements"), "{line}");
+        run().code(0).silent();
     }
 }
 

@@ -69,6 +69,28 @@ impl Network {
         self.switch
             .ip(&format!("link set port{} master bridge", host.number()));
     }
+
+    /// Makes the host's line slow, both ways: what is sent stands in a queue, 50 ms for each 100 bytes before it. `false`
+    /// where the kernel cannot do that.
+    pub fn slow_down(&self, host: &Host) -> bool {
+        self.ends(host).into_iter().all(|(end, device)| {
+            end.tc(&format!(
+                "qdisc replace dev {device} root tbf rate 16kbit burst 1600 latency 3s"
+            ))
+        })
+    }
+
+    /// Makes it as fast as it was; that it was slow no more is no matter.
+    pub fn speed_up(&self, host: &Host) {
+        for (end, device) in self.ends(host) {
+            end.tc(&format!("qdisc delete dev {device} root"));
+        }
+    }
+
+    fn ends<'a>(&'a self, host: &'a Host) -> [(&'a Host, String); 2] {
+        let port = format!("port{}", host.number());
+        [(&self.switch, port), (host, "eth0".into())]
+    }
 }
 
 impl Host {
@@ -102,6 +124,13 @@ impl Host {
 
     fn number(&self) -> &str {
         self.address.rsplit('.').next().expect("an address")
+    }
+
+    fn tc(&self, arguments: &str) -> bool {
+        let mut tc = Command::new("nsenter");
+        tc.args(self.entrance()).args(["--", "tc"]);
+        tc.args(arguments.split(' ')).stderr(Stdio::null());
+        tc.status().expect("nsenter").success()
     }
 
     #[track_caller]

@@ -30,12 +30,13 @@ impl PgBouncer<'_> {
         PgBouncer::make(server, None, settings)
     }
 
-    /// The same on a host of a test's network. Its socket is reached from here as well.
+    /// The same on a host of a test's network.
     pub fn on<'a>(host: &Host, server: &'a Server, settings: &[&str]) -> PgBouncer<'a> {
         PgBouncer::make(server, Some(host), settings)
     }
 
-    fn make<'a>(server: &'a Server, host: Option<&Host>, settings: &[&str]) -> PgBouncer<'a> {
+    /// On a host of a test's network, if one is given; it can be reached from here as well.
+    pub fn make<'a>(server: &'a Server, host: Option<&Host>, settings: &[&str]) -> PgBouncer<'a> {
         // Somebody else may have taken the port since it was found free.
         (0..10)
             .find_map(|_| PgBouncer::launch(server, host, free_port(), settings))

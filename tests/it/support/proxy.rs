@@ -1,4 +1,5 @@
-//! A proxy between pglock and the server, to ask pglock's own session a question that only it can answer.
+//! A proxy between pglock and the server: to ask pglock's own session a question that only it can answer, or to end a
+//! session at a certain word.
 //!
 //! It understands as much of the protocol as it takes to see where a message ends, and no encryption. Before it
 //! passes the client's goodbye on, it asks the server its question in the client's place, and keeps the answer.
@@ -34,6 +35,26 @@ impl Proxy {
             }
         });
         Proxy { port, answers }
+    }
+
+    /// Ends the first session at the first of these words that the client says, as the end of a server does, before it is
+    /// passed on; the second one at the second word, and so on. The later ones are left alone.
+    pub fn ending_at(to: u16, words: &'static [&'static str]) -> Proxy {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        thread::spawn(move || {
+            for (number, client) in listener.incoming().enumerate() {
+                let (Ok(client), Ok(server)) = (client, TcpStream::connect(("127.0.0.1", to)))
+                else {
+                    continue;
+                };
+                thread::spawn(move || relay_until(words.get(number).copied(), client, server));
+            }
+        });
+        Proxy {
+            port,
+            answers: Arc::default(),
+        }
     }
 
     /// The connection string of the way through the proxy.
@@ -91,6 +112,24 @@ fn converse(
     let _ = server.shutdown(Shutdown::Write);
     let answer = back.join().unwrap();
     answers.lock().unwrap().extend(value(&answer));
+}
+
+/// Passes everything on, until the client says the word.
+fn relay_until(word: Option<&str>, mut client: TcpStream, mut server: TcpStream) {
+    let (mut from, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+    thread::spawn(move || io::copy(&mut from, &mut to));
+    let mut typed = false;
+    while let Ok(message) = read_message(&mut client, typed) {
+        let text = String::from_utf8_lossy(&message);
+        let says_it = word.is_some_and(|word| text.contains(word));
+        if says_it || server.write_all(&message).is_err() {
+            break;
+        }
+        typed = true;
+    }
+    for end in [client, server] {
+        let _ = end.shutdown(Shutdown::Both);
+    }
 }
 
 /// One message, with its type in front where it has one.

@@ -70,18 +70,11 @@ impl Server {
 
     /// A server on a host of a test's network. Its socket is reached from here as well.
     pub fn on(host: &Host) -> Server {
-        Server::make(
-            &[],
-            Some((host.entrance(), host.address().to_owned())),
-            None,
-        )
+        Server::make(&[], Some(host), None)
     }
 
-    fn make(
-        settings: &[&str],
-        host: Option<(Vec<String>, String)>,
-        primary: Option<&Server>,
-    ) -> Server {
+    /// All of that together.
+    pub fn make(settings: &[&str], host: Option<&Host>, primary: Option<&Server>) -> Server {
         let folder = tempfile::Builder::new().prefix("pglock-test-").tempdir();
         let folder = folder.unwrap().keep();
         if let Some(user) = unprivileged() {
@@ -92,7 +85,7 @@ impl Server {
             folder,
             port: free_port(),
             settings: settings.iter().map(|s| (*s).to_owned()).collect(),
-            host,
+            host: host.map(|host| (host.entrance(), host.address().to_owned())),
             postmaster: Mutex::new(None),
             watchdog: Some(watchdog),
         };

@@ -1,0 +1,285 @@
+//! The check: whether a history keeps pglock's promises.
+//!
+//! Two jobs that exclude each other may be inside at once only where a fault has ended the session of one of them, and for
+//! no longer than it takes to stop its job. A cut cable, a slow line or a silent server is no excuse, since pglock stops the
+//! job before the server gives the lock away, unless pglock itself was killed or stopped. Whatever the excuse, the tokens
+//! have to tell who was first, and the store must have refused him after the other had written.
+//!
+//! [`tokens`]: tokens and the store. [`ends`]: how each pglock ended, and what it said. [`waits`]: those who wait.
+
+mod ends;
+mod tokens;
+mod waits;
+
+use super::history::{Fault, History, Run, Stay, Target};
+use super::plan::{Kind, Request};
+use std::collections::{BTreeMap, HashMap};
+
+pub const SECOND: u128 = 1_000_000_000;
+/// From the end of a session to the end of the job: it is seen at once, TERM is sent, and a second later KILL
+/// (`--kill-after 1`); behind a cut cable it is seen after two heartbeats. The rest is for a busy machine.
+pub const STOPPING: u128 = 6 * SECOND;
+/// From the grant to the job's first line, on a busy machine.
+const STARTING: u128 = 3 * SECOND;
+/// How long a cut or a slow line can make itself felt after its end: until messages are sent again, or the server gives the
+/// connection up.
+pub const ECHO: u128 = 10 * SECOND;
+/// How long after it has met no server the pooler looks for one again (`server_login_retry`), and a bit.
+const RETRY: u128 = 3 * SECOND;
+
+/// What the check has found.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    pub violations: Vec<String>,
+    /// Overlaps that a fault explains, by the fault.
+    pub explained: BTreeMap<String, Explained>,
+    /// Writes that the store has accepted, and refused.
+    pub accepted: usize,
+    pub refused: usize,
+}
+
+/// Overlaps with one explanation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Explained {
+    pub count: usize,
+    /// Those in which both had a token.
+    pub ordered: usize,
+    /// Nanoseconds.
+    pub longest: u128,
+}
+
+/// Checks everything that can be told from the history alone.
+pub fn check(history: &History) -> Verdict {
+    let mut check = Check {
+        history,
+        faults: Faults::new(&history.faults),
+        stays: history.stays.iter().map(|stay| (stay.run, stay)).collect(),
+        verdict: Verdict::default(),
+    };
+    check.overlaps();
+    check.tokens();
+    check.store();
+    check.ends();
+    check.conflicts();
+    check.patience();
+    check.order();
+    check.verdict
+}
+
+struct Check<'a> {
+    history: &'a History,
+    faults: Faults<'a>,
+    stays: HashMap<usize, &'a Stay>,
+    verdict: Verdict,
+}
+
+/// A job under a lock, and its pglock.
+#[derive(Clone, Copy)]
+struct Holder<'a> {
+    stay: &'a Stay,
+    run: &'a Run,
+}
+
+impl<'a> Check<'a> {
+    fn run(&self, number: usize) -> Option<&'a Run> {
+        self.history.runs.get(&number)
+    }
+
+    fn blame(&mut self, words: String) {
+        self.verdict.violations.push(words);
+    }
+
+    /// "Never twice at once."
+    fn overlaps(&mut self) {
+        let mut by_key: BTreeMap<&str, Vec<Holder>> = BTreeMap::new();
+        for stay in &self.history.stays {
+            let Some(run) = self.run(stay.run) else {
+                self.blame(format!("a job of run {}, which is unknown", stay.run));
+                continue;
+            };
+            for key in &run.request.keys {
+                by_key.entry(key).or_default().push(Holder { stay, run });
+            }
+        }
+        for (key, mut holders) in by_key {
+            holders.sort_by_key(|holder| holder.stay.entered);
+            let mut inside: Vec<Holder> = Vec::new();
+            for second in holders {
+                inside.retain(|first| first.stay.last > second.stay.entered);
+                for first in inside.iter().filter(|first| excludes(**first, second)) {
+                    self.overlap(key, *first, second);
+                }
+                inside.push(second);
+            }
+        }
+    }
+
+    /// The second one came in while the first one was inside. It can be the second one that had lost the lock, if its job
+    /// was being started when the session ended: its token tells.
+    fn overlap(&mut self, key: &str, first: Holder<'a>, second: Holder<'a>) {
+        let (a, b) = (first.stay, second.stay);
+        let tokens = a.token.as_ref().zip(b.token.as_ref());
+        let excuse = match tokens {
+            Some((older, newer)) if older < newer => self.excuse(first, b.entered),
+            Some((newer, older)) if older < newer => self.excuse(second, a.entered),
+            Some(_) => None,
+            None => self
+                .excuse(first, b.entered)
+                .or_else(|| self.excuse(second, a.entered)),
+        };
+        let lasted = a.last.min(b.last) - b.entered;
+        match excuse {
+            Some(kind) => {
+                let explained = self.verdict.explained.entry(kind.name()).or_default();
+                explained.count += 1;
+                explained.ordered += usize::from(tokens.is_some());
+                explained.longest = explained.longest.max(lasted);
+            }
+            None => self.blame(format!(
+                "{key}: run {} and run {} at once for {} ms, and no fault explains it:\n  {:?}\n  {a:?}\n  {:?}\n  {b:?}\n  \
+                 faults: {:?}",
+                a.run,
+                b.run,
+                lasted / 1_000_000,
+                first.run,
+                second.run,
+                self.faults.around(first, second)
+            )),
+        }
+    }
+
+    /// The fault that had ended the session of this holder before somebody else came in.
+    fn excuse(&self, victim: Holder, until: u128) -> Option<Kind> {
+        let Holder { stay, run } = victim;
+        let hit = |kinds: &[Kind]| {
+            let is = |fault: &Fault| kinds.contains(&fault.kind);
+            self.faults.find(stay.run, run, run.began, stay.last, is)
+        };
+        // Nobody was there to stop the job at all, or not before this.
+        let is_alone = hit(&[Kind::KillPglock]).is_some();
+        let back = hit(&[Kind::StopPglock, Kind::Stall]).map(|fault| fault.ended);
+        let is_stopped_in_time = |fault: &Fault| {
+            let noticed = fault.ended.max(back.unwrap_or_default());
+            is_alone || stay.last <= noticed + STOPPING
+        };
+        let from = stay.entered.saturating_sub(STARTING);
+        let found = |is: &dyn Fn(&Fault) -> bool| self.faults.find(stay.run, run, from, until, is);
+        let ended = found(&|fault| ends_sessions(fault.kind) && is_stopped_in_time(fault));
+        // The server gives a silent client's lock away.
+        let is_unguarded = is_alone || back.is_some();
+        let given_away = || {
+            let is = |fault: &Fault| cuts(fault.kind) && is_unguarded && is_stopped_in_time(fault);
+            found(&is)
+        };
+        ended.or_else(given_away).map(|fault| fault.kind)
+    }
+}
+
+/// Whether two holders of one key exclude each other. Slot 0 is the key itself.
+fn excludes(a: Holder, b: Holder) -> bool {
+    let place = |holder: Holder| match holder.run.request.slots {
+        Some(_) => holder.stay.slot,
+        None => Some(0),
+    };
+    place(a) == place(b) && !(a.run.request.shared && b.run.request.shared)
+}
+
+/// Whether two requests can be in each other's way.
+fn share_a_key(a: &Request, b: &Request) -> bool {
+    a.keys.iter().any(|key| b.keys.contains(key))
+}
+
+/// The lock is free at once, as the server or the pooler ends the session.
+fn ends_sessions(kind: Kind) -> bool {
+    use Kind::*;
+    matches!(
+        kind,
+        EndSession | TermBackend | Evict | KillBackend | Crash | Failover | KillPooler
+    )
+}
+
+/// The server does not hear of us, and gives the lock away after a while.
+fn cuts(kind: Kind) -> bool {
+    matches!(kind, Kind::Cut | Kind::CutServer | Kind::Delay)
+}
+
+/// The server seems silent, or we seem silent to it, while nobody gets the lock.
+fn silences(kind: Kind) -> bool {
+    cuts(kind) || matches!(kind, Kind::StopPglock | Kind::StopBackend | Kind::Stall)
+}
+
+/// Something can fail on the way to the lock, or back.
+fn disturbs(kind: Kind) -> bool {
+    ends_sessions(kind) || silences(kind) || matches!(kind, Kind::Reconnect | Kind::Exhaust)
+}
+
+/// The faults in their order, to be found by time.
+struct Faults<'a> {
+    all: Vec<&'a Fault>,
+    longest: u128,
+}
+
+impl<'a> Faults<'a> {
+    fn new(faults: &'a [Fault]) -> Faults<'a> {
+        let mut all: Vec<&Fault> = faults.iter().collect();
+        all.sort_by_key(|fault| fault.began);
+        let longest = all.iter().map(|fault| fault.ended - fault.began).max();
+        Faults {
+            all,
+            longest: longest.unwrap_or_default(),
+        }
+    }
+
+    /// Those that began so early that they can have lasted until then, or later; and before the end.
+    fn between(&self, from: u128, until: u128) -> impl Iterator<Item = &'a Fault> {
+        let end = self.all.partition_point(|fault| fault.began <= until);
+        let from = from.saturating_sub(self.longest + ECHO);
+        let start = self.all[..end].partition_point(|fault| fault.began < from);
+        self.all[start..end].iter().rev().copied()
+    }
+
+    /// The last fault that can have met this run between these times, echoes included.
+    fn find(
+        &self,
+        number: usize,
+        run: &Run,
+        from: u128,
+        until: u128,
+        is: impl Fn(&Fault) -> bool,
+    ) -> Option<&'a Fault> {
+        let mut near = self.between(from, until);
+        near.find(|fault| felt_until(fault, run) >= from && meets(fault, number, run) && is(fault))
+    }
+
+    /// Those that met one of the two, to be told.
+    fn around(&self, first: Holder, second: Holder) -> Vec<&'a Fault> {
+        let from = first.run.began.min(second.run.began);
+        let until = first.stay.last.max(second.stay.last);
+        let met = |fault: &&Fault| {
+            let is_met = |holder: Holder| {
+                felt_until(fault, holder.run) >= from && meets(fault, holder.stay.run, holder.run)
+            };
+            is_met(first) || is_met(second)
+        };
+        self.between(from, until).filter(met).collect()
+    }
+}
+
+fn meets(fault: &Fault, number: usize, run: &Run) -> bool {
+    match fault.target {
+        Target::Run(target) => target == number,
+        Target::Host(host) => host == run.request.host,
+        Target::Key(key) => run.request.keys.contains(&key),
+        Target::Pooled => run.request.pooled,
+        Target::All => true,
+    }
+}
+
+fn felt_until(fault: &Fault, run: &Run) -> u128 {
+    let echo = match fault.kind {
+        kind if cuts(kind) || kind == Kind::StopBackend => ECHO,
+        _ if run.request.pooled && matches!(fault.target, Target::All | Target::Pooled) => RETRY,
+        _ => 0,
+    };
+    fault.ended + echo
+}

@@ -1,0 +1,127 @@
+//! What happened: the runs of pglock, the stays of their jobs under the lock, and the faults that were injected.
+//!
+//! All times are nanoseconds of the monotonic clock, which the processes of a machine share.
+
+use super::plan::{Kind, Request};
+use nix::time::{ClockId, clock_gettime};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// The time.
+pub fn now() -> u128 {
+    let time = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap());
+    time.as_nanos()
+}
+
+/// How a pglock ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Code(i32),
+    Signal(i32),
+    /// It had not ended long after it had to.
+    Hung,
+}
+
+/// A pglock, from start to end.
+#[derive(Clone, Debug)]
+pub struct Run {
+    pub request: Request,
+    pub pid: i32,
+    pub began: u128,
+    pub ended: u128,
+    pub end: End,
+    pub stderr: String,
+}
+
+/// A job, from its first line to its last.
+#[derive(Clone, Debug, Default)]
+pub struct Stay {
+    pub run: usize,
+    pub pid: i32,
+    pub entered: u128,
+    /// Its last sign of life.
+    pub last: u128,
+    /// It has said that it leaves; otherwise it was killed, after its last line.
+    pub left: bool,
+    pub slot: Option<u16>,
+    pub token: Option<String>,
+    pub writes: Vec<Write>,
+}
+
+/// What the store did with a job's write. The time was taken by whoever had the store to himself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    pub at: u128,
+    pub key: String,
+    pub accepted: bool,
+}
+
+/// Whom a fault can have met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    Run(usize),
+    Host(usize),
+    Key(&'static str),
+    Pooled,
+    All,
+}
+
+/// Something that the nemesis did.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    pub kind: Kind,
+    pub target: Target,
+    pub began: u128,
+    pub ended: u128,
+}
+
+/// Everything, to be checked.
+#[derive(Default)]
+pub struct History {
+    /// By their numbers.
+    pub runs: BTreeMap<usize, Run>,
+    pub stays: Vec<Stay>,
+    pub faults: Vec<Fault>,
+}
+
+impl History {
+    /// The stays that the jobs' lines tell of. A line that cannot be is told in the error.
+    pub fn stays_of(text: &str) -> Result<Vec<Stay>, String> {
+        let mut stays: BTreeMap<usize, Stay> = BTreeMap::new();
+        let mut twice = BTreeSet::new();
+        for line in text.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let bad = || format!("a line that is not one: {line:?}");
+            let number = |index: usize| words.get(index).and_then(|word| word.parse().ok());
+            let (Some(at), Some(run)) = (number(1), number(2)) else {
+                return Err(bad());
+            };
+            let stay = stays.entry(run as usize).or_default();
+            stay.last = stay.last.max(at);
+            match (words[0], &words[3..]) {
+                ("enter", [pid, slot, token]) => {
+                    if stay.entered > 0 {
+                        twice.insert(run);
+                    }
+                    stay.run = run as usize;
+                    stay.entered = at;
+                    stay.pid = pid.parse().map_err(|_| bad())?;
+                    stay.slot = slot.parse().ok();
+                    stay.token = (*token != "-").then(|| (*token).to_owned());
+                }
+                (word @ ("written" | "refused"), [key]) => stay.writes.push(Write {
+                    at,
+                    key: (*key).to_owned(),
+                    accepted: word == "written",
+                }),
+                ("leave", []) => stay.left = true,
+                ("alive", []) => {}
+                _ => return Err(bad()),
+            }
+        }
+        match twice.first() {
+            Some(run) => Err(format!("run {run} has started its job twice")),
+            None => Ok(stays.into_values().collect()),
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The lock checker: many pglocks, a nemesis, and a check of what happened.
+//!
+//! A run is made from a plan, and that from a seed: what is asked for and what is done to it, though not when exactly.
+//! Without the variables below it takes seconds and is a part of `make test`; `make torture` makes longer ones.
+//!
+//! * `PGLOCK_TORTURE`: the plan, as in `SEED=1 SECONDS=600 FAULTS=Cut,Crash WORKERS=4`; what is not said is the usual.
+//! * `PGLOCK_TORTURE_SEEDS`: so many runs, with this seed and those that follow it.
+//! * `PGLOCK_TORTURE_SHRINK`: make a plan that has failed smaller, which takes many times as long as it.
+//! * `PGLOCK_TORTURE_REPORT`: a file to which the summary of each run is appended.
+//!
+//! [`plan`]: what is to happen. [`world`]: servers, pooler and hosts. [`crowd`]: those who want locks. [`nemesis`]: the
+//! faults. [`history`]: what happened. [`check`]: whether that was right; `check_tests` and [`lies`]: whether the check can
+//! tell. [`shrink`]: a failing plan made smaller. `job.rs`: the job, a program of its own.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::print_stdout,
+    reason = "what a test measured is for whoever asks with --nocapture"
+)]
+
+mod check;
+mod check_tests;
+mod crowd;
+mod dice;
+mod history;
+mod lies;
+mod nemesis;
+mod plan;
+mod shrink;
+mod summary;
+#[expect(dead_code, reason = "the other tests use the rest of it")]
+#[path = "../it/support/mod.rs"]
+mod support;
+mod world;
+
+use check::{Verdict, check};
+use crowd::Crowd;
+use history::{Fault, History, Target, now};
+use nemesis::{Nemesis, living_jobs};
+use plan::{Kind, Plan};
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use support::wait::until;
+use world::World;
+
+/// How long the last jobs may take, when everything is healed.
+const SETTLING: Duration = Duration::from_secs(30);
+/// One run at a time, or they would be each other's faults.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Plans that have failed once, or that meet what has failed once.
+const KEPT: &str = include_str!("kept-plans");
+
+/// "Never twice at once", and the rest.
+#[test]
+fn the_promises_are_kept_under_faults() {
+    let _alone = ALONE.lock();
+    let of = |name: &str| std::env::var(name).ok();
+    let asked = of("PGLOCK_TORTURE");
+    let first = Plan::new(1, 10).with(asked.as_deref().unwrap_or_default());
+    let first = first.unwrap();
+    let seeds = of("PGLOCK_TORTURE_SEEDS").map_or(1, |count| count.parse().unwrap());
+    let failed: Vec<String> = (0..seeds)
+        .filter_map(|number| {
+            let mut plan = first.clone();
+            plan.seed += number;
+            judge(plan)
+        })
+        .collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+/// Each line is a plan. They take too long for every `make test`; `make torture` has them.
+#[test]
+fn what_has_failed_once_does_not_again() {
+    let is_plan = |line: &&str| !line.is_empty() && !line.starts_with('#');
+    let plans = KEPT.lines().filter(is_plan);
+    let plans = plans.map(|line| Plan::new(1, 10).with(line).unwrap());
+    let plans: Vec<Plan> = plans.collect();
+    if std::env::var_os("PGLOCK_TORTURE").is_none() {
+        println!("SKIPPED: {} plans; make torture has them", plans.len());
+        return;
+    }
+    let _alone = ALONE.lock();
+    let failed: Vec<String> = plans.into_iter().filter_map(judge).collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+/// Makes a run, and tells of it. What is wrong with it, and how to see that again.
+fn judge(plan: Plan) -> Option<String> {
+    println!("make torture {}", plan.words());
+    let (summary, verdict) = torture(&plan);
+    println!("{summary}");
+    if let Ok(file) = std::env::var("PGLOCK_TORTURE_REPORT") {
+        let mut options = File::options();
+        let mut report = options.append(true).create(true).open(file).unwrap();
+        report.write_all(format!("{summary}\n").as_bytes()).unwrap();
+    }
+    if verdict.violations.is_empty() {
+        return None;
+    }
+    let shown: Vec<&str> = verdict
+        .violations
+        .iter()
+        .take(20)
+        .map(String::as_str)
+        .collect();
+    println!("{}", shown.join("\n"));
+    let smallest = match std::env::var_os("PGLOCK_TORTURE_SHRINK").is_some() {
+        true => shrink::shrink(plan, |plan| {
+            println!("smaller: {}", plan.words());
+            !torture(plan).1.violations.is_empty()
+        }),
+        false => plan,
+    };
+    Some(format!(
+        "{} violations:\n{}\nagain, though perhaps not at once: make torture {}",
+        verdict.violations.len(),
+        shown.join("\n"),
+        smallest.words()
+    ))
+}
+
+/// A run in a world of its own, its summary, and what is to be said of it.
+fn torture(plan: &Plan) -> (String, Verdict) {
+    let (began, world) = (Instant::now(), World::new());
+    let versions = world.versions();
+    let (history, mut verdict) = run(plan, &world, Path::new(env!("CARGO_BIN_EXE_pglock")));
+    verdict.violations.extend(world.end());
+    let summary = summary::summary(plan, &versions, began.elapsed(), &history, &verdict);
+    (summary, verdict)
+}
+
+/// A run of this pglock, from the first request until the last job is gone.
+fn run(plan: &Plan, world: &World, pglock: &Path) -> (History, Verdict) {
+    let folder = tempfile::tempdir().unwrap();
+    let crowd = Crowd::new(folder.path(), pglock);
+    let mut history = History {
+        faults: meet(plan, world, &crowd),
+        ..History::default()
+    };
+    let are_gone = until(SETTLING, || living_jobs(&crowd.history()).is_empty());
+    history.runs = std::mem::take(&mut *crowd.runs.lock().unwrap());
+    let stays = History::stays_of(&crowd.history());
+    let mut violations = Vec::new();
+    match stays {
+        Ok(stays) => history.stays = stays,
+        Err(violation) => violations.push(violation),
+    }
+    if !are_gone {
+        violations.push(format!(
+            "jobs are left: {:?}",
+            living_jobs(&crowd.history())
+        ));
+    }
+    let mut verdict = check(&history);
+    verdict.violations.extend(violations);
+    (history, verdict)
+}
+
+/// Lets the crowd and the nemeses go for as long as is planned. The faults.
+fn meet(plan: &Plan, world: &World, crowd: &Crowd) -> Vec<Fault> {
+    let mut possible = plan.clone();
+    let is_possible = |kind: &Kind| world.has_cables() || !kind.needs_cables();
+    possible.kinds.retain(is_possible);
+    let nemesis = Nemesis { world, crowd };
+    std::thread::scope(|scope| {
+        for worker in 0..plan.workers {
+            scope.spawn(move || crowd.work(world, plan, worker));
+        }
+        scope.spawn(|| crowd.oversee());
+        let nemeses = (0..plan.nemeses).map(|number| {
+            let (nemesis, strikes) = (&nemesis, possible.strikes(number));
+            scope.spawn(move || nemesis.rage(strikes))
+        });
+        let nemeses: Vec<_> = nemeses.collect();
+        let watcher = scope.spawn(|| stalls(crowd));
+        until(Duration::from_secs(plan.seconds), || false);
+        crowd.call_off();
+        let all = nemeses.into_iter().chain([watcher]);
+        all.flat_map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+/// The times when the machine stood still, by what was noticed of it here: a limit that is declared.
+fn stalls(crowd: &Crowd) -> Vec<Fault> {
+    const STALL: u128 = check::SECOND / 2;
+    let mut found = Vec::new();
+    let mut before = now();
+    while !crowd.is_over() {
+        until(Duration::from_millis(10), || false);
+        let after = now();
+        if after - before > STALL {
+            found.push(Fault {
+                kind: Kind::Stall,
+                target: Target::All,
+                began: before,
+                ended: after,
+            });
+        }
+        before = after;
+    }
+    found
+}
