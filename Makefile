@@ -15,7 +15,7 @@ BASH = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSH  = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISH = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 
-.PHONY: help build demo test test-matrix test-crowd check audit completions dist deb test-packages install uninstall clean
+.PHONY: help build demo test test-matrix test-crowd torture check audit completions dist deb test-packages install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,11 +44,23 @@ test-crowd: ## put 2000 waiters behind a pooler, and print what was measured
 	@scripts/setup test
 	PGLOCK_TEST_WAITERS=2000 $(CARGO) test --release --locked --test it a_crowd_behind -- --nocapture
 
+# A plan of its own: make torture SEED=7 SECONDS=3600 FAULTS=Cut,Crash WORKERS=4 SEEDS=3 SHRINK=1 REPORT=file
+PLAN = $(foreach word,SEED SECONDS FAULTS WORKERS NEMESES,$(if $($(word)),$(word)=$($(word))))
+SEED    = 1
+SECONDS = 180
+
+torture: ## many pglocks under every fault, checked (SEED, SECONDS, see tests/torture)
+	@scripts/setup test
+	$(CARGO) build --release --locked --example torture-job
+	PGLOCK_TORTURE='$(strip $(PLAN))' $(if $(SEEDS),PGLOCK_TORTURE_SEEDS=$(SEEDS)) $(if $(SHRINK),PGLOCK_TORTURE_SHRINK=1) \
+		$(if $(REPORT),PGLOCK_TORTURE_REPORT='$(abspath $(REPORT))') \
+		$(CARGO) test --release --locked --test torture -- --nocapture
+
 check: ## formatting, lints and documentation
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- --deny warnings
 	RUSTDOCFLAGS='--deny warnings' $(CARGO) doc --no-deps --document-private-items --locked
-	shellcheck $$(grep -rlE '^#!.*sh$$' scripts examples .ci/run)
+	shellcheck $$(grep -rlE '^#!.*sh$$' scripts examples .ci/run tests/torture/liar)
 	mandoc -T lint -W error completions/pglock.1
 
 audit: ## check the crates for known faults (cargo-deny, and its database by network)

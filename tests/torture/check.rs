@@ -1,31 +1,51 @@
 //! The check: whether a history keeps pglock's promises.
 //!
-//! Two jobs that exclude each other may be inside at once only where a fault has ended the first one's session, and for no
-//! longer than it takes to stop a job; a cut cable is no excuse, since pglock stops the job before the server gives the
-//! lock away, unless pglock itself was killed or stopped. Whatever the excuse, the tokens have to tell who was first.
+//! Two jobs that exclude each other may be inside at once only where a fault has ended the session of one of them, and for
+//! no longer than it takes to stop its job. A cut cable, a slow line or a silent server is no excuse, since pglock stops the
+//! job before the server gives the lock away, unless pglock itself was killed or stopped. Whatever the excuse, the tokens
+//! have to tell who was first, and the store must have refused him after the other had written.
+//!
+//! [`tokens`]: tokens and the store. [`ends`]: how each pglock ended, and what it said. [`waits`]: those who wait.
 
-use super::history::{End, Fault, History, Kind, Request, Run, Stay, Target};
+mod ends;
+mod tokens;
+mod waits;
+
+use super::history::{Fault, History, Run, Stay, Target};
+use super::plan::{Kind, Request};
 use std::collections::{BTreeMap, HashMap};
 
-const SECOND: u128 = 1_000_000_000;
+pub const SECOND: u128 = 1_000_000_000;
 /// From the end of a session to the end of the job: it is seen at once, TERM is sent, and a second later KILL
-/// (`--kill-after 1`). The rest is for a busy machine.
+/// (`--kill-after 1`); behind a cut cable it is seen after two heartbeats. The rest is for a busy machine.
 pub const STOPPING: u128 = 6 * SECOND;
-/// How long a cut can make itself felt after its end: until the server gives the connection up.
-const ECHO: u128 = 10 * SECOND;
+/// From the grant to the job's first line, on a busy machine.
+const STARTING: u128 = 3 * SECOND;
+/// How long a cut or a slow line can make itself felt after its end: until messages are sent again, or the server gives the
+/// connection up.
+pub const ECHO: u128 = 10 * SECOND;
 /// How long after it has met no server the pooler looks for one again (`server_login_retry`), and a bit.
 const RETRY: u128 = 3 * SECOND;
-/// The longest fault.
-const LONGEST: u128 = 40 * SECOND;
 
 /// What the check has found.
 #[derive(Debug, Default)]
 pub struct Verdict {
     pub violations: Vec<String>,
-    /// Overlaps that the faults explain, by the fault.
-    pub explained: BTreeMap<String, usize>,
-    /// Writes that the store has refused.
+    /// Overlaps that a fault explains, by the fault.
+    pub explained: BTreeMap<String, Explained>,
+    /// Writes that the store has accepted, and refused.
+    pub accepted: usize,
     pub refused: usize,
+}
+
+/// Overlaps with one explanation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Explained {
+    pub count: usize,
+    /// Those in which both had a token.
+    pub ordered: usize,
+    /// Nanoseconds.
+    pub longest: u128,
 }
 
 /// Checks everything that can be told from the history alone.
@@ -41,6 +61,8 @@ pub fn check(history: &History) -> Verdict {
     check.store();
     check.ends();
     check.conflicts();
+    check.patience();
+    check.order();
     check.verdict
 }
 
@@ -49,6 +71,13 @@ struct Check<'a> {
     faults: Faults<'a>,
     stays: HashMap<usize, &'a Stay>,
     verdict: Verdict,
+}
+
+/// A job under a lock, and its pglock.
+#[derive(Clone, Copy)]
+struct Holder<'a> {
+    stay: &'a Stay,
+    run: &'a Run,
 }
 
 impl<'a> Check<'a> {
@@ -62,227 +91,102 @@ impl<'a> Check<'a> {
 
     /// "Never twice at once."
     fn overlaps(&mut self) {
-        let mut by_key: BTreeMap<&str, Vec<(&Stay, &Run)>> = BTreeMap::new();
+        let mut by_key: BTreeMap<&str, Vec<Holder>> = BTreeMap::new();
         for stay in &self.history.stays {
             let Some(run) = self.run(stay.run) else {
                 self.blame(format!("a job of run {}, which is unknown", stay.run));
                 continue;
             };
             for key in &run.request.keys {
-                by_key.entry(key).or_default().push((stay, run));
+                by_key.entry(key).or_default().push(Holder { stay, run });
             }
         }
-        for (key, mut stays) in by_key {
-            stays.sort_by_key(|(stay, _)| stay.entered);
-            let mut inside: Vec<(&Stay, &Run)> = Vec::new();
-            for (stay, run) in stays {
-                inside.retain(|(other, _)| other.last > stay.entered);
-                for &(first, by) in &inside {
-                    if excludes((first, &by.request), (stay, &run.request)) {
-                        self.overlap(key, (first, by), (stay, run));
-                    }
+        for (key, mut holders) in by_key {
+            holders.sort_by_key(|holder| holder.stay.entered);
+            let mut inside: Vec<Holder> = Vec::new();
+            for second in holders {
+                inside.retain(|first| first.stay.last > second.stay.entered);
+                for first in inside.iter().filter(|first| excludes(**first, second)) {
+                    self.overlap(key, *first, second);
                 }
-                inside.push((stay, run));
+                inside.push(second);
             }
         }
     }
 
-    fn overlap(&mut self, key: &str, (first, by): (&Stay, &Run), (second, then): (&Stay, &Run)) {
-        let what = format!("{key}: run {} and run {} at once", first.run, second.run);
-        match self.excuse(first, by, second.entered) {
-            Some(kind) => *self.verdict.explained.entry(kind.name()).or_default() += 1,
-            None => {
-                let words = format!(
-                    "{what} for {} ms, and no fault explains it:\n  {by:?}\n  {first:?}\n  {then:?}\n  {second:?}",
-                    (first.last - second.entered) / 1_000_000
-                );
-                self.blame(words);
-            }
-        }
-        if let (Some(older), Some(newer)) = (&first.token, &second.token)
-            && older >= newer
-        {
-            self.blame(format!("{what}, with tokens {older} and {newer}"));
-        }
-    }
-
-    /// The fault that had ended the session of this stay before somebody else came in.
-    fn excuse(&self, stay: &Stay, run: &Run, until: u128) -> Option<Kind> {
-        // Nobody was there to stop the job, or it could not be told, at some time before its end.
-        let unguarded = self
-            .faults
-            .find(stay.run, run, run.began, stay.last, |fault| {
-                matches!(
-                    fault.kind,
-                    Kind::KillPglock | Kind::StopPglock | Kind::StopJob
-                )
-            });
-        let lost = |fault: &Fault| match fault.kind {
-            Kind::Cut => unguarded.is_some(),
-            kind if ends_sessions(kind) => {
-                unguarded.is_some() || stay.last <= fault.ended + STOPPING
-            }
-            _ => false,
+    /// The second one came in while the first one was inside. It can be the second one that had lost the lock, if its job
+    /// was being started when the session ended: its token tells.
+    fn overlap(&mut self, key: &str, first: Holder<'a>, second: Holder<'a>) {
+        let (a, b) = (first.stay, second.stay);
+        let tokens = a.token.as_ref().zip(b.token.as_ref());
+        let excuse = match tokens {
+            Some((older, newer)) if older < newer => self.excuse(first, b.entered),
+            Some((newer, older)) if older < newer => self.excuse(second, a.entered),
+            Some(_) => None,
+            None => self
+                .excuse(first, b.entered)
+                .or_else(|| self.excuse(second, a.entered)),
         };
-        self.faults
-            .find(stay.run, run, run.began, until, lost)
-            .map(|fault| fault.kind)
-    }
-
-    /// A pglock that began after a token was seen has a newer one.
-    fn tokens(&mut self) {
-        let mut seen: Vec<(u128, &str, usize)> = Vec::new();
-        let mut given: Vec<(u128, &str, usize)> = Vec::new();
-        for stay in &self.history.stays {
-            if let (Some(token), Some(run)) = (&stay.token, self.run(stay.run)) {
-                seen.push((stay.entered, token, stay.run));
-                given.push((run.began, token, stay.run));
+        let lasted = a.last.min(b.last) - b.entered;
+        match excuse {
+            Some(kind) => {
+                let explained = self.verdict.explained.entry(kind.name()).or_default();
+                explained.count += 1;
+                explained.ordered += usize::from(tokens.is_some());
+                explained.longest = explained.longest.max(lasted);
             }
-        }
-        seen.sort();
-        given.sort();
-        let mut before = seen.iter().peekable();
-        let mut newest = ("", 0);
-        for (began, token, run) in given {
-            while let Some((_, earlier, by)) = before.next_if(|(entered, ..)| *entered < began) {
-                newest = newest.max((*earlier, *by));
-            }
-            if token <= newest.0 {
-                self.blame(format!(
-                    "run {run} has token {token}, and run {} before it had {}",
-                    newest.1, newest.0
-                ));
-            }
+            None => self.blame(format!(
+                "{key}: run {} and run {} at once for {} ms, and no fault explains it:\n  {:?}\n  {a:?}\n  {:?}\n  {b:?}\n  \
+                 faults: {:?}",
+                a.run,
+                b.run,
+                lasted / 1_000_000,
+                first.run,
+                second.run,
+                self.faults.around(first, second)
+            )),
         }
     }
 
-    /// The guarded store: once a newer token has written, an older one does not.
-    fn store(&mut self) {
-        let mut writes: BTreeMap<(&str, Option<u16>), Vec<(u128, &str, bool, usize)>> =
-            BTreeMap::new();
-        for stay in &self.history.stays {
-            let (Some(token), Some(run)) = (&stay.token, self.run(stay.run)) else {
-                continue;
-            };
-            // With several keys there are as many writes, one after the other.
-            for (index, (at, accepted)) in stay.writes.iter().enumerate() {
-                let key = run.request.keys[index % run.request.keys.len()];
-                let of = writes.entry((key, stay.slot)).or_default();
-                of.push((*at, token, *accepted, stay.run));
-                self.verdict.refused += usize::from(!accepted);
-            }
-        }
-        for ((key, _), mut writes) in writes {
-            writes.sort();
-            let mut newest = ("", 0);
-            for (at, token, accepted, run) in writes {
-                // The note is made after the write, so that two of the same moment can be noted the other way round.
-                if accepted && token < newest.0 && at > newest.1 + SECOND {
-                    self.blame(format!(
-                        "{key}: run {run} wrote with {token} after {}",
-                        newest.0
-                    ));
-                }
-                if accepted && token > newest.0 {
-                    newest = (token, at);
-                }
-            }
-        }
-    }
-
-    /// How each pglock ended, and what it said, is what happened to it.
-    fn ends(&mut self) {
-        for (&number, run) in &self.history.runs {
-            let stay = self.stays.get(&number).copied();
-            if let Err(why) = self.end(number, run, stay) {
-                self.blame(format!("run {number}: {why}\n  {run:?}\n  {stay:?}"));
-            }
-        }
-    }
-
-    fn end(&self, number: usize, run: &Run, stay: Option<&Stay>) -> Result<(), String> {
-        let hit = |is: fn(Kind) -> bool| {
-            let found = self
-                .faults
-                .find(number, run, run.began, run.ended, |fault| is(fault.kind));
-            found
-                .map(|_| ())
-                .ok_or("no fault explains how it ended".to_owned())
+    /// The fault that had ended the session of this holder before somebody else came in.
+    fn excuse(&self, victim: Holder, until: u128) -> Option<Kind> {
+        let Holder { stay, run } = victim;
+        let hit = |kinds: &[Kind]| {
+            let is = |fault: &Fault| kinds.contains(&fault.kind);
+            self.faults.find(stay.run, run, run.began, stay.last, is)
         };
-        let lines: Vec<&str> = run.stderr.lines().collect();
-        if lines.len() > 1 {
-            return Err("it said more than one line".into());
-        }
-        let line = lines.first().copied().unwrap_or_default();
-        let says = |words: &str| match line.contains(words) {
-            true => Ok(()),
-            false => Err(format!("it does not say {words:?}")),
+        // Nobody was there to stop the job at all, or not before this.
+        let is_alone = hit(&[Kind::KillPglock]).is_some();
+        let back = hit(&[Kind::StopPglock, Kind::Stall]).map(|fault| fault.ended);
+        let is_stopped_in_time = |fault: &Fault| {
+            let noticed = fault.ended.max(back.unwrap_or_default());
+            is_alone || stay.last <= noticed + STOPPING
         };
-        match run.end {
-            End::Hung => Err("it had to end, and did not".into()),
-            End::Code(code) if stay.is_some_and(|stay| stay.left) && code == run.request.status => {
-                match line {
-                    "" => Ok(()),
-                    // A server that is silent at the unlock.
-                    _ => hit(disturbs),
-                }
-            }
-            End::Code(74) => {
-                says("lost the lock")?;
-                hit(|kind| ends_sessions(kind) || silences(kind))
-            }
-            End::Code(75) if stay.is_none() => says("pglock: "),
-            End::Code(69) if stay.is_none() => {
-                says("pglock: ")?;
-                hit(|kind| disturbs(kind) || kind == Kind::Exhaust)
-            }
-            End::Signal(9) => hit(|kind| matches!(kind, Kind::KillPglock | Kind::KillJob)),
-            End::Signal(15) => hit(|kind| matches!(kind, Kind::TermPglock | Kind::TermJob)),
-            _ => Err("it must not end so".into()),
-        }
-    }
-
-    /// Who was told that somebody else has the lock was told the truth: somebody else wanted it in this time.
-    fn conflicts(&mut self) {
-        let mut by_key: BTreeMap<&str, Vec<(u128, u128, usize)>> = BTreeMap::new();
-        for (&number, run) in &self.history.runs {
-            // The lock of a killed pglock is its job's, which ends later.
-            let last = self.stays.get(&number).map_or(0, |stay| stay.last);
-            for key in &run.request.keys {
-                by_key
-                    .entry(key)
-                    .or_default()
-                    .push((run.began, run.ended.max(last), number));
-            }
-        }
-        by_key.values_mut().for_each(|runs| runs.sort());
-        for (&number, run) in &self.history.runs {
-            let others = |key: &&str| {
-                let runs = &by_key[*key];
-                let end = runs.partition_point(|(began, ..)| *began < run.ended);
-                // No run is longer than the longest fault and all waits together.
-                let near = runs[..end]
-                    .iter()
-                    .rev()
-                    .take_while(|(began, ..)| began + 3 * LONGEST > run.began);
-                near.into_iter()
-                    .any(|(_, ended, by)| *by != number && *ended + ECHO > run.began)
-            };
-            if run.end == End::Code(75) && !run.request.keys.iter().any(|key| others(key)) {
-                self.blame(format!(
-                    "run {number} was told of a holder, and there was nobody: {run:?}"
-                ));
-            }
-        }
+        let from = stay.entered.saturating_sub(STARTING);
+        let found = |is: &dyn Fn(&Fault) -> bool| self.faults.find(stay.run, run, from, until, is);
+        let ended = found(&|fault| ends_sessions(fault.kind) && is_stopped_in_time(fault));
+        // The server gives a silent client's lock away.
+        let is_unguarded = is_alone || back.is_some();
+        let given_away = || {
+            let is = |fault: &Fault| cuts(fault.kind) && is_unguarded && is_stopped_in_time(fault);
+            found(&is)
+        };
+        ended.or_else(given_away).map(|fault| fault.kind)
     }
 }
 
-/// Whether two stays on one key exclude each other.
-fn excludes((a, of_a): (&Stay, &Request), (b, of_b): (&Stay, &Request)) -> bool {
-    match (of_a.slots, of_b.slots) {
-        (Some(_), Some(_)) => a.slot == b.slot,
-        _ => !(of_a.shared && of_b.shared),
-    }
+/// Whether two holders of one key exclude each other. Slot 0 is the key itself.
+fn excludes(a: Holder, b: Holder) -> bool {
+    let place = |holder: Holder| match holder.run.request.slots {
+        Some(_) => holder.stay.slot,
+        None => Some(0),
+    };
+    place(a) == place(b) && !(a.run.request.shared && b.run.request.shared)
+}
+
+/// Whether two requests can be in each other's way.
+fn share_a_key(a: &Request, b: &Request) -> bool {
+    a.keys.iter().any(|key| b.keys.contains(key))
 }
 
 /// The lock is free at once, as the server or the pooler ends the session.
@@ -290,31 +194,51 @@ fn ends_sessions(kind: Kind) -> bool {
     use Kind::*;
     matches!(
         kind,
-        EndSession | Evict | KillBackend | Crash | Failover | KillPooler
+        EndSession | TermBackend | Evict | KillBackend | Crash | Failover | KillPooler
     )
 }
 
-/// The server seems silent, while nobody gets the lock.
+/// The server does not hear of us, and gives the lock away after a while.
+fn cuts(kind: Kind) -> bool {
+    matches!(kind, Kind::Cut | Kind::CutServer | Kind::Delay)
+}
+
+/// The server seems silent, or we seem silent to it, while nobody gets the lock.
 fn silences(kind: Kind) -> bool {
-    matches!(kind, Kind::Cut | Kind::StopPglock)
+    cuts(kind) || matches!(kind, Kind::StopPglock | Kind::StopBackend | Kind::Stall)
 }
 
 /// Something can fail on the way to the lock, or back.
 fn disturbs(kind: Kind) -> bool {
-    ends_sessions(kind) || silences(kind) || matches!(kind, Kind::Reconnect)
+    ends_sessions(kind) || silences(kind) || matches!(kind, Kind::Reconnect | Kind::Exhaust)
 }
 
 /// The faults in their order, to be found by time.
-struct Faults<'a>(Vec<&'a Fault>);
+struct Faults<'a> {
+    all: Vec<&'a Fault>,
+    longest: u128,
+}
 
 impl<'a> Faults<'a> {
     fn new(faults: &'a [Fault]) -> Faults<'a> {
-        let mut faults: Vec<&Fault> = faults.iter().collect();
-        faults.sort_by_key(|fault| fault.began);
-        Faults(faults)
+        let mut all: Vec<&Fault> = faults.iter().collect();
+        all.sort_by_key(|fault| fault.began);
+        let longest = all.iter().map(|fault| fault.ended - fault.began).max();
+        Faults {
+            all,
+            longest: longest.unwrap_or_default(),
+        }
     }
 
-    /// A fault that can have met this run between these times, echoes included.
+    /// Those that began so early that they can have lasted until then, or later; and before the end.
+    fn between(&self, from: u128, until: u128) -> impl Iterator<Item = &'a Fault> {
+        let end = self.all.partition_point(|fault| fault.began <= until);
+        let from = from.saturating_sub(self.longest + ECHO);
+        let start = self.all[..end].partition_point(|fault| fault.began < from);
+        self.all[start..end].iter().rev().copied()
+    }
+
+    /// The last fault that can have met this run between these times, echoes included.
     fn find(
         &self,
         number: usize,
@@ -323,22 +247,39 @@ impl<'a> Faults<'a> {
         until: u128,
         is: impl Fn(&Fault) -> bool,
     ) -> Option<&'a Fault> {
-        let end = self.0.partition_point(|fault| fault.began <= until);
-        let near = self.0[..end].iter().rev();
-        let mut near = near.take_while(|fault| fault.began + LONGEST + ECHO > from);
-        let meets = |fault: &Fault| match fault.target {
-            Target::Run(target) => target == number,
-            Target::Host(host) => host == run.request.host,
-            Target::Key(key) => run.request.keys.contains(&key),
-            Target::Pooled => run.request.pooled,
-            Target::All => true,
-        };
-        let lasts = |fault: &Fault| match fault.kind {
-            Kind::Cut => fault.ended + ECHO,
-            _ if run.request.pooled && fault.target == Target::All => fault.ended + RETRY,
-            _ => fault.ended,
-        };
-        near.find(|fault| lasts(fault) >= from && meets(fault) && is(fault))
-            .copied()
+        let mut near = self.between(from, until);
+        near.find(|fault| felt_until(fault, run) >= from && meets(fault, number, run) && is(fault))
     }
+
+    /// Those that met one of the two, to be told.
+    fn around(&self, first: Holder, second: Holder) -> Vec<&'a Fault> {
+        let from = first.run.began.min(second.run.began);
+        let until = first.stay.last.max(second.stay.last);
+        let met = |fault: &&Fault| {
+            let is_met = |holder: Holder| {
+                felt_until(fault, holder.run) >= from && meets(fault, holder.stay.run, holder.run)
+            };
+            is_met(first) || is_met(second)
+        };
+        self.between(from, until).filter(met).collect()
+    }
+}
+
+fn meets(fault: &Fault, number: usize, run: &Run) -> bool {
+    match fault.target {
+        Target::Run(target) => target == number,
+        Target::Host(host) => host == run.request.host,
+        Target::Key(key) => run.request.keys.contains(&key),
+        Target::Pooled => run.request.pooled,
+        Target::All => true,
+    }
+}
+
+fn felt_until(fault: &Fault, run: &Run) -> u128 {
+    let echo = match fault.kind {
+        kind if cuts(kind) || kind == Kind::StopBackend => ECHO,
+        _ if run.request.pooled && matches!(fault.target, Target::All | Target::Pooled) => RETRY,
+        _ => 0,
+    };
+    fault.ended + echo
 }

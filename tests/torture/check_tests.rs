@@ -1,1 +1,492 @@
-//! x
+//! Whether the check can tell: histories that are right pass, and each that is wrong in one way is caught for it.
+
+use super::check::{Verdict, check};
+use super::history::{End, Fault, History, Run, Stay, Target, Write};
+use super::plan::{Kind, Request};
+
+/// A history in the making. Times are milliseconds, long after the clock's start.
+#[derive(Default)]
+struct Tale(History);
+
+fn ms(at: u64) -> u128 {
+    (u128::from(at) + 1_000_000) * 1_000_000
+}
+
+impl Tale {
+    /// A run for the key `a`, with its job inside for all but 10 ms at both ends.
+    fn holds(self, number: usize, began: u64, ended: u64) -> Tale {
+        self.waits(number, began, ended, 0, "").job(number, |stay| {
+            stay.entered = ms(began + 10);
+            stay.last = ms(ended - 10);
+        })
+    }
+
+    /// One that has not got the lock.
+    fn waits(mut self, number: usize, began: u64, ended: u64, code: i32, stderr: &str) -> Tale {
+        let run = Run {
+            request: Request {
+                keys: vec!["a"],
+                wait: Some(5),
+                ..Request::default()
+            },
+            pid: 1000 + number as i32,
+            began: ms(began),
+            ended: ms(ended),
+            end: End::Code(code),
+            stderr: stderr.to_owned(),
+        };
+        self.0.runs.insert(number, run);
+        self
+    }
+
+    /// The job of a run, which has left unless it is changed.
+    fn job(mut self, number: usize, change: impl FnOnce(&mut Stay)) -> Tale {
+        let found = self.0.stays.iter().position(|stay| stay.run == number);
+        let index = found.unwrap_or_else(|| {
+            self.0.stays.push(Stay {
+                run: number,
+                left: true,
+                ..Stay::default()
+            });
+            self.0.stays.len() - 1
+        });
+        change(&mut self.0.stays[index]);
+        self
+    }
+
+    fn run(mut self, number: usize, change: impl FnOnce(&mut Run)) -> Tale {
+        change(self.0.runs.get_mut(&number).unwrap());
+        self
+    }
+
+    fn request(self, number: usize, change: impl FnOnce(&mut Request)) -> Tale {
+        self.run(number, |run| change(&mut run.request))
+    }
+
+    fn end(self, number: usize, end: End, stderr: &str) -> Tale {
+        self.run(number, |run| {
+            (run.end, run.stderr) = (end, stderr.to_owned());
+        })
+    }
+
+    fn token(self, number: usize, token: &str) -> Tale {
+        let tale = self.request(number, |request| request.token = true);
+        tale.job(number, |stay| stay.token = Some(token.to_owned()))
+    }
+
+    fn writes(self, number: usize, at: u64, accepted: bool) -> Tale {
+        let (at, key) = (ms(at), "a".to_owned());
+        self.job(number, |stay| stay.writes.push(Write { at, key, accepted }))
+    }
+
+    fn fault(mut self, kind: Kind, target: Target, began: u64, ended: u64) -> Tale {
+        self.0.faults.push(Fault {
+            kind,
+            target,
+            began: ms(began),
+            ended: ms(ended),
+        });
+        self
+    }
+
+    fn verdict(&self) -> Verdict {
+        check(&self.0)
+    }
+
+    #[track_caller]
+    fn passes(self) -> Tale {
+        assert_eq!(self.verdict().violations, Vec::<String>::new());
+        self
+    }
+
+    /// This is wrong with it, among others.
+    #[track_caller]
+    fn fails_among_others_for(self, words: &str) {
+        let violations = self.verdict().violations;
+        let is_said = violations.iter().any(|violation| violation.contains(words));
+        assert!(is_said, "{violations:?}");
+    }
+
+    /// It is wrong in one way, and for this reason.
+    #[track_caller]
+    fn fails_for(self, words: &str) {
+        let violations = self.verdict().violations;
+        assert!(
+            violations.len() == 1 && violations[0].contains(words),
+            "{violations:?}"
+        );
+    }
+}
+
+/// The first one's job is inside from 10 to 990, the second one's from 510.
+fn overlap() -> Tale {
+    let tale = Tale::default();
+    tale.holds(1, 0, 1000).holds(2, 500, 1500)
+}
+
+/// The same, after the first one's session was ended at 400: it says so.
+fn explained_overlap(kind: Kind) -> Tale {
+    let lost = "pglock: lost the lock on key \"a\" at noon: because; stopped the job with TERM\n";
+    let tale = overlap().fault(kind, Target::Run(1), 400, 401);
+    tale.end(1, End::Code(74), lost)
+        .job(1, |stay| stay.left = false)
+}
+
+const AT_ONCE: &str = " at once for ";
+const LOST: &str =
+    "pglock: lost the lock on key \"a\" at noon: because; stopped the job with TERM\n";
+const GAVE_UP: &str =
+    "pglock: key \"a\" in database \"postgres\" is held by vm:1001 (backend 7); gave up after 5s\n";
+
+#[test]
+fn one_after_the_other_passes() {
+    let tale = Tale::default().holds(1, 0, 1000).holds(2, 500, 1500);
+    let tale = tale.job(2, |stay| stay.entered = ms(995));
+    tale.token(1, "1").token(2, "2").passes();
+}
+
+#[test]
+fn a_double_grant_is_caught() {
+    overlap().fails_for(AT_ONCE);
+    // One of them shared does not help; both do.
+    let shared = overlap().request(1, |request| request.shared = true);
+    assert_eq!(shared.verdict().violations.len(), 1);
+    shared.request(2, |request| request.shared = true).passes();
+    // One key in common is enough.
+    let several = overlap().request(1, |request| request.keys = vec!["a", "b"]);
+    several
+        .request(2, |request| request.keys = vec!["a", "c"])
+        .fails_for(AT_ONCE);
+    let others = overlap().request(1, |request| request.keys = vec!["b"]);
+    others.passes();
+}
+
+#[test]
+fn a_slot_that_two_have_is_caught() {
+    let slots = |first, second| {
+        let slots = |request: &mut Request| request.slots = Some(3);
+        let tale = overlap().request(1, slots).request(2, slots);
+        let tale = tale.job(1, |stay| stay.slot = first);
+        tale.job(2, |stay| stay.slot = second)
+    };
+    slots(Some(0), Some(1)).passes();
+    slots(Some(1), Some(1)).fails_for(AT_ONCE);
+    // Slot 0 is the key itself.
+    let plain = |slot| slots(slot, None).request(2, |request| request.slots = None);
+    plain(Some(1)).passes();
+    plain(Some(0)).fails_for(AT_ONCE);
+}
+
+#[test]
+fn an_overlap_is_excused_by_what_ended_the_session_and_by_nothing_else() {
+    use Kind::*;
+    for kind in [EndSession, TermBackend, Evict, KillBackend, Crash, Failover] {
+        let verdict = explained_overlap(kind).passes().verdict();
+        assert_eq!(verdict.explained[&kind.name()].count, 1, "{kind:?}");
+    }
+    for kind in [Cut, CutServer, Delay, StopBackend] {
+        explained_overlap(kind).fails_for(AT_ONCE);
+    }
+    for kind in [TermJob, SlowDisk, Exhaust, Reconnect] {
+        assert_eq!(
+            explained_overlap(kind).verdict().violations.len(),
+            2,
+            "{kind:?}"
+        );
+    }
+}
+
+#[test]
+fn an_excuse_is_for_whom_it_met_when_it_met_him() {
+    let met = |target, began, ended| {
+        let tale = overlap().fault(Kind::EndSession, target, began, ended);
+        tale.verdict().violations.len()
+    };
+    assert_eq!(met(Target::Run(1), 400, 401), 0);
+    assert_eq!(met(Target::Run(3), 400, 401), 1);
+    // After the second one had come in.
+    assert_eq!(met(Target::Run(1), 600, 601), 1);
+    for (target, is_met) in [
+        (Target::All, true),
+        (Target::Key("a"), true),
+        (Target::Key("b"), false),
+        (Target::Pooled, false),
+    ] {
+        assert_eq!(met(target, 400, 401) == 0, is_met, "{target:?}");
+    }
+    // Long before the first one had the lock: its session is a newer one.
+    let late = Tale::default().holds(1, 0, 9000).holds(2, 8000, 9500);
+    let late = late.job(1, |stay| stay.entered = ms(7900));
+    let late = late.fault(Kind::Crash, Target::All, 4000, 4500);
+    late.fails_for(AT_ONCE);
+}
+
+#[test]
+fn a_job_that_is_not_stopped_in_time_is_caught() {
+    let lives_on = |until| {
+        let tale = Tale::default()
+            .holds(1, 0, until)
+            .holds(2, 500, until + 500);
+        tale.fault(Kind::EndSession, Target::Run(1), 400, 401)
+    };
+    lives_on(3000).passes();
+    lives_on(8000).fails_for(AT_ONCE);
+    // Its pglock was stopped, and could not stop it before it went on.
+    let stopped = lives_on(8000).fault(Kind::StopPglock, Target::Run(1), 300, 3000);
+    stopped.passes();
+    let stopped = lives_on(12000).fault(Kind::StopPglock, Target::Run(1), 300, 3000);
+    stopped.fails_for(AT_ONCE);
+}
+
+#[test]
+fn a_cut_is_an_excuse_only_without_a_pglock() {
+    let cut = |kind| {
+        let tale = explained_overlap(Kind::Cut).fault(kind, Target::Run(1), 200, 201);
+        tale.verdict().violations.len()
+    };
+    assert_eq!(cut(Kind::StopPglock), 0);
+    assert_eq!(cut(Kind::StopJob), 1);
+    let killed = explained_overlap(Kind::Cut).fault(Kind::KillPglock, Target::Run(1), 200, 201);
+    killed.end(1, End::Signal(9), "").passes();
+}
+
+#[test]
+fn a_release_before_the_job_is_over_is_caught() {
+    let tale = Tale::default().holds(1, 0, 1000);
+    let tale = tale.job(1, |stay| stay.last = ms(1300));
+    tale.fails_for("the job lived on for 300 ms");
+    let killed = Tale::default().holds(1, 0, 1000).end(1, End::Signal(9), "");
+    let killed = killed.job(1, |stay| stay.last = ms(1300));
+    let by = |kind| (kind, Target::Run(1), 500, 501);
+    let (kind, target, began, ended) = by(Kind::KillPglock);
+    let killed = killed.fault(kind, target, began, ended).passes();
+    let mut other = killed;
+    other.0.faults[0].kind = Kind::KillJob;
+    other.fails_for("the job lived on");
+}
+
+#[test]
+fn tokens_that_do_not_order_are_caught() {
+    let in_turn = |first, second| {
+        let tale = Tale::default().holds(1, 0, 1000).holds(2, 2000, 3000);
+        tale.token(1, first).token(2, second)
+    };
+    in_turn("1", "2").passes();
+    in_turn("2", "1").fails_for("and run 1 before it had 2");
+    in_turn("1", "1").fails_for("and run 1 before it had 1");
+    let none = Tale::default().holds(1, 0, 1000);
+    none.request(1, |request| request.token = true)
+        .fails_for("has no token");
+}
+
+#[test]
+fn an_overlap_that_the_tokens_do_not_explain_is_caught() {
+    let tale = |first, second| {
+        let tale = explained_overlap(Kind::EndSession);
+        tale.token(1, first).token(2, second)
+    };
+    let verdict = tale("1", "2").passes().verdict();
+    assert_eq!(verdict.explained["EndSession"].ordered, 1);
+    // The one whose session was ended has the newer token, or the same.
+    tale("2", "1").fails_among_others_for(AT_ONCE);
+    tale("1", "1").fails_among_others_for(AT_ONCE);
+    // The one who came in later has lost the lock before, while its job was being started.
+    let late = overlap().token(1, "2").token(2, "1");
+    let late = late.run(1, |run| run.began = ms(400));
+    let late = late.run(2, |run| run.began = ms(0));
+    let late = late.job(1, |stay| stay.entered = ms(450));
+    late.fault(Kind::EndSession, Target::Run(2), 400, 401)
+        .passes();
+}
+
+#[test]
+fn a_stale_write_is_caught() {
+    let tale = |stale_is_accepted| {
+        let tale = explained_overlap(Kind::EndSession);
+        let tale = tale.token(1, "1").token(2, "2").writes(1, 20, true);
+        tale.writes(2, 520, true).writes(1, 900, stale_is_accepted)
+    };
+    let verdict = tale(false).passes().verdict();
+    assert_eq!((verdict.accepted, verdict.refused), (2, 1));
+    tale(true).fails_for("run 1 wrote with 1, where run 2 had written with 2");
+    let refused = Tale::default().holds(1, 0, 1000).token(1, "1");
+    refused
+        .writes(1, 20, false)
+        .fails_for("run 1 was refused with 1");
+}
+
+#[test]
+fn a_pglock_that_does_not_end_is_caught() {
+    let hung = Tale::default().waits(1, 0, 90_000, 0, "");
+    hung.end(1, End::Hung, "")
+        .fails_for("it had to end, and did not");
+}
+
+#[test]
+fn an_end_that_nothing_explains_is_caught() {
+    let holder = || Tale::default().holds(1, 0, 1000);
+    let cases = [
+        (End::Code(1), "", "it must not end so"),
+        (End::Code(70), "pglock: no", "it must not end so"),
+        (End::Code(75), "pglock: no", "it must not end so"),
+        (End::Code(69), "pglock: no", "it must not end so"),
+        (End::Code(74), LOST, "nothing happened to the session"),
+        (End::Code(0), "pglock: hello", "it does not say \"\""),
+        (End::Signal(9), "", "nobody killed it"),
+        (End::Signal(15), "", "nobody ended it"),
+        (End::Signal(11), "", "it must not end so"),
+    ];
+    for (end, line, words) in cases {
+        holder().end(1, end, line).fails_for(words);
+    }
+    let killed = holder().job(1, |stay| stay.left = false);
+    killed.fails_for("it must not end so");
+    let waiter = Tale::default().waits(1, 0, 1000, 69, "pglock: the server is gone");
+    waiter.fails_for("the server was there");
+}
+
+#[test]
+fn a_loss_that_was_not_noticed_is_caught() {
+    let crash = |began, ended| {
+        let tale = Tale::default().holds(1, 0, 1000);
+        tale.fault(Kind::Crash, Target::All, began, ended)
+    };
+    crash(400, 800).fails_for("its lock was lost by a Crash, and it did not notice");
+    // The job may have been over, or not have had the lock.
+    crash(400, 995).passes();
+    crash(5, 800).passes();
+    // It could not be told.
+    let cut = crash(400, 800).fault(Kind::Cut, Target::Host(0), 300, 350);
+    cut.passes();
+    let pooled = crash(400, 800).request(1, |request| request.pooled = true);
+    pooled.passes();
+}
+
+#[test]
+fn a_loss_is_told_as_it_was() {
+    let lost = |kind, why: &str| {
+        let line = format!("pglock: lost the lock on key \"a\" at noon: {why}; stopped the job\n");
+        explained_overlap(Kind::EndSession)
+            .end(1, End::Code(74), &line)
+            .fault(kind, Target::Run(1), 300, 350)
+    };
+    let command = "terminating connection due to administrator command";
+    lost(Kind::EndSession, command).passes();
+    lost(
+        Kind::EndSession,
+        &format!("{command} (evicted by root@ops)"),
+    )
+    .fails_for("nobody evicted it");
+    lost(Kind::Evict, &format!("{command} (evicted by root@ops)")).passes();
+    let silent = "the server has not answered within 1s";
+    lost(Kind::EndSession, silent).fails_for("nobody was silent");
+    lost(Kind::Cut, silent).passes();
+    let silent = explained_overlap(Kind::EndSession).end(1, End::Code(74), "pglock: oh\n");
+    silent.fails_for("it does not say \"pglock: lost the lock");
+    let twice = explained_overlap(Kind::EndSession).end(1, End::Code(74), &LOST.repeat(2));
+    twice.fails_for("more than one line");
+}
+
+#[test]
+fn a_wait_that_is_too_short_is_caught() {
+    let gives_up = |ended, line| {
+        Tale::default()
+            .holds(1, 0, 9000)
+            .waits(2, 100, ended, 75, line)
+    };
+    gives_up(5100, GAVE_UP).passes();
+    gives_up(5000, GAVE_UP).fails_for("it gave up after 4900 ms");
+    gives_up(5100, "pglock: no; not waiting").fails_for("it does not say \"; gave up after 5s\"");
+    gives_up(10_200, GAVE_UP).fails_for("it gave up after 10100 ms");
+    let at_once = gives_up(200, GAVE_UP).request(2, |request| request.wait = None);
+    at_once.fails_for("it does not say \"; not waiting\"");
+}
+
+#[test]
+fn a_holder_that_is_none_is_caught() {
+    let told_of = |pid: i32| {
+        let line = GAVE_UP.replace("1001", &pid.to_string());
+        let tale = Tale::default().holds(1, 0, 9000);
+        tale.waits(2, 100, 5100, 75, &line)
+    };
+    told_of(1001).passes();
+    told_of(1002).fails_for("told of a holder who was none");
+    told_of(1003).fails_for("told of a holder who was none");
+    let other = told_of(1001).request(1, |request| request.keys = vec!["b"]);
+    let other = other.holds(3, 0, 9000).job(3, |stay| stay.entered = ms(20));
+    other.fails_for("told of a holder who was none");
+}
+
+#[test]
+fn a_waiter_who_was_forgotten_is_caught() {
+    let waits = |free_from| {
+        let tale = Tale::default().holds(1, 0, free_from);
+        tale.waits(2, 100, 12_100, 75, &GAVE_UP.replace("5s", "12s"))
+            .request(2, |request| request.wait = Some(12))
+    };
+    waits(11_000).passes();
+    waits(6000).fails_for("run 2 waited in vain, though nobody had a for 6100 ms");
+    // Somebody else had it.
+    waits(6000).holds(3, 9000, 11_000).passes();
+    // The server was gone.
+    waits(6000)
+        .fault(Kind::Crash, Target::All, 8000, 8500)
+        .passes();
+    // What happened to one who does not want it is no matter.
+    waits(6000)
+        .fault(Kind::StopPglock, Target::Run(9), 8000, 8500)
+        .fails_for("in vain");
+}
+
+#[test]
+fn a_line_that_is_not_kept_is_caught() {
+    let line = |second: u64| {
+        let tale = Tale::default().holds(1, 0, 10_000);
+        let tale = tale.holds(2, 1000, 20_000).holds(3, second, 16_000);
+        let tale = tale.job(2, |stay| stay.entered = ms(17_000));
+        let tale = tale.job(3, |stay| stay.entered = ms(11_000));
+        let fair = |request: &mut Request| request.fair = true;
+        tale.request(2, fair).request(3, fair)
+    };
+    line(6000).fails_for("run 2 came before run 3 and was served after it");
+    // They came at the same time, as far as can be told.
+    line(2000).passes();
+    let stopped = line(6000).fault(Kind::StopPglock, Target::Run(2), 9000, 12_000);
+    stopped.passes();
+    line(6000)
+        .request(3, |request| request.fair = false)
+        .passes();
+}
+
+#[test]
+fn a_job_without_a_run_is_caught() {
+    let mut tale = Tale::default().holds(1, 0, 1000);
+    tale.0.runs.clear();
+    tale.fails_for("a job of run 1, which is unknown");
+}
+
+#[test]
+fn the_lines_of_the_jobs_are_read_and_what_is_none_is_told() {
+    let text = "enter 5 1 77 2 A\nwritten 6 1 a:2\nenter 6 2 78 - -\nalive 7 1\nrefused 8 1 a:2\nleave 9 1\n";
+    let stays = History::stays_of(text).unwrap();
+    let [first, second] = &stays[..] else {
+        panic!("{stays:?}");
+    };
+    assert_eq!((first.entered, first.last, first.left), (5, 9, true));
+    assert_eq!((first.slot, first.token.as_deref()), (Some(2), Some("A")));
+    let accepted: Vec<bool> = first.writes.iter().map(|write| write.accepted).collect();
+    assert_eq!(accepted, [true, false]);
+    assert_eq!((second.pid, second.left), (78, false));
+    assert_eq!((second.slot, second.token.as_deref()), (None, None));
+    let wrong = |text| History::stays_of(text).unwrap_err();
+    assert!(wrong("enter 5 1 77 - -\nenter 6 1 78 - -\n").contains("started its job twice"));
+    for line in [
+        "enter",
+        "enter x 1 2 - -",
+        "enter 5 1 77",
+        "gone 5 1",
+        "leave 5 1 6",
+    ] {
+        assert!(wrong(line).contains("a line that is not one"), "{line}");
+    }
+}

@@ -1,7 +1,7 @@
 //! Those who want the locks: each worker asks for one thing after the other, and writes down what became of it.
 
-use super::dice::Dice;
-use super::history::{End, Request, Run, now};
+use super::history::{End, Run, now};
+use super::plan::{Plan, Request};
 use super::support::probe::example;
 use super::support::scrubbed;
 use super::support::wait::until;
@@ -9,7 +9,7 @@ use super::world::{HOSTS, World};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -17,41 +17,47 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Keys that one holds, or several share.
-const KEYS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
-/// The key of the slots, and how many there are.
-const SLOTS: (&str, u16) = ("slots", 3);
-/// The latest end of a pglock after all that it can have to wait for.
+/// After its wait and its job's life, all that a pglock can have to wait for: the faults, and a silent server.
 const LATEST: Duration = Duration::from_secs(60);
+/// A message through the pooler may wait for a session of the pool for two minutes.
+const LATEST_POOLED: Duration = Duration::from_secs(180);
+/// Where nothing can be reached, nobody asks at once again.
+const REST: Duration = Duration::from_millis(50);
 
 /// A pglock that runs, for the nemesis to find.
 #[derive(Clone, Debug)]
 pub struct Running {
     pub pid: Pid,
     pub request: Request,
+    due: Instant,
 }
 
 /// What the workers share.
 pub struct Crowd {
     folder: PathBuf,
+    pglock: PathBuf,
     job: PathBuf,
     pub running: Mutex<BTreeMap<usize, Running>>,
     pub runs: Mutex<BTreeMap<usize, Run>>,
+    hung: Mutex<BTreeSet<usize>>,
     next: AtomicUsize,
     over: AtomicBool,
 }
 
 impl Crowd {
-    pub fn new(folder: &Path) -> Crowd {
+    /// Those who use this pglock, and write down in this folder what happens.
+    pub fn new(folder: &Path, pglock: &Path) -> Crowd {
         fs::create_dir(folder.join("store")).unwrap();
         File::create(folder.join("history")).unwrap();
         Crowd {
             folder: folder.to_owned(),
+            pglock: pglock.to_owned(),
             job: example("torture-job"),
             running: Mutex::default(),
             runs: Mutex::default(),
+            hung: Mutex::default(),
             next: AtomicUsize::new(1),
             over: AtomicBool::new(false),
         }
@@ -66,11 +72,29 @@ impl Crowd {
     pub fn recent(&self) -> String {
         let mut file = File::open(self.folder.join("history")).unwrap();
         let length = file.metadata().unwrap().len();
-        file.seek(SeekFrom::Start(length.saturating_sub(50_000)))
+        file.seek(SeekFrom::Start(length.saturating_sub(400_000)))
             .unwrap();
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).unwrap();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The run that gave its session this name, be it that its job alone is left of it.
+    pub fn whose(&self, name: &str) -> Option<(usize, Request)> {
+        let is_it = |pid: i32, request: &Request| {
+            let keys = format!("pglock:{} ", request.keys.join(","));
+            name.starts_with(&keys) && name.ends_with(&format!(":{pid}"))
+        };
+        let running = self.running.lock().unwrap();
+        let mut all = running.iter();
+        let found = all.find(|(_, it)| is_it(it.pid.as_raw(), &it.request));
+        let found = found.map(|(number, it)| (*number, it.request.clone()));
+        let runs = self.runs.lock().unwrap();
+        found.or_else(|| {
+            let mut ended = runs.iter().rev();
+            let ended = ended.find(|(_, run)| is_it(run.pid, &run.request));
+            ended.map(|(number, run)| (*number, run.request.clone()))
+        })
     }
 
     pub fn call_off(&self) {
@@ -82,12 +106,18 @@ impl Crowd {
     }
 
     /// Asks again and again, until that is called off.
-    pub fn work(&self, world: &World, worker: usize, mut dice: Dice) {
-        while !self.is_over() {
+    pub fn work(&self, world: &World, plan: &Plan, worker: usize) {
+        for request in plan.requests(worker) {
+            if self.is_over() {
+                return;
+            }
             let number = self.next.fetch_add(1, Ordering::SeqCst);
-            let request = request(&mut dice, worker % HOSTS);
             let run = self.run(world, number, worker, request);
+            let is_unreached = run.end == End::Code(69);
             self.runs.lock().unwrap().insert(number, run);
+            if is_unreached {
+                until(REST, || self.is_over());
+            }
         }
     }
 
@@ -100,14 +130,23 @@ impl Crowd {
         let began = now();
         let mut child = command.spawn().unwrap();
         let pid = Pid::from_raw(child.id() as i32);
+        let own = Duration::from_secs(request.wait.unwrap_or(0))
+            + Duration::from_millis(request.life + request.min_hold);
+        let latest = if request.pooled {
+            LATEST_POOLED
+        } else {
+            LATEST
+        };
         let running = Running {
             pid,
             request: request.clone(),
+            due: Instant::now() + own + latest,
         };
         self.running.lock().unwrap().insert(number, running);
         let end = self.wait(number, &mut child);
         Run {
             request,
+            pid: pid.as_raw(),
             began,
             ended: now(),
             end,
@@ -118,39 +157,15 @@ impl Crowd {
     fn command(&self, world: &World, number: usize, request: &Request) -> Command {
         let entrance = world.entrance(request.host);
         let mut command = scrubbed(&entrance[0]);
-        command
-            .args(&entrance[1..])
-            .arg(env!("CARGO_BIN_EXE_pglock"));
+        command.args(&entrance[1..]).arg(&self.pglock);
         command.args(["run", "--heartbeat", "1", "--kill-after", "1"]);
-        command.args(request.keys.iter().flat_map(|key| ["--key", key]));
-        let flags = [
-            (request.shared, "--shared".to_owned()),
-            (request.fair, "--fair".to_owned()),
-            (request.token, "--token".to_owned()),
-            (
-                request.min_hold > 0,
-                format!("--min-hold={}ms", request.min_hold),
-            ),
-        ];
-        command.args(
-            flags
-                .into_iter()
-                .filter_map(|(is, flag)| is.then_some(flag)),
-        );
-        command.args(request.slots.map(|count| format!("--slots={count}")));
-        command.arg(match request.wait {
-            Some(seconds) => format!("--wait={seconds}"),
-            None => "--no-wait".into(),
-        });
-        command.arg("--").arg(&self.job);
-        command
-            .arg(self.folder.join("history"))
-            .arg(self.folder.join("store"));
-        command.args([
-            number.to_string(),
-            request.life.to_string(),
-            request.status.to_string(),
-        ]);
+        command.args(["--connect-timeout", "4"]);
+        command.args(options(request)).arg("--").arg(&self.job);
+        for file in ["history", "store"] {
+            command.arg(self.folder.join(file));
+        }
+        let numbers = [number as u64, request.life, request.status as u64];
+        command.args(numbers.map(|number| number.to_string()));
         command.args(request.stubborn.then_some("stubborn"));
         command.env("PGLOCK_DSN", world.dsn(request.pooled));
         // The clocks of the last host are wrong; the monotonic one cannot be.
@@ -164,68 +179,58 @@ impl Crowd {
 
     /// Waits for the end. The number is taken off the list before the process id can be another's.
     fn wait(&self, number: usize, child: &mut Child) -> End {
-        let id = || Id::Pid(Pid::from_raw(child.id() as i32));
+        let pid = Pid::from_raw(child.id() as i32);
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
-        let ended = || {
-            waitid(id(), flags | WaitPidFlag::WNOHANG)
-                .unwrap()
-                .pid()
-                .is_some()
-        };
-        let hung = !until(LATEST, ended);
-        if hung {
-            kill(Pid::from_raw(child.id() as i32), Signal::SIGKILL).unwrap();
-            waitid(id(), flags).unwrap();
-        }
+        while waitid(Id::Pid(pid), flags).is_err() {}
         self.running.lock().unwrap().remove(&number);
         let status = child.wait().unwrap();
-        match (hung, status.code(), status.signal()) {
-            (true, ..) => End::Hung,
-            (_, Some(code), _) => End::Code(code),
-            (.., signal) => End::Signal(signal.unwrap_or_default()),
+        match (self.hung.lock().unwrap().contains(&number), status.code()) {
+            (true, _) => End::Hung,
+            (_, Some(code)) => End::Code(code),
+            (_, None) => End::Signal(status.signal().unwrap_or_default()),
         }
+    }
+
+    /// Kills those that had to end long ago, and did not, until all have ended.
+    pub fn oversee(&self) {
+        let all_ended = || {
+            let running = self.running.lock().unwrap();
+            for (number, it) in running.iter().filter(|(_, it)| it.due < Instant::now()) {
+                self.hung.lock().unwrap().insert(*number);
+                let _ = kill(it.pid, Signal::SIGKILL);
+            }
+            self.is_over() && running.is_empty()
+        };
+        while !until(Duration::from_millis(200), || false) && !all_ended() {}
     }
 }
 
-/// Something to ask for.
-fn request(dice: &mut Dice, host: usize) -> Request {
-    let mut request = Request {
-        keys: vec![dice.one_of(&KEYS)],
-        token: dice.percent(80),
-        pooled: dice.percent(30),
-        wait: dice.percent(85).then(|| dice.number(1, 8) as f64),
-        life: dice.number(0, 15),
-        status: dice.one_of(&[0, 0, 3]),
-        stubborn: dice.percent(10),
-        host,
-        ..Request::default()
-    };
-    if dice.percent(4) {
-        request.life = dice.number(100, 1500);
+/// The options that ask for this.
+fn options(request: &Request) -> Vec<String> {
+    let keys = request.keys.iter();
+    let mut options: Vec<String> = keys.map(|key| format!("--key={key}")).collect();
+    let flags = [
+        (request.shared, "--shared"),
+        (request.fair, "--fair"),
+        (request.token, "--token"),
+    ];
+    let flags = flags.into_iter().filter(|(is, _)| *is);
+    options.extend(flags.map(|(_, flag)| flag.to_owned()));
+    options.extend(request.slots.map(|count| format!("--slots={count}")));
+    if request.min_hold > 0 {
+        options.push(format!("--min-hold={}ms", request.min_hold));
     }
-    if dice.percent(5) {
-        request.min_hold = dice.number(10, 200);
-    }
-    match dice.number(0, 100) {
-        0..20 => request.shared = true,
-        20..35 => {
-            request.keys = vec![SLOTS.0];
-            request.slots = Some(SLOTS.1);
-        }
-        35..50 if request.wait.is_some() && !request.pooled => request.fair = true,
-        50..60 => request.keys.push(dice.one_of(&KEYS)),
-        _ => {}
-    }
-    request.keys.sort_unstable();
-    request.keys.dedup();
-    request
+    options.push(match request.wait {
+        Some(seconds) => format!("--wait={seconds}"),
+        None => "--no-wait".into(),
+    });
+    options
 }
 
 /// What lets a program see another time.
-fn faketime() -> Option<PathBuf> {
-    let folders = fs::read_dir("/usr/lib")
-        .ok()?
-        .filter_map(|entry| Some(entry.ok()?.path()));
+pub fn faketime() -> Option<PathBuf> {
+    let folders = fs::read_dir("/usr/lib").ok()?;
+    let folders = folders.filter_map(|entry| Some(entry.ok()?.path()));
     let mut libraries = folders.map(|folder| folder.join("faketime/libfaketimeMT.so.1"));
     libraries.find(|library| library.exists())
 }

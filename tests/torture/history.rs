@@ -2,6 +2,7 @@
 //!
 //! All times are nanoseconds of the monotonic clock, which the processes of a machine share.
 
+use super::plan::{Kind, Request};
 use nix::time::{ClockId, clock_gettime};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,28 +11,6 @@ use std::time::Duration;
 pub fn now() -> u128 {
     let time = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap());
     time.as_nanos()
-}
-
-/// What a pglock was asked for.
-#[derive(Clone, Debug, Default)]
-pub struct Request {
-    pub keys: Vec<&'static str>,
-    pub shared: bool,
-    pub slots: Option<u16>,
-    pub fair: bool,
-    pub token: bool,
-    /// Through the pooler.
-    pub pooled: bool,
-    /// Seconds; `None` for one try.
-    pub wait: Option<f64>,
-    /// Milliseconds.
-    pub life: u64,
-    pub min_hold: u64,
-    /// The job's own exit status.
-    pub status: i32,
-    pub stubborn: bool,
-    /// Which host it runs on.
-    pub host: usize,
 }
 
 /// How a pglock ended.
@@ -47,6 +26,7 @@ pub enum End {
 #[derive(Clone, Debug)]
 pub struct Run {
     pub request: Request,
+    pub pid: i32,
     pub began: u128,
     pub ended: u128,
     pub end: End,
@@ -65,60 +45,15 @@ pub struct Stay {
     pub left: bool,
     pub slot: Option<u16>,
     pub token: Option<String>,
-    /// Its writes to the store, and whether they were accepted.
-    pub writes: Vec<(u128, bool)>,
+    pub writes: Vec<Write>,
 }
 
-/// What the nemesis can do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    KillPglock,
-    StopPglock,
-    TermPglock,
-    KillJob,
-    StopJob,
-    TermJob,
-    /// `pg_terminate_backend`.
-    EndSession,
-    Evict,
-    /// SIGKILL of one process of the server, which ends all sessions.
-    KillBackend,
-    /// Immediate stop and start.
-    Crash,
-    Failover,
-    KillPooler,
-    /// PgBouncer's RECONNECT.
-    Reconnect,
-    /// The cable of a host is pulled for a while; a short while is a delay.
-    Cut,
-    SlowDisk,
-    /// All connections of the server are taken.
-    Exhaust,
-}
-
-impl Kind {
-    pub const ALL: [Kind; 16] = [
-        Kind::KillPglock,
-        Kind::StopPglock,
-        Kind::TermPglock,
-        Kind::KillJob,
-        Kind::StopJob,
-        Kind::TermJob,
-        Kind::EndSession,
-        Kind::Evict,
-        Kind::KillBackend,
-        Kind::Crash,
-        Kind::Failover,
-        Kind::KillPooler,
-        Kind::Reconnect,
-        Kind::Cut,
-        Kind::SlowDisk,
-        Kind::Exhaust,
-    ];
-
-    pub fn name(self) -> String {
-        format!("{self:?}")
-    }
+/// What the store did with a job's write. The time was taken by whoever had the store to himself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    pub at: u128,
+    pub key: String,
+    pub accepted: bool,
 }
 
 /// Whom a fault can have met.
@@ -157,29 +92,30 @@ impl History {
         for line in text.lines() {
             let words: Vec<&str> = line.split(' ').collect();
             let bad = || format!("a line that is not one: {line:?}");
-            let (Some(at), Some(run)) = (
-                words.get(1).and_then(|at| at.parse().ok()),
-                words.get(2).and_then(|run| run.parse().ok()),
-            ) else {
+            let number = |index: usize| words.get(index).and_then(|word| word.parse().ok());
+            let (Some(at), Some(run)) = (number(1), number(2)) else {
                 return Err(bad());
             };
-            let stay = stays.entry(run).or_default();
-            stay.last = at;
+            let stay = stays.entry(run as usize).or_default();
+            stay.last = stay.last.max(at);
             match (words[0], &words[3..]) {
                 ("enter", [pid, slot, token]) => {
                     if stay.entered > 0 {
                         twice.insert(run);
                     }
-                    stay.run = run;
+                    stay.run = run as usize;
                     stay.entered = at;
                     stay.pid = pid.parse().map_err(|_| bad())?;
                     stay.slot = slot.parse().ok();
                     stay.token = (*token != "-").then(|| (*token).to_owned());
                 }
-                ("written", _) => stay.writes.push((at, true)),
-                ("refused", _) => stay.writes.push((at, false)),
-                ("leave", _) => stay.left = true,
-                ("alive", _) => {}
+                (word @ ("written" | "refused"), [key]) => stay.writes.push(Write {
+                    at,
+                    key: (*key).to_owned(),
+                    accepted: word == "written",
+                }),
+                ("leave", []) => stay.left = true,
+                ("alive", []) => {}
                 _ => return Err(bad()),
             }
         }

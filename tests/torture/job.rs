@@ -6,9 +6,10 @@
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::time::{ClockId, clock_gettime};
+use signal_hook::consts::SIGTERM;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::exit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,79 +18,117 @@ use std::time::{Duration, Instant};
 
 /// How much longer than it was told a stubborn one stays.
 const STUBBORN: Duration = Duration::from_secs(3);
-const GLANCE: Duration = Duration::from_millis(2);
+/// How often it looks whether it was told to end.
+const GLANCE: Duration = Duration::from_millis(5);
+/// How often it shows that it lives; with every tenth of these it writes.
+const BEAT: Duration = Duration::from_millis(25);
+
+struct Job {
+    history: File,
+    store: PathBuf,
+    run: String,
+    keys: String,
+    slot: String,
+    token: String,
+    is_exclusive: bool,
+}
 
 fn main() -> io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [history, store, run, life, status, rest @ ..] = arguments.as_slice() else {
         return Err(io::Error::other("usage: see torture/job.rs"));
     };
-    let stubborn = !rest.is_empty();
     let told = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register(signal_hook::consts::SIGTERM, Arc::clone(&told))?;
-    let mut history = File::options().append(true).open(history)?;
-    let mut note = |word: &str, rest: &str| {
-        let line = format!("{word} {} {run} {rest}\n", now());
-        history.write_all(line.as_bytes())
-    };
-
+    signal_hook::flag::register(SIGTERM, Arc::clone(&told))?;
     let of = |name| std::env::var(name).unwrap_or_default();
-    let (slot, token) = (of("PGLOCK_SLOT"), of("PGLOCK_TOKEN"));
-    let or_none = |text: &str| {
-        if text.is_empty() {
-            "-".into()
-        } else {
-            text.to_owned()
-        }
+    let mut job = Job {
+        history: File::options().append(true).open(history)?,
+        store: store.into(),
+        run: run.clone(),
+        keys: of("PGLOCK_KEY"),
+        slot: of("PGLOCK_SLOT"),
+        token: of("PGLOCK_TOKEN"),
+        is_exclusive: of("PGLOCK_MODE") == "exclusive",
     };
-    let pid = std::process::id();
-    note(
-        "enter",
-        &format!("{pid} {} {}", or_none(&slot), or_none(&token)),
-    )?;
-    let guarded = |note: &mut dyn FnMut(&str, &str) -> io::Result<()>| {
-        for key in of("PGLOCK_KEY").lines() {
-            if !token.is_empty() && of("PGLOCK_MODE") == "exclusive" {
-                let name = format!("{key} {slot}");
-                let word = write(&Path::new(store).join(&name), &token)?;
-                note(word, "")?;
+    job.enter()?;
+    job.write()?;
+    let life = Duration::from_millis(life.parse().unwrap_or(0));
+    let is_ended = job.live(life, &told, !rest.is_empty())?;
+    job.write()?;
+    job.note("leave", "")?;
+    match is_ended {
+        true => signal_hook::low_level::emulate_default_handler(SIGTERM),
+        false => exit(status.parse().unwrap_or(0)),
+    }
+}
+
+impl Job {
+    fn note(&mut self, word: &str, rest: &str) -> io::Result<()> {
+        let line = format!("{word} {} {}{rest}\n", now(), self.run);
+        self.history.write_all(line.as_bytes())
+    }
+
+    fn enter(&mut self) -> io::Result<()> {
+        let or_none = |text: &str| if text.is_empty() { "-" } else { text }.to_owned();
+        let (slot, token) = (or_none(&self.slot), or_none(&self.token));
+        self.note("enter", &format!(" {} {slot} {token}", std::process::id()))
+    }
+
+    /// Stays for so long. Whether TERM has ended it before.
+    fn live(&mut self, life: Duration, told: &AtomicBool, is_stubborn: bool) -> io::Result<bool> {
+        let mut end = Instant::now() + life;
+        let (mut beat, mut beats) = (Instant::now() + BEAT, 0);
+        let mut is_extended = false;
+        while Instant::now() < end {
+            sleep(GLANCE.min(end.saturating_duration_since(Instant::now())));
+            if Instant::now() >= beat {
+                self.note("alive", "")?;
+                (beat, beats) = (Instant::now() + BEAT, beats + 1);
+                if beats % 10 == 0 {
+                    self.write()?;
+                }
+            }
+            match told.load(Ordering::Relaxed) {
+                true if !is_stubborn => return Ok(true),
+                true if !is_extended => {
+                    end += STUBBORN;
+                    is_extended = true;
+                }
+                _ => {}
             }
         }
-        Ok::<(), io::Error>(())
-    };
-    guarded(&mut note)?;
-    let mut end = Instant::now() + Duration::from_millis(life.parse().unwrap_or(0));
-    let mut extended = false;
-    while Instant::now() < end {
-        sleep(GLANCE.min(end.saturating_duration_since(Instant::now())));
-        if !told.load(Ordering::Relaxed) {
-            continue;
-        }
-        if !stubborn {
-            guarded(&mut note)?;
-            note("leave", "")?;
-            return signal_hook::low_level::emulate_default_handler(signal_hook::consts::SIGTERM);
-        }
-        if !extended {
-            end += STUBBORN;
-            extended = true;
-        }
-        note("alive", "")?;
+        Ok(false)
     }
-    guarded(&mut note)?;
-    note("leave", "")?;
-    exit(status.parse().unwrap_or(0))
+
+    /// Writes to the store of each key that is ours alone, if there is a token to do it with.
+    fn write(&mut self) -> io::Result<()> {
+        if self.token.is_empty() || !self.is_exclusive {
+            return Ok(());
+        }
+        for key in self.keys.clone().lines() {
+            // Slot 0 is the key itself.
+            let place = match self.slot.as_str() {
+                "" | "0" => key.to_owned(),
+                slot => format!("{key}:{slot}"),
+            };
+            let mut store = open(&self.store.join(&place))?;
+            let word = guarded_write(&mut store, &self.token)?;
+            // Noted before anybody else can write.
+            self.note(word, &format!(" {place}"))?;
+        }
+        Ok(())
+    }
+}
+
+fn open(file: &Path) -> io::Result<Flock<File>> {
+    let mut options = File::options();
+    let options = options.read(true).write(true).create(true).truncate(false);
+    let file = options.open(file)?;
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
 }
 
 /// Writes to the store, which refuses a token that is older than the newest that it has seen.
-fn write(file: &Path, token: &str) -> io::Result<&'static str> {
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(file)?;
-    let mut store = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
+fn guarded_write(store: &mut File, token: &str) -> io::Result<&'static str> {
     let mut newest = String::new();
     store.read_to_string(&mut newest)?;
     if *token < *newest {

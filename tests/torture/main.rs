@@ -1,240 +1,207 @@
 //! The lock checker: many pglocks, a nemesis, and a check of what happened.
 //!
-//! A run is made from a seed: what is asked for and what is done to it, though not when exactly. Without the variables
-//! below it takes a few seconds and is a part of `make test`; `make torture` makes longer ones.
+//! A run is made from a plan, and that from a seed: what is asked for and what is done to it, though not when exactly.
+//! Without the variables below it takes seconds and is a part of `make test`; `make torture` makes longer ones.
 //!
-//! * `PGLOCK_TORTURE_SECONDS`: for how long. * `PGLOCK_TORTURE_SEED`: from which seed, if not a new one.
-//! * `PGLOCK_TORTURE_FAULTS`: which faults only, with commas between them (`none`: none).
-//! * `PGLOCK_TORTURE_REPORT`: a file to which the summary is appended.
+//! * `PGLOCK_TORTURE`: the plan, as in `SEED=1 SECONDS=600 FAULTS=Cut,Crash WORKERS=4`; what is not said is the usual.
+//! * `PGLOCK_TORTURE_SEEDS`: so many runs, with this seed and those that follow it.
+//! * `PGLOCK_TORTURE_SHRINK`: make a plan that has failed smaller, which takes many times as long as it.
+//! * `PGLOCK_TORTURE_REPORT`: a file to which the summary of each run is appended.
 //!
-//! * [`history`]: what happened. [`check`]: whether that was right; `check_tests`: whether the check can tell.
-//! * [`world`]: servers, pooler and hosts. [`crowd`]: those who want locks. [`nemesis`]: the faults. [`dice`]: chance.
-//! * `job.rs`: the job, a program of its own.
+//! [`plan`]: what is to happen. [`world`]: servers, pooler and hosts. [`crowd`]: those who want locks. [`nemesis`]: the
+//! faults. [`history`]: what happened. [`check`]: whether that was right; `check_tests` and [`lies`]: whether the check can
+//! tell. [`shrink`]: a failing plan made smaller. `job.rs`: the job, a program of its own.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::print_stdout,
+    reason = "what a test measured is for whoever asks with --nocapture"
+)]
 
 mod check;
 mod check_tests;
 mod crowd;
 mod dice;
 mod history;
+mod lies;
 mod nemesis;
-#[allow(dead_code)] // The other tests use the rest of it.
+mod plan;
+mod shrink;
+mod summary;
+#[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/support/mod.rs"]
 mod support;
 mod world;
 
 use check::{Verdict, check};
 use crowd::Crowd;
-use dice::Dice;
-use history::{End, History, Kind};
-use nemesis::{Nemesis, is_job};
-use nix::unistd::Pid;
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::time::{Duration, Instant, SystemTime};
+use history::{Fault, History, Target, now};
+use nemesis::{Nemesis, living_jobs};
+use plan::{Kind, Plan};
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 use support::wait::until;
 use world::World;
 
-/// So many want a lock at once.
-const WORKERS: usize = 9;
-/// How long the last ones may take, when everything is healed.
-const SETTLING: Duration = Duration::from_secs(60);
+/// How long the last jobs may take, when everything is healed.
+const SETTLING: Duration = Duration::from_secs(30);
+/// One run at a time, or they would be each other's faults.
+static ALONE: Mutex<()> = Mutex::new(());
 
-#[derive(Clone, Debug)]
-struct Plan {
-    seed: u64,
-    seconds: u64,
-    kinds: Vec<Kind>,
-}
+/// Plans that have failed once, or that meet what has failed once.
+const KEPT: &str = include_str!("kept-plans");
 
 /// "Never twice at once", and the rest.
 #[test]
 fn the_promises_are_kept_under_faults() {
-    let of = |name: &str| std::env::var(format!("PGLOCK_TORTURE_{name}")).ok();
-    let clock = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64 % 1_000_000;
-    let plan = Plan {
-        seed: of("SEED").map_or(clock, |seed| seed.parse().unwrap()),
-        seconds: of("SECONDS").map_or(12, |seconds| seconds.parse().unwrap()),
-        kinds: kinds(of("FAULTS").as_deref()),
-    };
+    let _alone = ALONE.lock();
+    let of = |name: &str| std::env::var(name).ok();
+    let asked = of("PGLOCK_TORTURE");
+    let first = Plan::new(1, 8).with(asked.as_deref().unwrap_or_default());
+    let first = first.unwrap();
+    let seeds = of("PGLOCK_TORTURE_SEEDS").map_or(1, |count| count.parse().unwrap());
+    let failed: Vec<String> = (0..seeds)
+        .filter_map(|number| {
+            let mut plan = first.clone();
+            plan.seed += number;
+            judge(plan)
+        })
+        .collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+/// Each line is a plan. They take too long for every `make test`; `make torture` has them.
+#[test]
+fn what_has_failed_once_does_not_again() {
+    let is_plan = |line: &&str| !line.is_empty() && !line.starts_with('#');
+    let plans = KEPT.lines().filter(is_plan);
+    let plans = plans.map(|line| Plan::new(1, 8).with(line).unwrap());
+    let plans: Vec<Plan> = plans.collect();
+    if std::env::var_os("PGLOCK_TORTURE").is_none() {
+        println!("SKIPPED: {} plans; make torture has them", plans.len());
+        return;
+    }
+    let _alone = ALONE.lock();
+    let failed: Vec<String> = plans.into_iter().filter_map(judge).collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+/// Makes a run, and tells of it. What is wrong with it, and how to see that again.
+fn judge(plan: Plan) -> Option<String> {
+    println!("make torture {}", plan.words());
     let (summary, verdict) = torture(&plan);
     println!("{summary}");
-    if let Some(file) = of("REPORT") {
-        let mut report = std::fs::File::options()
-            .append(true)
-            .create(true)
-            .open(file)
-            .unwrap();
-        std::io::Write::write_all(&mut report, summary.as_bytes()).unwrap();
+    if let Ok(file) = std::env::var("PGLOCK_TORTURE_REPORT") {
+        let mut options = File::options();
+        let mut report = options.append(true).create(true).open(file).unwrap();
+        report.write_all(format!("{summary}\n").as_bytes()).unwrap();
     }
-    if !verdict.violations.is_empty() {
-        let smallest = if of("SECONDS").is_some() {
-            shrink(plan)
-        } else {
-            plan
-        };
-        panic!(
-            "{} violations:\n{}\nagain: {}",
-            verdict.violations.len(),
-            verdict
-                .violations
-                .iter()
-                .take(20)
-                .cloned()
-                .collect::<Vec<_>>()
-                .join("\n"),
-            command(&smallest)
-        );
+    if verdict.violations.is_empty() {
+        return None;
     }
-}
-
-fn kinds(names: Option<&str>) -> Vec<Kind> {
-    match names {
-        None => Kind::ALL.to_vec(),
-        Some("none") => Vec::new(),
-        Some(names) => {
-            let kind = |name: &str| Kind::ALL.into_iter().find(|kind| kind.name() == name);
-            names
-                .split(',')
-                .map(|name| kind(name).unwrap_or_else(|| panic!("no fault {name}")))
-                .collect()
-        }
-    }
-}
-
-fn command(plan: &Plan) -> String {
-    let names: Vec<String> = plan.kinds.iter().map(|kind| kind.name()).collect();
-    let names = if names.is_empty() {
-        "none".into()
-    } else {
-        names.join(",")
+    let shown: Vec<&str> = verdict
+        .violations
+        .iter()
+        .take(20)
+        .map(String::as_str)
+        .collect();
+    println!("{}", shown.join("\n"));
+    let smallest = match std::env::var_os("PGLOCK_TORTURE_SHRINK").is_some() {
+        true => shrink::shrink(plan, |plan| {
+            println!("smaller: {}", plan.words());
+            !torture(plan).1.violations.is_empty()
+        }),
+        false => plan,
     };
-    format!(
-        "make torture SECONDS={} SEED={} FAULTS={names}",
-        plan.seconds, plan.seed
-    )
+    Some(format!(
+        "{} violations:\n{}\nagain, though perhaps not at once: make torture {}",
+        verdict.violations.len(),
+        shown.join("\n"),
+        smallest.words()
+    ))
 }
 
-/// Leaves faults out for as long as there are violations without them. What depends on the moment may come out larger
-/// than it could be, but not smaller.
-fn shrink(mut plan: Plan) -> Plan {
-    plan.seconds = plan.seconds.min(60);
-    for kind in Kind::ALL {
-        let mut smaller = plan.clone();
-        smaller.kinds.retain(|it| *it != kind);
-        if smaller.kinds.len() < plan.kinds.len() && !torture(&smaller).1.violations.is_empty() {
-            plan = smaller;
-        }
-    }
-    plan
-}
-
-/// A run, its summary, and what is to be said of it.
+/// A run in a world of its own, its summary, and what is to be said of it.
 fn torture(plan: &Plan) -> (String, Verdict) {
-    println!("{}", command(plan));
+    let (began, world) = (Instant::now(), World::new());
+    let versions = world.versions();
+    let (history, mut verdict) = run(plan, &world, Path::new(env!("CARGO_BIN_EXE_pglock")));
+    verdict.violations.extend(world.end());
+    let summary = summary::summary(plan, &versions, began.elapsed(), &history, &verdict);
+    (summary, verdict)
+}
+
+/// A run of this pglock, from the first request until the last job is gone.
+fn run(plan: &Plan, world: &World, pglock: &Path) -> (History, Verdict) {
     let folder = tempfile::tempdir().unwrap();
-    let (world, crowd) = (World::new(), Crowd::new(folder.path()));
-    let mut kinds = plan.kinds.clone();
-    kinds.retain(|kind| *kind != Kind::Cut || world.has_cables());
-    let began = Instant::now();
-    let faults = std::thread::scope(|scope| {
-        for worker in 0..WORKERS {
-            let (world, crowd, dice) = (&world, &crowd, Dice::new(plan.seed, worker as u64));
-            scope.spawn(move || crowd.work(world, worker, dice));
-        }
-        // Several at once, so that faults meet.
-        let nemeses = [0, 1, 2, 3].map(|number| {
-            let nemesis = Nemesis {
-                world: &world,
-                crowd: &crowd,
-                dice: Dice::new(plan.seed, (WORKERS + number) as u64),
-                kinds: kinds.clone(),
-                faults: Vec::new(),
-            };
-            scope.spawn(|| nemesis.rage())
-        });
-        until(Duration::from_secs(plan.seconds), || false);
-        crowd.call_off();
-        nemeses
-            .into_iter()
-            .flat_map(|nemesis| nemesis.join().unwrap())
-            .collect()
-    });
+    let crowd = Crowd::new(folder.path(), pglock);
     let mut history = History {
-        faults,
+        faults: meet(plan, world, &crowd),
         ..History::default()
     };
+    let are_gone = until(SETTLING, || living_jobs(&crowd.history()).is_empty());
     history.runs = std::mem::take(&mut *crowd.runs.lock().unwrap());
-    let orphans = until(SETTLING, || jobs(&crowd).is_empty());
-    let took = began.elapsed();
     let stays = History::stays_of(&crowd.history());
-    let mut verdict = match stays {
-        Ok(stays) => {
-            history.stays = stays;
-            check(&history)
-        }
-        Err(violation) => Verdict {
-            violations: vec![violation],
-            ..Verdict::default()
-        },
-    };
-    if !orphans {
-        verdict
-            .violations
-            .push(format!("jobs are left: {:?}", jobs(&crowd)));
+    let mut violations = Vec::new();
+    match stays {
+        Ok(stays) => history.stays = stays,
+        Err(violation) => violations.push(violation),
     }
-    verdict.violations.extend(world.end());
-    (summary(plan, took, &history, &verdict), verdict)
+    if !are_gone {
+        violations.push(format!(
+            "jobs are left: {:?}",
+            living_jobs(&crowd.history())
+        ));
+    }
+    let mut verdict = check(&history);
+    verdict.violations.extend(violations);
+    (history, verdict)
 }
 
-/// The jobs that have not ended.
-fn jobs(crowd: &Crowd) -> Vec<Pid> {
-    let history = crowd.history();
-    let entered = history.lines().filter(|line| line.starts_with("enter "));
-    let pids =
-        entered.filter_map(|line| Some(Pid::from_raw(line.split(' ').nth(3)?.parse().ok()?)));
-    pids.filter(|pid| is_job(*pid)).collect()
+/// Lets the crowd and the nemeses go for as long as is planned. The faults.
+fn meet(plan: &Plan, world: &World, crowd: &Crowd) -> Vec<Fault> {
+    let mut possible = plan.clone();
+    let is_possible = |kind: &Kind| world.has_cables() || !kind.needs_cables();
+    possible.kinds.retain(is_possible);
+    let nemesis = Nemesis { world, crowd };
+    std::thread::scope(|scope| {
+        for worker in 0..plan.workers {
+            scope.spawn(move || crowd.work(world, plan, worker));
+        }
+        scope.spawn(|| crowd.oversee());
+        let nemeses = (0..plan.nemeses).map(|number| {
+            let (nemesis, strikes) = (&nemesis, possible.strikes(number));
+            scope.spawn(move || nemesis.rage(strikes))
+        });
+        let nemeses: Vec<_> = nemeses.collect();
+        let watcher = scope.spawn(|| stalls(crowd));
+        until(Duration::from_secs(plan.seconds), || false);
+        crowd.call_off();
+        let all = nemeses.into_iter().chain([watcher]);
+        all.flat_map(|thread| thread.join().unwrap()).collect()
+    })
 }
 
-fn summary(plan: &Plan, took: Duration, history: &History, verdict: &Verdict) -> String {
-    let mut ends: BTreeMap<String, usize> = BTreeMap::new();
-    for run in history.runs.values() {
-        let end = match run.end {
-            End::Code(code) if code == run.request.status => "as the job".into(),
-            End::Code(code) => code.to_string(),
-            End::Signal(signal) => format!("signal {signal}"),
-            End::Hung => "hung".into(),
-        };
-        *ends.entry(end).or_default() += 1;
-    }
-    let mut faults: BTreeMap<String, usize> = BTreeMap::new();
-    for fault in &history.faults {
-        *faults.entry(fault.kind.name()).or_default() += 1;
-    }
-    let list = |counts: &BTreeMap<String, usize>| {
-        let words: Vec<String> = counts
-            .iter()
-            .map(|(what, count)| format!("{what} {count}"))
-            .collect();
-        if words.is_empty() {
-            "none".into()
-        } else {
-            words.join(", ")
+/// The times when the machine stood still, by what was noticed of it here: a limit that is declared.
+fn stalls(crowd: &Crowd) -> Vec<Fault> {
+    const STALL: u128 = check::SECOND / 2;
+    let mut found = Vec::new();
+    let mut before = now();
+    while !crowd.is_over() {
+        until(Duration::from_millis(10), || false);
+        let after = now();
+        if after - before > STALL {
+            found.push(Fault {
+                kind: Kind::Stall,
+                target: Target::All,
+                began: before,
+                ended: after,
+            });
         }
-    };
-    let mut text = String::new();
-    let _ = writeln!(
-        text,
-        "seed {}, {:.0} s: {} runs, {} acquisitions, {} violations\n  ends: {}\n  faults: {}\n  overlaps explained by: {}\n  \
-         writes refused by the store: {}",
-        plan.seed,
-        took.as_secs_f64(),
-        history.runs.len(),
-        history.stays.len(),
-        verdict.violations.len(),
-        list(&ends),
-        list(&faults),
-        list(&verdict.explained),
-        verdict.refused
-    );
-    text
+        before = after;
+    }
+    found
 }

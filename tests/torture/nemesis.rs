@@ -1,173 +1,185 @@
 //! The nemesis: does one bad thing after the other, each undone before the end, and writes down what it did and when.
+//!
+//! What it does is planned; to whom depends on who is there. A fault counts as done from the moment at which it is tried.
 
 use super::crowd::{Crowd, Running};
-use super::dice::Dice;
-use super::history::{Fault, Kind, Target, now};
+use super::history::{Fault, Target, now};
+use super::plan::{Kind, Strike};
 use super::support::scrubbed;
 use super::support::server::SUPERUSER;
 use super::support::wait::{SOON, until};
 use super::world::{HOSTS, World};
+use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP, SIGTERM};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use postgres::NoTls;
-use std::collections::HashMap;
+use postgres::{NoTls, SimpleQueryMessage};
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::process::Stdio;
-use std::thread::sleep;
 use std::time::Duration;
 
 pub struct Nemesis<'a> {
     pub world: &'a World,
     pub crowd: &'a Crowd,
-    pub dice: Dice,
-    pub kinds: Vec<Kind>,
-    pub faults: Vec<Fault>,
 }
 
 impl Nemesis<'_> {
-    /// Goes on until the crowd is called off.
-    pub fn rage(mut self) -> Vec<Fault> {
-        while !self.crowd.is_over() && !self.kinds.is_empty() {
-            self.pause(20, 300);
-            let kind = self.dice.one_of(&self.kinds);
-            // What stops everybody is rare, or there would be nothing else.
-            let is_rare = matches!(
-                kind,
-                Kind::Crash | Kind::KillBackend | Kind::Exhaust | Kind::KillPooler
-            );
-            let is_very_rare = kind == Kind::Failover;
-            if is_rare && !self.dice.percent(30) || is_very_rare && !self.dice.percent(10) {
-                continue;
+    /// Does what is planned until the crowd is called off.
+    pub fn rage(&self, plan: impl Iterator<Item = Strike>) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        for strike in plan {
+            until(millis(strike.pause), || self.crowd.is_over());
+            if self.crowd.is_over() {
+                break;
             }
             let began = now();
-            let target = self.strike(kind);
+            let target = self.strike(&strike);
             let ended = now();
-            self.faults.extend(target.map(|target| Fault {
-                kind,
+            faults.extend(target.map(|target| Fault {
+                kind: strike.kind,
                 target,
                 began,
                 ended,
             }));
         }
-        self.faults
-    }
-
-    fn pause(&mut self, low: u64, high: u64) {
-        sleep(Duration::from_millis(self.dice.number(low, high)));
+        faults
     }
 
     /// Does it. `None` if there was nobody to do it to.
-    fn strike(&mut self, kind: Kind) -> Option<Target> {
-        match kind {
-            Kind::KillPglock => self.signal_pglock(&[Signal::SIGKILL]),
-            Kind::TermPglock => self.signal_pglock(&[Signal::SIGTERM]),
-            Kind::StopPglock => self.signal_pglock(&[Signal::SIGSTOP, Signal::SIGCONT]),
-            Kind::KillJob => self.signal_job(&[Signal::SIGKILL]),
-            Kind::TermJob => self.signal_job(&[Signal::SIGTERM]),
-            Kind::StopJob => self.signal_job(&[Signal::SIGSTOP, Signal::SIGCONT]),
-            Kind::EndSession => self.end_session(),
-            Kind::Evict => self.evict(),
-            Kind::KillBackend => self.kill_backend(),
-            Kind::Crash => {
-                self.world.crash();
-                Some(Target::All)
+    fn strike(&self, strike: &Strike) -> Option<Target> {
+        match strike.kind {
+            Kind::KillPglock => self.signal_pglock(strike, SIGKILL),
+            Kind::TermPglock => self.signal_pglock(strike, SIGTERM),
+            Kind::StopPglock => self.signal_pglock(strike, SIGSTOP),
+            Kind::KillJob => self.signal_job(strike, SIGKILL),
+            Kind::TermJob => self.signal_job(strike, SIGTERM),
+            Kind::StopJob => self.signal_job(strike, SIGSTOP),
+            Kind::EndSession => self.end_session(strike),
+            Kind::TermBackend => self.signal_backend(strike, SIGTERM),
+            Kind::StopBackend => self.signal_backend(strike, SIGSTOP),
+            Kind::KillBackend => self.kill_backend(strike),
+            Kind::Evict => self.evict(strike),
+            Kind::Cut => {
+                let host = self.host(strike);
+                self.world.cut(Some(host), || rest(strike));
+                Some(Target::Host(host))
             }
-            Kind::Failover => {
-                self.world.fail_over();
-                Some(Target::All)
+            Kind::Delay => {
+                let host = self.host(strike);
+                let is_done = self.world.slow_down(host, || rest(strike));
+                is_done.then_some(Target::Host(host))
             }
-            Kind::KillPooler => {
-                self.world.replace_pooler();
-                Some(Target::Pooled)
-            }
-            Kind::Reconnect => {
-                self.world.reconnect_pooler();
-                Some(Target::Pooled)
-            }
-            Kind::Cut => self.cut(),
-            Kind::SlowDisk => self.slow_disk(),
-            Kind::Exhaust => self.exhaust(),
+            _ => self.strike_all(strike),
         }
     }
 
-    fn somebody(&mut self) -> Option<(usize, Running)> {
-        let running = self.crowd.running.lock().unwrap().clone();
-        let all: Vec<_> = running.into_iter().collect();
-        let count = all.len() as u64;
-        (count > 0).then(|| all[self.dice.number(0, count) as usize].clone())
+    /// What meets everybody, or everybody who comes through the pooler.
+    fn strike_all(&self, strike: &Strike) -> Option<Target> {
+        match strike.kind {
+            Kind::Crash => self.world.crash(),
+            Kind::Failover => self.world.fail_over(),
+            Kind::KillPooler => self.world.replace_pooler(),
+            Kind::Reconnect => self.world.reconnect_pooler(),
+            Kind::CutServer => self.world.cut(None, || rest(strike)),
+            Kind::SlowDisk => self.slow_disk(strike)?,
+            Kind::Exhaust => self.exhaust(strike),
+            _ => return None,
+        }
+        let is_pooled = matches!(strike.kind, Kind::KillPooler | Kind::Reconnect);
+        Some(if is_pooled {
+            Target::Pooled
+        } else {
+            Target::All
+        })
     }
 
-    /// Sends the first signal, and after a while the others. Whoever has ended in between is spared.
-    fn signal_pglock(&mut self, signals: &[Signal]) -> Option<Target> {
-        let (number, _) = self.somebody()?;
-        for (index, signal) in signals.iter().enumerate() {
-            if index > 0 {
-                self.pause(20, 4000);
-            }
+    fn somebody(&self, strike: &Strike) -> Option<(usize, Running)> {
+        let jobs = match strike.is_aimed {
+            true => living_jobs(&self.crowd.recent()),
+            false => BTreeMap::new(),
+        };
+        let running = self.crowd.running.lock().unwrap();
+        let mut aimed = running.clone();
+        aimed.retain(|number, _| jobs.contains_key(number));
+        let (number, found) = picked(strike, &aimed).or_else(|| picked(strike, &running))?;
+        Some((*number, found.clone()))
+    }
+
+    fn host(&self, strike: &Strike) -> usize {
+        let aimed = strike.is_aimed.then(|| self.somebody(strike)).flatten();
+        let host = aimed.map(|(_, running)| running.request.host);
+        host.unwrap_or(strike.pick as usize % HOSTS)
+    }
+
+    fn signal_pglock(&self, strike: &Strike, signal: Signal) -> Option<Target> {
+        let (number, _) = self.somebody(strike)?;
+        signal_for_a_while(strike, signal, || {
             // On the list, its process id is its own.
             let running = self.crowd.running.lock().unwrap();
-            if let Some(found) = running.get(&number) {
-                let _ = kill(found.pid, *signal);
-            }
-        }
+            running.get(&number).map(|found| found.pid)
+        });
         Some(Target::Run(number))
     }
 
-    fn signal_job(&mut self, signals: &[Signal]) -> Option<Target> {
-        let jobs = jobs_of(&self.crowd.recent());
-        let living: Vec<_> = jobs.iter().filter(|(_, pid)| is_job(**pid)).collect();
-        let count = living.len() as u64;
-        let (number, pid) = match count {
-            0 => return None,
-            _ => living[self.dice.number(0, count) as usize],
-        };
-        for (index, signal) in signals.iter().enumerate() {
-            if index > 0 {
-                self.pause(20, 4000);
-            }
-            if is_job(*pid) {
-                let _ = kill(*pid, *signal);
-            }
-        }
+    fn signal_job(&self, strike: &Strike, signal: Signal) -> Option<Target> {
+        let jobs = living_jobs(&self.crowd.recent());
+        let (number, pid) = picked(strike, &jobs)?;
+        signal_for_a_while(strike, signal, || is_job(*pid, *number).then_some(*pid));
         Some(Target::Run(*number))
     }
 
     /// One of the server's sessions that are pglocks': its process, and whose it is.
-    fn backend(&mut self) -> Option<(i32, Target)> {
-        let sql = "SELECT pid, application_name FROM pg_stat_activity WHERE application_name LIKE 'pglock:%'";
-        let found = self.ask(sql)?;
-        let count = found.len() as u64;
-        let row = match count {
-            0 => return None,
-            _ => &found[self.dice.number(0, count) as usize],
+    fn backend(&self, strike: &Strike) -> Option<(Pid, Target)> {
+        let server = self.world.primary();
+        let sql = format!(
+            "SELECT pid, application_name, client_addr = '{}' FROM pg_stat_activity WHERE application_name LIKE 'pglock:%'",
+            server.address()
+        );
+        let found = self.ask(&sql)?.into_iter();
+        let found = found.filter_map(|row| <[String; 3]>::try_from(row).ok());
+        let found: BTreeMap<String, (String, String)> = found
+            .map(|[pid, name, is_local]| (pid, (name, is_local)))
+            .collect();
+        let (backend, (name, is_local)) = picked(strike, &found)?;
+        // A session of the pool keeps the name of its last client, and can be another's by now.
+        let is_pooled = self.world.has_cables() && is_local == "t";
+        let target = match self.crowd.whose(name) {
+            Some((number, request)) if !request.pooled && !is_pooled => Target::Run(number),
+            _ => Target::Pooled,
         };
-        let pid = row[1].rsplit(':').next()?.parse().ok()?;
-        let running = self.crowd.running.lock().unwrap();
-        let (number, whose) = running
-            .iter()
-            .find(|(_, it)| it.pid == Pid::from_raw(pid))?;
-        // A session of the pool can be another client's by now.
-        let target = match whose.request.pooled {
-            true => Target::Pooled,
-            false => Target::Run(*number),
-        };
-        Some((row[0].parse().ok()?, target))
+        Some((Pid::from_raw(backend.parse().ok()?), target))
     }
 
-    fn end_session(&mut self) -> Option<Target> {
-        let (backend, target) = self.backend()?;
-        self.ask(&format!("SELECT pg_terminate_backend({backend})"))?;
+    fn end_session(&self, strike: &Strike) -> Option<Target> {
+        let (backend, target) = self.backend(strike)?;
+        self.ask(&format!("SELECT pg_terminate_backend({backend})"));
         Some(target)
     }
 
+    fn signal_backend(&self, strike: &Strike, signal: Signal) -> Option<Target> {
+        let (backend, target) = self.backend(strike)?;
+        let server = self.world.primary().folder().to_owned();
+        signal_for_a_while(strike, signal, || {
+            is_child_of(backend, &server.join("data")).then_some(backend)
+        });
+        // A stopped one can be in everybody's way.
+        Some(if signal == SIGSTOP {
+            Target::All
+        } else {
+            target
+        })
+    }
+
     /// The server ends all its sessions, and recovers.
-    fn kill_backend(&mut self) -> Option<Target> {
-        let (backend, _) = self.backend()?;
-        let mut witness = self.world.primary().config().connect(NoTls).ok()?;
-        let name = fs::read_to_string(format!("/proc/{backend}/comm")).ok()?;
-        if name.trim() != "postgres" || kill(Pid::from_raw(backend), Signal::SIGKILL).is_err() {
+    fn kill_backend(&self, strike: &Strike) -> Option<Target> {
+        let (backend, _) = self.backend(strike)?;
+        let server = self.world.primary();
+        let mut witness = server.config().connect(NoTls).ok()?;
+        if !is_child_of(backend, &server.folder().join("data")) {
             return None;
         }
+        kill(backend, SIGKILL).ok()?;
         until(SOON, || witness.simple_query("").is_err());
         self.await_server();
         Some(Target::All)
@@ -177,94 +189,120 @@ impl Nemesis<'_> {
         until(SOON, || self.ask("SELECT 1").is_some());
     }
 
-    fn evict(&mut self) -> Option<Target> {
-        let (_, running) = self.somebody()?;
+    fn evict(&self, strike: &Strike) -> Option<Target> {
+        let (_, running) = self.somebody(strike)?;
         let key = running.request.keys[0];
+        let server = self.world.primary();
         let mut evict = scrubbed(env!("CARGO_BIN_EXE_pglock"));
         evict.args(["evict", "--yes", "--key", key]);
-        evict.env("PGLOCK_DSN", self.dsn_from_here());
-        evict
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        evict.status().unwrap();
+        evict.env(
+            "PGLOCK_DSN",
+            format!(
+                "host={} port={} user={SUPERUSER} dbname=postgres",
+                server.host(),
+                server.port()
+            ),
+        );
+        evict.stdin(Stdio::null()).stdout(Stdio::null());
+        evict.stderr(Stdio::null()).status().unwrap();
         Some(Target::Key(key))
     }
 
-    fn cut(&mut self) -> Option<Target> {
-        let host = self.dice.number(0, HOSTS as u64) as usize;
-        self.world.cut(host);
-        // Half of them are no more than delays.
-        match self.dice.percent(50) {
-            true => self.pause(20, 500),
-            false => self.pause(500, 9000),
-        }
-        self.world.heal(host);
-        Some(Target::Host(host))
-    }
-
     /// Each flush of the WAL waits before it writes.
-    fn slow_disk(&mut self) -> Option<Target> {
+    fn slow_disk(&self, strike: &Strike) -> Option<()> {
         self.ask("ALTER SYSTEM SET commit_delay = 100000")?;
-        self.ask("SELECT pg_reload_conf()")?;
-        self.pause(200, 2000);
-        self.ask("ALTER SYSTEM RESET commit_delay")?;
-        self.ask("SELECT pg_reload_conf()")?;
-        Some(Target::All)
+        self.ask("SELECT pg_reload_conf()");
+        rest(strike);
+        // Whatever happens to the server meanwhile.
+        let heal = "ALTER SYSTEM RESET commit_delay";
+        until(SOON, || self.ask(heal).is_some());
+        self.ask("SELECT pg_reload_conf()");
+        Some(())
     }
 
-    fn exhaust(&mut self) -> Option<Target> {
+    fn exhaust(&self, strike: &Strike) {
         let config = self.world.primary().config();
         let mut taken = Vec::new();
         while let Ok(client) = config.connect(NoTls) {
             taken.push(client);
         }
-        self.pause(100, 1500);
+        rest(strike);
         drop(taken);
         self.await_server();
-        Some(Target::All)
-    }
-
-    fn dsn_from_here(&self) -> String {
-        let server = self.world.primary();
-        format!(
-            "host={} port={} user={SUPERUSER} dbname=postgres",
-            server.host(),
-            server.port()
-        )
     }
 
     /// The rows of an answer, over the socket; `None` if the server cannot be asked.
     fn ask(&self, sql: &str) -> Option<Vec<Vec<String>>> {
         let mut client = self.world.primary().config().connect(NoTls).ok()?;
         let messages = client.simple_query(sql).ok()?;
-        let rows = messages.into_iter().filter_map(|message| match message {
-            postgres::SimpleQueryMessage::Row(row) => Some(
-                (0..row.len())
-                    .map(|index| row.get(index).unwrap_or_default().to_owned())
-                    .collect(),
-            ),
-            _ => None,
+        let rows = messages.into_iter().filter_map(|message| {
+            let SimpleQueryMessage::Row(row) = message else {
+                return None;
+            };
+            let values = (0..row.len()).map(|index| row.get(index).unwrap_or_default().to_owned());
+            Some(values.collect())
         });
         Some(rows.collect())
     }
 }
 
-/// The jobs of these lines, which may have ended.
-fn jobs_of(history: &str) -> HashMap<usize, Pid> {
-    let enters = history.lines().filter(|line| line.starts_with("enter "));
-    enters
-        .filter_map(|line| {
-            let words: Vec<&str> = line.split(' ').collect();
-            Some((
-                words.get(2)?.parse().ok()?,
-                Pid::from_raw(words.get(3)?.parse().ok()?),
-            ))
-        })
-        .collect()
+/// The one that the strike picks of those that are there.
+fn picked<'a, K: Ord, V>(strike: &Strike, all: &'a BTreeMap<K, V>) -> Option<(&'a K, &'a V)> {
+    let index = strike.pick.checked_rem(all.len() as u64)?;
+    all.iter().nth(index as usize)
 }
 
-/// Whether this process is a job of ours still.
-pub fn is_job(pid: Pid) -> bool {
-    fs::read(format!("/proc/{pid}/comm")).is_ok_and(|name| name == b"torture-job\n")
+/// Sends the signal; one that stops is undone after a while. Whoever has ended by then is spared.
+fn signal_for_a_while(strike: &Strike, signal: Signal, whom: impl Fn() -> Option<Pid>) {
+    let send = |signal| whom().map(|pid| kill(pid, signal));
+    send(signal);
+    if signal == SIGSTOP {
+        rest(strike);
+        send(SIGCONT);
+    }
+}
+
+/// For as long as the fault lasts.
+fn rest(strike: &Strike) {
+    until(millis(strike.lasts), || false);
+}
+
+fn millis(count: u64) -> Duration {
+    Duration::from_millis(count)
+}
+
+/// Whether this process is one of the server's with this folder, and not somebody else's with the same number.
+fn is_child_of(pid: Pid, data: &Path) -> bool {
+    let postmaster = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:\t"));
+    parent.is_some() && parent == postmaster.lines().next()
+}
+
+/// The jobs of these lines, which may have ended.
+fn jobs_of(history: &str) -> BTreeMap<usize, Pid> {
+    let enters = history.lines().filter(|line| line.starts_with("enter "));
+    let jobs = enters.filter_map(|line| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let (run, pid) = (words.get(2)?.parse().ok()?, words.get(3)?.parse().ok()?);
+        Some((run, Pid::from_raw(pid)))
+    });
+    jobs.collect()
+}
+
+/// Whether this process is the job of this run, and not another one with the same number a minute later.
+fn is_job(pid: Pid, run: usize) -> bool {
+    let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut words = line.split('\0');
+    let is_program = words
+        .next()
+        .is_some_and(|name| name.ends_with("torture-job"));
+    is_program && words.nth(2) == Some(&run.to_string())
+}
+
+/// The jobs of these lines that live.
+pub fn living_jobs(history: &str) -> BTreeMap<usize, Pid> {
+    let mut jobs = jobs_of(history);
+    jobs.retain(|number, pid| is_job(*pid, *number));
+    jobs
 }

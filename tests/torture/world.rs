@@ -6,14 +6,15 @@
 use super::support::network::{Host, Network};
 use super::support::pgbouncer::PgBouncer;
 use super::support::server::{SUPERUSER, Server};
-use super::support::wait::{SOON, eventually};
-use std::sync::{Mutex, RwLock};
+use super::support::wait::{SOON, eventually, until};
+use std::fs;
+use std::sync::{Arc, Mutex, RwLock};
 
 /// Hosts on which pglocks run.
 pub const HOSTS: usize = 3;
 /// What the servers can bear.
 const SETTINGS: [&str; 4] = [
-    "max_connections=40",
+    "max_connections=60",
     // The delays of a slow disk, `commit_delay`, need it.
     "fsync=on",
     "commit_siblings=0",
@@ -24,16 +25,19 @@ pub struct World {
     network: Option<Network>,
     clients: Vec<Host>,
     servers: Vec<Host>,
-    /// Each server lives until the end, for whoever still looks at it.
+    /// All that there ever were.
     made: Mutex<Vec<&'static Server>>,
     now: RwLock<Now>,
+    /// Who makes a change has it, so that there is one at a time; those who only want to connect do not wait for it.
+    change: Mutex<()>,
 }
 
 /// Who is who at the moment.
+#[derive(Clone)]
 struct Now {
     primary: &'static Server,
     standby: &'static Server,
-    pooler: PgBouncer<'static>,
+    pooler: Arc<PgBouncer<'static>>,
     /// Which of the hosts the primary is on.
     place: usize,
 }
@@ -62,16 +66,30 @@ impl World {
                 pooler,
                 place: 0,
             }),
+            change: Mutex::new(()),
         }
     }
 
+    fn now(&self) -> Now {
+        self.now.read().unwrap().clone()
+    }
+
     pub fn primary(&self) -> &'static Server {
-        self.now.read().unwrap().primary
+        self.now().primary
+    }
+
+    /// Of what it is made.
+    pub fn versions(&self) -> String {
+        let now = self.now();
+        let pglock = env!("CARGO_PKG_VERSION");
+        let server = now.primary.value("SHOW server_version");
+        let pooler = now.pooler.admin("SHOW VERSION").concat().concat();
+        format!("pglock {pglock}, PostgreSQL {server}, {pooler}")
     }
 
     /// How a client reaches whichever server can be written to, or the pooler.
     pub fn dsn(&self, pooled: bool) -> String {
-        let now = self.now.read().unwrap();
+        let now = self.now();
         let (hosts, ports) = match pooled {
             true => (
                 now.primary.address().to_owned(),
@@ -104,89 +122,121 @@ impl World {
         self.network.is_some()
     }
 
-    pub fn cut(&self, host: usize) {
+    /// Pulls the cable of a client's host, or that of the primary, for a while.
+    pub fn cut(&self, client: Option<usize>, meanwhile: impl FnOnce()) {
         let network = self.network.as_ref().expect("a network");
-        network.cut(&self.clients[host]);
+        let host = self.host(client);
+        network.cut(host);
+        meanwhile();
+        network.heal(host);
     }
 
-    pub fn heal(&self, host: usize) {
+    /// Makes the line of a client's host slow for a while. `false` where the system cannot.
+    pub fn slow_down(&self, client: usize, meanwhile: impl FnOnce()) -> bool {
         let network = self.network.as_ref().expect("a network");
-        network.heal(&self.clients[host]);
+        let host = self.host(Some(client));
+        let is_slow = network.slow_down(host);
+        if is_slow {
+            meanwhile();
+        }
+        network.speed_up(host);
+        is_slow
+    }
+
+    fn host(&self, client: Option<usize>) -> &Host {
+        match client {
+            Some(number) => &self.clients[number],
+            None => &self.servers[self.now().place],
+        }
     }
 
     /// The standby becomes the primary, and the next standby is made of it.
     pub fn fail_over(&self) {
-        let mut now = self.now.write().unwrap();
-        now.primary.stop_immediate();
+        let _change = self.change.lock().unwrap();
+        let mut now = self.now();
+        let old = now.primary;
+        old.stop_immediate();
         now.standby.promote();
         now.place = 1 - now.place;
-        now.primary = now.standby;
+        (now.primary, now.standby) = (now.standby, old);
         now.pooler = pooler(now.primary, self.servers.get(now.place));
+        *self.now.write().unwrap() = now.clone();
         let next = self.servers.get(1 - now.place);
         now.standby = leak(Server::make(&SETTINGS, next, Some(now.primary)));
         self.made.lock().unwrap().push(now.standby);
+        *self.now.write().unwrap() = now;
+        // Nobody can start it any more, and there will be many.
+        let _ = fs::remove_dir_all(old.folder().join("data"));
     }
 
     pub fn crash(&self) {
-        let now = self.now.write().unwrap();
-        now.primary.restart();
+        let _change = self.change.lock().unwrap();
+        self.primary().restart();
     }
 
+    /// Kills the pooler; there is another one a moment later.
     pub fn replace_pooler(&self) {
-        let mut now = self.now.write().unwrap();
+        let _change = self.change.lock().unwrap();
+        let mut now = self.now();
         now.pooler.kill();
         now.pooler = pooler(now.primary, self.servers.get(now.place));
+        *self.now.write().unwrap() = now;
     }
 
     pub fn reconnect_pooler(&self) {
-        let now = self.now.read().unwrap();
-        now.pooler.admin("RECONNECT");
+        let _change = self.change.lock().unwrap();
+        self.now().pooler.admin("RECONNECT");
     }
 
     /// Ends everything; nothing of ours is left on the server by then.
     pub fn end(self) -> Vec<String> {
+        let now = self.now();
         let mut left = Vec::new();
-        let now = self.now.into_inner().unwrap();
-        let none =
-            |sql: &str| super::support::wait::until(SOON * 2, || now.primary.sql(sql).is_empty());
-        let locks = "SELECT pid, classid, objid, granted FROM pg_locks WHERE locktype = 'advisory'";
-        if !none(locks) {
-            left.push(format!("locks are left: {:?}", now.primary.sql(locks)));
+        let mut none = |what: &str, sql: &str| {
+            if !until(SOON * 2, || now.primary.sql(sql).is_empty()) {
+                left.push(format!("{what} are left: {:?}", now.primary.sql(sql)));
+            }
+        };
+        none(
+            "locks",
+            "SELECT pid, classid, objid, granted FROM pg_locks WHERE locktype = 'advisory'",
+        );
+        // The pooler keeps its sessions, which are not ours any more.
+        drop(self.now.into_inner());
+        now.pooler.kill();
+        none(
+            "sessions",
+            "SELECT pid, application_name, state FROM pg_stat_activity WHERE application_name LIKE 'pglock%'",
+        );
+        for server in self.made.into_inner().unwrap() {
+            server.stop_immediate();
+            let _ = fs::remove_dir_all(server.folder().join("data"));
         }
-        drop(now.pooler);
-        let sessions = "SELECT pid, application_name, state FROM pg_stat_activity WHERE application_name LIKE 'pglock%'";
-        if !none(sessions) {
-            left.push(format!(
-                "sessions are left: {:?}",
-                now.primary.sql(sessions)
-            ));
-        }
-        self.made
-            .into_inner()
-            .unwrap()
-            .iter()
-            .for_each(|server| server.stop_immediate());
         left
     }
 }
 
-/// It is stopped by [`World::end`], and removed with the test process.
+/// It is stopped by [`World::end`], and removed with the test process: whoever still looks at it finds nothing.
 fn leak(server: Server) -> &'static Server {
     Box::leak(Box::new(server))
 }
 
-/// One that resets what it hands out as roughly as it can.
-fn pooler(server: &'static Server, host: Option<&Host>) -> PgBouncer<'static> {
+/// One that resets what it hands out as roughly as it can. When it misses a client, it waits as long as the server would.
+fn pooler(server: &'static Server, host: Option<&Host>) -> Arc<PgBouncer<'static>> {
     let settings = [
         "pool_mode=transaction",
         "default_pool_size=15",
         "server_login_retry=1",
         "server_reset_query=DISCARD ALL",
         "server_reset_query_always=1",
+        "tcp_keepidle=3",
+        "tcp_keepintvl=1",
+        "tcp_keepcnt=3",
+        "tcp_user_timeout=6000",
     ];
     let pooler = PgBouncer::make(server, host, &settings);
     eventually(SOON, "the pooler", || {
         pooler.admin("SHOW VERSION").len() == 1
     });
-    pooler
+    Arc::new(pooler)
 }

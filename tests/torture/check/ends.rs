@@ -1,0 +1,159 @@
+//! The check of how each pglock ended: its exit status and its line are what happened to it, and its job was over by then.
+
+use super::{Check, RETRY, disturbs, ends_sessions, silences};
+use crate::history::{End, Fault, Run, Stay};
+use crate::plan::Kind;
+
+/// Milliseconds: how late who gives up may be where nothing has happened to it, on a busy machine.
+const LATE: u128 = 5000;
+
+impl Check<'_> {
+    /// How each pglock ended, and what it said, is what happened to it.
+    pub fn ends(&mut self) {
+        for (&number, run) in &self.history.runs {
+            let stay = self.stays.get(&number).copied();
+            let ending = Ending {
+                check: self,
+                number,
+                run,
+                stay,
+                line: run.stderr.trim_end(),
+            };
+            if let Err(why) = ending.is_right().and_then(|()| ending.is_after_the_job()) {
+                self.blame(format!("run {number}: {why}\n  {run:?}\n  {stay:?}"));
+            }
+        }
+    }
+}
+
+/// One end, to be judged.
+struct Ending<'a> {
+    check: &'a Check<'a>,
+    number: usize,
+    run: &'a Run,
+    stay: Option<&'a Stay>,
+    line: &'a str,
+}
+
+impl Ending<'_> {
+    fn is_right(&self) -> Result<(), String> {
+        if self.line.lines().count() > 1 {
+            return Err("it said more than one line".into());
+        }
+        let has_left = self.stay.is_some_and(|stay| stay.left);
+        match self.run.end {
+            End::Hung => Err("it had to end, and did not".into()),
+            End::Code(code) if has_left && code == self.run.request.status => {
+                self.says("")?;
+                self.has_kept_its_lock()
+            }
+            End::Code(74) => self.is_a_loss(),
+            End::Code(75) if self.stay.is_none() => self.is_a_conflict(),
+            End::Code(69) if self.stay.is_none() => {
+                self.says("pglock: ")?;
+                self.was_hit("the server was there", disturbs)
+            }
+            End::Signal(9) => self.was_hit("nobody killed it", |kind| {
+                matches!(kind, Kind::KillPglock | Kind::KillJob)
+            }),
+            End::Signal(15) => self.was_hit("nobody ended it", |kind| {
+                matches!(kind, Kind::TermPglock | Kind::TermJob)
+            }),
+            _ => Err("it must not end so".into()),
+        }
+    }
+
+    /// A job that ends well has had its lock to its end: no session that was there before outlives a crash. Only who
+    /// cannot be told may not know.
+    fn has_kept_its_lock(&self) -> Result<(), String> {
+        let Some(stay) = self.stay else {
+            return Ok(());
+        };
+        let is_crash = |kind| matches!(kind, Kind::Crash | Kind::Failover | Kind::KillBackend);
+        let is_late = |fault: &Fault| {
+            let echo = if self.run.request.pooled { RETRY } else { 0 };
+            is_crash(fault.kind) && fault.began > stay.entered && fault.ended + echo < stay.last
+        };
+        let faults = &self.check.faults;
+        let crash = faults.find(self.number, self.run, stay.entered, stay.last, is_late);
+        match crash {
+            Some(crash) if self.was_hit("", silences).is_err() => Err(format!(
+                "its lock was lost by a {:?}, and it did not notice",
+                crash.kind
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The lock was lost, by what the line says.
+    fn is_a_loss(&self) -> Result<(), String> {
+        self.says("pglock: lost the lock on key")?;
+        if self.line.contains("(evicted by ") {
+            self.was_hit("nobody evicted it", |kind| kind == Kind::Evict)?;
+        }
+        let is_pooled = self.run.request.pooled;
+        match self.line {
+            line if line.contains("has not answered within") => match is_pooled {
+                // A pooler can be silent for a server that is gone.
+                true => self.was_hit("nobody was silent", |kind| {
+                    silences(kind) || ends_sessions(kind)
+                }),
+                false => self.was_hit("nobody was silent", silences),
+            },
+            line if line.contains("administrator command") => {
+                self.was_hit("nobody ended the session", ends_sessions)
+            }
+            _ => self.was_hit("nothing happened to the session", |kind| {
+                ends_sessions(kind) || silences(kind)
+            }),
+        }
+    }
+
+    /// Somebody else had the lock, and it was waited for as long as was asked.
+    fn is_a_conflict(&self) -> Result<(), String> {
+        self.says("pglock: ")?;
+        let Some(seconds) = self.run.request.wait else {
+            return self.says("; not waiting");
+        };
+        self.says(&format!("; gave up after {seconds}s"))?;
+        let took = (self.run.ended - self.run.began) / 1_000_000;
+        let is_late =
+            took > u128::from(seconds) * 1000 + LATE && self.was_hit("", |_| true).is_err();
+        match took < u128::from(seconds) * 1000 || is_late {
+            true => Err(format!("it gave up after {took} ms")),
+            false => Ok(()),
+        }
+    }
+
+    /// Nothing of the job lives when its pglock has ended, unless that was killed.
+    fn is_after_the_job(&self) -> Result<(), String> {
+        let outlived = self
+            .stay
+            .map_or(0, |stay| stay.last.saturating_sub(self.run.ended));
+        match (outlived, self.run.end) {
+            (0, _) | (_, End::Hung) => Ok(()),
+            (_, End::Signal(9)) => {
+                self.was_hit("the job lived on", |kind| kind == Kind::KillPglock)
+            }
+            _ => Err(format!("the job lived on for {} ms", outlived / 1_000_000)),
+        }
+    }
+
+    /// The line has these words; nothing means that there is none.
+    fn says(&self, words: &str) -> Result<(), String> {
+        match self.line.contains(words) && words.is_empty() == self.line.is_empty() {
+            true => Ok(()),
+            false => Err(format!("it does not say {words:?}")),
+        }
+    }
+
+    fn was_hit(&self, otherwise: &str, is: impl Fn(Kind) -> bool) -> Result<(), String> {
+        let is = |fault: &Fault| is(fault.kind);
+        let (from, until) = (self.run.began, self.run.ended);
+        let found = self
+            .check
+            .faults
+            .find(self.number, self.run, from, until, is);
+        found.map(|_| ()).ok_or_else(|| otherwise.to_owned())
+    }
+}

@@ -1,0 +1,368 @@
+//! The plan of a run, which is made from a seed: what is asked for, and what is done to it.
+//!
+//! The same seed makes the same requests and the same strikes, each in its order, and each worker and each nemesis has a
+//! stream of its own. When exactly they meet is up to the machine: a run can be repeated in kind, not to the instruction.
+//! A plan is one line of text, which is also the command that makes it again, and what is kept of a run that failed.
+
+use super::dice::Dice;
+use super::world::HOSTS;
+
+/// Those who want a lock for a moment.
+pub const BRIEF: usize = 15;
+/// Those who want a lock for seconds, so that what takes seconds can happen to them.
+pub const PATIENT: usize = 3;
+/// Several strike at a time, so that faults meet.
+pub const NEMESES: usize = 4;
+
+/// Keys of the brief ones, which one holds, or several share.
+const KEYS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
+/// Keys of the patient ones, fewer than there are of them.
+const LONG_KEYS: [&str; 2] = ["long", "longer"];
+/// The key of the slots, and how many there are.
+const SLOTS: (&str, u16) = ("slots", 3);
+
+/// What a pglock is asked for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Request {
+    pub keys: Vec<&'static str>,
+    pub shared: bool,
+    pub slots: Option<u16>,
+    pub fair: bool,
+    pub token: bool,
+    /// Through the pooler.
+    pub pooled: bool,
+    /// Seconds; `None` for one try.
+    pub wait: Option<u64>,
+    /// Milliseconds.
+    pub life: u64,
+    pub min_hold: u64,
+    /// The job's own exit status.
+    pub status: i32,
+    pub stubborn: bool,
+    /// Which host it runs on.
+    pub host: usize,
+}
+
+/// Something bad that is planned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Strike {
+    /// Milliseconds before it.
+    pub pause: u64,
+    pub kind: Kind,
+    /// Which of those that are there at that moment.
+    pub pick: u64,
+    /// Of those whose job is under the lock, if there are any.
+    pub is_aimed: bool,
+    /// Milliseconds until it is undone, if it is one that can be undone.
+    pub lasts: u64,
+}
+
+/// What the nemesis can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    KillPglock,
+    StopPglock,
+    TermPglock,
+    KillJob,
+    StopJob,
+    TermJob,
+    /// `pg_terminate_backend`.
+    EndSession,
+    /// SIGTERM to a process of the server.
+    TermBackend,
+    /// SIGSTOP to a process of the server, and SIGCONT.
+    StopBackend,
+    /// SIGKILL to a process of the server, which ends all sessions and recovers.
+    KillBackend,
+    Evict,
+    /// Immediate stop and start.
+    Crash,
+    Failover,
+    KillPooler,
+    /// PgBouncer's RECONNECT.
+    Reconnect,
+    /// The cable of a client's host is pulled for a while.
+    Cut,
+    /// That of the server and the pooler.
+    CutServer,
+    /// A line so slow that messages stand in a queue.
+    Delay,
+    SlowDisk,
+    /// All connections of the server are taken.
+    Exhaust,
+    /// Not planned, but noticed: the machine stood still.
+    Stall,
+}
+
+impl Kind {
+    /// Those that can be planned, and how often. What stops everybody is rare, or there would be nothing else.
+    pub const ALL: [(Kind, u64); 20] = [
+        (Kind::KillPglock, 20),
+        (Kind::StopPglock, 16),
+        (Kind::TermPglock, 20),
+        (Kind::KillJob, 20),
+        (Kind::StopJob, 16),
+        (Kind::TermJob, 20),
+        (Kind::EndSession, 20),
+        (Kind::TermBackend, 12),
+        (Kind::StopBackend, 8),
+        (Kind::KillBackend, 2),
+        (Kind::Evict, 16),
+        (Kind::Crash, 2),
+        (Kind::Failover, 1),
+        (Kind::KillPooler, 5),
+        (Kind::Reconnect, 12),
+        (Kind::Cut, 10),
+        (Kind::CutServer, 2),
+        (Kind::Delay, 10),
+        (Kind::SlowDisk, 10),
+        (Kind::Exhaust, 3),
+    ];
+
+    pub fn all() -> Vec<Kind> {
+        Kind::ALL.map(|(kind, _)| kind).to_vec()
+    }
+
+    pub fn name(self) -> String {
+        format!("{self:?}")
+    }
+
+    /// It needs hosts with cables.
+    pub fn needs_cables(self) -> bool {
+        matches!(self, Kind::Cut | Kind::CutServer | Kind::Delay)
+    }
+
+    /// The shortest and the longest that it lasts, in milliseconds; of cuts every other is short.
+    fn lasts(self, is_short: bool) -> (u64, u64) {
+        match self {
+            Kind::StopPglock | Kind::StopJob | Kind::StopBackend => (20, 4000),
+            Kind::Cut | Kind::CutServer if is_short => (20, 500),
+            Kind::Cut => (4000, 14_000),
+            Kind::CutServer => (500, 5000),
+            Kind::Delay => (500, 4000),
+            Kind::SlowDisk => (200, 2000),
+            Kind::Exhaust => (100, 1500),
+            _ => (0, 1),
+        }
+    }
+}
+
+/// What makes a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    pub seed: u64,
+    pub seconds: u64,
+    /// How many want a lock.
+    pub workers: usize,
+    pub nemeses: usize,
+    pub kinds: Vec<Kind>,
+}
+
+impl Plan {
+    pub fn new(seed: u64, seconds: u64) -> Plan {
+        Plan {
+            seed,
+            seconds,
+            workers: BRIEF + PATIENT,
+            nemeses: NEMESES,
+            kinds: Kind::all(),
+        }
+    }
+
+    /// A plan in words such as `SEED=1 SECONDS=60 WORKERS=4 FAULTS=Cut,Crash`; what they leave out is as it is here.
+    pub fn with(mut self, words: &str) -> Result<Plan, String> {
+        for word in words.split_whitespace() {
+            let (name, value) = word.split_once('=').ok_or(format!("no value: {word}"))?;
+            let number = || {
+                value
+                    .parse::<u64>()
+                    .map_err(|_| format!("no number: {word}"))
+            };
+            match name {
+                "SEED" => self.seed = number()?,
+                "SECONDS" => self.seconds = number()?,
+                "WORKERS" => self.workers = number()? as usize,
+                "NEMESES" => self.nemeses = number()? as usize,
+                "FAULTS" => self.kinds = kinds(value)?,
+                _ => return Err(format!("no such part of a plan: {word}")),
+            }
+        }
+        Ok(self)
+    }
+
+    /// The plan as [`Plan::with`] reads it.
+    pub fn words(&self) -> String {
+        let names: Vec<String> = self.kinds.iter().map(|kind| kind.name()).collect();
+        let faults = match names.is_empty() {
+            true => "none".into(),
+            false => names.join(","),
+        };
+        format!(
+            "SEED={} SECONDS={} WORKERS={} NEMESES={} FAULTS={faults}",
+            self.seed, self.seconds, self.workers, self.nemeses
+        )
+    }
+
+    /// What a worker asks for, one thing after the other. Every sixth is a patient one.
+    pub fn requests(&self, worker: usize) -> impl Iterator<Item = Request> + use<> {
+        let mut dice = Dice::new(self.seed, worker as u64);
+        let longest = (self.seconds * 250).clamp(1500, 16_000);
+        let each = (BRIEF + PATIENT) / PATIENT;
+        std::iter::repeat_with(move || match worker % each == each - 1 {
+            true => patient(&mut dice, worker / each % HOSTS, longest),
+            false => brief(&mut dice, worker % HOSTS),
+        })
+    }
+
+    /// What a nemesis does, one thing after the other.
+    pub fn strikes(&self, nemesis: usize) -> impl Iterator<Item = Strike> + use<> {
+        let mut dice = Dice::new(self.seed, 1_000_000 + nemesis as u64);
+        let chances = Kind::ALL.into_iter();
+        let chances: Vec<(Kind, u64)> = chances
+            .filter(|(kind, _)| self.kinds.contains(kind))
+            .collect();
+        std::iter::from_fn(move || (!chances.is_empty()).then(|| strike(&mut dice, &chances)))
+    }
+}
+
+fn kinds(names: &str) -> Result<Vec<Kind>, String> {
+    let kind = |name: &str| {
+        let found = Kind::all().into_iter().find(|kind| kind.name() == name);
+        found.ok_or(format!("no fault {name}"))
+    };
+    match names {
+        "none" => Ok(Vec::new()),
+        "all" => Ok(Kind::all()),
+        names => names.split(',').map(kind).collect(),
+    }
+}
+
+/// Each takes the same numbers of the dice, whatever happens.
+fn strike(dice: &mut Dice, chances: &[(Kind, u64)]) -> Strike {
+    let all: u64 = chances.iter().map(|(_, chance)| chance).sum();
+    let mut drawn = dice.number(0, all);
+    let mut kind = chances[0].0;
+    for &(one, chance) in chances {
+        kind = one;
+        if drawn < chance {
+            break;
+        }
+        drawn -= chance;
+    }
+    let (low, high) = kind.lasts(dice.percent(50));
+    Strike {
+        pause: dice.number(20, 300),
+        kind,
+        pick: dice.number(0, u64::from(u32::MAX)),
+        is_aimed: dice.percent(50),
+        lasts: dice.number(low, high),
+    }
+}
+
+/// Something to ask for, for a moment.
+fn brief(dice: &mut Dice, host: usize) -> Request {
+    let mut request = Request {
+        keys: vec![dice.one_of(&KEYS)],
+        token: dice.percent(80),
+        pooled: dice.percent(30),
+        wait: dice.percent(85).then(|| dice.number(1, 8)),
+        life: dice.number(0, 12),
+        status: dice.one_of(&[0, 0, 3]),
+        stubborn: dice.percent(10),
+        host,
+        ..Request::default()
+    };
+    if dice.percent(2) {
+        request.life = dice.number(100, 800);
+    }
+    if dice.percent(5) {
+        request.min_hold = dice.number(10, 100);
+    }
+    match dice.number(0, 100) {
+        0..20 => request.shared = true,
+        20..35 => {
+            request.keys = vec![SLOTS.0];
+            request.slots = Some(SLOTS.1);
+        }
+        35..50 if request.wait.is_some() && !request.pooled => request.fair = true,
+        50..60 => request.keys.push(dice.one_of(&KEYS)),
+        // Whoever asks for the key itself asks for slot 0.
+        60..62 => request.keys = vec![SLOTS.0],
+        62..64 => {
+            request.keys = vec![dice.one_of(&LONG_KEYS)];
+            request.wait = None;
+        }
+        _ => {}
+    }
+    request.keys.sort_unstable();
+    request.keys.dedup();
+    request
+}
+
+/// Something to ask for, for seconds. Most of them want the same, and many stay for longer than a server waits for a silent
+/// client.
+fn patient(dice: &mut Dice, host: usize, longest: u64) -> Request {
+    let life = match dice.percent(60) {
+        true => dice.number(longest * 2 / 3, longest),
+        false => dice.number(100, longest / 3),
+    };
+    Request {
+        keys: vec![LONG_KEYS[usize::from(dice.percent(25))]],
+        token: true,
+        pooled: dice.percent(35),
+        wait: Some(dice.number(longest / 1500, longest / 600)),
+        life,
+        status: dice.one_of(&[0, 3]),
+        stubborn: dice.percent(40),
+        shared: dice.percent(10),
+        host,
+        ..Request::default()
+    }
+}
+
+#[test]
+fn the_same_seed_makes_the_same_requests_and_strikes() {
+    let of = |seed| {
+        let plan = Plan::new(seed, 60);
+        let requests: Vec<Request> = (0..plan.workers)
+            .flat_map(|worker| plan.requests(worker).take(200))
+            .collect();
+        let strikes: Vec<Strike> = (0..plan.nemeses)
+            .flat_map(|nemesis| plan.strikes(nemesis).take(400))
+            .collect();
+        (requests, strikes)
+    };
+    let (requests, strikes) = of(7);
+    assert_eq!((&requests, &strikes), (&of(7).0, &of(7).1));
+    assert_ne!(requests, of(8).0);
+    assert_ne!(strikes, of(8).1);
+    // Everything that the issue names is in it.
+    for kind in Kind::all() {
+        assert!(strikes.iter().any(|strike| strike.kind == kind), "{kind:?}");
+    }
+    let modes: [fn(&Request) -> bool; 7] = [
+        |request| request.shared,
+        |request| request.slots.is_some() && request.wait.is_none(),
+        |request| request.slots.is_some() && request.pooled,
+        |request| request.fair,
+        |request| request.keys.len() > 1 && request.pooled,
+        |request| request.keys.len() > 1 && !request.pooled,
+        |request| request.wait.is_none(),
+    ];
+    for (number, mode) in modes.iter().enumerate() {
+        assert!(requests.iter().any(mode), "mode {number}");
+    }
+}
+
+#[test]
+fn a_plan_is_a_line_of_words() {
+    let plan = Plan::new(3, 60).with("WORKERS=4 FAULTS=Cut,Crash").unwrap();
+    assert_eq!(plan.kinds, [Kind::Cut, Kind::Crash]);
+    assert_eq!(Plan::new(0, 0).with(&plan.words()), Ok(plan));
+    let none = Plan::new(3, 60).with("FAULTS=none").unwrap();
+    assert_eq!(none.strikes(0).next(), None);
+    assert_eq!(Plan::new(0, 0).with(&none.words()), Ok(none));
+    for wrong in ["SEED", "SEED=x", "FAULTS=Nothing", "SPEED=1"] {
+        assert!(Plan::new(0, 0).with(wrong).is_err(), "{wrong}");
+    }
+}

@@ -1,0 +1,103 @@
+//! What is said of a run: its plan, what was asked for and got, what was injected, and what was seen.
+
+use super::check::Verdict;
+use super::crowd::faketime;
+use super::history::{End, History, Run};
+use super::plan::Plan;
+use super::world::HOSTS;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::Duration;
+
+/// A few lines for whoever reads the report.
+pub fn summary(
+    plan: &Plan,
+    versions: &str,
+    took: Duration,
+    history: &History,
+    verdict: &Verdict,
+) -> String {
+    let runs = history.runs.values();
+    let stays = history.stays.iter();
+    let acquired = stays.filter_map(|stay| history.runs.get(&stay.run));
+    let acquired = count(acquired.flat_map(modes));
+    let ends = count(runs.map(end));
+    let faults = count(history.faults.iter().map(|fault| fault.kind.name()));
+    let overlaps = verdict.explained.iter().map(|(cause, explained)| {
+        format!(
+            "{cause} {} ({} with two tokens, longest {} ms)",
+            explained.count,
+            explained.ordered,
+            explained.longest / 1_000_000
+        )
+    });
+    let mut text = String::new();
+    let mut line = |what: &str, words: String| {
+        let words = if words.is_empty() { "none" } else { &words };
+        let _ = writeln!(text, "{what}: {words}");
+    };
+    line("plan", plan.words());
+    line("on", versions.to_owned());
+    line(
+        "result",
+        format!(
+            "{} violations in {} runs with {} acquisitions, {} s",
+            verdict.violations.len(),
+            history.runs.len(),
+            history.stays.len(),
+            took.as_secs()
+        ),
+    );
+    line("acquisitions", listed(&acquired));
+    line("ends", listed(&ends));
+    line("faults", listed(&faults));
+    line(
+        "overlaps explained",
+        overlaps.collect::<Vec<_>>().join(", "),
+    );
+    line(
+        "guarded writes",
+        format!("accepted {}, refused {}", verdict.accepted, verdict.refused),
+    );
+    text
+}
+
+/// What a run was, by each of the ways to look at it.
+fn modes(run: &Run) -> Vec<String> {
+    let request = &run.request;
+    let all = [
+        (request.pooled, "pooled"),
+        (!request.pooled, "direct"),
+        (request.shared, "shared"),
+        (request.slots.is_some(), "slots"),
+        (request.fair, "fair"),
+        (request.keys.len() > 1, "several keys"),
+        (request.token, "token"),
+        (
+            request.host == HOSTS - 1 && faketime().is_some(),
+            "by a wrong clock",
+        ),
+    ];
+    let all = all.into_iter().filter(|(is, _)| *is);
+    all.map(|(_, mode)| mode.to_owned()).collect()
+}
+
+fn end(run: &Run) -> String {
+    match run.end {
+        End::Code(code) if code == run.request.status => "as the job".into(),
+        End::Code(code) => code.to_string(),
+        End::Signal(signal) => format!("signal {signal}"),
+        End::Hung => "hung".into(),
+    }
+}
+
+fn count(all: impl Iterator<Item = String>) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    all.for_each(|one| *counts.entry(one).or_default() += 1);
+    counts
+}
+
+fn listed(counts: &BTreeMap<String, usize>) -> String {
+    let words = counts.iter().map(|(what, count)| format!("{what} {count}"));
+    words.collect::<Vec<_>>().join(", ")
+}
