@@ -60,7 +60,7 @@ fn the_promises_are_kept_under_faults() {
     let _alone = ALONE.lock();
     let of = |name: &str| std::env::var(name).ok();
     let asked = of("PGLOCK_TORTURE");
-    let first = Plan::new(1, 10).with(asked.as_deref().unwrap_or_default());
+    let first = Plan::new(1, 8).with(asked.as_deref().unwrap_or_default());
     let first = first.unwrap();
     let seeds = of("PGLOCK_TORTURE_SEEDS").map_or(1, |count| count.parse().unwrap());
     let failed: Vec<String> = (0..seeds)
@@ -78,7 +78,7 @@ fn the_promises_are_kept_under_faults() {
 fn what_has_failed_once_does_not_again() {
     let is_plan = |line: &&str| !line.is_empty() && !line.starts_with('#');
     let plans = KEPT.lines().filter(is_plan);
-    let plans = plans.map(|line| Plan::new(1, 10).with(line).unwrap());
+    let plans = plans.map(|line| Plan::new(1, 8).with(line).unwrap());
     let plans: Vec<Plan> = plans.collect();
     if std::env::var_os("PGLOCK_TORTURE").is_none() {
         println!("SKIPPED: {} plans; make torture has them", plans.len());
