@@ -89,6 +89,7 @@ fn the_probe_records_each_signal_once_and_by_whom() {
     let probe = probe.args(["--end-on", "TERM", "--beat"]).spawn();
     probe.await_stdout(&format!("ready (pid {})\n", probe.pid()));
     let read = || fs::read_to_string(&record).unwrap();
+    eventually(SOON, "a beat", || read().contains(" beat\n"));
     for signal in [Signal::SIGUSR1, Signal::SIGINT, Signal::SIGTERM] {
         probe.signal(signal);
         let line = format!("{} from {}\n", &signal.as_str()[3..], std::process::id());
@@ -96,7 +97,6 @@ fn the_probe_records_each_signal_once_and_by_whom() {
     }
     probe.finish().signal(Signal::SIGTERM);
     assert_eq!(read().matches(" from ").count(), 3, "{}", read());
-    assert!(read().contains(" beat\n"));
     assert!(
         read()
             .lines()
