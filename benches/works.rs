@@ -63,8 +63,8 @@ pub fn measure(programs: &Programs) -> Vec<Work> {
     let idle = bench.idle();
     let socket = bench.server.host().to_owned();
     let mut works = vec![
-        bench.plain("lock, true, unlock; TCP, trust", "127.0.0.1", 1.40),
-        bench.plain("lock, true, unlock; Unix socket", &socket, 1.40),
+        bench.plain("lock, true, unlock; TCP, trust", "127.0.0.1", 1.8),
+        bench.plain("lock, true, unlock; Unix socket", &socket, 1.8),
     ];
     works.extend(bench.with_tls());
     works.push(bench.pooled());

@@ -148,6 +148,11 @@ impl Session {
         let (order, orders) = UnixStream::pair()?;
         let (sender, reports) = channel();
         let speaker = Speaker::new(sender, waker);
+        // Known before the main thread sleeps, which the first announcement would otherwise wake.
+        let limit = request.settings.connect_limit();
+        limit
+            .into_iter()
+            .for_each(|limit| speaker.say(Report::Alive(Instant::now() + limit)));
         std::thread::Builder::new()
             .name("session".into())
             .spawn(move || {
@@ -206,12 +211,14 @@ impl Speaker {
     }
 
     fn say(&self, report: Report) {
-        // Whoever sleeps until a deadline need not be woken to learn that it has moved on.
+        // Whoever sleeps until a deadline need not be woken to learn that it has moved on, or what matters only when
+        // something else happens: whatever wakes it, it reads all reports first.
         let sleeps_on = match report {
             Report::Alive(until) => self
                 .due
                 .replace(Some(until))
                 .is_some_and(|due| due <= until),
+            Report::Connected | Report::Direct(_) => true,
             _ => false,
         };
         // The main thread may be gone already, on its way out; nobody is left to hear it then.

@@ -266,6 +266,11 @@ impl Settings {
         self.application_name.as_deref()
     }
 
+    /// How long connecting to one address may take.
+    pub fn connect_limit(&self) -> Option<Duration> {
+        self.limit
+    }
+
     /// The address, for people.
     pub fn address(&self) -> String {
         let addresses = self.hosts.iter().map(|host| self.address_of(host));

@@ -69,7 +69,7 @@ impl Journal {
         format!(
             "{}
             trap '' TERM INT HUP
-            beat() {{ note \"pid $(exec sh -c 'echo $PPID')\"; while :; do note beat; sleep 0.005; done; }}
+            beat() {{ note \"pid $(exec sh -c 'echo $PPID')\"; while note beat; do sleep 0.005; done; }}
             beat & beat &
             note ready; beat",
             self.note()
