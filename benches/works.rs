@@ -63,8 +63,8 @@ pub fn measure(programs: &Programs) -> Vec<Work> {
     let idle = bench.idle();
     let socket = bench.server.host().to_owned();
     let mut works = vec![
-        bench.plain("lock, true, unlock; TCP, trust", "127.0.0.1", 1.8),
-        bench.plain("lock, true, unlock; Unix socket", &socket, 1.8),
+        bench.plain("lock, true, unlock; TCP, trust", "127.0.0.1", 1.85),
+        bench.plain("lock, true, unlock; Unix socket", &socket, 1.85),
     ];
     works.extend(bench.with_tls());
     works.push(bench.pooled());
@@ -206,12 +206,12 @@ impl Bench<'_> {
             }
         };
         vec![
-            work("the same with TLS and SCRAM; require", "require", "-", 1.40),
+            work("the same with TLS and SCRAM; require", "require", "-", 1.55),
             work(
                 "the same; verify-full, a root file",
                 "verify-full",
                 &roots,
-                1.40,
+                1.50,
             ),
         ]
     }
@@ -260,7 +260,7 @@ impl Bench<'_> {
             name: "the same, each way 5 ms longer; TCP, trust",
             unit: "ms",
             samples: in_turn(&contenders, ROUNDS / 6),
-            bound: 1.5,
+            bound: 1.35,
         }
     }
 
@@ -328,7 +328,7 @@ impl Bench<'_> {
             name: "held by somebody else, who is named",
             unit: "ms",
             samples,
-            bound: 1.5,
+            bound: 1.7,
         }
     }
 
@@ -362,7 +362,7 @@ impl Bench<'_> {
             name: "hand-off: end of a job, begin of the next",
             unit: "ms",
             samples,
-            bound: 1.3,
+            bound: 1.35,
         }
     }
 
@@ -402,13 +402,13 @@ impl Bench<'_> {
                 name: "a hundred at once, one key",
                 unit: "ms",
                 samples: crowd(&|_| KEY.to_owned()),
-                bound: 1.5,
+                bound: 1.75,
             },
             Work {
                 name: "a hundred at once, each with its own key",
                 unit: "ms",
                 samples: crowd(&|number| (100_000 + number).to_string()),
-                bound: 1.5,
+                bound: 1.55,
             },
         ]
     }
@@ -429,7 +429,7 @@ impl Bench<'_> {
             name: "pglock --version",
             unit: "ms",
             samples: in_turn(&[hello, version], ROUNDS),
-            bound: 1.8,
+            bound: 1.6,
         }
     }
 
@@ -535,7 +535,7 @@ impl Idle {
                 0.5,
             ),
             one("memory of a waiter", "MB", megabytes(&self.waiter), 0.5),
-            one("CPU time of an idle holder, a minute", "ms", used, 1.5),
+            one("CPU time of an idle holder, a minute", "ms", used, 1.7),
         ];
         for child in [&mut self.holder, &mut self.waiter] {
             drop(child.stdin.take());
