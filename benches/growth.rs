@@ -204,13 +204,8 @@ impl Crowd<'_> {
         let used = || -> Vec<(u32, Duration)> {
             let pids = children.iter().map(Child::id).chain(self.servers());
             // A session can end between two looks.
-            pids.map(|pid| {
-                (
-                    pid,
-                    std::panic::catch_unwind(|| cpu_time(pid)).unwrap_or_default(),
-                )
-            })
-            .collect()
+            pids.map(|pid| (pid, cpu_time(pid).unwrap_or_default()))
+                .collect()
         };
         let (began, before) = (Instant::now(), used());
         std::thread::sleep(REST);

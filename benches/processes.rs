@@ -17,12 +17,12 @@ pub fn private_memory(pid: u32) -> u64 {
     kilobytes * 1024
 }
 
-/// The time that all of its threads have had a CPU.
-pub fn cpu_time(pid: u32) -> Duration {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let of_thread = |path: std::path::PathBuf| -> u64 {
-        let text = fs::read_to_string(path.join("schedstat")).unwrap();
-        text.split(' ').next().unwrap().parse().unwrap()
-    };
-    Duration::from_nanos(threads.map(|entry| of_thread(entry.unwrap().path())).sum())
+/// The time that all of its threads have had a CPU; `None` when it has ended.
+pub fn cpu_time(pid: u32) -> Option<Duration> {
+    let mut nanoseconds = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
+        let text = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        nanoseconds += text.split(' ').next()?.parse::<u64>().ok()?;
+    }
+    Some(Duration::from_nanos(nanoseconds))
 }

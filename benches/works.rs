@@ -495,7 +495,7 @@ impl Bench<'_> {
         self.server.await_locks(key, 1, 0);
         let waiter = start();
         self.server.await_locks(key, 1, 1);
-        let (began, used) = (Instant::now(), cpu_time(holder.id()));
+        let (began, used) = (Instant::now(), cpu_time(holder.id()).unwrap());
         Idle {
             holder,
             waiter,
@@ -516,7 +516,7 @@ impl Idle {
     fn finish(mut self) -> Vec<Work> {
         std::thread::sleep(IDLE.saturating_sub(self.began.elapsed()));
         let minutes = self.began.elapsed().as_secs_f64() / 60.0;
-        let used = milliseconds(cpu_time(self.holder.id()) - self.used) / minutes;
+        let used = milliseconds(cpu_time(self.holder.id()).unwrap() - self.used) / minutes;
         let megabytes = |child: &Child| private_memory(child.id()) as f64 / 1e6;
         let one = |name, unit, value, bound| {
             let samples = vec![Sample::of("pglock", vec![value])];

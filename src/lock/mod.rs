@@ -208,7 +208,7 @@ impl Attempt {
 impl Lock {
     /// Looks at the server and, where a session's lock is right, tries it: all in one round trip. The lock is not
     /// even tried through a pooler (unless that is asked for) or on a standby: it would protect nothing, and could
-    /// stay behind. Where it is tried, the session gets what a holder needs, with this `limit` of silence.
+    /// stay behind. Where it is tried, the session gets what a holder needs, with the caller's limit of silence.
     ///
     /// A pooler is told by `application_name`: reset to its value at the start of the session, it must be the one
     /// that we sent in the startup packet. A pooler applies the name later, by SET.
