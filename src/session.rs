@@ -112,10 +112,13 @@ pub enum Report {
     Lost(String),
     /// Somebody has ended the session: who.
     Evicted(String),
-    /// The lock is given back and the session is closed.
+    /// The lock is given back.
     Released {
         /// It was ours until then.
         was_held: bool,
+        /// The session, to be closed by whoever hears this: the end of the server's process may take the processor on
+        /// which the news would be heard.
+        session: Box<Client>,
     },
     /// A fault of ours has ended the session, and nothing more will be said of it.
     Broken,
@@ -249,39 +252,35 @@ struct Thread {
 
 impl Thread {
     /// All that is said is said before the connection is closed, which can take as long as the network and the server
-    /// like, but for the release, which is only whole with it.
+    /// like.
     fn run(self) {
-        let connected = self.connect();
-        let ended = connected.map(|connection| {
-            let Connection {
-                mut client,
-                socket,
-                canceller,
-            } = connection;
-            let last = self
-                .converse(&mut client, socket, canceller)
-                .unwrap_or_else(|failure| {
-                    self.speaker.say(Report::Failed(failure));
-                    None
-                });
-            // An explicit goodbye: a process that the job left behind has the socket too, and must not keep the
-            // session alive.
-            drop(client);
-            last
-        });
-        match ended {
-            Ok(last) => last.into_iter().for_each(|report| self.speaker.say(report)),
+        let connection = match self.connect() {
+            Ok(connection) => connection,
+            Err(failure) => return self.speaker.say(Report::Failed(failure)),
+        };
+        let Connection {
+            mut client,
+            socket,
+            canceller,
+        } = connection;
+        match self.converse(&mut client, socket, canceller) {
+            Ok(Some(was_held)) => self.speaker.say(Report::Released {
+                was_held,
+                session: Box::new(client),
+            }),
+            Ok(None) => {}
             Err(failure) => self.speaker.say(Report::Failed(failure)),
         }
     }
 
-    /// The whole conversation with the server. What is left to say of it, when the connection is closed.
+    /// The whole conversation with the server, until the lock is given back: whether it was ours until then. Of any other
+    /// end it has been said what it was.
     fn converse(
         &self,
         client: &mut Client,
         socket: Option<OwnedFd>,
         canceller: Canceller,
-    ) -> Result<Option<Report>, Failure> {
+    ) -> Result<Option<bool>, Failure> {
         self.speaker.say(Report::Connected);
         let (asked, got) = self.first_try(client, canceller)?;
         let mut acquired = match got {
@@ -321,11 +320,12 @@ impl Thread {
             }
             return Ok(None);
         }
-        Ok(Some(match lock.release(client) {
-            Ok(was_held) => Report::Released { was_held },
+        let released = lock.release(client).map_err(|error| {
             // Nobody knows since when.
-            Err(error) => Report::Lost(connection::failure(error).to_string()),
-        }))
+            let why = connection::failure(error).to_string();
+            self.speaker.say(Report::Lost(why));
+        });
+        Ok(released.ok())
     }
 
     /// Who has ended the session that had this process of the server. It is asked on another session, which is no

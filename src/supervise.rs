@@ -300,7 +300,12 @@ impl Supervisor {
                 self.evictor = Some(by);
                 Event::Tick
             }
-            Report::Released { was_held } => Event::Released { was_held },
+            Report::Released { was_held, session } => {
+                // An explicit goodbye: a process that the job left behind has the socket too, and must not keep the
+                // session alive.
+                drop(session);
+                Event::Released { was_held }
+            }
             Report::Broken => {
                 let why = "an internal error has ended the session";
                 match self.held {
