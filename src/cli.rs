@@ -34,7 +34,9 @@ struct Cli {
     command: Command,
 }
 
+// Only the subcommand that is given is defined: all of them take longer than most of what pglock does itself.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Command {
     /// Run a command while holding a lock
     Run(RunArgs),
@@ -51,7 +53,10 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
-#[command(override_usage = "pglock run [OPTIONS] --key <KEY> [--] <COMMAND> [ARG]...")]
+#[command(
+    override_usage = "pglock run [OPTIONS] --key <KEY> [--] <COMMAND> [ARG]...",
+    after_help = format!("{}\n{}", exit_table(), scheme_table())
+)]
 struct RunArgs {
     /// The lock: a name, an integer, or two integers A,B; name:42 is a name. Several keys are taken
     /// together, or none
@@ -163,7 +168,7 @@ struct ScopeArgs {
     scope: Option<ScopeArg>,
 }
 
-/// Keys to look for.
+// Not documented for clap, which would take it for what the subcommand does.
 #[derive(Debug, Args)]
 struct HashArgs {
     /// How a name becomes a number, as for `run` [default: sha256] [env: PGLOCK_HASH]
@@ -227,6 +232,7 @@ struct CheckArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = scheme_table())]
 struct KeyArgs {
     /// Keys, as `run --key` takes them
     #[arg(required_unless_present = "hash", value_parser = Key::parse, allow_negative_numbers = true, value_name = "NAME")]
@@ -529,12 +535,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
 
 /// The whole command line, for parsing, completions and the manual.
 pub fn command() -> clap::Command {
-    let schemes = scheme_table();
     Cli::command()
-        .mut_subcommand("run", |run| {
-            run.after_help(format!("{}\n{schemes}", exit_table()))
-        })
-        .mut_subcommand("key", |key| key.after_help(schemes.clone()))
 }
 
 /// The schemes, with what they make the number of.

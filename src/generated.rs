@@ -180,6 +180,8 @@ fn complete(shell: Shell) -> String {
         _ => option,
     };
     let mut command = cli::command();
+    // Each subcommand is defined when it is needed.
+    command.build();
     for name in SUBCOMMANDS {
         command = command.mut_subcommand(name, |command| command.mut_args(not_a_file));
     }
