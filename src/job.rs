@@ -14,12 +14,12 @@ use crate::processes;
 use crate::signals::Signals;
 use crate::spawn::{Setup, spawn};
 use crate::sys::{self, ChildChange};
+use crate::terminal;
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, Signal, kill, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::waitpid;
-use nix::unistd::{Pid, getpgid, getpgrp, tcgetpgrp, tcsetpgrp};
+use nix::unistd::{Pid, getpgid, getpgrp};
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -65,7 +65,7 @@ pub enum Group {
 impl Group {
     /// What fits the moment.
     pub fn choose() -> Group {
-        match terminal_foreground() {
+        match terminal::foreground() {
             Some(group) if group == getpgrp() => Group::Caller,
             _ => Group::Own,
         }
@@ -169,21 +169,21 @@ impl Job {
     /// Whether this stop is the terminal's doing, and so concerns the shell that pglock runs under.
     pub fn is_stopped_by_terminal(&self, signal: i32) -> bool {
         let asks_for_it = [Signal::SIGTTIN as i32, Signal::SIGTTOU as i32].contains(&signal);
-        asks_for_it || terminal_foreground() == Some(self.pid)
+        asks_for_it || terminal::foreground() == Some(self.pid)
     }
 
     /// Continues a stopped job, in the foreground if that is where pglock is.
     pub fn resume(&self) -> nix::Result<()> {
-        if self.group == Group::Own && terminal_foreground() == Some(getpgrp()) {
-            set_terminal_foreground(self.pid);
+        if self.group == Group::Own && terminal::foreground() == Some(getpgrp()) {
+            terminal::set_foreground(self.pid);
         }
         self.signal(Signal::SIGCONT)
     }
 
     /// Reaps the ended job. Its pid may belong to anybody from now on, hence the end of this value.
     pub fn reap(self) {
-        if self.group == Group::Own && terminal_foreground() == Some(self.pid) {
-            set_terminal_foreground(getpgrp());
+        if self.group == Group::Own && terminal::foreground() == Some(self.pid) {
+            terminal::set_foreground(getpgrp());
         }
         let _ = waitpid(self.pid, None);
     }
@@ -280,31 +280,4 @@ fn find_in_path(program: &OsStr) -> Option<PathBuf> {
     std::env::split_paths(&path)
         .map(|folder| folder.join(program))
         .find(|file| file.is_file())
-}
-
-/// The foreground process group of our terminal; `None` without a terminal.
-fn terminal_foreground() -> Option<Pid> {
-    // Where there is no /dev/tty, as in a sparse container, the terminal may still be one of the standard streams.
-    let terminal = File::open("/dev/tty")
-        .ok()
-        .and_then(|tty| tcgetpgrp(tty).ok());
-    let stdin = || tcgetpgrp(io::stdin()).ok();
-    terminal
-        .or_else(stdin)
-        .or_else(|| tcgetpgrp(io::stderr()).ok())
-}
-
-/// Gives the terminal to a process group of our session.
-fn set_terminal_foreground(group: Pid) {
-    let Ok(terminal) = File::open("/dev/tty") else {
-        return;
-    };
-    // From the background, this stops the caller with SIGTTOU unless that is blocked.
-    let mut only = SigSet::empty();
-    only.add(Signal::SIGTTOU);
-    let Ok(before) = only.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK) else {
-        return;
-    };
-    let _ = tcsetpgrp(terminal, group);
-    let _ = before.thread_set_mask();
 }

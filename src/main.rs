@@ -16,7 +16,7 @@
 //! | `names` | which names the numbers stand for; pure |
 //! | `holders` | who holds a lock, from `pg_locks` |
 //! | `wait_line` | what somebody who watches a wait reads |
-//! | `terminal` | the terminal that pglock itself writes to |
+//! | `terminal` | the terminal: its foreground, its size, questions |
 //! | `lock` | all SQL of taking a lock and giving it back: trying, waiting, settings, answers, what a server is fit for |
 //! | `line` | waiting in the order of coming, by ticket locks |
 //! | `slots` | the keys of N holders; pure |

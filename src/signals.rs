@@ -1,14 +1,15 @@
 //! Which signals pglock takes part in, and how it was started with respect to them.
 //!
 //! Handlers do nothing but write to one socket pair, whose other end the main loop polls; other threads write
-//! to it too, so that the loop waits in one place ([`Waker`]). SIGINT comes through `ctrlc`, which respects a
-//! handler or an ignored signal that was there before, the others through `signal-hook`. A signal that was
-//! ignored on entry (nohup) is not handled at all, and so stays ignored for pglock and for the job.
+//! to it too, so that the loop waits in one place ([`Waker`]). Signals and their origins come through `signal-hook`;
+//! SIGINT comes through `ctrlc` first, where there is a terminal to type it on. A signal that was ignored on entry
+//! (nohup) is not handled at all, and so stays ignored for pglock and for the job.
 //!
 //! All threads but the main one block every signal. A handler thus runs on the main thread only, and has
 //! finished when the main loop looks at what it left.
 
 use crate::sys;
+use crate::terminal;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::unistd::{Pid, getsid};
@@ -111,7 +112,8 @@ impl Blocked {
             .filter(|s| !entry.ignored.contains(s) || *s == Signal::SIGCHLD)
             .collect();
         let write = waker.0.try_clone()?;
-        if handled.contains(&Signal::SIGINT) {
+        // A key is what ctrlc is for. Without a terminal nobody can type it, and it would cost a thread for nothing.
+        if handled.contains(&Signal::SIGINT) && terminal::foreground().is_some() {
             ctrlc::try_set_handler(move || waker.wake()).map_err(io::Error::other)?;
         }
         // signal-hook keeps ctrlc's handler for SIGINT in place and tells us the origin in addition.

@@ -1,7 +1,9 @@
-//! The terminal that pglock itself writes to: its size, and whether a line there can be updated in place.
+//! The terminal: its foreground, its size, and whether a line there can be updated in place.
 
-use nix::unistd::{getpgrp, tcgetpgrp};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
 use std::env;
+use std::fs::File;
 use std::io::{IsTerminal, Write, stderr, stdin, stdout};
 use std::os::fd::AsFd;
 
@@ -53,4 +55,29 @@ pub fn width() -> Option<usize> {
 fn size(terminal: impl AsFd) -> Option<(usize, usize)> {
     let (columns, lines) = terminal_size::terminal_size_of(terminal)?;
     Some((columns.0.into(), lines.0.into()))
+}
+
+/// The foreground process group of our terminal; `None` without a terminal.
+pub fn foreground() -> Option<Pid> {
+    // Where there is no /dev/tty, as in a sparse container, the terminal may still be one of the standard streams.
+    let terminal = File::open("/dev/tty")
+        .ok()
+        .and_then(|tty| tcgetpgrp(tty).ok());
+    let stdin = || tcgetpgrp(stdin()).ok();
+    terminal.or_else(stdin).or_else(|| tcgetpgrp(stderr()).ok())
+}
+
+/// Gives the terminal to a process group of our session.
+pub fn set_foreground(group: Pid) {
+    let Ok(terminal) = File::open("/dev/tty") else {
+        return;
+    };
+    // From the background, this stops the caller with SIGTTOU unless that is blocked.
+    let mut only = SigSet::empty();
+    only.add(Signal::SIGTTOU);
+    let Ok(before) = only.thread_swap_mask(SigmaskHow::SIG_BLOCK) else {
+        return;
+    };
+    let _ = tcsetpgrp(terminal, group);
+    let _ = before.thread_set_mask();
 }
