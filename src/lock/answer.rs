@@ -3,7 +3,7 @@
 //! Everything goes through the simple query protocol, one round trip a message, and through [`ask`].
 
 use super::note::Note;
-use super::{Attempt, Grant};
+use super::{Attempt, Grant, Keys};
 use crate::connection;
 use crate::key::KeyId;
 use crate::outcome::{ExitCode, Failure};
@@ -13,6 +13,9 @@ use std::time::Instant;
 
 /// The condition that a row of `pg_locks` is of the database we are in.
 pub const IN_THIS_DATABASE: &str = "database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())";
+
+/// The column in which the rows of a proof are true.
+pub(super) const PROVEN: &str = "proven";
 
 /// Sends a message and waits for the answer.
 ///
@@ -39,9 +42,10 @@ pub fn cell<'a>(row: &'a SimpleQueryRow, column: &str) -> Option<&'a str> {
     row.try_get(column).ok()?
 }
 
-/// The last row that a message returns, and when the message was sent.
+/// The rows that a message returns, and when the message was sent. Its statements have one row each, and no column in
+/// common; but for the proof of a lock, which has as many as there are keys.
 pub struct Answer {
-    row: Option<SimpleQueryRow>,
+    rows: Vec<SimpleQueryRow>,
     asked: Instant,
 }
 
@@ -58,22 +62,25 @@ impl Answer {
         note: Note,
     ) -> Result<Answer, postgres::Error> {
         let asked = Instant::now();
-        let mut messages = ask_noting(client, sql, note)?.into_iter().rev();
-        let row = messages.find_map(|message| match message {
+        let messages = ask_noting(client, sql, note)?.into_iter();
+        let rows = messages.filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,
         });
-        Ok(Answer { row, asked })
+        Ok(Answer {
+            rows: rows.collect(),
+            asked,
+        })
     }
 
     /// Whether there was a row at all.
     pub(super) fn has_row(&self) -> bool {
-        self.row.is_some()
+        !self.rows.is_empty()
     }
 
     /// A column's text; `None` for NULL.
     pub fn get(&self, column: &str) -> Option<&str> {
-        cell(self.row.as_ref()?, column)
+        self.rows.iter().find_map(|row| cell(row, column))
     }
 
     /// Whether a column is true.
@@ -95,23 +102,46 @@ impl Answer {
         self.get(column)?.parse().ok().map(KeyId::Bigint)
     }
 
-    /// What was taken, as the message that tried tells it: see [`super::Keys`].
-    pub(super) fn got(&self) -> usize {
-        self.number("got").unwrap_or_default().max(0.0) as usize
+    /// What became of a try of these keys.
+    pub(super) fn attempt<K>(&self, keys: &Keys<K>) -> Attempt {
+        match self.taken(keys) {
+            Some(Ok(which)) => self.proven(keys, which),
+            Some(Err(busy)) => Attempt::Busy(busy),
+            None => Attempt::Untried,
+        }
     }
 
-    /// What became of a try of so many keys. Whatever number comes, it is that of one of them in the end.
-    pub(super) fn attempt(&self, keys: usize) -> Attempt {
-        let last = keys.saturating_sub(1);
-        match (self.get("acquired"), self.get("proven")) {
-            (Some("t"), Some("t")) => Attempt::Acquired(Grant {
+    /// What was taken, as [`Lock::tries`] tells it: the key, of one of several; else which is somebody else's. Whatever
+    /// number comes, it is that of one of them in the end.
+    pub(super) fn taken<K>(&self, keys: &Keys<K>) -> Option<Result<usize, usize>> {
+        let got = self.number("got")?;
+        let (count, is_acquired) = match keys {
+            Keys::All(keys) => (keys.len(), got == keys.len() as f64),
+            Keys::OneOf(keys, _) => (keys.len(), got >= 0.0),
+        };
+        let which = (got.max(0.0) as usize).min(count.saturating_sub(1));
+        Some(if is_acquired { Ok(which) } else { Err(which) })
+    }
+
+    /// The lock of these keys that the server says is ours, if it has proved it.
+    pub(super) fn proven<K>(&self, keys: &Keys<K>, which: usize) -> Attempt {
+        match self.proves(keys) {
+            true => Attempt::Acquired(Grant {
                 backend_pid: self.backend_pid(),
-                which: self.got().min(last),
+                which,
                 asked: self.asked,
             }),
-            (Some("t"), _) => Attempt::Unproven,
-            (Some(_), _) => Attempt::Busy(self.got().min(last)),
-            (None, _) => Attempt::Untried,
+            false => Attempt::Unproven,
+        }
+    }
+
+    /// Whether the session has its own granted rows of the lock, where [`Lock::proof`] was asked for them.
+    pub(super) fn proves<K>(&self, keys: &Keys<K>) -> bool {
+        let is_proof = |row: &&SimpleQueryRow| cell(row, PROVEN) == Some("t");
+        let proofs = self.rows.iter().filter(is_proof).count();
+        match keys {
+            Keys::All(keys) => proofs == keys.len(),
+            Keys::OneOf(..) => proofs > 0,
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::connection;
 use crate::key::{Key, KeyId, Number};
 use crate::line::Line;
 use crate::outcome::{ExitCode, Failure};
-use answer::{lacks_plpgsql, pools_statements, unlike_postgresql};
+use answer::{PROVEN, lacks_plpgsql, pools_statements, unlike_postgresql};
 use note::Note;
 use postgres::Client;
 use queue::{Backoff, Queued, Stay, cancelled, queue_for};
@@ -222,8 +222,8 @@ impl Lock {
         caller: &Caller,
         line: Option<Line>,
     ) -> Result<(Server, Attempt), Failure> {
-        let (server, answer) = self.in_sql().first_message(client, caller, line, NO_KEY)?;
-        Ok((server, answer.attempt(self.ids().len())))
+        let (server, answer) = self.in_sql().first_message(client, caller, line, None)?;
+        Ok((server, answer.attempt(&self.keys)))
     }
 
     /// As it stands in a message.
@@ -239,9 +239,6 @@ impl Lock {
         }
     }
 }
-
-/// Nothing for the server to compute.
-const NO_KEY: &str = "NULL::bigint";
 
 /// What the first message brought, where the server computes the number of the key.
 #[derive(Debug)]
@@ -265,15 +262,15 @@ pub fn first_try_computed(
     caller: &Caller,
 ) -> Result<Computed, Failure> {
     let lock = Lock {
-        keys: Keys::All(vec![KeyInSql::of_column("key")]),
+        keys: Keys::All(vec![KeyInSql::of_expression(expression)]),
         mode,
         scope: Scope::Session,
     };
-    let (server, answer) = lock.first_message(client, caller, None, expression)?;
+    let (server, answer) = lock.first_message(client, caller, None, Some(expression))?;
     Ok(Computed {
         server,
         id: answer.key("key"),
-        attempt: answer.attempt(1),
+        attempt: answer.attempt(&lock.keys),
     })
 }
 
@@ -314,7 +311,7 @@ pub fn computed(key: &Key, id: Option<KeyId>) -> Result<KeyId, Failure> {
     })
 }
 
-/// How a key stands in SQL: as literals, or as the column in which the server has computed it.
+/// How a key stands in SQL: as literals, or as the expression by which the server computes it.
 #[derive(Clone, Debug)]
 struct KeyInSql {
     /// The argument list of `pg_advisory_lock`.
@@ -332,12 +329,12 @@ impl KeyInSql {
         }
     }
 
-    /// A column that is a bigint.
-    fn of_column(name: &str) -> KeyInSql {
+    /// An expression that is a bigint, and the same whenever it is computed.
+    fn of_expression(sql: &str) -> KeyInSql {
         KeyInSql {
-            arguments: name.to_owned(),
+            arguments: sql.to_owned(),
             row: format!(
-                "classid::bigint = ({name} >> 32) & 4294967295 AND objid::bigint = {name} & 4294967295 AND objsubid = '1'"
+                "classid::bigint = (({sql}) >> 32) & 4294967295 AND objid::bigint = ({sql}) & 4294967295 AND objsubid = '1'"
             ),
         }
     }
@@ -357,36 +354,50 @@ fn call(function: &str, id: KeyId, mode: Mode) -> String {
     KeyInSql::of(id).call(function, mode)
 }
 
+/// The condition that somebody else's locks can conflict with ours: those of a hot standby, the primary does not see.
+const PRIMARY: &str = "NOT pg_catalog.pg_is_in_recovery()";
+
+/// What a statement has taken, for those that follow it in the same message.
+const GOT: &str = "pg_catalog.current_setting('pglock.got')";
+
 impl Lock<KeyInSql> {
-    /// The first message, of [`Lock::first_try`]. The expression is what the server is to compute as the column `key`.
+    /// The first message, of [`Lock::first_try`], and what the server is to compute besides as the column `key`.
+    ///
+    /// In one level and two statements: each subselect costs a session that has just begun as much as all the columns,
+    /// and a proof that stands in an expression as much again.
     fn first_message(
         &self,
         client: &mut Client,
         caller: &Caller,
         line: Option<Line>,
-        key: &str,
+        key: Option<&str>,
     ) -> Result<(Server, Answer), Failure> {
         let name = &caller.application_name;
         let condition = match caller.choice {
             ScopeChoice::Auto | ScopeChoice::Session => {
-                format!("name = '{name}' AND NOT standby")
+                format!("pg_catalog.current_setting('application_name') = '{name}' AND {PRIMARY}")
             }
-            ScopeChoice::SessionPooled => "NOT standby".into(),
+            ScopeChoice::SessionPooled => PRIMARY.into(),
             ScopeChoice::Transaction => "false".into(),
         };
-        let settings = caller.limit.into_iter().flat_map(for_holding);
-        let settings =
-            settings.map(|expression| format!("CASE WHEN {condition} THEN {expression} END, "));
-        let sql = self.attempt(
-            &condition,
-            &format!(
-                "pg_catalog.version() AS version, pg_catalog.current_database() AS database, {}",
-                settings.collect::<String>()
+        let settings: Vec<String> = caller.limit.into_iter().flat_map(for_holding).collect();
+        let settings = match settings.is_empty() {
+            true => String::new(),
+            false => format!(
+                "CASE WHEN {condition} THEN ARRAY[{}] END, ",
+                settings.join(", ")
             ),
-            &format!("pg_catalog.set_config('application_name', NULL, true) AS name, {key} AS key"),
-            line,
+        };
+        let key = key.map_or_else(String::new, |key| format!("{key} AS key, "));
+        let sql = format!(
+            "{AT_ONCE}SET LOCAL application_name TO DEFAULT; \
+             SELECT pg_catalog.current_setting('application_name') AS name, pg_catalog.version() AS version, \
+             pg_catalog.current_database() AS database, pg_catalog.pg_is_in_recovery() AS standby, \
+             pg_catalog.pg_backend_pid() AS backend_pid, {key}{settings}CASE WHEN {condition} THEN {} END AS got; {}",
+            self.tries(line),
+            self.proof(None),
         );
-        let answer = Answer::to(client, &format!("{AT_ONCE}{sql}")).map_err(unlike_postgresql)?;
+        let answer = Answer::to(client, &sql).map_err(unlike_postgresql)?;
         if !answer.has_row() {
             return Err(Failure::say(
                 ExitCode::Config,
@@ -401,20 +412,6 @@ impl Lock<KeyInSql> {
             backend_pid: answer.backend_pid(),
         };
         Ok((server, answer))
-    }
-
-    /// The SELECT that tries the lock where this condition holds, and proves it. Each level is evaluated before the one
-    /// around it: `OFFSET 0` keeps the planner from merging them. The proof costs nothing where nothing was acquired.
-    fn attempt(&self, condition: &str, columns: &str, inner: &str, line: Option<Line>) -> String {
-        let acquired = self.is_acquired();
-        format!(
-            "SELECT *, {acquired} AS acquired, CASE WHEN {acquired} THEN {} END AS proven FROM (\
-             SELECT *, {columns}pg_catalog.pg_backend_pid() AS backend_pid, CASE WHEN {condition} THEN {} END AS got \
-             FROM (SELECT {inner}, pg_catalog.pg_is_in_recovery() AS standby OFFSET 0) AS server \
-             OFFSET 0) AS tried",
-            self.proof(),
-            self.tries(line),
-        )
     }
 
     /// The expression that tries. It tells what was taken: of all keys, how many; of one of them, which, -1 for none.
@@ -449,36 +446,27 @@ impl Lock<KeyInSql> {
         }
     }
 
-    /// The condition on what was taken.
-    fn is_acquired(&self) -> String {
-        match &self.keys {
-            Keys::All(keys) => format!("got = {}", keys.len()),
-            Keys::OneOf(..) => "got >= 0".into(),
-        }
-    }
-
-    /// Whether the session has its own granted rows of this lock.
-    fn proof(&self) -> String {
+    /// The statement that proves the lock, for [`Answer::proves`]: one row for each key that the session really holds.
+    /// Where it is asked again and again it has a condition, or whoever waits would have the server look through all its
+    /// locks each time.
+    fn proof(&self, condition: Option<&str>) -> String {
+        let condition = condition.map_or_else(String::new, |it| format!("{it} AND "));
         let mode = match self.mode {
             Mode::Exclusive => "ExclusiveLock",
             Mode::Shared => "ShareLock",
         };
-        let row = |condition: &str| {
-            format!(
-                "EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted \
-                 AND pid = pg_catalog.pg_backend_pid() AND mode = '{mode}' AND {condition})"
-            )
+        let (Keys::All(keys) | Keys::OneOf(keys, _)) = &self.keys;
+        let rows = match keys.as_slice() {
+            [key] => key.row.clone(),
+            keys => {
+                let rows: Vec<&str> = keys.iter().map(|key| key.row.as_str()).collect();
+                format!("({})", rows.join(" OR "))
+            }
         };
-        match &self.keys {
-            Keys::All(keys) => {
-                let rows: Vec<String> = keys.iter().map(|key| row(&key.row)).collect();
-                rows.join(" AND ")
-            }
-            Keys::OneOf(keys, _) => {
-                let any: Vec<&str> = keys.iter().map(|key| key.row.as_str()).collect();
-                row(&format!("({})", any.join(" OR ")))
-            }
-        }
+        format!(
+            "SELECT true AS {PROVEN} FROM pg_catalog.pg_locks WHERE {condition}locktype = 'advisory' AND granted \
+             AND pid = pg_catalog.pg_backend_pid() AND mode = '{mode}' AND {rows}"
+        )
     }
 }
 
@@ -521,22 +509,21 @@ impl Lock {
         let lock = self.in_sql();
         let sql = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED; \
-             SELECT got, {} AS acquired FROM (\
-             SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN {} END AS got OFFSET 0) AS tried",
-            lock.is_acquired(),
+             SELECT CASE WHEN {PRIMARY} THEN {} END AS got",
             lock.tries(None)
         );
-        let mut answer = Answer::to(client, &sql)?;
-        if answer.is_true("acquired") {
-            let sql = format!(
-                "SELECT {}, true AS acquired, {} AS got, pg_catalog.pg_backend_pid() AS backend_pid, {} AS proven",
-                settings(limit, true).join(", "),
-                answer.got(),
-                lock.proof()
-            );
-            answer = Answer::to(client, &sql)?;
-        }
-        let attempt = answer.attempt(self.ids().len());
+        let tried = Answer::to(client, &sql)?;
+        let attempt = match tried.taken(&self.keys) {
+            Some(Ok(which)) => {
+                let sql = format!(
+                    "SELECT {}, pg_catalog.pg_backend_pid() AS backend_pid; {}",
+                    settings(limit, true).join(", "),
+                    lock.proof(None)
+                );
+                Answer::to(client, &sql)?.proven(&self.keys, which)
+            }
+            _ => tried.attempt(&self.keys),
+        };
         if !matches!(attempt, Attempt::Acquired(_)) {
             // A session of the pool keeps this as its last message, until it is lent to another.
             let asks = Note::Asks(Backoff::longest(poll));
@@ -616,10 +603,19 @@ impl Lock {
             one_of => (one_of.clone(), 0),
         };
         let rest = Lock { keys, ..*self };
-        let sql = rest.in_sql().attempt("NOT standby", "", "1", None);
+        let lock = rest.in_sql();
+        let sql = format!(
+            "SELECT pg_catalog.pg_backend_pid() AS backend_pid, \
+             pg_catalog.set_config('pglock.got', ({})::text, true) AS got; {}",
+            lock.tries(None),
+            lock.proof(Some(&match &lock.keys {
+                Keys::All(keys) => format!("{GOT} = '{}'", keys.len()),
+                Keys::OneOf(..) => format!("{GOT} <> '-1'"),
+            }))
+        );
         let asks = Note::Asks(Backoff::longest(poll));
         let answer = Answer::noting(client, &sql, asks)?;
-        Ok(match answer.attempt(rest.ids().len()) {
+        Ok(match answer.attempt(&rest.keys) {
             Attempt::Busy(key) => Attempt::Busy(before + key),
             attempt => attempt,
         })
@@ -647,15 +643,18 @@ impl Lock {
                 };
                 format!("{AT_ONCE}SELECT {released} AS released")
             }
-            Scope::Transaction => format!("SELECT {} AS released; COMMIT", self.in_sql().proof()),
+            Scope::Transaction => {
+                let sql = format!("{}; COMMIT", self.in_sql().proof(None));
+                return Ok(Answer::to(client, &sql)?.proves(&self.keys));
+            }
         };
         Ok(Answer::to(client, &sql)?.is_true("released"))
     }
 
     /// Whether the lock is ours now.
     pub fn is_held(&self, client: &mut Client) -> Result<bool, postgres::Error> {
-        let sql = format!("SELECT {} AS held", self.in_sql().proof());
-        Ok(Answer::to(client, &sql)?.is_true("held"))
+        let proof = self.in_sql().proof(None);
+        Ok(Answer::to(client, &proof)?.proves(&self.keys))
     }
 
     /// The keys.

@@ -4,7 +4,7 @@
 //! for long. Where there is no queue (behind a pooler, without plpgsql) the pauses between two tries grow, at random.
 
 use super::note::Note;
-use super::{Answer, Grant, Keys, Lock, Mode, Scope, Terms, call, lacks_plpgsql};
+use super::{Answer, GOT, Grant, Keys, Lock, Mode, Scope, Terms, call, lacks_plpgsql};
 use crate::connection;
 use crate::key::KeyId;
 use crate::line::{Line, Ticket};
@@ -49,6 +49,11 @@ pub(super) fn queue_for(
     terms: Terms,
     talk: &mut impl Talk,
 ) -> Result<Queued, Failure> {
+    let lock = Lock {
+        keys: Keys::All(vec![id]),
+        mode,
+        scope: Scope::Session,
+    };
     loop {
         if !talk.pause(client, Duration::ZERO) {
             return Err(cancelled());
@@ -58,16 +63,16 @@ pub(super) fn queue_for(
         talk.about_to_ask(slice);
         let answer = match Answer::noting(
             client,
-            &slice_of_waiting(id, mode, stay, slice),
+            &slice_of_waiting(id, &lock, stay, slice),
             Note::Waits(slice),
         ) {
             Err(error) if lacks_plpgsql(&error) => return Ok(Queued::NoQueue),
             answer => answer.map_err(connection::failure)?,
         };
-        if answer.get("slice") == Some("cancelled") {
+        if answer.get("got") == Some("cancelled") {
             return Err(cancelled());
         }
-        match answer.attempt(1).outcome()? {
+        match answer.attempt(&lock.keys).outcome()? {
             Ok(grant) => return Ok(Queued::Acquired(grant)),
             Err(_) if left == Some(Duration::ZERO) => return Ok(Queued::TimedOut),
             Err(_) => {}
@@ -81,31 +86,25 @@ pub(super) fn queue_for(
 /// and yet leaves a *session*-level lock held; the transaction-level one is undone with the block. The
 /// session-level lock that follows is then granted at once, to the same owner.
 /// The caught errors leave no trace in the server's log.
-fn slice_of_waiting(id: KeyId, mode: Mode, stay: Stay, slice: Duration) -> String {
+fn slice_of_waiting(id: KeyId, lock: &Lock, stay: Stay, slice: Duration) -> String {
     // lock_timeout 0 would mean no limit; rounding up keeps the wait from ending early.
     let milliseconds = slice.as_micros().div_ceil(1000).max(1);
     let keep = match stay {
-        Stay::Keep => format!("PERFORM {}; ", call("pg_advisory_lock", id, mode)),
+        Stay::Keep => format!("PERFORM {}; ", call("pg_advisory_lock", id, lock.mode)),
         Stay::Leave => String::new(),
-    };
-    let lock = Lock {
-        keys: Keys::All(vec![id]),
-        mode,
-        scope: Scope::Session,
     };
     format!(
         "DO $$ BEGIN \
          PERFORM pg_catalog.set_config('lock_timeout', '{milliseconds}ms', true); \
          PERFORM {}; {keep}\
-         PERFORM pg_catalog.set_config('pglock.slice', 'acquired', true); \
-         EXCEPTION WHEN lock_not_available THEN NULL; \
+         PERFORM pg_catalog.set_config('pglock.got', '1', true); \
+         EXCEPTION WHEN lock_not_available THEN \
+         PERFORM pg_catalog.set_config('pglock.got', '0', true); \
          WHEN query_canceled THEN \
-         PERFORM pg_catalog.set_config('pglock.slice', 'cancelled', true); END $$; \
-         SELECT slice, slice IS NOT DISTINCT FROM 'acquired' AS acquired, \
-         pg_catalog.pg_backend_pid() AS backend_pid, CASE WHEN slice = 'acquired' THEN {} END AS proven \
-         FROM (SELECT pg_catalog.current_setting('pglock.slice', true) AS slice OFFSET 0) AS ended",
-        call("pg_advisory_xact_lock", id, mode),
-        lock.in_sql().proof(),
+         PERFORM pg_catalog.set_config('pglock.got', 'cancelled', true); END $$; \
+         SELECT {GOT} AS got, pg_catalog.pg_backend_pid() AS backend_pid; {}",
+        call("pg_advisory_xact_lock", id, lock.mode),
+        lock.in_sql().proof(Some(&format!("{GOT} = '1'"))),
     )
 }
 

@@ -74,7 +74,7 @@ fn a_cockroach_is_told_by_its_version() {
     let row = [
         ("version", "CockroachDB CCL v25.1.0 (x86_64-pc-linux-gnu)"),
         ("standby", "f"),
-        ("acquired", "t"),
+        ("got", "1"),
         ("proven", "t"),
     ];
     let port = listen(move |out| {

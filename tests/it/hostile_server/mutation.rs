@@ -232,7 +232,7 @@ const VALUES: [&[u8]; 26] = [
     b"NaN",
     b"inf",
     b"-inf",
-    b"acquired",
+    b"got",
     b"cancelled",
     b"\xff\xfe",
     b"\x1b]0;owned\x07\x1b[2J\r\npglock: a lie\n",
@@ -335,7 +335,7 @@ fn stranger(random: &mut Random) -> Vec<u8> {
         6 => message(b'H', &[0, 0, 0]),
         7 => message(b'Z', b"I"),
         8 => message(b'D', &[0, 1, 0, 0, 0, 1, b't']),
-        9 => wire::description(&[b"acquired".to_vec(), b"proven".to_vec()]),
+        9 => wire::description(&[b"got".to_vec(), b"proven".to_vec()]),
         10 => message(
             b'C',
             random.one_of(&[&b"SELECT 99999999999999999999\0"[..], b"\0", b"x"]),

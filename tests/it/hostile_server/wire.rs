@@ -110,10 +110,12 @@ fn counted(message: &[u8], kind: u8) -> Option<(u16, &[u8])> {
     Some((count, &body[2..]))
 }
 
-/// Whether a server that sends this has granted a lock: in one complete answer without an error, the last row says that
-/// the lock is acquired, and that its row was found. The case of a column's name does not matter, as in SQL.
+/// Whether a server that sends this has granted a lock: one complete answer without an error says that its row was found,
+/// and does not say that nothing was taken, by another number than that of a slot or a count of keys. The case of a
+/// column's name does not matter, as in SQL.
 pub fn grants(mut bytes: &[u8]) -> bool {
-    let (mut names, mut says_so) = (Vec::new(), false);
+    let mut names = Vec::new();
+    let (mut taken, mut is_proven, mut has_failed) = (None, false, false);
     while bytes.len() >= 5 {
         let length = u32::from_be_bytes(bytes[1..5].try_into().unwrap()) as usize;
         if length < 4 || bytes.len() <= length {
@@ -128,18 +130,24 @@ pub fn grants(mut bytes: &[u8]) -> bool {
                 else {
                     return false;
                 };
-                let says = |column: &[u8]| {
+                let value = |column: &[u8]| {
                     let named = names.iter().zip(&values);
                     let mut named = named.filter(|(name, _)| name.eq_ignore_ascii_case(column));
-                    named
-                        .next()
-                        .is_some_and(|(_, value)| value.as_deref() == Some(b"t"))
+                    named.next().and_then(|(_, value)| value.clone())
                 };
-                says_so = says(b"acquired") && says(b"proven");
+                // The first value counts.
+                taken = taken.or(value(b"got"));
+                is_proven |= value(b"proven").as_deref() == Some(b"t");
             }
-            b'E' => says_so = false,
-            b'Z' if says_so => return true,
-            b'Z' => names.clear(),
+            b'E' => has_failed = true,
+            b'Z' => {
+                let is_number = |taken: &[u8]| taken.iter().all(u8::is_ascii_digit);
+                if taken.as_deref().is_none_or(is_number) && is_proven && !has_failed {
+                    return true;
+                }
+                names.clear();
+                (taken, is_proven, has_failed) = (None, false, false);
+            }
             _ => {}
         }
     }
@@ -150,11 +158,11 @@ pub fn grants(mut bytes: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn answer(acquired: &str, proven: Option<&str>) -> Vec<Vec<u8>> {
+    fn answer(got: &str, proven: Option<&str>) -> Vec<Vec<u8>> {
         let text = |text: &str| text.as_bytes().to_vec();
         vec![
-            description(&[text("acquired"), text("proven")]),
-            row(&[Some(text(acquired)), proven.map(text)]),
+            description(&[text("got"), text("proven")]),
+            row(&[Some(text(got)), proven.map(text)]),
             message(b'C', b"SELECT 1\0"),
             message(b'Z', b"I"),
         ]
@@ -163,15 +171,15 @@ mod tests {
     /// The referee itself is not to be taken in.
     #[test]
     fn a_grant_is_a_whole_answer_that_says_so() {
-        let good = answer("t", Some("t"));
+        let good = answer("1", Some("t"));
         assert!(grants(&good.concat()));
         for short in 0..good.concat().len() {
             assert!(!grants(&good.concat()[..short]), "{short} bytes");
         }
-        let shouted = description(&[b"ACQUIRED".to_vec(), b"pRoven".to_vec()]);
+        let shouted = description(&[b"GOT".to_vec(), b"pRoven".to_vec()]);
         assert!(grants(&[&[shouted], &good[1..]].concat().concat()));
-        assert!(!grants(&answer("f", Some("t")).concat()));
-        assert!(!grants(&answer("t", None).concat()));
+        assert!(!grants(&answer("-1", Some("t")).concat()));
+        assert!(!grants(&answer("1", None).concat()));
         let error = report(b'E', &[(b'S', b"ERROR"), (b'C', b"57P01"), (b'M', b"x")]);
         let failed = [&good[0], &good[1], &error, &good[3]].map(Vec::as_slice);
         assert!(!grants(&failed.concat()));
@@ -179,12 +187,12 @@ mod tests {
         assert!(!grants(&good[1..].concat()));
         let later = [&good[0], &good[3], &good[1], &good[3]].map(Vec::as_slice);
         assert!(!grants(&later.concat()));
-        // The last row counts.
-        let no = answer("f", Some("t"));
-        let both = [&good[0], &good[1], &no[1], &good[3]].map(Vec::as_slice);
-        assert!(!grants(&both.concat()));
-        let both = [&good[0], &no[1], &good[1], &good[3]].map(Vec::as_slice);
-        assert!(grants(&both.concat()));
+        // The first row counts that says what was taken; the proof can be another.
+        let (no, unproven) = (answer("-1", None), answer("1", None));
+        let rows = |one: &[u8], other: &[u8]| [&good[0], one, other, &good[3]].concat();
+        assert!(grants(&rows(&unproven[1], &good[1])));
+        assert!(grants(&rows(&good[1], &no[1])));
+        assert!(!grants(&rows(&no[1], &good[1])));
     }
 
     #[test]
