@@ -1,8 +1,8 @@
 //! The only unsafe code: what neither std nor nix offers safely.
 //!
-//! Each function is one system fact with one reason. Four subjects: how this process was started (before
-//! Rust's runtime changed it), the heap, what the child does between fork and exec, and waiting for a child without
-//! reaping it. Nothing here decides anything.
+//! Each function is one system fact with one reason. Five subjects: how this process was started (before
+//! Rust's runtime changed it), the heap, descriptors, what the child does between fork and exec, and waiting for a child
+//! without reaping it. Nothing here decides anything.
 #![expect(unsafe_code, reason = "the one place for it")]
 
 use nix::libc;
@@ -204,6 +204,24 @@ pub fn descriptor_headroom(count: usize) -> io::Result<()> {
     let (_reader, writer) = io::pipe()?;
     let more: io::Result<Vec<io::PipeWriter>> = (2..count).map(|_| writer.try_clone()).collect();
     more.map(drop)
+}
+
+/// The descriptors below N that are open.
+///
+/// # Errors
+/// N is more than this process may have (RLIMIT_NOFILE).
+pub fn open_descriptors<const N: usize>() -> io::Result<Vec<RawFd>> {
+    let mut all: [libc::pollfd; N] = std::array::from_fn(|fd| libc::pollfd {
+        fd: fd as RawFd,
+        events: 0,
+        revents: 0,
+    });
+    // SAFETY: poll(2) writes to the N entries only, and asks for no event; of what is not open it says POLLNVAL.
+    if unsafe { libc::poll(all.as_mut_ptr(), N as libc::nfds_t, 0) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    let open = all.iter().filter(|it| it.revents & libc::POLLNVAL == 0);
+    Ok(open.map(|it| it.fd).collect())
 }
 
 /// A second descriptor for what is open on `fd`, numbered `lowest` or above, closed on exec.
