@@ -382,8 +382,7 @@ impl Inspection<'_> {
         let lock = Lock { keys, mode, scope };
         let attempt = match scope {
             Scope::Session => {
-                lock::prepare(&mut self.client, limit, &self.server)
-                    .map_err(connection::failure)?;
+                lock::set_up(&mut self.client, limit).map_err(connection::failure)?;
                 first
             }
             Scope::Transaction => {

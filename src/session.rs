@@ -512,14 +512,15 @@ impl Thread {
             diag::detail(format_args!("{held}; waiting"));
         }
         let Asked { ids, lock, server } = asked;
+        if lock.scope == Scope::Session {
+            self.alive(Duration::ZERO);
+            lock::notice_end_elsewhere(client, server).map_err(connection::failure)?;
+        }
         let mut terms = Terms {
             wait: self.request.wait,
             poll: self.request.poll,
             limit: self.request.timing.server_limit(),
-            slice: match lock.scope {
-                Scope::Session => self.prepare(client, server)?,
-                Scope::Transaction => Duration::ZERO,
-            },
+            slice: server.slice,
         };
         let mut talk = Waiting {
             thread: self,
@@ -589,12 +590,6 @@ impl Thread {
         let order = PollFd::new(self.orders.as_fd(), PollFlags::POLLIN);
         // No signal interrupts this thread.
         poll(&mut [order], timeout(rest)).is_ok_and(|ready| ready > 0)
-    }
-
-    fn prepare(&self, client: &mut Client, server: &Server) -> Result<Duration, Failure> {
-        self.alive(Duration::ZERO);
-        lock::prepare(client, self.request.timing.server_limit(), server)
-            .map_err(|error| connection::failure(error).context("cannot prepare the session"))
     }
 
     /// Why the lock is not ours, and whose it is. What had been taken of it is given back.

@@ -20,7 +20,7 @@ pub use answer::{Answer, IN_THIS_DATABASE, ask, cell};
 pub use note::{NOTE, name_job};
 pub use queue::{Talk, stand_in};
 pub use server::Server;
-pub use settings::{AT_ONCE, TIMEOUTS, prepare};
+pub use settings::{AT_ONCE, TIMEOUTS, notice_end_elsewhere, set_up};
 
 use crate::connection;
 use crate::key::{Key, KeyId, Number};
@@ -31,7 +31,7 @@ use note::Note;
 use postgres::Client;
 use queue::{Backoff, Queued, Stay, cancelled, queue_for};
 use server::{STANDBY, STATEMENT_POOLING};
-use settings::{for_holding, settings};
+use settings::{LOGGED_AFTER, for_session, settings, slice};
 use std::time::{Duration, Instant};
 
 /// How the lock excludes others.
@@ -357,8 +357,13 @@ fn call(function: &str, id: KeyId, mode: Mode) -> String {
 /// The condition that somebody else's locks can conflict with ours: those of a hot standby, the primary does not see.
 const PRIMARY: &str = "NOT pg_catalog.pg_is_in_recovery()";
 
-/// What a statement has taken, for those that follow it in the same message.
+/// What a statement has taken, as [`say_got`] said, for those that follow it in the same message.
 const GOT: &str = "pg_catalog.current_setting('pglock.got')";
+
+/// The expression that says, by a text, what has been taken.
+fn say_got(text: &str) -> String {
+    format!("pg_catalog.set_config('pglock.got', {text}, true)")
+}
 
 impl Lock<KeyInSql> {
     /// The first message, of [`Lock::first_try`], and what the server is to compute besides as the column `key`.
@@ -380,20 +385,16 @@ impl Lock<KeyInSql> {
             ScopeChoice::SessionPooled => PRIMARY.into(),
             ScopeChoice::Transaction => "false".into(),
         };
-        let settings: Vec<String> = caller.limit.into_iter().flat_map(for_holding).collect();
-        let settings = match settings.is_empty() {
-            true => String::new(),
-            false => format!(
-                "CASE WHEN {condition} THEN ARRAY[{}] END, ",
-                settings.join(", ")
-            ),
-        };
+        let settings = caller.limit.map_or_else(String::new, |limit| {
+            let all = for_session(limit).join(", ");
+            format!("CASE WHEN {condition} THEN ARRAY[{all}] END, ")
+        });
         let key = key.map_or_else(String::new, |key| format!("{key} AS key, "));
         let sql = format!(
             "{AT_ONCE}SET LOCAL application_name TO DEFAULT; \
              SELECT pg_catalog.current_setting('application_name') AS name, pg_catalog.version() AS version, \
              pg_catalog.current_database() AS database, pg_catalog.pg_is_in_recovery() AS standby, \
-             pg_catalog.pg_backend_pid() AS backend_pid, {key}{settings}CASE WHEN {condition} THEN {} END AS got; {}",
+             pg_catalog.pg_backend_pid() AS backend_pid, {LOGGED_AFTER}, {key}{settings}CASE WHEN {condition} THEN {} END AS got; {}",
             self.tries(line),
             self.proof(None),
         );
@@ -410,6 +411,10 @@ impl Lock<KeyInSql> {
             database: answer.get("database").unwrap_or_default().to_owned(),
             version: answer.get("version").unwrap_or_default().to_owned(),
             backend_pid: answer.backend_pid(),
+            slice: slice(
+                answer.get("deadlock_timeout"),
+                answer.get("log_min_duration"),
+            ),
         };
         Ok((server, answer))
     }
@@ -606,8 +611,8 @@ impl Lock {
         let lock = rest.in_sql();
         let sql = format!(
             "SELECT pg_catalog.pg_backend_pid() AS backend_pid, \
-             pg_catalog.set_config('pglock.got', ({})::text, true) AS got; {}",
-            lock.tries(None),
+             {} AS got; {}",
+            say_got(&format!("({})::text", lock.tries(None))),
             lock.proof(Some(&match &lock.keys {
                 Keys::All(keys) => format!("{GOT} = '{}'", keys.len()),
                 Keys::OneOf(..) => format!("{GOT} <> '-1'"),

@@ -4,7 +4,10 @@
 //! for long. Where there is no queue (behind a pooler, without plpgsql) the pauses between two tries grow, at random.
 
 use super::note::Note;
-use super::{Answer, GOT, Grant, Keys, Lock, Mode, Scope, Terms, call, lacks_plpgsql};
+use super::{
+    Answer, Attempt, GOT, Grant, Keys, Lock, Mode, PROVEN, Scope, Terms, call, lacks_plpgsql,
+    say_got,
+};
 use crate::connection;
 use crate::key::KeyId;
 use crate::line::{Line, Ticket};
@@ -69,10 +72,12 @@ pub(super) fn queue_for(
             Err(error) if lacks_plpgsql(&error) => return Ok(Queued::NoQueue),
             answer => answer.map_err(connection::failure)?,
         };
-        if answer.get("got") == Some("cancelled") {
-            return Err(cancelled());
-        }
-        match answer.attempt(&lock.keys).outcome()? {
+        let attempt = match answer.get("got") {
+            Some("cancelled") => return Err(cancelled()),
+            Some(UNPROVEN) => Attempt::Unproven,
+            _ => answer.attempt(&lock.keys),
+        };
+        match attempt.outcome()? {
             Ok(grant) => return Ok(Queued::Acquired(grant)),
             Err(_) if left == Some(Duration::ZERO) => return Ok(Queued::TimedOut),
             Err(_) => {}
@@ -80,33 +85,41 @@ pub(super) fn queue_for(
     }
 }
 
-/// One slice in the server's queue.
+/// One slice in the server's queue. It says whether the lock is ours and proven, in one expression that is planned before
+/// the wait begins: what follows the wait is the time from the end of one job to the beginning of the next.
 ///
 /// The transaction-level lock comes first because a grant that arrives as the timeout fires raises the error
 /// and yet leaves a *session*-level lock held; the transaction-level one is undone with the block. The
-/// session-level lock that follows is then granted at once, to the same owner.
+/// session-level lock that follows is then granted at once, to the same owner. CASE takes its conditions in order.
 /// The caught errors leave no trace in the server's log.
 fn slice_of_waiting(id: KeyId, lock: &Lock, stay: Stay, slice: Duration) -> String {
     // lock_timeout 0 would mean no limit; rounding up keeps the wait from ending early.
     let milliseconds = slice.as_micros().div_ceil(1000).max(1);
     let keep = match stay {
-        Stay::Keep => format!("PERFORM {}; ", call("pg_advisory_lock", id, lock.mode)),
+        Stay::Keep => format!(
+            "WHEN {} IS NULL THEN '{UNPROVEN}' ",
+            call("pg_advisory_lock", id, lock.mode)
+        ),
         Stay::Leave => String::new(),
     };
     format!(
-        "DO $$ BEGIN \
-         PERFORM pg_catalog.set_config('lock_timeout', '{milliseconds}ms', true); \
-         PERFORM {}; {keep}\
-         PERFORM pg_catalog.set_config('pglock.got', '1', true); \
-         EXCEPTION WHEN lock_not_available THEN \
-         PERFORM pg_catalog.set_config('pglock.got', '0', true); \
-         WHEN query_canceled THEN \
-         PERFORM pg_catalog.set_config('pglock.got', 'cancelled', true); END $$; \
-         SELECT {GOT} AS got, pg_catalog.pg_backend_pid() AS backend_pid; {}",
-        call("pg_advisory_xact_lock", id, lock.mode),
-        lock.in_sql().proof(Some(&format!("{GOT} = '1'"))),
+        "DO $$ BEGIN PERFORM {}; \
+         EXCEPTION WHEN lock_not_available THEN PERFORM {}; \
+         WHEN query_canceled THEN PERFORM {}; END $$; \
+         SELECT {GOT} AS got, {GOT} = '1' AS {PROVEN}, pg_catalog.pg_backend_pid() AS backend_pid",
+        say_got(&format!(
+            "CASE WHEN pg_catalog.set_config('lock_timeout', '{milliseconds}ms', true) IS NULL THEN '{UNPROVEN}' \
+             WHEN {} IS NULL THEN '{UNPROVEN}' {keep}WHEN NOT EXISTS ({}) THEN '{UNPROVEN}' ELSE '1' END",
+            call("pg_advisory_xact_lock", id, lock.mode),
+            lock.in_sql().proof(None),
+        )),
+        say_got("'0'"),
+        say_got("'cancelled'"),
     )
 }
+
+/// What [`GOT`] is where the server says that the lock is ours, and has no row of it.
+const UNPROVEN: &str = "unproven";
 
 /// Stands in line until nobody is before us. `None` when the time is up first.
 pub fn stand_in(

@@ -5,6 +5,7 @@
 
 use super::{Scope, ScopeChoice};
 use crate::outcome::{ExitCode, Failure};
+use std::time::Duration;
 
 /// What the first message tells of the server.
 #[derive(Clone, Debug)]
@@ -19,6 +20,8 @@ pub struct Server {
     pub version: String,
     /// The process of the server that has answered.
     pub backend_pid: i32,
+    /// How long one stay in its queue may be.
+    pub slice: Duration,
 }
 
 /// A server that gives locks in name only.
@@ -98,6 +101,7 @@ mod tests {
             database: "app".into(),
             version: version.into(),
             backend_pid: 1,
+            slice: Duration::ZERO,
         }
     }
 

@@ -1,10 +1,10 @@
 //! The settings that a session or a transaction needs in order to hold or wait for a lock.
 //!
 //! They neutralise the timeouts of the role, the database and the server, for us alone, and make the server notice in time
-//! that our host has vanished. What a holder needs rides in the message that takes the lock, so that no lock of ours is
-//! ever without it; the rest is for those who wait.
+//! that our host has vanished. They ride in the message that takes the lock, so that no lock of ours is ever without
+//! them, and whoever has to wait can begin to at once.
 
-use super::{Answer, Server, ask};
+use super::{Server, ask};
 use postgres::Client;
 use postgres::error::Severity;
 use std::time::Duration;
@@ -75,16 +75,6 @@ fn watch(limit: Duration) -> [Setting; 4] {
     ]
 }
 
-/// The expressions that a session needs which only holds a lock: few enough to stand in the message that tries it.
-pub(super) fn for_holding(limit: Duration) -> impl Iterator<Item = String> {
-    let timeouts = [
-        Setting::new("statement_timeout", 0),
-        Setting::if_known("idle_session_timeout", 0),
-    ];
-    let all = timeouts.into_iter().chain(watch(limit));
-    all.map(|setting| setting.expression(false))
-}
-
 /// The expressions that neutralise all the timeouts, and make the server notice within `limit` that we have vanished: for
 /// the session, or for the transaction alone.
 pub(super) fn settings(limit: Duration, local: bool) -> Vec<String> {
@@ -95,39 +85,38 @@ pub(super) fn settings(limit: Duration, local: bool) -> Vec<String> {
     all.map(|setting| setting.expression(local)).collect()
 }
 
-/// Makes the session fit to wait for a lock, for as long as it takes, and makes the server notice within `limit` that
-/// our host has vanished. Returns how long a slice of waiting may be.
-pub fn prepare(
-    client: &mut Client,
-    limit: Duration,
-    server: &Server,
-) -> Result<Duration, postgres::Error> {
-    let notice_end = Setting::if_known("client_connection_check_interval", "1s").expression(false);
+/// The same for a session that may wait in the server's queue: it leaves the queue within a second when it is at an end,
+/// where that is known to work.
+pub(super) fn for_session(limit: Duration) -> Vec<String> {
     let mut all = settings(limit, false);
+    let notice_end = notice_end();
+    all.push(format!(
+        "CASE WHEN pg_catalog.version() LIKE '%linux%' THEN {notice_end} END"
+    ));
+    all
+}
+
+fn notice_end() -> String {
+    Setting::if_known("client_connection_check_interval", "1s").expression(false)
+}
+
+/// Makes a session what the message that takes the lock makes it.
+pub fn set_up(client: &mut Client, limit: Duration) -> Result<(), postgres::Error> {
+    let sql = format!("{AT_ONCE}SELECT {}", for_session(limit).join(", "));
+    ask(client, &sql).map(drop)
+}
+
+/// Has the server notice while we wait that we are at an end, on other systems than Linux. It needs something of the
+/// system that not every one has, and is refused there; nothing else depends on it.
+pub fn notice_end_elsewhere(client: &mut Client, server: &Server) -> Result<(), postgres::Error> {
     if server.is_on_linux() {
-        all.push(notice_end.clone());
+        return Ok(());
     }
-    let answer = Answer::to(
-        client,
-        &format!(
-            "{AT_ONCE}SELECT {}, {} AS deadlock_timeout, {} AS log_min_duration",
-            all.join(", "),
-            in_milliseconds("deadlock_timeout"),
-            in_milliseconds("log_min_duration_statement"),
-        ),
-    )?;
-    // It needs something of the system that not every other one has, and is refused there; nothing else depends on it.
     // A server that has ended the session has said why, and does not say it again.
-    if !server.is_on_linux()
-        && let Err(error) = ask(client, &format!("SELECT {notice_end}"))
-        && ends_the_session(&error)
-    {
-        return Err(error);
+    match ask(client, &format!("SELECT {}", notice_end())) {
+        Err(error) if ends_the_session(&error) => Err(error),
+        _ => Ok(()),
     }
-    Ok(slice(
-        answer.number("deadlock_timeout"),
-        answer.number("log_min_duration"),
-    ))
 }
 
 fn ends_the_session(error: &postgres::Error) -> bool {
@@ -139,10 +128,9 @@ fn ends_the_session(error: &postgres::Error) -> bool {
     )
 }
 
-/// A duration setting in milliseconds. Cheaper than a look into `pg_settings`.
-fn in_milliseconds(setting: &str) -> String {
-    format!("1000 * extract(epoch FROM pg_catalog.current_setting('{setting}')::interval)")
-}
+/// The columns that [`slice`] is made of.
+pub(super) const LOGGED_AFTER: &str = "pg_catalog.current_setting('deadlock_timeout') AS deadlock_timeout, \
+     pg_catalog.current_setting('log_min_duration_statement') AS log_min_duration";
 
 /// The longest slice of waiting.
 const LONGEST_SLICE: Duration = Duration::from_millis(900);
@@ -151,13 +139,14 @@ const LONGEST_SLICE: Duration = Duration::from_millis(900);
 const SHORTEST_SLICE: Duration = Duration::from_millis(20);
 
 /// A slice that stays under `deadlock_timeout` (else `log_lock_waits` logs each one) and under
-/// `log_min_duration_statement` (else each one is logged as a slow statement); both in milliseconds.
-pub(super) fn slice(deadlock_timeout: Option<f64>, log_min_duration: Option<f64>) -> Duration {
+/// `log_min_duration_statement` (else each one is logged as a slow statement), as the server writes them: `1s`, `-1` for
+/// never.
+pub(super) fn slice(deadlock_timeout: Option<&str>, log_min_duration: Option<&str>) -> Duration {
     // What even the shortest slice exceeds is logged anyhow, the less often the longer the slices are.
     let limits = [deadlock_timeout, log_min_duration].into_iter().flatten();
     limits
-        .filter(|limit| *limit > 0.0)
-        .map(|limit| Duration::from_millis((limit * 0.9) as u64))
+        .filter_map(|limit| humantime::parse_duration(limit).ok())
+        .map(|limit| limit.mul_f64(0.9))
         .filter(|slice| *slice >= SHORTEST_SLICE)
         .fold(LONGEST_SLICE, Duration::min)
 }
@@ -169,12 +158,17 @@ mod tests {
     #[test]
     fn a_slice_stays_under_what_the_server_would_log() {
         let ms = Duration::from_millis;
-        assert_eq!(slice(Some(1000.0), Some(-1.0)), ms(900));
-        assert_eq!(slice(Some(1000.0), Some(0.0)), ms(900));
-        assert_eq!(slice(Some(500.0), Some(-1.0)), ms(450));
-        assert_eq!(slice(Some(1000.0), Some(100.0)), ms(90));
-        assert_eq!(slice(Some(1.0), Some(1.0)), ms(900));
-        assert_eq!(slice(Some(1.0), Some(100.0)), ms(90));
+        assert_eq!(slice(Some("1s"), Some("-1")), ms(900));
+        assert_eq!(slice(Some("1s"), Some("0")), ms(900));
+        assert_eq!(slice(Some("500ms"), Some("-1")), ms(450));
+        assert_eq!(slice(Some("1min"), Some("100ms")), ms(90));
+        assert_eq!(slice(Some("1ms"), Some("1ms")), ms(900));
+        assert_eq!(slice(Some("1ms"), Some("100ms")), ms(90));
+        assert_eq!(slice(Some("1h"), Some("1d")), ms(900));
         assert_eq!(slice(None, None), ms(900));
+        assert_eq!(
+            slice(Some("nonsense"), Some("99999999999999999999s")),
+            ms(900)
+        );
     }
 }
