@@ -5,7 +5,8 @@
 //! `application_name`.
 
 use crate::key::{Key, KeyId};
-use crate::lock::{AT_ONCE, IN_THIS_DATABASE, NOTE, ask, cell};
+use crate::lock::note::{self, LONGEST_NOTE, NOTE};
+use crate::lock::{AT_ONCE, IN_THIS_DATABASE, ask, cell};
 use crate::slots;
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use std::fmt;
@@ -58,32 +59,16 @@ pub struct Pglock<'a> {
     pub pid: u32,
 }
 
-/// Seconds, as a note has them, as a regular expression. Not more digits: what strangers write into a comment must be a
-/// number and a time to the server, or everybody's look would end in an error.
-pub const SECONDS: &str = "([0-9]{1,9}[.][0-9]{3})";
-
-/// The columns that make a [`Backend`], of `pg_stat_activity` as `a`. The times of a role's own sessions it may see.
-///
-/// A heartbeat says for how long the lock has been held. Before the first one, the last message of the session is the
-/// one that took the lock, or what was asked right after it.
+/// The columns that make a [`Backend`], of `pg_stat_activity` or `pg_stat_get_activity` as `a`. The times of a role's own
+/// sessions it may see. Of a message that has a note, the note is read, and nothing of any other.
 pub fn columns() -> String {
-    let holds = format!("'^{} holds {SECONDS} '", pattern(NOTE));
     format!(
-        "a.usename, a.application_name, pg_catalog.host(a.client_addr) AS client_address, \
-         extract(epoch FROM a.backend_start) AS connected, \
-         extract(epoch FROM CASE WHEN a.query ~ {holds} THEN a.query_start - pg_catalog.make_interval(\
-         secs => pg_catalog.substring(a.query, {holds})::float8) \
-         WHEN a.query LIKE '{NOTE}%' THEN a.state_change END) AS since, \
-         pg_catalog.substring(a.query, '^{} [^*]*job ([^*]+) [*]/') AS job, \
-         a.query LIKE '{NOTE}asks %' AS asks, a.query = '<insufficient privilege>' AS hidden, \
-         extract(epoch FROM pg_catalog.clock_timestamp()) AS now",
-        pattern(NOTE)
+        "pg_catalog.pg_get_userbyid(a.usesysid) AS usename, a.application_name, \
+         pg_catalog.host(a.client_addr) AS client_address, extract(epoch FROM a.backend_start) AS connected, \
+         extract(epoch FROM a.query_start) AS asked, extract(epoch FROM a.state_change) AS answered, \
+         CASE WHEN a.query LIKE '{NOTE}%' THEN pg_catalog.left(a.query, {LONGEST_NOTE}) END AS note, \
+         a.query = '<insufficient privilege>' AS hidden, extract(epoch FROM pg_catalog.clock_timestamp()) AS now"
     )
-}
-
-/// A text as a regular expression that finds it, without its last blank.
-pub fn pattern(text: &str) -> String {
-    text.trim_end().replace('*', "[*]")
 }
 
 impl Backend {
@@ -105,15 +90,22 @@ impl Backend {
         let number = |column| get(column).and_then(|text| text.parse::<f64>().ok());
         let seen = number("now").unwrap_or_default();
         let moment = |column| number(column).map(|epoch| Moment::at(epoch, seen));
+        let told = get("note").and_then(note::read);
+        // A heartbeat says for how long the lock has been held. Before the first one, the last message of the session is
+        // the one that took the lock, or what was asked right after it.
+        let since = told.as_ref().and_then(|told| match told.holds {
+            Some(seconds) => number("asked").map(|asked| Moment::at(asked - seconds, seen)),
+            None => moment("answered"),
+        });
         Backend {
             pid: get("pid").and_then(|pid| pid.parse().ok()),
             user: text("usename"),
             application_name: text("application_name"),
             client_address: get("client_address").map(str::to_owned),
             connected: moment("connected"),
-            since: moment("since"),
-            job: get("job").map(str::to_owned),
-            asks: get("asks") == Some("t"),
+            since,
+            asks: told.as_ref().is_some_and(|told| told.asks),
+            job: told.and_then(|told| told.job.map(str::to_owned)),
             is_hidden: get("hidden") == Some("t"),
             seen,
         }
@@ -221,9 +213,7 @@ pub fn of(client: &mut Client, ids: &[KeyId]) -> Result<Vec<Backend>, postgres::
     });
     let sql = format!(
         "{AT_ONCE}SELECT l.pid, {} \
-         FROM pg_catalog.pg_locks l LEFT JOIN LATERAL (\
-         SELECT *, pg_catalog.pg_get_userbyid(usesysid) AS usename FROM pg_catalog.pg_stat_get_activity(l.pid)\
-         ) a ON l.pid IS NOT NULL \
+         FROM pg_catalog.pg_locks l LEFT JOIN LATERAL pg_catalog.pg_stat_get_activity(l.pid) a ON l.pid IS NOT NULL \
          WHERE l.locktype = 'advisory' AND l.granted AND l.{IN_THIS_DATABASE} AND ({})",
         columns(),
         keys.collect::<Vec<_>>().join(" OR ")

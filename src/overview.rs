@@ -7,10 +7,11 @@
 
 use crate::connection;
 use crate::evict;
-use crate::holders::{self, Backend, Moment, columns, rows};
+use crate::holders::{Backend, Moment, columns, rows};
 use crate::key::{self, Key, KeyId};
 use crate::line::Line;
-use crate::lock::{self, AT_ONCE, IN_THIS_DATABASE, Mode, NOTE, Scope, ask, cell};
+use crate::lock::note::NOTE;
+use crate::lock::{self, AT_ONCE, IN_THIS_DATABASE, Mode, Scope, ask, cell};
 use crate::names::Names;
 use crate::outcome::Failure;
 use crate::slots;
@@ -183,6 +184,10 @@ impl Row {
     }
 }
 
+/// Seconds, as a note has them, as a regular expression. Not more digits: what strangers write into a comment must be a
+/// number and a time to the server, or everybody's look would end in an error.
+const SECONDS: &str = "([0-9]{1,9}[.][0-9]{3})";
+
 /// How long to look for those who ask again and again. Most ask at least once in this time.
 const LOOK: Duration = Duration::from_millis(1200);
 /// How often.
@@ -191,11 +196,7 @@ const GLANCE: Duration = Duration::from_millis(3);
 /// The pglocks that wait without a row, each once: those seen at one glance, and if there are any, those seen within a
 /// while.
 fn pollers(client: &mut Client) -> Result<Vec<Backend>, postgres::Error> {
-    let waits = format!(
-        "'^{} (?:waits|asks) {} '",
-        holders::pattern(NOTE),
-        holders::SECONDS
-    );
+    let waits = format!("'^{}(?:waits|asks) {SECONDS} '", NOTE.replace('*', "[*]"));
     // One that has not asked again in time is gone, or has what it waited for.
     let sql = format!(
         "{AT_ONCE}SELECT pid, {} FROM pg_catalog.pg_stat_activity a WHERE a.datname = pg_catalog.current_database() \

@@ -11,13 +11,13 @@
 //! answer `true` and lock nothing.
 
 mod answer;
-mod note;
+pub mod note;
 mod queue;
 mod server;
 mod settings;
 
 pub use answer::{Answer, IN_THIS_DATABASE, ask, cell};
-pub use note::{NOTE, name_job};
+pub use note::name_job;
 pub use queue::{Talk, stand_in};
 pub use server::Server;
 pub use settings::{AT_ONCE, TIMEOUTS, notice_end_elsewhere, set_up};

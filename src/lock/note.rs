@@ -14,6 +14,9 @@ pub const NOTE: &str = "/* pglock ";
 /// The longest name of a program. The server keeps 1024 bytes of a message by default.
 const LONGEST: usize = 100;
 
+/// As much of a message as any note takes.
+pub const LONGEST_NOTE: usize = 200;
+
 static JOB: OnceLock<String> = OnceLock::new();
 
 /// Names the program of the job, once, before the first message. Without, no message says anything of itself.
@@ -55,6 +58,34 @@ impl Note {
     }
 }
 
+/// What a note tells whoever looks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Told<'a> {
+    /// For how many seconds the lock had been held when the message was sent.
+    pub holds: Option<f64>,
+    /// It waits, and will ask again.
+    pub asks: bool,
+    /// The program of the job.
+    pub job: Option<&'a str>,
+}
+
+/// Reads the note of a message that has one, or of a stranger's that looks like it.
+pub fn read(message: &str) -> Option<Told<'_>> {
+    let text = message.strip_prefix(NOTE)?;
+    let job = text
+        .split_once(" */")
+        .and_then(|(text, _)| Some(text.split_once("job ")?.1));
+    let holds = text.strip_prefix("holds ").and_then(|text| {
+        let (seconds, _) = text.split_once(' ')?;
+        seconds.parse().ok()
+    });
+    Some(Told {
+        holds,
+        asks: text.starts_with("asks "),
+        job,
+    })
+}
+
 /// What cannot end the comment, begin another, or be changed on its way.
 fn plain(program: &str) -> String {
     let keep =
@@ -83,6 +114,24 @@ mod tests {
         assert_eq!(plain(&"x".repeat(500)).len(), LONGEST);
     }
 
+    #[test]
+    fn what_is_no_note_of_ours_tells_little() {
+        assert_eq!(read("SELECT 1 /* pglock job x */"), None);
+        let nothing = Told {
+            holds: None,
+            asks: false,
+            job: None,
+        };
+        assert_eq!(read("/* pglock "), Some(nothing));
+        assert_eq!(read("/* pglock holds 1.2.3 for ever"), Some(nothing));
+        // Cut by the server.
+        let asks = Told {
+            asks: true,
+            ..nothing
+        };
+        assert_eq!(read("/* pglock asks 4.000 job backu"), Some(asks));
+    }
+
     proptest! {
         /// It ends where it should, and has no quotes, whatever the program is called and however long it takes.
         #[test]
@@ -94,6 +143,14 @@ mod tests {
                 prop_assert_eq!(comment.matches("*/").count(), 1);
                 prop_assert_eq!(comment.matches("/*").count(), 1);
                 prop_assert!(!comment.contains(['\'', '"', '\\']) && comment.is_ascii(), "{comment:?}");
+                prop_assert!(comment.len() <= LONGEST_NOTE);
+                let message = format!("{comment}SELECT 1 /* pglock asks 1.000 job other */");
+                let job = plain(&program);
+                prop_assert_eq!(read(&message), Some(Told {
+                    holds: matches!(note, Note::Holds(_)).then(|| time.as_secs_f64()),
+                    asks: matches!(note, Note::Asks(_)),
+                    job: Some(job.as_str()),
+                }));
             }
         }
     }
