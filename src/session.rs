@@ -512,10 +512,6 @@ impl Thread {
             diag::detail(format_args!("{held}; waiting"));
         }
         let Asked { ids, lock, server } = asked;
-        if lock.scope == Scope::Session {
-            self.alive(Duration::ZERO);
-            lock::notice_end_elsewhere(client, server).map_err(connection::failure)?;
-        }
         let mut terms = Terms {
             wait: self.request.wait,
             poll: self.request.poll,

@@ -20,7 +20,7 @@ pub use answer::{Answer, IN_THIS_DATABASE, ask, cell};
 pub use note::name_job;
 pub use queue::{Talk, stand_in};
 pub use server::Server;
-pub use settings::{AT_ONCE, TIMEOUTS, notice_end_elsewhere, set_up};
+pub use settings::{AT_ONCE, TIMEOUTS, set_up};
 
 use crate::connection;
 use crate::key::{Key, KeyId, Number};
@@ -31,7 +31,7 @@ use note::Note;
 use postgres::Client;
 use queue::{Backoff, Queued, Stay, cancelled, queue_for};
 use server::{STANDBY, STATEMENT_POOLING};
-use settings::{LOGGED_AFTER, for_session, settings, slice};
+use settings::{LOGGED_AFTER, settings, slice};
 use std::time::{Duration, Instant};
 
 /// How the lock excludes others.
@@ -386,7 +386,7 @@ impl Lock<KeyInSql> {
             ScopeChoice::Transaction => "false".into(),
         };
         let settings = caller.limit.map_or_else(String::new, |limit| {
-            let all = for_session(limit).join(", ");
+            let all = settings(limit, false).join(", ");
             format!("CASE WHEN {condition} THEN ARRAY[{all}] END, ")
         });
         let key = key.map_or_else(String::new, |key| format!("{key} AS key, "));

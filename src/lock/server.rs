@@ -37,11 +37,6 @@ impl Server {
         STUBS.iter().find(is_it).map(|(_, product)| *product)
     }
 
-    /// Whether its system is Linux, as far as it says.
-    pub(super) fn is_on_linux(&self) -> bool {
-        self.version.contains("linux")
-    }
-
     /// Why no lock of this server protects anything, and what to do.
     pub fn refusal(&self) -> Option<String> {
         if let Some(product) = self.stub() {

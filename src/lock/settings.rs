@@ -4,9 +4,8 @@
 //! that our host has vanished. They ride in the message that takes the lock, so that no lock of ours is ever without
 //! them, and whoever has to wait can begin to at once.
 
-use super::{Server, ask};
+use super::ask;
 use postgres::Client;
-use postgres::error::Severity;
 use std::time::Duration;
 
 /// Settings that would end a session that only holds a lock, or cancel one that waits. Each is unknown to some
@@ -85,54 +84,17 @@ pub(super) fn settings(limit: Duration, local: bool) -> Vec<String> {
     all.map(|setting| setting.expression(local)).collect()
 }
 
-/// The same for a session that may wait in the server's queue: it leaves the queue within a second when it is at an end,
-/// where that is known to work.
-pub(super) fn for_session(limit: Duration) -> Vec<String> {
-    let mut all = settings(limit, false);
-    let notice_end = notice_end();
-    all.push(format!(
-        "CASE WHEN pg_catalog.version() LIKE '%linux%' THEN {notice_end} END"
-    ));
-    all
-}
-
-fn notice_end() -> String {
-    Setting::if_known("client_connection_check_interval", "1s").expression(false)
-}
-
 /// Makes a session what the message that takes the lock makes it.
 pub fn set_up(client: &mut Client, limit: Duration) -> Result<(), postgres::Error> {
-    let sql = format!("{AT_ONCE}SELECT {}", for_session(limit).join(", "));
+    let sql = format!("{AT_ONCE}SELECT {}", settings(limit, false).join(", "));
     ask(client, &sql).map(drop)
-}
-
-/// Has the server notice while we wait that we are at an end, on other systems than Linux. It needs something of the
-/// system that not every one has, and is refused there; nothing else depends on it.
-pub fn notice_end_elsewhere(client: &mut Client, server: &Server) -> Result<(), postgres::Error> {
-    if server.is_on_linux() {
-        return Ok(());
-    }
-    // A server that has ended the session has said why, and does not say it again.
-    match ask(client, &format!("SELECT {}", notice_end())) {
-        Err(error) if ends_the_session(&error) => Err(error),
-        _ => Ok(()),
-    }
-}
-
-fn ends_the_session(error: &postgres::Error) -> bool {
-    let severity = error.as_db_error().map(|db| db.parsed_severity());
-    // What is not the server's word is the connection's end.
-    matches!(
-        severity,
-        None | Some(Some(Severity::Fatal | Severity::Panic))
-    )
 }
 
 /// The columns that [`slice`] is made of.
 pub(super) const LOGGED_AFTER: &str = "pg_catalog.current_setting('deadlock_timeout') AS deadlock_timeout, \
      pg_catalog.current_setting('log_min_duration_statement') AS log_min_duration";
 
-/// The longest slice of waiting.
+/// The longest slice of waiting, and so the longest that a waiter which is at an end stays in the queue.
 const LONGEST_SLICE: Duration = Duration::from_millis(900);
 
 /// The shortest: below it the queue would be left more often than is good for anybody.

@@ -69,6 +69,27 @@ fn waiters_do_not_hold_vacuum_back_for_longer_than_a_slice() {
     }
 }
 
+/// "Ghosts leave the queue": a waiter that is killed has no say, and its session ends with its slice.
+#[test]
+fn a_killed_waiter_leaves_the_queue_within_a_slice() {
+    let server = Server::shared();
+    let key = unique("killed");
+    let holder = server.run(&key).holding();
+    let waiter = server.run(&key).arg("true").spawn();
+    server.await_locks(&key, 1, 1);
+    waiter.signal(Signal::SIGKILL);
+    // Between two slices nobody is in the queue for a moment; a ghost would be back, and it has no session then.
+    let sessions = format!(
+        "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %:{}'",
+        waiter.pid()
+    );
+    eventually(Duration::from_secs(3), "the ghost's end", || {
+        server.sql(&sessions).is_empty()
+    });
+    server.await_locks(&key, 1, 0);
+    holder.finish().code(0);
+}
+
 /// A contended stretch: each of ten waits over many slices, and one gives up.
 fn contended_stretch(server: &Server) {
     let key = unique("log");
