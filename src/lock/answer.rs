@@ -112,7 +112,7 @@ impl Answer {
         }
     }
 
-    /// What was taken, as [`Lock::tries`] tells it: the key, of one of several; else which is somebody else's. Whatever
+    /// What was taken, as [`super::Lock::tries`] tells it: the key, of one of several; else which is somebody else's. Whatever
     /// number comes, it is that of one of them in the end.
     pub(super) fn taken<K>(&self, keys: &Keys<K>) -> Option<Result<usize, usize>> {
         let got = self.number("got")?;
@@ -136,7 +136,7 @@ impl Answer {
         }
     }
 
-    /// Whether the session has its own granted rows of the lock, where [`Lock::proof`] was asked for them.
+    /// Whether the session has its own granted rows of the lock, where [`super::Lock::proof`] was asked for them.
     pub(super) fn proves<K>(&self, keys: &Keys<K>) -> bool {
         let is_proof = |row: &&SimpleQueryRow| cell(row, PROVEN) == Some("t");
         let proofs = self.rows.iter().filter(is_proof).count();

@@ -90,7 +90,7 @@ pub fn set_up(client: &mut Client, limit: Duration) -> Result<(), postgres::Erro
     ask(client, &sql).map(drop)
 }
 
-/// The columns that [`slice`] is made of.
+/// The columns that [`slice()`] is made of.
 pub(super) const LOGGED_AFTER: &str = "pg_catalog.current_setting('deadlock_timeout') AS deadlock_timeout, \
      pg_catalog.current_setting('log_min_duration_statement') AS log_min_duration";
 
