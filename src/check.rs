@@ -402,7 +402,7 @@ impl Inspection<'_> {
     fn neutralised(
         &mut self,
         timeouts: &[(String, String)],
-        prepared: bool,
+        is_set_up: bool,
     ) -> Result<(), Failure> {
         if timeouts.is_empty() {
             self.ok(
@@ -411,7 +411,7 @@ impl Inspection<'_> {
             );
         }
         for (name, fact) in timeouts {
-            if !prepared {
+            if !is_set_up {
                 self.ok("timeouts", fact.as_str());
                 continue;
             }

@@ -217,7 +217,7 @@ pub fn by_whom(client: &mut Client, pid: i32) -> Result<Option<String>, postgres
     let sql = format!(
         "{AT_ONCE}SELECT application_name, usename FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid) \
          WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.classid = {} AND l.objid = {pid} AND l.granted \
-         AND l.{IN_THIS_DATABASE}",
+         AND l.{IN_THIS_DATABASE} LIMIT 1",
         MARK as u32
     );
     let answer = Answer::to(client, &sql)?;

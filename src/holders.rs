@@ -6,7 +6,7 @@
 
 use crate::key::{Key, KeyId};
 use crate::lock::note::{self, LONGEST_NOTE, NOTE};
-use crate::lock::{AT_ONCE, IN_THIS_DATABASE, ask, cell};
+use crate::lock::{AT_ONCE, ask, cell};
 use crate::slots;
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use std::fmt;
@@ -205,7 +205,8 @@ pub fn age(time: Duration) -> String {
 /// The sessions that hold one of these keys, in any mode.
 ///
 /// `pg_stat_get_activity` of one session is much cheaper than the view of all, which looks up each user and database. Of
-/// no session, which a prepared transaction has, it would show all.
+/// no session, which a prepared transaction has, it would show all. Where it is looked into anyhow, it tells the database
+/// too.
 pub fn of(client: &mut Client, ids: &[KeyId]) -> Result<Vec<Backend>, postgres::Error> {
     let keys = ids.iter().map(|id| {
         let (classid, objid, objsubid) = id.in_pg_locks();
@@ -214,7 +215,8 @@ pub fn of(client: &mut Client, ids: &[KeyId]) -> Result<Vec<Backend>, postgres::
     let sql = format!(
         "{AT_ONCE}SELECT l.pid, {} \
          FROM pg_catalog.pg_locks l LEFT JOIN LATERAL pg_catalog.pg_stat_get_activity(l.pid) a ON l.pid IS NOT NULL \
-         WHERE l.locktype = 'advisory' AND l.granted AND l.{IN_THIS_DATABASE} AND ({})",
+         WHERE l.locktype = 'advisory' AND l.granted AND ({}) AND l.database = (\
+         SELECT datid FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()))",
         columns(),
         keys.collect::<Vec<_>>().join(" OR ")
     );

@@ -1,8 +1,8 @@
 //! The session that holds the lock, on a thread of its own.
 //!
 //! A blocking call of the client library cannot be interrupted, so all of them happen here, and the main thread
-//! only polls. This thread is the one owner of the connection from opening to closing: taking the lock, the
-//! heartbeat and giving it back never race each other. It acts on one order ([`Session::release`]) and reports
+//! only polls. This thread is the one owner of the connection until the lock is given back: taking the lock, the
+//! heartbeat and giving it back never race each other. What is left then, to close it, comes with the news. It acts on one order ([`Session::release`]) and reports
 //! what happens; each sign of life comes with the moment by which the next one is due, and it is the main thread
 //! that notices when it does not come.
 //!
@@ -252,7 +252,7 @@ struct Thread {
 
 impl Thread {
     /// All that is said is said before the connection is closed, which can take as long as the network and the server
-    /// like.
+    /// like, but for one that has just answered, which is closed by whoever hears that the lock is given back.
     fn run(self) {
         let connection = match self.connect() {
             Ok(connection) => connection,

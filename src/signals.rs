@@ -74,6 +74,7 @@ impl Waker {
 /// All signals are blocked, and none is handled yet: other threads may begin.
 pub struct Blocked {
     entry: Entry,
+    has_terminal: bool,
     read: UnixStream,
     waker: Waker,
 }
@@ -93,6 +94,8 @@ impl Blocked {
         write.set_nonblocking(true)?;
         Ok(Blocked {
             entry: Entry { mask, ignored },
+            // Asked now, since the session's thread looks for what is open, and this opens and closes.
+            has_terminal: terminal::foreground().is_some(),
             read,
             waker: Waker(Arc::new(write)),
         })
@@ -105,7 +108,12 @@ impl Blocked {
 
     /// Has the signals handled; [`Signals::listen`] lets them through to the main thread.
     pub fn handle(self) -> io::Result<Signals> {
-        let Blocked { entry, read, waker } = self;
+        let Blocked {
+            entry,
+            has_terminal,
+            read,
+            waker,
+        } = self;
         // Whether a child's end is told cannot be left to the caller: without SIGCHLD nothing can be supervised.
         let handled: Vec<Signal> = HANDLED
             .into_iter()
@@ -113,7 +121,7 @@ impl Blocked {
             .collect();
         let write = waker.0.try_clone()?;
         // A key is what ctrlc is for. Without a terminal nobody can type it, and it would cost a thread for nothing.
-        if handled.contains(&Signal::SIGINT) && terminal::foreground().is_some() {
+        if handled.contains(&Signal::SIGINT) && has_terminal {
             ctrlc::try_set_handler(move || waker.wake()).map_err(io::Error::other)?;
         }
         // signal-hook keeps ctrlc's handler for SIGINT in place and tells us the origin in addition.

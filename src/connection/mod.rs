@@ -402,8 +402,8 @@ fn code_of(sqlstate: &str) -> ExitCode {
     }
 }
 
-/// The descriptors that are open now. A new one gets the lowest number that is free, so the low ones are enough, unless
-/// nearly all of them are taken; to list them all takes ten times as long.
+/// The descriptors that are open now. A new one gets the lowest number that is free, so the low ones are enough, while more
+/// of them are free than a connection needs; to list them all takes ten times as long.
 fn open_descriptors() -> HashSet<RawFd> {
     if let Ok(low) = sys::open_descriptors::<256>()
         && low.len() < 200

@@ -12,8 +12,7 @@ use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use std::time::Instant;
 
 /// The condition that a row of `pg_locks` is of the database we are in.
-pub const IN_THIS_DATABASE: &str =
-    "database = (SELECT datid FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()))";
+pub const IN_THIS_DATABASE: &str = "database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())";
 
 /// The column in which the rows of a proof are true.
 pub(super) const PROVEN: &str = "proven";

@@ -262,7 +262,7 @@ pub fn first_try_computed(
     caller: &Caller,
 ) -> Result<Computed, Failure> {
     let lock = Lock {
-        keys: Keys::All(vec![KeyInSql::of_expression(expression)]),
+        keys: Keys::All(vec![KeyInSql::of_expression(KEY)]),
         mode,
         scope: Scope::Session,
     };
@@ -329,12 +329,12 @@ impl KeyInSql {
         }
     }
 
-    /// An expression that is a bigint, and the same whenever it is computed.
+    /// An expression that is a bigint.
     fn of_expression(sql: &str) -> KeyInSql {
         KeyInSql {
             arguments: sql.to_owned(),
             row: format!(
-                "classid::bigint = (({sql}) >> 32) & 4294967295 AND objid::bigint = ({sql}) & 4294967295 AND objsubid = '1'"
+                "classid::bigint = ({sql} >> 32) & 4294967295 AND objid::bigint = {sql} & 4294967295 AND objsubid = '1'"
             ),
         }
     }
@@ -354,6 +354,9 @@ fn call(function: &str, id: KeyId, mode: Mode) -> String {
     KeyInSql::of(id).call(function, mode)
 }
 
+/// The key that the server has computed at the beginning of the message.
+const KEY: &str = "pg_catalog.current_setting('pglock.key')::bigint";
+
 /// The condition that somebody else's locks can conflict with ours: those of a hot standby, the primary does not see.
 const PRIMARY: &str = "NOT pg_catalog.pg_is_in_recovery()";
 
@@ -366,10 +369,11 @@ fn say_got(text: &str) -> String {
 }
 
 impl Lock<KeyInSql> {
-    /// The first message, of [`Lock::first_try`], and what the server is to compute besides as the column `key`.
+    /// The first message, of [`Lock::first_try`], and what the server is to compute before as [`KEY`], once.
     ///
     /// In one level and two statements: each subselect costs a session that has just begun as much as all the columns,
-    /// and a proof that stands in an expression as much again.
+    /// and a proof that stands in an expression as much again. Without a condition, which would cost everybody 0.06 ms,
+    /// the server looks through its locks once for those too who do not get theirs.
     fn first_message(
         &self,
         client: &mut Client,
@@ -389,12 +393,14 @@ impl Lock<KeyInSql> {
             let all = settings(limit, false).join(", ");
             format!("CASE WHEN {condition} THEN ARRAY[{all}] END, ")
         });
-        let key = key.map_or_else(String::new, |key| format!("{key} AS key, "));
+        let key = key.map_or_else(String::new, |key| {
+            format!("SELECT pg_catalog.set_config('pglock.key', ({key})::text, true) AS key; ")
+        });
         let sql = format!(
-            "{AT_ONCE}SET LOCAL application_name TO DEFAULT; \
+            "{AT_ONCE}SET LOCAL application_name TO DEFAULT; {key}\
              SELECT pg_catalog.current_setting('application_name') AS name, pg_catalog.version() AS version, \
              pg_catalog.current_database() AS database, pg_catalog.pg_is_in_recovery() AS standby, \
-             pg_catalog.pg_backend_pid() AS backend_pid, {LOGGED_AFTER}, {key}{settings}CASE WHEN {condition} THEN {} END AS got; {}",
+             pg_catalog.pg_backend_pid() AS backend_pid, {LOGGED_AFTER}, {settings}CASE WHEN {condition} THEN {} END AS got; {}",
             self.tries(line),
             self.proof(None),
         );
@@ -527,7 +533,8 @@ impl Lock {
                 );
                 Answer::to(client, &sql)?.proven(&self.keys, which)
             }
-            _ => tried.attempt(&self.keys),
+            Some(Err(busy)) => Attempt::Busy(busy),
+            None => Attempt::Untried,
         };
         if !matches!(attempt, Attempt::Acquired(_)) {
             // A session of the pool keeps this as its last message, until it is lent to another.

@@ -91,8 +91,8 @@ pub fn set_up(client: &mut Client, limit: Duration) -> Result<(), postgres::Erro
 }
 
 /// The columns that [`slice()`] is made of.
-pub(super) const LOGGED_AFTER: &str = "pg_catalog.current_setting('deadlock_timeout') AS deadlock_timeout, \
-     pg_catalog.current_setting('log_min_duration_statement') AS log_min_duration";
+pub(super) const LOGGED_AFTER: &str = "pg_catalog.current_setting('deadlock_timeout', true) AS deadlock_timeout, \
+     pg_catalog.current_setting('log_min_duration_statement', true) AS log_min_duration";
 
 /// The longest slice of waiting, and so the longest that a waiter which is at an end stays in the queue.
 const LONGEST_SLICE: Duration = Duration::from_millis(900);
