@@ -22,13 +22,13 @@ fn nothing_of_the_search_path_is_run() {
         "CREATE SCHEMA evil; CREATE TABLE public.hits (who text);
          CREATE FUNCTION evil.mul(int, numeric) RETURNS numeric LANGUAGE plpgsql AS
          $$ BEGIN INSERT INTO public.hits VALUES ('mul'); RETURN 1; END $$;
-         CREATE OPERATOR evil.* (leftarg = int, rightarg = numeric, function = evil.mul);
+         CREATE OPERATOR evil.* (leftarg = int, rightarg = numeric, procedure = evil.mul);
          CREATE FUNCTION evil.eq(oid, int8) RETURNS bool LANGUAGE plpgsql AS
          $$ BEGIN INSERT INTO public.hits VALUES ('eq'); RETURN true; END $$;
-         CREATE OPERATOR evil.= (leftarg = oid, rightarg = int8, function = evil.eq);
+         CREATE OPERATOR evil.= (leftarg = oid, rightarg = int8, procedure = evil.eq);
          CREATE FUNCTION evil.texteq(text, text) RETURNS bool LANGUAGE plpgsql AS
          $$ BEGIN INSERT INTO public.hits VALUES ('texteq'); RETURN true; END $$;
-         CREATE OPERATOR evil.= (leftarg = text, rightarg = text, function = evil.texteq);
+         CREATE OPERATOR evil.= (leftarg = text, rightarg = text, procedure = evil.texteq);
          CREATE FUNCTION evil.pg_backend_pid() RETURNS int LANGUAGE plpgsql AS
          $$ BEGIN INSERT INTO public.hits VALUES ('pid'); RETURN 1; END $$;
          CREATE FUNCTION evil.current_database() RETURNS name LANGUAGE plpgsql AS
