@@ -3,18 +3,20 @@
 use std::fs;
 use std::time::Duration;
 
-/// Memory that is its own, in bytes: what it has written to, and shares with nobody.
+/// Memory that is its own, in bytes: what it has written to, and shares with nobody. Of the pages that are private and
+/// dirty only those that can be anonymous: others are of a program whose file is not on the disk yet.
 pub fn private_memory(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let line = text.lines().find(|line| line.starts_with("Private_Dirty:"));
-    let kilobytes: u64 = line
-        .unwrap()
-        .split_whitespace()
-        .nth(1)
-        .unwrap()
-        .parse()
-        .unwrap();
-    kilobytes * 1024
+    let kilobytes = |name: &str| -> u64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap()
+            .split_whitespace()
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap()
+    };
+    kilobytes("Private_Dirty:").min(kilobytes("Anonymous:")) * 1024
 }
 
 /// The time that all of its threads have had a CPU; `None` when it has ended.

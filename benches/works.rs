@@ -63,8 +63,8 @@ pub fn measure(programs: &Programs) -> Vec<Work> {
     let idle = bench.idle();
     let socket = bench.server.host().to_owned();
     let mut works = vec![
-        bench.plain("lock, true, unlock; TCP, trust", "127.0.0.1", 2.2),
-        bench.plain("lock, true, unlock; Unix socket", &socket, 2.2),
+        bench.plain("lock, true, unlock; TCP, trust", "127.0.0.1", 1.75),
+        bench.plain("lock, true, unlock; Unix socket", &socket, 1.75),
     ];
     works.extend(bench.with_tls());
     works.push(bench.pooled());
@@ -206,12 +206,12 @@ impl Bench<'_> {
             }
         };
         vec![
-            work("the same with TLS and SCRAM; require", "require", "-", 1.55),
+            work("the same with TLS and SCRAM; require", "require", "-", 1.35),
             work(
                 "the same; verify-full, a root file",
                 "verify-full",
                 &roots,
-                1.50,
+                1.35,
             ),
         ]
     }
@@ -328,7 +328,7 @@ impl Bench<'_> {
             name: "held by somebody else, who is named",
             unit: "ms",
             samples,
-            bound: 1.7,
+            bound: 1.55,
         }
     }
 
@@ -429,7 +429,7 @@ impl Bench<'_> {
             name: "pglock --version",
             unit: "ms",
             samples: in_turn(&[hello, version], ROUNDS),
-            bound: 1.75,
+            bound: 1.5,
         }
     }
 
