@@ -16,7 +16,6 @@
 //! | `names` | which names the numbers stand for; pure |
 //! | `holders` | who holds a lock, from `pg_locks` |
 //! | `wait_line` | what somebody who watches a wait reads |
-//! | `terminal` | the terminal: its foreground, its size, questions |
 //! | `lock` | all SQL of taking a lock and giving it back: trying, waiting, settings, answers, what a server is fit for |
 //! | `line` | waiting in the order of coming, by ticket locks |
 //! | `slots` | the keys of N holders; pure |
@@ -25,6 +24,7 @@
 //! | `spawn` | starting a process as our caller would have |
 //! | `processes` | which processes belong to the job |
 //! | `signals` | what arrives, and how we were started |
+//! | `terminal` | the terminal: its foreground, its size, questions |
 //! | `numbers` | `pglock key`: which number a key stands for |
 //! | `key` | names and numbers, and the schemes between them; pure |
 //! | `outcome` | how it ended -> exit code; the table |
@@ -35,7 +35,7 @@
 //!
 //! # Invariants
 //! * The lock is never given back before the job is reaped, and a reaped pid is never signalled.
-//! * The connection has one owner, is opened once, and is never opened again.
+//! * The connection has one owner at a time, is opened once, and is never opened again.
 //! * `job` and `session` do not know each other; only `supervise` sees both; only `main` sees `cli`'s parsing.
 //! * `key`, `outcome`, `diag` and `sys` use nothing of ours.
 //! * `run` writes nothing to standard output, which is the job's.

@@ -2,9 +2,10 @@
 //!
 //! A blocking call of the client library cannot be interrupted, so all of them happen here, and the main thread
 //! only polls. This thread is the one owner of the connection until the lock is given back: taking the lock, the
-//! heartbeat and giving it back never race each other. What is left then, to close it, comes with the news. It acts on one order ([`Session::release`]) and reports
-//! what happens; each sign of life comes with the moment by which the next one is due, and it is the main thread
-//! that notices when it does not come.
+//! heartbeat and giving it back never race each other. What is left then is to close it, and it goes to the main
+//! thread with the news. This thread acts on one order ([`Session::release`]) and reports what happens; each sign of
+//! life comes with the moment by which the next one is due, and it is the main thread that notices when it does not
+//! come.
 //!
 //! The connection is opened once. It is never opened again: the lock would be somebody else's by then.
 

@@ -120,7 +120,7 @@ impl Blocked {
             .filter(|s| !entry.ignored.contains(s) || *s == Signal::SIGCHLD)
             .collect();
         let write = waker.0.try_clone()?;
-        // A key is what ctrlc is for. Without a terminal nobody can type it, and it would cost a thread for nothing.
+        // A key is what ctrlc is for. Without a terminal nobody can type it, and ctrlc has a thread.
         if handled.contains(&Signal::SIGINT) && has_terminal {
             ctrlc::try_set_handler(move || waker.wake()).map_err(io::Error::other)?;
         }
