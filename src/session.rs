@@ -300,6 +300,10 @@ impl Thread {
             true => Some(self.token(client, &lock, &mut acquired.grant)?),
             false => None,
         };
+        // The timing rule counts from the last message that was sent, and the answer to it may have been a long wait.
+        if acquired.grant.asked.elapsed() >= self.request.timing.heartbeat {
+            self.beat(client, &mut acquired.grant)?;
+        }
         let socket = socket.map(Arc::new);
         self.speaker
             .say(Report::Alive(self.next_sign(acquired.grant.asked)));
@@ -554,15 +558,21 @@ impl Thread {
             Scope::Transaction => {
                 // The message would give the transaction an id, which holds VACUUM back while the lock is held.
                 let token = lock::token(&mut self.open()?.client);
-                self.alive(Duration::ZERO);
-                grant.asked = Instant::now();
-                token.and_then(|token| lock::heartbeat(client, Duration::ZERO).map(|()| token))
+                self.beat(client, grant)?;
+                token
             }
         };
         token.map_err(|error| {
             let context = "cannot make a token (it needs PostgreSQL 10 or later)";
             connection::failure(error).context(context)
         })
+    }
+
+    /// Has the server hear of the lock's session once more, before anybody is told that the lock is ours.
+    fn beat(&self, client: &mut Client, grant: &mut Grant) -> Result<(), Failure> {
+        self.alive(Duration::ZERO);
+        grant.asked = Instant::now();
+        lock::heartbeat(client, Duration::ZERO).map_err(connection::failure)
     }
 
     /// The name by which the server knows this session.

@@ -161,7 +161,7 @@ fn since_is_when_the_lock_came() {
     let first = server.run(&key).holding();
     let second = server
         .run(&key)
-        .args(["--heartbeat", "0.2"])
+        .args(["--heartbeat", "1"])
         .sh("echo ready; read -r _; exit 0")
         .spawn();
     await_count(server, &key, 2);
@@ -184,10 +184,10 @@ fn since_is_when_the_lock_came() {
         "SELECT query FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %' AND query LIKE '/* pglock holds %'"
     );
     let mut seen = Vec::new();
-    eventually(SOON, "five heartbeats", || {
+    eventually(SOON, "four heartbeats", || {
         seen.extend(server.sql(&beats));
         seen.dedup();
-        seen.len() >= 5
+        seen.len() >= 4
     });
     let second_later = |text: &str| text[text.len() - 3..text.len() - 1].parse::<i32>().unwrap();
     let now = of(server, &key)[0]["since"].as_str().unwrap().to_owned();
@@ -452,7 +452,7 @@ fn those_who_ask_through_a_pooler_are_shown() {
 fn the_arguments_of_the_job_are_not_told() {
     let server = Server::shared();
     let key = unique("secret");
-    let holder = server.run(&key).args(["--heartbeat", "0.2"]).args([
+    let holder = server.run(&key).args(["--heartbeat", "1"]).args([
         "--",
         "sh",
         "-c",

@@ -281,7 +281,7 @@ fn a_stopped_pglock_does_not_take_its_own_sleep_for_a_silent_server() {
     let job = journal.of_signals("TERM");
     let running = server
         .run(&key)
-        .args(["--heartbeat", "0.2"])
+        .args(["--heartbeat", "0.4"])
         .sh(&job)
         .spawn();
     journal.await_count("ready", 1);

@@ -360,7 +360,7 @@ fn a_holder_is_not_disturbed_by_reconnect_and_pause() {
     let (key, database) = (unique("pause"), server.database());
     let bouncer = bouncer(server, "transaction", &[]);
     let holder = run(&bouncer, &key, &database)
-        .args(["--heartbeat", "0.2"])
+        .args(["--heartbeat", "0.5"])
         .holding();
     let wait = |arguments: &[&str]| {
         let waiter = run(&bouncer, &key, &database)
@@ -371,7 +371,7 @@ fn a_holder_is_not_disturbed_by_reconnect_and_pause() {
         waiter
     };
     let slow = "sleep 0.7; echo mine";
-    let waiter = wait(&["--heartbeat", "0.2", "sh", "-c", slow]);
+    let waiter = wait(&["--heartbeat", "0.5", "sh", "-c", slow]);
     let limited = wait(&["-w", "2", "true"]);
     let signalled = wait(&["true"]);
     bouncer.admin(&format!("RECONNECT {database}"));

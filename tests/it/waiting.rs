@@ -90,6 +90,34 @@ fn a_killed_waiter_leaves_the_queue_within_a_slice() {
     holder.finish().code(0);
 }
 
+/// A wait can be longer than the heartbeat and its deadline: the silence before the grant is no loss of the lock after it.
+/// The line is so long that the first heartbeat is not answered before the job would find that out.
+#[test]
+fn the_wait_is_not_taken_for_a_missing_heartbeat() {
+    let server = Server::shared();
+    let key = unique("period");
+    let number = crate::support::server::number(&key);
+    let long_line = Proxy::of_length(server, Duration::from_millis(50));
+    let mut holder = server.client();
+    rows(&mut holder, &format!("SELECT pg_advisory_lock({number})"));
+    let waiter = server
+        .run(&key)
+        .args(["-d", &long_line.dsn(), "--heartbeat", "0.4"])
+        .sh("sleep 0.2; echo mine")
+        .spawn();
+    // Two periods are over when the grant arrives.
+    let late_in_a_slice = format!(
+        "SELECT pg_sleep(extract(epoch FROM query_start + interval '0.7 s' - clock_timestamp())) \
+         FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %' \
+         AND wait_event = 'advisory' AND clock_timestamp() < query_start + interval '0.5 s'"
+    );
+    eventually(SOON, "a late moment of a slice", || {
+        !rows(&mut holder, &late_in_a_slice).is_empty()
+    });
+    rows(&mut holder, &format!("SELECT pg_advisory_unlock({number})"));
+    assert_eq!(waiter.finish().stdout(), "mine\n");
+}
+
 /// A contended stretch: each of ten waits over many slices, and one gives up.
 fn contended_stretch(server: &Server) {
     let key = unique("log");

@@ -1,5 +1,5 @@
-//! A proxy between pglock and the server: to ask pglock's own session a question that only it can answer, or to end a
-//! session at a certain word.
+//! A proxy between pglock and the server: to ask pglock's own session a question that only it can answer, to end a
+//! session at a certain word, or to be a long line.
 //!
 //! It understands as much of the protocol as it takes to see where a message ends, and no encryption. Before it
 //! passes the client's goodbye on, it asks the server its question in the client's place, and keeps the answer.
@@ -10,6 +10,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 /// Listens for as long as the test process lives.
 pub struct Proxy {
@@ -20,19 +21,10 @@ pub struct Proxy {
 impl Proxy {
     /// Asks this, which returns one value, at the end of each session.
     pub fn asking(server: &Server, question: &'static str) -> Proxy {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
         let answers = Arc::new(Mutex::new(Vec::new()));
-        let (to, sink) = (server.port(), Arc::clone(&answers));
-        thread::spawn(move || {
-            for client in listener.incoming() {
-                let (Ok(client), Ok(server)) = (client, TcpStream::connect(("127.0.0.1", to)))
-                else {
-                    continue;
-                };
-                let sink = Arc::clone(&sink);
-                thread::spawn(move || converse(client, server, question, &sink));
-            }
+        let sink = Arc::clone(&answers);
+        let port = listen(server.port(), move |_, client, server| {
+            converse(client, server, question, &sink);
         });
         Proxy { port, answers }
     }
@@ -40,19 +32,22 @@ impl Proxy {
     /// Ends the first session at the first of these words that the client says, as the end of a server does, before it is
     /// passed on; the second one at the second word, and so on. The later ones are left alone.
     pub fn ending_at(to: u16, words: &'static [&'static str]) -> Proxy {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        thread::spawn(move || {
-            for (number, client) in listener.incoming().enumerate() {
-                let (Ok(client), Ok(server)) = (client, TcpStream::connect(("127.0.0.1", to)))
-                else {
-                    continue;
-                };
-                thread::spawn(move || relay_until(words.get(number).copied(), client, server));
-            }
-        });
         Proxy {
-            port,
+            port: listen(to, |number, client, server| {
+                relay_until(words.get(number).copied(), client, server);
+            }),
+            answers: Arc::default(),
+        }
+    }
+
+    /// Passes everything on this much later, each way.
+    pub fn of_length(server: &Server, delay: Duration) -> Proxy {
+        Proxy {
+            port: listen(server.port(), move |_, client, server| {
+                let (from, to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+                thread::spawn(move || relay_later(delay, from, to));
+                relay_later(delay, client, server);
+            }),
             answers: Arc::default(),
         }
     }
@@ -69,6 +64,23 @@ impl Proxy {
     pub fn answers(&self) -> Vec<String> {
         self.answers.lock().unwrap().clone()
     }
+}
+
+/// Serves each connection on a thread of its own, with its number and the server at this port. The port to connect to.
+fn listen(to: u16, serve: impl Fn(usize, TcpStream, TcpStream) + Send + Sync + 'static) -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serve = Arc::new(serve);
+    thread::spawn(move || {
+        for (number, client) in listener.incoming().enumerate() {
+            let (Ok(client), Ok(server)) = (client, TcpStream::connect(("127.0.0.1", to))) else {
+                continue;
+            };
+            let serve = Arc::clone(&serve);
+            thread::spawn(move || serve(number, client, server));
+        }
+    });
+    port
 }
 
 fn converse(
@@ -130,6 +142,18 @@ fn relay_until(word: Option<&str>, mut client: TcpStream, mut server: TcpStream)
     for end in [client, server] {
         let _ = end.shutdown(Shutdown::Both);
     }
+}
+
+/// Passes on what comes, late. What one side says before the other answers comes together.
+fn relay_later(delay: Duration, mut from: TcpStream, mut to: TcpStream) {
+    let mut buffer = [0; 8192];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        thread::sleep(delay);
+        if to.write_all(&buffer[..count]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
 }
 
 /// One message, with its type in front where it has one.
