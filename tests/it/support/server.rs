@@ -140,7 +140,11 @@ impl Server {
             }
             _ => ("recovery.conf", format!("standby_mode = on\n{conninfo}")),
         };
-        fs::write(to.join(file), text).unwrap();
+        let file = to.join(file);
+        fs::write(&file, text).unwrap();
+        // The server rewrites or syncs it when it is promoted, and is not always of our user.
+        let user = unprivileged().map(|user| user.uid.as_raw());
+        std::os::unix::fs::chown(&file, user, None).unwrap();
     }
 
     /// Starts the postmaster; `false` if it ended again at once.
@@ -222,7 +226,8 @@ impl Server {
             .arg("-D")
             .arg(self.folder.join("data"))
             .arg("promote");
-        assert!(promote.output().unwrap().status.success());
+        let output = promote.output().unwrap();
+        assert!(output.status.success(), "{output:?}\n{}", self.log());
         let promoted = "SELECT pg_is_in_recovery()";
         eventually(SOON, "the promotion", || self.value(promoted) == "f");
     }
