@@ -3,11 +3,13 @@
 //! Standard output belongs to the job. Nothing here can panic or fail: a closed or broken standard error must
 //! not end a pglock that guards a running job, so errors of writing are dropped, and so is a line that nobody reads.
 
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fmt::{self, Display};
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 /// How much pglock says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,17 +74,16 @@ pub fn is_verbose() -> bool {
 pub fn live(line: &str) {
     let mut is_live = is_live();
     *is_live = true;
-    write(format_args!(
-        "\r{}\x1b[K",
-        line.replace(char::is_control, " ")
-    ));
+    let line = line.replace(char::is_control, " ");
+    // It comes again, so a terminal that is stopped by Ctrl-S is not waited for.
+    write(format_args!("\r{line}\x1b[K"), Duration::ZERO);
 }
 
 /// Takes the changing line away.
 pub fn erase() {
     let mut is_live = is_live();
     if std::mem::take(&mut *is_live) {
-        write(format_args!("\r\x1b[K"));
+        write(format_args!("\r\x1b[K"), ROOM);
     }
 }
 
@@ -99,7 +100,7 @@ fn verbosity() -> Verbosity {
 /// Linux's 4096).
 const LONGEST: usize = 4096;
 /// How long a reader may take to make room. Whoever does not read must not keep us from our job, or from its end.
-const ROOM: u16 = 1000;
+const ROOM: Duration = Duration::from_secs(1);
 
 fn say(words: impl Display) {
     // One write, so that lines of several pglocks do not mix; one line, whatever a server's message holds, and
@@ -116,15 +117,25 @@ fn say(words: impl Display) {
         true => "\r\x1b[K",
         false => "",
     };
-    write(format_args!("{before}{line}\n"));
+    write(format_args!("{before}{line}\n"), ROOM);
 }
 
-/// Writes if there is room, and does not wait for it for long.
-fn write(text: fmt::Arguments) {
+/// Writes if there is room, or will be within this time.
+fn write(text: fmt::Arguments, patience: Duration) {
     let stderr = std::io::stderr();
-    let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-    if matches!(poll(&mut room, ROOM), Ok(0)) {
-        return;
+    let end = Instant::now() + patience;
+    loop {
+        let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+        let left = end.saturating_duration_since(Instant::now());
+        match poll(
+            &mut room,
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX),
+        ) {
+            Ok(0) => return,
+            // A signal, and no room.
+            Err(Errno::EINTR) => {}
+            _ => break,
+        }
     }
     let _ = stderr.lock().write_all(text.to_string().as_bytes());
 }

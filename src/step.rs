@@ -25,8 +25,6 @@ pub enum Event {
     NotHeld(Outcome),
     /// The job has been started, in the caller's process group or in its own.
     Started { callers_group: bool },
-    /// The job was not started yet, since signals came first.
-    Postponed,
     /// The job could not be started.
     NotStarted(ExitCode),
     /// The job has ended, and waits to be reaped.
@@ -50,8 +48,6 @@ pub enum Event {
 pub enum Action {
     /// Interrupt the session's wait.
     Cancel,
-    /// Start the job.
-    Start,
     /// Pass a signal on to the job.
     Forward(Signal),
     /// Signal all of the job, descendants too.
@@ -118,7 +114,7 @@ enum Phase {
     Acquiring { connected: bool },
     /// This signal ended the wait; the session leaves the queue.
     Leaving { signal: Signal, until: Instant },
-    /// The lock is ours and the job is being started.
+    /// The lock is ours and the job is to be started.
     Starting,
     /// The job runs.
     Running,
@@ -180,12 +176,19 @@ impl State {
                 self.silent_at.into_iter().chain(over).min()
             }
             Phase::Leaving { until, .. } | Phase::Releasing { until, .. } => Some(until),
-            Phase::Running => self.silent_at,
+            Phase::Starting | Phase::Running => self.silent_at,
             Phase::Keeping { until, .. } => self.silent_at.into_iter().chain([until]).min(),
             Phase::Stopping { kill_at, .. } => Some(kill_at),
             Phase::Killing { ended } => ended.map(|at| at + AFTER_KILL),
-            Phase::Starting | Phase::Finished => None,
+            Phase::Finished => None,
         }
+    }
+
+    /// Whether to start the job, after another look at what has happened, and tell [`Event::Started`] or
+    /// [`Event::NotStarted`].
+    pub fn is_starting(&self) -> bool {
+        // After a sleep of ours the session has to find out first whether the lock is still there.
+        matches!(self.phase, Phase::Starting) && self.allowed_since.is_none()
     }
 
     /// Whether to look for what is left of the job, and tell [`Event::AllGone`].
@@ -241,7 +244,7 @@ impl State {
             Event::Held => {
                 self.keep_until = Some(now + self.rules.min_hold);
                 self.phase = Phase::Starting;
-                vec![Action::Start]
+                Vec::new()
             }
             Event::NotHeld(outcome) => self.finish(outcome),
             Event::Arrived(Arrival { signal, .. }) if ends_a_wait(signal) => match connected {
@@ -254,21 +257,16 @@ impl State {
                 }
                 false => self.finish(Outcome::Interrupted(signal as i32)),
             },
-            Event::Arrived(Arrival {
-                signal: Signal::SIGTSTP,
-                ..
-            }) => vec![Action::StopSelf(Signal::SIGTSTP as i32)],
+            Event::Arrived(arrival) if stops(arrival) => stop_self(),
             Event::Tick => {
-                let is_over = |at: Option<Instant>, more| at.is_some_and(|at| now >= at + more);
-                let waited = is_over(self.rules.wait_until, LAST_WORD);
-                let silent = is_over(self.silent_at, Duration::ZERO);
+                let end = self.rules.wait_until.map(|end| end + LAST_WORD);
+                let waited = end.is_some_and(|end| now >= end);
                 match () {
                     _ if waited && connected => {
                         self.finish(Outcome::Conflict(self.rules.conflict_code))
                     }
                     _ if waited => self.finish(Outcome::Failed(ExitCode::Unavailable)),
-                    _ if silent && self.overslept(now) => Vec::new(),
-                    _ if silent => self.finish(Outcome::Failed(ExitCode::Unavailable)),
+                    _ if self.is_silent(now) => self.finish(Outcome::Failed(ExitCode::Unavailable)),
                     _ => Vec::new(),
                 }
             }
@@ -301,11 +299,16 @@ impl State {
                 self.phase = Phase::Running;
                 Vec::new()
             }
-            Event::Postponed => vec![Action::Start],
             Event::NotStarted(code) => self.release(Outcome::Failed(code), now),
             // It came right before the job could be started; there is no job to pass it on to.
             Event::Arrived(Arrival { signal, .. }) if ends_a_wait(signal) => {
                 self.release(Outcome::Interrupted(signal as i32), now)
+            }
+            Event::Arrived(arrival) if stops(arrival) => stop_self(),
+            // Nothing has run, and nothing may.
+            Event::Lost => self.finish(Outcome::Failed(ExitCode::Unavailable)),
+            Event::Tick if self.is_silent(now) => {
+                self.finish(Outcome::Failed(ExitCode::Unavailable))
             }
             _ => Vec::new(),
         }
@@ -335,12 +338,7 @@ impl State {
                 [vec![Action::Reap], actions].concat()
             }
             Event::Lost => self.lost(now),
-            Event::Tick if self.silent_at.is_some_and(|at| now >= at) => {
-                match self.overslept(now) {
-                    true => Vec::new(),
-                    false => self.lost(now),
-                }
-            }
+            Event::Tick if self.is_silent(now) => self.lost(now),
             _ => Vec::new(),
         }
     }
@@ -397,14 +395,14 @@ impl State {
         event: Event,
         now: Instant,
     ) -> Vec<Action> {
-        let silent = self.silent_at.is_some_and(|at| now >= at);
         match event {
             Event::Lost => self.cut(outcome),
             Event::Arrived(Arrival { signal, .. }) if ends_a_wait(signal) => {
                 self.release(outcome, now)
             }
+            Event::Arrived(arrival) if stops(arrival) => stop_self(),
             Event::Tick if now >= until => self.release(outcome, now),
-            Event::Tick if silent && !self.overslept(now) => self.cut(outcome),
+            Event::Tick if self.is_silent(now) => self.cut(outcome),
             _ => Vec::new(),
         }
     }
@@ -501,11 +499,12 @@ impl State {
         }
     }
 
-    /// Whether the deadline is long past because this process itself was stopped or starved. The session has had
-    /// no more time than we had, so it gets a moment to find out how things are: its answer is there already, or needs
-    /// one round trip.
-    fn overslept(&mut self, now: Instant) -> bool {
-        let Some(due) = self.silent_at else {
+    /// Whether the session has not reported in time.
+    ///
+    /// The deadline may be long past because this process itself was stopped or starved. The session has had no more time
+    /// than we had, so it gets a moment to find out how things are: its answer is there already, or needs one round trip.
+    fn is_silent(&mut self, now: Instant) -> bool {
+        let Some(due) = self.silent_at.filter(|due| now >= *due) else {
             return false;
         };
         let overslept = self.allowed_since.is_none() && now > due + OVERSLEPT;
@@ -513,7 +512,7 @@ impl State {
             self.allowed_since = Some(due);
             self.silent_at = Some(now + ALLOWANCE);
         }
-        overslept
+        !overslept
     }
 }
 
@@ -524,6 +523,15 @@ fn ends_a_wait(signal: Signal) -> bool {
         signal,
         Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT
     )
+}
+
+/// Whether this is the stop that Ctrl-Z means; while there is no job, it is meant for us alone.
+fn stops(arrival: Arrival) -> bool {
+    arrival.signal == Signal::SIGTSTP
+}
+
+fn stop_self() -> Vec<Action> {
+    vec![Action::StopSelf(Signal::SIGTSTP as i32)]
 }
 
 #[cfg(test)]

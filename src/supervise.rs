@@ -18,7 +18,6 @@ use crate::wait_line::Waiting;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
-use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant, SystemTime};
@@ -143,15 +142,40 @@ const BURIAL_TICK: Duration = Duration::from_millis(50);
 impl Supervisor {
     fn run(&mut self) -> Outcome {
         loop {
-            for event in self.what_happened() {
-                if let Some(outcome) = self.handle(event) {
-                    self.say_how_it_ended(outcome);
-                    return outcome;
-                }
+            let outcome = match self.state.is_starting() {
+                true => self.start(),
+                false => self.look(),
+            };
+            if let Some(outcome) = outcome {
+                self.say_how_it_ended(outcome);
+                return outcome;
             }
-            self.show_wait();
-            self.sleep();
+            if !self.state.is_starting() {
+                self.show_wait();
+                self.sleep();
+            }
         }
+    }
+
+    /// Handles all that has happened since the last look.
+    fn look(&mut self) -> Option<Outcome> {
+        let mut events = self.what_happened().into_iter();
+        events.find_map(|event| self.handle(event))
+    }
+
+    /// Starts the job, unless something has happened that forbids it: to have said that the lock is ours can have taken a
+    /// while. Every signal is blocked meanwhile: one that came before the job existed must not be taken for one that the
+    /// terminal has given to it.
+    fn start(&mut self) -> Option<Outcome> {
+        // It has succeeded before, as has the other below.
+        let _ = SigSet::all().thread_block();
+        let mut outcome = self.look();
+        if outcome.is_none() && self.state.is_starting() {
+            let event = self.start_job();
+            outcome = self.handle(event);
+        }
+        let _ = self.signals.listen();
+        outcome
     }
 
     /// Tells whoever watches what is waited for.
@@ -203,9 +227,11 @@ impl Supervisor {
                 };
                 diag::error(format_args!("{lost}; {done}"));
             }
-            Outcome::Failed(_) => {
-                diag::error(words.map_or_else(|| self.silence_sentence(), str::to_owned))
-            }
+            Outcome::Failed(_) => diag::error(match (words, &self.lost) {
+                (Some(words), _) => words.to_owned(),
+                (None, Some(_)) => format!("{}; the job was not started", self.loss_sentence()),
+                (None, None) => self.silence_sentence(),
+            }),
             Outcome::Success | Outcome::Job(_) | Outcome::Interrupted(_) => {}
         }
     }
@@ -342,16 +368,12 @@ impl Supervisor {
         }
     }
 
-    /// Lets the event be decided, acts, and does the same with what follows from that.
+    /// Lets the event be decided, and acts.
     fn handle(&mut self, event: Event) -> Option<Outcome> {
-        let mut events = VecDeque::from([event]);
-        while let Some(event) = events.pop_front() {
-            for action in self.state.step(event, Instant::now()) {
-                match action {
-                    Action::Finish(outcome) => return Some(outcome),
-                    Action::Start => events.extend(self.start()),
-                    _ => self.act(action),
-                }
+        for action in self.state.step(event, Instant::now()) {
+            match action {
+                Action::Finish(outcome) => return Some(outcome),
+                _ => self.act(action),
             }
         }
         None
@@ -391,27 +413,8 @@ impl Supervisor {
                     "{lost}; the job goes on unguarded (--on-lost ignore)"
                 ));
             }
-            Action::Start | Action::Finish(_) => {}
+            Action::Finish(_) => {}
         }
-    }
-
-    /// Starts the job, with every signal blocked: one that came before the job existed must not be taken for
-    /// one that the terminal has given to it.
-    fn start(&mut self) -> Vec<Event> {
-        // It has succeeded before, as has the other below.
-        let _ = SigSet::all().thread_block();
-        let mut events: Vec<Event> = self
-            .signals
-            .arrived()
-            .into_iter()
-            .map(Event::Arrived)
-            .collect();
-        events.push(match events.is_empty() {
-            true => self.start_job(),
-            false => Event::Postponed,
-        });
-        let _ = self.signals.listen();
-        events
     }
 
     fn start_job(&mut self) -> Event {

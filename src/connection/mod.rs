@@ -38,12 +38,12 @@ use crate::outcome::{ExitCode, Failure};
 use crate::sys;
 use attempt::{Attempt, Next, Refusal};
 use dial::{Dial, Opening};
-use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getpeername};
+use nix::sys::socket::{SockaddrStorage, getpeername};
 use postgres::{CancelToken, Client, NoTls};
 use settings::{Host, Place, Secret, SslMode, Target};
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -331,7 +331,7 @@ impl Opener<'_> {
                 .or(settings.password.as_ref())
                 .or(host.password.as_ref()),
         };
-        let before = open_descriptors();
+        let before = Sockets::look();
         let limit = settings.limit.filter(|_| !self.is_for_watch_to_end());
         let (client, dial) = attempt.run(opening, limit)?;
         if let Some(Ok(tls)) = &self.tls
@@ -342,7 +342,7 @@ impl Opener<'_> {
                 "sslcertmode=require, and the server did not ask for a certificate".into(),
             ));
         }
-        let socket = new_socket(&before, address.is_some());
+        let socket = before.new_one(address.map(|ip| SocketAddr::new(ip, host.port)));
         if address.is_none()
             && let Some(owner) = &settings.require_peer
         {
@@ -402,49 +402,115 @@ fn code_of(sqlstate: &str) -> ExitCode {
     }
 }
 
-/// The descriptors that are open now. A new one gets the lowest number that is free, so the low ones are enough, while more
-/// of them are free than a connection needs; to list them all takes ten times as long.
-fn open_descriptors() -> HashSet<RawFd> {
-    if let Ok(low) = sys::open_descriptors::<256>()
-        && low.len() < 200
-    {
-        return low.into_iter().collect();
+/// The sockets that have somebody at the other end.
+struct Sockets {
+    /// Descriptors beyond the low ones were looked at too.
+    all: bool,
+    found: HashSet<RawFd>,
+}
+
+/// How many descriptors are low. A new one gets the lowest number that is free, so to look at the low ones is enough while
+/// more of them are free than a connection needs; to list them all takes ten times as long.
+const LOW: usize = 256;
+
+impl Sockets {
+    /// Those that are open now.
+    fn look() -> Sockets {
+        let low = sys::open_descriptors::<LOW>();
+        let low = low.ok().filter(|low| low.len() < LOW - 50);
+        Sockets {
+            all: low.is_none(),
+            found: connected(low.unwrap_or_else(all_descriptors)),
+        }
     }
+
+    /// A duplicate of the one socket that was not among them and leads to a server, at this address by TCP, or by a socket
+    /// with a name: the client library does not tell which descriptor it has. Other threads open what they need meanwhile,
+    /// such as pairs of sockets, which have no name, or close what leads nowhere: an earlier attempt that was given up.
+    ///
+    /// Looking at what is new, and not only at who is at the other end, matters to a pglock inside the job of another:
+    /// it has inherited the outer one's socket. Numbered high, since scripts use 3 to 9 and bash 255 for themselves; but
+    /// below 64: to make the table of descriptors of a process with threads larger, Linux waits for an RCU grace period,
+    /// which takes longer than everything else together.
+    fn new_one(&self, address: Option<SocketAddr>) -> Option<OwnedFd> {
+        let now = match self.all {
+            true => all_descriptors(),
+            false => sys::open_descriptors::<LOW>().unwrap_or_default(),
+        };
+        let mut new = connected(now).into_iter().filter(|fd| {
+            !self.found.contains(fd) && peer(*fd).is_some_and(|peer| is_server(&peer, address))
+        });
+        let (Some(fd), None) = (new.next(), new.next()) else {
+            return None;
+        };
+        [56, 10]
+            .into_iter()
+            .find_map(|lowest| sys::duplicate_from(fd, lowest).ok())
+    }
+}
+
+fn connected(descriptors: Vec<RawFd>) -> HashSet<RawFd> {
+    let connected = descriptors.into_iter().filter(|fd| peer(*fd).is_some());
+    connected.collect()
+}
+
+fn peer(fd: RawFd) -> Option<SockaddrStorage> {
+    getpeername(fd).ok()
+}
+
+/// Whether a server that was connected to at this address, or at its socket with a name, is at the other end.
+fn is_server(peer: &SockaddrStorage, address: Option<SocketAddr>) -> bool {
+    match address {
+        Some(SocketAddr::V4(address)) => peer
+            .as_sockaddr_in()
+            .is_some_and(|peer| (peer.ip(), peer.port()) == (*address.ip(), address.port())),
+        Some(SocketAddr::V6(address)) => peer
+            .as_sockaddr_in6()
+            .is_some_and(|peer| (peer.ip(), peer.port()) == (*address.ip(), address.port())),
+        None => peer
+            .as_unix_addr()
+            .is_some_and(|peer| peer.path().is_some() || peer.as_abstract().is_some()),
+    }
+}
+
+fn all_descriptors() -> Vec<RawFd> {
     let Ok(entries) = std::fs::read_dir("/dev/fd") else {
-        return HashSet::new();
+        return Vec::new();
     };
     entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect()
 }
 
-/// A duplicate of the one socket that was not open before and leads to a server, by TCP or by a socket with a name: the
-/// client library does not tell. Other threads open what they need meanwhile, such as pairs of sockets, which have none.
-///
-/// Looking at what is new, and not only at who is at the other end, matters to a pglock inside the job of another:
-/// it has inherited the outer one's socket. Numbered high, since scripts use 3 to 9 and bash 255 for themselves; but
-/// below 64: to make the table of descriptors of a process with threads larger, Linux waits for an RCU grace period,
-/// which takes longer than everything else together.
-fn new_socket(before: &HashSet<RawFd>, by_tcp: bool) -> Option<OwnedFd> {
-    let leads_there = |fd: &RawFd| {
-        let peer = getpeername::<SockaddrStorage>(*fd).ok();
-        peer.is_some_and(|peer| match by_tcp {
-            true => matches!(
-                peer.family(),
-                Some(AddressFamily::Inet | AddressFamily::Inet6)
-            ),
-            false => peer
-                .as_unix_addr()
-                .is_some_and(|peer| peer.path().is_some() || peer.as_abstract().is_some()),
-        })
-    };
-    let mut new = open_descriptors()
-        .into_iter()
-        .filter(|fd| !before.contains(fd) && leads_there(fd));
-    let (Some(fd), None) = (new.next(), new.next()) else {
-        return None;
-    };
-    [56, 10]
-        .into_iter()
-        .find_map(|lowest| sys::duplicate_from(fd, lowest).ok())
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    use nix::unistd::dup2;
+    use std::net::{TcpListener, TcpStream};
+
+    /// An attempt that was given up has a socket that leads nowhere yet, and closes it when it likes: the next attempt may
+    /// get its number. And its own may be answered late.
+    #[test]
+    fn the_sessions_socket_is_found_among_those_of_others() -> std::io::Result<()> {
+        let listen = || TcpListener::bind(("127.0.0.1", 0));
+        let (server, other) = (listen()?, listen()?);
+        let address = server.local_addr()?;
+        let (family, kind) = (AddressFamily::Inet, SockType::Stream);
+        let mut given_up = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
+        let _inherited = TcpStream::connect(address)?;
+
+        let before = Sockets::look();
+        assert!(before.new_one(Some(address)).is_none());
+        let late = TcpStream::connect(other.local_addr()?)?;
+        let session = TcpStream::connect(address)?;
+        let name = session.local_addr()?;
+        dup2(&session, &mut given_up)?;
+        drop(session);
+
+        let found = before.new_one(Some(address)).expect("one that is new");
+        assert_eq!(TcpStream::from(found).local_addr()?, name);
+        drop(late);
+        Ok(())
+    }
 }

@@ -46,13 +46,21 @@ fn stop_self(signal: Signal) -> Action {
     Action::StopSelf(signal as i32)
 }
 
-/// A state in which the job runs, and the time.
-fn running(callers_group: bool, on_lost: OnLost) -> (State, Instant) {
+/// A state in which the lock is ours and the job is to be started, and the time.
+fn starting() -> (State, Instant) {
     let now = Instant::now();
-    let mut state = State::new(rules(on_lost));
+    let mut state = State::new(rules(OnLost::Stop));
     state.step(Event::Connected, now);
     state.step(Event::Alive(now + 10 * SECOND), now);
-    assert_eq!(state.step(Event::Held, now), [Action::Start]);
+    assert_eq!(state.step(Event::Held, now), []);
+    assert!(state.is_starting());
+    (state, now)
+}
+
+/// A state in which the job runs, and the time.
+fn running(callers_group: bool, on_lost: OnLost) -> (State, Instant) {
+    let (mut state, now) = starting();
+    state.rules.on_lost = on_lost;
     assert_eq!(state.step(Event::Started { callers_group }, now), []);
     (state, now)
 }
@@ -85,6 +93,7 @@ fn a_lock_is_kept_after_a_short_job_and_a_signal_ends_that() {
     let finish = Action::Finish(Outcome::Job(JobEnd::Code(3)));
     let (mut state, now) = running_for_a_minute();
     assert_eq!(state.step(end, now), [Action::Reap]);
+    assert_eq!(state.step(typed(SIGTSTP), now), [stop_self(SIGTSTP)]);
     state.step(Event::Alive(now + 120 * SECOND), now);
     assert_eq!(state.deadline(), Some(now + 60 * SECOND));
     assert_eq!(state.step(sent(SIGUSR1), now), []);
@@ -181,19 +190,39 @@ fn the_wait_is_over_when_it_is_over() {
 
 #[test]
 fn a_signal_between_grant_and_start_starts_no_job() {
-    let now = Instant::now();
-    let mut state = State::new(rules(OnLost::Stop));
-    state.step(Event::Connected, now);
-    state.step(Event::Held, now);
+    let (mut state, now) = starting();
     let mut other = state.clone();
     assert_eq!(state.step(typed(SIGINT), now), [Action::Release]);
-    assert_eq!(state.step(Event::Postponed, now), []);
+    assert!(!state.is_starting());
     assert_eq!(other.step(sent(SIGUSR1), now), []);
-    assert_eq!(other.step(Event::Postponed, now), [Action::Start]);
+    assert_eq!(other.step(typed(SIGTSTP), now), [stop_self(SIGTSTP)]);
+    assert!(other.is_starting());
     assert_eq!(
         other.step(Event::NotStarted(ExitCode::NotFound), now),
         [Action::Release]
     );
+}
+
+#[test]
+fn a_loss_between_grant_and_start_starts_no_job() {
+    let unavailable = [Action::Finish(Outcome::Failed(ExitCode::Unavailable))];
+    for on_lost in [OnLost::Stop, OnLost::Ignore] {
+        let (mut state, now) = starting();
+        state.rules.on_lost = on_lost;
+        let due = now + 10 * SECOND;
+        assert_eq!(state.clone().step(Event::Lost, now), unavailable);
+        assert_eq!(state.clone().step(Event::Tick, due), unavailable);
+
+        // Stopped by Ctrl-Z, and continued an hour later: the session has its moment before the job begins.
+        let later = now + 3600 * SECOND;
+        assert_eq!(state.step(Event::Tick, later), []);
+        assert!(!state.is_starting());
+        assert_eq!(state.deadline(), Some(later + ALLOWANCE));
+        let mut silent = state.clone();
+        assert_eq!(silent.step(Event::Tick, later + ALLOWANCE), unavailable);
+        assert_eq!(state.step(Event::Alive(later + 10 * SECOND), later), []);
+        assert!(state.is_starting());
+    }
 }
 
 #[test]
@@ -425,6 +454,7 @@ enum Chance {
     SignOfLife,
     Connect,
     Grant,
+    Start,
     Refuse,
     LoseSession,
     Stop,
@@ -439,6 +469,7 @@ fn chance() -> impl Strategy<Value = Chance> {
         1 => Just(Chance::SignOfLife),
         1 => Just(Chance::Connect),
         3 => Just(Chance::Grant),
+        3 => Just(Chance::Start),
         1 => Just(Chance::Refuse),
         1 => Just(Chance::LoseSession),
         1 => Just(Chance::Stop),
@@ -486,6 +517,13 @@ impl World {
                 self.hear();
                 self.tell(Event::Alive(self.now + 10 * SECOND), callers_group);
                 self.tell(Event::Held, callers_group);
+            }
+            Chance::Start if self.finished.is_none() && self.state.is_starting() => {
+                assert_eq!(self.job, TheJob::None, "a second job");
+                assert!(!self.release_ordered, "a job after the release");
+                assert!(self.session_lives, "a job without a lock");
+                self.job = TheJob::Running;
+                self.tell(Event::Started { callers_group }, callers_group);
             }
             Chance::Refuse if self.session_lives && !self.lock_held && self.job == TheJob::None => {
                 self.session_lives = false;
@@ -544,12 +582,6 @@ impl World {
 
     fn act(&mut self, action: Action, callers_group: bool) {
         match action {
-            Action::Start => {
-                assert_eq!(self.job, TheJob::None, "a second job");
-                assert!(!self.release_ordered, "a job after the release");
-                self.job = TheJob::Running;
-                self.tell(Event::Started { callers_group }, callers_group);
-            }
             Action::Forward(_) | Action::Resume | Action::SignalAll(_) => {
                 assert!(
                     matches!(self.job, TheJob::Running | TheJob::Ended),

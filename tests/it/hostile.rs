@@ -2,14 +2,21 @@
 
 use crate::support::journal::{Journal, now, state};
 use crate::support::pgbouncer::PgBouncer;
+use crate::support::pglock::Pglock;
 use crate::support::server::{Server, rows};
 use crate::support::terminal::Terminal;
 use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tempfile::TempDir;
 
 /// Whoever may create functions and operators in a schema of the search path does not get them run with pglock's rights.
 #[test]
@@ -264,33 +271,6 @@ fn too_few_descriptors_are_said() {
     }
 }
 
-/// Nobody who does not read standard error keeps pglock from its job, or its end.
-#[test]
-fn a_standard_error_that_nobody_reads_does_not_block() {
-    let (server, key) = (Server::shared(), unique("key"));
-    let (read, write) = std::io::pipe().unwrap();
-    let mut filler = write.try_clone().unwrap();
-    // As much as a pipe takes is in it before pglock begins.
-    std::thread::spawn(move || {
-        let _ = std::io::Write::write_all(&mut filler, &[b'x'; 1 << 20]);
-    });
-    let mut run = server.run(&key).args(["-v", "true"]);
-    let mut command = Command::new(run.command().get_program());
-    command.args(run.command().get_args());
-    for (name, value) in run.command().get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    let began = Instant::now();
-    let mut child = command.stderr(write).spawn().unwrap();
-    eventually(SOON, "its end", || child.try_wait().unwrap().is_some());
-    assert!(child.wait().unwrap().success());
-    assert!(began.elapsed() < Duration::from_secs(15));
-    drop(read);
-}
-
 /// "All signals blocked on entry": an operator can end the wait all the same.
 #[test]
 fn a_blocked_signal_ends_the_wait() {
@@ -395,4 +375,90 @@ fn deferrable_transactions_do_not_wait_for_writers() {
     server.pglock().args(evict).output().code(0);
     holder.await_stderr("(evicted by ");
     holder.finish().code(74);
+}
+
+/// A pipe without room that nobody reads.
+struct Unread {
+    folder: TempDir,
+    pipe: File,
+}
+
+impl Unread {
+    fn new() -> Unread {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("pipe");
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let mut options = File::options();
+        options.read(true).write(true);
+        let mut pipe = options
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open(path)
+            .unwrap();
+        while pipe.write(&[b'.'; 4096]).is_ok() {}
+        Unread { folder, pipe }
+    }
+
+    /// `pglock run` with it as its standard error.
+    fn run(&self, server: &Server, key: &str) -> Pglock {
+        let path = self.folder.path().join("pipe");
+        let pglock = env!("CARGO_BIN_EXE_pglock");
+        let sh = server.around("sh").args(["-c", "exec \"$@\" 2>\"$0\""]);
+        sh.arg(path).args([pglock, "run", "--key", key])
+    }
+
+    /// Makes room, and tells what has been said since there is some.
+    fn said(&mut self) -> String {
+        let mut said = Vec::new();
+        let _ = self.pipe.read_to_end(&mut said);
+        String::from_utf8(said).unwrap().replace('.', "")
+    }
+}
+
+/// Nobody who does not read standard error keeps pglock from its job, or its end; nor do the signals that arrive meanwhile.
+#[test]
+fn a_standard_error_that_nobody_reads_does_not_block() {
+    let (server, key, unread) = (Server::shared(), unique("key"), Unread::new());
+    let run = unread.run(server, &key).args(["-v", "true"]).output();
+    assert!(run.code(0).took < Duration::from_secs(15), "{run}");
+
+    let holder = server.run(&key).holding();
+    let mut refused = unread.run(server, &key).args(["-n", "true"]).spawn();
+    eventually(SOON, "its end", || {
+        let lives = refused.lives();
+        if lives {
+            refused.signal(Signal::SIGWINCH);
+        }
+        !lives
+    });
+    refused.finish().code(75);
+    holder.finish().code(0);
+}
+
+/// What is known to be lost begins no job, however long it took to say that the lock had come.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_loss_while_it_is_said_that_the_lock_is_ours_starts_no_job() {
+    let (server, key, mut unread) = (Server::shared(), unique("key"), Unread::new());
+    let running = unread.run(server, &key).args(["-v", "echo", "ran"]).spawn();
+    server.await_locks(&key, 1, 0);
+    server.sql(&format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'"
+    ));
+    // The session's thread has said what it has to say and is gone, and the main thread waits for room.
+    let threads = format!("/proc/{}/task", running.pid());
+    eventually(SOON, "the end of the session's thread", || {
+        std::fs::read_dir(&threads).unwrap().count() == 1
+    });
+    let mut said = String::new();
+    eventually(SOON, "the last word", || {
+        said += &unread.said();
+        said.contains("not started")
+    });
+    assert_eq!(running.finish().code(69).stdout, b"");
+    let (begin, end) = (
+        format!("pglock: lost the lock on key \"{key}\" at 20"),
+        "terminating connection due to administrator command; the job was not started\n",
+    );
+    let last = said.lines().last().unwrap();
+    assert!(last.starts_with(&begin) && said.ends_with(end), "{said}");
 }
