@@ -357,6 +357,11 @@ fn call(function: &str, id: KeyId, mode: Mode) -> String {
 /// The key that the server has computed at the beginning of the message.
 const KEY: &str = "pg_catalog.current_setting('pglock.key')::bigint";
 
+/// What the session was called when it began: ours, if it began with us. A pooler that gives each client its name by SET
+/// changes nothing of that. It is asked where it is needed, and not in a statement before: what takes messages to pieces, or
+/// SET for itself, could have that one run elsewhere or not at all.
+const OWN_NAME: &str = "pg_catalog.set_config('application_name', NULL, true)";
+
 /// The condition that somebody else's locks can conflict with ours: those of a hot standby, the primary does not see.
 const PRIMARY: &str = "NOT pg_catalog.pg_is_in_recovery()";
 
@@ -382,26 +387,28 @@ impl Lock<KeyInSql> {
         key: Option<&str>,
     ) -> Result<(Server, Answer), Failure> {
         let name = &caller.application_name;
-        let condition = match caller.choice {
-            ScopeChoice::Auto | ScopeChoice::Session => {
-                format!("pg_catalog.current_setting('application_name') = '{name}' AND {PRIMARY}")
-            }
+        let is_fit = match caller.choice {
             ScopeChoice::SessionPooled => PRIMARY.into(),
-            ScopeChoice::Transaction => "false".into(),
+            _ => format!("{OWN_NAME} = '{name}' AND {PRIMARY}"),
+        };
+        let tries = match caller.choice {
+            ScopeChoice::Transaction => "NULL".into(),
+            _ => format!("CASE WHEN {is_fit} THEN {} END", self.tries(line)),
         };
         let settings = caller.limit.map_or_else(String::new, |limit| {
             let all = settings(limit, false).join(", ");
-            format!("CASE WHEN {condition} THEN ARRAY[{all}] END, ")
+            format!("CASE WHEN {is_fit} THEN ARRAY[{all}] END, ")
         });
         let key = key.map_or_else(String::new, |key| {
             format!("SELECT pg_catalog.set_config('pglock.key', ({key})::text, true) AS key; ")
         });
+        let logged = LOGGED_AFTER
+            .map(|name| format!("pg_catalog.current_setting('{name}', true) AS {name}"))
+            .join(", ");
         let sql = format!(
-            "{AT_ONCE}SET LOCAL application_name TO DEFAULT; {key}\
-             SELECT pg_catalog.current_setting('application_name') AS name, pg_catalog.version() AS version, \
+            "{AT_ONCE}{key}SELECT {OWN_NAME} AS name, pg_catalog.version() AS version, \
              pg_catalog.current_database() AS database, pg_catalog.pg_is_in_recovery() AS standby, \
-             pg_catalog.pg_backend_pid() AS backend_pid, {LOGGED_AFTER}, {settings}CASE WHEN {condition} THEN {} END AS got; {}",
-            self.tries(line),
+             pg_catalog.pg_backend_pid() AS backend_pid, {logged}, {settings}{tries} AS got; {}",
             self.proof(None),
         );
         let answer = Answer::to(client, &sql).map_err(unlike_postgresql)?;
@@ -417,10 +424,7 @@ impl Lock<KeyInSql> {
             database: answer.get("database").unwrap_or_default().to_owned(),
             version: answer.get("version").unwrap_or_default().to_owned(),
             backend_pid: answer.backend_pid(),
-            slice: slice(
-                answer.get("deadlock_timeout"),
-                answer.get("log_min_duration"),
-            ),
+            slice: slice(LOGGED_AFTER.map(|name| answer.get(name))),
         };
         Ok((server, answer))
     }

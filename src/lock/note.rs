@@ -77,7 +77,7 @@ pub fn read(message: &str) -> Option<Told<'_>> {
         .and_then(|(text, _)| Some(text.split_once("job ")?.1));
     let holds = text.strip_prefix("holds ").and_then(|text| {
         let (seconds, _) = text.split_once(' ')?;
-        seconds.parse().ok()
+        seconds.parse().ok().filter(|it: &f64| it.is_finite())
     });
     Some(Told {
         holds,
@@ -124,6 +124,7 @@ mod tests {
         };
         assert_eq!(read("/* pglock "), Some(nothing));
         assert_eq!(read("/* pglock holds 1.2.3 for ever"), Some(nothing));
+        assert_eq!(read("/* pglock holds inf "), Some(nothing));
         // Cut by the server.
         let asks = Told {
             asks: true,

@@ -91,15 +91,16 @@ pub(super) fn queue_for(
 /// The transaction-level lock comes first because a grant that arrives as the timeout fires raises the error
 /// and yet leaves a *session*-level lock held; the transaction-level one is undone with the block. The
 /// session-level lock that follows is then granted at once, to the same owner. That error is raised where the server next
-/// looks for interrupts, which must be between the two, and is in `pg_sleep`. CASE takes its conditions in order; that
-/// none of these is ever NULL is no matter to a server that gives real locks.
+/// looks for interrupts, which must be between the two, and is in the proof: to look through `pg_locks` is to look for them
+/// at each row. CASE takes its conditions in order; that none of these is ever NULL is no matter to a server that gives
+/// real locks.
 /// The caught errors leave no trace in the server's log.
 fn slice_of_waiting(id: KeyId, lock: &Lock, stay: Stay, slice: Duration) -> String {
     // lock_timeout 0 would mean no limit; rounding up keeps the wait from ending early.
     let milliseconds = slice.as_micros().div_ceil(1000).max(1);
     let keep = match stay {
         Stay::Keep => format!(
-            "WHEN pg_catalog.pg_sleep(0) IS NULL OR {} IS NULL THEN '{UNPROVEN}' ",
+            "WHEN {} IS NULL THEN '{UNPROVEN}' ",
             call("pg_advisory_lock", id, lock.mode)
         ),
         Stay::Leave => String::new(),
@@ -111,7 +112,7 @@ fn slice_of_waiting(id: KeyId, lock: &Lock, stay: Stay, slice: Duration) -> Stri
          SELECT {GOT} AS got, {GOT} = '1' AS {PROVEN}, pg_catalog.pg_backend_pid() AS backend_pid",
         say_got(&format!(
             "CASE WHEN pg_catalog.set_config('lock_timeout', '{milliseconds}ms', true) IS NULL THEN '{UNPROVEN}' \
-             WHEN {} IS NULL THEN '{UNPROVEN}' {keep}WHEN NOT EXISTS ({}) THEN '{UNPROVEN}' ELSE '1' END",
+             WHEN {} IS NULL THEN '{UNPROVEN}' WHEN NOT EXISTS ({}) THEN '{UNPROVEN}' {keep}ELSE '1' END",
             call("pg_advisory_xact_lock", id, lock.mode),
             lock.in_sql().proof(None),
         )),

@@ -90,9 +90,13 @@ pub fn set_up(client: &mut Client, limit: Duration) -> Result<(), postgres::Erro
     ask(client, &sql).map(drop)
 }
 
-/// The columns that [`slice()`] is made of.
-pub(super) const LOGGED_AFTER: &str = "pg_catalog.current_setting('deadlock_timeout', true) AS deadlock_timeout, \
-     pg_catalog.current_setting('log_min_duration_statement', true) AS log_min_duration";
+/// The settings that say after what time the server logs a wait or a statement: each that waits for a lock
+/// (`log_lock_waits`), each slow one, and each slow one of a sample, which are all by default (PostgreSQL 13 and later).
+pub(super) const LOGGED_AFTER: [&str; 3] = [
+    "deadlock_timeout",
+    "log_min_duration_statement",
+    "log_min_duration_sample",
+];
 
 /// The longest slice of waiting, and so the longest that a waiter which is at an end stays in the queue.
 const LONGEST_SLICE: Duration = Duration::from_millis(900);
@@ -100,12 +104,11 @@ const LONGEST_SLICE: Duration = Duration::from_millis(900);
 /// The shortest: below it the queue would be left more often than is good for anybody.
 const SHORTEST_SLICE: Duration = Duration::from_millis(20);
 
-/// A slice that stays under `deadlock_timeout` (else `log_lock_waits` logs each one) and under
-/// `log_min_duration_statement` (else each one is logged as a slow statement), as the server writes them: `1s`, `-1` for
-/// never.
-pub(super) fn slice(deadlock_timeout: Option<&str>, log_min_duration: Option<&str>) -> Duration {
+/// A slice that stays under all of [`LOGGED_AFTER`], or each one would be logged. They come as the server writes them: `1s`,
+/// `-1` for never.
+pub(super) fn slice(logged_after: [Option<&str>; LOGGED_AFTER.len()]) -> Duration {
     // What even the shortest slice exceeds is logged anyhow, the less often the longer the slices are.
-    let limits = [deadlock_timeout, log_min_duration].into_iter().flatten();
+    let limits = logged_after.into_iter().flatten();
     limits
         .filter_map(|limit| humantime::parse_duration(limit).ok())
         .map(|limit| limit.mul_f64(0.9))
@@ -120,17 +123,20 @@ mod tests {
     #[test]
     fn a_slice_stays_under_what_the_server_would_log() {
         let ms = Duration::from_millis;
-        assert_eq!(slice(Some("1s"), Some("-1")), ms(900));
-        assert_eq!(slice(Some("1s"), Some("0")), ms(900));
-        assert_eq!(slice(Some("500ms"), Some("-1")), ms(450));
-        assert_eq!(slice(Some("1min"), Some("100ms")), ms(90));
-        assert_eq!(slice(Some("1ms"), Some("1ms")), ms(900));
-        assert_eq!(slice(Some("1ms"), Some("100ms")), ms(90));
-        assert_eq!(slice(Some("1h"), Some("1d")), ms(900));
-        assert_eq!(slice(None, None), ms(900));
-        assert_eq!(
-            slice(Some("nonsense"), Some("99999999999999999999s")),
-            ms(900)
-        );
+        for (logged_after, expected) in [
+            (["1s", "-1", "-1"], 900),
+            (["1s", "0", "-1"], 900),
+            (["500ms", "-1", "-1"], 450),
+            (["1min", "100ms", "-1"], 90),
+            (["1s", "-1", "200ms"], 180),
+            (["1ms", "1ms", "-1"], 900),
+            (["1ms", "100ms", "-1"], 90),
+            (["1h", "1d", "1d"], 900),
+            (["nonsense", "99999999999999999999s", ""], 900),
+        ] {
+            let text = logged_after.map(Some);
+            assert_eq!(slice(text), ms(expected), "{logged_after:?}");
+        }
+        assert_eq!(slice([None; 3]), ms(900));
     }
 }

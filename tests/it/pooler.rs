@@ -77,6 +77,25 @@ fn a_pooler_that_ends_at_begin_is_not_taken_for_one_that_pools_statements() {
     }
 }
 
+/// What stands before the pooler and has the statements of a message run one by one does not make the session look like
+/// one of our own: that would be a lock that the pool's other clients have too.
+#[test]
+fn a_pooler_is_noticed_through_what_takes_messages_to_pieces() {
+    let server = Server::shared();
+    let bouncer = bouncer(server, "transaction", &[]);
+    let splitting = Proxy::splitting(bouncer.port());
+    let key = unique("pieces");
+    let run = || server.run(&key).args(["-v", "--dsn", &splitting.dsn()]);
+    let holder = run().holding();
+    assert!(
+        holder.stderr().contains("through a pooler"),
+        "{}",
+        holder.stderr()
+    );
+    run().args(["-n", "true"]).output().code(75);
+    holder.finish().code(0);
+}
+
 /// Which scope is used, and which is refused, in each kind of pool.
 #[test]
 fn each_kind_of_pool_gets_the_scope_that_is_right_or_a_refusal() {

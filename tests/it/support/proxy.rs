@@ -1,5 +1,5 @@
 //! A proxy between pglock and the server: to ask pglock's own session a question that only it can answer, to end a
-//! session at a certain word, or to be a long line.
+//! session at a certain word, to be a long line, or to take messages to pieces.
 //!
 //! It understands as much of the protocol as it takes to see where a message ends, and no encryption. Before it
 //! passes the client's goodbye on, it asks the server its question in the client's place, and keeps the answer.
@@ -47,6 +47,16 @@ impl Proxy {
                 let (from, to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
                 thread::spawn(move || relay_later(delay, from, to));
                 relay_later(delay, client, server);
+            }),
+            answers: Arc::default(),
+        }
+    }
+
+    /// Has the statements of each message run one by one, as some poolers do.
+    pub fn splitting(to: u16) -> Proxy {
+        Proxy {
+            port: listen(to, |_, client, server| {
+                let _ = relay_statements(client, server);
             }),
             answers: Arc::default(),
         }
@@ -154,6 +164,62 @@ fn relay_later(delay: Duration, mut from: TcpStream, mut to: TcpStream) {
         }
     }
     let _ = to.shutdown(Shutdown::Both);
+}
+
+/// Passes each statement on as a message of its own, and the answers to them as one.
+fn relay_statements(mut client: TcpStream, mut server: TcpStream) -> io::Result<()> {
+    server.write_all(&read_message(&mut client, false)?)?;
+    relay_answer(&mut server, &mut client, true)?;
+    loop {
+        let message = read_message(&mut client, true)?;
+        if message[0] != b'Q' {
+            server.write_all(&message)?;
+            continue;
+        }
+        let text = String::from_utf8_lossy(&message[5..message.len() - 1]).into_owned();
+        let statements = statements(&text);
+        for (n, statement) in statements.iter().enumerate() {
+            let length = (statement.len() + 5) as u32;
+            server.write_all(
+                &[b"Q", &length.to_be_bytes()[..], statement.as_bytes(), b"\0"].concat(),
+            )?;
+            let is_last = n + 1 == statements.len();
+            if !relay_answer(&mut server, &mut client, is_last)? {
+                break;
+            }
+        }
+    }
+}
+
+/// Passes an answer on, its end only if it is the last or an error. Whether it was none.
+fn relay_answer(server: &mut TcpStream, client: &mut TcpStream, is_last: bool) -> io::Result<bool> {
+    let mut is_error = false;
+    loop {
+        let message = read_message(server, true)?;
+        is_error |= message[0] == b'E';
+        let is_end = message[0] == b'Z';
+        if !is_end || is_last || is_error {
+            client.write_all(&message)?;
+        }
+        if is_end {
+            return Ok(!is_error);
+        }
+    }
+}
+
+/// The statements of a message; quotes come in pairs.
+fn statements(text: &str) -> Vec<String> {
+    let mut statements = vec![String::new()];
+    for piece in text.split_inclusive(';') {
+        let statement = statements.last_mut().unwrap();
+        statement.push_str(piece);
+        let is_whole = |quote| statement.matches(quote).count() % 2 == 0;
+        if is_whole("$$") && is_whole("'") {
+            statements.push(String::new());
+        }
+    }
+    statements.retain(|statement| !statement.trim().is_empty());
+    statements
 }
 
 /// One message, with its type in front where it has one.
