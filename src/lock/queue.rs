@@ -94,7 +94,8 @@ pub(super) fn queue_for(
 /// looks for interrupts, which must be between the two, and is in the proof: to look through `pg_locks` is to look for them
 /// at each row. CASE takes its conditions in order; that none of these is ever NULL is no matter to a server that gives
 /// real locks.
-/// The caught errors leave no trace in the server's log.
+/// The caught errors leave no trace in the server's log. A cancellation is caught twice: the postmaster signals the process
+/// and then its group, and the second signal can come when the first has been dealt with.
 fn slice_of_waiting(id: KeyId, lock: &Lock, stay: Stay, slice: Duration) -> String {
     // lock_timeout 0 would mean no limit; rounding up keeps the wait from ending early.
     let milliseconds = slice.as_micros().div_ceil(1000).max(1);
@@ -105,10 +106,12 @@ fn slice_of_waiting(id: KeyId, lock: &Lock, stay: Stay, slice: Duration) -> Stri
         ),
         Stay::Leave => String::new(),
     };
+    let cancelled = say_got("'cancelled'");
     format!(
-        "DO $$ BEGIN PERFORM {}; \
+        "DO $$ BEGIN BEGIN PERFORM {}; \
          EXCEPTION WHEN lock_not_available THEN PERFORM {}; \
-         WHEN query_canceled THEN PERFORM {}; END $$; \
+         WHEN query_canceled THEN PERFORM {cancelled}; END; \
+         EXCEPTION WHEN query_canceled THEN PERFORM {cancelled}; END $$; \
          SELECT {GOT} AS got, {GOT} = '1' AS {PROVEN}, pg_catalog.pg_backend_pid() AS backend_pid",
         say_got(&format!(
             "CASE WHEN pg_catalog.set_config('lock_timeout', '{milliseconds}ms', true) IS NULL THEN '{UNPROVEN}' \
@@ -117,7 +120,6 @@ fn slice_of_waiting(id: KeyId, lock: &Lock, stay: Stay, slice: Duration) -> Stri
             lock.in_sql().proof(None),
         )),
         say_got("'0'"),
-        say_got("'cancelled'"),
     )
 }
 
