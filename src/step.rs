@@ -1,9 +1,9 @@
 //! The decisions: what is done about each thing that can happen, from acquiring the lock to the end.
 //!
 //! A pure state machine, `(state, event, now) -> actions`. It knows neither the job nor the session; the loop in
-//! `supervise` tells it what happened and does what it says. Three promises are kept here, and tested over
-//! random sequences of events: the lock is never given back before the job is reaped; a reaped job is never
-//! signalled; a lost lock ends in a dead job, unless the user said to ignore it.
+//! `supervise` tells it what happened and does what it says. Four promises are kept here, and tested over
+//! random sequences of events: no job begins without the lock; the lock is never given back before the job is reaped; a
+//! reaped job is never signalled; a lost lock ends in a dead job, unless the user said to ignore it.
 
 use crate::outcome::{ExitCode, JobEnd, Outcome};
 use crate::signals::Arrival;

@@ -418,9 +418,11 @@ impl Sockets {
     fn look() -> Sockets {
         let low = sys::open_descriptors::<LOW>();
         let low = low.ok().filter(|low| low.len() < LOW - 50);
+        let all = low.is_none();
+        let found = low.unwrap_or_else(all_descriptors).into_iter();
         Sockets {
-            all: low.is_none(),
-            found: connected(low.unwrap_or_else(all_descriptors)),
+            all,
+            found: found.filter(|fd| peer(*fd).is_some()).collect(),
         }
     }
 
@@ -437,7 +439,7 @@ impl Sockets {
             true => all_descriptors(),
             false => sys::open_descriptors::<LOW>().unwrap_or_default(),
         };
-        let mut new = connected(now).into_iter().filter(|fd| {
+        let mut new = now.into_iter().filter(|fd| {
             !self.found.contains(fd) && peer(*fd).is_some_and(|peer| is_server(&peer, address))
         });
         let (Some(fd), None) = (new.next(), new.next()) else {
@@ -447,11 +449,6 @@ impl Sockets {
             .into_iter()
             .find_map(|lowest| sys::duplicate_from(fd, lowest).ok())
     }
-}
-
-fn connected(descriptors: Vec<RawFd>) -> HashSet<RawFd> {
-    let connected = descriptors.into_iter().filter(|fd| peer(*fd).is_some());
-    connected.collect()
 }
 
 fn peer(fd: RawFd) -> Option<SockaddrStorage> {
