@@ -41,43 +41,29 @@
 //! * `run` writes nothing to standard output, which is the job's.
 //! * No secret is in any text that is printed.
 
-mod check;
 mod cli;
+mod commands;
 mod connection;
-mod diag;
-mod evict;
-#[cfg(test)]
-mod generated;
-mod holders;
-mod job;
+mod inspect;
 mod key;
-mod line;
-mod list;
 mod lock;
-mod names;
-mod numbers;
 mod outcome;
-mod output;
-mod overview;
-mod processes;
-mod session;
-mod signals;
-mod slots;
-mod spawn;
-mod step;
-mod supervise;
+mod protocol;
+mod run;
 mod sys;
-mod terminal;
-mod wait_line;
+mod ui;
 
 use crate::cli::{Check, Evict, Invocation, List, Run, Shell, Target};
+use crate::commands::{check, evict, list};
 use crate::connection::Settings;
 use crate::lock::Wait;
 use crate::outcome::{ExitCode, Failure, JobEnd, Outcome};
-use crate::session::{Request, Timing};
-use crate::signals::Blocked;
-use crate::step::Rules;
-use crate::supervise::Plan;
+use crate::run::session::{Request, Timing};
+use crate::run::signals::Blocked;
+use crate::run::state::Rules;
+use crate::run::supervisor::Plan;
+use crate::run::{session, signals, supervisor};
+use crate::ui::{message, stdout, terminal};
 use std::panic;
 use std::process;
 use std::time::Instant;
@@ -85,13 +71,13 @@ use std::time::Instant;
 fn main() -> process::ExitCode {
     let began = Instant::now();
     sys::share_heap();
-    diag::report_panics();
+    message::report_panics();
     // A fault of ours has its own place in the table; it has been said by then. A fault of the session's thread never
     // comes here: it is a lost session, and the job is stopped.
     let outcome =
         panic::catch_unwind(|| outcome(began)).unwrap_or(Ok(Outcome::Failed(ExitCode::Internal)));
     end(outcome.unwrap_or_else(|failure| {
-        diag::error(&failure);
+        message::error(&failure);
         Outcome::Failed(failure.code)
     }))
 }
@@ -103,7 +89,7 @@ fn outcome(began: Instant) -> Result<Outcome, Failure> {
         Invocation::List(list) => listed(&list),
         Invocation::Evict(evict) => evicted(&evict),
         Invocation::Check(check) => checked(&check),
-        Invocation::Key(question) => printed(&numbers::lines(&question)?),
+        Invocation::Key(question) => printed(&commands::key::lines(&question)?),
         Invocation::Completions(shell) => printed(match shell {
             Shell::Bash => include_str!("../completions/pglock.bash"),
             Shell::Zsh => include_str!("../completions/_pglock"),
@@ -115,12 +101,12 @@ fn outcome(began: Instant) -> Result<Outcome, Failure> {
 }
 
 fn printed(text: &str) -> Result<Outcome, Failure> {
-    output::print(text).map(|_| Outcome::Success)
+    stdout::print(text).map(|_| Outcome::Success)
 }
 
 /// From what was asked to a plan, and through it.
 fn supervised(run: Run, began: Instant) -> Result<Outcome, Failure> {
-    diag::set_verbosity(run.verbosity);
+    message::set_verbosity(run.verbosity);
     let settings = settings(&run.target)?;
     let timing = Timing {
         heartbeat: run.heartbeat,
@@ -161,14 +147,14 @@ fn supervised(run: Run, began: Instant) -> Result<Outcome, Failure> {
         began,
     };
     let blocked = Blocked::all().map_err(|error| Failure::new(ExitCode::Internal, error))?;
-    supervise::run(plan, blocked)
+    supervisor::run(plan, blocked)
 }
 
 /// How to connect.
 fn settings(target: &Target) -> Result<Settings, Failure> {
     let settings = Settings::resolve(target.dsn.as_deref(), target.connect_timeout)?;
     if target.dsn_is_argument && settings.password_in_string() {
-        diag::error(
+        message::error(
             "the password in --dsn can be seen by every user of this system; \
              give the string in PGLOCK_DSN, or the password in a password file (~/.pgpass)",
         );
@@ -209,7 +195,7 @@ fn checked(check: &Check) -> Result<Outcome, Failure> {
         kill_after: check.kill_after,
     };
     let report = check::report(&settings, check.scope, timing)?;
-    output::print(&match check.json {
+    stdout::print(&match check.json {
         true => report.json(),
         false => report.to_string(),
     })?;

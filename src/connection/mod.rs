@@ -33,9 +33,9 @@ pub use attempt::failure;
 pub use parse::{may_have_password, quoted};
 pub use settings::Settings;
 
-use crate::diag;
 use crate::outcome::{ExitCode, Failure};
 use crate::sys;
+use crate::ui::message;
 use attempt::{Attempt, Next, Refusal};
 use dial::{Dial, Opening};
 use nix::sys::socket::{SockaddrStorage, getpeername};
@@ -278,7 +278,7 @@ impl Opener<'_> {
                     Err(first)
                         if first.is_of_tls || (first.before_authentication && first.encrypted) =>
                     {
-                        diag::detail(format_args!(
+                        message::detail(format_args!(
                             "no connection with TLS: {}; trying without",
                             first.failure
                         ));

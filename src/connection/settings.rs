@@ -9,8 +9,8 @@ use super::passfile::{self, Wanted};
 use super::sieve::LONGEST_LIST;
 use super::validate::{SOCKET_FOLDERS, settings_of};
 use super::{parse, service};
-use crate::diag;
 use crate::outcome::{ExitCode, Failure};
+use crate::ui::message;
 use postgres::config::ChannelBinding;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -304,7 +304,7 @@ impl Settings {
         let text = match passfile::read(path) {
             Ok(None) => return,
             Ok(Some(text)) => text,
-            Err(warning) => return diag::error(warning),
+            Err(warning) => return message::error(warning),
         };
         for host in &mut self.hosts {
             let wanted = Wanted {

@@ -10,25 +10,25 @@
 //! A lock counts as acquired when the session's own row in `pg_locks` has been seen. There are servers that
 //! answer `true` and lock nothing.
 
-mod answer;
-pub mod note;
+mod query;
 mod queue;
 mod server;
 mod settings;
 
-pub use answer::{Answer, IN_THIS_DATABASE, ask, cell};
-pub use note::name_job;
+pub use crate::protocol::query_tag::name_job;
+pub use query::{Answer, IN_THIS_DATABASE, ask, cell};
 pub use queue::{Talk, stand_in};
 pub use server::Server;
 pub use settings::{AT_ONCE, TIMEOUTS, set_up};
 
+pub mod ticket;
 use crate::connection;
 use crate::key::{Key, KeyId, Number};
-use crate::line::Line;
+use crate::lock::ticket::Line;
 use crate::outcome::{ExitCode, Failure};
-use answer::{PROVEN, lacks_plpgsql, pools_statements, unlike_postgresql};
-use note::Note;
+use crate::protocol::query_tag::Note;
 use postgres::Client;
+use query::{PROVEN, lacks_plpgsql, pools_statements, unlike_postgresql};
 use queue::{Backoff, Queued, Stay, cancelled, queue_for};
 use server::{STANDBY, STATEMENT_POOLING};
 use settings::{LOGGED_AFTER, settings, slice};

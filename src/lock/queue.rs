@@ -3,15 +3,15 @@
 //! The stay in the server's queue is cut into slices, each a message of its own, so that nobody who waits holds a snapshot
 //! for long. Where there is no queue (behind a pooler, without plpgsql) the pauses between two tries grow, at random.
 
-use super::note::Note;
 use super::{
     Answer, Attempt, GOT, Grant, Keys, Lock, Mode, PROVEN, Scope, Terms, call, lacks_plpgsql,
     say_got,
 };
 use crate::connection;
 use crate::key::KeyId;
-use crate::line::{Line, Ticket};
+use crate::lock::ticket::{Line, Ticket};
 use crate::outcome::{ExitCode, Failure};
+use crate::protocol::query_tag::Note;
 use postgres::Client;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;

@@ -4,17 +4,17 @@
 //! signals and the session's thread write to, until the next deadline.
 
 use crate::connection::Canceller;
-use crate::diag;
-use crate::job::{self, Group, Job, Launch};
 use crate::key::{self, Key};
 use crate::lock::{self, Mode};
 use crate::outcome::{ExitCode, Failure, Outcome};
-use crate::session::{self, Held, Report, Request, Session};
-use crate::signals::{self, Arrival, Blocked, Signals};
-use crate::step::{Action, Event, Rules, State};
+use crate::run::job::{self, Group, Job, Launch};
+use crate::run::progress::Waiting;
+use crate::run::session::{self, Held, Report, Request, Session};
+use crate::run::signals::{self, Arrival, Blocked, Signals};
+use crate::run::state::{Action, Event, Rules, State};
 use crate::sys::ChildChange;
-use crate::terminal::{self, Live};
-use crate::wait_line::Waiting;
+use crate::ui::message;
+use crate::ui::terminal::{self, Live};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -55,7 +55,7 @@ pub fn run(plan: Plan, blocked: Blocked) -> Result<Outcome, Failure> {
         .first()
         .into_iter()
         .for_each(|program| lock::name_job(program));
-    request.is_watched = !diag::is_quiet() && terminal::live().is_some();
+    request.is_watched = !message::is_quiet() && terminal::live().is_some();
     // It connects while the signals are being set up.
     let session = Session::start(request, blocked.waker()).map_err(internal)?;
     let signals = blocked.handle().map_err(internal)?;
@@ -187,10 +187,10 @@ impl Supervisor {
             Some(Live::Updated) => {
                 // The last column stays free: some terminals go on to the next line after it.
                 let width = terminal::width().unwrap_or(80).saturating_sub(1);
-                diag::live(&waiting.line(&self.name, self.began.elapsed(), width));
+                message::live(&waiting.line(&self.name, self.began.elapsed(), width));
             }
             Some(Live::Once) if !self.has_said_wait => {
-                diag::notice(waiting.sentence(&self.name, self.began.elapsed()));
+                message::notice(waiting.sentence(&self.name, self.began.elapsed()));
                 self.has_said_wait = true;
             }
             Some(Live::Once) | None => {}
@@ -198,7 +198,7 @@ impl Supervisor {
     }
 
     fn say_how_it_ended(&mut self, outcome: Outcome) {
-        diag::erase();
+        message::erase();
         if outcome == Outcome::Failed(ExitCode::Lost) && self.evictor.is_none() {
             let until = self.lost.as_ref().map(|lost| lost.noticed + LAST_WORD);
             self.evictor = until.and_then(|until| self.session.evictor(until));
@@ -215,7 +215,7 @@ impl Supervisor {
                     },
                     str::to_owned,
                 );
-                diag::notice(format_args!("{held}; {}", self.patience_sentence()));
+                message::notice(format_args!("{held}; {}", self.patience_sentence()));
             }
             Outcome::Failed(ExitCode::Lost) => {
                 let lost = self.loss_sentence();
@@ -225,9 +225,9 @@ impl Supervisor {
                     Stopped::Kill => "stopped the job with TERM, then KILL",
                     Stopped::Denied => "the job could not be stopped, and has ended by itself",
                 };
-                diag::error(format_args!("{lost}; {done}"));
+                message::error(format_args!("{lost}; {done}"));
             }
-            Outcome::Failed(_) => diag::error(match (words, &self.lost) {
+            Outcome::Failed(_) => message::error(match (words, &self.lost) {
                 (Some(words), _) => words.to_owned(),
                 (None, Some(_)) => format!("{}; the job was not started", self.loss_sentence()),
                 (None, None) => self.silence_sentence(),
@@ -301,8 +301,8 @@ impl Supervisor {
             }
             Report::Held(held) => {
                 self.waiting = None;
-                diag::erase();
-                diag::detail(format_args!(
+                message::erase();
+                message::detail(format_args!(
                     "acquired the lock on {} after {}",
                     self.name,
                     rounded(self.began.elapsed())
@@ -400,7 +400,7 @@ impl Supervisor {
                 self.signal_job(Signal::SIGCONT, Job::resume);
             }
             Action::StopSelf(signal) => {
-                diag::erase();
+                message::erase();
                 signals::stop_by(signal);
             }
             Action::Reap => self.job.take().into_iter().for_each(Job::reap),
@@ -409,7 +409,7 @@ impl Supervisor {
             Action::SayUnguarded => {
                 self.note_silence();
                 let lost = self.loss_sentence();
-                diag::error(format_args!(
+                message::error(format_args!(
                     "{lost}; the job goes on unguarded (--on-lost ignore)"
                 ));
             }
@@ -453,7 +453,7 @@ impl Supervisor {
             // Not reaped yet, but nothing is left that could take a signal.
             None | Some(Ok(()) | Err(Errno::ESRCH)) => true,
             Some(Err(error)) => {
-                diag::error(format_args!(
+                message::error(format_args!(
                     "cannot send {signal} to the job: {}",
                     error.desc()
                 ));
@@ -477,7 +477,7 @@ impl Supervisor {
     fn cut(&self) {
         if let Some(socket) = self.held.as_ref().and_then(|held| held.socket.as_ref()) {
             session::cut(socket);
-            diag::detail(
+            message::detail(
                 "closed the connection, without the server's word that the lock is given back",
             );
         }

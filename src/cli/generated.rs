@@ -1,7 +1,7 @@
 //! The completions and the manual page in `completions/`: made from the command line's own definitions.
 //!
 //! They are committed, so that neither the binary nor its build needs a generator, and the tests here fail when
-//! they are stale. `make completions` rewrites them. What clap cannot know is in `src/generated/`: how the shells
+//! they are stale. `make completions` rewrites them. What clap cannot know is in `src/cli/generated/`: how the shells
 //! complete the job as the command that it is, and the prose of the manual page.
 
 use crate::cli;

@@ -5,16 +5,16 @@
 //! waits (see `lock::note`). Behind a pooler such a message is only seen until the next client is lent the session, so
 //! then the server is looked at for a while.
 
+use crate::commands::evict;
 use crate::connection;
-use crate::evict;
-use crate::holders::{Backend, Moment, columns, rows};
+use crate::inspect::backend::{Backend, Moment, columns, rows};
+use crate::inspect::names::Names;
 use crate::key::{self, Key, KeyId};
-use crate::line::Line;
-use crate::lock::note::NOTE;
+use crate::lock::ticket::Line;
 use crate::lock::{self, AT_ONCE, IN_THIS_DATABASE, Mode, Scope, ask, cell};
-use crate::names::Names;
 use crate::outcome::Failure;
-use crate::slots;
+use crate::protocol::query_tag::NOTE;
+use crate::protocol::slots;
 use postgres::{Client, SimpleQueryRow};
 use std::collections::{BTreeMap, HashSet};
 use std::thread::sleep;

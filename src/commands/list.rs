@@ -2,12 +2,12 @@
 //!
 //! On a terminal the table has the columns that fit; piped, it has them all. JSON is part of the stable interface.
 
-use crate::diag;
+use crate::inspect::overview::{self, Entry, Overview, State};
 use crate::key::Key;
 use crate::outcome::Failure;
-use crate::output;
-use crate::overview::{self, Entry, Overview, State};
-use crate::terminal;
+use crate::ui::message;
+use crate::ui::stdout;
+use crate::ui::terminal;
 use postgres::Client;
 use serde_json::{Value, json};
 use std::thread::sleep;
@@ -83,10 +83,10 @@ pub fn show(client: &mut Client, keys: &[Key], json: bool, watch: bool) -> Resul
     loop {
         let overview = overview::look(client, keys)?;
         if let Some(words) = shortcoming(&overview).filter(|_| !has_said) {
-            diag::notice(words);
+            message::notice(words);
             has_said = true;
         }
-        let is_read = output::print(&match (json, watch) {
+        let is_read = stdout::print(&match (json, watch) {
             (true, false) => format!("{:#}\n", self::json(&overview)),
             (true, true) => format!("{}\n", self::json(&overview)),
             (false, false) => table(&overview, terminal::page().map(|(columns, _)| columns)),

@@ -2,11 +2,11 @@
 //!
 //! Everything goes through the simple query protocol, one round trip a message, and through [`ask`].
 
-use super::note::Note;
 use super::{Attempt, Grant, Keys};
 use crate::connection;
 use crate::key::KeyId;
 use crate::outcome::{ExitCode, Failure};
+use crate::protocol::query_tag::Note;
 use postgres::error::SqlState;
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use std::time::Instant;

@@ -4,16 +4,16 @@
 //! something to do with a lock. The server tells the one who is evicted nothing but that an administrator did it, so
 //! whoever evicts puts a mark into `pg_locks` and stays for a moment; the evicted pglock looks for it there.
 
+use crate::commands::list;
 use crate::connection;
-use crate::diag;
-use crate::holders::Backend;
+use crate::inspect::backend::Backend;
+use crate::inspect::overview::{self, Entry, Overview, State};
 use crate::key::{self, Key, KeyId};
-use crate::list;
 use crate::lock::{self, AT_ONCE, Answer, IN_THIS_DATABASE, ask};
 use crate::outcome::{ExitCode, Failure};
-use crate::output;
-use crate::overview::{self, Entry, Overview, State};
-use crate::terminal;
+use crate::ui::message;
+use crate::ui::stdout;
+use crate::ui::terminal;
 use postgres::Client;
 use postgres::error::SqlState;
 use std::collections::HashSet;
@@ -64,21 +64,21 @@ pub fn evict(client: &mut Client, keys: &[Key], waiters: bool, yes: bool) -> Res
         ..overview
     };
     if wanted.entries.is_empty() {
-        return output::print(&format!("nobody holds {}\n", key::describe(keys))).map(drop);
+        return stdout::print(&format!("nobody holds {}\n", key::describe(keys))).map(drop);
     }
     let backends = without_duplicates(&wanted.entries);
     let width = terminal::page().map(|(columns, _)| columns);
-    output::print(&list::table(&wanted, width))?;
+    stdout::print(&list::table(&wanted, width))?;
     if !yes && !terminal::ask(&question(backends.len())) {
         return Err(Failure::say(ExitCode::Conflict, "nobody was evicted"));
     }
-    output::print(&end(client, &backends)?)?;
+    stdout::print(&end(client, &backends)?)?;
     if waiters && polling > 0 {
-        diag::notice(format_args!(
+        message::notice(format_args!(
             "{polling} more wait without a session of their own, which could be ended"
         ));
     }
-    output::print(&aftermath(client, keys)?).map(drop)
+    stdout::print(&aftermath(client, keys)?).map(drop)
 }
 
 fn question(count: usize) -> String {

@@ -9,7 +9,7 @@
 //! finished when the main loop looks at what it left.
 
 use crate::sys;
-use crate::terminal;
+use crate::ui::terminal;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::unistd::{Pid, getsid};

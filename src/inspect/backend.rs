@@ -5,9 +5,9 @@
 //! `application_name`.
 
 use crate::key::{Key, KeyId};
-use crate::lock::note::{self, LONGEST_NOTE, NOTE};
 use crate::lock::{AT_ONCE, ask, cell};
-use crate::slots;
+use crate::protocol::query_tag::{self, LONGEST_NOTE, NOTE};
+use crate::protocol::slots;
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -90,7 +90,7 @@ impl Backend {
         let number = |column| get(column).and_then(|text| text.parse::<f64>().ok());
         let seen = number("now").unwrap_or_default();
         let moment = |column| number(column).map(|epoch| Moment::at(epoch, seen));
-        let told = get("note").and_then(note::read);
+        let told = get("note").and_then(query_tag::read);
         // A heartbeat says for how long the lock has been held. Before the first one, the last message of the session is
         // the one that took the lock, or what was asked right after it.
         let since = told.as_ref().and_then(|told| match told.holds {

@@ -27,7 +27,7 @@ pub fn name_job(program: &OsStr) {
 
 /// What there is to say besides the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Note {
+pub enum Note {
     /// Nothing.
     Plain,
     /// We wait in the server's queue for so long, and then come back.
@@ -40,7 +40,7 @@ pub(super) enum Note {
 
 impl Note {
     /// The message with its note.
-    pub(super) fn on(self, sql: &str) -> String {
+    pub fn on(self, sql: &str) -> String {
         match JOB.get() {
             Some(job) => format!("{}{sql}", self.comment(job)),
             None => sql.to_owned(),

@@ -9,20 +9,20 @@
 //!
 //! The connection is opened once. It is never opened again: the lock would be somebody else's by then.
 
+use crate::commands::evict;
 use crate::connection::{self, Canceller, Connection, Settings};
-use crate::diag;
-use crate::evict;
-use crate::holders::{self, Backend};
+use crate::inspect::backend::{self, Backend};
 use crate::key::{Key, KeyId, Number};
-use crate::line::{Line, Ticket};
+use crate::lock::ticket::{Line, Ticket};
 use crate::lock::{
     self, Attempt, Caller, Computed, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Server, Talk,
     Terms, Wait,
 };
 use crate::outcome::{ExitCode, Failure};
-use crate::signals::Waker;
-use crate::slots;
+use crate::protocol::slots;
+use crate::run::signals::Waker;
 use crate::sys;
+use crate::ui::message;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
 use postgres::Client;
@@ -348,7 +348,7 @@ impl Thread {
         })?;
         let connection = self.open()?;
         if connection.socket.is_none() {
-            diag::detail(
+            message::detail(
                 "cannot tell which descriptor the session's socket is: its loss is noticed later, \
                  and the job does not inherit it",
             );
@@ -398,7 +398,7 @@ impl Thread {
         if !server.pooled {
             self.speaker.say(Report::Direct(canceller));
         }
-        diag::detail(format_args!(
+        message::detail(format_args!(
             "connected to database {:?}, backend {}{}",
             server.database,
             server.backend_pid,
@@ -512,9 +512,9 @@ impl Thread {
         if self.request.wait == Wait::Try {
             return Ok(Err(taken));
         }
-        if diag::is_verbose() {
+        if message::is_verbose() {
             let held = self.busy(client, asked, taken);
-            diag::detail(format_args!("{held}; waiting"));
+            message::detail(format_args!("{held}; waiting"));
         }
         let Asked { ids, lock, server } = asked;
         let mut terms = Terms {
@@ -615,10 +615,10 @@ impl Thread {
             Keys::All(ids) => &ids[busy..=busy],
             Keys::OneOf(ids, _) => ids,
         };
-        let holders = holders::of(client, taken).ok();
+        let holders = backend::of(client, taken).ok();
         let given = asked.ids.iter().position(|id| *id == taken[0]);
         let given = given.unwrap_or_default();
-        holders::sentence(
+        backend::sentence(
             &self.request.keys[given],
             asked.ids[given],
             self.request.slots,
@@ -739,7 +739,7 @@ impl Talk for Waiting<'_> {
         if self.thread.request.is_watched && self.looked.elapsed() > GLANCE {
             self.thread.alive(patience_with(self.server));
             // Whoever cannot be shown is not shown; the wait itself finds out what is wrong.
-            if let Ok(mut holders) = holders::of(client, self.ids) {
+            if let Ok(mut holders) = backend::of(client, self.ids) {
                 holders.retain(|holder| holder.pid != Some(self.server.backend_pid));
                 self.thread.speaker.say(Report::Waiting(holders));
             }
@@ -834,7 +834,7 @@ fn compose_name(front: &str, slots: Option<u16>, host: &str, pid: u32) -> String
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::holders::Backend;
+    use crate::inspect::backend::Backend;
     use proptest::prelude::*;
 
     #[test]

@@ -1,7 +1,7 @@
 //! What somebody who watches a wait on a terminal reads: what is waited for, who holds it since when, how long so far.
 
-use crate::holders::{Backend, age};
-use crate::list::cut;
+use crate::commands::list::cut;
+use crate::inspect::backend::{Backend, age};
 use std::time::{Duration, Instant};
 use unicode_width::UnicodeWidthStr;
 

@@ -6,7 +6,7 @@
 //! reaped job is never signalled; a lost lock ends in a dead job, unless the user said to ignore it.
 
 use crate::outcome::{ExitCode, JobEnd, Outcome};
-use crate::signals::Arrival;
+use crate::run::signals::Arrival;
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 

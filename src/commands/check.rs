@@ -8,7 +8,7 @@ use crate::connection::{self, Connection, Settings};
 use crate::key::KeyId;
 use crate::lock::{self, Attempt, Caller, Keys, Lock, Mode, Scope, ScopeChoice, Server};
 use crate::outcome::{ExitCode, Failure};
-use crate::session::{self, Timing};
+use crate::run::session::{self, Timing};
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use serde_json::json;
 use std::collections::hash_map::RandomState;

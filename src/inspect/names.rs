@@ -4,8 +4,8 @@
 //! can stand for is few: each way of hashing it is tried, and the slots and the line of what fits are known with it.
 
 use crate::key::{Key, KeyId};
-use crate::line::Line;
-use crate::slots;
+use crate::lock::ticket::Line;
+use crate::protocol::slots;
 use std::collections::HashMap;
 
 /// What a number stands for.

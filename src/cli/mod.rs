@@ -4,15 +4,18 @@
 //! than to one call has a variable, which an option overrides; what names the lock has none, or a pglock inside
 //! the job of another would take its parent's lock. Whatever is wrong is said before anything is touched.
 
+#[cfg(test)]
+mod generated;
+
+use crate::commands::key::{Answer, Question};
 use crate::connection::{may_have_password, quoted};
-use crate::diag::Verbosity;
 use crate::key::Key;
 use crate::key::hash::{Scheme, Subject, TABLE};
 use crate::lock::{Mode, ScopeChoice};
-use crate::numbers::{Answer, Question};
 use crate::outcome::{EXIT_TABLE, ExitCode, Failure};
-use crate::slots;
-use crate::step::OnLost;
+use crate::protocol::slots;
+use crate::run::state::OnLost;
+use crate::ui::message::Verbosity;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::{ContextKind, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};

@@ -7,14 +7,16 @@
 //!
 //! A pid is only used while it cannot belong to anybody else: from the start until [`Job::reap`].
 
+pub mod processes;
+pub mod spawn;
+
 use crate::key::{Key, KeyId};
 use crate::lock::Mode;
 use crate::outcome::{ExitCode, Failure, JobEnd};
-use crate::processes;
-use crate::signals::Signals;
-use crate::spawn::{Setup, spawn};
+use crate::run::job::spawn::{Setup, spawn};
+use crate::run::signals::Signals;
 use crate::sys::{self, ChildChange};
-use crate::terminal;
+use crate::ui::terminal;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::waitpid;

@@ -1,0 +1,5 @@
+//! Who holds a lock, and who waits for it.
+
+pub mod backend;
+pub mod names;
+pub mod overview;
