@@ -53,14 +53,14 @@ mod run;
 mod sys;
 mod ui;
 
-use crate::cli::{Check, Evict, Invocation, List, Run, Shell, Target};
+use crate::cli::{Check, ConnectionOptions, Evict, Invocation, List, Run, Shell};
 use crate::commands::{check, evict, list};
 use crate::connection::Settings;
 use crate::lock::Wait;
-use crate::outcome::{ExitCode, Failure, JobEnd, Outcome};
+use crate::outcome::{ExitCode, ExitReason, Failure, Outcome};
 use crate::run::session::{Request, Timing};
 use crate::run::signals::Blocked;
-use crate::run::state::Rules;
+use crate::run::state::Policy;
 use crate::run::supervisor::Plan;
 use crate::run::{session, signals, supervisor};
 use crate::ui::{message, stdout, terminal};
@@ -118,7 +118,7 @@ fn supervised(run: Run, began: Instant) -> Result<Outcome, Failure> {
         None => Wait::Forever,
     };
     let plan = Plan {
-        rules: Rules {
+        rules: Policy {
             wait_until: match wait {
                 Wait::Until(end) => Some(end),
                 Wait::Try | Wait::Forever => None,
@@ -151,7 +151,7 @@ fn supervised(run: Run, began: Instant) -> Result<Outcome, Failure> {
 }
 
 /// How to connect.
-fn settings(target: &Target) -> Result<Settings, Failure> {
+fn settings(target: &ConnectionOptions) -> Result<Settings, Failure> {
     let settings = Settings::resolve(target.dsn.as_deref(), target.connect_timeout)?;
     if target.dsn_is_argument && settings.password_in_string() {
         message::error(
@@ -216,8 +216,10 @@ fn end(outcome: Outcome) -> process::ExitCode {
     };
     match outcome {
         Outcome::Success => process::ExitCode::SUCCESS,
-        Outcome::Job(JobEnd::Code(code)) | Outcome::Conflict(code) => code.into(),
-        Outcome::Job(JobEnd::Signal(number)) | Outcome::Interrupted(number) => by_signal(number),
+        Outcome::Job(ExitReason::Code(code)) | Outcome::Conflict(code) => code.into(),
+        Outcome::Job(ExitReason::Signal(number)) | Outcome::Interrupted(number) => {
+            by_signal(number)
+        }
         Outcome::Failed(code) => (code as u8).into(),
     }
 }

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-/// pglock's own ways to end. A job's own ending is [`JobEnd`].
+/// pglock's own ways to end. A job's own ending is [`ExitReason`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ExitCode {
@@ -64,7 +64,7 @@ pub const EXIT_TABLE: &[(&str, &str)] = &[
 
 /// How the job ended, as wait(2) tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum JobEnd {
+pub enum ExitReason {
     /// It exited with this status.
     Code(u8),
     /// This signal ended it.
@@ -77,7 +77,7 @@ pub enum Outcome {
     /// Everything asked for was done, and there was no job whose end to repeat.
     Success,
     /// As the job ended.
-    Job(JobEnd),
+    Job(ExitReason),
     /// By the signal that ended the wait for the lock.
     Interrupted(i32),
     /// The lock was not acquired; the code is the user's to choose.

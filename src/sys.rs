@@ -130,7 +130,7 @@ pub fn before_exec(command: &mut Command, default: &[Signal], ignored: &[Signal]
 
 /// What has become of a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ChildChange {
+pub enum WaitStatus {
     /// It exited with this status, and waits to be reaped: until then its pid and its group's are not reused.
     Exited(i32),
     /// This signal ended it; it waits to be reaped as well.
@@ -142,7 +142,7 @@ pub enum ChildChange {
 }
 
 /// The next change of this child, if there is one, without reaping it (waitid(2) with WNOWAIT for an end).
-pub fn child_change(pid: Pid) -> io::Result<Option<ChildChange>> {
+pub fn child_change(pid: Pid) -> io::Result<Option<WaitStatus>> {
     let id = pid.as_raw() as libc::id_t;
     // A stop or continuation is consumed by asking, an end must not be: ask for the end first.
     let end = wait(libc::P_PID, id, libc::WEXITED | libc::WNOWAIT)?;
@@ -176,7 +176,7 @@ fn wait(
     kind: libc::idtype_t,
     id: libc::id_t,
     what: libc::c_int,
-) -> io::Result<Option<(Pid, ChildChange)>> {
+) -> io::Result<Option<(Pid, WaitStatus)>> {
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     // SAFETY: waitid fills the siginfo, which all-zero bytes make valid before.
     let info = unsafe {
@@ -189,10 +189,10 @@ fn wait(
     let (changed, status) = unsafe { (info.si_pid(), info.si_status()) };
     let change = match info.si_code {
         _ if changed == 0 => return Ok(None),
-        libc::CLD_EXITED => ChildChange::Exited(status),
-        libc::CLD_KILLED | libc::CLD_DUMPED => ChildChange::Killed(status),
-        libc::CLD_STOPPED | libc::CLD_TRAPPED => ChildChange::Stopped(status),
-        libc::CLD_CONTINUED => ChildChange::Continued,
+        libc::CLD_EXITED => WaitStatus::Exited(status),
+        libc::CLD_KILLED | libc::CLD_DUMPED => WaitStatus::Killed(status),
+        libc::CLD_STOPPED | libc::CLD_TRAPPED => WaitStatus::Stopped(status),
+        libc::CLD_CONTINUED => WaitStatus::Continued,
         _ => return Ok(None),
     };
     Ok(Some((Pid::from_raw(changed), change)))

@@ -7,7 +7,7 @@
 #[cfg(test)]
 mod generated;
 
-use crate::commands::key::{Answer, Question};
+use crate::commands::key::{KeyFormat, KeyQuery};
 use crate::connection::{may_have_password, quoted};
 use crate::key::Key;
 use crate::key::hash::{Scheme, Subject, TABLE};
@@ -318,9 +318,9 @@ impl FromStr for Limit {
             false => humantime::parse_duration(text).ok(),
         };
         // A longer time than this overflows the clock's arithmetic on some systems, and is for ever anyhow.
-        const LONGEST: Duration = Duration::from_secs(100 * 365 * 86400);
+        const MAX_DURATION: Duration = Duration::from_secs(100 * 365 * 86400);
         match duration {
-            Some(duration) => Ok(Limit(duration.min(LONGEST))),
+            Some(duration) => Ok(Limit(duration.min(MAX_DURATION))),
             None => Err(
                 "a duration is expected: seconds (10, 1.5) or with units (500ms, 90s, 5m, 1h30m)"
                     .into(),
@@ -352,10 +352,10 @@ impl FromStr for Slots {
 
     fn from_str(text: &str) -> Result<Slots, String> {
         match text.parse() {
-            Ok(count @ 1..=slots::MOST) => Ok(Slots(count)),
+            Ok(count @ 1..=slots::MAX_SLOTS) => Ok(Slots(count)),
             _ => Err(format!(
                 "a number of slots is expected: 1 to {}",
-                slots::MOST
+                slots::MAX_SLOTS
             )),
         }
     }
@@ -373,7 +373,7 @@ pub enum Invocation {
     /// `pglock check`
     Check(Box<Check>),
     /// `pglock key`
-    Key(Question),
+    Key(KeyQuery),
     /// `pglock completions`
     Completions(Shell),
     /// `--help` or `--version`: a text for standard output.
@@ -382,7 +382,7 @@ pub enum Invocation {
 
 /// Where and how to connect, validated.
 #[derive(Debug)]
-pub struct Target {
+pub struct ConnectionOptions {
     /// The connection string, from the option or a variable.
     pub dsn: Option<String>,
     /// The string is an argument of this process, for everybody to see.
@@ -395,7 +395,7 @@ pub struct Target {
 #[derive(Debug)]
 pub struct List {
     /// Where to connect.
-    pub target: Target,
+    pub target: ConnectionOptions,
     /// The keys to look for; none for all.
     pub keys: Vec<Key>,
     /// JSON instead of a table.
@@ -408,7 +408,7 @@ pub struct List {
 #[derive(Debug)]
 pub struct Evict {
     /// Where to connect.
-    pub target: Target,
+    pub target: ConnectionOptions,
     /// The keys, at least one.
     pub keys: Vec<Key>,
     /// Whether those who wait are to go too.
@@ -421,7 +421,7 @@ pub struct Evict {
 #[derive(Debug)]
 pub struct Check {
     /// Where to connect.
-    pub target: Target,
+    pub target: ConnectionOptions,
     /// What the lock is to live as long as.
     pub scope: ScopeChoice,
     /// From TERM to KILL, as `run` would take it from the variable.
@@ -462,7 +462,7 @@ pub struct Run {
     /// The longest pause between two tries.
     pub poll: Duration,
     /// Where to connect.
-    pub target: Target,
+    pub target: ConnectionOptions,
     /// What the lock lives as long as.
     pub scope: ScopeChoice,
     /// How much to say.
@@ -505,9 +505,9 @@ fn scheme_names(more: impl IntoIterator<Item = PossibleValue>) -> PossibleValues
 }
 
 /// Below this, a busy but healthy server would pass for a dead one.
-const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(100);
+const MIN_HEARTBEAT: Duration = Duration::from_millis(100);
 /// More often would be a load without a use.
-const SHORTEST_POLL: Duration = Duration::from_millis(10);
+const MIN_POLL: Duration = Duration::from_millis(10);
 /// The server's own limit is made of these, and the kernel takes no keepalive above 32767 s.
 const LONGEST_SILENCE: Duration = Duration::from_secs(3600);
 
@@ -606,7 +606,7 @@ impl RunArgs {
         let on_lost = choice_or_variable(self.on_lost, "PGLOCK_ON_LOST", "stop or ignore")?;
         let poll = or_variable(self.poll, "PGLOCK_POLL")?;
         let poll = poll.map_or(Duration::from_secs(1), |limit| limit.0);
-        if !(SHORTEST_POLL..=LONGEST_SILENCE).contains(&poll) {
+        if !(MIN_POLL..=LONGEST_SILENCE).contains(&poll) {
             return Err(Failure::say(
                 ExitCode::Usage,
                 "the pause between two tries can be 10ms to 1h",
@@ -665,10 +665,10 @@ impl RunArgs {
 }
 
 impl KeyArgs {
-    fn validate(self) -> Result<Question, Failure> {
+    fn validate(self) -> Result<KeyQuery, Failure> {
         let answer = match (self.sql, self.dbname) {
-            (true, _) => Answer::Sql,
-            (false, database) => Answer::Number { database },
+            (true, _) => KeyFormat::Sql,
+            (false, database) => KeyFormat::Number { database },
         };
         let one = match self.hash {
             Some(Schemes::All) => {
@@ -677,14 +677,14 @@ impl KeyArgs {
                     names.next().filter(|key| key.name().is_some()),
                     names.next(),
                 ) {
-                    (Some(name), None) => Ok(Question::AllSchemes { name, answer }),
+                    (Some(name), None) => Ok(KeyQuery::AllSchemes { name, answer }),
                     _ => Err(usage("--hash all takes one name; name:42 is the name 42")),
                 };
             }
             Some(Schemes::One(scheme)) => Some(scheme),
             None => None,
         };
-        Ok(Question::Keys {
+        Ok(KeyQuery::Keys {
             keys: the_keys(self.names, one)?,
             answer,
         })
@@ -732,9 +732,9 @@ fn usage(words: impl std::fmt::Display) -> Failure {
 }
 
 impl ConnectionArgs {
-    fn validate(self) -> Result<Target, Failure> {
+    fn validate(self) -> Result<ConnectionOptions, Failure> {
         let connect_timeout = or_variable(self.connect_timeout, "PGLOCK_CONNECT_TIMEOUT")?;
-        Ok(Target {
+        Ok(ConnectionOptions {
             dsn_is_argument: self.dsn.is_some(),
             dsn: match self.dsn {
                 Some(dsn) => Some(dsn),
@@ -817,7 +817,7 @@ fn timing(
     let heartbeat = heartbeat.map_or(Duration::from_secs(5), |limit| limit.0);
     let kill_after = or_variable(kill_after, "PGLOCK_KILL_AFTER")?;
     let kill_after = kill_after.map_or(Duration::from_secs(10), |limit| limit.0);
-    match heartbeat < SHORTEST_HEARTBEAT || heartbeat.max(kill_after) > LONGEST_SILENCE {
+    match heartbeat < MIN_HEARTBEAT || heartbeat.max(kill_after) > LONGEST_SILENCE {
         true => Err(Failure::say(
             ExitCode::Usage,
             "the heartbeat can be 100ms to 1h, and the time to KILL at most 1h",

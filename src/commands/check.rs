@@ -4,9 +4,9 @@
 //! a key that nobody else uses, taken as `run` takes it, found in `pg_locks`, and given back. Nothing is left
 //! behind: behind a pooler every setting is made for a transaction alone.
 
-use crate::connection::{self, Connection, Settings};
+use crate::connection::{Connection, Settings};
 use crate::key::KeyId;
-use crate::lock::{self, Attempt, Caller, Keys, Lock, Mode, Scope, ScopeChoice, Server};
+use crate::lock::{self, ClientInfo, Keys, Lock, Mode, Scope, ScopeChoice, Server, TryOutcome};
 use crate::outcome::{ExitCode, Failure};
 use crate::run::session::{self, Timing};
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
@@ -17,7 +17,7 @@ use std::hash::BuildHasher;
 use std::time::{Duration, Instant};
 
 /// What was found out. It prints as lines for people.
-pub struct Report {
+pub struct CheckReport {
     findings: Vec<Finding>,
     scope: Option<Scope>,
 }
@@ -64,7 +64,11 @@ impl Failure {
 ///
 /// # Errors
 /// It cannot connect, or the connection was lost on the way.
-pub fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<Report, Failure> {
+pub fn report(
+    settings: &Settings,
+    choice: ScopeChoice,
+    timing: Timing,
+) -> Result<CheckReport, Failure> {
     // The key is random, and the application's name is as unique as it.
     let random = RandomState::new().hash_one(());
     let id = KeyId::Bigint(random as i64);
@@ -72,7 +76,7 @@ pub fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Resul
     let application_name = session::application_name(settings.application_name(), &name, None);
     let Connection { mut client, .. } = settings.open(&application_name, None)?;
     // The session's own timeouts are to be seen first.
-    let caller = Caller {
+    let caller = ClientInfo {
         application_name,
         choice,
         limit: None,
@@ -84,7 +88,7 @@ pub fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Resul
     };
     let (server, attempt) = match lock.first_try(&mut client, &caller, None) {
         Ok(answer) => answer,
-        Err(failure) => return failure.refusal().map(Report::of_no_postgresql),
+        Err(failure) => return failure.refusal().map(CheckReport::of_no_postgresql),
     };
     let scope = server.fit(choice).ok();
     let mut inspection = Inspection {
@@ -96,21 +100,21 @@ pub fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Resul
         findings: Vec::new(),
     };
     inspection.look(scope, id, attempt)?;
-    Ok(Report {
+    Ok(CheckReport {
         findings: inspection.findings,
         scope,
     })
 }
 
-impl Report {
-    fn of_no_postgresql(why: String) -> Report {
+impl CheckReport {
+    fn of_no_postgresql(why: String) -> CheckReport {
         let refusal = Finding {
             level: Level::Refusal,
             subject: "server",
             fact: why,
             remedy: None,
         };
-        Report {
+        CheckReport {
             findings: vec![refusal],
             scope: None,
         }
@@ -146,7 +150,7 @@ impl Report {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for CheckReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for finding in &self.findings {
             let (level, subject) = (finding.level.name(), finding.subject);
@@ -172,7 +176,12 @@ struct Inspection<'a> {
 
 impl Inspection<'_> {
     /// All findings, in the order in which they are told. Without a scope there is no lock to be had.
-    fn look(&mut self, scope: Option<Scope>, id: KeyId, attempt: Attempt) -> Result<(), Failure> {
+    fn look(
+        &mut self,
+        scope: Option<Scope>,
+        id: KeyId,
+        attempt: TryOutcome,
+    ) -> Result<(), Failure> {
         self.server_itself();
         let (database, name) = ("database", self.server.database.clone());
         self.ok(
@@ -225,7 +234,7 @@ impl Inspection<'_> {
 
     /// The rows of a question.
     fn ask(&mut self, sql: &str) -> Result<Vec<SimpleQueryRow>, Failure> {
-        let messages = lock::ask(&mut self.client, sql).map_err(connection::failure)?;
+        let messages = lock::ask(&mut self.client, sql)?;
         let rows = messages.into_iter().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,
@@ -374,15 +383,15 @@ impl Inspection<'_> {
         &mut self,
         id: KeyId,
         scope: Scope,
-        first: Attempt,
-    ) -> Result<(Lock, Attempt), Failure> {
+        first: TryOutcome,
+    ) -> Result<(Lock, TryOutcome), Failure> {
         let limit = self.timing.server_limit();
         let mode = Mode::Exclusive;
         let keys = Keys::All(vec![id]);
         let lock = Lock { keys, mode, scope };
         let attempt = match scope {
             Scope::Session => {
-                lock::set_up(&mut self.client, limit).map_err(connection::failure)?;
+                lock::set_up(&mut self.client, limit)?;
                 first
             }
             Scope::Transaction => {
@@ -491,13 +500,13 @@ impl Inspection<'_> {
         }
         match lock::ask(&mut self.client, "DO $$ BEGIN END $$") {
             Ok(_) => self.ok("waiting", "in the server's queue"),
-            Err(error) if error.as_db_error().is_none() => return Err(connection::failure(error)),
+            Err(error) if error.as_db_error().is_none() => return Err(Failure::from(error)),
             Err(error) => self.find(
                 Level::Warning,
                 "waiting",
                 format!(
                     "by trying again, at most --poll apart, since there is no plpgsql: {}",
-                    connection::failure(error)
+                    Failure::from(error)
                 ),
                 Some(
                     "GRANT USAGE ON LANGUAGE plpgsql lets pglock wait in the server's queue".into(),
@@ -511,7 +520,7 @@ impl Inspection<'_> {
         let mut times = Vec::new();
         for _ in 0..ROUND_TRIPS {
             let began = Instant::now();
-            lock::heartbeat(&mut self.client, Duration::ZERO).map_err(connection::failure)?;
+            lock::heartbeat(&mut self.client, Duration::ZERO)?;
             times.push(began.elapsed());
         }
         times.sort();
@@ -538,15 +547,11 @@ impl Inspection<'_> {
     }
 
     /// Whether the lock that was taken is a real one, and gives it back.
-    fn lock(&mut self, lock: &Lock, attempt: Attempt) -> Result<(), Failure> {
+    fn lock(&mut self, lock: &Lock, attempt: TryOutcome) -> Result<(), Failure> {
         let refusal = match attempt.outcome() {
             Ok(Ok(grant)) => {
-                let released = lock
-                    .release(&mut self.client)
-                    .map_err(connection::failure)?;
-                let still = lock
-                    .is_held(&mut self.client)
-                    .map_err(connection::failure)?;
+                let released = lock.release(&mut self.client)?;
+                let still = lock.is_held(&mut self.client)?;
                 match released && !still {
                     true => {
                         let fact = format!(

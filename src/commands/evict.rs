@@ -5,11 +5,10 @@
 //! whoever evicts puts a mark into `pg_locks` and stays for a moment; the evicted pglock looks for it there.
 
 use crate::commands::list;
-use crate::connection;
 use crate::inspect::backend::Backend;
-use crate::inspect::overview::{self, Entry, Overview, State};
+use crate::inspect::overview::{self, LockEntry, LockState, Overview};
 use crate::key::{self, Key, KeyId};
-use crate::lock::{self, AT_ONCE, Answer, IN_THIS_DATABASE, ask};
+use crate::lock::{self, AT_ONCE, IN_THIS_DATABASE, QueryResult, ask};
 use crate::outcome::{ExitCode, Failure};
 use crate::ui::message;
 use crate::ui::stdout;
@@ -25,18 +24,18 @@ const PREFIX: &str = "pglock evict ";
 
 /// The first number of the marks; the second is the process of the server that is told to end. The first four bytes of
 /// the SHA-256 of `pglock evict`, read as those of a line. Part of the stable interface.
-const MARK: i32 = -613922599;
+const EVICTION_MARK_CLASS: i32 = -613922599;
 
 /// How long the evicted have to look who it was.
-const STAY: Duration = Duration::from_secs(1);
+const MARK_HOLD_TIME: Duration = Duration::from_secs(1);
 /// How long a session may take to end. One whose process is stopped or hangs on a disk takes longer.
-const END: Duration = Duration::from_secs(10);
+const TERMINATION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often to look whether they have ended.
-const GLANCE: Duration = Duration::from_millis(20);
+const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Whether it is a mark, and no lock.
 pub fn is_mark(id: KeyId) -> bool {
-    id.class() == Some(MARK)
+    id.class() == Some(EVICTION_MARK_CLASS)
 }
 
 /// The name to connect with: the system's user, host and process.
@@ -57,7 +56,7 @@ pub fn evict(client: &mut Client, keys: &[Key], waiters: bool, yes: bool) -> Res
     let polling = overview
         .entries
         .iter()
-        .filter(|entry| entry.state == State::Polling);
+        .filter(|entry| entry.state == LockState::Polling);
     let polling = polling.count();
     let wanted = Overview {
         entries: candidates(&overview, waiters),
@@ -89,7 +88,7 @@ fn question(count: usize) -> String {
 }
 
 /// Each session once.
-fn without_duplicates(entries: &[Entry]) -> Vec<&Backend> {
+fn without_duplicates(entries: &[LockEntry]) -> Vec<&Backend> {
     let mut seen = HashSet::new();
     let backends = entries.iter().map(|entry| &entry.backend);
     backends
@@ -99,11 +98,11 @@ fn without_duplicates(entries: &[Entry]) -> Vec<&Backend> {
 
 /// Those who are to be evicted: the holders, and the waiters too if that is asked for. Who asks through a pooler has no
 /// session of its own that could be ended.
-fn candidates(overview: &Overview, waiters: bool) -> Vec<Entry> {
-    let is_wanted = |entry: &&Entry| match entry.state {
-        State::Holding => true,
-        State::Queueing | State::InLine(_) => waiters,
-        State::Polling => false,
+fn candidates(overview: &Overview, waiters: bool) -> Vec<LockEntry> {
+    let is_wanted = |entry: &&LockEntry| match entry.state {
+        LockState::Holding => true,
+        LockState::Queueing | LockState::InLine(_) => waiters,
+        LockState::Polling => false,
     };
     overview.entries.iter().filter(is_wanted).cloned().collect()
 }
@@ -116,7 +115,7 @@ fn end(client: &mut Client, backends: &[&Backend]) -> Result<String, Failure> {
     let mut told: Vec<i32> = Vec::new();
     let mut words = String::new();
     // The marks are those of a transaction, which are right behind a pooler too.
-    ask(client, "BEGIN NOT DEFERRABLE").map_err(connection::failure)?;
+    ask(client, "BEGIN NOT DEFERRABLE")?;
     // Those who wait first, or they would be given the lock.
     for backend in backends.iter().rev() {
         let Some(pid) = backend.pid else {
@@ -129,37 +128,37 @@ fn end(client: &mut Client, backends: &[&Backend]) -> Result<String, Failure> {
         }
     }
     let began = Instant::now();
-    while !told.is_empty() && holds_any(client, &told).map_err(connection::failure)? {
-        if began.elapsed() > END {
+    while !told.is_empty() && holds_any(client, &told)? {
+        if began.elapsed() > TERMINATION_TIMEOUT {
             return Err(Failure::say(
                 ExitCode::Conflict,
                 format!("the server has told backend {told:?} to end, and it does not end"),
             ));
         }
-        sleep(GLANCE);
+        sleep(TERMINATION_POLL_INTERVAL);
     }
     let are_told = |backend: &&&Backend| backend.pid.is_some_and(|pid| told.contains(&pid));
     for backend in backends.iter().filter(are_told) {
         words += &format!("evicted {backend}\n");
     }
     if backends.iter().filter(are_told).any(|it| it.is_pglock()) {
-        sleep(STAY.saturating_sub(began.elapsed()));
+        sleep(MARK_HOLD_TIME.saturating_sub(began.elapsed()));
     }
-    ask(client, "COMMIT").map_err(connection::failure)?;
+    ask(client, "COMMIT")?;
     Ok(words)
 }
 
 /// Leaves the mark, and tells the session to end if it is still the one that was seen. Whether it was.
 fn terminate(client: &mut Client, pid: i32, seen: &Backend) -> Result<bool, postgres::Error> {
     let sql = format!(
-        "SELECT pg_catalog.pg_advisory_xact_lock_shared({MARK}, {pid}); \
+        "SELECT pg_catalog.pg_advisory_xact_lock_shared({EVICTION_MARK_CLASS}, {pid}); \
          SELECT pg_catalog.pg_terminate_backend(pid) AS told FROM pg_catalog.pg_stat_activity a \
          WHERE pid = {pid} AND usename = {} AND application_name = {} AND EXISTS (\
          SELECT 1 FROM pg_catalog.pg_locks l WHERE l.pid = {pid} AND l.locktype = 'advisory')",
         key::sql_literal(&seen.user),
         key::sql_literal(&seen.application_name),
     );
-    Ok(Answer::to(client, &sql)?.is_true("told"))
+    Ok(QueryResult::to(client, &sql)?.is_true("told"))
 }
 
 /// Whether one of these processes has something to do with an advisory lock still.
@@ -169,12 +168,12 @@ fn holds_any(client: &mut Client, pids: &[i32]) -> Result<bool, postgres::Error>
         "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid IN ({})) AS any",
         pids.join(", ")
     );
-    Ok(Answer::to(client, &sql)?.is_true("any"))
+    Ok(QueryResult::to(client, &sql)?.is_true("any"))
 }
 
 fn refusal(error: postgres::Error, backend: &Backend) -> Failure {
     if error.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
-        return connection::failure(error);
+        return Failure::from(error);
     }
     Failure::say(
         ExitCode::Permission,
@@ -194,8 +193,8 @@ fn aftermath(client: &mut Client, keys: &[Key]) -> Result<String, Failure> {
     let after = overview::look(client, keys)?;
     let ids = lock::numbers(client, keys)?;
     let lines = keys.iter().zip(ids).map(|(key, id)| {
-        let is_it = |entry: &&Entry| entry.state == State::Holding && entry.base == id;
-        let holders: Vec<&Entry> = after.entries.iter().filter(is_it).collect();
+        let is_it = |entry: &&LockEntry| entry.state == LockState::Holding && entry.base == id;
+        let holders: Vec<&LockEntry> = after.entries.iter().filter(is_it).collect();
         match holders[..] {
             [] => format!("key {key} is free\n"),
             [one] => format!("key {key} is held by {} now\n", one.backend),
@@ -218,9 +217,9 @@ pub fn by_whom(client: &mut Client, pid: i32) -> Result<Option<String>, postgres
         "{AT_ONCE}SELECT application_name, usename FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid) \
          WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.classid = {} AND l.objid = {pid} AND l.granted \
          AND l.{IN_THIS_DATABASE} LIMIT 1",
-        MARK as u32
+        EVICTION_MARK_CLASS as u32
     );
-    let answer = Answer::to(client, &sql)?;
+    let answer = QueryResult::to(client, &sql)?;
     let name = answer.get("application_name").unwrap_or_default();
     let role = answer.get("usename").unwrap_or_default();
     Ok(name
@@ -239,6 +238,6 @@ mod tests {
         let first = digest[..4]
             .iter()
             .fold(0, |n, byte| (n << 8) | i32::from(*byte));
-        assert_eq!(MARK, first);
+        assert_eq!(EVICTION_MARK_CLASS, first);
     }
 }

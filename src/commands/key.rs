@@ -9,26 +9,26 @@ use crate::outcome::{ExitCode, Failure};
 
 /// What is asked.
 #[derive(Debug)]
-pub enum Question {
+pub enum KeyQuery {
     /// These keys, a line each.
     Keys {
         /// The keys.
         keys: Vec<Key>,
         /// What to say of each.
-        answer: Answer,
+        answer: KeyFormat,
     },
     /// Every scheme, a line each, with the scheme in front.
     AllSchemes {
         /// The key, which is a name.
         name: Key,
         /// What to say of each.
-        answer: Answer,
+        answer: KeyFormat,
     },
 }
 
 /// What to say of a key.
 #[derive(Debug)]
-pub enum Answer {
+pub enum KeyFormat {
     /// The number, in the database of this name where it depends on that.
     Number {
         /// The name.
@@ -42,18 +42,18 @@ pub enum Answer {
 ///
 /// # Errors
 /// A number is asked for that only a server can tell, or a database is given that does not matter.
-pub fn lines(question: &Question) -> Result<String, Failure> {
+pub fn lines(question: &KeyQuery) -> Result<String, Failure> {
     match question {
-        Question::Keys { keys, answer } => {
+        KeyQuery::Keys { keys, answer } => {
             let lines = keys.iter().map(|key| line(key, answer));
             lines.map(|line| Ok(line? + "\n")).collect()
         }
-        Question::AllSchemes { name, answer } => Ok(table(name, answer)),
+        KeyQuery::AllSchemes { name, answer } => Ok(table(name, answer)),
     }
 }
 
-fn line(key: &Key, answer: &Answer) -> Result<String, Failure> {
-    let Answer::Number { database } = answer else {
+fn line(key: &Key, answer: &KeyFormat) -> Result<String, Failure> {
+    let KeyFormat::Number { database } = answer else {
         return Ok(key.sql());
     };
     let unknown = |words: String| Err(Failure::say(ExitCode::Usage, words));
@@ -72,7 +72,7 @@ fn line(key: &Key, answer: &Answer) -> Result<String, Failure> {
     }
 }
 
-fn table(name: &Key, answer: &Answer) -> String {
+fn table(name: &Key, answer: &KeyFormat) -> String {
     let width = TABLE
         .iter()
         .map(|row| row.name.len())
@@ -84,8 +84,8 @@ fn table(name: &Key, answer: &Answer) -> String {
             Subject::Database | Subject::Nothing => Key::of_tool(row.scheme),
         };
         let said = match answer {
-            Answer::Sql => key.sql(),
-            Answer::Number { database } => match id_in(&key, database.as_deref()) {
+            KeyFormat::Sql => key.sql(),
+            KeyFormat::Number { database } => match id_in(&key, database.as_deref()) {
                 Some(id) => id.to_string(),
                 None => who_knows(&key),
             },

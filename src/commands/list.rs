@@ -2,7 +2,7 @@
 //!
 //! On a terminal the table has the columns that fit; piped, it has them all. JSON is part of the stable interface.
 
-use crate::inspect::overview::{self, Entry, Overview, State};
+use crate::inspect::overview::{self, LockEntry, LockState, Overview};
 use crate::key::Key;
 use crate::outcome::Failure;
 use crate::ui::message;
@@ -19,7 +19,7 @@ struct Column {
     title: &'static str,
     /// What goes first when there is no room: the highest.
     dispensable: u8,
-    cell: fn(&Entry) -> String,
+    cell: fn(&LockEntry) -> String,
 }
 
 const COLUMNS: [Column; 13] = [
@@ -63,7 +63,7 @@ const COLUMNS: [Column; 13] = [
     }),
 ];
 
-const fn column(title: &'static str, dispensable: u8, cell: fn(&Entry) -> String) -> Column {
+const fn column(title: &'static str, dispensable: u8, cell: fn(&LockEntry) -> String) -> Column {
     Column {
         title,
         dispensable,
@@ -96,7 +96,7 @@ pub fn show(client: &mut Client, keys: &[Key], json: bool, watch: bool) -> Resul
             return Ok(overview
                 .entries
                 .iter()
-                .any(|entry| entry.state == State::Holding));
+                .any(|entry| entry.state == LockState::Holding));
         }
         sleep(PERIOD);
     }
@@ -112,7 +112,7 @@ fn screen(overview: &Overview) -> String {
     let table = table(overview, Some(columns));
     let all: Vec<String> = std::iter::once(head.as_str())
         .chain(table.lines())
-        .map(|line| cut(line, columns))
+        .map(|line| truncate_to_width(line, columns))
         .collect();
     let shown = match all.len() > lines {
         true => &all[..lines.saturating_sub(1)],
@@ -191,7 +191,7 @@ pub fn shortcoming(overview: &Overview) -> Option<String> {
     })
 }
 
-fn object(entry: &Entry) -> Value {
+fn object(entry: &LockEntry) -> Value {
     let pglock = entry.backend.pglock();
     json!({
         "key": entry.id.to_string(),
@@ -201,7 +201,7 @@ fn object(entry: &Entry) -> Value {
         "mode": entry.mode.map(|mode| mode.name()),
         "scope": entry.scope.map(|scope| scope.name()),
         "state": match entry.state {
-            State::Holding => "holding",
+            LockState::Holding => "holding",
             _ => "waiting",
         },
         "since": entry.since.map(|since| since.rfc3339()),
@@ -217,16 +217,16 @@ fn object(entry: &Entry) -> Value {
     })
 }
 
-fn state(state: State) -> &'static str {
+fn state(state: LockState) -> &'static str {
     match state {
-        State::Holding => "held",
-        State::Queueing | State::InLine(_) => "waits",
-        State::Polling => "asks",
+        LockState::Holding => "held",
+        LockState::Queueing | LockState::InLine(_) => "waits",
+        LockState::Polling => "asks",
     }
 }
 
 /// The name, or else the number; and the slot.
-fn name(entry: &Entry) -> String {
+fn name(entry: &LockEntry) -> String {
     let name = match &entry.key {
         Some(key) => key.given().to_owned(),
         None => entry.id.to_string(),
@@ -240,10 +240,12 @@ fn name(entry: &Entry) -> String {
 }
 
 /// For how long. Of others than pglock only the session's age is known, which is the most it can be.
-fn age(entry: &Entry) -> String {
+fn age(entry: &LockEntry) -> String {
     match (entry.since, entry.backend.connected) {
         (Some(since), _) => since.age(),
-        (None, Some(connected)) if entry.state == State::Holding => format!("<{}", connected.age()),
+        (None, Some(connected)) if entry.state == LockState::Holding => {
+            format!("<{}", connected.age())
+        }
         _ => String::new(),
     }
 }
@@ -289,7 +291,7 @@ fn shrink(widths: &mut [usize], width: usize) {
 
 fn line(cells: Vec<String>, widths: &[usize]) -> String {
     let padded = cells.iter().zip(widths).map(|(cell, width)| {
-        let cell = cut(cell, *width);
+        let cell = truncate_to_width(cell, *width);
         let blanks = width.saturating_sub(cell.width());
         format!("{cell}{}", " ".repeat(blanks))
     });
@@ -298,7 +300,7 @@ fn line(cells: Vec<String>, widths: &[usize]) -> String {
 }
 
 /// What fits into so many columns of a terminal, with `~` at the end where something is left out.
-pub fn cut(text: &str, width: usize) -> String {
+pub fn truncate_to_width(text: &str, width: usize) -> String {
     if text.width() <= width {
         return text.to_owned();
     }

@@ -6,8 +6,8 @@
 //! not reached: proxies do that whose server is gone.
 
 use super::code_of;
-use super::dial::{Dial, Noted, Opening};
-use super::settings::{Host, Place, Secret, Settings, Target};
+use super::connector::{Connector, HandshakeInfo, Opening};
+use super::settings::{Host, Place, Secret, Settings, TargetSessionAttrs};
 use super::tls;
 use crate::outcome::{ExitCode, Failure};
 use postgres::config::{SslMode, SslNegotiation};
@@ -21,7 +21,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 /// What to try.
-pub struct Attempt<'a> {
+pub struct ConnectAttempt<'a> {
     /// The name of the session.
     pub application_name: &'a str,
     /// Everything that does not depend on the host.
@@ -31,14 +31,14 @@ pub struct Attempt<'a> {
     /// One of its addresses; `None`: its Unix socket.
     pub address: Option<IpAddr>,
     /// What the session must be like.
-    pub target: Target,
+    pub target: TargetSessionAttrs,
     /// The password for it.
     pub password: Option<&'a Secret>,
 }
 
 /// What to try after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum RetryScope {
     /// The next address of the host, or the next host.
     Address,
     /// The next host.
@@ -48,11 +48,11 @@ pub enum Next {
 }
 
 /// Why there is no connection.
-pub struct Refusal {
+pub struct ConnectError {
     /// For the operator.
     pub failure: Failure,
     /// What may still help.
-    pub next: Next,
+    pub next: RetryScope,
     /// TLS failed, or could not begin.
     pub is_of_tls: bool,
     /// The connection was encrypted.
@@ -63,9 +63,9 @@ pub struct Refusal {
     pub wants_password: bool,
 }
 
-impl Refusal {
-    fn new(code: ExitCode, words: String, next: Next) -> Refusal {
-        Refusal {
+impl ConnectError {
+    fn new(code: ExitCode, words: String, next: RetryScope) -> ConnectError {
+        ConnectError {
             failure: Failure::say(code, words),
             next,
             is_of_tls: false,
@@ -76,80 +76,83 @@ impl Refusal {
     }
 
     /// Nobody answers there.
-    pub fn unreachable(words: String) -> Refusal {
-        Refusal::new(ExitCode::Unavailable, words, Next::Address)
+    pub fn unreachable(words: String) -> ConnectError {
+        ConnectError::new(ExitCode::Unavailable, words, RetryScope::Address)
     }
 
     /// A setting is wrong that only concerns this host.
-    pub fn config(words: String) -> Refusal {
-        Refusal::new(ExitCode::Config, words, Next::Host)
+    pub fn config(words: String) -> ConnectError {
+        ConnectError::new(ExitCode::Config, words, RetryScope::Host)
     }
 
     /// One side does not trust the other.
-    pub fn permission(words: String) -> Refusal {
-        Refusal::new(ExitCode::Permission, words, Next::Nothing)
+    pub fn permission(words: String) -> ConnectError {
+        ConnectError::new(ExitCode::Permission, words, RetryScope::Nothing)
     }
 
     /// TLS cannot begin, for a fault of the settings or of their files.
-    pub fn tls_settings(words: String) -> Refusal {
-        Refusal {
+    pub fn tls_settings(words: String) -> ConnectError {
+        ConnectError {
             is_of_tls: true,
-            ..Refusal::new(ExitCode::Config, words, Next::Nothing)
+            ..ConnectError::new(ExitCode::Config, words, RetryScope::Nothing)
         }
     }
 
     /// This failure, and then that of the second way to the same server.
-    pub fn and(self, way: &str, second: Refusal) -> Refusal {
+    pub fn and(self, way: &str, second: ConnectError) -> ConnectError {
         let (one, two) = (self.failure.to_string(), second.failure.to_string());
         let words = match one == two {
             true => one,
             false => format!("{two} ({way}; before that: {one})"),
         };
-        Refusal {
+        ConnectError {
             failure: Failure::say(second.failure.code, words),
             ..second
         }
     }
 }
 
-impl Attempt<'_> {
+impl ConnectAttempt<'_> {
     /// Connects, and sees whether the session is what is wanted; within the limit, if one is given.
     pub fn run(
         &self,
         opening: Opening,
         limit: Option<Duration>,
-    ) -> Result<(Client, Option<Dial>), Refusal> {
+    ) -> Result<(Client, Option<Connector>), ConnectError> {
         let config = self.config()?;
         let settings = self.settings;
-        let dial = self.address.map(|_| {
-            Dial::new(
+        let connector = self.address.map(|_| {
+            Connector::new(
                 opening,
                 settings.require_auth.clone(),
                 settings.longest_answer,
             )
         });
-        if dial.is_none() {
+        if connector.is_none() {
             self.check_unix()?;
         }
-        let (target, connector) = (self.target, dial.clone());
+        let (target, used) = (self.target, connector.clone());
         let connected = within(limit, move || {
-            let mut client = match connector {
-                Some(dial) => config.connect(dial),
+            let mut client = match used {
+                Some(connector) => config.connect(connector),
                 None => config.connect(NoTls),
             }?;
             let mismatch = mismatch(&mut client, target)?;
             Ok((client, mismatch))
         });
-        let noted = dial.as_ref().map(Dial::noted).unwrap_or_default();
+        let handshake = connector
+            .as_ref()
+            .map(Connector::handshake_info)
+            .unwrap_or_default();
         match connected {
-            None => Err(Refusal::unreachable(self.timed_out())),
-            Some(Err(error)) => Err(self.refusal(&error, &noted)),
-            Some(Ok((_, Some(words)))) => Err(Refusal::new(
+            None => Err(ConnectError::unreachable(self.timed_out())),
+            Some(Err(error)) => Err(self.refusal(&error, &handshake)),
+            Some(Ok((_, Some(words)))) => Err(ConnectError::new(
                 ExitCode::Unavailable,
                 words.into(),
-                Next::Host,
+                RetryScope::Host,
             )),
-            Some(Ok((client, None))) => Ok((client, dial)),
+            Some(Ok((client, None))) => Ok((client, connector)),
         }
     }
 
@@ -158,7 +161,7 @@ impl Attempt<'_> {
         format!("no connection within {}", humantime::format_duration(limit))
     }
 
-    fn config(&self) -> Result<Config, Refusal> {
+    fn config(&self) -> Result<Config, ConnectError> {
         let settings = self.settings;
         let mut config = Config::new();
         config
@@ -189,13 +192,13 @@ impl Attempt<'_> {
                     false => self.host.name.clone(),
                 };
                 config.host(&name).hostaddr(address);
-                // Whatever sslmode says: see `dial`.
+                // Whatever sslmode says: see `connector`.
                 config
                     .ssl_mode(SslMode::Require)
                     .ssl_negotiation(SslNegotiation::Direct);
                 self.watch_over(&mut config);
             }
-            (_, None) => return Err(Refusal::config("the host has no address".into())),
+            (_, None) => return Err(ConnectError::config("the host has no address".into())),
         }
         Ok(config)
     }
@@ -218,33 +221,33 @@ impl Attempt<'_> {
     }
 
     /// What has to be known of a Unix socket before anything is sent over it.
-    fn check_unix(&self) -> Result<(), Refusal> {
+    fn check_unix(&self) -> Result<(), ConnectError> {
         let Place::Folder(folder) = &self.host.place else {
             return Ok(());
         };
         let required = &self.settings.require_auth.given;
         if !required.is_empty() {
-            return Err(Refusal::new(
+            return Err(ConnectError::new(
                 ExitCode::Config,
                 "require_auth cannot be had on a Unix socket; requirepeer can".into(),
-                Next::Nothing,
+                RetryScope::Nothing,
             ));
         }
         if let Some(owner) = &self.settings.require_peer {
             let path = format!("{folder}/.s.PGSQL.{}", self.host.port);
-            let probe =
-                UnixStream::connect(path).map_err(|error| Refusal::unreachable(plain(&error)))?;
+            let probe = UnixStream::connect(path)
+                .map_err(|error| ConnectError::unreachable(plain(&error)))?;
             check_peer(Some(&probe), owner)?;
         }
         Ok(())
     }
 
-    fn refusal(&self, error: &postgres::Error, noted: &Noted) -> Refusal {
+    fn refusal(&self, error: &postgres::Error, handshake: &HandshakeInfo) -> ConnectError {
         let base = match error.as_db_error() {
             Some(db) => {
                 let next = match *db.code() {
-                    SqlState::CANNOT_CONNECT_NOW => Next::Host,
-                    _ => Next::Nothing,
+                    SqlState::CANNOT_CONNECT_NOW => RetryScope::Host,
+                    _ => RetryScope::Nothing,
                 };
                 let mut words = db.message().to_owned();
                 let from_file = self.settings.password.is_none() && self.host.password.is_some();
@@ -254,32 +257,36 @@ impl Attempt<'_> {
                 {
                     words += &format!(" (with the password of {})", path.display());
                 }
-                Refusal {
-                    before_authentication: !noted.authenticated && next == Next::Nothing,
-                    ..Refusal::new(code_of(db.code().code()), words, next)
+                ConnectError {
+                    before_authentication: !handshake.authenticated && next == RetryScope::Nothing,
+                    ..ConnectError::new(code_of(db.code().code()), words, next)
                 }
             }
-            None => self.refusal_without_words(error, noted),
+            None => self.refusal_without_words(error, handshake),
         };
-        Refusal {
-            encrypted: noted.encrypted,
+        ConnectError {
+            encrypted: handshake.encrypted,
             ..base
         }
     }
 
     /// The server has not said why.
-    fn refusal_without_words(&self, error: &postgres::Error, noted: &Noted) -> Refusal {
+    fn refusal_without_words(
+        &self,
+        error: &postgres::Error,
+        handshake: &HandshakeInfo,
+    ) -> ConnectError {
         let cause = error.source().map(ToString::to_string).unwrap_or_default();
-        if let Some(words) = &noted.tls_failure {
-            return Refusal {
+        if let Some(words) = &handshake.tls_failure {
+            return ConnectError {
                 is_of_tls: true,
-                ..Refusal::new(ExitCode::Unavailable, words.clone(), Next::Nothing)
+                ..ConnectError::new(ExitCode::Unavailable, words.clone(), RetryScope::Nothing)
             };
         }
-        let method = noted.method.unwrap_or("that");
-        if noted.unwanted {
+        let method = handshake.method.unwrap_or("that");
+        if handshake.unwanted {
             let required = &self.settings.require_auth.given;
-            return Refusal::permission(match method {
+            return ConnectError::permission(match method {
                 "none" => {
                     format!("the server asks for no authentication, and require_auth is {required}")
                 }
@@ -289,30 +296,30 @@ impl Attempt<'_> {
             });
         }
         if cause == "password missing" {
-            return Refusal {
+            return ConnectError {
                 wants_password: true,
-                ..Refusal::permission(format!(
+                ..ConnectError::permission(format!(
                     "the server asks for a password, and none is given (PGPASSWORD, or a line in {})",
                     self.passfile()
                 ))
             };
         }
         match cause.as_str() {
-            "unsupported authentication method" => Refusal::permission(format!(
+            "unsupported authentication method" => ConnectError::permission(format!(
                 "the server asks for {method} authentication, which cannot be had"
             )),
             _ if error.to_string().starts_with("authentication error") => {
-                Refusal::permission(cause)
+                ConnectError::permission(cause)
             }
             "" if error.is_closed() => {
-                Refusal::unreachable("the server closed the connection without a word".into())
+                ConnectError::unreachable("the server closed the connection without a word".into())
             }
             _ => match alert(error) {
                 // TLS 1.3 tells only after the handshake what the server thinks of our certificate.
                 Some(alert) if tls::is_about_our_certificate(alert) => {
-                    Refusal::permission(innermost(error))
+                    ConnectError::permission(innermost(error))
                 }
-                _ => Refusal::unreachable(innermost(error)),
+                _ => ConnectError::unreachable(innermost(error)),
             },
         }
     }
@@ -326,8 +333,11 @@ impl Attempt<'_> {
 }
 
 /// What is wrong with the session, for the purpose; `None`: nothing.
-fn mismatch(client: &mut Client, target: Target) -> Result<Option<&'static str>, postgres::Error> {
-    if target == Target::Any {
+fn mismatch(
+    client: &mut Client,
+    target: TargetSessionAttrs,
+) -> Result<Option<&'static str>, postgres::Error> {
+    if target == TargetSessionAttrs::Any {
         return Ok(None);
     }
     let rows = client.simple_query(
@@ -342,20 +352,21 @@ fn mismatch(client: &mut Client, target: Target) -> Result<Option<&'static str>,
     let is = |column: usize| row.and_then(|row| row.try_get(column).ok()?) == Some("t");
     let (standby, read_only) = (is(0), is(1));
     Ok(match target {
-        Target::ReadWrite if read_only => Some("the session is read-only"),
-        Target::ReadOnly if !read_only => Some("the session is not read-only"),
-        Target::Primary if standby => Some("the server is a hot standby"),
-        Target::Standby if !standby => Some("the server is not a hot standby"),
+        TargetSessionAttrs::ReadWrite if read_only => Some("the session is read-only"),
+        TargetSessionAttrs::ReadOnly if !read_only => Some("the session is not read-only"),
+        TargetSessionAttrs::Primary if standby => Some("the server is a hot standby"),
+        TargetSessionAttrs::Standby if !standby => Some("the server is not a hot standby"),
         _ => None,
     })
 }
 
-/// What kind of failure an error of the client library is.
-pub fn failure(error: postgres::Error) -> Failure {
-    // What the server says is enough where it says something; the rest is the library's framing.
-    match error.as_db_error() {
-        Some(db) => Failure::say(code_of(db.code().code()), db.message()),
-        None => Failure::new(ExitCode::Unavailable, error),
+impl From<postgres::Error> for Failure {
+    fn from(error: postgres::Error) -> Failure {
+        // What the server says is enough where it says something; the rest is the library's framing.
+        match error.as_db_error() {
+            Some(db) => Failure::say(code_of(db.code().code()), db.message()),
+            None => Failure::new(ExitCode::Unavailable, error),
+        }
     }
 }
 
@@ -420,14 +431,14 @@ pub fn within<T: Send + 'static>(
 }
 
 /// Whether the process at the other end of a Unix socket is this user's (`requirepeer`).
-pub fn check_peer(socket: Option<&impl AsFd>, owner: &str) -> Result<(), Refusal> {
+pub fn check_peer(socket: Option<&impl AsFd>, owner: &str) -> Result<(), ConnectError> {
     let found = socket.and_then(peer_of);
     match found {
         Some(found) if found == owner => Ok(()),
-        Some(found) => Err(Refusal::permission(format!(
+        Some(found) => Err(ConnectError::permission(format!(
             "requirepeer is {owner:?}, and the server belongs to {found:?}"
         ))),
-        None => Err(Refusal::permission(format!(
+        None => Err(ConnectError::permission(format!(
             "requirepeer is {owner:?}, and whose the server is cannot be told"
         ))),
     }

@@ -8,8 +8,8 @@
 //! | `settings` | all sources, in order |
 //! | `validate` | values -> settings, or what is wrong with them |
 //! | `tls`, `certificate` | roots, our own certificate, the check of the server's |
-//! | `dial` | what comes before PostgreSQL's protocol on a TCP connection |
-//! | `sieve` | which of the server's bytes go on to the client library, and how many |
+//! | `connector` | what comes before PostgreSQL's protocol on a TCP connection |
+//! | `reply_filter` | which of the server's bytes go on to the client library, and how many |
 //! | `attempt` | one attempt on one address, and what its failure means |
 //! | `prompt` | asking for a password |
 //!
@@ -18,29 +18,28 @@
 
 mod attempt;
 mod certificate;
-mod dial;
+mod connector;
 mod keyword;
 mod parse;
 mod passfile;
 pub mod prompt;
+mod reply_filter;
 mod service;
 mod settings;
-mod sieve;
 mod tls;
 mod validate;
 
-pub use attempt::failure;
 pub use parse::{may_have_password, quoted};
 pub use settings::Settings;
 
 use crate::outcome::{ExitCode, Failure};
 use crate::sys;
 use crate::ui::message;
-use attempt::{Attempt, Next, Refusal};
-use dial::{Dial, Opening};
+use attempt::{ConnectAttempt, ConnectError, RetryScope};
+use connector::{Connector, Opening};
 use nix::sys::socket::{SockaddrStorage, getpeername};
 use postgres::{CancelToken, Client, NoTls};
-use settings::{Host, Place, Secret, SslMode, Target};
+use settings::{Host, Place, Secret, SslMode, TargetSessionAttrs};
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -63,7 +62,7 @@ pub struct Connection {
 #[derive(Clone)]
 pub struct Canceller {
     /// As the session was dialled; a Unix socket needs nothing of it.
-    target: Arc<(CancelToken, Option<Dial>)>,
+    target: Arc<(CancelToken, Option<Connector>)>,
 }
 
 impl Canceller {
@@ -71,16 +70,16 @@ impl Canceller {
     /// effect but what the session does.
     pub fn cancel(&self) {
         let _ = match &*self.target {
-            (token, Some(dial)) => token.cancel_query(dial.clone()),
+            (token, Some(connector)) => token.cancel_query(connector.clone()),
             (token, None) => token.cancel_query(NoTls),
         };
     }
 }
 
 /// Beyond its own limit, how long an attempt may take to say so.
-const SLACK: Duration = Duration::from_secs(1);
+const ATTEMPT_SLACK: Duration = Duration::from_secs(1);
 /// How long a question on the terminal may stay unanswered.
-const ANSWER: Duration = Duration::from_secs(86_400);
+const PASSWORD_PROMPT_TIMEOUT: Duration = Duration::from_secs(86_400);
 
 impl Settings {
     /// Connects, as this `application_name`. Before each step that is limited, `watch` is told how long it may take, if
@@ -112,7 +111,7 @@ impl Settings {
         let Some(terminal) = terminal else {
             return Err(refusal.failure);
         };
-        opener.announce(ANSWER);
+        opener.announce(PASSWORD_PROMPT_TIMEOUT);
         opener.asked = prompt::ask(terminal, &self.user);
         match opener.asked {
             Some(_) => opener.try_hosts().map_err(|refusal| refusal.failure),
@@ -138,9 +137,11 @@ struct Opener<'a> {
 pub type Watch<'a> = &'a mut dyn FnMut(Duration);
 
 impl Opener<'_> {
-    fn try_hosts(&mut self) -> Result<Connection, Refusal> {
-        let targets: &[Target] = match &self.settings.target {
-            Target::PreferStandby => &[Target::Standby, Target::Any],
+    fn try_hosts(&mut self) -> Result<Connection, ConnectError> {
+        let targets: &[TargetSessionAttrs] = match &self.settings.target {
+            TargetSessionAttrs::PreferStandby => {
+                &[TargetSessionAttrs::Standby, TargetSessionAttrs::Any]
+            }
             one => std::slice::from_ref(one),
         };
         let hosts: Vec<Host> = shuffled(self.settings.hosts.clone(), self.settings.random_order);
@@ -153,7 +154,7 @@ impl Opener<'_> {
             match self.try_host(host, target, &mut said) {
                 Ok(connection) => return Ok(connection),
                 Err(refusal) => {
-                    let stop = refusal.next == Next::Nothing;
+                    let stop = refusal.next == RetryScope::Nothing;
                     last = Some(refusal);
                     if stop {
                         break;
@@ -162,7 +163,7 @@ impl Opener<'_> {
             }
         }
         // There is always a host.
-        let mut refusal = last.unwrap_or_else(|| Refusal::config("there is no host".into()));
+        let mut refusal = last.unwrap_or_else(|| ConnectError::config("there is no host".into()));
         said.dedup();
         said.reverse();
         refusal.failure = Failure::say(refusal.failure.code, said.join("; "));
@@ -173,11 +174,11 @@ impl Opener<'_> {
     fn try_host(
         &mut self,
         host: &Host,
-        target: Target,
+        target: TargetSessionAttrs,
         said: &mut Vec<String>,
-    ) -> Result<Connection, Refusal> {
+    ) -> Result<Connection, ConnectError> {
         let name = self.settings.address_of(host);
-        let mut say = |at: Option<IpAddr>, refusal: &Refusal| {
+        let mut say = |at: Option<IpAddr>, refusal: &ConnectError| {
             // An address is worth saying only where a name stands for it.
             let at =
                 at.filter(|at| matches!(&host.place, Place::Name(name) if name.parse() != Ok(*at)));
@@ -193,7 +194,7 @@ impl Opener<'_> {
         };
         let settings = self.settings;
         self.is_last = settings.hosts.len() == 1
-            && settings.target != Target::PreferStandby
+            && settings.target != TargetSessionAttrs::PreferStandby
             && addresses.len() == 1;
         let mut last = None;
         for address in addresses {
@@ -203,26 +204,26 @@ impl Opener<'_> {
                     say(address, &refusal);
                     let next = refusal.next;
                     last = Some(refusal);
-                    if next != Next::Address {
+                    if next != RetryScope::Address {
                         break;
                     }
                 }
             }
         }
-        Err(last.unwrap_or_else(|| Refusal::unreachable("the name has no address".into())))
+        Err(last.unwrap_or_else(|| ConnectError::unreachable("the name has no address".into())))
     }
 
     /// The addresses of a host; a Unix socket has one without a number.
-    fn addresses(&mut self, host: &Host) -> Result<Vec<Option<IpAddr>>, Refusal> {
+    fn addresses(&mut self, host: &Host) -> Result<Vec<Option<IpAddr>>, ConnectError> {
         let name = match &host.place {
             Place::Folder(_) => return Ok(vec![None]),
             Place::Address(address) => {
                 return address
                     .parse()
                     .map(|ip| vec![Some(ip)])
-                    .map_err(|_| Refusal {
-                        next: Next::Nothing,
-                        ..Refusal::config("hostaddr is not a numeric address".into())
+                    .map_err(|_| ConnectError {
+                        next: RetryScope::Nothing,
+                        ..ConnectError::config("hostaddr is not a numeric address".into())
                     });
             }
             Place::Name(name) => name.clone(),
@@ -234,10 +235,10 @@ impl Opener<'_> {
         let port = host.port;
         let look_up = move || (name.as_str(), port).to_socket_addrs().map(Vec::from_iter);
         match attempt::within(self.settings.limit, look_up) {
-            None => Err(Refusal::unreachable(
+            None => Err(ConnectError::unreachable(
                 "its name was not resolved in time".into(),
             )),
-            Some(Err(error)) => Err(Refusal::unreachable(format!(
+            Some(Err(error)) => Err(ConnectError::unreachable(format!(
                 "its name cannot be resolved: {}",
                 attempt::plain(&error)
             ))),
@@ -255,8 +256,8 @@ impl Opener<'_> {
         &mut self,
         host: &Host,
         address: Option<IpAddr>,
-        target: Target,
-    ) -> Result<Connection, Refusal> {
+        target: TargetSessionAttrs,
+    ) -> Result<Connection, ConnectError> {
         let mode = match host.place {
             Place::Folder(_) => SslMode::Disable,
             _ => self.settings.ssl.mode,
@@ -295,14 +296,14 @@ impl Opener<'_> {
         }
     }
 
-    fn opening(&mut self, host: &Host, or_plain: bool) -> Result<Opening, Refusal> {
+    fn opening(&mut self, host: &Host, or_plain: bool) -> Result<Opening, ConnectError> {
         let ssl = &self.settings.ssl;
         let loaded = self.tls.get_or_insert_with(|| Tls::load(ssl));
         let config = loaded
             .as_ref()
             .map_err(String::clone)
             .and_then(|tls| tls.config(host))
-            .map_err(Refusal::tls_settings)?;
+            .map_err(ConnectError::tls_settings)?;
         Ok(Opening::Tls {
             config: Arc::new(config),
             direct: ssl.direct,
@@ -314,12 +315,12 @@ impl Opener<'_> {
         &mut self,
         host: &Host,
         address: Option<IpAddr>,
-        target: Target,
+        target: TargetSessionAttrs,
         opening: Opening,
-    ) -> Result<Connection, Refusal> {
+    ) -> Result<Connection, ConnectError> {
         self.announce_attempt();
         let settings = self.settings;
-        let attempt = Attempt {
+        let attempt = ConnectAttempt {
             application_name: self.application_name,
             settings,
             host,
@@ -333,12 +334,14 @@ impl Opener<'_> {
         };
         let before = Sockets::look();
         let limit = settings.limit.filter(|_| !self.is_for_watch_to_end());
-        let (client, dial) = attempt.run(opening, limit)?;
+        let (client, connector) = attempt.run(opening, limit)?;
         if let Some(Ok(tls)) = &self.tls
-            && dial.as_ref().is_some_and(|dial| dial.noted().encrypted)
+            && connector
+                .as_ref()
+                .is_some_and(|connector| connector.handshake_info().encrypted)
             && tls.is_certificate_unasked()
         {
-            return Err(Refusal::permission(
+            return Err(ConnectError::permission(
                 "sslcertmode=require, and the server did not ask for a certificate".into(),
             ));
         }
@@ -349,7 +352,7 @@ impl Opener<'_> {
             attempt::check_peer(socket.as_ref(), owner)?;
         }
         let canceller = Canceller {
-            target: Arc::new((client.cancel_token(), dial)),
+            target: Arc::new((client.cancel_token(), connector)),
         };
         Ok(Connection {
             client,
@@ -367,7 +370,7 @@ impl Opener<'_> {
     fn announce_attempt(&mut self) {
         let slack = match self.is_for_watch_to_end() {
             true => Duration::ZERO,
-            false => SLACK,
+            false => ATTEMPT_SLACK,
         };
         if let Some(limit) = self.settings.limit {
             self.announce(limit + slack);
@@ -411,13 +414,13 @@ struct Sockets {
 
 /// How many descriptors are low. A new one gets the lowest number that is free, so to look at the low ones is enough while
 /// more of them are free than a connection needs; to list them all takes ten times as long.
-const LOW: usize = 256;
+const LOW_DESCRIPTORS: usize = 256;
 
 impl Sockets {
     /// Those that are open now.
     fn look() -> Sockets {
-        let low = sys::open_descriptors::<LOW>();
-        let low = low.ok().filter(|low| low.len() < LOW - 50);
+        let low = sys::open_descriptors::<LOW_DESCRIPTORS>();
+        let low = low.ok().filter(|low| low.len() < LOW_DESCRIPTORS - 50);
         let all = low.is_none();
         let found = low.unwrap_or_else(all_descriptors).into_iter();
         Sockets {
@@ -437,7 +440,7 @@ impl Sockets {
     fn new_one(&self, address: Option<SocketAddr>) -> Option<OwnedFd> {
         let now = match self.all {
             true => all_descriptors(),
-            false => sys::open_descriptors::<LOW>().unwrap_or_default(),
+            false => sys::open_descriptors::<LOW_DESCRIPTORS>().unwrap_or_default(),
         };
         let mut new = now.into_iter().filter(|fd| {
             !self.found.contains(fd) && peer(*fd).is_some_and(|peer| is_server(&peer, address))

@@ -6,7 +6,7 @@
 
 use super::keyword::{KEYWORDS, Values};
 use super::passfile::{self, Wanted};
-use super::sieve::LONGEST_LIST;
+use super::reply_filter::LONGEST_LIST;
 use super::validate::{SOCKET_FOLDERS, settings_of};
 use super::{parse, service};
 use crate::outcome::{ExitCode, Failure};
@@ -59,7 +59,7 @@ pub struct Host {
 
 /// What a session must be like (`target_session_attrs`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum TargetSessionAttrs {
     /// `any`
     Any,
     /// `read-write`
@@ -202,7 +202,7 @@ pub struct Settings {
     pub(super) application_name: Option<String>,
     /// For one address.
     pub(super) limit: Option<Duration>,
-    pub(super) target: Target,
+    pub(super) target: TargetSessionAttrs,
     pub(super) ssl: Ssl,
     pub(super) tcp: Tcp,
     pub(super) channel_binding: ChannelBinding,
@@ -215,7 +215,7 @@ pub struct Settings {
 }
 
 /// What the settings are drawn from, besides the connection string.
-struct Surroundings<'a> {
+struct Environment<'a> {
     variable: &'a dyn Fn(&str) -> Result<Option<String>, String>,
     home: Option<PathBuf>,
 }
@@ -230,7 +230,7 @@ impl Settings {
         dsn: Option<&str>,
         connect_timeout: Option<Duration>,
     ) -> Result<Settings, Failure> {
-        let around = Surroundings {
+        let around = Environment {
             variable: &variable,
             home: home(),
         };
@@ -346,7 +346,7 @@ pub(super) fn system_user() -> Option<nix::unistd::User> {
 }
 
 /// All sources, one after the other; and whether the address may be half a password.
-fn collect(dsn: &str, around: &Surroundings) -> Result<(Values, bool), String> {
+fn collect(dsn: &str, around: &Environment) -> Result<(Values, bool), String> {
     let parsed =
         parse::parse(dsn).map_err(|what| format!("the connection string is not valid: {what}"))?;
     let mut values = parsed.values;
@@ -390,7 +390,7 @@ fn system_folder(given: Option<String>) -> PathBuf {
     }
 }
 
-fn variables(around: &Surroundings) -> Result<Values, String> {
+fn variables(around: &Environment) -> Result<Values, String> {
     let mut values = Values::default();
     for (keyword, name) in KEYWORDS {
         let Some(name) = name else { continue };
@@ -415,7 +415,7 @@ mod tests {
     /// The settings of this string in this environment.
     fn resolved(dsn: &str, variables: &[(&str, &str)]) -> Result<Settings, String> {
         let variables: BTreeMap<_, _> = variables.iter().copied().collect();
-        let around = Surroundings {
+        let around = Environment {
             variable: &|name| Ok(variables.get(name).map(|value| (*value).to_owned())),
             home: Some("/home/of/nobody".into()),
         };

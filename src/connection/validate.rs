@@ -5,8 +5,8 @@
 
 use super::keyword::Values;
 use super::parse::quoted;
+use super::reply_filter::LONGEST_ANSWER;
 use super::settings::*;
-use super::sieve::LONGEST_ANSWER;
 use postgres::config::ChannelBinding;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -35,12 +35,12 @@ pub fn settings_of(
         values,
         "target_session_attrs",
         &[
-            ("any", Target::Any),
-            ("read-write", Target::ReadWrite),
-            ("read-only", Target::ReadOnly),
-            ("primary", Target::Primary),
-            ("standby", Target::Standby),
-            ("prefer-standby", Target::PreferStandby),
+            ("any", TargetSessionAttrs::Any),
+            ("read-write", TargetSessionAttrs::ReadWrite),
+            ("read-only", TargetSessionAttrs::ReadOnly),
+            ("primary", TargetSessionAttrs::Primary),
+            ("standby", TargetSessionAttrs::Standby),
+            ("prefer-standby", TargetSessionAttrs::PreferStandby),
         ],
     )?;
     let binding = choice(
@@ -71,7 +71,7 @@ pub fn settings_of(
         options: owned("options"),
         application_name: owned("application_name").or(owned("fallback_application_name")),
         limit,
-        target: target.unwrap_or(Target::Any),
+        target: target.unwrap_or(TargetSessionAttrs::Any),
         ssl: ssl(values, home)?,
         tcp: tcp(values)?,
         channel_binding: binding.unwrap_or(ChannelBinding::Prefer),

@@ -6,7 +6,7 @@
 
 use crate::key::{Key, KeyId};
 use crate::lock::{AT_ONCE, ask, cell};
-use crate::protocol::query_tag::{self, LONGEST_NOTE, NOTE};
+use crate::protocol::query_tag::{self, MAX_QUERY_TAG_LEN, QUERY_TAG_PREFIX};
 use crate::protocol::slots;
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use std::fmt;
@@ -66,7 +66,7 @@ pub fn columns() -> String {
         "pg_catalog.pg_get_userbyid(a.usesysid) AS usename, a.application_name, \
          pg_catalog.host(a.client_addr) AS client_address, extract(epoch FROM a.backend_start) AS connected, \
          extract(epoch FROM a.query_start) AS asked, extract(epoch FROM a.state_change) AS answered, \
-         CASE WHEN a.query LIKE '{NOTE}%' THEN pg_catalog.left(a.query, {LONGEST_NOTE}) END AS note, \
+         CASE WHEN a.query LIKE '{QUERY_TAG_PREFIX}%' THEN pg_catalog.left(a.query, {MAX_QUERY_TAG_LEN}) END AS note, \
          a.query = '<insufficient privilege>' AS hidden, extract(epoch FROM pg_catalog.clock_timestamp()) AS now"
     )
 }
@@ -124,7 +124,7 @@ impl Backend {
             .rsplit_once(' ')?;
         let (host, pid) = tail.rsplit_once(':')?;
         // Whatever a stranger calls itself.
-        let can_be = |slots: &u16| (1..=slots::MOST).contains(slots);
+        let can_be = |slots: &u16| (1..=slots::MAX_SLOTS).contains(slots);
         let (keys, slots) = match front.rsplit_once(" slots=") {
             Some((keys, count)) => (keys, count.parse().ok().filter(can_be)),
             None => (front, None),
@@ -419,7 +419,7 @@ mod tests {
                 ..backend(&name)
             };
             if let Some(pglock) = backend.pglock() {
-                prop_assert!(pglock.slots.is_none_or(|slots| (1..=slots::MOST).contains(&slots)));
+                prop_assert!(pglock.slots.is_none_or(|slots| (1..=slots::MAX_SLOTS).contains(&slots)));
             }
             let key = Key::parse("backup").expect("a name");
             let several = [backend.clone(), backend];

@@ -6,14 +6,13 @@
 //! then the server is looked at for a while.
 
 use crate::commands::evict;
-use crate::connection;
 use crate::inspect::backend::{Backend, Moment, columns, rows};
 use crate::inspect::names::Names;
 use crate::key::{self, Key, KeyId};
-use crate::lock::ticket::Line;
+use crate::lock::ticket::TicketQueue;
 use crate::lock::{self, AT_ONCE, IN_THIS_DATABASE, Mode, Scope, ask, cell};
 use crate::outcome::Failure;
-use crate::protocol::query_tag::NOTE;
+use crate::protocol::query_tag::QUERY_TAG_PREFIX;
 use crate::protocol::slots;
 use postgres::{Client, SimpleQueryRow};
 use std::collections::{BTreeMap, HashSet};
@@ -22,7 +21,7 @@ use std::time::{Duration, Instant};
 
 /// A lock that a session holds or waits for.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct LockEntry {
     /// The number.
     pub id: KeyId,
     /// The number of the key of which it is a slot, or the same.
@@ -36,7 +35,7 @@ pub struct Entry {
     /// What the lock lives as long as, where that can be told.
     pub scope: Option<Scope>,
     /// Holding or waiting.
-    pub state: State,
+    pub state: LockState,
     /// Since when, where that is known.
     pub since: Option<Moment>,
     /// The processes of the server that are before it.
@@ -47,7 +46,7 @@ pub struct Entry {
 
 /// What a session does with a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum State {
+pub enum LockState {
     /// It holds it.
     Holding,
     /// It waits in the server's queue, or between two stays there.
@@ -65,7 +64,7 @@ pub struct Overview {
     /// Our role.
     pub role: String,
     /// The locks, holders first, those of a key together.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<LockEntry>,
     /// The words for that there are none.
     pub nothing: String,
     /// There are sessions of which our role is not shown everything.
@@ -77,14 +76,14 @@ pub struct Overview {
 /// # Errors
 /// The server is gone, or does not compute the number of a key.
 pub fn look(client: &mut Client, only: &[Key]) -> Result<Overview, Failure> {
-    let (database, role) = whereabouts(client).map_err(connection::failure)?;
+    let (database, role) = whereabouts(client)?;
     let mut names = Names::default();
     let bases = lock::numbers(client, only)?;
     for (key, id) in only.iter().zip(&bases) {
-        names.learn(key, *id, slots::MOST);
+        names.learn(key, *id, slots::MAX_SLOTS);
     }
-    let locks = locks(client).map_err(connection::failure)?;
-    let mut pollers = pollers(client).map_err(connection::failure)?;
+    let locks = locks(client)?;
+    let mut pollers = pollers(client)?;
     // One that has been in the queue a moment ago is only about to come back.
     let seen: HashSet<&str> = locks
         .iter()
@@ -125,13 +124,13 @@ pub fn look(client: &mut Client, only: &[Key]) -> Result<Overview, Failure> {
 fn whereabouts(client: &mut Client) -> Result<(String, String), postgres::Error> {
     let sql =
         format!("{AT_ONCE}SELECT pg_catalog.current_database() AS database, current_user AS role");
-    let answer = lock::Answer::to(client, &sql)?;
+    let answer = lock::QueryResult::to(client, &sql)?;
     let text = |column| answer.get(column).unwrap_or_default().to_owned();
     Ok((text("database"), text("role")))
 }
 
 /// A row of `pg_locks`.
-struct Row {
+struct LockRow {
     id: KeyId,
     mode: Mode,
     is_granted: bool,
@@ -143,7 +142,7 @@ struct Row {
 }
 
 /// All advisory locks of the database. Since when a lock is waited for is known to PostgreSQL 14 and later.
-fn locks(client: &mut Client) -> Result<Vec<Row>, postgres::Error> {
+fn locks(client: &mut Client) -> Result<Vec<LockRow>, postgres::Error> {
     let sql = format!(
         "{AT_ONCE}WITH locks AS (SELECT * FROM pg_catalog.pg_locks) \
          SELECT l.pid, l.classid::bigint AS classid, l.objid::bigint AS objid, l.objsubid, l.mode, l.granted, \
@@ -157,16 +156,16 @@ fn locks(client: &mut Client) -> Result<Vec<Row>, postgres::Error> {
          AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()",
         columns()
     );
-    let locks = rows(ask(client, &sql)?).filter_map(|row| Row::of(&row));
+    let locks = rows(ask(client, &sql)?).filter_map(|row| LockRow::of(&row));
     Ok(locks.filter(|row| !evict::is_mark(row.id)).collect())
 }
 
-impl Row {
-    fn of(row: &SimpleQueryRow) -> Option<Row> {
+impl LockRow {
+    fn of(row: &SimpleQueryRow) -> Option<LockRow> {
         let get = |column| cell(row, column);
         let number = |column| get(column)?.parse::<u32>().ok();
         let text = |column| get(column).unwrap_or_default();
-        Some(Row {
+        Some(LockRow {
             id: KeyId::from_pg_locks(number("classid")?, number("objid")?, number("objsubid")?),
             mode: match text("mode") {
                 "ShareLock" => Mode::Shared,
@@ -191,12 +190,15 @@ const SECONDS: &str = "([0-9]{1,9}[.][0-9]{3})";
 /// How long to look for those who ask again and again. Most ask at least once in this time.
 const LOOK: Duration = Duration::from_millis(1200);
 /// How often.
-const GLANCE: Duration = Duration::from_millis(3);
+const OVERVIEW_TIMEOUT: Duration = Duration::from_millis(3);
 
 /// The pglocks that wait without a row, each once: those seen at one glance, and if there are any, those seen within a
 /// while.
 fn pollers(client: &mut Client) -> Result<Vec<Backend>, postgres::Error> {
-    let waits = format!("'^{}(?:waits|asks) {SECONDS} '", NOTE.replace('*', "[*]"));
+    let waits = format!(
+        "'^{}(?:waits|asks) {SECONDS} '",
+        QUERY_TAG_PREFIX.replace('*', "[*]")
+    );
     // One that has not asked again in time is gone, or has what it waited for.
     let sql = format!(
         "{AT_ONCE}SELECT pid, {} FROM pg_catalog.pg_stat_activity a WHERE a.datname = pg_catalog.current_database() \
@@ -216,7 +218,7 @@ fn pollers(client: &mut Client) -> Result<Vec<Backend>, postgres::Error> {
         if !found.values().any(|backend| backend.asks) || began.elapsed() > LOOK {
             return Ok(found.into_values().collect());
         }
-        sleep(GLANCE);
+        sleep(OVERVIEW_TIMEOUT);
     }
 }
 
@@ -235,7 +237,8 @@ fn learn_names(
         .collect();
     let lines: HashSet<i32> = present.iter().filter_map(|id| id.class()).collect();
     for (keys, slots) in texts {
-        let is_present = |id| present.contains(&id) || lines.contains(&Line::of(id).class());
+        let is_present =
+            |id| present.contains(&id) || lines.contains(&TicketQueue::for_key(id).class());
         if !names.learn_readings(keys, slots, database, is_present) {
             // Nothing is lost if the server cannot compute them: the number is shown.
             let computed = Key::readings(keys)
@@ -254,11 +257,14 @@ fn learn_names(
 }
 
 /// What the rows mean.
-fn fold(rows: Vec<Row>, names: &Names) -> Vec<Entry> {
-    let (tickets, locks): (Vec<Row>, Vec<Row>) = rows
+fn fold(rows: Vec<LockRow>, names: &Names) -> Vec<LockEntry> {
+    let (tickets, locks): (Vec<LockRow>, Vec<LockRow>) = rows
         .into_iter()
         .partition(|row| names.of_ticket(row.id).is_some());
-    let mut entries: Vec<Entry> = locks.into_iter().map(|row| Entry::of(row, names)).collect();
+    let mut entries: Vec<LockEntry> = locks
+        .into_iter()
+        .map(|row| LockEntry::of(row, names))
+        .collect();
     // Who waits for the ticket of another has a row of that too.
     let tickets = tickets
         .into_iter()
@@ -269,21 +275,21 @@ fn fold(rows: Vec<Row>, names: &Names) -> Vec<Entry> {
             continue;
         };
         let pid = ticket.backend.pid;
-        let row = Row {
+        let row = LockRow {
             id: base,
             is_granted: false,
             behind: Vec::new(),
             ..ticket
         };
-        let is_own = |entry: &&mut Entry| entry.backend.pid == pid && entry.base == base;
+        let is_own = |entry: &&mut LockEntry| entry.backend.pid == pid && entry.base == base;
         match entries.iter_mut().find(is_own) {
             // It is about to give the ticket back.
-            Some(entry) if entry.state == State::Holding => {}
-            Some(entry) => entry.state = State::InLine(number),
-            None => entries.push(Entry {
+            Some(entry) if entry.state == LockState::Holding => {}
+            Some(entry) => entry.state = LockState::InLine(number),
+            None => entries.push(LockEntry {
                 mode: None,
-                state: State::InLine(number),
-                ..Entry::of(row, names)
+                state: LockState::InLine(number),
+                ..LockEntry::of(row, names)
             }),
         }
     }
@@ -292,7 +298,7 @@ fn fold(rows: Vec<Row>, names: &Names) -> Vec<Entry> {
 
 /// What a pglock waits for that has no row: the first key that it was given whose number is known, or would be by the
 /// usual scheme.
-fn polling(backend: Backend, names: &Names, database: &str) -> Option<Entry> {
+fn polling(backend: Backend, names: &Names, database: &str) -> Option<LockEntry> {
     let readings = Key::readings(backend.pglock()?.keys);
     let ids = readings
         .iter()
@@ -300,7 +306,7 @@ fn polling(backend: Backend, names: &Names, database: &str) -> Option<Entry> {
     let ids: Vec<(&Key, KeyId)> = ids.collect();
     let known = ids.iter().find(|(_, id)| names.meaning(*id).key.is_some());
     let (key, id) = *known.or(ids.first())?;
-    Some(Entry {
+    Some(LockEntry {
         id,
         base: id,
         key: Some(key.clone()),
@@ -308,8 +314,8 @@ fn polling(backend: Backend, names: &Names, database: &str) -> Option<Entry> {
         mode: None,
         scope: None,
         state: match backend.asks {
-            true => State::Polling,
-            false => State::Queueing,
+            true => LockState::Polling,
+            false => LockState::Queueing,
         },
         since: backend.connected.filter(|_| !backend.asks),
         behind: Vec::new(),
@@ -324,18 +330,18 @@ fn polling(backend: Backend, names: &Names, database: &str) -> Option<Entry> {
 
 /// Whoever waits in line is behind the one before it, the first in line and whoever asks behind those who hold the key,
 /// or a slot of it.
-fn stand_behind(entries: &mut [Entry]) {
-    let others: Vec<(KeyId, State, Option<i32>)> = entries
+fn stand_behind(entries: &mut [LockEntry]) {
+    let others: Vec<(KeyId, LockState, Option<i32>)> = entries
         .iter()
         .map(|entry| (entry.base, entry.state, entry.backend.pid))
         .collect();
     for entry in entries
         .iter_mut()
-        .filter(|entry| entry.behind.is_empty() && entry.state != State::Holding)
+        .filter(|entry| entry.behind.is_empty() && entry.state != LockState::Holding)
     {
         let others = others.iter().filter(|(base, ..)| *base == entry.base);
         let place = |state| match state {
-            State::InLine(place) => Some(place),
+            LockState::InLine(place) => Some(place),
             _ => None,
         };
         let before = others
@@ -344,15 +350,15 @@ fn stand_behind(entries: &mut [Entry]) {
         entry.behind = match before.max_by_key(|(_, state, _)| place(*state)) {
             Some((.., pid)) => pid.iter().copied().collect(),
             None => others
-                .filter(|(_, state, _)| *state == State::Holding)
+                .filter(|(_, state, _)| *state == LockState::Holding)
                 .filter_map(|(.., pid)| *pid)
                 .collect(),
         };
     }
 }
 
-impl Entry {
-    fn of(row: Row, names: &Names) -> Entry {
+impl LockEntry {
+    fn of(row: LockRow, names: &Names) -> LockEntry {
         let meaning = names.meaning(row.id);
         let backend = row.backend;
         let pglock = backend.pglock();
@@ -362,7 +368,7 @@ impl Entry {
             .slot
             .or(is_slot.then_some(0))
             .filter(|_| row.is_granted);
-        Entry {
+        LockEntry {
             id: row.id,
             base: meaning.base,
             key: meaning.key,
@@ -376,8 +382,8 @@ impl Entry {
                 _ => None,
             },
             state: match row.is_granted {
-                true => State::Holding,
-                false => State::Queueing,
+                true => LockState::Holding,
+                false => LockState::Queueing,
             },
             since: match (row.is_granted, is_pglock) {
                 (true, _) => backend.since,
@@ -407,7 +413,7 @@ impl Entry {
             name.is_none(),
             name,
             self.base,
-            self.state != State::Holding,
+            self.state != LockState::Holding,
             self.slot,
             self.state,
             since.map(|moment| (moment.epoch * 1000.0) as i64),

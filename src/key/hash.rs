@@ -67,7 +67,7 @@ pub enum Subject {
 }
 
 /// A scheme as users read it.
-pub struct Row {
+pub struct SchemeInfo {
     /// The scheme.
     pub scheme: Scheme,
     /// As `--hash` takes it.
@@ -78,8 +78,13 @@ pub struct Row {
     pub users: &'static str,
 }
 
-const fn row(scheme: Scheme, name: &'static str, subject: Subject, users: &'static str) -> Row {
-    Row {
+const fn row(
+    scheme: Scheme,
+    name: &'static str,
+    subject: Subject,
+    users: &'static str,
+) -> SchemeInfo {
+    SchemeInfo {
         scheme,
         name,
         subject,
@@ -88,7 +93,7 @@ const fn row(scheme: Scheme, name: &'static str, subject: Subject, users: &'stat
 }
 
 /// Every scheme, as the help, the manual and the README list them.
-pub const TABLE: [Row; 19] = {
+pub const TABLE: [SchemeInfo; 19] = {
     use Scheme::*;
     use Subject::*;
     [
@@ -172,7 +177,7 @@ impl FromStr for Scheme {
 
 impl Scheme {
     /// Its row of the table.
-    pub fn row(self) -> &'static Row {
+    pub fn row(self) -> &'static SchemeInfo {
         &TABLE[self as usize]
     }
 

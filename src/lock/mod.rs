@@ -16,20 +16,19 @@ mod server;
 mod settings;
 
 pub use crate::protocol::query_tag::name_job;
-pub use query::{Answer, IN_THIS_DATABASE, ask, cell};
-pub use queue::{Talk, stand_in};
+pub use query::{IN_THIS_DATABASE, QueryResult, ask, cell};
+pub use queue::{WaitObserver, wait_for_turn};
 pub use server::Server;
 pub use settings::{AT_ONCE, TIMEOUTS, set_up};
 
 pub mod ticket;
-use crate::connection;
 use crate::key::{Key, KeyId, Number};
-use crate::lock::ticket::Line;
+use crate::lock::ticket::TicketQueue;
 use crate::outcome::{ExitCode, Failure};
-use crate::protocol::query_tag::Note;
+use crate::protocol::query_tag::QueryTag;
 use postgres::Client;
 use query::{PROVEN, lacks_plpgsql, pools_statements, unlike_postgresql};
-use queue::{Backoff, Queued, Stay, cancelled, queue_for};
+use queue::{Backoff, OnGrant, Queued, cancelled, queue_for};
 use server::{STANDBY, STATEMENT_POOLING};
 use settings::{LOGGED_AFTER, settings, slice};
 use std::time::{Duration, Instant};
@@ -140,7 +139,7 @@ impl Wait {
 
 /// On what terms the lock is waited for.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms {
+pub struct WaitOptions {
     /// Until when.
     pub wait: Wait,
     /// How long one stay in the server's queue is at most.
@@ -164,7 +163,7 @@ pub struct Grant {
 
 /// Who asks first.
 #[derive(Clone, Debug)]
-pub struct Caller {
+pub struct ClientInfo {
     /// What the session was told to be called.
     pub application_name: String,
     /// What the lock is to live as long as.
@@ -175,7 +174,7 @@ pub struct Caller {
 
 /// How one try ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attempt {
+pub enum TryOutcome {
     /// The lock is ours.
     Acquired(Grant),
     /// Somebody else holds the key of this number; those before it are ours.
@@ -186,7 +185,7 @@ pub enum Attempt {
     Untried,
 }
 
-impl Attempt {
+impl TryOutcome {
     /// The lock, if it is ours; else which key is somebody else's.
     ///
     /// # Errors
@@ -194,13 +193,13 @@ impl Attempt {
     pub fn outcome(self) -> Result<Result<Grant, usize>, Failure> {
         let refuse = |why: &str| Err(Failure::say(ExitCode::Config, why));
         match self {
-            Attempt::Acquired(grant) => Ok(Ok(grant)),
-            Attempt::Busy(key) => Ok(Err(key)),
-            Attempt::Unproven => refuse(
+            TryOutcome::Acquired(grant) => Ok(Ok(grant)),
+            TryOutcome::Busy(key) => Ok(Err(key)),
+            TryOutcome::Unproven => refuse(
                 "the server says that the lock is ours, but has no row of it in pg_locks: it would protect nothing; \
                  give the address of a PostgreSQL server",
             ),
-            Attempt::Untried => refuse(STANDBY),
+            TryOutcome::Untried => refuse(STANDBY),
         }
     }
 }
@@ -219,9 +218,9 @@ impl Lock {
     pub fn first_try(
         &self,
         client: &mut Client,
-        caller: &Caller,
-        line: Option<Line>,
-    ) -> Result<(Server, Attempt), Failure> {
+        caller: &ClientInfo,
+        line: Option<TicketQueue>,
+    ) -> Result<(Server, TryOutcome), Failure> {
         let (server, answer) = self.in_sql().first_message(client, caller, line, None)?;
         Ok((server, answer.attempt(&self.keys)))
     }
@@ -248,7 +247,7 @@ pub struct Computed {
     /// The number; `None` where the server has not computed it.
     pub id: Option<KeyId>,
     /// What became of the try.
-    pub attempt: Attempt,
+    pub attempt: TryOutcome,
 }
 
 /// As [`Lock::first_try`], of one key, whose number the server computes by this expression in the same message.
@@ -259,7 +258,7 @@ pub fn first_try_computed(
     client: &mut Client,
     expression: &str,
     mode: Mode,
-    caller: &Caller,
+    caller: &ClientInfo,
 ) -> Result<Computed, Failure> {
     let lock = Lock {
         keys: Keys::All(vec![KeyInSql::of_expression(KEY)]),
@@ -288,7 +287,7 @@ pub fn numbers(client: &mut Client, keys: &[Key]) -> Result<Vec<KeyId>, Failure>
         Number::Known(_) => format!("NULL AS k{n}"),
     });
     let sql = format!("{AT_ONCE}SELECT {}", columns.collect::<Vec<_>>().join(", "));
-    let answer = Answer::to(client, &sql).map_err(unlike_postgresql)?;
+    let answer = QueryResult::to(client, &sql).map_err(unlike_postgresql)?;
     let ids = keys
         .iter()
         .zip(numbers)
@@ -382,10 +381,10 @@ impl Lock<KeyInSql> {
     fn first_message(
         &self,
         client: &mut Client,
-        caller: &Caller,
-        line: Option<Line>,
+        caller: &ClientInfo,
+        line: Option<TicketQueue>,
         key: Option<&str>,
-    ) -> Result<(Server, Answer), Failure> {
+    ) -> Result<(Server, QueryResult), Failure> {
         let name = &caller.application_name;
         let is_fit = match caller.choice {
             ScopeChoice::SessionPooled => PRIMARY.into(),
@@ -411,7 +410,7 @@ impl Lock<KeyInSql> {
              pg_catalog.pg_backend_pid() AS backend_pid, {logged}, {settings}{tries} AS got; {}",
             self.proof(None),
         );
-        let answer = Answer::to(client, &sql).map_err(unlike_postgresql)?;
+        let answer = QueryResult::to(client, &sql).map_err(unlike_postgresql)?;
         if !answer.has_row() {
             return Err(Failure::say(
                 ExitCode::Config,
@@ -430,7 +429,7 @@ impl Lock<KeyInSql> {
     }
 
     /// The expression that tries. It tells what was taken: of all keys, how many; of one of them, which, -1 for none.
-    fn tries(&self, line: Option<Line>) -> String {
+    fn tries(&self, line: Option<TicketQueue>) -> String {
         let function = self.scope.try_function();
         let wait_in_line = |value: &str| match line {
             Some(line) => format!("WHEN {} THEN {value} ", line.is_occupied()),
@@ -461,7 +460,7 @@ impl Lock<KeyInSql> {
         }
     }
 
-    /// The statement that proves the lock, for [`Answer::proves`]: one row for each key that the session really holds.
+    /// The statement that proves the lock, for [`QueryResult::proves`]: one row for each key that the session really holds.
     /// Where it is asked again and again it has a condition, or whoever waits would have the server look through all its
     /// locks each time.
     fn proof(&self, condition: Option<&str>) -> String {
@@ -497,7 +496,7 @@ impl Lock {
         limit: Duration,
         poll: Duration,
         mut again: impl FnMut() -> Option<Client>,
-    ) -> Result<Attempt, Failure> {
+    ) -> Result<TryOutcome, Failure> {
         let asked = Instant::now();
         let attempt = self.try_in_transaction(client, limit, poll);
         attempt.map_err(|error| {
@@ -505,7 +504,7 @@ impl Lock {
             let mut is_closed_again = |_| again().is_some_and(is_closed_at_begin);
             match pools_statements(&error) || is_closed && (0..AGAIN).all(&mut is_closed_again) {
                 true => Failure::say(ExitCode::Config, STATEMENT_POOLING),
-                false => connection::failure(error),
+                false => Failure::from(error),
             }
         })
     }
@@ -520,14 +519,14 @@ impl Lock {
         client: &mut Client,
         limit: Duration,
         poll: Duration,
-    ) -> Result<Attempt, postgres::Error> {
+    ) -> Result<TryOutcome, postgres::Error> {
         let lock = self.in_sql();
         let sql = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED; \
              SELECT CASE WHEN {PRIMARY} THEN {} END AS got",
             lock.tries(None)
         );
-        let tried = Answer::to(client, &sql)?;
+        let tried = QueryResult::to(client, &sql)?;
         let attempt = match tried.taken(&self.keys) {
             Some(Ok(which)) => {
                 let sql = format!(
@@ -535,14 +534,14 @@ impl Lock {
                     settings(limit, true).join(", "),
                     lock.proof(None)
                 );
-                Answer::to(client, &sql)?.proven(&self.keys, which)
+                QueryResult::to(client, &sql)?.proven(&self.keys, which)
             }
-            Some(Err(busy)) => Attempt::Busy(busy),
-            None => Attempt::Untried,
+            Some(Err(busy)) => TryOutcome::Busy(busy),
+            None => TryOutcome::Untried,
         };
-        if !matches!(attempt, Attempt::Acquired(_)) {
+        if !matches!(attempt, TryOutcome::Acquired(_)) {
             // A session of the pool keeps this as its last message, until it is lent to another.
-            let asks = Note::Asks(Backoff::longest(poll));
+            let asks = QueryTag::Asks(Backoff::longest(poll));
             client.simple_query(&asks.on("ROLLBACK"))?;
         }
         Ok(attempt)
@@ -557,16 +556,16 @@ impl Lock {
     pub fn wait(
         &self,
         client: &mut Client,
-        terms: Terms,
+        terms: WaitOptions,
         taken: usize,
-        talk: &mut impl Talk,
+        talk: &mut impl WaitObserver,
     ) -> Result<Result<Grant, usize>, Failure> {
         let (Scope::Session, Keys::All(ids)) = (self.scope, &self.keys) else {
             return self.poll(client, terms, taken, talk);
         };
         let mut grant = Err(taken);
         for (n, id) in ids.iter().enumerate().skip(taken) {
-            grant = match queue_for(client, *id, self.mode, Stay::Keep, terms, talk)? {
+            grant = match queue_for(client, *id, self.mode, OnGrant::Keep, terms, talk)? {
                 Queued::Acquired(grant) => Ok(grant),
                 Queued::TimedOut => return Ok(Err(n)),
                 Queued::NoQueue => return self.poll(client, terms, n, talk),
@@ -579,9 +578,9 @@ impl Lock {
     fn poll(
         &self,
         client: &mut Client,
-        terms: Terms,
+        terms: WaitOptions,
         mut taken: usize,
-        talk: &mut impl Talk,
+        talk: &mut impl WaitObserver,
     ) -> Result<Result<Grant, usize>, Failure> {
         let mut backoff = Backoff::up_to(terms.poll);
         let mut took = Duration::ZERO;
@@ -596,7 +595,7 @@ impl Lock {
                 Scope::Transaction => self.try_in_transaction(client, terms.limit, terms.poll),
                 Scope::Session => self.try_again(client, taken, terms.poll),
             };
-            let attempt = attempt.map_err(connection::failure)?;
+            let attempt = attempt?;
             took = asked.elapsed();
             match attempt.outcome()? {
                 Ok(grant) => return Ok(Ok(grant)),
@@ -613,7 +612,7 @@ impl Lock {
         client: &mut Client,
         taken: usize,
         poll: Duration,
-    ) -> Result<Attempt, postgres::Error> {
+    ) -> Result<TryOutcome, postgres::Error> {
         let (keys, before) = match &self.keys {
             Keys::All(ids) => (Keys::All(ids[taken..].to_vec()), taken),
             one_of => (one_of.clone(), 0),
@@ -629,10 +628,10 @@ impl Lock {
                 Keys::OneOf(..) => format!("{GOT} <> '-1'"),
             }))
         );
-        let asks = Note::Asks(Backoff::longest(poll));
-        let answer = Answer::noting(client, &sql, asks)?;
+        let asks = QueryTag::Asks(Backoff::longest(poll));
+        let answer = QueryResult::noting(client, &sql, asks)?;
         Ok(match answer.attempt(&rest.keys) {
-            Attempt::Busy(key) => Attempt::Busy(before + key),
+            TryOutcome::Busy(key) => TryOutcome::Busy(before + key),
             attempt => attempt,
         })
     }
@@ -661,16 +660,16 @@ impl Lock {
             }
             Scope::Transaction => {
                 let sql = format!("{}; COMMIT", self.in_sql().proof(None));
-                return Ok(Answer::to(client, &sql)?.proves(&self.keys));
+                return Ok(QueryResult::to(client, &sql)?.proves(&self.keys));
             }
         };
-        Ok(Answer::to(client, &sql)?.is_true("released"))
+        Ok(QueryResult::to(client, &sql)?.is_true("released"))
     }
 
     /// Whether the lock is ours now.
     pub fn is_held(&self, client: &mut Client) -> Result<bool, postgres::Error> {
         let proof = self.in_sql().proof(None);
-        Ok(Answer::to(client, &proof)?.proves(&self.keys))
+        Ok(QueryResult::to(client, &proof)?.proves(&self.keys))
     }
 
     /// The keys.
@@ -712,13 +711,13 @@ pub fn token(client: &mut Client) -> Result<String, postgres::Error> {
          || pg_catalog.lpad(pg_catalog.split_part(lsn, '/', 2), 8, '0') AS token \
          FROM (SELECT pg_catalog.pg_logical_emit_message(true, 'pglock', '')::text AS lsn OFFSET 0) AS message"
     );
-    let answer = Answer::to(client, &sql)?;
+    let answer = QueryResult::to(client, &sql)?;
     Ok(answer.get("token").unwrap_or_default().to_owned())
 }
 
 /// Asks for an answer, and nothing else; and says for how long the lock has been held.
 pub fn heartbeat(client: &mut Client, held: Duration) -> Result<(), postgres::Error> {
-    client.simple_query(&Note::Holds(held).on("")).map(drop)
+    client.simple_query(&QueryTag::Holds(held).on("")).map(drop)
 }
 
 #[cfg(test)]
@@ -745,9 +744,9 @@ mod tests {
             which: 0,
             asked: Instant::now(),
         };
-        assert_eq!(Attempt::Acquired(grant).outcome().ok(), Some(Ok(grant)));
-        assert_eq!(Attempt::Busy(2).outcome().ok(), Some(Err(2)));
-        for attempt in [Attempt::Unproven, Attempt::Untried] {
+        assert_eq!(TryOutcome::Acquired(grant).outcome().ok(), Some(Ok(grant)));
+        assert_eq!(TryOutcome::Busy(2).outcome().ok(), Some(Err(2)));
+        for attempt in [TryOutcome::Unproven, TryOutcome::Untried] {
             let failure = attempt.outcome().expect_err("no lock");
             assert_eq!(failure.code, ExitCode::Config);
         }

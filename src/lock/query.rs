@@ -2,11 +2,10 @@
 //!
 //! Everything goes through the simple query protocol, one round trip a message, and through [`ask`].
 
-use super::{Attempt, Grant, Keys};
-use crate::connection;
+use super::{Grant, Keys, TryOutcome};
 use crate::key::KeyId;
 use crate::outcome::{ExitCode, Failure};
-use crate::protocol::query_tag::Note;
+use crate::protocol::query_tag::QueryTag;
 use postgres::error::SqlState;
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use std::time::Instant;
@@ -23,14 +22,14 @@ pub(super) const PROVEN: &str = "proven";
 /// role's search path could otherwise have them run with our rights. The setting lasts as long as the message's
 /// transaction.
 pub fn ask(client: &mut Client, sql: &str) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
-    ask_noting(client, sql, Note::Plain)
+    ask_noting(client, sql, QueryTag::Plain)
 }
 
 /// The same, with something to say besides.
 fn ask_noting(
     client: &mut Client,
     sql: &str,
-    note: Note,
+    note: QueryTag,
 ) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
     client.simple_query(&note.on(&format!(
         "SET LOCAL search_path TO pg_catalog, pg_temp; {sql}"
@@ -44,30 +43,30 @@ pub fn cell<'a>(row: &'a SimpleQueryRow, column: &str) -> Option<&'a str> {
 
 /// The rows that a message returns, and when the message was sent. Its statements have one row each, and no column in
 /// common; but for the proof of a lock, which has as many as there are keys.
-pub struct Answer {
+pub struct QueryResult {
     rows: Vec<SimpleQueryRow>,
     asked: Instant,
 }
 
-impl Answer {
+impl QueryResult {
     /// Sends the message and waits for the answer.
-    pub fn to(client: &mut Client, sql: &str) -> Result<Answer, postgres::Error> {
-        Answer::noting(client, sql, Note::Plain)
+    pub fn to(client: &mut Client, sql: &str) -> Result<QueryResult, postgres::Error> {
+        QueryResult::noting(client, sql, QueryTag::Plain)
     }
 
     /// The same, with something to say besides.
     pub(super) fn noting(
         client: &mut Client,
         sql: &str,
-        note: Note,
-    ) -> Result<Answer, postgres::Error> {
+        note: QueryTag,
+    ) -> Result<QueryResult, postgres::Error> {
         let asked = Instant::now();
         let messages = ask_noting(client, sql, note)?.into_iter();
         let rows = messages.filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,
         });
-        Ok(Answer {
+        Ok(QueryResult {
             rows: rows.collect(),
             asked,
         })
@@ -103,11 +102,11 @@ impl Answer {
     }
 
     /// What became of a try of these keys.
-    pub(super) fn attempt<K>(&self, keys: &Keys<K>) -> Attempt {
+    pub(super) fn attempt<K>(&self, keys: &Keys<K>) -> TryOutcome {
         match self.taken(keys) {
             Some(Ok(which)) => self.proven(keys, which),
-            Some(Err(busy)) => Attempt::Busy(busy),
-            None => Attempt::Untried,
+            Some(Err(busy)) => TryOutcome::Busy(busy),
+            None => TryOutcome::Untried,
         }
     }
 
@@ -124,14 +123,14 @@ impl Answer {
     }
 
     /// The lock of these keys that the server says is ours, if it has proved it.
-    pub(super) fn proven<K>(&self, keys: &Keys<K>, which: usize) -> Attempt {
+    pub(super) fn proven<K>(&self, keys: &Keys<K>, which: usize) -> TryOutcome {
         match self.proves(keys) {
-            true => Attempt::Acquired(Grant {
+            true => TryOutcome::Acquired(Grant {
                 backend_pid: self.backend_pid(),
                 which,
                 asked: self.asked,
             }),
-            false => Attempt::Unproven,
+            false => TryOutcome::Unproven,
         }
     }
 
@@ -150,7 +149,7 @@ impl Answer {
 pub(super) fn unlike_postgresql(error: postgres::Error) -> Failure {
     let code = error.code().map(|code| code.code().to_owned());
     match (code.as_deref(), error.as_db_error()) {
-        (Some("42501"), _) | (None, _) | (_, None) => connection::failure(error),
+        (Some("42501"), _) | (None, _) | (_, None) => Failure::from(error),
         // By class, which are the first two characters; a server that is none may send fewer.
         (Some(code), Some(db)) if ["0A", "22", "42"].iter().any(|it| code.starts_with(it)) => {
             Failure::say(
@@ -161,7 +160,7 @@ pub(super) fn unlike_postgresql(error: postgres::Error) -> Failure {
                 ),
             )
         }
-        _ => connection::failure(error),
+        _ => Failure::from(error),
     }
 }
 

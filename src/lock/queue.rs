@@ -4,21 +4,20 @@
 //! for long. Where there is no queue (behind a pooler, without plpgsql) the pauses between two tries grow, at random.
 
 use super::{
-    Answer, Attempt, GOT, Grant, Keys, Lock, Mode, PROVEN, Scope, Terms, call, lacks_plpgsql,
-    say_got,
+    GOT, Grant, Keys, Lock, Mode, PROVEN, QueryResult, Scope, TryOutcome, WaitOptions, call,
+    lacks_plpgsql, say_got,
 };
-use crate::connection;
 use crate::key::KeyId;
-use crate::lock::ticket::{Line, Ticket};
+use crate::lock::ticket::{Ticket, TicketQueue};
 use crate::outcome::{ExitCode, Failure};
-use crate::protocol::query_tag::Note;
+use crate::protocol::query_tag::QueryTag;
 use postgres::Client;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::time::Duration;
 
 /// What a wait tells of itself.
-pub trait Talk {
+pub trait WaitObserver {
     /// A message is about to be sent, which the server will answer within this time at most.
     fn about_to_ask(&mut self, longest: Duration);
     /// Sleeps between two messages, when the server may be asked something else. Says whether to go on: a cancellation
@@ -28,7 +27,7 @@ pub trait Talk {
 
 /// What becomes of a lock that was waited for in the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stay {
+pub(super) enum OnGrant {
     /// It is the session's.
     Keep,
     /// It is given back at once: it was only waited for until somebody else gives it back.
@@ -48,9 +47,9 @@ pub(super) fn queue_for(
     client: &mut Client,
     id: KeyId,
     mode: Mode,
-    stay: Stay,
-    terms: Terms,
-    talk: &mut impl Talk,
+    stay: OnGrant,
+    terms: WaitOptions,
+    talk: &mut impl WaitObserver,
 ) -> Result<Queued, Failure> {
     let lock = Lock {
         keys: Keys::All(vec![id]),
@@ -64,17 +63,17 @@ pub(super) fn queue_for(
         let left = terms.wait.left();
         let slice = left.map_or(terms.slice, |left| left.min(terms.slice));
         talk.about_to_ask(slice);
-        let answer = match Answer::noting(
+        let answer = match QueryResult::noting(
             client,
             &slice_of_waiting(id, &lock, stay, slice),
-            Note::Waits(slice),
+            QueryTag::Waits(slice),
         ) {
             Err(error) if lacks_plpgsql(&error) => return Ok(Queued::NoQueue),
-            answer => answer.map_err(connection::failure)?,
+            answer => answer?,
         };
         let attempt = match answer.get("got") {
             Some("cancelled") => return Err(cancelled()),
-            Some(UNPROVEN) => Attempt::Unproven,
+            Some(UNPROVEN) => TryOutcome::Unproven,
             _ => answer.attempt(&lock.keys),
         };
         match attempt.outcome()? {
@@ -96,15 +95,15 @@ pub(super) fn queue_for(
 /// real locks.
 /// The caught errors leave no trace in the server's log. A cancellation is caught twice: the postmaster signals the process
 /// and then its group, and the second signal can come when the first has been dealt with.
-fn slice_of_waiting(id: KeyId, lock: &Lock, stay: Stay, slice: Duration) -> String {
+fn slice_of_waiting(id: KeyId, lock: &Lock, stay: OnGrant, slice: Duration) -> String {
     // lock_timeout 0 would mean no limit; rounding up keeps the wait from ending early.
     let milliseconds = slice.as_micros().div_ceil(1000).max(1);
     let keep = match stay {
-        Stay::Keep => format!(
+        OnGrant::Keep => format!(
             "WHEN {} IS NULL THEN '{UNPROVEN}' ",
             call("pg_advisory_lock", id, lock.mode)
         ),
-        Stay::Leave => String::new(),
+        OnGrant::Leave => String::new(),
     };
     let cancelled = say_got("'cancelled'");
     format!(
@@ -127,21 +126,21 @@ fn slice_of_waiting(id: KeyId, lock: &Lock, stay: Stay, slice: Duration) -> Stri
 const UNPROVEN: &str = "unproven";
 
 /// Stands in line until nobody is before us. `None` when the time is up first.
-pub fn stand_in(
-    line: Line,
+pub fn wait_for_turn(
+    line: TicketQueue,
     client: &mut Client,
-    terms: Terms,
-    talk: &mut impl Talk,
+    terms: WaitOptions,
+    talk: &mut impl WaitObserver,
 ) -> Result<Option<Ticket>, Failure> {
     talk.about_to_ask(Duration::ZERO);
-    let ticket = line.join(client).map_err(connection::failure)?;
+    let ticket = line.join(client)?;
     loop {
         talk.about_to_ask(Duration::ZERO);
-        let before = ticket.predecessor(client).map_err(connection::failure)?;
+        let before = ticket.predecessor(client)?;
         let Some(before) = before else {
             return Ok(Some(ticket));
         };
-        match queue_for(client, before, Mode::Shared, Stay::Leave, terms, talk)? {
+        match queue_for(client, before, Mode::Shared, OnGrant::Leave, terms, talk)? {
             Queued::Acquired(_) => {}
             Queued::TimedOut => return Ok(None),
             Queued::NoQueue => {

@@ -9,32 +9,32 @@
 //! again, and nobody else does. `--fair` needs it because waiting in slices rotates the server's own queue.
 
 use crate::key::KeyId;
-use crate::lock::{Answer, IN_THIS_DATABASE, ask};
+use crate::lock::{IN_THIS_DATABASE, QueryResult, ask};
 use postgres::Client;
 use sha2::{Digest, Sha256};
 
 /// The line for one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Line {
+pub struct TicketQueue {
     class: i32,
 }
 
 /// A place in a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket {
-    line: Line,
+    line: TicketQueue,
     /// As `pg_locks` shows it: not signed.
     number: u32,
 }
 
-impl Line {
+impl TicketQueue {
     /// The line of everybody who asks for this key. The number that stands for it is part of the stable interface.
-    pub fn of(key: KeyId) -> Line {
+    pub fn for_key(key: KeyId) -> TicketQueue {
         let digest = Sha256::digest(format!("pglock line {key}"));
         let class = digest[..4]
             .iter()
             .fold(0, |n, byte| (n << 8) | i32::from(*byte));
-        Line { class }
+        TicketQueue { class }
     }
 
     /// The first number of the tickets.
@@ -61,7 +61,7 @@ impl Line {
                  FROM (SELECT {clock} AS clock, ({last}) AS last OFFSET 0) AS line OFFSET 0) AS ticket",
                 self.class
             );
-            let answer = Answer::to(client, &sql)?;
+            let answer = QueryResult::to(client, &sql)?;
             if answer.is_true("acquired") {
                 let number = answer.number("number").unwrap_or_default() as u32;
                 return Ok(Ticket { line: self, number });
@@ -83,7 +83,7 @@ impl Ticket {
     pub fn predecessor(self, client: &mut Client) -> Result<Option<KeyId>, postgres::Error> {
         let before = self.line.tickets("pg_catalog.max(objid::bigint) AS before");
         let sql = format!("{before} AND objid::bigint < {}", self.number);
-        let before = Answer::to(client, &sql)?.number("before");
+        let before = QueryResult::to(client, &sql)?.number("before");
         Ok(before.map(|number| KeyId::IntPair(self.line.class, number as u32 as i32)))
     }
 
@@ -102,7 +102,7 @@ mod tests {
     /// The golden vectors: never change one, or two versions of pglock would stand in two lines.
     #[test]
     fn a_key_has_one_line() {
-        let class = |id| Line::of(id).class;
+        let class = |id| TicketQueue::for_key(id).class;
         assert_eq!(class(KeyId::Bigint(6111399565520850680)), -1319306384);
         assert_eq!(class(KeyId::IntPair(1, 2)), -205521824);
         assert_ne!(class(KeyId::Bigint(12)), class(KeyId::IntPair(1, 2)));

@@ -9,13 +9,13 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 /// What a comment of ours begins with.
-pub const NOTE: &str = "/* pglock ";
+pub const QUERY_TAG_PREFIX: &str = "/* pglock ";
 
 /// The longest name of a program. The server keeps 1024 bytes of a message by default.
-const LONGEST: usize = 100;
+const MAX_PROGRAM_LEN: usize = 100;
 
 /// As much of a message as any note takes.
-pub const LONGEST_NOTE: usize = 200;
+pub const MAX_QUERY_TAG_LEN: usize = 200;
 
 static JOB: OnceLock<String> = OnceLock::new();
 
@@ -27,7 +27,7 @@ pub fn name_job(program: &OsStr) {
 
 /// What there is to say besides the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Note {
+pub enum QueryTag {
     /// Nothing.
     Plain,
     /// We wait in the server's queue for so long, and then come back.
@@ -38,7 +38,7 @@ pub enum Note {
     Holds(Duration),
 }
 
-impl Note {
+impl QueryTag {
     /// The message with its note.
     pub fn on(self, sql: &str) -> String {
         match JOB.get() {
@@ -49,18 +49,18 @@ impl Note {
 
     fn comment(self, job: &str) -> String {
         let state = match self {
-            Note::Plain => String::new(),
-            Note::Waits(slice) => format!("waits {:.3} ", slice.as_secs_f64()),
-            Note::Asks(rest) => format!("asks {:.3} ", rest.as_secs_f64()),
-            Note::Holds(time) => format!("holds {:.3} ", time.as_secs_f64()),
+            QueryTag::Plain => String::new(),
+            QueryTag::Waits(slice) => format!("waits {:.3} ", slice.as_secs_f64()),
+            QueryTag::Asks(rest) => format!("asks {:.3} ", rest.as_secs_f64()),
+            QueryTag::Holds(time) => format!("holds {:.3} ", time.as_secs_f64()),
         };
-        format!("{NOTE}{state}job {job} */ ")
+        format!("{QUERY_TAG_PREFIX}{state}job {job} */ ")
     }
 }
 
 /// What a note tells whoever looks.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Told<'a> {
+pub struct QueryTagInfo<'a> {
     /// For how many seconds the lock had been held when the message was sent.
     pub holds: Option<f64>,
     /// It waits, and will ask again.
@@ -70,8 +70,8 @@ pub struct Told<'a> {
 }
 
 /// Reads the note of a message that has one, or of a stranger's that looks like it.
-pub fn read(message: &str) -> Option<Told<'_>> {
-    let text = message.strip_prefix(NOTE)?;
+pub fn read(message: &str) -> Option<QueryTagInfo<'_>> {
+    let text = message.strip_prefix(QUERY_TAG_PREFIX)?;
     let job = text
         .split_once(" */")
         .and_then(|(text, _)| Some(text.split_once("job ")?.1));
@@ -79,7 +79,7 @@ pub fn read(message: &str) -> Option<Told<'_>> {
         let (seconds, _) = text.split_once(' ')?;
         seconds.parse().ok().filter(|it: &f64| it.is_finite())
     });
-    Some(Told {
+    Some(QueryTagInfo {
         holds,
         asks: text.starts_with("asks "),
         job,
@@ -91,7 +91,7 @@ fn plain(program: &str) -> String {
     let keep =
         |c: char| (c == ' ' || c.is_ascii_graphic()) && !matches!(c, '*' | '\'' | '"' | '\\');
     let plain = program.chars().map(|c| if keep(c) { c } else { '?' });
-    plain.take(LONGEST).collect()
+    plain.take(MAX_PROGRAM_LEN).collect()
 }
 
 #[cfg(test)]
@@ -104,20 +104,20 @@ mod tests {
         let job = plain("./b\u{e4}ckup */ DROP 'x'\n");
         assert_eq!(job, "./b?ckup ?/ DROP ?x??");
         assert_eq!(
-            Note::Plain.comment(&job),
+            QueryTag::Plain.comment(&job),
             format!("/* pglock job {job} */ ")
         );
-        let waits = Note::Waits(Duration::from_millis(900)).comment("sh");
+        let waits = QueryTag::Waits(Duration::from_millis(900)).comment("sh");
         assert_eq!(waits, "/* pglock waits 0.900 job sh */ ");
-        let holds = Note::Holds(Duration::from_secs(125)).comment("sh");
+        let holds = QueryTag::Holds(Duration::from_secs(125)).comment("sh");
         assert_eq!(holds, "/* pglock holds 125.000 job sh */ ");
-        assert_eq!(plain(&"x".repeat(500)).len(), LONGEST);
+        assert_eq!(plain(&"x".repeat(500)).len(), MAX_PROGRAM_LEN);
     }
 
     #[test]
     fn what_is_no_note_of_ours_tells_little() {
         assert_eq!(read("SELECT 1 /* pglock job x */"), None);
-        let nothing = Told {
+        let nothing = QueryTagInfo {
             holds: None,
             asks: false,
             job: None,
@@ -126,7 +126,7 @@ mod tests {
         assert_eq!(read("/* pglock holds 1.2.3 for ever"), Some(nothing));
         assert_eq!(read("/* pglock holds inf "), Some(nothing));
         // Cut by the server.
-        let asks = Told {
+        let asks = QueryTagInfo {
             asks: true,
             ..nothing
         };
@@ -138,18 +138,18 @@ mod tests {
         #[test]
         fn a_note_is_one_comment(program in "\\PC{0,120}|[/*' \\\\]{0,20}", time in 0u64..1_000_000_000_000) {
             let time = Duration::from_millis(time);
-            for note in [Note::Plain, Note::Waits(time), Note::Asks(time), Note::Holds(time)] {
+            for note in [QueryTag::Plain, QueryTag::Waits(time), QueryTag::Asks(time), QueryTag::Holds(time)] {
                 let comment = note.comment(&plain(&program));
-                prop_assert!(comment.starts_with(NOTE) && comment.ends_with(" */ "));
+                prop_assert!(comment.starts_with(QUERY_TAG_PREFIX) && comment.ends_with(" */ "));
                 prop_assert_eq!(comment.matches("*/").count(), 1);
                 prop_assert_eq!(comment.matches("/*").count(), 1);
                 prop_assert!(!comment.contains(['\'', '"', '\\']) && comment.is_ascii(), "{comment:?}");
-                prop_assert!(comment.len() <= LONGEST_NOTE);
+                prop_assert!(comment.len() <= MAX_QUERY_TAG_LEN);
                 let message = format!("{comment}SELECT 1 /* pglock asks 1.000 job other */");
                 let job = plain(&program);
-                prop_assert_eq!(read(&message), Some(Told {
-                    holds: matches!(note, Note::Holds(_)).then(|| time.as_secs_f64()),
-                    asks: matches!(note, Note::Asks(_)),
+                prop_assert_eq!(read(&message), Some(QueryTagInfo {
+                    holds: matches!(note, QueryTag::Holds(_)).then(|| time.as_secs_f64()),
+                    asks: matches!(note, QueryTag::Asks(_)),
                     job: Some(job.as_str()),
                 }));
             }

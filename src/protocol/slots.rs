@@ -7,7 +7,7 @@ use crate::key::KeyId;
 use sha2::{Digest, Sha256};
 
 /// The most slots that one key can have: they are all named in one message.
-pub const MOST: u16 = 1000;
+pub const MAX_SLOTS: u16 = 1000;
 
 /// The keys of the first `count` slots.
 pub fn keys(key: KeyId, count: u16) -> Vec<KeyId> {

@@ -1,19 +1,19 @@
 //! What somebody who watches a wait on a terminal reads: what is waited for, who holds it since when, how long so far.
 
-use crate::commands::list::cut;
+use crate::commands::list::truncate_to_width;
 use crate::inspect::backend::{Backend, age};
 use std::time::{Duration, Instant};
 use unicode_width::UnicodeWidthStr;
 
 /// Who held the lock when it was last looked.
-pub struct Waiting {
+pub struct WaitProgress {
     /// The holders.
     pub holders: Vec<Backend>,
     /// When they were seen.
     pub seen: Instant,
 }
 
-impl Waiting {
+impl WaitProgress {
     /// All of it.
     pub fn sentence(&self, key: &str, waited: Duration) -> String {
         format!("waiting for {key} for {}; {}", age(waited), self.held())
@@ -24,7 +24,7 @@ impl Waiting {
         let whole = format!("pglock: {}", self.sentence(key, waited));
         match whole.width() <= width {
             true => whole,
-            false => cut(&format!("{}: {key}; {}", age(waited), self.held()), width),
+            false => truncate_to_width(&format!("{}: {key}; {}", age(waited), self.held()), width),
         }
     }
 
@@ -50,7 +50,7 @@ mod tests {
 
     #[test]
     fn the_line_says_what_has_room() {
-        let waiting = Waiting {
+        let waiting = WaitProgress {
             holders: vec![Backend::named("pglock:backup web1:77"), Backend::default()],
             seen: Instant::now(),
         };

@@ -36,7 +36,7 @@ const HANDLED: [Signal; 10] = [
 
 /// How pglock's caller had set up signals: what the job must find again.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct SignalDispositions {
     /// The signal mask.
     pub mask: SigSet,
     /// The signals among those that pglock changes which were ignored.
@@ -45,7 +45,7 @@ pub struct Entry {
 
 /// A signal that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Arrival {
+pub struct SignalInfo {
     /// Which one.
     pub signal: Signal,
     /// The kernel sent it (a key on the terminal, a hangup, a resized window), and therefore to the whole
@@ -73,7 +73,7 @@ impl Waker {
 
 /// All signals are blocked, and none is handled yet: other threads may begin.
 pub struct Blocked {
-    entry: Entry,
+    entry: SignalDispositions,
     has_terminal: bool,
     read: UnixStream,
     waker: Waker,
@@ -93,7 +93,7 @@ impl Blocked {
         let (read, write) = UnixStream::pair()?;
         write.set_nonblocking(true)?;
         Ok(Blocked {
-            entry: Entry { mask, ignored },
+            entry: SignalDispositions { mask, ignored },
             // Asked now, since the session's thread looks for what is open, and this opens and closes.
             has_terminal: terminal::foreground().is_some(),
             read,
@@ -133,7 +133,7 @@ impl Blocked {
 
 /// The signals of this process, handled until it ends.
 pub struct Signals {
-    entry: Entry,
+    entry: SignalDispositions,
     delivery: SignalDelivery<UnixStream, WithOrigin>,
 }
 
@@ -147,16 +147,16 @@ impl Signals {
     }
 
     /// How it was before.
-    pub fn entry(&self) -> &Entry {
+    pub fn entry(&self) -> &SignalDispositions {
         &self.entry
     }
 
     /// What has arrived since the last call; it also takes the wake-ups out of the descriptor.
-    pub fn arrived(&mut self) -> Vec<Arrival> {
+    pub fn arrived(&mut self) -> Vec<SignalInfo> {
         let arrivals = self.delivery.pending().filter_map(|origin| {
             let signal = Signal::try_from(origin.signal).ok()?;
             let from_kernel = origin.process.is_none();
-            Some(Arrival {
+            Some(SignalInfo {
                 signal,
                 from_terminal: from_kernel && reaches_the_group(signal),
             })

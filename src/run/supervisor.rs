@@ -8,11 +8,11 @@ use crate::key::{self, Key};
 use crate::lock::{self, Mode};
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::run::job::{self, Group, Job, Launch};
-use crate::run::progress::Waiting;
-use crate::run::session::{self, Held, Report, Request, Session};
-use crate::run::signals::{self, Arrival, Blocked, Signals};
-use crate::run::state::{Action, Event, Rules, State};
-use crate::sys::ChildChange;
+use crate::run::progress::WaitProgress;
+use crate::run::session::{self, Held, Request, Session, SessionEvent};
+use crate::run::signals::{self, Blocked, SignalInfo, Signals};
+use crate::run::state::{Action, Event, Policy, RunState};
+use crate::sys::WaitStatus;
 use crate::ui::message;
 use crate::ui::terminal::{self, Live};
 use nix::errno::Errno;
@@ -29,7 +29,7 @@ pub struct Plan {
     /// The lock and where to get it.
     pub request: Request,
     /// How to decide.
-    pub rules: Rules,
+    pub rules: Policy,
     /// Whether the job inherits the session's socket.
     pub inherit_socket: bool,
     /// When pglock began: the wait is counted from here.
@@ -69,7 +69,7 @@ pub fn run(plan: Plan, blocked: Blocked) -> Result<Outcome, Failure> {
         inherit_socket,
         signals,
         session,
-        state: State::new(rules),
+        state: RunState::new(rules),
         rules,
         began,
         connected: false,
@@ -96,8 +96,8 @@ struct Supervisor {
     inherit_socket: bool,
     signals: Signals,
     session: Session,
-    state: State,
-    rules: Rules,
+    state: RunState,
+    rules: Policy,
     began: Instant,
     connected: bool,
     canceller: Option<Canceller>,
@@ -105,11 +105,11 @@ struct Supervisor {
     job: Option<Job>,
     /// What to say at the end, of a failure or a conflict.
     words: Option<String>,
-    lost: Option<Loss>,
+    lost: Option<LockLoss>,
     evictor: Option<String>,
     stopped: Stopped,
     /// Who held the lock when it was last looked, for whoever watches.
-    waiting: Option<Waiting>,
+    waiting: Option<WaitProgress>,
     has_said_wait: bool,
 }
 
@@ -124,20 +124,20 @@ enum Stopped {
 }
 
 /// The lock was lost: why, and when that was noticed.
-struct Loss {
+struct LockLoss {
     why: String,
     at: SystemTime,
     noticed: Instant,
 }
 
 /// How long to wait for the session's thread to find out who has ended the session. The job is over then.
-const LAST_WORD: Duration = Duration::from_secs(1);
+const EVICTOR_LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How often the time that somebody waits is shown anew.
-const CLOCK_TICK: Duration = Duration::from_secs(1);
+const WAIT_DISPLAY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often to look whether a job that is being stopped is gone.
-const BURIAL_TICK: Duration = Duration::from_millis(50);
+const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 impl Supervisor {
     fn run(&mut self) -> Outcome {
@@ -200,7 +200,10 @@ impl Supervisor {
     fn say_how_it_ended(&mut self, outcome: Outcome) {
         message::erase();
         if outcome == Outcome::Failed(ExitCode::Lost) && self.evictor.is_none() {
-            let until = self.lost.as_ref().map(|lost| lost.noticed + LAST_WORD);
+            let until = self
+                .lost
+                .as_ref()
+                .map(|lost| lost.noticed + EVICTOR_LOOKUP_TIMEOUT);
             self.evictor = until.and_then(|until| self.session.evictor(until));
         }
         let words = self.words.as_deref();
@@ -241,7 +244,7 @@ impl Supervisor {
     fn what_happened(&mut self) -> Vec<Event> {
         let arrivals = self.signals.arrived();
         let mut events = Vec::new();
-        for report in self.session.reports() {
+        for report in self.session.events() {
             events.push(self.event_of(report));
         }
         if let Some(job) = &self.job {
@@ -249,7 +252,7 @@ impl Supervisor {
             while let Ok(Some(change)) = job.change() {
                 events.push(match (job::end_of(change), change) {
                     (Some(end), _) => Event::Ended(end),
-                    (None, ChildChange::Stopped(signal)) => Event::Stopped {
+                    (None, WaitStatus::Stopped(signal)) => Event::Stopped {
                         signal,
                         by_terminal: job.is_stopped_by_terminal(signal),
                     },
@@ -268,38 +271,38 @@ impl Supervisor {
         // After the job's own changes: a continuation that reached the whole group need not be passed on.
         events.extend(arrivals.into_iter().map(|arrival| {
             let from_terminal = arrival.from_terminal && !left_us;
-            Event::Arrived(Arrival {
+            Event::Arrived(SignalInfo {
                 from_terminal,
                 ..arrival
             })
         }));
-        if self.state.is_burying() && self.is_job_gone() {
-            events.push(Event::AllGone);
+        if self.state.is_draining() && self.is_job_gone() {
+            events.push(Event::GroupEmpty);
         }
         events.push(Event::Tick);
         events
     }
 
     /// What a report means for the decisions; what only concerns the acting is kept here.
-    fn event_of(&mut self, report: Report) -> Event {
+    fn event_of(&mut self, report: SessionEvent) -> Event {
         match report {
-            Report::Connected => {
+            SessionEvent::Connected => {
                 self.connected = true;
                 Event::Connected
             }
-            Report::Direct(canceller) => {
+            SessionEvent::Direct(canceller) => {
                 self.canceller = Some(canceller);
                 Event::Connected
             }
-            Report::Alive(until) => Event::Alive(until),
-            Report::Waiting(holders) => {
-                self.waiting = Some(Waiting {
+            SessionEvent::Alive(until) => Event::Alive(until),
+            SessionEvent::Waiting(holders) => {
+                self.waiting = Some(WaitProgress {
                     holders,
                     seen: Instant::now(),
                 });
                 Event::Tick
             }
-            Report::Held(held) => {
+            SessionEvent::Held(held) => {
                 self.waiting = None;
                 message::erase();
                 message::detail(format_args!(
@@ -310,33 +313,35 @@ impl Supervisor {
                 self.held = Some(held);
                 Event::Held
             }
-            Report::Conflict(words) => {
+            SessionEvent::Conflict(words) => {
                 self.words = Some(words);
                 Event::NotHeld(Outcome::Conflict(self.rules.conflict_code))
             }
-            Report::Failed(failure) => {
+            SessionEvent::Failed(failure) => {
                 self.words = Some(failure.to_string());
                 Event::NotHeld(Outcome::Failed(failure.code))
             }
-            Report::Lost(why) => {
-                self.lost.get_or_insert(Loss::now(why));
+            SessionEvent::Lost(why) => {
+                self.lost.get_or_insert(LockLoss::now(why));
                 Event::Lost
             }
-            Report::Evicted(by) => {
+            SessionEvent::Evicted(by) => {
                 self.evictor = Some(by);
                 Event::Tick
             }
-            Report::Released { was_held, session } => {
+            SessionEvent::Released { was_held, session } => {
                 // An explicit goodbye: a process that the job left behind has the socket too, and must not keep the
                 // session alive.
                 drop(session);
                 Event::Released { was_held }
             }
-            Report::Broken => {
+            SessionEvent::Broken => {
                 let why = "an internal error has ended the session";
                 match self.held {
-                    Some(_) => self.event_of(Report::Lost(why.into())),
-                    None => self.event_of(Report::Failed(Failure::say(ExitCode::Internal, why))),
+                    Some(_) => self.event_of(SessionEvent::Lost(why.into())),
+                    None => {
+                        self.event_of(SessionEvent::Failed(Failure::say(ExitCode::Internal, why)))
+                    }
                 }
             }
         }
@@ -476,7 +481,7 @@ impl Supervisor {
 
     fn cut(&self) {
         if let Some(socket) = self.held.as_ref().and_then(|held| held.socket.as_ref()) {
-            session::cut(socket);
+            session::shut_down_socket(socket);
             message::detail(
                 "closed the connection, without the server's word that the lock is given back",
             );
@@ -487,7 +492,7 @@ impl Supervisor {
     fn note_silence(&mut self) {
         let limit = rounded(self.rules.patience);
         self.lost.get_or_insert_with(|| {
-            Loss::now(format!("the server has not answered within {limit}"))
+            LockLoss::now(format!("the server has not answered within {limit}"))
         });
     }
 
@@ -496,9 +501,9 @@ impl Supervisor {
             .state
             .deadline()
             .map(|at| at.saturating_duration_since(Instant::now()));
-        let tick = match (self.state.is_burying(), &self.waiting) {
-            (true, _) => Some(BURIAL_TICK),
-            (false, Some(_)) => Some(CLOCK_TICK),
+        let tick = match (self.state.is_draining(), &self.waiting) {
+            (true, _) => Some(TERMINATION_POLL_INTERVAL),
+            (false, Some(_)) => Some(WAIT_DISPLAY_INTERVAL),
             (false, None) => None,
         };
         let limit = left.into_iter().chain(tick).min();
@@ -512,7 +517,7 @@ impl Supervisor {
 
     fn loss_sentence(&self) -> String {
         let (why, at) = match &self.lost {
-            Some(Loss { why, at, .. }) => (why.as_str(), *at),
+            Some(LockLoss { why, at, .. }) => (why.as_str(), *at),
             None => ("something gave it back on the server", SystemTime::now()),
         };
         let by = match &self.evictor {
@@ -527,9 +532,9 @@ impl Supervisor {
     }
 }
 
-impl Loss {
-    fn now(why: String) -> Loss {
-        Loss {
+impl LockLoss {
+    fn now(why: String) -> LockLoss {
+        LockLoss {
             why,
             at: SystemTime::now(),
             noticed: Instant::now(),

@@ -83,7 +83,7 @@ pub fn live(line: &str) {
 pub fn erase() {
     let mut is_live = is_live();
     if std::mem::take(&mut *is_live) {
-        write(format_args!("\r\x1b[K"), ROOM);
+        write(format_args!("\r\x1b[K"), WRITE_TIMEOUT);
     }
 }
 
@@ -98,16 +98,16 @@ fn verbosity() -> Verbosity {
 
 /// The longest line: a pipe that has room at all takes this much without blocking (POSIX's PIPE_BUF is at least 512,
 /// Linux's 4096).
-const LONGEST: usize = 4096;
+const MAX_LINE_LEN: usize = 4096;
 /// How long a reader may take to make room. Whoever does not read must not keep us from our job, or from its end.
-const ROOM: Duration = Duration::from_secs(1);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn say(words: impl Display) {
     // One write, so that lines of several pglocks do not mix; one line, whatever a server's message holds, and
     // nothing in it that a terminal would obey.
     let mut line = format!("pglock: {words}").replace(char::is_control, " ");
-    if line.len() >= LONGEST {
-        let end = (0..LONGEST - 4)
+    if line.len() >= MAX_LINE_LEN {
+        let end = (0..MAX_LINE_LEN - 4)
             .rev()
             .find(|end| line.is_char_boundary(*end));
         line.truncate(end.unwrap_or_default());
@@ -117,7 +117,7 @@ fn say(words: impl Display) {
         true => "\r\x1b[K",
         false => "",
     };
-    write(format_args!("{before}{line}\n"), ROOM);
+    write(format_args!("{before}{line}\n"), WRITE_TIMEOUT);
 }
 
 /// Writes if there is room, or will be within this time.

@@ -12,10 +12,10 @@ pub mod spawn;
 
 use crate::key::{Key, KeyId};
 use crate::lock::Mode;
-use crate::outcome::{ExitCode, Failure, JobEnd};
+use crate::outcome::{ExitCode, ExitReason, Failure};
 use crate::run::job::spawn::{Setup, spawn};
 use crate::run::signals::Signals;
-use crate::sys::{self, ChildChange};
+use crate::sys::{self, WaitStatus};
 use crate::ui::terminal;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
@@ -115,7 +115,7 @@ impl Job {
     }
 
     /// What has become of the job since the last call. An end is told again until it is reaped.
-    pub fn change(&self) -> io::Result<Option<ChildChange>> {
+    pub fn change(&self) -> io::Result<Option<WaitStatus>> {
         sys::child_change(self.pid)
     }
 
@@ -203,11 +203,11 @@ impl Job {
 }
 
 /// How the job ended, if that is what changed.
-pub fn end_of(change: ChildChange) -> Option<JobEnd> {
+pub fn end_of(change: WaitStatus) -> Option<ExitReason> {
     match change {
-        ChildChange::Exited(code) => Some(JobEnd::Code(code as u8)),
-        ChildChange::Killed(signal) => Some(JobEnd::Signal(signal)),
-        ChildChange::Stopped(_) | ChildChange::Continued => None,
+        WaitStatus::Exited(code) => Some(ExitReason::Code(code as u8)),
+        WaitStatus::Killed(signal) => Some(ExitReason::Signal(signal)),
+        WaitStatus::Stopped(_) | WaitStatus::Continued => None,
     }
 }
 

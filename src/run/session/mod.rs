@@ -10,13 +10,13 @@
 //! The connection is opened once. It is never opened again: the lock would be somebody else's by then.
 
 use crate::commands::evict;
-use crate::connection::{self, Canceller, Connection, Settings};
+use crate::connection::{Canceller, Connection, Settings};
 use crate::inspect::backend::{self, Backend};
 use crate::key::{Key, KeyId, Number};
-use crate::lock::ticket::{Line, Ticket};
+use crate::lock::ticket::{Ticket, TicketQueue};
 use crate::lock::{
-    self, Attempt, Caller, Computed, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Server, Talk,
-    Terms, Wait,
+    self, ClientInfo, Computed, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Server, TryOutcome,
+    Wait, WaitObserver, WaitOptions,
 };
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::slots;
@@ -94,7 +94,7 @@ impl Timing {
 }
 
 /// What the session has to say. The order is that of a good day.
-pub enum Report {
+pub enum SessionEvent {
     /// There is a server, or a pooler.
     Connected,
     /// It is the server itself, so the wait can be interrupted by this.
@@ -141,7 +141,7 @@ pub struct Held {
 
 /// The main thread's end of the session.
 pub struct Session {
-    reports: Receiver<Report>,
+    events: Receiver<SessionEvent>,
     // Closing it is the order to release: it cannot be lost, and cannot be given twice.
     order: Option<UnixStream>,
 }
@@ -150,32 +150,32 @@ impl Session {
     /// Starts to connect and to acquire.
     pub fn start(request: Request, waker: Waker) -> io::Result<Session> {
         let (order, orders) = UnixStream::pair()?;
-        let (sender, reports) = channel();
-        let speaker = Speaker::new(sender, waker);
+        let (sender, events) = channel();
+        let reporter = Reporter::new(sender, waker);
         // Known before the main thread sleeps, which the first announcement would otherwise wake.
         let limit = request.settings.connect_limit();
         limit
             .into_iter()
-            .for_each(|limit| speaker.say(Report::Alive(Instant::now() + limit)));
+            .for_each(|limit| reporter.say(SessionEvent::Alive(Instant::now() + limit)));
         std::thread::Builder::new()
             .name("session".into())
             .spawn(move || {
                 Thread {
                     request,
                     orders,
-                    speaker,
+                    reporter,
                 }
                 .run()
             })?;
         Ok(Session {
-            reports,
+            events,
             order: Some(order),
         })
     }
 
     /// What has been reported since the last call.
-    pub fn reports(&self) -> Vec<Report> {
-        self.reports.try_iter().collect()
+    pub fn events(&self) -> Vec<SessionEvent> {
+        self.events.try_iter().collect()
     }
 
     /// The name of whoever has evicted us, if that is known by then.
@@ -183,7 +183,7 @@ impl Session {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             // The thread ends when it has said all it can find out.
-            if let Report::Evicted(by) = self.reports.recv_timeout(left).ok()? {
+            if let SessionEvent::Evicted(by) = self.events.recv_timeout(left).ok()? {
                 return Some(by);
             }
         }
@@ -197,32 +197,32 @@ impl Session {
 
 /// Ends the connection under the session, whatever it is doing and whoever has inherited the socket: the server
 /// sees the end as soon as the network lets it.
-pub fn cut(socket: &OwnedFd) {
+pub fn shut_down_socket(socket: &OwnedFd) {
     let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
 }
 
-struct Speaker {
-    sender: Sender<Report>,
+struct Reporter {
+    sender: Sender<SessionEvent>,
     waker: Waker,
     /// The last deadline that was told.
     due: Cell<Option<Instant>>,
 }
 
-impl Speaker {
-    fn new(sender: Sender<Report>, waker: Waker) -> Speaker {
+impl Reporter {
+    fn new(sender: Sender<SessionEvent>, waker: Waker) -> Reporter {
         let due = Cell::new(None);
-        Speaker { sender, waker, due }
+        Reporter { sender, waker, due }
     }
 
-    fn say(&self, report: Report) {
+    fn say(&self, report: SessionEvent) {
         // Whoever sleeps until a deadline need not be woken to learn that it has moved on, or what matters only when
         // something else happens: whatever wakes it, it reads all reports first.
         let sleeps_on = match report {
-            Report::Alive(until) => self
+            SessionEvent::Alive(until) => self
                 .due
                 .replace(Some(until))
                 .is_some_and(|due| due <= until),
-            Report::Connected | Report::Direct(_) => true,
+            SessionEvent::Connected | SessionEvent::Direct(_) => true,
             _ => false,
         };
         // The main thread may be gone already, on its way out; nobody is left to hear it then.
@@ -237,10 +237,10 @@ impl Speaker {
 #[cfg(not(panic = "unwind"))]
 compile_error!("a session that panics is reported by unwinding: see Cargo.toml");
 
-impl Drop for Speaker {
+impl Drop for Reporter {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.say(Report::Broken);
+            self.say(SessionEvent::Broken);
         }
     }
 }
@@ -248,7 +248,7 @@ impl Drop for Speaker {
 struct Thread {
     request: Request,
     orders: UnixStream,
-    speaker: Speaker,
+    reporter: Reporter,
 }
 
 impl Thread {
@@ -257,7 +257,7 @@ impl Thread {
     fn run(self) {
         let connection = match self.connect() {
             Ok(connection) => connection,
-            Err(failure) => return self.speaker.say(Report::Failed(failure)),
+            Err(failure) => return self.reporter.say(SessionEvent::Failed(failure)),
         };
         let Connection {
             mut client,
@@ -265,12 +265,12 @@ impl Thread {
             canceller,
         } = connection;
         match self.converse(&mut client, socket, canceller) {
-            Ok(Some(was_held)) => self.speaker.say(Report::Released {
+            Ok(Some(was_held)) => self.reporter.say(SessionEvent::Released {
                 was_held,
                 session: Box::new(client),
             }),
             Ok(None) => {}
-            Err(failure) => self.speaker.say(Report::Failed(failure)),
+            Err(failure) => self.reporter.say(SessionEvent::Failed(failure)),
         }
     }
 
@@ -282,7 +282,7 @@ impl Thread {
         socket: Option<OwnedFd>,
         canceller: Canceller,
     ) -> Result<Option<bool>, Failure> {
-        self.speaker.say(Report::Connected);
+        self.reporter.say(SessionEvent::Connected);
         let (asked, got) = self.first_try(client, canceller)?;
         let mut acquired = match got {
             Ok(acquired) => acquired,
@@ -290,7 +290,7 @@ impl Thread {
                 Ok(acquired) => acquired,
                 Err(busy) => {
                     let conflict = self.conflict(client, &asked, busy)?;
-                    self.speaker.say(Report::Conflict(conflict));
+                    self.reporter.say(SessionEvent::Conflict(conflict));
                     return Ok(None);
                 }
             },
@@ -305,9 +305,9 @@ impl Thread {
             self.beat(client, &mut acquired.grant)?;
         }
         let socket = socket.map(Arc::new);
-        self.speaker
-            .say(Report::Alive(self.next_sign(acquired.grant.asked)));
-        self.speaker.say(Report::Held(Held {
+        self.reporter
+            .say(SessionEvent::Alive(self.next_sign(acquired.grant.asked)));
+        self.reporter.say(SessionEvent::Held(Held {
             ids,
             slot: self.request.slots.map(|_| acquired.grant.which),
             token,
@@ -317,18 +317,18 @@ impl Thread {
         let lock = lock.held(acquired.grant);
         let backend_pid = acquired.grant.backend_pid;
         if let Err(loss) = self.hold(client, socket.as_deref(), acquired) {
-            self.speaker.say(Report::Lost(loss.why));
+            self.reporter.say(SessionEvent::Lost(loss.why));
             if loss.is_by_command
                 && let Some(by) = self.evictor(backend_pid)
             {
-                self.speaker.say(Report::Evicted(by));
+                self.reporter.say(SessionEvent::Evicted(by));
             }
             return Ok(None);
         }
         let released = lock.release(client).map_err(|error| {
             // Nobody knows since when.
-            let why = connection::failure(error).to_string();
-            self.speaker.say(Report::Lost(why));
+            let why = Failure::from(error).to_string();
+            self.reporter.say(SessionEvent::Lost(why));
         });
         Ok(released.ok())
     }
@@ -376,12 +376,12 @@ impl Thread {
     }
 
     /// The line to wait in, if it is to be waited in line.
-    fn line(&self, ids: &[KeyId]) -> Option<Line> {
+    fn line(&self, ids: &[KeyId]) -> Option<TicketQueue> {
         let in_line = self.request.fair || self.request.slots.is_some();
         let id = ids
             .first()
             .filter(|_| in_line && self.request.wait != Wait::Try);
-        id.map(|id| Line::of(*id))
+        id.map(|id| TicketQueue::for_key(*id))
     }
 
     /// Looks at the server, and tries the lock for the first time: in the same message, unless a transaction is
@@ -396,7 +396,7 @@ impl Thread {
         // A pooler is not asked to cancel: PgBouncer 1.18 can end by it, with everybody's locks, and a wait there has
         // hardly anything to interrupt.
         if !server.pooled {
-            self.speaker.say(Report::Direct(canceller));
+            self.reporter.say(SessionEvent::Direct(canceller));
         }
         message::detail(format_args!(
             "connected to database {:?}, backend {}{}",
@@ -438,7 +438,7 @@ impl Thread {
     }
 
     /// Looks at the server, and tries the lock if it is a session's.
-    fn first_message(&self, client: &mut Client) -> Result<(Asked, Attempt), Failure> {
+    fn first_message(&self, client: &mut Client) -> Result<(Asked, TryOutcome), Failure> {
         if let Some(expression) = self.only_key_to_compute() {
             return self.first_message_computing(client, &expression);
         }
@@ -456,7 +456,7 @@ impl Thread {
         &self,
         client: &mut Client,
         expression: &str,
-    ) -> Result<(Asked, Attempt), Failure> {
+    ) -> Result<(Asked, TryOutcome), Failure> {
         self.alive(Duration::ZERO);
         let Computed {
             server,
@@ -469,8 +469,8 @@ impl Thread {
         Ok((Asked { ids, lock, server }, attempt))
     }
 
-    fn caller(&self) -> Caller {
-        Caller {
+    fn caller(&self) -> ClientInfo {
+        ClientInfo {
             application_name: self.name(),
             choice: self.request.scope,
             limit: Some(self.request.timing.server_limit()),
@@ -517,13 +517,13 @@ impl Thread {
             message::detail(format_args!("{held}; waiting"));
         }
         let Asked { ids, lock, server } = asked;
-        let mut terms = Terms {
+        let mut terms = WaitOptions {
             wait: self.request.wait,
             poll: self.request.poll,
             limit: self.request.timing.server_limit(),
             slice: server.slice,
         };
-        let mut talk = Waiting {
+        let mut talk = WaitReporter {
             thread: self,
             server,
             ids: lock.ids(),
@@ -531,7 +531,7 @@ impl Thread {
         };
         let mut ticket = None;
         if let (Some(line), Scope::Session) = (self.line(ids), lock.scope) {
-            ticket = lock::stand_in(line, client, terms, &mut talk)?;
+            ticket = lock::wait_for_turn(line, client, terms, &mut talk)?;
             if ticket.is_none() {
                 return Ok(Err(taken));
             }
@@ -564,7 +564,7 @@ impl Thread {
         };
         token.map_err(|error| {
             let context = "cannot make a token (it needs PostgreSQL 10 or later)";
-            connection::failure(error).context(context)
+            Failure::from(error).context(context)
         })
     }
 
@@ -572,7 +572,7 @@ impl Thread {
     fn beat(&self, client: &mut Client, grant: &mut Grant) -> Result<(), Failure> {
         self.alive(Duration::ZERO);
         grant.asked = Instant::now();
-        lock::heartbeat(client, Duration::ZERO).map_err(connection::failure)
+        lock::heartbeat(client, Duration::ZERO).map_err(Failure::from)
     }
 
     /// The name by which the server knows this session.
@@ -587,7 +587,8 @@ impl Thread {
 
     fn open(&self) -> Result<Connection, Failure> {
         let mut watched = |limit| {
-            self.speaker.say(Report::Alive(Instant::now() + limit));
+            self.reporter
+                .say(SessionEvent::Alive(Instant::now() + limit));
         };
         self.request.settings.open(&self.name(), Some(&mut watched))
     }
@@ -603,7 +604,7 @@ impl Thread {
     fn conflict(&self, client: &mut Client, asked: &Asked, busy: usize) -> Result<String, Failure> {
         let sentence = self.busy(client, asked, busy);
         if asked.lock.scope == Scope::Session && busy > 0 {
-            lock::release_all(client).map_err(connection::failure)?;
+            lock::release_all(client)?;
         }
         Ok(sentence)
     }
@@ -633,7 +634,7 @@ impl Thread {
         client: &mut Client,
         socket: Option<&OwnedFd>,
         acquired: Acquired,
-    ) -> Result<(), Loss> {
+    ) -> Result<(), SessionLoss> {
         let heartbeat = self.request.timing.heartbeat;
         let since = Instant::now();
         let mut last_sent = acquired.grant.asked;
@@ -642,20 +643,21 @@ impl Thread {
         }
         loop {
             match self.next_event(socket, last_sent + heartbeat) {
-                Next::Order => return Ok(()),
-                Next::Readable => ended_by_server(client)?,
-                Next::Beat => {
+                WakeReason::Order => return Ok(()),
+                WakeReason::Readable => ended_by_server(client)?,
+                WakeReason::Beat => {
                     last_sent = Instant::now();
                     let held = last_sent.duration_since(since);
                     lock::heartbeat(client, held)?;
-                    self.speaker.say(Report::Alive(self.next_sign(last_sent)));
+                    self.reporter
+                        .say(SessionEvent::Alive(self.next_sign(last_sent)));
                 }
             }
         }
     }
 
     /// Sleeps until there is something to do.
-    fn next_event(&self, socket: Option<&OwnedFd>, beat: Instant) -> Next {
+    fn next_event(&self, socket: Option<&OwnedFd>, beat: Instant) -> WakeReason {
         loop {
             let left = beat.saturating_duration_since(Instant::now());
             // Without the socket, a closed session is only noticed by asking.
@@ -667,17 +669,17 @@ impl Thread {
             let mut fds = vec![PollFd::new(self.orders.as_fd(), PollFlags::POLLIN)];
             fds.extend(socket.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
             match poll(&mut fds, timeout(limit)) {
-                Ok(0) if limit == left => return Next::Beat,
-                Ok(0) => return Next::Readable,
+                Ok(0) if limit == left => return WakeReason::Beat,
+                Ok(0) => return WakeReason::Readable,
                 // A session that the server has closed is lost, even if the job has ended meanwhile.
                 Ok(_) if fds.get(1).is_some_and(|socket| socket.any() == Some(true)) => {
                     // A server that never stops talking is asked for a sign of life all the same.
                     return match left.is_zero() {
-                        true => Next::Beat,
-                        false => Next::Readable,
+                        true => WakeReason::Beat,
+                        false => WakeReason::Readable,
                     };
                 }
-                Ok(_) => return Next::Order,
+                Ok(_) => return WakeReason::Order,
                 Err(_) => {}
             }
         }
@@ -687,7 +689,7 @@ impl Thread {
     /// network and a busy server add.
     fn alive(&self, longest: Duration) {
         let due = self.next_sign(Instant::now()) + longest;
-        self.speaker.say(Report::Alive(due));
+        self.reporter.say(SessionEvent::Alive(due));
     }
 
     /// By when a server that received a message sent at `sent` must have answered the next one.
@@ -719,7 +721,7 @@ const HEADROOM: usize = 12;
 const FIRST_IN_LINE: Duration = Duration::from_millis(20);
 
 /// A wait that reports of itself.
-struct Waiting<'a> {
+struct WaitReporter<'a> {
     thread: &'a Thread,
     server: &'a Server,
     ids: &'a [KeyId],
@@ -728,20 +730,20 @@ struct Waiting<'a> {
 }
 
 /// How often whoever watches is told who holds the lock.
-const GLANCE: Duration = Duration::from_millis(850);
+const HOLDER_REFRESH_INTERVAL: Duration = Duration::from_millis(850);
 
-impl Talk for Waiting<'_> {
+impl WaitObserver for WaitReporter<'_> {
     fn about_to_ask(&mut self, longest: Duration) {
         self.thread.alive(longest.max(patience_with(self.server)));
     }
 
     fn pause(&mut self, client: &mut Client, rest: Duration) -> bool {
-        if self.thread.request.is_watched && self.looked.elapsed() > GLANCE {
+        if self.thread.request.is_watched && self.looked.elapsed() > HOLDER_REFRESH_INTERVAL {
             self.thread.alive(patience_with(self.server));
             // Whoever cannot be shown is not shown; the wait itself finds out what is wrong.
             if let Ok(mut holders) = backend::of(client, self.ids) {
                 holders.retain(|holder| holder.pid != Some(self.server.backend_pid));
-                self.thread.speaker.say(Report::Waiting(holders));
+                self.thread.reporter.say(SessionEvent::Waiting(holders));
             }
             self.looked = Instant::now();
         }
@@ -760,7 +762,7 @@ fn patience_with(server: &Server) -> Duration {
     }
 }
 
-enum Next {
+enum WakeReason {
     Order,
     Readable,
     Beat,
@@ -770,7 +772,7 @@ enum Next {
 const BLIND_TICK: Duration = Duration::from_millis(250);
 
 /// Reads what the server sent unasked. An idle session that becomes readable has most often been ended.
-fn ended_by_server(client: &mut Client) -> Result<(), Loss> {
+fn ended_by_server(client: &mut Client) -> Result<(), SessionLoss> {
     // What comes is of no interest, only whether an error does.
     let read = client
         .notifications()
@@ -778,7 +780,7 @@ fn ended_by_server(client: &mut Client) -> Result<(), Loss> {
         .count();
     read?;
     match client.is_closed() {
-        true => Err(Loss {
+        true => Err(SessionLoss {
             why: "the server closed the connection".into(),
             is_by_command: false,
         }),
@@ -787,17 +789,17 @@ fn ended_by_server(client: &mut Client) -> Result<(), Loss> {
 }
 
 /// Why a session that held the lock has ended.
-struct Loss {
+struct SessionLoss {
     why: String,
     /// Somebody has told the server to end it: `pg_terminate_backend`, or whoever shuts the server down.
     is_by_command: bool,
 }
 
-impl From<postgres::Error> for Loss {
-    fn from(error: postgres::Error) -> Loss {
-        Loss {
+impl From<postgres::Error> for SessionLoss {
+    fn from(error: postgres::Error) -> SessionLoss {
+        SessionLoss {
             is_by_command: error.code() == Some(&SqlState::ADMIN_SHUTDOWN),
-            why: connection::failure(error).to_string(),
+            why: Failure::from(error).to_string(),
         }
     }
 }
@@ -861,16 +863,16 @@ mod tests {
 
     #[test]
     fn a_session_that_panics_says_so() {
-        let (sender, reports) = channel();
+        let (sender, events) = channel();
         let waker = Waker::of_nobody().expect("a pair of sockets");
-        let speaker = Speaker::new(sender, waker);
+        let reporter = Reporter::new(sender, waker);
         let thread = std::thread::spawn(move || {
-            let _speaker = speaker;
+            let _speaker = reporter;
             panic!("on purpose");
         });
         assert!(thread.join().is_err());
-        assert!(matches!(reports.try_recv(), Ok(Report::Broken)));
-        assert!(reports.try_recv().is_err());
+        assert!(matches!(events.try_recv(), Ok(SessionEvent::Broken)));
+        assert!(events.try_recv().is_err());
     }
 
     #[test]
@@ -908,7 +910,7 @@ mod tests {
                 is_watched: false,
             },
             orders,
-            speaker: Speaker::new(sender, waker),
+            reporter: Reporter::new(sender, waker),
         };
         let (mut server, socket) = UnixStream::pair().expect("a pair of sockets");
         let socket = OwnedFd::from(socket);
@@ -916,14 +918,14 @@ mod tests {
         let now = Instant::now();
         let later = now + Duration::from_secs(60);
         let next = |beat| thread.next_event(Some(&socket), beat);
-        assert!(matches!(next(later), Next::Readable));
-        assert!(matches!(next(now), Next::Beat));
+        assert!(matches!(next(later), WakeReason::Readable));
+        assert!(matches!(next(now), WakeReason::Beat));
         drop(order);
         let (_quiet, socket) = UnixStream::pair().expect("a pair of sockets");
         let socket = OwnedFd::from(socket);
         assert!(matches!(
             thread.next_event(Some(&socket), later),
-            Next::Order
+            WakeReason::Order
         ));
     }
 
@@ -931,7 +933,7 @@ mod tests {
         /// Whatever the key and the host are called, others read from the name who it is.
         #[test]
         fn the_application_name_reads_back(
-            key in "\\PC{0,70}", host in "[a-z0-9.-]{1,40}", slots in prop::option::of(1..=slots::MOST), pid: u32,
+            key in "\\PC{0,70}", host in "[a-z0-9.-]{1,40}", slots in prop::option::of(1..=slots::MAX_SLOTS), pid: u32,
         ) {
             let name = compose_name(&format!("pglock:{key}"), slots, &host, pid);
             prop_assert!(name.len() <= 63 && name.bytes().all(|b| (b' '..=b'~').contains(&b)), "{name:?}");

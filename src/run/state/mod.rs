@@ -5,8 +5,8 @@
 //! random sequences of events: no job begins without the lock; the lock is never given back before the job is reaped; a
 //! reaped job is never signalled; a lost lock ends in a dead job, unless the user said to ignore it.
 
-use crate::outcome::{ExitCode, JobEnd, Outcome};
-use crate::run::signals::Arrival;
+use crate::outcome::{ExitCode, ExitReason, Outcome};
+use crate::run::signals::SignalInfo;
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A signal came.
-    Arrived(Arrival),
+    Arrived(SignalInfo),
     /// The session can be interrupted from now on.
     Connected,
     /// The session lives, and must say so again by this moment.
@@ -28,13 +28,13 @@ pub enum Event {
     /// The job could not be started.
     NotStarted(ExitCode),
     /// The job has ended, and waits to be reaped.
-    Ended(JobEnd),
+    Ended(ExitReason),
     /// The job was stopped by this signal; its terminal did that, or somebody with kill(2).
     Stopped { signal: i32, by_terminal: bool },
     /// The job goes on.
     Continued,
     /// While the job is being stopped: this process has looked, and nothing of the job lives any more.
-    AllGone,
+    GroupEmpty,
     /// The session is gone, and the lock with it.
     Lost,
     /// The lock is given back; it had been ours until then, or not.
@@ -80,7 +80,7 @@ pub enum OnLost {
 
 /// The limits of time, and the choices of the user.
 #[derive(Clone, Copy, Debug)]
-pub struct Rules {
+pub struct Policy {
     /// By when the lock must have been acquired.
     pub wait_until: Option<Instant>,
     /// What the conflict is told with.
@@ -96,17 +96,17 @@ pub struct Rules {
 }
 
 /// For an answer that says who holds the lock to arrive after the wait is over.
-const LAST_WORD: Duration = Duration::from_millis(250);
+const HOLDER_REPLY_GRACE: Duration = Duration::from_millis(250);
 /// How long the session may take to leave the server's queue. After it, the end of the process does the same, and the
 /// server notices that a second later.
-const LEAVING: Duration = Duration::from_secs(1);
+const QUEUE_LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long what is left of a killed job is waited for after its leader has ended.
-const AFTER_KILL: Duration = Duration::from_secs(2);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long after a deadline the loop may look at it: later, this process itself was stopped or starved.
-const OVERSLEPT: Duration = Duration::from_millis(100);
+const OVERSLEEP_THRESHOLD: Duration = Duration::from_millis(100);
 /// What the session then gets, once, to find out how things are. It is part of the margin that the server's limit has
 /// over ours, and well below it.
-const ALLOWANCE: Duration = Duration::from_secs(1);
+const OVERSLEEP_ALLOWANCE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -132,12 +132,12 @@ enum Phase {
 
 /// Where a run is.
 #[derive(Clone, Debug)]
-pub struct State {
-    rules: Rules,
+pub struct RunState {
+    rules: Policy,
     phase: Phase,
     /// By when the session must report; `None` once it does not matter any more.
     silent_at: Option<Instant>,
-    /// The session was due by then, has been given [`ALLOWANCE`] for a while that we slept, and has not reported since.
+    /// The session was due by then, has been given [`OVERSLEEP_ALLOWANCE`] for a while that we slept, and has not reported since.
     allowed_since: Option<Instant>,
     /// Until when to keep the lock at least.
     keep_until: Option<Instant>,
@@ -151,10 +151,10 @@ pub struct State {
     stop_forwarded: bool,
 }
 
-impl State {
+impl RunState {
     /// Before anything has happened.
-    pub fn new(rules: Rules) -> State {
-        State {
+    pub fn new(rules: Policy) -> RunState {
+        RunState {
             rules,
             phase: Phase::Acquiring { connected: false },
             silent_at: None,
@@ -172,14 +172,14 @@ impl State {
     pub fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Acquiring { .. } => {
-                let over = self.rules.wait_until.map(|end| end + LAST_WORD);
+                let over = self.rules.wait_until.map(|end| end + HOLDER_REPLY_GRACE);
                 self.silent_at.into_iter().chain(over).min()
             }
             Phase::Leaving { until, .. } | Phase::Releasing { until, .. } => Some(until),
             Phase::Starting | Phase::Running => self.silent_at,
             Phase::Keeping { until, .. } => self.silent_at.into_iter().chain([until]).min(),
             Phase::Stopping { kill_at, .. } => Some(kill_at),
-            Phase::Killing { ended } => ended.map(|at| at + AFTER_KILL),
+            Phase::Killing { ended } => ended.map(|at| at + DRAIN_TIMEOUT),
             Phase::Finished => None,
         }
     }
@@ -191,8 +191,8 @@ impl State {
         matches!(self.phase, Phase::Starting) && self.allowed_since.is_none()
     }
 
-    /// Whether to look for what is left of the job, and tell [`Event::AllGone`].
-    pub fn is_burying(&self) -> bool {
+    /// Whether to look for what is left of the job, and tell [`Event::GroupEmpty`].
+    pub fn is_draining(&self) -> bool {
         matches!(
             self.phase,
             Phase::Stopping { ended: true, .. } | Phase::Killing { ended: Some(_) }
@@ -247,11 +247,11 @@ impl State {
                 Vec::new()
             }
             Event::NotHeld(outcome) => self.finish(outcome),
-            Event::Arrived(Arrival { signal, .. }) if ends_a_wait(signal) => match connected {
+            Event::Arrived(SignalInfo { signal, .. }) if ends_a_wait(signal) => match connected {
                 true => {
                     self.phase = Phase::Leaving {
                         signal,
-                        until: now + LEAVING,
+                        until: now + QUEUE_LEAVE_TIMEOUT,
                     };
                     vec![Action::Cancel]
                 }
@@ -259,7 +259,7 @@ impl State {
             },
             Event::Arrived(arrival) if stops(arrival) => stop_self(),
             Event::Tick => {
-                let end = self.rules.wait_until.map(|end| end + LAST_WORD);
+                let end = self.rules.wait_until.map(|end| end + HOLDER_REPLY_GRACE);
                 let waited = end.is_some_and(|end| now >= end);
                 match () {
                     _ if waited && connected => {
@@ -286,7 +286,9 @@ impl State {
             // The grant came before the interruption.
             Event::Held => self.release(outcome, now),
             Event::NotHeld(_) | Event::Lost => self.finish(outcome),
-            Event::Arrived(Arrival { signal, .. }) if ends_a_wait(signal) => self.finish(outcome),
+            Event::Arrived(SignalInfo { signal, .. }) if ends_a_wait(signal) => {
+                self.finish(outcome)
+            }
             Event::Tick if now >= until => self.finish(outcome),
             _ => Vec::new(),
         }
@@ -301,7 +303,7 @@ impl State {
             }
             Event::NotStarted(code) => self.release(Outcome::Failed(code), now),
             // It came right before the job could be started; there is no job to pass it on to.
-            Event::Arrived(Arrival { signal, .. }) if ends_a_wait(signal) => {
+            Event::Arrived(SignalInfo { signal, .. }) if ends_a_wait(signal) => {
                 self.release(Outcome::Interrupted(signal as i32), now)
             }
             Event::Arrived(arrival) if stops(arrival) => stop_self(),
@@ -361,7 +363,7 @@ impl State {
             }
             Event::Arrived(arrival) if !ended => self.forward(arrival),
             Event::Stopped { .. } if !ended => vec![Action::Resume],
-            Event::AllGone if ended => self.bury(),
+            Event::GroupEmpty if ended => self.drain(),
             Event::Tick if now >= kill_at => {
                 self.phase = Phase::Killing {
                     ended: ended.then_some(now),
@@ -378,9 +380,9 @@ impl State {
                 self.phase = Phase::Killing { ended: Some(now) };
                 Vec::new()
             }
-            (Event::AllGone, Some(_)) => self.bury(),
+            (Event::GroupEmpty, Some(_)) => self.drain(),
             // What cannot be killed (another user's process) is not waited for for ever.
-            (Event::Tick, Some(at)) if now >= at + AFTER_KILL => self.bury(),
+            (Event::Tick, Some(at)) if now >= at + DRAIN_TIMEOUT => self.drain(),
             // What was born while the others were killed.
             (Event::Tick, Some(_)) => vec![Action::SignalAll(Signal::SIGKILL)],
             _ => Vec::new(),
@@ -397,7 +399,7 @@ impl State {
     ) -> Vec<Action> {
         match event {
             Event::Lost => self.cut(outcome),
-            Event::Arrived(Arrival { signal, .. }) if ends_a_wait(signal) => {
+            Event::Arrived(SignalInfo { signal, .. }) if ends_a_wait(signal) => {
                 self.release(outcome, now)
             }
             Event::Arrived(arrival) if stops(arrival) => stop_self(),
@@ -441,7 +443,7 @@ impl State {
         [vec![Action::Cut], self.finish(outcome)].concat()
     }
 
-    fn bury(&mut self) -> Vec<Action> {
+    fn drain(&mut self) -> Vec<Action> {
         [
             vec![Action::Reap, Action::Cut],
             self.finish(Outcome::Failed(ExitCode::Lost)),
@@ -465,7 +467,7 @@ impl State {
                 vec![Action::SayUnguarded]
             }
             OnLost::Stop => {
-                let kill_at = now.min(due + ALLOWANCE) + self.rules.kill_after;
+                let kill_at = now.min(due + OVERSLEEP_ALLOWANCE) + self.rules.kill_after;
                 self.phase = Phase::Stopping {
                     ended: false,
                     kill_at,
@@ -480,7 +482,7 @@ impl State {
 
     /// Passes a signal on exactly as received, but for what the terminal has already given to the job, which in the
     /// caller's process group is in the terminal's foreground with us.
-    fn forward(&mut self, arrival: Arrival) -> Vec<Action> {
+    fn forward(&mut self, arrival: SignalInfo) -> Vec<Action> {
         self.told_to_end |= ends_a_wait(arrival.signal);
         match arrival.signal {
             Signal::SIGCHLD => Vec::new(),
@@ -507,10 +509,10 @@ impl State {
         let Some(due) = self.silent_at.filter(|due| now >= *due) else {
             return false;
         };
-        let overslept = self.allowed_since.is_none() && now > due + OVERSLEPT;
+        let overslept = self.allowed_since.is_none() && now > due + OVERSLEEP_THRESHOLD;
         if overslept {
             self.allowed_since = Some(due);
-            self.silent_at = Some(now + ALLOWANCE);
+            self.silent_at = Some(now + OVERSLEEP_ALLOWANCE);
         }
         !overslept
     }
@@ -526,7 +528,7 @@ fn ends_a_wait(signal: Signal) -> bool {
 }
 
 /// Whether this is the stop that Ctrl-Z means; while there is no job, it is meant for us alone.
-fn stops(arrival: Arrival) -> bool {
+fn stops(arrival: SignalInfo) -> bool {
     arrival.signal == Signal::SIGTSTP
 }
 

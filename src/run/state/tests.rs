@@ -10,8 +10,8 @@ use proptest::prelude::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn rules(on_lost: OnLost) -> Rules {
-    Rules {
+fn rules(on_lost: OnLost) -> Policy {
+    Policy {
         wait_until: None,
         conflict_code: 75,
         on_lost,
@@ -22,14 +22,14 @@ fn rules(on_lost: OnLost) -> Rules {
 }
 
 fn sent(signal: Signal) -> Event {
-    Event::Arrived(Arrival {
+    Event::Arrived(SignalInfo {
         signal,
         from_terminal: false,
     })
 }
 
 fn typed(signal: Signal) -> Event {
-    Event::Arrived(Arrival {
+    Event::Arrived(SignalInfo {
         signal,
         from_terminal: true,
     })
@@ -47,9 +47,9 @@ fn stop_self(signal: Signal) -> Action {
 }
 
 /// A state in which the lock is ours and the job is to be started, and the time.
-fn starting() -> (State, Instant) {
+fn starting() -> (RunState, Instant) {
     let now = Instant::now();
-    let mut state = State::new(rules(OnLost::Stop));
+    let mut state = RunState::new(rules(OnLost::Stop));
     state.step(Event::Connected, now);
     state.step(Event::Alive(now + 10 * SECOND), now);
     assert_eq!(state.step(Event::Held, now), []);
@@ -58,7 +58,7 @@ fn starting() -> (State, Instant) {
 }
 
 /// A state in which the job runs, and the time.
-fn running(callers_group: bool, on_lost: OnLost) -> (State, Instant) {
+fn running(callers_group: bool, on_lost: OnLost) -> (RunState, Instant) {
     let (mut state, now) = starting();
     state.rules.on_lost = on_lost;
     assert_eq!(state.step(Event::Started { callers_group }, now), []);
@@ -68,7 +68,7 @@ fn running(callers_group: bool, on_lost: OnLost) -> (State, Instant) {
 #[test]
 fn a_good_day() {
     let (mut state, now) = running(false, OnLost::Stop);
-    let end = JobEnd::Code(3);
+    let end = ExitReason::Code(3);
     assert_eq!(
         state.step(Event::Ended(end), now),
         [Action::Reap, Action::Release]
@@ -81,7 +81,7 @@ fn a_good_day() {
 }
 
 /// A state in which the job runs under a lock that is to be kept for a minute.
-fn running_for_a_minute() -> (State, Instant) {
+fn running_for_a_minute() -> (RunState, Instant) {
     let (mut state, now) = running(false, OnLost::Stop);
     state.keep_until = Some(now + 60 * SECOND);
     (state, now)
@@ -89,8 +89,8 @@ fn running_for_a_minute() -> (State, Instant) {
 
 #[test]
 fn a_lock_is_kept_after_a_short_job_and_a_signal_ends_that() {
-    let end = Event::Ended(JobEnd::Code(3));
-    let finish = Action::Finish(Outcome::Job(JobEnd::Code(3)));
+    let end = Event::Ended(ExitReason::Code(3));
+    let finish = Action::Finish(Outcome::Job(ExitReason::Code(3)));
     let (mut state, now) = running_for_a_minute();
     assert_eq!(state.step(end, now), [Action::Reap]);
     assert_eq!(state.step(typed(SIGTSTP), now), [stop_self(SIGTSTP)]);
@@ -131,7 +131,7 @@ fn a_lock_is_kept_after_a_short_job_and_a_signal_ends_that() {
 fn a_signal_ends_the_wait_and_leaves_the_queue() {
     for signal in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] {
         let now = Instant::now();
-        let mut state = State::new(rules(OnLost::Stop));
+        let mut state = RunState::new(rules(OnLost::Stop));
         let finish = [Action::Finish(Outcome::Interrupted(signal as i32))];
         assert_eq!(
             state.clone().step(sent(signal), now),
@@ -160,7 +160,7 @@ fn a_signal_ends_the_wait_and_leaves_the_queue() {
         assert_eq!(state.step(Event::Tick, now + SECOND), finish);
     }
     for signal in [SIGUSR1, SIGUSR2, SIGWINCH, SIGCONT] {
-        let mut state = State::new(rules(OnLost::Stop));
+        let mut state = RunState::new(rules(OnLost::Stop));
         assert_eq!(state.step(sent(signal), Instant::now()), []);
     }
 }
@@ -168,11 +168,11 @@ fn a_signal_ends_the_wait_and_leaves_the_queue() {
 #[test]
 fn the_wait_is_over_when_it_is_over() {
     let now = Instant::now();
-    let limited = Rules {
+    let limited = Policy {
         wait_until: Some(now + SECOND),
         ..rules(OnLost::Stop)
     };
-    let mut state = State::new(limited);
+    let mut state = RunState::new(limited);
     let late = now + 2 * SECOND;
     let unavailable = [Action::Finish(Outcome::Failed(ExitCode::Unavailable))];
     assert_eq!(state.step(Event::Tick, now), []);
@@ -217,9 +217,12 @@ fn a_loss_between_grant_and_start_starts_no_job() {
         let later = now + 3600 * SECOND;
         assert_eq!(state.step(Event::Tick, later), []);
         assert!(!state.is_starting());
-        assert_eq!(state.deadline(), Some(later + ALLOWANCE));
+        assert_eq!(state.deadline(), Some(later + OVERSLEEP_ALLOWANCE));
         let mut silent = state.clone();
-        assert_eq!(silent.step(Event::Tick, later + ALLOWANCE), unavailable);
+        assert_eq!(
+            silent.step(Event::Tick, later + OVERSLEEP_ALLOWANCE),
+            unavailable
+        );
         assert_eq!(state.step(Event::Alive(later + 10 * SECOND), later), []);
         assert!(state.is_starting());
     }
@@ -297,13 +300,13 @@ fn a_lost_lock_stops_the_job_with_term_then_kill() {
         state.step(Event::Tick, kill_at),
         [Action::SignalAll(SIGKILL)]
     );
-    assert_eq!(state.step(Event::Ended(JobEnd::Signal(9)), kill_at), []);
+    assert_eq!(state.step(Event::Ended(ExitReason::Signal(9)), kill_at), []);
     let buried = [
         Action::Reap,
         Action::Cut,
         Action::Finish(Outcome::Failed(ExitCode::Lost)),
     ];
-    assert_eq!(state.clone().step(Event::AllGone, kill_at), buried);
+    assert_eq!(state.clone().step(Event::GroupEmpty, kill_at), buried);
     assert_eq!(
         state.step(Event::Tick, kill_at),
         [Action::SignalAll(SIGKILL)],
@@ -320,8 +323,8 @@ fn a_lost_lock_stops_the_job_with_term_then_kill() {
 fn what_the_leader_leaves_behind_has_its_grace_too() {
     let (mut state, now) = running(false, OnLost::Stop);
     state.step(Event::Lost, now);
-    assert_eq!(state.step(Event::Ended(JobEnd::Signal(15)), now), []);
-    assert!(state.is_burying());
+    assert_eq!(state.step(Event::Ended(ExitReason::Signal(15)), now), []);
+    assert!(state.is_draining());
     assert_eq!(state.step(sent(SIGTERM), now), [], "the leader is dead");
     assert_eq!(
         state.step(Event::Tick, now + 10 * SECOND),
@@ -350,12 +353,12 @@ fn silence_is_a_loss_but_not_while_we_slept_ourselves() {
     // Stopped for an hour and continued: the session gets a moment to find out, once.
     let later = now + 3600 * SECOND;
     assert_eq!(slept.step(Event::Tick, later), []);
-    assert_eq!(slept.deadline(), Some(later + ALLOWANCE));
+    assert_eq!(slept.deadline(), Some(later + OVERSLEEP_ALLOWANCE));
     let mut silent = slept.clone();
     slept.step(Event::Alive(later + 10 * SECOND), later);
     assert_eq!(slept.deadline(), Some(later + 10 * SECOND));
     // The time to the KILL has run since the session was due.
-    let even_later = later + 2 * ALLOWANCE;
+    let even_later = later + 2 * OVERSLEEP_ALLOWANCE;
     assert_eq!(
         silent.step(Event::Tick, even_later),
         [Action::SignalAll(SIGTERM)]
@@ -374,9 +377,12 @@ fn a_stall_at_the_deadline_is_within_the_margin() {
     let due = now + 10 * SECOND;
     let stalled = due + Duration::from_millis(300);
     assert_eq!(state.step(Event::Tick, stalled), []);
-    let again = stalled + ALLOWANCE + Duration::from_millis(300);
+    let again = stalled + OVERSLEEP_ALLOWANCE + Duration::from_millis(300);
     assert_eq!(state.step(Event::Tick, again), [Action::SignalAll(SIGTERM)]);
-    assert_eq!(state.deadline(), Some(due + ALLOWANCE + 10 * SECOND));
+    assert_eq!(
+        state.deadline(),
+        Some(due + OVERSLEEP_ALLOWANCE + 10 * SECOND)
+    );
 }
 
 #[test]
@@ -385,7 +391,7 @@ fn an_ignored_loss_is_said_once_and_the_job_ends_as_it_ends() {
     assert_eq!(state.step(Event::Lost, now), [Action::SayUnguarded]);
     assert_eq!(state.step(Event::Lost, now), []);
     assert_eq!(state.deadline(), None);
-    let end = JobEnd::Code(5);
+    let end = ExitReason::Code(5);
     assert_eq!(
         state.step(Event::Ended(end), now),
         [Action::Reap, Action::Cut, Action::Finish(Outcome::Job(end))]
@@ -394,9 +400,9 @@ fn an_ignored_loss_is_said_once_and_the_job_ends_as_it_ends() {
 
 #[test]
 fn a_release_that_is_not_confirmed_is_bounded_and_the_code_stands() {
-    let finish = Action::Finish(Outcome::Job(JobEnd::Code(0)));
+    let finish = Action::Finish(Outcome::Job(ExitReason::Code(0)));
     let (mut state, now) = running(false, OnLost::Stop);
-    state.step(Event::Ended(JobEnd::Code(0)), now);
+    state.step(Event::Ended(ExitReason::Code(0)), now);
     assert_eq!(state.deadline(), Some(now + 5 * SECOND));
     assert_eq!(
         state.step(sent(SIGTERM), now),
@@ -413,10 +419,10 @@ fn a_release_that_is_not_confirmed_is_bounded_and_the_code_stands() {
 fn a_lock_that_was_not_ours_at_the_end_is_a_lost_lock() {
     for (on_lost, outcome) in [
         (OnLost::Stop, Outcome::Failed(ExitCode::Lost)),
-        (OnLost::Ignore, Outcome::Job(JobEnd::Code(0))),
+        (OnLost::Ignore, Outcome::Job(ExitReason::Code(0))),
     ] {
         let (mut state, now) = running(false, on_lost);
-        state.step(Event::Ended(JobEnd::Code(0)), now);
+        state.step(Event::Ended(ExitReason::Code(0)), now);
         let ended = [Action::Cut, Action::Finish(outcome)];
         let given_back = Event::Released { was_held: false };
         assert_eq!(state.clone().step(given_back, now), ended);
@@ -434,7 +440,7 @@ enum TheJob {
 
 /// What is true, whatever the state machine believes.
 struct World {
-    state: State,
+    state: RunState,
     now: Instant,
     job: TheJob,
     session_lives: bool,
@@ -481,7 +487,7 @@ fn chance() -> impl Strategy<Value = Chance> {
 impl World {
     fn new(on_lost: OnLost) -> World {
         World {
-            state: State::new(rules(on_lost)),
+            state: RunState::new(rules(on_lost)),
             now: Instant::now(),
             job: TheJob::None,
             session_lives: true,
@@ -543,7 +549,7 @@ impl World {
             }
             Chance::End(code) if self.job == TheJob::Running => {
                 self.job = TheJob::Ended;
-                self.tell(Event::Ended(JobEnd::Code(code)), callers_group);
+                self.tell(Event::Ended(ExitReason::Code(code)), callers_group);
             }
             _ => {}
         }
@@ -561,7 +567,7 @@ impl World {
             return;
         }
         // It may just have woken up, with the time to the KILL over. Then it takes the allowance and no more.
-        self.now += ALLOWANCE;
+        self.now += OVERSLEEP_ALLOWANCE;
         self.tell(Event::Tick, callers_group);
         self.tell(Event::Tick, callers_group);
         assert!(
@@ -590,7 +596,7 @@ impl World {
                 );
                 if action == Action::SignalAll(SIGKILL) && self.job == TheJob::Running {
                     self.job = TheJob::Ended;
-                    self.tell(Event::Ended(JobEnd::Signal(9)), callers_group);
+                    self.tell(Event::Ended(ExitReason::Signal(9)), callers_group);
                 }
             }
             Action::Reap => {
@@ -620,8 +626,8 @@ impl World {
     /// Lets everything come to its end: the job by KILL or by itself, the session by answering.
     fn play_out(&mut self, callers_group: bool) {
         for _ in 0..10 {
-            if self.state.is_burying() && self.job == TheJob::Ended {
-                self.tell(Event::AllGone, callers_group);
+            if self.state.is_draining() && self.job == TheJob::Ended {
+                self.tell(Event::GroupEmpty, callers_group);
             }
             if self.release_ordered && self.session_lives {
                 self.session_lives = false;

@@ -4,11 +4,11 @@
 //! not, as `sslmode` has it, and returns a stream. Of what the server sends up to the end of authentication the
 //! stream takes note: what the server asks for is compared with `require_auth` before a password is sent, and
 //! whether it was an error before or after authentication decides whether another attempt makes sense. All that the
-//! server sends goes through a [`Sieve`].
+//! server sends goes through a [`ReplyFilter`].
 
 use super::attempt::plain;
+use super::reply_filter::ReplyFilter;
 use super::settings::RequireAuth;
-use super::sieve::Sieve;
 use postgres::Socket;
 use postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use rustls::ClientConfig;
@@ -39,7 +39,7 @@ pub enum Opening {
 
 /// What became known of an attempt.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Noted {
+pub struct HandshakeInfo {
     /// Why there is no TLS connection, in words.
     pub tls_failure: Option<String>,
     /// The connection is encrypted.
@@ -54,31 +54,33 @@ pub struct Noted {
 
 /// The connector for one attempt, and for the cancel request of its session.
 #[derive(Clone)]
-pub struct Dial {
+pub struct Connector {
     opening: Opening,
     require_auth: RequireAuth,
     longest_answer: usize,
-    noted: Arc<Mutex<Noted>>,
+    handshake: Arc<Mutex<HandshakeInfo>>,
 }
 
-impl Dial {
+impl Connector {
     /// For one attempt, with these ways of authentication, and answers of so many bytes at the most.
-    pub fn new(opening: Opening, require_auth: RequireAuth, longest_answer: usize) -> Dial {
-        Dial {
+    pub fn new(opening: Opening, require_auth: RequireAuth, longest_answer: usize) -> Connector {
+        Connector {
             opening,
             require_auth,
             longest_answer,
-            noted: Arc::default(),
+            handshake: Arc::default(),
         }
     }
 
     /// What became known.
-    pub fn noted(&self) -> Noted {
+    pub fn handshake_info(&self) -> HandshakeInfo {
         self.note().clone()
     }
 
-    fn note(&self) -> MutexGuard<'_, Noted> {
-        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn note(&self) -> MutexGuard<'_, HandshakeInfo> {
+        self.handshake
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn open(self, host: String, mut socket: Socket) -> io::Result<Stream> {
@@ -101,7 +103,7 @@ impl Dial {
         self.note().encrypted = matches!(inner, Inner::Tls(_));
         Ok(Stream {
             inner,
-            sieve: Sieve::new(self.longest_answer),
+            reply_filter: ReplyFilter::new(self.longest_answer),
             dial: self,
             head: Vec::new(),
             skip: 0,
@@ -158,13 +160,13 @@ fn tls_words(error: &io::Error) -> String {
     }
 }
 
-impl MakeTlsConnect<Socket> for Dial {
+impl MakeTlsConnect<Socket> for Connector {
     type Stream = Stream;
-    type TlsConnect = DialHost;
+    type TlsConnect = ConnectorHost;
     type Error = io::Error;
 
-    fn make_tls_connect(&mut self, host: &str) -> io::Result<DialHost> {
-        Ok(DialHost {
+    fn make_tls_connect(&mut self, host: &str) -> io::Result<ConnectorHost> {
+        Ok(ConnectorHost {
             dial: self.clone(),
             host: host.to_owned(),
         })
@@ -172,12 +174,12 @@ impl MakeTlsConnect<Socket> for Dial {
 }
 
 /// The connector for one host.
-pub struct DialHost {
-    dial: Dial,
+pub struct ConnectorHost {
+    dial: Connector,
     host: String,
 }
 
-impl TlsConnect<Socket> for DialHost {
+impl TlsConnect<Socket> for ConnectorHost {
     type Stream = Stream;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = io::Result<Stream>> + Send>>;
@@ -197,8 +199,8 @@ enum Inner {
 /// The connection. It listens until authentication is over.
 pub struct Stream {
     inner: Inner,
-    sieve: Sieve,
-    dial: Dial,
+    reply_filter: ReplyFilter,
+    dial: Connector,
     /// The first bytes of the message that is being read: type, length, and for an authentication its kind.
     head: Vec<u8>,
     /// How many bytes of it are not of interest.
@@ -206,7 +208,7 @@ pub struct Stream {
 }
 
 /// 'R', four bytes of length, four of kind.
-const HEAD: usize = 9;
+const MESSAGE_HEADER_LEN: usize = 9;
 
 impl Stream {
     /// Looks at what has come.
@@ -221,7 +223,7 @@ impl Stream {
             self.head.push(*first);
             bytes = rest;
             let kind_matters = self.head[0] == b'R';
-            if self.head.len() == if kind_matters { HEAD } else { 5 } {
+            if self.head.len() == if kind_matters { MESSAGE_HEADER_LEN } else { 5 } {
                 let head = std::mem::take(&mut self.head);
                 let number = |at: usize| {
                     <[u8; 4]>::try_from(&head[at..at + 4]).map_or(0, u32::from_be_bytes)
@@ -237,9 +239,9 @@ impl Stream {
 
     /// Takes note of an authentication message; whether it was the last one.
     fn judge(&mut self, kind: u32) -> io::Result<bool> {
-        let mut noted = self.dial.note();
+        let mut handshake = self.dial.note();
         let method = match kind {
-            0 => noted.method.unwrap_or("none"),
+            0 => handshake.method.unwrap_or("none"),
             3 => "password",
             5 => "md5",
             7 | 8 => "gss",
@@ -247,10 +249,10 @@ impl Stream {
             10..=12 => "scram-sha-256",
             _ => "unknown",
         };
-        noted.authenticated = kind == 0;
-        noted.method = Some(method);
+        handshake.authenticated = kind == 0;
+        handshake.method = Some(method);
         if !self.dial.require_auth.allows(method) {
-            noted.unwanted = true;
+            handshake.unwanted = true;
             return Err(io::Error::other("require_auth"));
         }
         Ok(kind == 0)
@@ -282,7 +284,7 @@ impl AsyncRead for Stream {
             if !matches!(read, Poll::Ready(Ok(()))) || come == 0 {
                 return read;
             }
-            let kept = self.sieve.sift(&mut buffer.filled_mut()[before..])?;
+            let kept = self.reply_filter.sift(&mut buffer.filled_mut()[before..])?;
             buffer.set_filled(before + kept);
             if !self.dial.note().authenticated {
                 self.listen(&buffer.filled()[before..])?;
@@ -301,7 +303,7 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.sieve.asked();
+        self.reply_filter.asked();
         match &mut self.inner {
             Inner::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
             Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, bytes),

@@ -14,7 +14,7 @@ pub const LONGEST_LIST: usize = 16 << 20;
 
 /// Where in the stream of messages we are.
 #[derive(Debug)]
-pub struct Sieve {
+pub struct ReplyFilter {
     /// The most bytes between two of our messages.
     limit: usize,
     received: usize,
@@ -28,12 +28,12 @@ pub struct Sieve {
 }
 
 /// A type and four bytes of length, which count themselves.
-const HEAD: usize = 5;
+const MESSAGE_HEADER_LEN: usize = 5;
 
-impl Sieve {
+impl ReplyFilter {
     /// With answers of so many bytes at the most.
-    pub fn new(limit: usize) -> Sieve {
-        Sieve {
+    pub fn new(limit: usize) -> ReplyFilter {
+        ReplyFilter {
             limit,
             received: 0,
             is_ready: false,
@@ -56,7 +56,7 @@ impl Sieve {
         let (mut at, mut kept) = (0, 0);
         while at < bytes.len() {
             let from = at;
-            at += match self.head < HEAD {
+            at += match self.head < MESSAGE_HEADER_LEN {
                 true => self.read_head(bytes[at])?,
                 false => self.skip(bytes.len() - at),
             };
@@ -67,7 +67,7 @@ impl Sieve {
             if self.is_wanted() || !self.is_ready {
                 self.received += at - from;
             }
-            if self.head == HEAD && self.left == 0 {
+            if self.head == MESSAGE_HEADER_LEN && self.left == 0 {
                 self.is_ready |= self.kind == b'Z';
                 self.head = 0;
             }
@@ -85,8 +85,8 @@ impl Sieve {
             _ => self.left = (self.left << 8) | u32::from(byte),
         }
         self.head += 1;
-        if self.head == HEAD {
-            let body = self.left.checked_sub(HEAD as u32 - 1);
+        if self.head == MESSAGE_HEADER_LEN {
+            let body = self.left.checked_sub(MESSAGE_HEADER_LEN as u32 - 1);
             self.left = body.ok_or_else(|| {
                 io::Error::other("the server sends a message of an impossible length")
             })?;
@@ -127,9 +127,9 @@ mod tests {
         [&[kind], &length[..], body].concat()
     }
 
-    fn sifted(sieve: &mut Sieve, bytes: &[u8]) -> io::Result<Vec<u8>> {
+    fn sifted(reply_filter: &mut ReplyFilter, bytes: &[u8]) -> io::Result<Vec<u8>> {
         let mut bytes = bytes.to_vec();
-        let kept = sieve.sift(&mut bytes)?;
+        let kept = reply_filter.sift(&mut bytes)?;
         bytes.truncate(kept);
         Ok(bytes)
     }
@@ -138,28 +138,28 @@ mod tests {
     fn an_answer_ends() {
         let limit = 1000;
         let row = message(b'D', &[0; 93]);
-        let mut sieve = Sieve::new(limit);
+        let mut reply_filter = ReplyFilter::new(limit);
         for _ in 0..100 {
-            sieve.asked();
-            assert!(sifted(&mut sieve, &row.repeat(10)).is_ok());
+            reply_filter.asked();
+            assert!(sifted(&mut reply_filter, &row.repeat(10)).is_ok());
         }
-        let error = sifted(&mut sieve, &row).expect_err("too long");
+        let error = sifted(&mut reply_filter, &row).expect_err("too long");
         assert!(error.to_string().contains("for one answer"));
         // A length that is too long is not waited for.
         let announced = [&b"D"[..], &0x7fff_ffffu32.to_be_bytes()].concat();
-        assert!(sifted(&mut Sieve::new(limit), &announced).is_err());
-        assert!(sifted(&mut Sieve::new(limit), b"N\0\0\0\x03").is_err());
+        assert!(sifted(&mut ReplyFilter::new(limit), &announced).is_err());
+        assert!(sifted(&mut ReplyFilter::new(limit), b"N\0\0\0\x03").is_err());
     }
 
     #[test]
     fn what_nobody_asked_for_counts_only_until_the_session_is_ready() {
         let notice = message(b'N', &[0; 95]);
-        let mut sieve = Sieve::new(1000);
-        assert!(sifted(&mut sieve, &notice.repeat(10)).is_ok());
-        assert!(sifted(&mut sieve, &notice).is_err());
-        let mut sieve = Sieve::new(1000);
-        assert!(sifted(&mut sieve, &message(b'Z', b"I")).is_ok());
-        assert!(sifted(&mut sieve, &notice.repeat(100)).is_ok_and(|kept| kept.is_empty()));
+        let mut reply_filter = ReplyFilter::new(1000);
+        assert!(sifted(&mut reply_filter, &notice.repeat(10)).is_ok());
+        assert!(sifted(&mut reply_filter, &notice).is_err());
+        let mut reply_filter = ReplyFilter::new(1000);
+        assert!(sifted(&mut reply_filter, &message(b'Z', b"I")).is_ok());
+        assert!(sifted(&mut reply_filter, &notice.repeat(100)).is_ok_and(|kept| kept.is_empty()));
     }
 
     proptest! {
@@ -174,17 +174,17 @@ mod tests {
             let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (whole.len() + 1)).collect();
             cuts.extend([0, whole.len()]);
             cuts.sort_unstable();
-            let mut sieve = Sieve::new(1 << 20);
+            let mut reply_filter = ReplyFilter::new(1 << 20);
             let mut kept = Vec::new();
             for part in cuts.windows(2) {
-                kept.extend(sifted(&mut sieve, &whole[part[0]..part[1]]).expect("good messages"));
+                kept.extend(sifted(&mut reply_filter, &whole[part[0]..part[1]]).expect("good messages"));
             }
             prop_assert_eq!(kept, wanted);
         }
 
         #[test]
         fn nothing_makes_it_panic(bytes in prop::collection::vec(prop::sample::select(&b"\0\0\0\0\x01\x03\x04\x09\xffDNZ"[..]), 0..300)) {
-            let _ = sifted(&mut Sieve::new(100), &bytes);
+            let _ = sifted(&mut ReplyFilter::new(100), &bytes);
         }
     }
 }
