@@ -53,17 +53,10 @@ mod run;
 mod sys;
 mod ui;
 
-use crate::cli::{Check, ConnectionOptions, Evict, Invocation, List, Run, Shell};
-use crate::commands::{check, evict, list};
-use crate::connection::Settings;
-use crate::lock::Wait;
+use crate::cli::Invocation;
 use crate::outcome::{ExitCode, ExitReason, Failure, Outcome};
-use crate::run::session::{Request, Timing};
-use crate::run::signals::Blocked;
-use crate::run::state::Policy;
-use crate::run::supervisor::Plan;
-use crate::run::{session, signals, supervisor};
-use crate::ui::{message, stdout, terminal};
+use crate::run::signals;
+use crate::ui::{message, stdout};
 use std::panic;
 use std::process;
 use std::time::Instant;
@@ -82,127 +75,17 @@ fn main() -> process::ExitCode {
     }))
 }
 
-/// Does what the command line says.
+/// Parses the command line and runs the subcommand.
 fn outcome(began: Instant) -> Result<Outcome, Failure> {
-    cli::parse(std::env::args_os()).and_then(|invocation| match invocation {
-        Invocation::Run(run) => supervised(*run, began),
-        Invocation::List(list) => listed(&list),
-        Invocation::Evict(evict) => evicted(&evict),
-        Invocation::Check(check) => checked(&check),
-        Invocation::Key(question) => printed(&commands::key::lines(&question)?),
-        Invocation::Completions(shell) => printed(match shell {
-            Shell::Bash => include_str!("../completions/pglock.bash"),
-            Shell::Zsh => include_str!("../completions/_pglock"),
-            Shell::Fish => include_str!("../completions/pglock.fish"),
-            Shell::Man => include_str!("../completions/pglock.1"),
-        }),
-        Invocation::Text(text) => printed(&text),
-    })
-}
-
-fn printed(text: &str) -> Result<Outcome, Failure> {
-    stdout::print(text).map(|_| Outcome::Success)
-}
-
-/// From what was asked to a plan, and through it.
-fn supervised(run: Run, began: Instant) -> Result<Outcome, Failure> {
-    message::set_verbosity(run.verbosity);
-    let settings = settings(&run.target)?;
-    let timing = Timing {
-        heartbeat: run.heartbeat,
-        kill_after: run.kill_after,
-    };
-    let wait = match run.wait {
-        Some(limit) if limit.is_zero() => Wait::Try,
-        Some(limit) => Wait::Until(began + limit),
-        None => Wait::Forever,
-    };
-    let plan = Plan {
-        rules: Policy {
-            wait_until: match wait {
-                Wait::Until(end) => Some(end),
-                Wait::Try | Wait::Forever => None,
-            },
-            conflict_code: run.conflict_code,
-            on_lost: run.on_lost,
-            kill_after: run.kill_after,
-            min_hold: run.min_hold,
-            patience: run.heartbeat,
-        },
-        request: Request {
-            settings,
-            keys: run.keys,
-            slots: run.slots,
-            fair: run.fair,
-            token: run.token,
-            mode: run.mode,
-            scope: run.scope,
-            wait,
-            poll: run.poll,
-            timing,
-            is_watched: false,
-        },
-        command: run.command,
-        inherit_socket: run.inherit_socket,
-        began,
-    };
-    let blocked = Blocked::all().map_err(|error| Failure::new(ExitCode::Internal, error))?;
-    supervisor::run(plan, blocked)
-}
-
-/// How to connect.
-fn settings(target: &ConnectionOptions) -> Result<Settings, Failure> {
-    let settings = Settings::resolve(target.dsn.as_deref(), target.connect_timeout)?;
-    if target.dsn_is_argument && settings.password_in_string() {
-        message::error(
-            "the password in --dsn can be seen by every user of this system; \
-             give the string in PGLOCK_DSN, or the password in a password file (~/.pgpass)",
-        );
+    match cli::parse(std::env::args_os())? {
+        Invocation::Run(options) => commands::run::run(*options, began),
+        Invocation::List(options) => commands::list::run(&options),
+        Invocation::Evict(options) => commands::evict::run(&options),
+        Invocation::Check(options) => commands::check::run(&options),
+        Invocation::Key(query) => commands::key::run(&query),
+        Invocation::Completions(shell) => commands::completions::run(shell),
+        Invocation::Text(text) => stdout::print(&text).map(|_| Outcome::Success),
     }
-    Ok(settings)
-}
-
-/// Lists the locks, once or until interrupted.
-fn listed(list: &List) -> Result<Outcome, Failure> {
-    let name = session::application_name(None, "pglock list", None);
-    let settings = settings(&list.target)?.for_lists();
-    let mut client = settings.open(&name, None)?.client;
-    let is_held = list::show(&mut client, &list.keys, list.json, list.watch)?;
-    Ok(match is_held && !list.keys.is_empty() {
-        true => Outcome::Failed(ExitCode::Conflict),
-        false => Outcome::Success,
-    })
-}
-
-/// Ends the sessions that hold a lock, if that is really wanted.
-fn evicted(evict: &Evict) -> Result<Outcome, Failure> {
-    if !evict.yes && !terminal::can_ask() {
-        let words = "there is no terminal to ask on: give --yes to evict without being asked";
-        return Err(Failure::say(ExitCode::Usage, words));
-    }
-    let name = evict::application_name();
-    let settings = settings(&evict.target)?.for_lists();
-    let mut client = settings.open(&name, None)?.client;
-    evict::evict(&mut client, &evict.keys, evict.waiters, evict.yes)?;
-    Ok(Outcome::Success)
-}
-
-/// Looks at the connection, and says whether it is fit for locks.
-fn checked(check: &Check) -> Result<Outcome, Failure> {
-    let settings = settings(&check.target)?;
-    let timing = Timing {
-        heartbeat: check.heartbeat,
-        kill_after: check.kill_after,
-    };
-    let report = check::report(&settings, check.scope, timing)?;
-    stdout::print(&match check.json {
-        true => report.json(),
-        false => report.to_string(),
-    })?;
-    Ok(match report.is_fit() {
-        true => Outcome::Success,
-        false => Outcome::Failed(ExitCode::Config),
-    })
 }
 
 /// Ends as the outcome says: by exit status, or by the signal that ended the job or the wait.

@@ -7,14 +7,15 @@
 #[cfg(test)]
 mod generated;
 
-use crate::commands::key::{KeyFormat, KeyQuery};
-use crate::connection::{may_have_password, quoted};
+use crate::connection::{ConnectionOptions, may_have_password, quoted};
 use crate::key::Key;
 use crate::key::hash::{Scheme, Subject, TABLE};
 use crate::lock::{Mode, ScopeChoice};
 use crate::outcome::{EXIT_TABLE, ExitCode, Failure};
 use crate::protocol::slots;
-use crate::run::state::OnLost;
+use crate::run::options::RunOptions;
+use crate::run::session::timing::Timing;
+use crate::run::state::{OnLost, Policy};
 use crate::ui::message::Verbosity;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::{ContextKind, ErrorKind};
@@ -365,13 +366,13 @@ impl FromStr for Slots {
 #[derive(Debug)]
 pub enum Invocation {
     /// `pglock run`
-    Run(Box<Run>),
+    Run(Box<RunOptions>),
     /// `pglock list`
-    List(List),
+    List(ListOptions),
     /// `pglock evict`
-    Evict(Evict),
+    Evict(EvictOptions),
     /// `pglock check`
-    Check(Box<Check>),
+    Check(Box<CheckOptions>),
     /// `pglock key`
     Key(KeyQuery),
     /// `pglock completions`
@@ -380,22 +381,42 @@ pub enum Invocation {
     Text(String),
 }
 
-/// Where and how to connect, validated.
+/// What is asked.
 #[derive(Debug)]
-pub struct ConnectionOptions {
-    /// The connection string, from the option or a variable.
-    pub dsn: Option<String>,
-    /// The string is an argument of this process, for everybody to see.
-    pub dsn_is_argument: bool,
-    /// How long connecting to one address may take; zero is no limit, `None` leaves it to the other settings.
-    pub connect_timeout: Option<Duration>,
+pub enum KeyQuery {
+    /// These keys, a line each.
+    Keys {
+        /// The keys.
+        keys: Vec<Key>,
+        /// What to say of each.
+        answer: KeyFormat,
+    },
+    /// Every scheme, a line each, with the scheme in front.
+    AllSchemes {
+        /// The key, which is a name.
+        name: Key,
+        /// What to say of each.
+        answer: KeyFormat,
+    },
+}
+
+/// What to say of a key.
+#[derive(Debug)]
+pub enum KeyFormat {
+    /// The number, in the database of this name where it depends on that.
+    Number {
+        /// The name.
+        database: Option<String>,
+    },
+    /// The SQL expression.
+    Sql,
 }
 
 /// `pglock list`, validated.
 #[derive(Debug)]
-pub struct List {
+pub struct ListOptions {
     /// Where to connect.
-    pub target: ConnectionOptions,
+    pub connection: ConnectionOptions,
     /// The keys to look for; none for all.
     pub keys: Vec<Key>,
     /// JSON instead of a table.
@@ -406,9 +427,9 @@ pub struct List {
 
 /// `pglock evict`, validated.
 #[derive(Debug)]
-pub struct Evict {
+pub struct EvictOptions {
     /// Where to connect.
-    pub target: ConnectionOptions,
+    pub connection: ConnectionOptions,
     /// The keys, at least one.
     pub keys: Vec<Key>,
     /// Whether those who wait are to go too.
@@ -419,56 +440,15 @@ pub struct Evict {
 
 /// `pglock check`, validated.
 #[derive(Debug)]
-pub struct Check {
+pub struct CheckOptions {
     /// Where to connect.
-    pub target: ConnectionOptions,
+    pub connection: ConnectionOptions,
     /// What the lock is to live as long as.
     pub scope: ScopeChoice,
-    /// From TERM to KILL, as `run` would take it from the variable.
-    pub kill_after: Duration,
-    /// Period and deadline of the heartbeat, likewise.
-    pub heartbeat: Duration,
+    /// Heartbeat and grace, as `run` would take them from the variables.
+    pub timing: Timing,
     /// JSON instead of lines.
     pub json: bool,
-}
-
-/// `pglock run`, validated.
-#[derive(Debug)]
-pub struct Run {
-    /// The keys, at least one.
-    pub keys: Vec<Key>,
-    /// Take one of so many slots.
-    pub slots: Option<u16>,
-    /// Wait in line.
-    pub fair: bool,
-    /// Ask for a fencing token.
-    pub token: bool,
-    /// The mode.
-    pub mode: Mode,
-    /// How long to wait; zero tries once, `None` is for ever.
-    pub wait: Option<Duration>,
-    /// What a conflict exits with.
-    pub conflict_code: u8,
-    /// When the lock is lost.
-    pub on_lost: OnLost,
-    /// From TERM to KILL.
-    pub kill_after: Duration,
-    /// How long to keep the lock at least.
-    pub min_hold: Duration,
-    /// Period and deadline of the heartbeat.
-    pub heartbeat: Duration,
-    /// Whether the job inherits the session's socket.
-    pub inherit_socket: bool,
-    /// The longest pause between two tries.
-    pub poll: Duration,
-    /// Where to connect.
-    pub target: ConnectionOptions,
-    /// What the lock lives as long as.
-    pub scope: ScopeChoice,
-    /// How much to say.
-    pub verbosity: Verbosity,
-    /// The command and its arguments.
-    pub command: Vec<OsString>,
 }
 
 /// A key as an option's value. `-1,2` is one, though clap takes only single numbers for values that begin with a
@@ -598,7 +578,7 @@ fn without_connection_strings(mut text: String, arguments: &[OsString]) -> Strin
 }
 
 impl RunArgs {
-    fn validate(self) -> Result<Run, Failure> {
+    fn validate(self) -> Result<RunOptions, Failure> {
         let wait = match (self.no_wait, self.wait) {
             (true, _) => Some(Limit(Duration::ZERO)),
             (false, wait) => or_variable(wait, "PGLOCK_WAIT")?,
@@ -612,8 +592,8 @@ impl RunArgs {
                 "the pause between two tries can be 10ms to 1h",
             ));
         }
-        let (heartbeat, kill_after) = timing(self.heartbeat, self.kill_after)?;
-        let target = self.connection.validate()?;
+        let timing = timing(self.heartbeat, self.kill_after)?;
+        let connection = self.connection.validate()?;
         let scope = self.scope.validate()?;
         let tries_once = wait.is_some_and(|limit| limit.0.is_zero());
         let senseless = match self.key.len() {
@@ -630,7 +610,7 @@ impl RunArgs {
         if let Some(words) = senseless {
             return Err(Failure::say(ExitCode::Usage, words));
         }
-        Ok(Run {
+        Ok(RunOptions {
             slots: self.slots.map(|slots| slots.0),
             fair: self.fair,
             token: self.token,
@@ -641,18 +621,19 @@ impl RunArgs {
                 Mode::Exclusive
             },
             wait: wait.map(|limit| limit.0),
-            conflict_code: or_variable(self.conflict_exit_code, "PGLOCK_CONFLICT_EXIT_CODE")?
-                .map_or(ExitCode::Conflict as u8, |code| code.0),
-            on_lost: match on_lost {
-                Some(OnLostArg::Ignore) => OnLost::Ignore,
-                Some(OnLostArg::Stop) | None => OnLost::Stop,
+            policy: Policy {
+                conflict_status: or_variable(self.conflict_exit_code, "PGLOCK_CONFLICT_EXIT_CODE")?
+                    .map_or(ExitCode::Conflict as u8, |code| code.0),
+                on_lost: match on_lost {
+                    Some(OnLostArg::Ignore) => OnLost::Ignore,
+                    Some(OnLostArg::Stop) | None => OnLost::Stop,
+                },
+                min_hold: self.min_hold.map_or(Duration::ZERO, |limit| limit.0),
+                timing,
             },
-            kill_after,
-            min_hold: self.min_hold.map_or(Duration::ZERO, |limit| limit.0),
-            heartbeat,
             inherit_socket: !self.close,
             poll,
-            target,
+            connection,
             scope,
             verbosity: match (self.quiet, self.verbose) {
                 (true, _) => Verbosity::Quiet,
@@ -762,14 +743,14 @@ impl ScopeArgs {
 }
 
 impl ListArgs {
-    fn validate(self) -> Result<List, Failure> {
+    fn validate(self) -> Result<ListOptions, Failure> {
         let all = self.key.is_empty() && self.hash.hash.is_none();
-        Ok(List {
+        Ok(ListOptions {
             keys: match all {
                 true => Vec::new(),
                 false => the_keys(self.key, self.hash.hash)?,
             },
-            target: self.connection.validate()?,
+            connection: self.connection.validate()?,
             json: self.json,
             watch: self.watch,
         })
@@ -777,10 +758,10 @@ impl ListArgs {
 }
 
 impl EvictArgs {
-    fn validate(self) -> Result<Evict, Failure> {
-        Ok(Evict {
+    fn validate(self) -> Result<EvictOptions, Failure> {
+        Ok(EvictOptions {
             keys: without_duplicates(the_keys(self.key, self.hash.hash)?),
-            target: self.connection.validate()?,
+            connection: self.connection.validate()?,
             waiters: self.waiters,
             yes: self.yes,
         })
@@ -788,13 +769,11 @@ impl EvictArgs {
 }
 
 impl CheckArgs {
-    fn validate(self) -> Result<Check, Failure> {
-        let (heartbeat, kill_after) = timing(None, None)?;
-        Ok(Check {
-            target: self.connection.validate()?,
+    fn validate(self) -> Result<CheckOptions, Failure> {
+        Ok(CheckOptions {
+            connection: self.connection.validate()?,
             scope: self.scope.validate()?,
-            heartbeat,
-            kill_after,
+            timing: timing(None, None)?,
             json: self.json,
         })
     }
@@ -809,10 +788,7 @@ fn without_duplicates(keys: Vec<Key>) -> Vec<Key> {
 }
 
 /// The heartbeat, and the time from TERM to KILL.
-fn timing(
-    heartbeat: Option<Limit>,
-    kill_after: Option<Limit>,
-) -> Result<(Duration, Duration), Failure> {
+fn timing(heartbeat: Option<Limit>, kill_after: Option<Limit>) -> Result<Timing, Failure> {
     let heartbeat = or_variable(heartbeat, "PGLOCK_HEARTBEAT")?;
     let heartbeat = heartbeat.map_or(Duration::from_secs(5), |limit| limit.0);
     let kill_after = or_variable(kill_after, "PGLOCK_KILL_AFTER")?;
@@ -822,7 +798,10 @@ fn timing(
             ExitCode::Usage,
             "the heartbeat can be 100ms to 1h, and the time to KILL at most 1h",
         )),
-        false => Ok((heartbeat, kill_after)),
+        false => Ok(Timing {
+            heartbeat,
+            kill_after,
+        }),
     }
 }
 

@@ -4,11 +4,14 @@
 //! a key that nobody else uses, taken as `run` takes it, found in `pg_locks`, and given back. Nothing is left
 //! behind: behind a pooler every setting is made for a transaction alone.
 
+use crate::cli::CheckOptions;
 use crate::connection::{Connection, Settings};
 use crate::key::KeyId;
 use crate::lock::{self, ClientInfo, Keys, Lock, Mode, Scope, ScopeChoice, Server, TryOutcome};
-use crate::outcome::{ExitCode, Failure};
-use crate::run::session::{self, Timing};
+use crate::outcome::{ExitCode, Failure, Outcome};
+use crate::run::session;
+use crate::run::session::timing::Timing;
+use crate::ui::stdout;
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use serde_json::json;
 use std::collections::hash_map::RandomState;
@@ -60,11 +63,30 @@ impl Failure {
     }
 }
 
+/// Checks the connection, and prints the findings.
+///
+/// # Errors
+/// It cannot connect, or the connection or standard output fails.
+pub fn run(options: &CheckOptions) -> Result<Outcome, Failure> {
+    let settings = Settings::from_options(&options.connection)?;
+    let report = report(&settings, options.scope, options.timing)?;
+    if options.json {
+        stdout::print(&report.json())?;
+    } else {
+        stdout::print(&report.to_string())?;
+    }
+    if report.is_fit() {
+        Ok(Outcome::Success)
+    } else {
+        Ok(Outcome::Failed(ExitCode::Config))
+    }
+}
+
 /// Connects and looks.
 ///
 /// # Errors
 /// It cannot connect, or the connection was lost on the way.
-pub fn report(
+fn report(
     settings: &Settings,
     choice: ScopeChoice,
     timing: Timing,

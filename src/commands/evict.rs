@@ -4,12 +4,14 @@
 //! something to do with a lock. The server tells the one who is evicted nothing but that an administrator did it, so
 //! whoever evicts puts a mark into `pg_locks` and stays for a moment; the evicted pglock looks for it there.
 
+use crate::cli::EvictOptions;
 use crate::commands::list;
+use crate::connection::Settings;
 use crate::inspect::backend::Backend;
 use crate::inspect::overview::{self, LockEntry, LockState, Overview};
 use crate::key::{self, Key, KeyId};
 use crate::lock::{self, AT_ONCE, IN_THIS_DATABASE, QueryResult, ask};
-use crate::outcome::{ExitCode, Failure};
+use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::ui::message;
 use crate::ui::stdout;
 use crate::ui::terminal;
@@ -38,8 +40,25 @@ pub fn is_mark(id: KeyId) -> bool {
     id.class() == Some(EVICTION_MARK_CLASS)
 }
 
+/// Evicts the holders, after asking.
+///
+/// # Errors
+/// There is no terminal to ask on, or as for [`evict`].
+pub fn run(options: &EvictOptions) -> Result<Outcome, Failure> {
+    if !options.yes && !terminal::can_ask() {
+        return Err(Failure::say(
+            ExitCode::Usage,
+            "there is no terminal to ask on: give --yes to evict without being asked",
+        ));
+    }
+    let settings = Settings::from_options(&options.connection)?.for_lists();
+    let mut client = settings.open(&application_name(), None)?.client;
+    evict(&mut client, &options.keys, options.waiters, options.yes)?;
+    Ok(Outcome::Success)
+}
+
 /// The name to connect with: the system's user, host and process.
-pub fn application_name() -> String {
+fn application_name() -> String {
     let user = nix::unistd::User::from_uid(nix::unistd::getuid());
     let user = user.ok().flatten().map(|user| user.name + "@");
     let host = nix::unistd::gethostname().unwrap_or_default();
@@ -51,7 +70,7 @@ pub fn application_name() -> String {
 ///
 /// # Errors
 /// The answer was no; or our role may not do that; or a session does not end; or the server is gone.
-pub fn evict(client: &mut Client, keys: &[Key], waiters: bool, yes: bool) -> Result<(), Failure> {
+fn evict(client: &mut Client, keys: &[Key], waiters: bool, yes: bool) -> Result<(), Failure> {
     let overview = overview::look(client, keys)?;
     let polling = overview
         .entries

@@ -3,46 +3,25 @@
 //! A script that reads one number gets it or a failure. The table of all schemes is for people, and says in words what
 //! cannot be known here.
 
+use crate::cli::{KeyFormat, KeyQuery};
 use crate::key::hash::{Subject, TABLE};
 use crate::key::{Key, KeyId, Number};
-use crate::outcome::{ExitCode, Failure};
+use crate::outcome::{ExitCode, Failure, Outcome};
+use crate::ui::stdout;
 
-/// What is asked.
-#[derive(Debug)]
-pub enum KeyQuery {
-    /// These keys, a line each.
-    Keys {
-        /// The keys.
-        keys: Vec<Key>,
-        /// What to say of each.
-        answer: KeyFormat,
-    },
-    /// Every scheme, a line each, with the scheme in front.
-    AllSchemes {
-        /// The key, which is a name.
-        name: Key,
-        /// What to say of each.
-        answer: KeyFormat,
-    },
-}
-
-/// What to say of a key.
-#[derive(Debug)]
-pub enum KeyFormat {
-    /// The number, in the database of this name where it depends on that.
-    Number {
-        /// The name.
-        database: Option<String>,
-    },
-    /// The SQL expression.
-    Sql,
+/// Prints the numbers of the keys.
+///
+/// # Errors
+/// As for [`lines`], or standard output cannot be written.
+pub fn run(query: &KeyQuery) -> Result<Outcome, Failure> {
+    stdout::print(&lines(query)?).map(|_| Outcome::Success)
 }
 
 /// The answer, as lines.
 ///
 /// # Errors
 /// A number is asked for that only a server can tell, or a database is given that does not matter.
-pub fn lines(question: &KeyQuery) -> Result<String, Failure> {
+fn lines(question: &KeyQuery) -> Result<String, Failure> {
     match question {
         KeyQuery::Keys { keys, answer } => {
             let lines = keys.iter().map(|key| line(key, answer));

@@ -2,9 +2,12 @@
 //!
 //! On a terminal the table has the columns that fit; piped, it has them all. JSON is part of the stable interface.
 
+use crate::cli::ListOptions;
+use crate::connection::Settings;
 use crate::inspect::overview::{self, LockEntry, LockState, Overview};
 use crate::key::Key;
-use crate::outcome::Failure;
+use crate::outcome::{ExitCode, Failure, Outcome};
+use crate::run::session;
 use crate::ui::message;
 use crate::ui::stdout;
 use crate::ui::terminal;
@@ -13,6 +16,22 @@ use serde_json::{Value, json};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+/// Lists the locks, once or until interrupted.
+///
+/// # Errors
+/// It cannot connect, or the connection or standard output fails.
+pub fn run(options: &ListOptions) -> Result<Outcome, Failure> {
+    let name = session::application_name(None, "pglock list", None);
+    let settings = Settings::from_options(&options.connection)?.for_lists();
+    let mut client = settings.open(&name, None)?.client;
+    let is_held = show(&mut client, &options.keys, options.json, options.watch)?;
+    if is_held && !options.keys.is_empty() {
+        Ok(Outcome::Failed(ExitCode::Conflict))
+    } else {
+        Ok(Outcome::Success)
+    }
+}
 
 /// A column of the table. The order of the columns is that of the page.
 struct Column {

@@ -48,6 +48,17 @@ use std::sync::Arc;
 use std::time::Duration;
 use tls::Tls;
 
+/// Where and how to connect, validated.
+#[derive(Debug)]
+pub struct ConnectionOptions {
+    /// The connection string, from the option or a variable.
+    pub dsn: Option<String>,
+    /// The string is an argument of this process, for everybody to see.
+    pub dsn_is_argument: bool,
+    /// How long connecting to one address may take; zero is no limit, `None` leaves it to the other settings.
+    pub connect_timeout: Option<Duration>,
+}
+
 /// An open connection.
 pub struct Connection {
     /// The session.
@@ -82,6 +93,21 @@ const ATTEMPT_SLACK: Duration = Duration::from_secs(1);
 const PASSWORD_PROMPT_TIMEOUT: Duration = Duration::from_secs(86_400);
 
 impl Settings {
+    /// Resolves the settings for these options, and warns of a password that every user of this system can see.
+    ///
+    /// # Errors
+    /// As for [`Settings::resolve`].
+    pub fn from_options(options: &ConnectionOptions) -> Result<Settings, Failure> {
+        let settings = Settings::resolve(options.dsn.as_deref(), options.connect_timeout)?;
+        if options.dsn_is_argument && settings.password_in_string() {
+            message::error(
+                "the password in --dsn can be seen by every user of this system; \
+                 give the string in PGLOCK_DSN, or the password in a password file (~/.pgpass)",
+            );
+        }
+        Ok(settings)
+    }
+
     /// Connects, as this `application_name`. Before each step that is limited, `watch` is told how long it may take, if
     /// somebody watches, and ends us where it takes longer.
     ///

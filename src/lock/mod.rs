@@ -127,6 +127,14 @@ pub enum Wait {
 }
 
 impl Wait {
+    /// When the wait ends; `None` without a wait or without a limit.
+    pub fn deadline(self) -> Option<Instant> {
+        match self {
+            Wait::Until(end) => Some(end),
+            Wait::Try | Wait::Forever => None,
+        }
+    }
+
     /// The time that is left, `None` when there is no limit.
     fn left(self) -> Option<Duration> {
         match self {

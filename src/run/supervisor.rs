@@ -3,74 +3,68 @@
 //! It is the only place that sees both the session and the job. It sleeps in one poll(2), on the descriptor that
 //! signals and the session's thread write to, until the next deadline.
 
-use crate::connection::Canceller;
-use crate::key::{self, Key};
-use crate::lock::{self, Mode};
+use crate::connection::{Canceller, Settings};
+use crate::key;
+use crate::lock::{self, Wait};
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::run::job::{self, Group, Job, Launch};
+use crate::run::options::RunOptions;
 use crate::run::progress::WaitProgress;
-use crate::run::session::{self, Held, Request, Session, SessionEvent};
+use crate::run::session::{self, Held, Session, SessionEvent, SessionPlan};
 use crate::run::signals::{self, Blocked, SignalInfo, Signals};
-use crate::run::state::{Action, Event, Policy, RunState};
+use crate::run::state::{Action, Event, RunState};
 use crate::sys::WaitStatus;
 use crate::ui::message;
 use crate::ui::terminal::{self, Live};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
-use std::ffi::OsString;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-/// What to run, under what lock, by which rules.
-pub struct Plan {
-    /// The command and its arguments.
-    pub command: Vec<OsString>,
-    /// The lock and where to get it.
-    pub request: Request,
-    /// How to decide.
-    pub rules: Policy,
-    /// Whether the job inherits the session's socket.
-    pub inherit_socket: bool,
-    /// When pglock began: the wait is counted from here.
-    pub began: Instant,
-}
-
-/// Runs the command under the lock, and says how pglock is to end.
-pub fn run(plan: Plan, blocked: Blocked) -> Result<Outcome, Failure> {
+/// Runs the command under the lock and returns how pglock exits. The wait is counted from `began`.
+///
+/// # Errors
+/// This process cannot be set up: no thread, no socket pair, no signal handler.
+pub fn run(
+    options: RunOptions,
+    settings: Settings,
+    began: Instant,
+    blocked: Blocked,
+) -> Result<Outcome, Failure> {
     let internal = |error: std::io::Error| Failure::new(ExitCode::Internal, error);
-    let Plan {
-        command,
-        mut request,
-        rules,
-        inherit_socket,
-        began,
-    } = plan;
-    let (keys, mode, address) = (
-        request.keys.clone(),
-        request.mode,
-        request.settings.address(),
-    );
-    command
-        .first()
-        .into_iter()
-        .for_each(|program| lock::name_job(program));
-    request.is_watched = !message::is_quiet() && terminal::live().is_some();
+    if let Some(program) = options.command.first() {
+        lock::name_job(program);
+    }
+    let wait = match options.wait {
+        Some(limit) if limit.is_zero() => Wait::Try,
+        Some(limit) => Wait::Until(began + limit),
+        None => Wait::Forever,
+    };
+    let options = Arc::new(options);
+    let address = settings.address();
     // It connects while the signals are being set up.
-    let session = Session::start(request, blocked.waker()).map_err(internal)?;
+    let session = Session::start(
+        SessionPlan {
+            options: options.clone(),
+            settings,
+            wait,
+            is_watched: !message::is_quiet() && terminal::live().is_some(),
+        },
+        blocked.waker(),
+    )
+    .map_err(internal)?;
     let signals = blocked.handle().map_err(internal)?;
     signals.listen().map_err(internal)?;
     let mut supervisor = Supervisor {
-        command,
-        name: key::describe(&keys),
-        keys,
-        mode,
+        name: key::describe(&options.keys),
+        state: RunState::new(options.policy, wait.deadline()),
+        options,
         address,
-        inherit_socket,
         signals,
         session,
-        state: RunState::new(rules),
-        rules,
+        wait,
         began,
         connected: false,
         canceller: None,
@@ -87,17 +81,14 @@ pub fn run(plan: Plan, blocked: Blocked) -> Result<Outcome, Failure> {
 }
 
 struct Supervisor {
-    command: Vec<OsString>,
-    keys: Vec<Key>,
+    options: Arc<RunOptions>,
     /// The keys as a sentence names them.
     name: String,
-    mode: Mode,
     address: String,
-    inherit_socket: bool,
     signals: Signals,
     session: Session,
     state: RunState,
-    rules: Policy,
+    wait: Wait,
     began: Instant,
     connected: bool,
     canceller: Option<Canceller>,
@@ -315,7 +306,7 @@ impl Supervisor {
             }
             SessionEvent::Conflict(words) => {
                 self.words = Some(words);
-                Event::NotHeld(Outcome::Conflict(self.rules.conflict_code))
+                Event::NotHeld(Outcome::Conflict(self.options.policy.conflict_status))
             }
             SessionEvent::Failed(failure) => {
                 self.words = Some(failure.to_string());
@@ -355,7 +346,7 @@ impl Supervisor {
 
     /// What became of the wait.
     fn patience_sentence(&self) -> String {
-        match self.rules.wait_until {
+        match self.wait.deadline() {
             Some(end) => format!(
                 "gave up after {}",
                 rounded(end.saturating_duration_since(self.began))
@@ -429,14 +420,17 @@ impl Supervisor {
             return Event::NotStarted(ExitCode::Internal);
         };
         let launch = Launch {
-            command: &self.command,
-            keys: &self.keys,
+            command: &self.options.command,
+            keys: &self.options.keys,
             ids: &held.ids,
-            mode: self.mode,
+            mode: self.options.mode,
             slot: held.slot,
             token: held.token.as_deref(),
             backend_pid: held.backend_pid,
-            socket: held.socket.as_deref().filter(|_| self.inherit_socket),
+            socket: held
+                .socket
+                .as_deref()
+                .filter(|_| self.options.inherit_socket),
         };
         match Job::start(&launch, group, &self.signals) {
             Ok(job) => {
@@ -490,7 +484,7 @@ impl Supervisor {
 
     /// The loss that nobody reported: the report is what did not come.
     fn note_silence(&mut self) {
-        let limit = rounded(self.rules.patience);
+        let limit = rounded(self.options.policy.timing.heartbeat);
         self.lost.get_or_insert_with(|| {
             LockLoss::now(format!("the server has not answered within {limit}"))
         });

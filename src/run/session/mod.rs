@@ -10,16 +10,19 @@
 //! The connection is opened once. It is never opened again: the lock would be somebody else's by then.
 
 use crate::commands::evict;
+pub mod timing;
+
 use crate::connection::{Canceller, Connection, Settings};
 use crate::inspect::backend::{self, Backend};
 use crate::key::{Key, KeyId, Number};
 use crate::lock::ticket::{Ticket, TicketQueue};
 use crate::lock::{
-    self, ClientInfo, Computed, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Server, TryOutcome,
-    Wait, WaitObserver, WaitOptions,
+    self, ClientInfo, Computed, Grant, Keys, Lock, Scope, Server, TryOutcome, Wait, WaitObserver,
+    WaitOptions,
 };
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::slots;
+use crate::run::options::RunOptions;
 use crate::run::signals::Waker;
 use crate::sys;
 use crate::ui::message;
@@ -38,60 +41,6 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
-
-/// What to ask for, and of whom.
-pub struct Request {
-    /// How to connect.
-    pub settings: Settings,
-    /// The keys.
-    pub keys: Vec<Key>,
-    /// Take one of so many slots of the one key, instead of the key.
-    pub slots: Option<u16>,
-    /// Wait in line, in the order in which those who ask for it came.
-    pub fair: bool,
-    /// Ask for a number that only grows.
-    pub token: bool,
-    /// The mode.
-    pub mode: Mode,
-    /// What the lock is to live as long as.
-    pub scope: ScopeChoice,
-    /// For how long to wait.
-    pub wait: Wait,
-    /// How long the pause between two tries is at most, where there is no queue.
-    pub poll: Duration,
-    /// The limits of silence.
-    pub timing: Timing,
-    /// Somebody watches the wait, and is to be told from time to time who holds the lock.
-    pub is_watched: bool,
-}
-
-/// The timing rule, a lease without leases. The last message that the server received from us was sent at most
-/// one period ago; its missing answer is noticed within the deadline, and the job is dead within the grace
-/// after that. The server's own limit on a silent client is longer than all of it, so that on a network cut the
-/// job is dead before the lock can be given to another. No clocks are compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
-    /// H: how often the server is asked for a sign of life; and D: how long it may take to give it.
-    pub heartbeat: Duration,
-    /// G: how long a job that is being stopped has between TERM and KILL.
-    pub kill_after: Duration,
-}
-
-impl Timing {
-    /// What lies between the job's latest end and the server's earliest giving away: for the kernel to deliver a
-    /// KILL on a busy machine, and for the coarse timers of TCP.
-    const MARGIN: Duration = Duration::from_secs(3);
-
-    /// H + D + G: how long after the server last heard of us the job may run.
-    pub fn job_limit(self) -> Duration {
-        self.heartbeat * 2 + self.kill_after
-    }
-
-    /// After how long a silence the server gives the lock away.
-    pub fn server_limit(self) -> Duration {
-        self.job_limit() + Timing::MARGIN
-    }
-}
 
 /// What the session has to say. The order is that of a good day.
 pub enum SessionEvent {
@@ -139,6 +88,18 @@ pub struct Held {
     pub socket: Option<Arc<OwnedFd>>,
 }
 
+/// What the session's thread is to acquire, and how.
+pub struct SessionPlan {
+    /// What the user asked for.
+    pub options: Arc<RunOptions>,
+    /// How to connect, from all of libpq's sources.
+    pub settings: Settings,
+    /// Until when to wait.
+    pub wait: Wait,
+    /// A person watches the wait, and is told from time to time who holds the lock.
+    pub is_watched: bool,
+}
+
 /// The main thread's end of the session.
 pub struct Session {
     events: Receiver<SessionEvent>,
@@ -148,12 +109,12 @@ pub struct Session {
 
 impl Session {
     /// Starts to connect and to acquire.
-    pub fn start(request: Request, waker: Waker) -> io::Result<Session> {
+    pub fn start(plan: SessionPlan, waker: Waker) -> io::Result<Session> {
         let (order, orders) = UnixStream::pair()?;
         let (sender, events) = channel();
         let reporter = Reporter::new(sender, waker);
         // Known before the main thread sleeps, which the first announcement would otherwise wake.
-        let limit = request.settings.connect_limit();
+        let limit = plan.settings.connect_limit();
         limit
             .into_iter()
             .for_each(|limit| reporter.say(SessionEvent::Alive(Instant::now() + limit)));
@@ -161,7 +122,7 @@ impl Session {
             .name("session".into())
             .spawn(move || {
                 Thread {
-                    request,
+                    plan,
                     orders,
                     reporter,
                 }
@@ -246,7 +207,7 @@ impl Drop for Reporter {
 }
 
 struct Thread {
-    request: Request,
+    plan: SessionPlan,
     orders: UnixStream,
     reporter: Reporter,
 }
@@ -296,12 +257,12 @@ impl Thread {
             },
         };
         let Asked { ids, lock, .. } = asked;
-        let token = match self.request.token {
+        let token = match self.plan.options.token {
             true => Some(self.token(client, &lock, &mut acquired.grant)?),
             false => None,
         };
         // The timing rule counts from the last message that was sent, and the answer to it may have been a long wait.
-        if acquired.grant.asked.elapsed() >= self.request.timing.heartbeat {
+        if acquired.grant.asked.elapsed() >= self.plan.options.policy.timing.heartbeat {
             self.beat(client, &mut acquired.grant)?;
         }
         let socket = socket.map(Arc::new);
@@ -309,7 +270,7 @@ impl Thread {
             .say(SessionEvent::Alive(self.next_sign(acquired.grant.asked)));
         self.reporter.say(SessionEvent::Held(Held {
             ids,
-            slot: self.request.slots.map(|_| acquired.grant.which),
+            slot: self.plan.options.slots.map(|_| acquired.grant.which),
             token,
             backend_pid: acquired.grant.backend_pid,
             socket: socket.clone(),
@@ -337,7 +298,7 @@ impl Thread {
     /// lock's; the job is being stopped meanwhile.
     fn evictor(&self, backend_pid: i32) -> Option<String> {
         let name = application_name(None, "pglock evicted", None);
-        let mut connection = self.request.settings.open(&name, None).ok()?;
+        let mut connection = self.plan.settings.open(&name, None).ok()?;
         evict::by_whom(&mut connection.client, backend_pid).ok()?
     }
 
@@ -359,7 +320,7 @@ impl Thread {
     /// What is asked for with these numbers, if it is to live as long as this.
     fn lock(&self, ids: &[KeyId], scope: Scope) -> Lock {
         let ids = ids.iter().copied();
-        let keys = match self.request.slots {
+        let keys = match self.plan.options.slots {
             // At random, so that those who come at once do not all knock at the same door.
             Some(count) => {
                 let first = RandomState::new().hash_one(()) % u64::from(count);
@@ -370,17 +331,17 @@ impl Thread {
         };
         Lock {
             keys,
-            mode: self.request.mode,
+            mode: self.plan.options.mode,
             scope,
         }
     }
 
     /// The line to wait in, if it is to be waited in line.
     fn line(&self, ids: &[KeyId]) -> Option<TicketQueue> {
-        let in_line = self.request.fair || self.request.slots.is_some();
+        let in_line = self.plan.options.fair || self.plan.options.slots.is_some();
         let id = ids
             .first()
-            .filter(|_| in_line && self.request.wait != Wait::Try);
+            .filter(|_| in_line && self.plan.wait != Wait::Try);
         id.map(|id| TicketQueue::for_key(*id))
     }
 
@@ -410,7 +371,7 @@ impl Thread {
         ));
         let attempt = match lock.scope {
             Scope::Session => attempt,
-            Scope::Transaction if self.request.fair => {
+            Scope::Transaction if self.plan.options.fair => {
                 return Err(Failure::say(
                     ExitCode::Config,
                     "--fair needs a session of its own to stand in line with; give the port of the PostgreSQL server \
@@ -421,8 +382,8 @@ impl Thread {
                 self.alive(patience_with(server));
                 lock.first_try_in_transaction(
                     client,
-                    self.request.timing.server_limit(),
-                    self.request.poll,
+                    self.plan.options.policy.timing.server_limit(),
+                    self.plan.options.poll,
                     || match self.is_ordered_within(lock::BEFORE_AGAIN) {
                         true => None,
                         false => Some(self.open().ok()?.client),
@@ -446,7 +407,7 @@ impl Thread {
         let lock = self.lock(&ids, Scope::Session);
         self.alive(Duration::ZERO);
         let (server, attempt) = lock.first_try(client, &self.caller(), self.line(&ids))?;
-        let scope = server.fit(self.request.scope)?;
+        let scope = server.fit(self.plan.options.scope)?;
         let lock = Lock { scope, ..lock };
         Ok((Asked { ids, lock, server }, attempt))
     }
@@ -462,9 +423,9 @@ impl Thread {
             server,
             id,
             attempt,
-        } = lock::first_try_computed(client, expression, self.request.mode, &self.caller())?;
-        let scope = server.fit(self.request.scope)?;
-        let ids = vec![lock::computed(&self.request.keys[0], id)?];
+        } = lock::first_try_computed(client, expression, self.plan.options.mode, &self.caller())?;
+        let scope = server.fit(self.plan.options.scope)?;
+        let ids = vec![lock::computed(&self.plan.options.keys[0], id)?];
         let lock = self.lock(&ids, scope);
         Ok((Asked { ids, lock, server }, attempt))
     }
@@ -472,32 +433,34 @@ impl Thread {
     fn caller(&self) -> ClientInfo {
         ClientInfo {
             application_name: self.name(),
-            choice: self.request.scope,
-            limit: Some(self.request.timing.server_limit()),
+            choice: self.plan.options.scope,
+            limit: Some(self.plan.options.policy.timing.server_limit()),
         }
     }
 
     /// The numbers of the keys. Those that only the server knows take a message: more is made of them than the message
     /// that tries could tell, as the order of several keys or the numbers of slots.
     fn ids(&self, client: &mut Client) -> Result<Vec<KeyId>, Failure> {
-        let numbers: Vec<Number> = self.request.keys.iter().map(Key::number).collect();
+        let numbers: Vec<Number> = self.plan.options.keys.iter().map(Key::number).collect();
         let known: Option<Vec<KeyId>> = numbers.iter().map(Number::known).collect();
         match known {
             Some(ids) => Ok(ids),
             None => {
                 self.alive(Duration::ZERO);
-                lock::numbers(client, &self.request.keys)
+                lock::numbers(client, &self.plan.options.keys)
             }
         }
     }
 
     /// The expression for the number of the only key, where only the server knows it and nothing else is made of it.
     fn only_key_to_compute(&self) -> Option<String> {
-        match &self.request.keys[..] {
-            [key] if self.request.slots.is_none() && !self.request.fair => match key.number() {
-                Number::Computed(expression) => Some(expression),
-                Number::Known(_) => None,
-            },
+        match &self.plan.options.keys[..] {
+            [key] if self.plan.options.slots.is_none() && !self.plan.options.fair => {
+                match key.number() {
+                    Number::Computed(expression) => Some(expression),
+                    Number::Known(_) => None,
+                }
+            }
             _ => None,
         }
     }
@@ -509,7 +472,7 @@ impl Thread {
         asked: &Asked,
         taken: usize,
     ) -> Result<Result<Acquired, usize>, Failure> {
-        if self.request.wait == Wait::Try {
+        if self.plan.wait == Wait::Try {
             return Ok(Err(taken));
         }
         if message::is_verbose() {
@@ -518,9 +481,9 @@ impl Thread {
         }
         let Asked { ids, lock, server } = asked;
         let mut terms = WaitOptions {
-            wait: self.request.wait,
-            poll: self.request.poll,
-            limit: self.request.timing.server_limit(),
+            wait: self.plan.wait,
+            poll: self.plan.options.poll,
+            limit: self.plan.options.policy.timing.server_limit(),
             slice: server.slice,
         };
         let mut talk = WaitReporter {
@@ -577,11 +540,11 @@ impl Thread {
 
     /// The name by which the server knows this session.
     fn name(&self) -> String {
-        let keys: Vec<&str> = self.request.keys.iter().map(Key::given).collect();
+        let keys: Vec<&str> = self.plan.options.keys.iter().map(Key::given).collect();
         application_name(
-            self.request.settings.application_name(),
+            self.plan.settings.application_name(),
             &format!("pglock:{}", keys.join(",")),
-            self.request.slots,
+            self.plan.options.slots,
         )
     }
 
@@ -590,7 +553,7 @@ impl Thread {
             self.reporter
                 .say(SessionEvent::Alive(Instant::now() + limit));
         };
-        self.request.settings.open(&self.name(), Some(&mut watched))
+        self.plan.settings.open(&self.name(), Some(&mut watched))
     }
 
     /// Sleeps this long, or until the order comes to give the lock back: whether it has come.
@@ -620,9 +583,9 @@ impl Thread {
         let given = asked.ids.iter().position(|id| *id == taken[0]);
         let given = given.unwrap_or_default();
         backend::sentence(
-            &self.request.keys[given],
+            &self.plan.options.keys[given],
             asked.ids[given],
-            self.request.slots,
+            self.plan.options.slots,
             &asked.server.database,
             holders.as_deref(),
         )
@@ -635,7 +598,7 @@ impl Thread {
         socket: Option<&OwnedFd>,
         acquired: Acquired,
     ) -> Result<(), SessionLoss> {
-        let heartbeat = self.request.timing.heartbeat;
+        let heartbeat = self.plan.options.policy.timing.heartbeat;
         let since = Instant::now();
         let mut last_sent = acquired.grant.asked;
         if let Some(ticket) = acquired.ticket {
@@ -694,7 +657,7 @@ impl Thread {
 
     /// By when a server that received a message sent at `sent` must have answered the next one.
     fn next_sign(&self, sent: Instant) -> Instant {
-        sent + self.request.timing.heartbeat * 2
+        sent + self.plan.options.policy.timing.heartbeat * 2
     }
 }
 
@@ -738,7 +701,7 @@ impl WaitObserver for WaitReporter<'_> {
     }
 
     fn pause(&mut self, client: &mut Client, rest: Duration) -> bool {
-        if self.thread.request.is_watched && self.looked.elapsed() > HOLDER_REFRESH_INTERVAL {
+        if self.thread.plan.is_watched && self.looked.elapsed() > HOLDER_REFRESH_INTERVAL {
             self.thread.alive(patience_with(self.server));
             // Whoever cannot be shown is not shown; the wait itself finds out what is wrong.
             if let Ok(mut holders) = backend::of(client, self.ids) {
@@ -836,7 +799,12 @@ fn compose_name(front: &str, slots: Option<u16>, host: &str, pid: u32) -> String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::connection::ConnectionOptions;
     use crate::inspect::backend::Backend;
+    use crate::lock::{Mode, ScopeChoice};
+    use crate::run::session::timing::Timing;
+    use crate::run::state::{OnLost, Policy};
+    use crate::ui::message::Verbosity;
     use proptest::prelude::*;
 
     #[test]
@@ -875,16 +843,6 @@ mod tests {
         assert!(events.try_recv().is_err());
     }
 
-    #[test]
-    fn the_job_is_dead_before_the_server_gives_the_lock_away() {
-        let timing = Timing {
-            heartbeat: Duration::from_secs(5),
-            kill_after: Duration::from_secs(10),
-        };
-        assert_eq!(timing.job_limit(), Duration::from_secs(20));
-        assert_eq!(timing.server_limit(), Duration::from_secs(23));
-    }
-
     /// A server that never stops talking is asked for a sign of life all the same.
     #[test]
     fn a_heartbeat_that_is_due_does_not_wait_for_silence() {
@@ -893,20 +851,36 @@ mod tests {
         let waker = Waker::of_nobody().expect("a pair of sockets");
         let settings = Settings::resolve(Some("host=h user=u dbname=d password=p"), None);
         let thread = Thread {
-            request: Request {
+            plan: SessionPlan {
+                options: Arc::new(RunOptions {
+                    connection: ConnectionOptions {
+                        dsn: None,
+                        dsn_is_argument: false,
+                        connect_timeout: None,
+                    },
+                    keys: Vec::new(),
+                    slots: None,
+                    mode: Mode::Exclusive,
+                    scope: ScopeChoice::Auto,
+                    fair: false,
+                    token: false,
+                    wait: Some(Duration::ZERO),
+                    poll: Duration::from_secs(1),
+                    policy: Policy {
+                        conflict_status: 75,
+                        on_lost: OnLost::Stop,
+                        min_hold: Duration::ZERO,
+                        timing: Timing {
+                            heartbeat: Duration::from_secs(5),
+                            kill_after: Duration::from_secs(10),
+                        },
+                    },
+                    inherit_socket: false,
+                    verbosity: Verbosity::Normal,
+                    command: Vec::new(),
+                }),
                 settings: settings.unwrap_or_else(|failure| panic!("{failure}")),
-                keys: Vec::new(),
-                slots: None,
-                fair: false,
-                token: false,
-                mode: Mode::Exclusive,
-                scope: ScopeChoice::Auto,
                 wait: Wait::Try,
-                poll: Duration::from_secs(1),
-                timing: Timing {
-                    heartbeat: Duration::from_secs(5),
-                    kill_after: Duration::from_secs(10),
-                },
                 is_watched: false,
             },
             orders,

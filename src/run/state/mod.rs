@@ -6,6 +6,7 @@
 //! reaped job is never signalled; a lost lock ends in a dead job, unless the user said to ignore it.
 
 use crate::outcome::{ExitCode, ExitReason, Outcome};
+use crate::run::session::timing::Timing;
 use crate::run::signals::SignalInfo;
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
@@ -81,18 +82,14 @@ pub enum OnLost {
 /// The limits of time, and the choices of the user.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
-    /// By when the lock must have been acquired.
-    pub wait_until: Option<Instant>,
     /// What the conflict is told with.
-    pub conflict_code: u8,
+    pub conflict_status: u8,
     /// What to do with the job when the lock is lost.
     pub on_lost: OnLost,
-    /// From TERM to KILL.
-    pub kill_after: Duration,
     /// How long to keep the lock at least, counted from when it was acquired.
     pub min_hold: Duration,
-    /// How long the server may take to answer, to a heartbeat as well as to the lock's being given back.
-    pub patience: Duration,
+    /// Heartbeat and grace; the server may take as long to answer a release as a heartbeat.
+    pub timing: Timing,
 }
 
 /// For an answer that says who holds the lock to arrive after the wait is over.
@@ -133,7 +130,9 @@ enum Phase {
 /// Where a run is.
 #[derive(Clone, Debug)]
 pub struct RunState {
-    rules: Policy,
+    policy: Policy,
+    /// By when the lock must have been acquired.
+    wait_until: Option<Instant>,
     phase: Phase,
     /// By when the session must report; `None` once it does not matter any more.
     silent_at: Option<Instant>,
@@ -153,9 +152,10 @@ pub struct RunState {
 
 impl RunState {
     /// Before anything has happened.
-    pub fn new(rules: Policy) -> RunState {
+    pub fn new(policy: Policy, wait_until: Option<Instant>) -> RunState {
         RunState {
-            rules,
+            policy,
+            wait_until,
             phase: Phase::Acquiring { connected: false },
             silent_at: None,
             allowed_since: None,
@@ -172,7 +172,7 @@ impl RunState {
     pub fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Acquiring { .. } => {
-                let over = self.rules.wait_until.map(|end| end + HOLDER_REPLY_GRACE);
+                let over = self.wait_until.map(|end| end + HOLDER_REPLY_GRACE);
                 self.silent_at.into_iter().chain(over).min()
             }
             Phase::Leaving { until, .. } | Phase::Releasing { until, .. } => Some(until),
@@ -242,7 +242,7 @@ impl RunState {
                 Vec::new()
             }
             Event::Held => {
-                self.keep_until = Some(now + self.rules.min_hold);
+                self.keep_until = Some(now + self.policy.min_hold);
                 self.phase = Phase::Starting;
                 Vec::new()
             }
@@ -259,11 +259,11 @@ impl RunState {
             },
             Event::Arrived(arrival) if stops(arrival) => stop_self(),
             Event::Tick => {
-                let end = self.rules.wait_until.map(|end| end + HOLDER_REPLY_GRACE);
+                let end = self.wait_until.map(|end| end + HOLDER_REPLY_GRACE);
                 let waited = end.is_some_and(|end| now >= end);
                 match () {
                     _ if waited && connected => {
-                        self.finish(Outcome::Conflict(self.rules.conflict_code))
+                        self.finish(Outcome::Conflict(self.policy.conflict_status))
                     }
                     _ if waited => self.finish(Outcome::Failed(ExitCode::Unavailable)),
                     _ if self.is_silent(now) => self.finish(Outcome::Failed(ExitCode::Unavailable)),
@@ -421,7 +421,7 @@ impl RunState {
             // The lock was not ours any more when the job ended, or the server has closed the session since we last
             // looked: the job may not have been alone.
             Event::Released { was_held: false } | Event::Lost => {
-                match (outcome, self.rules.on_lost) {
+                match (outcome, self.policy.on_lost) {
                     (Outcome::Job(_), OnLost::Stop) => self.cut(Outcome::Failed(ExitCode::Lost)),
                     _ => self.cut(outcome),
                 }
@@ -434,7 +434,7 @@ impl RunState {
     fn release(&mut self, outcome: Outcome, now: Instant) -> Vec<Action> {
         self.phase = Phase::Releasing {
             outcome,
-            until: now + self.rules.patience,
+            until: now + self.policy.timing.heartbeat,
         };
         vec![Action::Release]
     }
@@ -460,14 +460,14 @@ impl RunState {
         // Since when the time to the job's end runs, however late we came to know.
         let due = self.allowed_since.or(self.silent_at).unwrap_or(now);
         self.silent_at = None;
-        match self.rules.on_lost {
+        match self.policy.on_lost {
             OnLost::Ignore if self.unguarded => Vec::new(),
             OnLost::Ignore => {
                 self.unguarded = true;
                 vec![Action::SayUnguarded]
             }
             OnLost::Stop => {
-                let kill_at = now.min(due + OVERSLEEP_ALLOWANCE) + self.rules.kill_after;
+                let kill_at = now.min(due + OVERSLEEP_ALLOWANCE) + self.policy.timing.kill_after;
                 self.phase = Phase::Stopping {
                     ended: false,
                     kill_at,

@@ -10,14 +10,15 @@ use proptest::prelude::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn rules(on_lost: OnLost) -> Policy {
+fn policy(on_lost: OnLost) -> Policy {
     Policy {
-        wait_until: None,
-        conflict_code: 75,
+        conflict_status: 75,
         on_lost,
-        kill_after: 10 * SECOND,
         min_hold: Duration::ZERO,
-        patience: 5 * SECOND,
+        timing: Timing {
+            heartbeat: 5 * SECOND,
+            kill_after: 10 * SECOND,
+        },
     }
 }
 
@@ -49,7 +50,7 @@ fn stop_self(signal: Signal) -> Action {
 /// A state in which the lock is ours and the job is to be started, and the time.
 fn starting() -> (RunState, Instant) {
     let now = Instant::now();
-    let mut state = RunState::new(rules(OnLost::Stop));
+    let mut state = RunState::new(policy(OnLost::Stop), None);
     state.step(Event::Connected, now);
     state.step(Event::Alive(now + 10 * SECOND), now);
     assert_eq!(state.step(Event::Held, now), []);
@@ -60,7 +61,7 @@ fn starting() -> (RunState, Instant) {
 /// A state in which the job runs, and the time.
 fn running(callers_group: bool, on_lost: OnLost) -> (RunState, Instant) {
     let (mut state, now) = starting();
-    state.rules.on_lost = on_lost;
+    state.policy.on_lost = on_lost;
     assert_eq!(state.step(Event::Started { callers_group }, now), []);
     (state, now)
 }
@@ -131,7 +132,7 @@ fn a_lock_is_kept_after_a_short_job_and_a_signal_ends_that() {
 fn a_signal_ends_the_wait_and_leaves_the_queue() {
     for signal in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] {
         let now = Instant::now();
-        let mut state = RunState::new(rules(OnLost::Stop));
+        let mut state = RunState::new(policy(OnLost::Stop), None);
         let finish = [Action::Finish(Outcome::Interrupted(signal as i32))];
         assert_eq!(
             state.clone().step(sent(signal), now),
@@ -160,7 +161,7 @@ fn a_signal_ends_the_wait_and_leaves_the_queue() {
         assert_eq!(state.step(Event::Tick, now + SECOND), finish);
     }
     for signal in [SIGUSR1, SIGUSR2, SIGWINCH, SIGCONT] {
-        let mut state = RunState::new(rules(OnLost::Stop));
+        let mut state = RunState::new(policy(OnLost::Stop), None);
         assert_eq!(state.step(sent(signal), Instant::now()), []);
     }
 }
@@ -169,10 +170,9 @@ fn a_signal_ends_the_wait_and_leaves_the_queue() {
 fn the_wait_is_over_when_it_is_over() {
     let now = Instant::now();
     let limited = Policy {
-        wait_until: Some(now + SECOND),
-        ..rules(OnLost::Stop)
+        ..policy(OnLost::Stop)
     };
-    let mut state = RunState::new(limited);
+    let mut state = RunState::new(limited, Some(now + SECOND));
     let late = now + 2 * SECOND;
     let unavailable = [Action::Finish(Outcome::Failed(ExitCode::Unavailable))];
     assert_eq!(state.step(Event::Tick, now), []);
@@ -208,7 +208,7 @@ fn a_loss_between_grant_and_start_starts_no_job() {
     let unavailable = [Action::Finish(Outcome::Failed(ExitCode::Unavailable))];
     for on_lost in [OnLost::Stop, OnLost::Ignore] {
         let (mut state, now) = starting();
-        state.rules.on_lost = on_lost;
+        state.policy.on_lost = on_lost;
         let due = now + 10 * SECOND;
         assert_eq!(state.clone().step(Event::Lost, now), unavailable);
         assert_eq!(state.clone().step(Event::Tick, due), unavailable);
@@ -487,7 +487,7 @@ fn chance() -> impl Strategy<Value = Chance> {
 impl World {
     fn new(on_lost: OnLost) -> World {
         World {
-            state: RunState::new(rules(on_lost)),
+            state: RunState::new(policy(on_lost), None),
             now: Instant::now(),
             job: TheJob::None,
             session_lives: true,
@@ -654,7 +654,7 @@ proptest! {
     ) {
         let on_lost = if ignore { OnLost::Ignore } else { OnLost::Stop };
         let mut world = World::new(on_lost);
-        world.state.rules.min_hold = min_hold * SECOND;
+        world.state.policy.min_hold = min_hold * SECOND;
         for chance in chances {
             world.happens(chance, callers_group);
         }
