@@ -30,9 +30,7 @@ fn main() {
     }
     let status = Command::new(&job[0]).args(&job[1..]).status().unwrap();
     let unlock = message(b'Q', &text(&format!("SELECT pg_advisory_unlock({key})")));
-    session
-        .write_all(&[unlock, message(b'X', b"")].concat())
-        .unwrap();
+    session.write_all(&[unlock, message(b'X', b"")].concat()).unwrap();
     is_true(&mut session);
     std::process::exit(status.code().unwrap());
 }
@@ -141,12 +139,7 @@ impl ServerCertVerifier for Any {
         leaf: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(
-            message,
-            leaf,
-            signed,
-            &self.0.signature_verification_algorithms,
-        )
+        verify_tls12_signature(message, leaf, signed, &self.0.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -155,12 +148,7 @@ impl ServerCertVerifier for Any {
         leaf: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(
-            message,
-            leaf,
-            signed,
-            &self.0.signature_verification_algorithms,
-        )
+        verify_tls13_signature(message, leaf, signed, &self.0.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

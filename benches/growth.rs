@@ -56,10 +56,7 @@ pub fn measure(programs: &Programs) -> (String, String) {
     let tables = [
         table("holders, direct", &holders),
         table("waiters, direct", &waiters),
-        table(
-            "waiters, through PgBouncer (transaction, a pool of 5)",
-            &behind,
-        ),
+        table("waiters, through PgBouncer (transaction, a pool of 5)", &behind),
     ];
     (tables.join("\n"), picture(&holders, &waiters, &behind))
 }
@@ -105,10 +102,7 @@ fn picture(holders: &[Cost], waiters: &[Cost], behind: &[Cost]) -> String {
         all.map(curve).into()
     };
     plot::lines(&[
-        (
-            "Hand-off, ms, by how many there are",
-            curves(|cost| cost.hand_off),
-        ),
+        ("Hand-off, ms, by how many there are", curves(|cost| cost.hand_off)),
         (
             "CPU of all pglocks and servers at rest, ms a second",
             curves(|cost| cost.cpu[0] + cost.cpu[1]),
@@ -132,9 +126,8 @@ impl Crowd<'_> {
     fn pglock(&self, key: &str, job: &str) -> Command {
         let mut command = scrubbed(&self.programs.pglock);
         let port = self.port;
-        let dsn = format!(
-            "host=127.0.0.1 port={port} user={SUPERUSER} dbname=postgres sslmode=disable connect_timeout=60"
-        );
+        let dsn =
+            format!("host=127.0.0.1 port={port} user={SUPERUSER} dbname=postgres sslmode=disable connect_timeout=60");
         command.env("PGLOCK_DSN", dsn).args(["run", "--key", key]);
         command.arg(&self.programs.floor).arg(job);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -144,11 +137,7 @@ impl Crowd<'_> {
     /// So many jobs, each under a lock of its own; the hand-off is that of one more key.
     fn holders(&self, count: usize) -> Cost {
         let children: Vec<Child> = (0..count)
-            .map(|number| {
-                self.pglock(&(100_000 + number).to_string(), "last")
-                    .spawn()
-                    .unwrap()
-            })
+            .map(|number| self.pglock(&(100_000 + number).to_string(), "last").spawn().unwrap())
             .collect();
         self.await_sessions(count, "granted");
         let cost = self.cost(count, &children);
@@ -171,14 +160,10 @@ impl Crowd<'_> {
     fn waiters(&self, count: usize) -> Cost {
         let holder = self.pglock(KEY, "last").spawn().unwrap();
         self.server.await_locks(KEY, 1, 0);
-        let waiters: Vec<Child> = (0..count)
-            .map(|_| self.pglock(KEY, "stamp").spawn().unwrap())
-            .collect();
+        let waiters: Vec<Child> = (0..count).map(|_| self.pglock(KEY, "stamp").spawn().unwrap()).collect();
         match self.pooler {
             None => self.await_sessions(count, "NOT granted"),
-            Some(pooler) => eventually(SOON * 6, "all clients", || {
-                pooler.admin("SHOW CLIENTS").len() > count
-            }),
+            Some(pooler) => eventually(SOON * 6, "all clients", || pooler.admin("SHOW CLIENTS").len() > count),
         };
         let cost = self.cost(count, &waiters);
         let mut times = vec![end(holder)];
@@ -194,9 +179,7 @@ impl Crowd<'_> {
 
     fn await_sessions(&self, count: usize, what: &str) -> Duration {
         let sql = format!("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND {what}");
-        eventually(SOON * 6, "all of them", || {
-            self.server.value(&sql) == count.to_string()
-        })
+        eventually(SOON * 6, "all of them", || self.server.value(&sql) == count.to_string())
     }
 
     /// Memory, and CPU time at rest.
@@ -204,8 +187,7 @@ impl Crowd<'_> {
         let used = || -> Vec<(u32, Duration)> {
             let pids = children.iter().map(Child::id).chain(self.servers());
             // A session can end between two looks.
-            pids.map(|pid| (pid, cpu_time(pid).unwrap_or_default()))
-                .collect()
+            pids.map(|pid| (pid, cpu_time(pid).unwrap_or_default())).collect()
         };
         let (began, before) = (Instant::now(), used());
         std::thread::sleep(REST);
@@ -217,17 +199,9 @@ impl Crowd<'_> {
             let used = time.saturating_sub(earlier.map_or(time, |(_, time)| *time));
             cpu[usize::from(!mine.contains(&pid))] += used.as_secs_f64() * 1000.0 / seconds;
         }
-        let memory = median(
-            children
-                .iter()
-                .map(|child| private_memory(child.id()) as f64)
-                .collect(),
-        );
+        let memory = median(children.iter().map(|child| private_memory(child.id()) as f64).collect());
         let backends: Vec<f64> = match self.pooler {
-            None => self
-                .backends()
-                .map(|pid| private_memory(pid) as f64)
-                .collect(),
+            None => self.backends().map(|pid| private_memory(pid) as f64).collect(),
             Some(pooler) => {
                 let pid = pooler.pid().as_raw() as u32;
                 let all = self

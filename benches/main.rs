@@ -64,10 +64,7 @@ impl Programs {
 fn main() -> ExitCode {
     let folder = tempfile::tempdir().unwrap();
     let programs = Programs::build(folder.path());
-    let asked: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|word| word != "--bench")
-        .collect();
+    let asked: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches");
     match asked.first().map(String::as_str) {
         None => {

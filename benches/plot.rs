@@ -17,9 +17,7 @@ fn picture(height: f64, inside: &str) -> String {
 
 fn text(x: f64, y: f64, size: u32, anchor: &str, words: &str) -> String {
     let words = words.replace('&', "&amp;").replace('<', "&lt;");
-    format!(
-        "<text x=\"{x:.1}\" y=\"{y:.1}\" font-size=\"{size}\" text-anchor=\"{anchor}\" {FONT}>{words}</text>\n"
-    )
+    format!("<text x=\"{x:.1}\" y=\"{y:.1}\" font-size=\"{size}\" text-anchor=\"{anchor}\" {FONT}>{words}</text>\n")
 }
 
 /// What took milliseconds, in proportion to the floor: the median as a bar, and what lies between the quartiles as a line.
@@ -37,10 +35,7 @@ pub fn bars(works: &[Work]) -> String {
         "Time, in proportion to the floor (a client written by hand)",
     );
     let mut y = 40.0;
-    for work in works
-        .iter()
-        .filter(|work| work.unit == "ms" && work.samples.len() > 1)
-    {
+    for work in works.iter().filter(|work| work.unit == "ms" && work.samples.len() > 1) {
         let floor = work.samples[0].median();
         for (index, sample) in work.samples.iter().enumerate() {
             let [low, ratio, high] = [0.25, 0.5, 0.75].map(|part| sample.quantile(part) / floor);
@@ -101,23 +96,13 @@ fn panel(inside: &mut String, top: f64, height: f64, curves: &[Curve]) {
     let width = WIDTH - LEFT - 190.0;
     let all = || curves.iter().flat_map(|curve| curve.points.iter());
     let decade = |value: f64| value.log10();
-    let most =
-        |values: &mut dyn Iterator<Item = f64>| decade(values.fold(f64::MIN, f64::max)).ceil();
-    let least =
-        |values: &mut dyn Iterator<Item = f64>| decade(values.fold(f64::MAX, f64::min)).floor();
-    let (x0, x1) = (
-        least(&mut all().map(|p| p.0)),
-        most(&mut all().map(|p| p.0)),
-    );
-    let (y0, y1) = (
-        least(&mut all().map(|p| p.1)),
-        most(&mut all().map(|p| p.1)),
-    );
+    let most = |values: &mut dyn Iterator<Item = f64>| decade(values.fold(f64::MIN, f64::max)).ceil();
+    let least = |values: &mut dyn Iterator<Item = f64>| decade(values.fold(f64::MAX, f64::min)).floor();
+    let (x0, x1) = (least(&mut all().map(|p| p.0)), most(&mut all().map(|p| p.0)));
+    let (y0, y1) = (least(&mut all().map(|p| p.1)), most(&mut all().map(|p| p.1)));
     let x = |value: f64| LEFT + (decade(value) - x0) / (x1 - x0).max(1.0) * width;
     let y = |value: f64| top + height - (decade(value) - y0) / (y1 - y0).max(1.0) * height;
-    let grid = |from: f64, to: f64| {
-        (from as i32..=to.max(from + 1.0) as i32).map(|power| 10f64.powi(power))
-    };
+    let grid = |from: f64, to: f64| (from as i32..=to.max(from + 1.0) as i32).map(|power| 10f64.powi(power));
     for value in grid(y0, y1) {
         let _ = writeln!(
             inside,
@@ -134,27 +119,10 @@ fn panel(inside: &mut String, top: f64, height: f64, curves: &[Curve]) {
             x(value),
             top + height
         );
-        *inside += &text(
-            x(value),
-            top + height + 15.0,
-            11,
-            "middle",
-            &value.to_string(),
-        );
+        *inside += &text(x(value), top + height + 15.0, 11, "middle", &value.to_string());
     }
-    for (
-        number,
-        Curve {
-            name,
-            colour,
-            points,
-        },
-    ) in curves.iter().enumerate()
-    {
-        let path: Vec<String> = points
-            .iter()
-            .map(|p| format!("{:.1} {:.1}", x(p.0), y(p.1)))
-            .collect();
+    for (number, Curve { name, colour, points }) in curves.iter().enumerate() {
+        let path: Vec<String> = points.iter().map(|p| format!("{:.1} {:.1}", x(p.0), y(p.1))).collect();
         let _ = writeln!(
             inside,
             "<path d=\"M{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",

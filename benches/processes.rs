@@ -9,12 +9,7 @@ pub fn private_memory(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
     let kilobytes = |name: &str| -> u64 {
         let line = text.lines().find_map(|line| line.strip_prefix(name));
-        line.unwrap()
-            .split_whitespace()
-            .next()
-            .unwrap()
-            .parse()
-            .unwrap()
+        line.unwrap().split_whitespace().next().unwrap().parse().unwrap()
     };
     kilobytes("Private_Dirty:").min(kilobytes("Anonymous:")) * 1024
 }

@@ -53,19 +53,13 @@ impl Sample {
     /// Of these values.
     pub fn of(name: &'static str, mut values: Vec<f64>) -> Sample {
         values.sort_by(f64::total_cmp);
-        Sample {
-            name,
-            sorted: values,
-        }
+        Sample { name, sorted: values }
     }
 
     /// The value that this part of all is below.
     pub fn quantile(&self, part: f64) -> f64 {
         let at = part * (self.sorted.len() - 1) as f64;
-        let (low, high) = (
-            self.sorted[at.floor() as usize],
-            self.sorted[at.ceil() as usize],
-        );
+        let (low, high) = (self.sorted[at.floor() as usize], self.sorted[at.ceil() as usize]);
         low + (high - low) * at.fract()
     }
 
@@ -84,9 +78,7 @@ impl Sample {
 
 /// Runs them in turn, so many rounds, after one that does not count.
 pub fn in_turn(contenders: &[Contender], rounds: usize) -> Vec<Sample> {
-    measure_in_turn(contenders, rounds, |contender| {
-        milliseconds(contender.time())
-    })
+    measure_in_turn(contenders, rounds, |contender| milliseconds(contender.time()))
 }
 
 /// The same for what takes another measure.

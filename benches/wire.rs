@@ -24,20 +24,13 @@ impl Relay {
         let count = Arc::clone(&turns);
         thread::spawn(move || {
             for client in listener.incoming() {
-                let (client, server) = (
-                    client.unwrap(),
-                    TcpStream::connect(("127.0.0.1", server)).unwrap(),
-                );
+                let (client, server) = (client.unwrap(), TcpStream::connect(("127.0.0.1", server)).unwrap());
                 let (asked, count) = (Arc::new(AtomicBool::new(false)), Arc::clone(&count));
                 let (asking, ends) = (
                     Arc::clone(&asked),
                     (client.try_clone().unwrap(), server.try_clone().unwrap()),
                 );
-                thread::spawn(move || {
-                    carry(client, server, delay, |()| {
-                        asking.store(true, Ordering::SeqCst)
-                    })
-                });
+                thread::spawn(move || carry(client, server, delay, |()| asking.store(true, Ordering::SeqCst)));
                 thread::spawn(move || {
                     carry(ends.1, ends.0, delay, |()| {
                         if asked.swap(false, Ordering::SeqCst) {

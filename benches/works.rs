@@ -117,13 +117,7 @@ struct Bench<'a> {
 }
 
 /// The command line of the floor, in plain text.
-fn floor(
-    programs: &Programs,
-    what: &'static str,
-    host: &str,
-    port: u16,
-    job: &[&str],
-) -> Contender {
+fn floor(programs: &Programs, what: &'static str, host: &str, port: u16, job: &[&str]) -> Contender {
     let program = programs.floor.clone();
     let port = port.to_string();
     let words = [&[what, host, port.as_str(), KEY], job].concat();
@@ -141,10 +135,7 @@ fn pglock(name: &'static str, program: &Path, dsn: &str, words: &[&str]) -> Cont
     let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
     Contender::new(name, move || {
         let mut command = scrubbed(&program);
-        command
-            .env("PGLOCK_DSN", &dsn)
-            .args(["run", "--key", KEY])
-            .args(&words);
+        command.env("PGLOCK_DSN", &dsn).args(["run", "--key", KEY]).args(&words);
         command
     })
 }
@@ -181,8 +172,7 @@ impl Bench<'_> {
         let work = |name, mode: &str, root: &str, bound| {
             let port = secured.port().to_string();
             let floor_tls = self.programs.floor_tls.clone();
-            let words =
-                ["127.0.0.1", &port, "scram", PASSWORD, KEY, root, "true"].map(str::to_owned);
+            let words = ["127.0.0.1", &port, "scram", PASSWORD, KEY, root, "true"].map(str::to_owned);
             let floor = Contender::new("floor", move || {
                 let mut command = scrubbed(&floor_tls);
                 command.args(&words);
@@ -190,8 +180,7 @@ impl Bench<'_> {
             });
             let root = if root == "-" { "/nowhere" } else { root };
             let password = PASSWORD.replace('\\', "\\\\").replace('\'', "\\'");
-            let rest =
-                format!("user=scram password='{password}' sslmode={mode} sslrootcert={root}");
+            let rest = format!("user=scram password='{password}' sslmode={mode} sslrootcert={root}");
             let pglock = pglock(
                 "pglock",
                 &self.programs.pglock,
@@ -207,32 +196,21 @@ impl Bench<'_> {
         };
         vec![
             work("the same with TLS and SCRAM; require", "require", "-", 1.35),
-            work(
-                "the same; verify-full, a root file",
-                "verify-full",
-                &roots,
-                1.35,
-            ),
+            work("the same; verify-full, a root file", "verify-full", &roots, 1.35),
         ]
     }
 
     /// Through a PgBouncer on the same machine, whose sessions stand open.
     fn pooled(&self) -> Work {
-        let [session, transaction] = ["session", "transaction"]
-            .map(|mode| PgBouncer::with(&self.server, &[&format!("pool_mode={mode}")]));
+        let [session, transaction] =
+            ["session", "transaction"].map(|mode| PgBouncer::with(&self.server, &[&format!("pool_mode={mode}")]));
         let program = &self.programs.pglock;
         let through = |name, pooler: &PgBouncer, options: &[&str]| {
             let words = [options, &["true"]].concat();
             pglock(name, program, &dsn("127.0.0.1", pooler.port()), &words)
         };
         let contenders = [
-            floor(
-                self.programs,
-                "try",
-                "127.0.0.1",
-                self.server.port(),
-                &["true"],
-            ),
+            floor(self.programs, "try", "127.0.0.1", self.server.port(), &["true"]),
             through("pglock, session", &session, &["--scope", "session-pooled"]),
             through("pglock, trans.", &transaction, &[]),
         ];
@@ -276,18 +254,10 @@ impl Bench<'_> {
                     CREATE ROLE with_password LOGIN PASSWORD 'x'";
         self.server.sql(role);
         let program = &self.programs.pglock;
-        let scram = format!(
-            "{} user=with_password password=x",
-            dsn("127.0.0.1", relay.port())
-        );
+        let scram = format!("{} user=with_password password=x", dsn("127.0.0.1", relay.port()));
         let trust = [
             floor(self.programs, "try", "127.0.0.1", relay.port(), &["true"]),
-            pglock(
-                "pglock",
-                program,
-                &dsn("127.0.0.1", relay.port()),
-                &["true"],
-            ),
+            pglock("pglock", program, &dsn("127.0.0.1", relay.port()), &["true"]),
         ];
         let scram = [pglock("pglock", program, &scram, &["true"])];
         vec![
@@ -309,19 +279,11 @@ impl Bench<'_> {
     /// Somebody else holds the lock, and is named.
     fn conflict(&self) -> Work {
         let mut holder = self.server.client();
-        holder
-            .simple_query(&format!("SELECT pg_advisory_lock({KEY})"))
-            .unwrap();
+        holder.simple_query(&format!("SELECT pg_advisory_lock({KEY})")).unwrap();
         let (port, dsn) = (self.server.port(), dsn("127.0.0.1", self.server.port()));
         let contenders = [
             floor(self.programs, "try", "127.0.0.1", port, &["true"]).ending(75),
-            pglock(
-                "pglock",
-                &self.programs.pglock,
-                &dsn,
-                &["--no-wait", "true"],
-            )
-            .ending(75),
+            pglock("pglock", &self.programs.pglock, &dsn, &["--no-wait", "true"]).ending(75),
         ];
         let samples = in_turn(&contenders, ROUNDS);
         Work {
@@ -346,10 +308,7 @@ impl Bench<'_> {
         };
         let (holders, waiters) = (work(&["last"]), work(&["stamp"]));
         let samples = measure_in_turn(&holders, ROUNDS / 6, |holder| {
-            let waiter = waiters
-                .iter()
-                .find(|waiter| waiter.name == holder.name)
-                .unwrap();
+            let waiter = waiters.iter().find(|waiter| waiter.name == holder.name).unwrap();
             let mut holder = piped(holder);
             self.server.await_locks(KEY, 1, 0);
             let waiter = piped(waiter);
@@ -383,11 +342,8 @@ impl Bench<'_> {
                         false => word.to_owned(),
                     });
                     let mut mine = scrubbed(command.get_program());
-                    mine.args(words.collect::<Vec<_>>()).envs(
-                        command
-                            .get_envs()
-                            .filter_map(|(name, value)| Some((name, value?))),
-                    );
+                    mine.args(words.collect::<Vec<_>>())
+                        .envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
                     mine.stdin(Stdio::null()).spawn().unwrap()
                 });
                 let children: Vec<Child> = children.collect();
@@ -454,12 +410,7 @@ impl Bench<'_> {
                 SUPERUSER,
                 "postgres",
             ]);
-            command.args([
-                "-c",
-                &format!("SELECT pg_advisory_lock({KEY})"),
-                "-c",
-                "\\! true",
-            ]);
+            command.args(["-c", &format!("SELECT pg_advisory_lock({KEY})"), "-c", "\\! true"]);
             command.args(["-c", &format!("SELECT pg_advisory_unlock({KEY})")]);
             command
         });
@@ -486,9 +437,7 @@ impl Bench<'_> {
         let key = "815";
         let start = || {
             let mut command = scrubbed(&self.programs.pglock);
-            command
-                .env("PGLOCK_DSN", &dsn)
-                .args(["run", "--key", key, "cat"]);
+            command.env("PGLOCK_DSN", &dsn).args(["run", "--key", key, "cat"]);
             command.stdin(Stdio::piped()).spawn().unwrap()
         };
         let holder = start();
@@ -528,12 +477,7 @@ impl Idle {
             }
         };
         let works = vec![
-            one(
-                "memory of an idle holder",
-                "MB",
-                megabytes(&self.holder),
-                0.5,
-            ),
+            one("memory of an idle holder", "MB", megabytes(&self.holder), 0.5),
             one("memory of a waiter", "MB", megabytes(&self.waiter), 0.5),
             one("CPU time of an idle holder, a minute", "ms", used, 1.7),
         ];
@@ -547,22 +491,13 @@ impl Idle {
 
 fn piped(contender: &Contender) -> Child {
     let mut command = (contender.command)();
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap()
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
 }
 
 /// The time that its job has told, in ns.
 fn clock(mut child: Child) -> f64 {
     let mut text = String::new();
-    child
-        .stdout
-        .take()
-        .unwrap()
-        .read_to_string(&mut text)
-        .unwrap();
+    child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
     assert!(child.wait().unwrap().success());
     text.trim().parse().unwrap()
 }
@@ -575,22 +510,11 @@ struct Etcd {
 
 impl Etcd {
     fn start(folder: &Path) -> Option<Etcd> {
-        let [endpoint, peers] =
-            [free_port(), free_port()].map(|port| format!("http://127.0.0.1:{port}"));
+        let [endpoint, peers] = [free_port(), free_port()].map(|port| format!("http://127.0.0.1:{port}"));
         let mut command = Command::new("etcd");
         command.arg("--data-dir").arg(folder.join("etcd"));
-        command.args([
-            "--listen-client-urls",
-            &endpoint,
-            "--advertise-client-urls",
-            &endpoint,
-        ]);
-        command.args([
-            "--listen-peer-urls",
-            &peers,
-            "--initial-advertise-peer-urls",
-            &peers,
-        ]);
+        command.args(["--listen-client-urls", &endpoint, "--advertise-client-urls", &endpoint]);
+        command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
         command.args(["--initial-cluster", &format!("default={peers}")]);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let server = command.spawn().ok()?;

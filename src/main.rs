@@ -67,8 +67,7 @@ fn main() -> process::ExitCode {
     message::report_panics();
     // A fault of ours has its own place in the table; it has been said by then. A fault of the session's thread never
     // comes here: it is a lost session, and the job is stopped.
-    let outcome =
-        panic::catch_unwind(|| outcome(began)).unwrap_or(Ok(Outcome::Failed(ExitCode::Internal)));
+    let outcome = panic::catch_unwind(|| outcome(began)).unwrap_or(Ok(Outcome::Failed(ExitCode::Internal)));
     end(outcome.unwrap_or_else(|failure| {
         message::error(&failure);
         Outcome::Failed(failure.code)
@@ -100,9 +99,7 @@ fn end(outcome: Outcome) -> process::ExitCode {
     match outcome {
         Outcome::Success => process::ExitCode::SUCCESS,
         Outcome::Job(ExitReason::Code(code)) | Outcome::Conflict(code) => code.into(),
-        Outcome::Job(ExitReason::Signal(number)) | Outcome::Interrupted(number) => {
-            by_signal(number)
-        }
+        Outcome::Job(ExitReason::Signal(number)) | Outcome::Interrupted(number) => by_signal(number),
         Outcome::Failed(code) => (code as u8).into(),
     }
 }

@@ -39,27 +39,15 @@ pub const EXIT_TABLE: &[(&str, &str)] = &[
     ("64", "usage"),
     ("69", "the database cannot be reached, or refuses us"),
     ("70", "internal error"),
-    (
-        "74",
-        "the lock was lost while the job ran; the job was stopped",
-    ),
+    ("74", "the lock was lost while the job ran; the job was stopped"),
     (
         "75",
         "not acquired: held by someone else, or the wait timed out (-E changes it)",
     ),
     ("77", "authentication or permission"),
-    (
-        "78",
-        "a setting is wrong, or this server cannot give a real lock",
-    ),
-    (
-        "126",
-        "the command cannot be executed (the lock is released first)",
-    ),
-    (
-        "127",
-        "the command is not found (the lock is released first)",
-    ),
+    ("78", "a setting is wrong, or this server cannot give a real lock"),
+    ("126", "the command cannot be executed (the lock is released first)"),
+    ("127", "the command is not found (the lock is released first)"),
 ];
 
 /// How the job ended, as wait(2) tells it.
@@ -145,10 +133,7 @@ mod tests {
             CannotExecute,
             NotFound,
         ];
-        let table: Vec<String> = EXIT_TABLE[1..]
-            .iter()
-            .map(|(code, _)| code.to_string())
-            .collect();
+        let table: Vec<String> = EXIT_TABLE[1..].iter().map(|(code, _)| code.to_string()).collect();
         let listed: Vec<String> = codes.iter().map(|code| (*code as u8).to_string()).collect();
         assert_eq!(table, listed);
     }

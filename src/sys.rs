@@ -38,10 +38,7 @@ extern "C" fn record_entry() {
 // SAFETY: the section holds pointers to functions that the C runtime calls once, before main; record_entry
 // calls only async-signal-safe functions and needs nothing of Rust's runtime.
 #[used]
-#[cfg_attr(
-    target_vendor = "apple",
-    unsafe(link_section = "__DATA,__mod_init_func")
-)]
+#[cfg_attr(target_vendor = "apple", unsafe(link_section = "__DATA,__mod_init_func"))]
 #[cfg_attr(not(target_vendor = "apple"), unsafe(link_section = ".init_array"))]
 static RECORD_ENTRY: extern "C" fn() = record_entry;
 
@@ -156,10 +153,7 @@ pub fn child_change(pid: Pid) -> io::Result<Option<WaitStatus>> {
 /// Whether this child has ended, be it reaped or not.
 pub fn has_ended(pid: Pid) -> bool {
     let id = pid.as_raw() as libc::id_t;
-    !matches!(
-        wait(libc::P_PID, id, libc::WEXITED | libc::WNOWAIT),
-        Ok(None)
-    )
+    !matches!(wait(libc::P_PID, id, libc::WEXITED | libc::WNOWAIT), Ok(None))
 }
 
 /// Whether this process has any child.
@@ -172,11 +166,7 @@ pub fn ended_child() -> io::Result<Option<Pid>> {
     Ok(wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOWAIT)?.map(|(pid, _)| pid))
 }
 
-fn wait(
-    kind: libc::idtype_t,
-    id: libc::id_t,
-    what: libc::c_int,
-) -> io::Result<Option<(Pid, WaitStatus)>> {
+fn wait(kind: libc::idtype_t, id: libc::id_t, what: libc::c_int) -> io::Result<Option<(Pid, WaitStatus)>> {
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     // SAFETY: waitid fills the siginfo, which all-zero bytes make valid before.
     let info = unsafe {

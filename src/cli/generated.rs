@@ -87,8 +87,7 @@ fn the_manual_is_up_to_date() {
 #[test]
 fn every_option_is_described_everywhere() {
     let readme = root().join("README.md");
-    let files = ["pglock.bash", "_pglock", "pglock.fish", "pglock.1"]
-        .map(|file| root().join("completions").join(file));
+    let files = ["pglock.bash", "_pglock", "pglock.fish", "pglock.1"].map(|file| root().join("completions").join(file));
     for file in files.iter().chain([&readme]) {
         let text = fs::read_to_string(file)
             .expect("the file is committed")
@@ -120,9 +119,7 @@ fn the_readme_has_the_exit_table() {
 #[test]
 fn the_readme_has_the_schemes() {
     let readme = fs::read_to_string(root().join("README.md")).expect("the README is committed");
-    let rows = TABLE
-        .iter()
-        .map(|row| format!("| `{}` | {} |\n", row.name, row.users));
+    let rows = TABLE.iter().map(|row| format!("| `{}` | {} |\n", row.name, row.users));
     let rows = rows.collect::<String>();
     assert!(
         readme.contains(&rows),
@@ -139,9 +136,7 @@ fn the_readme_has_the_options() {
     let run = command.find_subcommand_mut("run").expect("it is defined");
     let help = run.render_help().to_string();
     let usage = help.find("Usage:").expect("clap's format");
-    let (before, options) = help[usage..]
-        .split_once("Options:\n")
-        .expect("clap's format");
+    let (before, options) = help[usage..].split_once("Options:\n").expect("clap's format");
     let (options, _) = options.split_once("\n\n").expect("clap's format");
     let block = format!("```\n{before}Options:\n{options}\n```\n");
     assert!(
@@ -162,19 +157,13 @@ fn is_up_to_date(name: &str, wanted: &str) {
         return fs::write(root().join(path), wanted).expect("the folder is ours to write");
     }
     let found = fs::read_to_string(root().join(&path)).expect("the file is committed");
-    assert!(
-        found == wanted,
-        "{} is stale; run: make completions",
-        path.display()
-    );
+    assert!(found == wanted, "{} is stale; run: make completions", path.display());
 }
 
 fn complete(shell: Shell) -> String {
     // No value of an option is the name of a file, which the shells would complete.
     let not_a_file = |option: Arg| match option.get_value_hint() {
-        ValueHint::Unknown
-            if option.get_action().takes_values() && option.get_possible_values().is_empty() =>
-        {
+        ValueHint::Unknown if option.get_action().takes_values() && option.get_possible_values().is_empty() => {
             option.value_hint(ValueHint::Other)
         }
         _ => option,
@@ -222,21 +211,14 @@ fn long_names(option: &Arg) -> Vec<&str> {
 fn long_options() -> Vec<String> {
     let options = SUBCOMMANDS.into_iter().flat_map(options_of);
     options
-        .flat_map(|option| {
-            long_names(&option)
-                .into_iter()
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        })
+        .flat_map(|option| long_names(&option).into_iter().map(str::to_owned).collect::<Vec<_>>())
         .collect()
 }
 
 /// Tells the templates which of `run`'s options are followed by a value.
 fn with_options(template: &str) -> String {
     let options = options_of("run");
-    let (values, flags): (Vec<&Arg>, Vec<&Arg>) = options
-        .iter()
-        .partition(|option| option.get_action().takes_values());
+    let (values, flags): (Vec<&Arg>, Vec<&Arg>) = options.iter().partition(|option| option.get_action().takes_values());
     let letters = |options: &[&Arg]| {
         options
             .iter()
@@ -256,9 +238,7 @@ fn options_in_roff(subcommand: &str) -> String {
     let mut roff = String::new();
     for option in options_of(subcommand) {
         let short = option.get_short().map(|letter| format!("-{letter}"));
-        let long = long_names(&option)
-            .into_iter()
-            .map(|name| format!("--{name}"));
+        let long = long_names(&option).into_iter().map(|name| format!("--{name}"));
         let names: Vec<String> = short
             .into_iter()
             .chain(long)
@@ -273,40 +253,24 @@ fn options_in_roff(subcommand: &str) -> String {
         } else {
             format!(" \\fI{}\\fR", in_roff(&value))
         };
-        let help = in_roff(
-            &option
-                .get_help()
-                .expect("every option has a help")
-                .to_string(),
-        );
-        write!(roff, ".TP\n{}{value}\n{help}.\n", names.join(", "))
-            .expect("a string takes everything");
+        let help = in_roff(&option.get_help().expect("every option has a help").to_string());
+        write!(roff, ".TP\n{}{value}\n{help}.\n", names.join(", ")).expect("a string takes everything");
     }
     roff
 }
 
 fn schemes_in_roff(subject: Subject) -> String {
     let rows = TABLE.iter().filter(|row| row.subject == subject);
-    rows.map(|row| {
-        format!(
-            ".TP\n\\fB{}\\fR\n{}.\n",
-            in_roff(row.name),
-            in_roff(row.users)
-        )
-    })
-    .collect()
+    rows.map(|row| format!(".TP\n\\fB{}\\fR\n{}.\n", in_roff(row.name), in_roff(row.users)))
+        .collect()
 }
 
 fn exit_table_in_roff() -> String {
-    let row = |(code, meaning): &(&str, &str)| {
-        format!(".TP\n\\fB{}\\fR\n{}.\n", in_roff(code), in_roff(meaning))
-    };
+    let row = |(code, meaning): &(&str, &str)| format!(".TP\n\\fB{}\\fR\n{}.\n", in_roff(code), in_roff(meaning));
     EXIT_TABLE.iter().map(row).collect()
 }
 
 /// Text for a line of roff that does not begin with a dot or a quote, as none of ours does.
 fn in_roff(text: &str) -> String {
-    text.replace('\\', "\\e")
-        .replace('-', "\\-")
-        .replace('\'', "\\(aq")
+    text.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq")
 }

@@ -26,12 +26,7 @@ use std::time::Duration;
 
 /// Run a command on one machine at a time, guarded by the PostgreSQL that you already have
 #[derive(Debug, Parser)]
-#[command(
-    name = "pglock",
-    version,
-    max_term_width = 100,
-    subcommand_required = true
-)]
+#[command(name = "pglock", version, max_term_width = 100, subcommand_required = true)]
 #[command(disable_help_subcommand = true, arg_required_else_help = false)]
 struct Cli {
     #[command(subcommand)]
@@ -322,10 +317,7 @@ impl FromStr for Limit {
         const MAX_DURATION: Duration = Duration::from_secs(100 * 365 * 86400);
         match duration {
             Some(duration) => Ok(Limit(duration.min(MAX_DURATION))),
-            None => Err(
-                "a duration is expected: seconds (10, 1.5) or with units (500ms, 90s, 5m, 1h30m)"
-                    .into(),
-            ),
+            None => Err("a duration is expected: seconds (10, 1.5) or with units (500ms, 90s, 5m, 1h30m)".into()),
         }
     }
 }
@@ -354,10 +346,7 @@ impl FromStr for Slots {
     fn from_str(text: &str) -> Result<Slots, String> {
         match text.parse() {
             Ok(count @ 1..=slots::MAX_SLOTS) => Ok(Slots(count)),
-            _ => Err(format!(
-                "a number of slots is expected: 1 to {}",
-                slots::MAX_SLOTS
-            )),
+            _ => Err(format!("a number of slots is expected: 1 to {}", slots::MAX_SLOTS)),
         }
     }
 }
@@ -455,9 +444,9 @@ pub struct CheckOptions {
 /// dash; `--shared` is not, but an option before which the key was forgotten.
 fn key_or_option(given: &str) -> Result<Key, String> {
     match given.strip_prefix('-') {
-        Some(rest) if !rest.is_empty() && !rest.starts_with(|c: char| c.is_ascii_digit()) => Err(
-            format!("the key is missing; write name:{given} if it is one"),
-        ),
+        Some(rest) if !rest.is_empty() && !rest.starts_with(|c: char| c.is_ascii_digit()) => {
+            Err(format!("the key is missing; write name:{given} if it is one"))
+        }
         _ => Key::parse(given).map_err(|error| error.to_string()),
     }
 }
@@ -478,9 +467,7 @@ const ALL_SCHEMES: &str = "all";
 
 /// Told to clap, so that the shells can complete them.
 fn scheme_names(more: impl IntoIterator<Item = PossibleValue>) -> PossibleValuesParser {
-    let names = TABLE
-        .iter()
-        .map(|row| PossibleValue::new(row.name).help(row.users));
+    let names = TABLE.iter().map(|row| PossibleValue::new(row.name).help(row.users));
     PossibleValuesParser::new(names.chain(more))
 }
 
@@ -508,9 +495,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
         Ok(Command::Key(arguments)) => arguments.validate().map(Invocation::Key),
         Ok(Command::Completions(CompletionsArgs { shell })) => Ok(Invocation::Completions(shell)),
         Err(error) => match error.kind() {
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-                Ok(Invocation::Text(error.render().to_string()))
-            }
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Ok(Invocation::Text(error.render().to_string())),
             _ => Err(Failure::say(ExitCode::Usage, one_line(&error, &arguments))),
         },
     }
@@ -599,12 +584,10 @@ impl RunArgs {
         let senseless = match self.key.len() {
             2.. if self.slots.is_some() => Some("--slots takes one --key"),
             2.. if self.fair => Some("--fair takes one --key"),
-            _ if self.fair && tries_once => {
-                Some("--fair waits in line, and a wait of 0 does not wait")
+            _ if self.fair && tries_once => Some("--fair waits in line, and a wait of 0 does not wait"),
+            _ if self.fair && scope == ScopeChoice::Transaction => {
+                Some("--fair needs a session to stand in line with, and --scope transaction has none")
             }
-            _ if self.fair && scope == ScopeChoice::Transaction => Some(
-                "--fair needs a session to stand in line with, and --scope transaction has none",
-            ),
             _ => None,
         };
         if let Some(words) = senseless {
@@ -615,11 +598,7 @@ impl RunArgs {
             fair: self.fair,
             token: self.token,
             keys: without_duplicates(the_keys(self.key, self.hash)?),
-            mode: if self.shared {
-                Mode::Shared
-            } else {
-                Mode::Exclusive
-            },
+            mode: if self.shared { Mode::Shared } else { Mode::Exclusive },
             wait: wait.map(|limit| limit.0),
             policy: Policy {
                 conflict_status: or_variable(self.conflict_exit_code, "PGLOCK_CONFLICT_EXIT_CODE")?
@@ -654,10 +633,7 @@ impl KeyArgs {
         let one = match self.hash {
             Some(Schemes::All) => {
                 let mut names = self.names.into_iter();
-                return match (
-                    names.next().filter(|key| key.name().is_some()),
-                    names.next(),
-                ) {
+                return match (names.next().filter(|key| key.name().is_some()), names.next()) {
                     (Some(name), None) => Ok(KeyQuery::AllSchemes { name, answer }),
                     _ => Err(usage("--hash all takes one name; name:42 is the name 42")),
                 };
@@ -676,10 +652,7 @@ impl KeyArgs {
 fn the_keys(given: Vec<Key>, hash: Option<Scheme>) -> Result<Vec<Key>, Failure> {
     match given.is_empty() {
         true => Ok(vec![the_key(None, hash)?]),
-        false => given
-            .into_iter()
-            .map(|key| the_key(Some(key), hash))
-            .collect(),
+        false => given.into_iter().map(|key| the_key(Some(key), hash)).collect(),
     }
 }
 
@@ -782,9 +755,7 @@ impl CheckArgs {
 /// Each lock once, as it was given first, as far as the numbers are known without a server.
 fn without_duplicates(keys: Vec<Key>) -> Vec<Key> {
     let mut seen = std::collections::HashSet::new();
-    keys.into_iter()
-        .filter(|key| seen.insert(key.number()))
-        .collect()
+    keys.into_iter().filter(|key| seen.insert(key.number())).collect()
 }
 
 /// The heartbeat, and the time from TERM to KILL.
@@ -798,19 +769,12 @@ fn timing(heartbeat: Option<Limit>, kill_after: Option<Limit>) -> Result<Timing,
             ExitCode::Usage,
             "the heartbeat can be 100ms to 1h, and the time to KILL at most 1h",
         )),
-        false => Ok(Timing {
-            heartbeat,
-            kill_after,
-        }),
+        false => Ok(Timing { heartbeat, kill_after }),
     }
 }
 
 /// The option, or else what the variable says, which is one of these words.
-fn choice_or_variable<T: ValueEnum>(
-    option: Option<T>,
-    name: &str,
-    words: &str,
-) -> Result<Option<T>, Failure> {
+fn choice_or_variable<T: ValueEnum>(option: Option<T>, name: &str, words: &str) -> Result<Option<T>, Failure> {
     match (option, variable(name)?) {
         (Some(option), _) => Ok(Some(option)),
         (None, Some(value)) => T::from_str(&value, false)
@@ -821,10 +785,7 @@ fn choice_or_variable<T: ValueEnum>(
 }
 
 /// The option, or else what the variable says.
-fn or_variable<T: FromStr<Err = String>>(
-    option: Option<T>,
-    name: &str,
-) -> Result<Option<T>, Failure> {
+fn or_variable<T: FromStr<Err = String>>(option: Option<T>, name: &str) -> Result<Option<T>, Failure> {
     match (option, variable(name)?) {
         (Some(option), _) => Ok(Some(option)),
         (None, Some(value)) => value
@@ -840,21 +801,16 @@ fn variable(name: &str) -> Result<Option<String>, Failure> {
     match std::env::var_os(name) {
         None => Ok(None),
         Some(value) if value.is_empty() => Ok(None),
-        Some(value) => value.into_string().map(Some).map_err(|_| {
-            Failure::say(
-                ExitCode::Config,
-                format!("the variable {name} is not valid UTF-8"),
-            )
-        }),
+        Some(value) => value
+            .into_string()
+            .map(Some)
+            .map_err(|_| Failure::say(ExitCode::Config, format!("the variable {name} is not valid UTF-8"))),
     }
 }
 
 fn wrong_variable(name: &str, value: &str, expected: &str) -> Failure {
     let value = quoted(value);
-    Failure::say(
-        ExitCode::Config,
-        format!("the variable {name} is {value}: {expected}"),
-    )
+    Failure::say(ExitCode::Config, format!("the variable {name} is {value}: {expected}"))
 }
 
 #[cfg(test)]
@@ -877,17 +833,7 @@ mod tests {
         assert_eq!(limit(".25"), Ok(250));
         assert_eq!(limit("500ms"), Ok(500));
         assert_eq!(limit("1m30s"), Ok(90_000));
-        for wrong in [
-            "",
-            "-1",
-            "1.5.5",
-            "ten",
-            "5 parsecs",
-            "NaN",
-            "inf",
-            "1e3",
-            ".",
-        ] {
+        for wrong in ["", "-1", "1.5.5", "ten", "5 parsecs", "NaN", "inf", "1e3", "."] {
             assert!(limit(wrong).is_err(), "{wrong:?}");
         }
     }

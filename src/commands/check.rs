@@ -86,11 +86,7 @@ pub fn run(options: &CheckOptions) -> Result<Outcome, Failure> {
 ///
 /// # Errors
 /// It cannot connect, or the connection was lost on the way.
-fn report(
-    settings: &Settings,
-    choice: ScopeChoice,
-    timing: Timing,
-) -> Result<CheckReport, Failure> {
+fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<CheckReport, Failure> {
     // The key is random, and the application's name is as unique as it.
     let random = RandomState::new().hash_one(());
     let id = KeyId::Bigint(random as i64);
@@ -198,12 +194,7 @@ struct Inspection<'a> {
 
 impl Inspection<'_> {
     /// All findings, in the order in which they are told. Without a scope there is no lock to be had.
-    fn look(
-        &mut self,
-        scope: Option<Scope>,
-        id: KeyId,
-        attempt: TryOutcome,
-    ) -> Result<(), Failure> {
+    fn look(&mut self, scope: Option<Scope>, id: KeyId, attempt: TryOutcome) -> Result<(), Failure> {
         self.server_itself();
         let (database, name) = ("database", self.server.database.clone());
         self.ok(
@@ -303,16 +294,11 @@ impl Inspection<'_> {
         )?;
         let role = text(&row, "role");
         match is_true(&row, "sees_all") {
-            true => self.ok(
-                "role",
-                format!("{role}, which sees everything of who holds a lock"),
-            ),
+            true => self.ok("role", format!("{role}, which sees everything of who holds a lock")),
             false => self.find(
                 Level::Ok,
                 "role",
-                format!(
-                    "{role}, which sees who holds a lock, but not since when and from which address"
-                ),
+                format!("{role}, which sees who holds a lock, but not since when and from which address"),
                 Some(format!("GRANT pg_read_all_stats TO {role} shows that too")),
             ),
         }
@@ -333,9 +319,7 @@ impl Inspection<'_> {
                         Level::Warning,
                         "connection",
                         fact,
-                        Some(
-                            "right only if the pooler pools whole sessions, and resets them".into(),
-                        ),
+                        Some("right only if the pooler pools whole sessions, and resets them".into()),
                     ),
                     _ => self.ok("connection", fact),
                 }
@@ -372,12 +356,7 @@ impl Inspection<'_> {
                     true => "see server_tls_sslmode of the pooler",
                     false => "sslmode=require encrypts, sslmode=verify-full also knows the server",
                 };
-                self.find(
-                    Level::Warning,
-                    "TLS",
-                    format!("none{leg}"),
-                    Some(remedy.into()),
-                );
+                self.find(Level::Warning, "TLS", format!("none{leg}"), Some(remedy.into()));
                 return Ok(());
             }
         };
@@ -401,12 +380,7 @@ impl Inspection<'_> {
     }
 
     /// Makes the session, or the transaction, what it would be for `run`, and has the lock tried.
-    fn take(
-        &mut self,
-        id: KeyId,
-        scope: Scope,
-        first: TryOutcome,
-    ) -> Result<(Lock, TryOutcome), Failure> {
+    fn take(&mut self, id: KeyId, scope: Scope, first: TryOutcome) -> Result<(Lock, TryOutcome), Failure> {
         let limit = self.timing.server_limit();
         let mode = Mode::Exclusive;
         let keys = Keys::All(vec![id]);
@@ -430,16 +404,9 @@ impl Inspection<'_> {
     }
 
     /// What became of the timeouts by that.
-    fn neutralised(
-        &mut self,
-        timeouts: &[(String, String)],
-        is_set_up: bool,
-    ) -> Result<(), Failure> {
+    fn neutralised(&mut self, timeouts: &[(String, String)], is_set_up: bool) -> Result<(), Failure> {
         if timeouts.is_empty() {
-            self.ok(
-                "timeouts",
-                "none is set that could end a session or cancel a wait",
-            );
+            self.ok("timeouts", "none is set that could end a session or cancel a wait");
         }
         for (name, fact) in timeouts {
             if !is_set_up {
@@ -492,18 +459,14 @@ impl Inspection<'_> {
             )
         } else if !is_true(&row, "user_timeout") {
             (
-                format!(
-                    "its lock is free after {limit} s, or much later if an answer was under way to it"
-                ),
+                format!("its lock is free after {limit} s, or much later if an answer was under way to it"),
                 "PostgreSQL 12 and later know tcp_user_timeout, which bounds that too".into(),
             )
         } else {
             let margin = limit - job;
             self.ok(
                 VANISHED,
-                format!(
-                    "its lock is free after {limit} s, when its job has been dead for {margin} s"
-                ),
+                format!("its lock is free after {limit} s, when its job has been dead for {margin} s"),
             );
             return Ok(());
         };
@@ -530,9 +493,7 @@ impl Inspection<'_> {
                     "by trying again, at most --poll apart, since there is no plpgsql: {}",
                     Failure::from(error)
                 ),
-                Some(
-                    "GRANT USAGE ON LANGUAGE plpgsql lets pglock wait in the server's queue".into(),
-                ),
+                Some("GRANT USAGE ON LANGUAGE plpgsql lets pglock wait in the server's queue".into()),
             ),
         }
         Ok(())

@@ -241,9 +241,7 @@ pub fn by_whom(client: &mut Client, pid: i32) -> Result<Option<String>, postgres
     let answer = QueryResult::to(client, &sql)?;
     let name = answer.get("application_name").unwrap_or_default();
     let role = answer.get("usename").unwrap_or_default();
-    Ok(name
-        .strip_prefix(PREFIX)
-        .map(|who| format!("{who} as role {role:?}")))
+    Ok(name.strip_prefix(PREFIX).map(|who| format!("{who} as role {role:?}")))
 }
 
 #[cfg(test)]
@@ -254,9 +252,7 @@ mod tests {
     #[test]
     fn the_mark_is_what_it_is_said_to_be() {
         let digest = Sha256::digest("pglock evict");
-        let first = digest[..4]
-            .iter()
-            .fold(0, |n, byte| (n << 8) | i32::from(*byte));
+        let first = digest[..4].iter().fold(0, |n, byte| (n << 8) | i32::from(*byte));
         assert_eq!(EVICTION_MARK_CLASS, first);
     }
 }

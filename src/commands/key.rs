@@ -52,11 +52,7 @@ fn line(key: &Key, answer: &KeyFormat) -> Result<String, Failure> {
 }
 
 fn table(name: &Key, answer: &KeyFormat) -> String {
-    let width = TABLE
-        .iter()
-        .map(|row| row.name.len())
-        .max()
-        .unwrap_or_default();
+    let width = TABLE.iter().map(|row| row.name.len()).max().unwrap_or_default();
     let lines = TABLE.iter().map(|row| {
         let key = match row.subject {
             Subject::Name => name.clone().hashed_by(row.scheme),

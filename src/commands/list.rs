@@ -51,31 +51,19 @@ const COLUMNS: [Column; 13] = [
     column("FOR", 0, age),
     column("WHO", 0, |entry| entry.backend.who()),
     column("BACKEND", 1, |entry| {
-        entry
-            .backend
-            .pid
-            .map(|pid| pid.to_string())
-            .unwrap_or_default()
+        entry.backend.pid.map(|pid| pid.to_string()).unwrap_or_default()
     }),
     column("BEHIND", 2, |entry| words(&entry.behind)),
-    column("JOB", 3, |entry| {
-        entry.backend.job.clone().unwrap_or_default()
-    }),
+    column("JOB", 3, |entry| entry.backend.job.clone().unwrap_or_default()),
     column("MODE", 4, |entry| {
-        entry
-            .mode
-            .map(|mode| mode.name().into())
-            .unwrap_or_default()
+        entry.mode.map(|mode| mode.name().into()).unwrap_or_default()
     }),
     column("USER", 5, |entry| entry.backend.user.clone()),
     column("CLIENT", 7, |entry| {
         entry.backend.client_address.clone().unwrap_or_default()
     }),
     column("SCOPE", 8, |entry| {
-        entry
-            .scope
-            .map(|scope| scope.name().into())
-            .unwrap_or_default()
+        entry.scope.map(|scope| scope.name().into()).unwrap_or_default()
     }),
     column("SINCE", 9, |entry| {
         entry.since.map(|since| since.rfc3339()).unwrap_or_default()
@@ -112,10 +100,7 @@ pub fn show(client: &mut Client, keys: &[Key], json: bool, watch: bool) -> Resul
             (false, true) => screen(&overview),
         })?;
         if !watch || !is_read {
-            return Ok(overview
-                .entries
-                .iter()
-                .any(|entry| entry.state == LockState::Holding));
+            return Ok(overview.entries.iter().any(|entry| entry.state == LockState::Holding));
         }
         sleep(PERIOD);
     }
@@ -142,10 +127,7 @@ fn screen(overview: &Overview) -> String {
         more => format!("\r\n({more} more)"),
     };
     // From the upper left corner over what was there, and the rest is cleared.
-    format!(
-        "\x1b[H{}\x1b[J",
-        shown.join("\x1b[K\r\n") + "\x1b[K" + &more
-    )
+    format!("\x1b[H{}\x1b[J", shown.join("\x1b[K\r\n") + "\x1b[K" + &more)
 }
 
 /// The table, with a line end after each line, for a terminal of this width; without one, with all columns.
@@ -158,12 +140,7 @@ pub fn table(overview: &Overview, width: Option<usize>) -> String {
         .map(|column| {
             (
                 column,
-                overview
-                    .entries
-                    .iter()
-                    .map(column.cell)
-                    .map(printable)
-                    .collect(),
+                overview.entries.iter().map(column.cell).map(printable).collect(),
             )
         })
         .filter(|(_, cells): &(_, Vec<String>)| cells.iter().any(|cell| !cell.is_empty()))
@@ -178,12 +155,8 @@ pub fn table(overview: &Overview, width: Option<usize>) -> String {
         }
         shrink(&mut widths, width);
     }
-    let titles = columns
-        .iter()
-        .map(|(column, _)| column.title.to_owned())
-        .collect();
-    let lines = (0..overview.entries.len())
-        .map(|n| columns.iter().map(|(_, cells)| cells[n].clone()).collect());
+    let titles = columns.iter().map(|(column, _)| column.title.to_owned()).collect();
+    let lines = (0..overview.entries.len()).map(|n| columns.iter().map(|(_, cells)| cells[n].clone()).collect());
     std::iter::once(titles)
         .chain(lines)
         .map(|cells| line(cells, &widths))

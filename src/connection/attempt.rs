@@ -114,20 +114,12 @@ impl ConnectError {
 
 impl ConnectAttempt<'_> {
     /// Connects, and sees whether the session is what is wanted; within the limit, if one is given.
-    pub fn run(
-        &self,
-        opening: Opening,
-        limit: Option<Duration>,
-    ) -> Result<(Client, Option<Connector>), ConnectError> {
+    pub fn run(&self, opening: Opening, limit: Option<Duration>) -> Result<(Client, Option<Connector>), ConnectError> {
         let config = self.config()?;
         let settings = self.settings;
-        let connector = self.address.map(|_| {
-            Connector::new(
-                opening,
-                settings.require_auth.clone(),
-                settings.longest_answer,
-            )
-        });
+        let connector = self
+            .address
+            .map(|_| Connector::new(opening, settings.require_auth.clone(), settings.longest_answer));
         if connector.is_none() {
             self.check_unix()?;
         }
@@ -140,18 +132,11 @@ impl ConnectAttempt<'_> {
             let mismatch = mismatch(&mut client, target)?;
             Ok((client, mismatch))
         });
-        let handshake = connector
-            .as_ref()
-            .map(Connector::handshake_info)
-            .unwrap_or_default();
+        let handshake = connector.as_ref().map(Connector::handshake_info).unwrap_or_default();
         match connected {
             None => Err(ConnectError::unreachable(self.timed_out())),
             Some(Err(error)) => Err(self.refusal(&error, &handshake)),
-            Some(Ok((_, Some(words)))) => Err(ConnectError::new(
-                ExitCode::Unavailable,
-                words.into(),
-                RetryScope::Host,
-            )),
+            Some(Ok((_, Some(words)))) => Err(ConnectError::new(ExitCode::Unavailable, words.into(), RetryScope::Host)),
             Some(Ok((client, None))) => Ok((client, connector)),
         }
     }
@@ -235,8 +220,7 @@ impl ConnectAttempt<'_> {
         }
         if let Some(owner) = &self.settings.require_peer {
             let path = format!("{folder}/.s.PGSQL.{}", self.host.port);
-            let probe = UnixStream::connect(path)
-                .map_err(|error| ConnectError::unreachable(plain(&error)))?;
+            let probe = UnixStream::connect(path).map_err(|error| ConnectError::unreachable(plain(&error)))?;
             check_peer(Some(&probe), owner)?;
         }
         Ok(())
@@ -271,11 +255,7 @@ impl ConnectAttempt<'_> {
     }
 
     /// The server has not said why.
-    fn refusal_without_words(
-        &self,
-        error: &postgres::Error,
-        handshake: &HandshakeInfo,
-    ) -> ConnectError {
+    fn refusal_without_words(&self, error: &postgres::Error, handshake: &HandshakeInfo) -> ConnectError {
         let cause = error.source().map(ToString::to_string).unwrap_or_default();
         if let Some(words) = &handshake.tls_failure {
             return ConnectError {
@@ -290,9 +270,7 @@ impl ConnectAttempt<'_> {
                 "none" => {
                     format!("the server asks for no authentication, and require_auth is {required}")
                 }
-                _ => format!(
-                    "the server asks for {method} authentication, and require_auth is {required}"
-                ),
+                _ => format!("the server asks for {method} authentication, and require_auth is {required}"),
             });
         }
         if cause == "password missing" {
@@ -308,17 +286,13 @@ impl ConnectAttempt<'_> {
             "unsupported authentication method" => ConnectError::permission(format!(
                 "the server asks for {method} authentication, which cannot be had"
             )),
-            _ if error.to_string().starts_with("authentication error") => {
-                ConnectError::permission(cause)
-            }
+            _ if error.to_string().starts_with("authentication error") => ConnectError::permission(cause),
             "" if error.is_closed() => {
                 ConnectError::unreachable("the server closed the connection without a word".into())
             }
             _ => match alert(error) {
                 // TLS 1.3 tells only after the handshake what the server thinks of our certificate.
-                Some(alert) if tls::is_about_our_certificate(alert) => {
-                    ConnectError::permission(innermost(error))
-                }
+                Some(alert) if tls::is_about_our_certificate(alert) => ConnectError::permission(innermost(error)),
                 _ => ConnectError::unreachable(innermost(error)),
             },
         }
@@ -333,10 +307,7 @@ impl ConnectAttempt<'_> {
 }
 
 /// What is wrong with the session, for the purpose; `None`: nothing.
-fn mismatch(
-    client: &mut Client,
-    target: TargetSessionAttrs,
-) -> Result<Option<&'static str>, postgres::Error> {
+fn mismatch(client: &mut Client, target: TargetSessionAttrs) -> Result<Option<&'static str>, postgres::Error> {
     if target == TargetSessionAttrs::Any {
         return Ok(None);
     }
@@ -410,20 +381,15 @@ pub fn plain(error: &std::io::Error) -> String {
 
 /// Does it on a thread of its own, and waits no longer than the limit: nothing in it can be interrupted. `None`:
 /// the time is up. What comes too late is dropped, and a session closed by that.
-pub fn within<T: Send + 'static>(
-    limit: Option<Duration>,
-    act: impl FnOnce() -> T + Send + 'static,
-) -> Option<T> {
+pub fn within<T: Send + 'static>(limit: Option<Duration>, act: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let Some(limit) = limit else {
         return Some(act());
     };
     let (sender, receiver) = channel();
-    let spawned = std::thread::Builder::new()
-        .name("connect".into())
-        .spawn(move || {
-            // Nobody waits any more for what comes too late.
-            let _ = sender.send(act());
-        });
+    let spawned = std::thread::Builder::new().name("connect".into()).spawn(move || {
+        // Nobody waits any more for what comes too late.
+        let _ = sender.send(act());
+    });
     match spawned {
         Ok(_) => receiver.recv_timeout(limit).ok(),
         Err(_) => None,

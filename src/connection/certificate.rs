@@ -139,10 +139,7 @@ fn name_fits(pattern: &str, host: &str) -> bool {
     if pattern.eq_ignore_ascii_case(host) {
         return true;
     }
-    let Some(domain) = pattern
-        .strip_prefix("*.")
-        .filter(|domain| !domain.is_empty())
-    else {
+    let Some(domain) = pattern.strip_prefix("*.").filter(|domain| !domain.is_empty()) else {
         return false;
     };
     host.split_once('.')

@@ -78,9 +78,7 @@ impl Connector {
     }
 
     fn note(&self) -> MutexGuard<'_, HandshakeInfo> {
-        self.handshake
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.handshake.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn open(self, host: String, mut socket: Socket) -> io::Result<Stream> {
@@ -94,9 +92,7 @@ impl Connector {
                 true => Inner::Tls(Box::new(self.handshake(config, host, socket).await?)),
                 false if or_plain => Inner::Plain(socket),
                 false => {
-                    return Err(
-                        self.fail("the server does not support TLS, and sslmode demands it".into())
-                    );
+                    return Err(self.fail("the server does not support TLS, and sslmode demands it".into()));
                 }
             },
         };
@@ -124,12 +120,7 @@ impl Connector {
         }
     }
 
-    async fn handshake(
-        &self,
-        config: Arc<ClientConfig>,
-        host: String,
-        socket: Socket,
-    ) -> io::Result<RustlsStream> {
+    async fn handshake(&self, config: Arc<ClientConfig>, host: String, socket: Socket) -> io::Result<RustlsStream> {
         // A name that is none in the DNS is not told to the server, and is compared by our own rules.
         let name = match ServerName::try_from(host.as_str()) {
             Ok(_) => host,
@@ -153,9 +144,7 @@ impl Connector {
 /// An error of the handshake, in words.
 fn tls_words(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::UnexpectedEof => {
-            "the server closed the connection in the middle of the TLS handshake".into()
-        }
+        io::ErrorKind::UnexpectedEof => "the server closed the connection in the middle of the TLS handshake".into(),
         _ => plain(error),
     }
 }
@@ -225,9 +214,7 @@ impl Stream {
             let kind_matters = self.head[0] == b'R';
             if self.head.len() == if kind_matters { MESSAGE_HEADER_LEN } else { 5 } {
                 let head = std::mem::take(&mut self.head);
-                let number = |at: usize| {
-                    <[u8; 4]>::try_from(&head[at..at + 4]).map_or(0, u32::from_be_bytes)
-                };
+                let number = |at: usize| <[u8; 4]>::try_from(&head[at..at + 4]).map_or(0, u32::from_be_bytes);
                 self.skip = (number(1) as usize).saturating_sub(head.len() - 1);
                 if kind_matters && self.judge(number(5))? {
                     break;
@@ -269,11 +256,7 @@ impl TlsStream for Stream {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         loop {
             let read = match &mut self.inner {
@@ -298,11 +281,7 @@ impl AsyncRead for Stream {
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.reply_filter.asked();
         match &mut self.inner {
             Inner::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),

@@ -113,11 +113,7 @@ impl Settings {
     ///
     /// # Errors
     /// Says where it tried to connect, and why it failed, the last failure first.
-    pub fn open<'a>(
-        &'a self,
-        application_name: &'a str,
-        watch: Option<Watch<'a>>,
-    ) -> Result<Connection, Failure> {
+    pub fn open<'a>(&'a self, application_name: &'a str, watch: Option<Watch<'a>>) -> Result<Connection, Failure> {
         let mut opener = Opener {
             settings: self,
             application_name,
@@ -165,18 +161,13 @@ pub type Watch<'a> = &'a mut dyn FnMut(Duration);
 impl Opener<'_> {
     fn try_hosts(&mut self) -> Result<Connection, ConnectError> {
         let targets: &[TargetSessionAttrs] = match &self.settings.target {
-            TargetSessionAttrs::PreferStandby => {
-                &[TargetSessionAttrs::Standby, TargetSessionAttrs::Any]
-            }
+            TargetSessionAttrs::PreferStandby => &[TargetSessionAttrs::Standby, TargetSessionAttrs::Any],
             one => std::slice::from_ref(one),
         };
         let hosts: Vec<Host> = shuffled(self.settings.hosts.clone(), self.settings.random_order);
         let mut said: Vec<String> = Vec::new();
         let mut last = None;
-        for (host, target) in targets
-            .iter()
-            .flat_map(|t| hosts.iter().map(move |h| (h, *t)))
-        {
+        for (host, target) in targets.iter().flat_map(|t| hosts.iter().map(move |h| (h, *t))) {
             match self.try_host(host, target, &mut said) {
                 Ok(connection) => return Ok(connection),
                 Err(refusal) => {
@@ -206,8 +197,7 @@ impl Opener<'_> {
         let name = self.settings.address_of(host);
         let mut say = |at: Option<IpAddr>, refusal: &ConnectError| {
             // An address is worth saying only where a name stands for it.
-            let at =
-                at.filter(|at| matches!(&host.place, Place::Name(name) if name.parse() != Ok(*at)));
+            let at = at.filter(|at| matches!(&host.place, Place::Name(name) if name.parse() != Ok(*at)));
             let at = at.map_or(String::new(), |at| format!(" ({at})"));
             said.push(format!("cannot connect to {name}{at}: {}", refusal.failure));
         };
@@ -219,9 +209,8 @@ impl Opener<'_> {
             }
         };
         let settings = self.settings;
-        self.is_last = settings.hosts.len() == 1
-            && settings.target != TargetSessionAttrs::PreferStandby
-            && addresses.len() == 1;
+        self.is_last =
+            settings.hosts.len() == 1 && settings.target != TargetSessionAttrs::PreferStandby && addresses.len() == 1;
         let mut last = None;
         for address in addresses {
             match self.try_address(host, address, target) {
@@ -244,13 +233,10 @@ impl Opener<'_> {
         let name = match &host.place {
             Place::Folder(_) => return Ok(vec![None]),
             Place::Address(address) => {
-                return address
-                    .parse()
-                    .map(|ip| vec![Some(ip)])
-                    .map_err(|_| ConnectError {
-                        next: RetryScope::Nothing,
-                        ..ConnectError::config("hostaddr is not a numeric address".into())
-                    });
+                return address.parse().map(|ip| vec![Some(ip)]).map_err(|_| ConnectError {
+                    next: RetryScope::Nothing,
+                    ..ConnectError::config("hostaddr is not a numeric address".into())
+                });
             }
             Place::Name(name) => name.clone(),
         };
@@ -261,16 +247,13 @@ impl Opener<'_> {
         let port = host.port;
         let look_up = move || (name.as_str(), port).to_socket_addrs().map(Vec::from_iter);
         match attempt::within(self.settings.limit, look_up) {
-            None => Err(ConnectError::unreachable(
-                "its name was not resolved in time".into(),
-            )),
+            None => Err(ConnectError::unreachable("its name was not resolved in time".into())),
             Some(Err(error)) => Err(ConnectError::unreachable(format!(
                 "its name cannot be resolved: {}",
                 attempt::plain(&error)
             ))),
             Some(Ok(found)) => {
-                let mut addresses: Vec<_> =
-                    found.iter().map(|address| Some(address.ip())).collect();
+                let mut addresses: Vec<_> = found.iter().map(|address| Some(address.ip())).collect();
                 addresses.dedup();
                 Ok(shuffled(addresses, self.settings.random_order))
             }
@@ -302,9 +285,7 @@ impl Opener<'_> {
             SslMode::Prefer => {
                 let tls = self.opening(host, true);
                 match tls.and_then(|tls| self.attempt(host, address, target, tls)) {
-                    Err(first)
-                        if first.is_of_tls || (first.before_authentication && first.encrypted) =>
-                    {
+                    Err(first) if first.is_of_tls || (first.before_authentication && first.encrypted) => {
                         message::detail(format_args!(
                             "no connection with TLS: {}; trying without",
                             first.failure
@@ -468,9 +449,9 @@ impl Sockets {
             true => all_descriptors(),
             false => sys::open_descriptors::<LOW_DESCRIPTORS>().unwrap_or_default(),
         };
-        let mut new = now.into_iter().filter(|fd| {
-            !self.found.contains(fd) && peer(*fd).is_some_and(|peer| is_server(&peer, address))
-        });
+        let mut new = now
+            .into_iter()
+            .filter(|fd| !self.found.contains(fd) && peer(*fd).is_some_and(|peer| is_server(&peer, address)));
         let (Some(fd), None) = (new.next(), new.next()) else {
             return None;
         };

@@ -146,10 +146,7 @@ fn quoted_value(text: &str) -> Option<(String, &str)> {
 fn parse_uri(text: &str) -> Result<Parsed, String> {
     let mut values = Values::default();
     let mut rest = text;
-    if let Some(at) = rest
-        .find(['@', '/'])
-        .filter(|at| rest[*at..].starts_with('@'))
-    {
+    if let Some(at) = rest.find(['@', '/']).filter(|at| rest[*at..].starts_with('@')) {
         let (user, password) = match rest[..at].split_once(':') {
             Some((user, password)) => (user, password),
             None => (&rest[..at], ""),
@@ -227,10 +224,7 @@ fn parse_query(query: &str, values: &mut Values) -> Result<(), String> {
     // An "@" after the "?" can mean that all of this belongs to a password.
     let mut sayable = !query.contains('@');
     // One at the very end separates nothing.
-    let query = query
-        .strip_suffix('&')
-        .filter(|_| query != "&")
-        .unwrap_or(query);
+    let query = query.strip_suffix('&').filter(|_| query != "&").unwrap_or(query);
     if query.is_empty() {
         return Ok(());
     }
@@ -244,15 +238,9 @@ fn parse_query(query: &str, values: &mut Values) -> Result<(), String> {
             return Err(format!("{said} has no \"=\" and no value"));
         };
         if value.contains('=') {
-            return Err(format!(
-                "{said} has a second \"=\"; in a value it is written %3D"
-            ));
+            return Err(format!("{said} has a second \"=\"; in a value it is written %3D"));
         }
-        let place = if sayable && is_word(name) {
-            name
-        } else {
-            "a parameter"
-        };
+        let place = if sayable && is_word(name) { name } else { "a parameter" };
         let (name, value) = (decode(name, place)?, decode(value, place)?);
         let (name, value) = match (name.as_str(), value.as_str()) {
             ("ssl", "true") => ("sslmode", "require"),
@@ -312,10 +300,7 @@ mod tests {
     fn uris_as_libpqs_own_tests_have_them() {
         expect("postgresql://", &[]);
         expect("postgres:///?", &[]);
-        expect(
-            "postgresql:///?user=u&port=1&",
-            &[("port", "1"), ("user", "u")],
-        );
+        expect("postgresql:///?user=u&port=1&", &[("port", "1"), ("user", "u")]);
         expect(
             "postgresql://uri-user:secret@host:12345/db",
             &[
@@ -327,19 +312,10 @@ mod tests {
             ],
         );
         expect("postgresql://%68ost/", &[("host", "host")]);
-        expect(
-            "postgresql://[::1]:99,b/",
-            &[("host", "::1,b"), ("port", "99,")],
-        );
-        expect(
-            "postgresql://%2Fvar%2Frun/d",
-            &[("dbname", "d"), ("host", "/var/run")],
-        );
+        expect("postgresql://[::1]:99,b/", &[("host", "::1,b"), ("port", "99,")]);
+        expect("postgresql://%2Fvar%2Frun/d", &[("dbname", "d"), ("host", "/var/run")]);
         expect("postgresql://@host", &[("host", "host")]);
-        expect(
-            "postgresql://h?ssl=true",
-            &[("host", "h"), ("sslmode", "require")],
-        );
+        expect("postgresql://h?ssl=true", &[("host", "h"), ("sslmode", "require")]);
         expect(
             "postgresql://u:p:q@h?x=1".replace("?x=1", "").as_str(),
             &[("host", "h"), ("password", "p:q"), ("user", "u")],
@@ -352,12 +328,7 @@ mod tests {
         expect("app", &[("dbname", "app")]);
         expect(
             " host = a  port='1'user=u\\ v dbname='it\\'s' ",
-            &[
-                ("dbname", "it's"),
-                ("host", "a"),
-                ("port", "1"),
-                ("user", "u v"),
-            ],
+            &[("dbname", "it's"), ("host", "a"), ("port", "1"), ("user", "u v")],
         );
         expect("host=a host=b", &[("host", "b")]);
         expect("host= port=1", &[("host", "port=1")]);
@@ -367,15 +338,8 @@ mod tests {
 
     #[test]
     fn mistakes_are_named_where_that_gives_nothing_away() {
-        let error = |text| {
-            parse(text)
-                .err()
-                .unwrap_or_else(|| panic!("{text} is accepted"))
-        };
-        assert_eq!(
-            error("ssl_mode=x"),
-            "\"ssl_mode\" is no setting; is sslmode meant?"
-        );
+        let error = |text| parse(text).err().unwrap_or_else(|| panic!("{text} is accepted"));
+        assert_eq!(error("ssl_mode=x"), "\"ssl_mode\" is no setting; is sslmode meant?");
         assert_eq!(
             error("password=correct horse battery"),
             "there is no \"=\" after setting number 2; a value with blanks is written in single quotes"
@@ -384,10 +348,7 @@ mod tests {
             error("postgres://u:p@h/d?schema=public"),
             "the parameter \"schema\" is no setting"
         );
-        assert_eq!(
-            error("postgres://u:p/a?b=c@h/d"),
-            "parameter number 1 is no setting"
-        );
+        assert_eq!(error("postgres://u:p/a?b=c@h/d"), "parameter number 1 is no setting");
         for wrong in [
             "mysql://u:p@h/d?a=b",
             "mysql://u:p@h/d",

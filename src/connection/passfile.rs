@@ -31,9 +31,7 @@ pub fn read(path: &Path) -> Result<Option<String>, String> {
     };
     let shown = path.display();
     if !metadata.is_file() {
-        return Err(format!(
-            "the password file {shown} is not a plain file, and is ignored"
-        ));
+        return Err(format!("the password file {shown} is not a plain file, and is ignored"));
     }
     if metadata.mode() & 0o077 != 0 {
         return Err(format!(
@@ -55,11 +53,7 @@ pub fn find(text: &str, wanted: &Wanted) -> Option<String> {
     text.split('\n')
         .map(|line| line.trim_end_matches(['\r', '\n']))
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .find_map(|line| {
-            fields
-                .iter()
-                .try_fold(line, |rest, field| behind(rest, field))
-        })
+        .find_map(|line| fields.iter().try_fold(line, |rest, field| behind(rest, field)))
         .map(unescaped)
 }
 
@@ -116,8 +110,7 @@ mod tests {
 
     #[test]
     fn the_first_line_that_fits() {
-        let text =
-            "# h:1:d:u:comment\n\nh:1:d:other:no\r\nh:1:*:u:first\r\nh:1:d:u:second\n*:*:*:*:last";
+        let text = "# h:1:d:u:comment\n\nh:1:d:other:no\r\nh:1:*:u:first\r\nh:1:d:u:second\n*:*:*:*:last";
         assert_eq!(lookup(text, "h", 1, "d", "u").as_deref(), Some("first"));
         assert_eq!(lookup(text, "x", 9, "y", "z").as_deref(), Some("last"));
         assert_eq!(lookup("h:1:d:u:p", "h", 1, "d", "uu"), None);
@@ -127,24 +120,11 @@ mod tests {
     #[test]
     fn escapes() {
         assert_eq!(
-            lookup(
-                "\\:\\:1:5432:a\\\\b:u:p\\:q\\\\r:rest",
-                "::1",
-                5432,
-                "a\\b",
-                "u"
-            )
-            .as_deref(),
+            lookup("\\:\\:1:5432:a\\\\b:u:p\\:q\\\\r:rest", "::1", 5432, "a\\b", "u").as_deref(),
             Some("p:q\\r")
         );
-        assert_eq!(
-            lookup("::1:5432:d:u:p", "::1", 5432, "d", "u").as_deref(),
-            Some("p")
-        );
-        assert_eq!(
-            lookup("h:1:d:u:p\\", "h", 1, "d", "u").as_deref(),
-            Some("p\\")
-        );
+        assert_eq!(lookup("::1:5432:d:u:p", "::1", 5432, "d", "u").as_deref(), Some("p"));
+        assert_eq!(lookup("h:1:d:u:p\\", "h", 1, "d", "u").as_deref(), Some("p\\"));
     }
 
     proptest! {

@@ -27,11 +27,7 @@ pub fn restore_echo() {
 
 /// The terminal that can be asked on.
 pub fn terminal() -> Option<File> {
-    let terminal = File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/tty")
-        .ok()?;
+    let terminal = File::options().read(true).write(true).open("/dev/tty").ok()?;
     let in_foreground = tcgetpgrp(&terminal).is_ok_and(|group| group == getpgrp());
     in_foreground.then_some(terminal)
 }

@@ -87,9 +87,7 @@ impl ReplyFilter {
         self.head += 1;
         if self.head == MESSAGE_HEADER_LEN {
             let body = self.left.checked_sub(MESSAGE_HEADER_LEN as u32 - 1);
-            self.left = body.ok_or_else(|| {
-                io::Error::other("the server sends a message of an impossible length")
-            })?;
+            self.left = body.ok_or_else(|| io::Error::other("the server sends a message of an impossible length"))?;
             if self.left as usize > self.limit {
                 return Err(self.endless());
             }

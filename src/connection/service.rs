@@ -25,8 +25,8 @@ pub fn read(name: &str, files: &Files) -> Result<Values, String> {
     };
     let system = Some(&files.system).filter(|path| path.exists());
     for path in users.into_iter().chain(system) {
-        let text = std::fs::read(path)
-            .map_err(|error| format!("cannot read the service file {}: {error}", path.display()))?;
+        let text =
+            std::fs::read(path).map_err(|error| format!("cannot read the service file {}: {error}", path.display()))?;
         let text = String::from_utf8_lossy(&text);
         let found = find(&text, name).map_err(|(line, what)| wrong(path, line, &what))?;
         if let Some(values) = found {
@@ -55,10 +55,7 @@ pub fn find(text: &str, name: &str) -> Result<Option<Values>, (usize, String)> {
             if found.is_some() {
                 break;
             }
-            if header
-                .strip_prefix(name)
-                .is_some_and(|rest| rest.starts_with(']'))
-            {
+            if header.strip_prefix(name).is_some_and(|rest| rest.starts_with(']')) {
                 found = Some(Values::default());
             }
             continue;

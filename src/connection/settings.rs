@@ -226,10 +226,7 @@ impl Settings {
     ///
     /// # Errors
     /// A setting that cannot be understood, or cannot be honoured.
-    pub fn resolve(
-        dsn: Option<&str>,
-        connect_timeout: Option<Duration>,
-    ) -> Result<Settings, Failure> {
+    pub fn resolve(dsn: Option<&str>, connect_timeout: Option<Duration>) -> Result<Settings, Failure> {
         let around = Environment {
             variable: &variable,
             home: home(),
@@ -241,9 +238,8 @@ impl Settings {
         if let Some(limit) = connect_timeout {
             settings.limit = Some(limit).filter(|limit| !limit.is_zero());
         }
-        settings.password_in_string = dsn.is_some_and(|dsn| {
-            parse::parse(dsn).is_ok_and(|parsed| parsed.values.get("password").is_some())
-        });
+        settings.password_in_string =
+            dsn.is_some_and(|dsn| parse::parse(dsn).is_ok_and(|parsed| parsed.values.get("password").is_some()));
         settings.read_passfile();
         Ok(settings)
     }
@@ -282,8 +278,7 @@ impl Settings {
         let port = host.port;
         match &host.place {
             _ if self.address_is_doubtful => {
-                "the server of the connection string (an \"@\" in a password is written %40 there)"
-                    .into()
+                "the server of the connection string (an \"@\" in a password is written %40 there)".into()
             }
             Place::Folder(folder) => format!("{folder}/.s.PGSQL.{port}"),
             Place::Address(address) if *address != host.name => {
@@ -340,15 +335,12 @@ fn home() -> Option<PathBuf> {
 }
 
 pub(super) fn system_user() -> Option<nix::unistd::User> {
-    nix::unistd::User::from_uid(nix::unistd::geteuid())
-        .ok()
-        .flatten()
+    nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten()
 }
 
 /// All sources, one after the other; and whether the address may be half a password.
 fn collect(dsn: &str, around: &Environment) -> Result<(Values, bool), String> {
-    let parsed =
-        parse::parse(dsn).map_err(|what| format!("the connection string is not valid: {what}"))?;
+    let parsed = parse::parse(dsn).map_err(|what| format!("the connection string is not valid: {what}"))?;
     let mut values = parsed.values;
     let or_variable = |given: Option<&str>, has: bool, name: &str| match has {
         true => Ok(Some(given.unwrap_or_default().to_owned())),
@@ -356,18 +348,11 @@ fn collect(dsn: &str, around: &Environment) -> Result<(Values, bool), String> {
     };
     let service = or_variable(values.get("service"), values.has("service"), "PGSERVICE")?;
     if let Some(service) = service {
-        let named = or_variable(
-            values.get("servicefile"),
-            values.has("servicefile"),
-            "PGSERVICEFILE",
-        )?;
+        let named = or_variable(values.get("servicefile"), values.has("servicefile"), "PGSERVICEFILE")?;
         let folder = (around.variable)("PGSYSCONFDIR")?;
         let files = service::Files {
             named: named.map(PathBuf::from),
-            home: around
-                .home
-                .as_ref()
-                .map(|home| home.join(".pg_service.conf")),
+            home: around.home.as_ref().map(|home| home.join(".pg_service.conf")),
             system: system_folder(folder).join("pg_service.conf"),
         };
         values.fill(service::read(&service, &files)?);
@@ -382,11 +367,7 @@ fn system_folder(given: Option<String>) -> PathBuf {
     let has_file = |folder: &&str| Path::new(folder).join("pg_service.conf").exists();
     match given {
         Some(folder) => folder.into(),
-        None => folders
-            .into_iter()
-            .find(has_file)
-            .unwrap_or(folders[0])
-            .into(),
+        None => folders.into_iter().find(has_file).unwrap_or(folders[0]).into(),
     }
 }
 
@@ -398,9 +379,7 @@ fn variables(around: &Environment) -> Result<Values, String> {
             values.set_from(name, keyword, value);
         }
     }
-    if !values.has("sslmode")
-        && (around.variable)("PGREQUIRESSL")?.is_some_and(|value| value.starts_with('1'))
-    {
+    if !values.has("sslmode") && (around.variable)("PGREQUIRESSL")?.is_some_and(|value| value.starts_with('1')) {
         values.set_from("PGREQUIRESSL", "sslmode", "require".into());
     }
     Ok(values)
@@ -425,9 +404,7 @@ mod tests {
 
     fn error(dsn: &str, variables: &[(&str, &str)]) -> String {
         let resolved = resolved(dsn, variables);
-        resolved
-            .err()
-            .unwrap_or_else(|| panic!("{dsn} is accepted"))
+        resolved.err().unwrap_or_else(|| panic!("{dsn} is accepted"))
     }
 
     #[test]
@@ -440,18 +417,12 @@ mod tests {
         ];
         let settings = resolved("user=v dbname=d", &variables).expect("good settings");
         assert_eq!(settings.address(), "a:1, b:2");
-        assert_eq!(
-            (settings.user.as_str(), settings.dbname.as_str()),
-            ("v", "d")
-        );
+        assert_eq!((settings.user.as_str(), settings.dbname.as_str()), ("v", "d"));
         assert_eq!(settings.application_name(), Some("n"));
         assert_eq!(settings.limit, Some(Duration::from_secs(10)));
         let settings = resolved("host=::1 user=v connect_timeout=0", &variables[2..]);
         let settings = settings.expect("good settings");
-        assert_eq!(
-            (settings.address().as_str(), settings.limit),
-            ("[::1]:5432", None)
-        );
+        assert_eq!((settings.address().as_str(), settings.limit), ("[::1]:5432", None));
         assert_eq!(settings.dbname, "v");
     }
 
@@ -460,11 +431,7 @@ mod tests {
         for (dsn, variable, words) in [
             ("", ("PGPORT", "x"), "PGPORT is \"x\""),
             ("port=x", ("PGPORT", "1"), "port is \"x\""),
-            (
-                "",
-                ("PGSSLMODE", "on"),
-                "PGSSLMODE is \"on\"; one of disable, allow",
-            ),
+            ("", ("PGSSLMODE", "on"), "PGSSLMODE is \"on\"; one of disable, allow"),
             (
                 "sslmode=prefer sslnegotiation=direct",
                 ("PGUSER", "u"),
@@ -475,26 +442,14 @@ mod tests {
                 ("PGUSER", "u"),
                 "needs sslmode=verify-full",
             ),
-            (
-                "require_auth=md5,!none",
-                ("PGUSER", "u"),
-                "either all methods",
-            ),
+            ("require_auth=md5,!none", ("PGUSER", "u"), "either all methods"),
             ("require_auth=md5,md5", ("PGUSER", "u"), "twice"),
             ("gssencmode=require", ("PGUSER", "u"), "Kerberos"),
             ("oauth_issuer=x", ("PGUSER", "u"), "OAuth"),
-            (
-                "ssl_max_protocol_version=TLSv1.1",
-                ("PGUSER", "u"),
-                "broken",
-            ),
+            ("ssl_max_protocol_version=TLSv1.1", ("PGUSER", "u"), "broken"),
             ("min_protocol_version=3.2", ("PGUSER", "u"), "3.0"),
             ("replication=true", ("PGUSER", "u"), "an ordinary session"),
-            (
-                "host=a,b port=1,2,3",
-                ("PGUSER", "u"),
-                "3 ports and 2 hosts",
-            ),
+            ("host=a,b port=1,2,3", ("PGUSER", "u"), "3 ports and 2 hosts"),
         ] {
             let said = error(dsn, &[variable]);
             assert!(said.contains(words), "{words:?} is not in {said:?}");
@@ -508,9 +463,7 @@ mod tests {
             settings.expect("good settings").require_auth.allows(method)
         };
         assert!(allows("''", "none") && allows("md5,none", "none") && allows("!md5", "none"));
-        assert!(
-            !allows("md5", "none") && !allows("!none,!md5", "md5") && !allows("md5", "password")
-        );
+        assert!(!allows("md5", "none") && !allows("!none,!md5", "md5") && !allows("md5", "password"));
     }
 
     proptest! {

@@ -18,11 +18,7 @@ const DEFAULT_PORT: u16 = 5432;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Validates. The address may be half a password, and is not to be printed then.
-pub fn settings_of(
-    values: &Values,
-    address_is_doubtful: bool,
-    home: Option<&Path>,
-) -> Result<Settings, String> {
+pub fn settings_of(values: &Values, address_is_doubtful: bool, home: Option<&Path>) -> Result<Settings, String> {
     refuse_what_cannot_be_had(values)?;
     let owned = |keyword: &str| values.get(keyword).map(str::to_owned);
     let user = match owned("user") {
@@ -52,11 +48,7 @@ pub fn settings_of(
             ("require", ChannelBinding::Require),
         ],
     )?;
-    let order = choice(
-        values,
-        "load_balance_hosts",
-        &[("disable", false), ("random", true)],
-    )?;
+    let order = choice(values, "load_balance_hosts", &[("disable", false), ("random", true)])?;
     let limit = match integer(values, "connect_timeout")? {
         None => Some(CONNECT_TIMEOUT),
         Some(seconds) => positive(seconds).map(Duration::from_secs),
@@ -93,9 +85,7 @@ fn refuse_what_cannot_be_had(values: &Values) -> Result<(), String> {
         &[("disable", false), ("prefer", false), ("require", true)],
     )?;
     if encryption == Some(true) {
-        return Err(
-            "gssencmode=require cannot be had: pglock has no Kerberos; TLS encrypts as well".into(),
-        );
+        return Err("gssencmode=require cannot be had: pglock has no Kerberos; TLS encrypts as well".into());
     }
     let replication = values.get("replication").map(str::to_ascii_lowercase);
     if replication.is_some_and(|value| !["false", "off", "no", "0"].contains(&value.as_str())) {
@@ -124,11 +114,7 @@ fn refuse_what_cannot_be_had(values: &Values) -> Result<(), String> {
 }
 
 /// One of a few words. One that is given empty is none of them.
-fn choice<T: Copy>(
-    values: &Values,
-    keyword: &str,
-    words: &[(&str, T)],
-) -> Result<Option<T>, String> {
+fn choice<T: Copy>(values: &Values, keyword: &str, words: &[(&str, T)]) -> Result<Option<T>, String> {
     if !values.has(keyword) {
         return Ok(None);
     }
@@ -151,9 +137,7 @@ fn choice<T: Copy>(
 
 /// A number, as libpq reads one: blanks home it, an optional sign.
 fn integer(values: &Values, keyword: &str) -> Result<Option<i32>, String> {
-    let given = values
-        .has(keyword)
-        .then(|| values.get(keyword).unwrap_or_default());
+    let given = values.has(keyword).then(|| values.get(keyword).unwrap_or_default());
     let number = given.map(|value| {
         let digits = value.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b');
         digits.parse::<i32>().map_err(|_| {
@@ -169,12 +153,7 @@ fn positive(number: i32) -> Option<u64> {
 }
 
 /// A file by the setting's name, or the default one in the home folder; and whether it was named.
-fn file(
-    values: &Values,
-    keyword: &str,
-    home: Option<&Path>,
-    default: &str,
-) -> Option<(PathBuf, bool)> {
+fn file(values: &Values, keyword: &str, home: Option<&Path>, default: &str) -> Option<(PathBuf, bool)> {
     match values.get(keyword) {
         Some(path) => Some((path.into(), true)),
         None => Some((home?.join(default), false)),
@@ -185,10 +164,7 @@ fn file(
 fn hosts(values: &Values, address_is_doubtful: bool) -> Result<Vec<Host>, String> {
     // It would be looked up, and said as the address that was tried.
     for keyword in ["host", "hostaddr"] {
-        if values
-            .get(keyword)
-            .is_some_and(|value| value.contains("://"))
-        {
+        if values.get(keyword).is_some_and(|value| value.contains("://")) {
             let source = values.source(keyword);
             return Err(format!(
                 "{source} is a connection string; that is for --dsn or PGLOCK_DSN"
@@ -247,17 +223,11 @@ fn one_host(name: &str, address: &str, port: u16) -> Host {
 
 fn port_number(source: &str, text: &str, address_is_doubtful: bool) -> Result<u16, String> {
     let blank = |c: char| c.is_ascii_whitespace() || c == '\x0b';
-    let number = text
-        .trim_matches(blank)
-        .parse()
-        .ok()
-        .filter(|port| *port > 0);
+    let number = text.trim_matches(blank).parse().ok().filter(|port| *port > 0);
     match (text, number) {
         ("", _) => Ok(DEFAULT_PORT),
         (_, Some(number)) => Ok(number),
-        (_, None) if address_is_doubtful => Err(format!(
-            "{source} is wrong; a number from 1 to 65535 is expected"
-        )),
+        (_, None) if address_is_doubtful => Err(format!("{source} is wrong; a number from 1 to 65535 is expected")),
         (_, None) => Err(format!(
             "{source} is {}; a number from 1 to 65535 is expected",
             quoted(text)
@@ -306,11 +276,7 @@ fn ssl(values: &Values, home: Option<&Path>) -> Result<Ssl, String> {
             ("verify-full", SslMode::VerifyFull),
         ],
     )?;
-    let direct = choice(
-        values,
-        "sslnegotiation",
-        &[("postgres", false), ("direct", true)],
-    )?;
+    let direct = choice(values, "sslnegotiation", &[("postgres", false), ("direct", true)])?;
     let direct = direct.unwrap_or(false);
     let roots = match file(values, "sslrootcert", home, ".postgresql/root.crt") {
         Some((path, true)) if path == Path::new("system") => Roots::System,
@@ -320,8 +286,7 @@ fn ssl(values: &Values, home: Option<&Path>) -> Result<Ssl, String> {
     let mode = match (mode, &roots) {
         (Some(mode), Roots::System) if mode != SslMode::VerifyFull => {
             return Err(
-                "sslrootcert=system needs sslmode=verify-full: anybody can have a certificate of those roots"
-                    .into(),
+                "sslrootcert=system needs sslmode=verify-full: anybody can have a certificate of those roots".into(),
             );
         }
         (Some(mode), _) => mode,
@@ -348,8 +313,7 @@ fn ssl(values: &Values, home: Option<&Path>) -> Result<Ssl, String> {
         direct,
         roots,
         // A folder that is given replaces the default file.
-        crl: file(values, "sslcrl", home, ".postgresql/root.crl")
-            .filter(|(_, given)| *given || folder.is_none()),
+        crl: file(values, "sslcrl", home, ".postgresql/root.crl").filter(|(_, given)| *given || folder.is_none()),
         crl_folder: folder,
         certificate: file(values, "sslcert", home, ".postgresql/postgresql.crt"),
         key: key.map(|(path, _)| path),
@@ -376,19 +340,13 @@ fn versions(values: &Values) -> Result<(TlsVersion, TlsVersion), String> {
                 quoted(value)
             ))
     };
-    let (min, max) = (
-        rank("ssl_min_protocol_version")?,
-        rank("ssl_max_protocol_version")?,
-    );
+    let (min, max) = (rank("ssl_min_protocol_version")?, rank("ssl_max_protocol_version")?);
     if max.is_some_and(|max| max < min.unwrap_or(0)) {
         return Err("ssl_max_protocol_version is older than ssl_min_protocol_version".into());
     }
     let newest = match max {
         Some(0 | 1) => {
-            return Err(
-                "ssl_max_protocol_version: versions before TLSv1.2 are broken, and cannot be had"
-                    .into(),
-            );
+            return Err("ssl_max_protocol_version: versions before TLSv1.2 are broken, and cannot be had".into());
         }
         Some(2) => TlsVersion::V12,
         _ => TlsVersion::V13,
@@ -401,15 +359,7 @@ fn versions(values: &Values) -> Result<(TlsVersion, TlsVersion), String> {
     Ok((oldest, newest))
 }
 
-const AUTH_METHODS: [&str; 7] = [
-    "password",
-    "md5",
-    "gss",
-    "sspi",
-    "scram-sha-256",
-    "oauth",
-    "none",
-];
+const AUTH_METHODS: [&str; 7] = ["password", "md5", "gss", "sspi", "scram-sha-256", "oauth", "none"];
 
 /// A list of methods, all of them with a `!` in front or none.
 fn require_auth(given: &str) -> Result<RequireAuth, String> {

@@ -118,10 +118,7 @@ impl Backend {
 
     /// What its application's name tells, if it is a pglock.
     pub fn pglock(&self) -> Option<Pglock<'_>> {
-        let (front, tail) = self
-            .application_name
-            .strip_prefix("pglock:")?
-            .rsplit_once(' ')?;
+        let (front, tail) = self.application_name.strip_prefix("pglock:")?.rsplit_once(' ')?;
         let (host, pid) = tail.rsplit_once(':')?;
         // Whatever a stranger calls itself.
         let can_be = |slots: &u16| (1..=slots::MAX_SLOTS).contains(slots);
@@ -220,9 +217,7 @@ pub fn of(client: &mut Client, ids: &[KeyId]) -> Result<Vec<Backend>, postgres::
         columns(),
         keys.collect::<Vec<_>>().join(" OR ")
     );
-    let mut holders: Vec<Backend> = rows(ask(client, &sql)?)
-        .map(|row| Backend::of_row(&row))
-        .collect();
+    let mut holders: Vec<Backend> = rows(ask(client, &sql)?).map(|row| Backend::of_row(&row)).collect();
     // Who came first is named.
     let came = |holder: &Backend| holder.connected.map_or(f64::INFINITY, |at| at.epoch);
     holders.sort_by(|a, b| came(a).total_cmp(&came(b)).then(a.pid.cmp(&b.pid)));
@@ -238,13 +233,7 @@ pub fn rows(messages: Vec<SimpleQueryMessage>) -> impl Iterator<Item = SimpleQue
 }
 
 /// The sentence that a conflict is told with, up to what became of it. Without holders: they could not be asked for.
-pub fn sentence(
-    key: &Key,
-    id: KeyId,
-    slots: Option<u16>,
-    database: &str,
-    holders: Option<&[Backend]>,
-) -> String {
+pub fn sentence(key: &Key, id: KeyId, slots: Option<u16>, database: &str, holders: Option<&[Backend]>) -> String {
     let id = match id.to_string() {
         id if id == key.given() => String::new(),
         id => format!(" ({id})"),
@@ -306,14 +295,8 @@ mod tests {
             connected: Some(NOON),
             ..backend("pglock:night backup web1:77")
         };
-        assert_eq!(
-            web1.to_string(),
-            "web1:77 (backend 4242, since 2026-01-02T12:00:00Z)"
-        );
-        assert_eq!(
-            backend("psql").to_string(),
-            "\"psql\" of user \"app\" (backend 4242)"
-        );
+        assert_eq!(web1.to_string(), "web1:77 (backend 4242, since 2026-01-02T12:00:00Z)");
+        assert_eq!(backend("psql").to_string(), "\"psql\" of user \"app\" (backend 4242)");
         assert_eq!(backend("").to_string(), "user \"app\" (backend 4242)");
         let psql = Backend {
             connected: Some(NOON),
@@ -327,22 +310,9 @@ mod tests {
     #[test]
     fn the_application_name_tells_keys_slots_host_and_pid() {
         let pglock = |name| backend(name).pglock().map(|it| format!("{it:?}"));
-        let is = |keys, slots, host, pid| {
-            Some(format!(
-                "{:?}",
-                Pglock {
-                    keys,
-                    slots,
-                    host,
-                    pid
-                }
-            ))
-        };
+        let is = |keys, slots, host, pid| Some(format!("{:?}", Pglock { keys, slots, host, pid }));
         assert_eq!(pglock("pglock:a b web1:77"), is("a b", None, "web1", 77));
-        assert_eq!(
-            pglock("pglock:a,b slots=3 ::1:7"),
-            is("a,b", Some(3), "::1", 7)
-        );
+        assert_eq!(pglock("pglock:a,b slots=3 ::1:7"), is("a,b", Some(3), "::1", 7));
         assert_eq!(pglock("pglock list web1:77"), None);
         assert_eq!(pglock("pglock:half"), None);
         assert_eq!(pglock("psql"), None);
@@ -379,13 +349,7 @@ mod tests {
         );
         let of_slots = |count| {
             let holders = [backend("psql"), backend("pglock:42 web1:77")];
-            sentence(
-                &number,
-                KeyId::Bigint(42),
-                Some(count),
-                "app",
-                Some(&holders),
-            )
+            sentence(&number, KeyId::Bigint(42), Some(count), "app", Some(&holders))
         };
         assert!(of_slots(2).starts_with("all 2 slots of key 42 in database \"app\" are held by "));
         assert!(of_slots(3).starts_with("2 of 3 slots of key 42 in database \"app\" are held by "));

@@ -44,9 +44,7 @@ impl Names {
 
     /// Learns which line is that of this number.
     pub fn learn_line(&mut self, id: KeyId) {
-        self.lines
-            .entry(TicketQueue::for_key(id).class())
-            .or_insert(id);
+        self.lines.entry(TicketQueue::for_key(id).class()).or_insert(id);
     }
 
     /// Learns whichever of these texts' readings `is_wanted`, each with so many slots; the texts are all that a list of

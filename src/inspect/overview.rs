@@ -85,25 +85,14 @@ pub fn look(client: &mut Client, only: &[Key]) -> Result<Overview, Failure> {
     let locks = locks(client)?;
     let mut pollers = pollers(client)?;
     // One that has been in the queue a moment ago is only about to come back.
-    let seen: HashSet<&str> = locks
-        .iter()
-        .map(|it| it.backend.application_name.as_str())
-        .collect();
+    let seen: HashSet<&str> = locks.iter().map(|it| it.backend.application_name.as_str()).collect();
     pollers.retain(|poller| !seen.contains(poller.application_name.as_str()));
     let present: HashSet<KeyId> = locks.iter().map(|lock| lock.id).collect();
-    let backends: Vec<&Backend> = locks
-        .iter()
-        .map(|lock| &lock.backend)
-        .chain(&pollers)
-        .collect();
+    let backends: Vec<&Backend> = locks.iter().map(|lock| &lock.backend).chain(&pollers).collect();
     let is_partial = backends.iter().any(|backend| backend.is_hidden);
     learn_names(client, &mut names, &backends, &present, &database);
     let mut entries = fold(locks, &names);
-    entries.extend(
-        pollers
-            .into_iter()
-            .flat_map(|it| polling(it, &names, &database)),
-    );
+    entries.extend(pollers.into_iter().flat_map(|it| polling(it, &names, &database)));
     stand_behind(&mut entries);
     entries.retain(|entry| bases.is_empty() || bases.contains(&entry.base));
     entries.sort_by(|a, b| a.rank().cmp(&b.rank()));
@@ -122,8 +111,7 @@ pub fn look(client: &mut Client, only: &[Key]) -> Result<Overview, Failure> {
 
 /// The database that we are in, and our role.
 fn whereabouts(client: &mut Client) -> Result<(String, String), postgres::Error> {
-    let sql =
-        format!("{AT_ONCE}SELECT pg_catalog.current_database() AS database, current_user AS role");
+    let sql = format!("{AT_ONCE}SELECT pg_catalog.current_database() AS database, current_user AS role");
     let answer = lock::QueryResult::to(client, &sql)?;
     let text = |column| answer.get(column).unwrap_or_default().to_owned();
     Ok((text("database"), text("role")))
@@ -174,10 +162,7 @@ impl LockRow {
             is_granted: text("granted") == "t",
             in_transaction: text("in_transaction") == "t",
             waiting_since: get("waiting_since").and_then(|it| it.parse().ok()),
-            behind: text("behind")
-                .split(' ')
-                .filter_map(|pid| pid.parse().ok())
-                .collect(),
+            behind: text("behind").split(' ').filter_map(|pid| pid.parse().ok()).collect(),
             backend: Backend::of_row(row),
         })
     }
@@ -195,10 +180,7 @@ const OVERVIEW_TIMEOUT: Duration = Duration::from_millis(3);
 /// The pglocks that wait without a row, each once: those seen at one glance, and if there are any, those seen within a
 /// while.
 fn pollers(client: &mut Client) -> Result<Vec<Backend>, postgres::Error> {
-    let waits = format!(
-        "'^{}(?:waits|asks) {SECONDS} '",
-        QUERY_TAG_PREFIX.replace('*', "[*]")
-    );
+    let waits = format!("'^{}(?:waits|asks) {SECONDS} '", QUERY_TAG_PREFIX.replace('*', "[*]"));
     // One that has not asked again in time is gone, or has what it waited for.
     let sql = format!(
         "{AT_ONCE}SELECT pid, {} FROM pg_catalog.pg_stat_activity a WHERE a.datname = pg_catalog.current_database() \
@@ -237,8 +219,7 @@ fn learn_names(
         .collect();
     let lines: HashSet<i32> = present.iter().filter_map(|id| id.class()).collect();
     for (keys, slots) in texts {
-        let is_present =
-            |id| present.contains(&id) || lines.contains(&TicketQueue::for_key(id).class());
+        let is_present = |id| present.contains(&id) || lines.contains(&TicketQueue::for_key(id).class());
         if !names.learn_readings(keys, slots, database, is_present) {
             // Nothing is lost if the server cannot compute them: the number is shown.
             let computed = Key::readings(keys)
@@ -258,20 +239,15 @@ fn learn_names(
 
 /// What the rows mean.
 fn fold(rows: Vec<LockRow>, names: &Names) -> Vec<LockEntry> {
-    let (tickets, locks): (Vec<LockRow>, Vec<LockRow>) = rows
-        .into_iter()
-        .partition(|row| names.of_ticket(row.id).is_some());
-    let mut entries: Vec<LockEntry> = locks
-        .into_iter()
-        .map(|row| LockEntry::of(row, names))
-        .collect();
+    let (tickets, locks): (Vec<LockRow>, Vec<LockRow>) =
+        rows.into_iter().partition(|row| names.of_ticket(row.id).is_some());
+    let mut entries: Vec<LockEntry> = locks.into_iter().map(|row| LockEntry::of(row, names)).collect();
     // Who waits for the ticket of another has a row of that too.
     let tickets = tickets
         .into_iter()
         .filter(|row| row.is_granted && row.mode == Mode::Exclusive);
     for ticket in tickets {
-        let (Some(base), KeyId::IntPair(_, number)) = (names.of_ticket(ticket.id), ticket.id)
-        else {
+        let (Some(base), KeyId::IntPair(_, number)) = (names.of_ticket(ticket.id), ticket.id) else {
             continue;
         };
         let pid = ticket.backend.pid;
@@ -300,9 +276,7 @@ fn fold(rows: Vec<LockRow>, names: &Names) -> Vec<LockEntry> {
 /// usual scheme.
 fn polling(backend: Backend, names: &Names, database: &str) -> Option<LockEntry> {
     let readings = Key::readings(backend.pglock()?.keys);
-    let ids = readings
-        .iter()
-        .filter_map(|key| Some((key, key.id_in(database)?)));
+    let ids = readings.iter().filter_map(|key| Some((key, key.id_in(database)?)));
     let ids: Vec<(&Key, KeyId)> = ids.collect();
     let known = ids.iter().find(|(_, id)| names.meaning(*id).key.is_some());
     let (key, id) = *known.or(ids.first())?;
@@ -364,10 +338,7 @@ impl LockEntry {
         let pglock = backend.pglock();
         let is_pglock = backend.is_pglock();
         let is_slot = pglock.and_then(|pglock| pglock.slots).is_some();
-        let slot = meaning
-            .slot
-            .or(is_slot.then_some(0))
-            .filter(|_| row.is_granted);
+        let slot = meaning.slot.or(is_slot.then_some(0)).filter(|_| row.is_granted);
         LockEntry {
             id: row.id,
             base: meaning.base,

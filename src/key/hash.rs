@@ -78,12 +78,7 @@ pub struct SchemeInfo {
     pub users: &'static str,
 }
 
-const fn row(
-    scheme: Scheme,
-    name: &'static str,
-    subject: Subject,
-    users: &'static str,
-) -> SchemeInfo {
+const fn row(scheme: Scheme, name: &'static str, subject: Subject, users: &'static str) -> SchemeInfo {
     SchemeInfo {
         scheme,
         name,
@@ -97,12 +92,7 @@ pub const TABLE: [SchemeInfo; 19] = {
     use Scheme::*;
     use Subject::*;
     [
-        row(
-            Sha256,
-            "sha256",
-            Name,
-            "pglock itself; django-pglocks 2.0 and later",
-        ),
+        row(Sha256, "sha256", Name, "pglock itself; django-pglocks 2.0 and later"),
         row(Sha256Le, "sha256-le", Name, "django-pglock"),
         row(
             Fnv1a,
@@ -114,12 +104,7 @@ pub const TABLE: [SchemeInfo; 19] = {
         row(Md5, "md5", Name, "GoodJob (Ruby)"),
         row(Sqlx, "sqlx", Name, "PgAdvisoryLock of sqlx (Rust)"),
         row(Crc32, "crc32", Name, "the lock component of Symfony (PHP)"),
-        row(
-            Crc32Signed,
-            "crc32-signed",
-            Name,
-            "django-pglocks before 2.0",
-        ),
+        row(Crc32Signed, "crc32-signed", Name, "django-pglocks before 2.0"),
         row(
             WithAdvisoryLock,
             "with-advisory-lock",
@@ -134,18 +119,8 @@ pub const TABLE: [SchemeInfo; 19] = {
             Name,
             "hashtextextended(name, 0) in SQL, PostgreSQL 11 and later",
         ),
-        row(
-            RailsMigrate,
-            "rails-migrate",
-            Database,
-            "the migrations of Rails",
-        ),
-        row(
-            SqlxMigrate,
-            "sqlx-migrate",
-            Database,
-            "the migrations of sqlx (Rust)",
-        ),
+        row(RailsMigrate, "rails-migrate", Database, "the migrations of Rails"),
+        row(SqlxMigrate, "sqlx-migrate", Database, "the migrations of sqlx (Rust)"),
         row(
             GolangMigrateUrl,
             "golang-migrate-url",
@@ -195,9 +170,7 @@ impl Scheme {
         Some(match self {
             Sha256 => KeyId::Bigint(i64::from_be_bytes(sha256(bytes))),
             Sha256Le => KeyId::Bigint(i64::from_le_bytes(sha256(bytes))),
-            Fnv1a => KeyId::Bigint(fnv(bytes, |hash, byte| {
-                (hash ^ byte).wrapping_mul(FNV_PRIME)
-            })),
+            Fnv1a => KeyId::Bigint(fnv(bytes, |hash, byte| (hash ^ byte).wrapping_mul(FNV_PRIME))),
             Fnv1 => KeyId::Bigint(fnv(bytes, |hash, byte| hash.wrapping_mul(FNV_PRIME) ^ byte)),
             Md5 => KeyId::Bigint(i64::from_be_bytes(first_eight(&md5::Md5::digest(bytes)))),
             Sqlx => KeyId::Bigint(i64::from_le_bytes(hkdf(bytes, SQLX_INFO))),
@@ -231,9 +204,7 @@ impl Scheme {
         };
         Some(match self {
             Sha256 => {
-                format!(
-                    "('x'||substr(encode(sha256(convert_to({subject},'UTF8')),'hex'),1,16))::bit(64)::bigint"
-                )
+                format!("('x'||substr(encode(sha256(convert_to({subject},'UTF8')),'hex'),1,16))::bit(64)::bigint")
             }
             Sha256Le => format!(
                 "(SELECT ('x'||string_agg(substr(hex,n,2),'' ORDER BY n DESC))::bit(64)::bigint \
@@ -304,9 +275,7 @@ const CRC32_POLYNOMIAL: u32 = 0xedb8_8320;
 
 /// Fowler, Noll and Vo's hash; the order of its two steps makes the difference between 1 and 1a.
 fn fnv(bytes: &[u8], step: impl Fn(u64, u64) -> u64) -> i64 {
-    let hash = bytes
-        .iter()
-        .fold(FNV_BASIS, |hash, byte| step(hash, u64::from(*byte)));
+    let hash = bytes.iter().fold(FNV_BASIS, |hash, byte| step(hash, u64::from(*byte)));
     hash as i64
 }
 
@@ -384,32 +353,16 @@ mod tests {
             (Crc32Signed, 1072746924, -2027051966),
         ];
         for (scheme, backup, other) in bigints {
-            assert_eq!(
-                scheme.id("backup"),
-                Some(KeyId::Bigint(backup)),
-                "{scheme:?}"
-            );
-            assert_eq!(
-                scheme.id("schlüssel-鍵"),
-                Some(KeyId::Bigint(other)),
-                "{scheme:?}"
-            );
+            assert_eq!(scheme.id("backup"), Some(KeyId::Bigint(backup)), "{scheme:?}");
+            assert_eq!(scheme.id("schlüssel-鍵"), Some(KeyId::Bigint(other)), "{scheme:?}");
         }
         let pairs = [
             (WithAdvisoryLock, (1072746924, 0), (120431682, 0)),
             (PgLock, (i32::MIN, 1072746924), (i32::MIN, -2027051966)),
         ];
         for (scheme, (a, b), (c, d)) in pairs {
-            assert_eq!(
-                scheme.id("backup"),
-                Some(KeyId::IntPair(a, b)),
-                "{scheme:?}"
-            );
-            assert_eq!(
-                scheme.id("schlüssel-鍵"),
-                Some(KeyId::IntPair(c, d)),
-                "{scheme:?}"
-            );
+            assert_eq!(scheme.id("backup"), Some(KeyId::IntPair(a, b)), "{scheme:?}");
+            assert_eq!(scheme.id("schlüssel-鍵"), Some(KeyId::IntPair(c, d)), "{scheme:?}");
         }
         // The vector of sqlx's own documentation.
         let documented = Sqlx.id("my first Postgres advisory lock!");
@@ -445,14 +398,8 @@ mod tests {
             Fnv1a.id("foobar"),
             Some(KeyId::Bigint(0x8594_4171_f739_67e8_u64 as i64))
         );
-        assert_eq!(
-            Fnv1.id("foobar"),
-            Some(KeyId::Bigint(0x340d_8765_a4dd_a9c2))
-        );
+        assert_eq!(Fnv1.id("foobar"), Some(KeyId::Bigint(0x340d_8765_a4dd_a9c2)));
         // RFC 5869, test case 3: neither salt nor info.
-        assert_eq!(
-            hkdf(&[0x0b; 22], b""),
-            [0x8d, 0xa4, 0xe7, 0x75, 0xa5, 0x63, 0xc1, 0x8f]
-        );
+        assert_eq!(hkdf(&[0x0b; 22], b""), [0x8d, 0xa4, 0xe7, 0x75, 0xa5, 0x63, 0xc1, 0x8f]);
     }
 }

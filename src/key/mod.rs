@@ -175,9 +175,7 @@ impl Key {
         let mut readings: Vec<Key> = match Key::parse(given) {
             Ok(key) if key.name().is_some() => {
                 let schemes = TABLE.iter().filter(|row| row.subject == Subject::Name);
-                schemes
-                    .map(|row| key.clone().hashed_by(row.scheme))
-                    .collect()
+                schemes.map(|row| key.clone().hashed_by(row.scheme)).collect()
             }
             Ok(number) => vec![number],
             Err(_) => Vec::new(),
@@ -272,10 +270,7 @@ fn parse_number(given: &str) -> Result<Option<KeyId>, InvalidKey> {
     }
     let (id, kind) = match parts[..] {
         [a, b] => (
-            a.parse()
-                .ok()
-                .zip(b.parse().ok())
-                .map(|(a, b)| KeyId::IntPair(a, b)),
+            a.parse().ok().zip(b.parse().ok()).map(|(a, b)| KeyId::IntPair(a, b)),
             "a pair of 32-bit integers",
         ),
         _ => (given.parse().ok().map(KeyId::Bigint), "a 64-bit integer"),
@@ -290,9 +285,7 @@ fn parse_number(given: &str) -> Result<Option<KeyId>, InvalidKey> {
             true => format!(
                 "key {given:?} could be a number or a name; write the number without blanks, or {NAME_PREFIX}... for the name"
             ),
-            false => format!(
-                "key {given:?} is out of range for {kind}; write {NAME_PREFIX}{given} for the name"
-            ),
+            false => format!("key {given:?} is out of range for {kind}; write {NAME_PREFIX}{given} for the name"),
         })),
     }
 }
@@ -356,10 +349,7 @@ mod tests {
             assert_eq!(id(given).to_string(), given);
         }
         assert_eq!(id("1,2"), KeyId::IntPair(1, 2));
-        assert_eq!(
-            id("-2147483648,2147483647"),
-            KeyId::IntPair(i32::MIN, i32::MAX)
-        );
+        assert_eq!(id("-2147483648,2147483647"), KeyId::IntPair(i32::MIN, i32::MAX));
     }
 
     #[test]
@@ -377,11 +367,7 @@ mod tests {
             "1,99999999999",
             "2147483648,0",
         ] {
-            assert!(
-                refusal(given).contains("out of range"),
-                "{given}: {}",
-                refusal(given)
-            );
+            assert!(refusal(given).contains("out of range"), "{given}: {}", refusal(given));
         }
         assert!(refusal("").contains("empty"));
         assert!(refusal("name:").contains("empty"));
@@ -429,15 +415,10 @@ mod tests {
     #[test]
     fn a_scheme_applies_to_names_only() {
         let hashed = |given: &str| Key::parse(given).expect(given).hashed_by(Scheme::Crc32);
-        assert_eq!(
-            hashed("backup").number(),
-            Number::Known(KeyId::Bigint(1072746924))
-        );
+        assert_eq!(hashed("backup").number(), Number::Known(KeyId::Bigint(1072746924)));
         assert_eq!(
             hashed("name:42").number(),
-            Scheme::Crc32
-                .id("42")
-                .map_or_else(|| unreachable!(), Number::Known)
+            Scheme::Crc32.id("42").map_or_else(|| unreachable!(), Number::Known)
         );
         assert_eq!(hashed("42").number(), Number::Known(KeyId::Bigint(42)));
         assert_eq!(hashed("1,2").number(), Number::Known(KeyId::IntPair(1, 2)));
@@ -456,14 +437,8 @@ mod tests {
         assert!(rails.sql().contains("current_database()"));
         assert_eq!(rails.id_in("app"), Some(KeyId::Bigint(6939591962871035475)));
         let goose = Key::of_tool(Scheme::Goose);
-        assert_eq!(
-            goose.number(),
-            Number::Known(KeyId::Bigint(5887940537704921958))
-        );
-        assert_eq!(
-            (goose.given(), goose.to_string().as_str()),
-            ("goose", "goose")
-        );
+        assert_eq!(goose.number(), Number::Known(KeyId::Bigint(5887940537704921958)));
+        assert_eq!((goose.given(), goose.to_string().as_str()), ("goose", "goose"));
     }
 
     proptest! {

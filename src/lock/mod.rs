@@ -296,14 +296,10 @@ pub fn numbers(client: &mut Client, keys: &[Key]) -> Result<Vec<KeyId>, Failure>
     });
     let sql = format!("{AT_ONCE}SELECT {}", columns.collect::<Vec<_>>().join(", "));
     let answer = QueryResult::to(client, &sql).map_err(unlike_postgresql)?;
-    let ids = keys
-        .iter()
-        .zip(numbers)
-        .enumerate()
-        .map(|(n, (key, number))| {
-            let id = number.known().or_else(|| answer.key(&format!("k{n}")));
-            computed(key, id)
-        });
+    let ids = keys.iter().zip(numbers).enumerate().map(|(n, (key, number))| {
+        let id = number.known().or_else(|| answer.key(&format!("k{n}")));
+        computed(key, id)
+    });
     ids.collect()
 }
 
@@ -446,22 +442,14 @@ impl Lock<KeyInSql> {
         // CASE takes its conditions in order, and none after the first that holds.
         match &self.keys {
             Keys::All(keys) => {
-                let busy = |(n, key): (usize, &KeyInSql)| {
-                    format!("WHEN NOT {} THEN {n} ", key.call(function, self.mode))
-                };
+                let busy =
+                    |(n, key): (usize, &KeyInSql)| format!("WHEN NOT {} THEN {n} ", key.call(function, self.mode));
                 let tries: String = keys.iter().enumerate().map(busy).collect();
                 format!("CASE {}{tries}ELSE {} END", wait_in_line("0"), keys.len())
             }
             Keys::OneOf(keys, first) => {
-                let taken = |(n, key): (usize, &KeyInSql)| {
-                    format!("WHEN {} THEN {n} ", key.call(function, self.mode))
-                };
-                let around = keys
-                    .iter()
-                    .enumerate()
-                    .cycle()
-                    .skip(*first)
-                    .take(keys.len());
+                let taken = |(n, key): (usize, &KeyInSql)| format!("WHEN {} THEN {n} ", key.call(function, self.mode));
+                let around = keys.iter().enumerate().cycle().skip(*first).take(keys.len());
                 let tries: String = around.map(taken).collect();
                 format!("CASE {}{tries}ELSE -1 END", wait_in_line("-1"))
             }
@@ -615,12 +603,7 @@ impl Lock {
     }
 
     /// Tries the keys that are not ours yet, for the session. The numbers are those of all keys.
-    fn try_again(
-        &self,
-        client: &mut Client,
-        taken: usize,
-        poll: Duration,
-    ) -> Result<TryOutcome, postgres::Error> {
+    fn try_again(&self, client: &mut Client, taken: usize, poll: Duration) -> Result<TryOutcome, postgres::Error> {
         let (keys, before) = match &self.keys {
             Keys::All(ids) => (Keys::All(ids[taken..].to_vec()), taken),
             one_of => (one_of.clone(), 0),

@@ -11,7 +11,8 @@ use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use std::time::Instant;
 
 /// The condition that a row of `pg_locks` is of the database we are in.
-pub const IN_THIS_DATABASE: &str = "database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())";
+pub const IN_THIS_DATABASE: &str =
+    "database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())";
 
 /// The column in which the rows of a proof are true.
 pub(super) const PROVEN: &str = "proven";
@@ -26,14 +27,8 @@ pub fn ask(client: &mut Client, sql: &str) -> Result<Vec<SimpleQueryMessage>, po
 }
 
 /// The same, with something to say besides.
-fn ask_noting(
-    client: &mut Client,
-    sql: &str,
-    note: QueryTag,
-) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
-    client.simple_query(&note.on(&format!(
-        "SET LOCAL search_path TO pg_catalog, pg_temp; {sql}"
-    )))
+fn ask_noting(client: &mut Client, sql: &str, note: QueryTag) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
+    client.simple_query(&note.on(&format!("SET LOCAL search_path TO pg_catalog, pg_temp; {sql}")))
 }
 
 /// A column's text; `None` for NULL, and where whoever answers has no such column or text.
@@ -55,11 +50,7 @@ impl QueryResult {
     }
 
     /// The same, with something to say besides.
-    pub(super) fn noting(
-        client: &mut Client,
-        sql: &str,
-        note: QueryTag,
-    ) -> Result<QueryResult, postgres::Error> {
+    pub(super) fn noting(client: &mut Client, sql: &str, note: QueryTag) -> Result<QueryResult, postgres::Error> {
         let asked = Instant::now();
         let messages = ask_noting(client, sql, note)?.into_iter();
         let rows = messages.filter_map(|message| match message {
@@ -151,15 +142,10 @@ pub(super) fn unlike_postgresql(error: postgres::Error) -> Failure {
     match (code.as_deref(), error.as_db_error()) {
         (Some("42501"), _) | (None, _) | (_, None) => Failure::from(error),
         // By class, which are the first two characters; a server that is none may send fewer.
-        (Some(code), Some(db)) if ["0A", "22", "42"].iter().any(|it| code.starts_with(it)) => {
-            Failure::say(
-                ExitCode::Config,
-                format!(
-                    "this server cannot give a lock as PostgreSQL does: {}",
-                    db.message()
-                ),
-            )
-        }
+        (Some(code), Some(db)) if ["0A", "22", "42"].iter().any(|it| code.starts_with(it)) => Failure::say(
+            ExitCode::Config,
+            format!("this server cannot give a lock as PostgreSQL does: {}", db.message()),
+        ),
         _ => Failure::from(error),
     }
 }

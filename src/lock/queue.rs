@@ -4,8 +4,7 @@
 //! for long. Where there is no queue (behind a pooler, without plpgsql) the pauses between two tries grow, at random.
 
 use super::{
-    GOT, Grant, Keys, Lock, Mode, PROVEN, QueryResult, Scope, TryOutcome, WaitOptions, call,
-    lacks_plpgsql, say_got,
+    GOT, Grant, Keys, Lock, Mode, PROVEN, QueryResult, Scope, TryOutcome, WaitOptions, call, lacks_plpgsql, say_got,
 };
 use crate::key::KeyId;
 use crate::lock::ticket::{Ticket, TicketQueue};
@@ -188,9 +187,7 @@ impl Backoff {
 
     /// The pause after a try that took so long, when so much time is left.
     pub(super) fn rest(&mut self, took: Duration, left: Option<Duration>) -> Duration {
-        let rest = self
-            .next
-            .max((took * 10).min(Backoff::longest(self.longest)));
+        let rest = self.next.max((took * 10).min(Backoff::longest(self.longest)));
         self.next = (self.next * 3 / 2).min(self.longest);
         // Between 0 and 1, at random.
         let cut = RandomState::new().hash_one(()) as f64 / u64::MAX as f64;
@@ -207,9 +204,7 @@ mod tests {
     fn pauses_grow_up_to_the_longest_and_are_cut_at_random() {
         let longest = Duration::from_secs(1);
         let mut backoff = Backoff::up_to(longest);
-        let rests: Vec<Duration> = (0..50)
-            .map(|_| backoff.rest(Duration::ZERO, None))
-            .collect();
+        let rests: Vec<Duration> = (0..50).map(|_| backoff.rest(Duration::ZERO, None)).collect();
         assert!(rests[0] <= Backoff::FIRST && rests[0] * 2 >= Backoff::FIRST);
         assert!(rests.iter().all(|rest| *rest <= longest));
         assert!(rests[20..].iter().all(|rest| *rest * 2 >= longest));

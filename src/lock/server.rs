@@ -25,10 +25,7 @@ pub struct Server {
 }
 
 /// A server that gives locks in name only.
-const STUBS: [(&str, &str); 2] = [
-    ("CockroachDB", "CockroachDB"),
-    ("Redshift", "Amazon Redshift"),
-];
+const STUBS: [(&str, &str); 2] = [("CockroachDB", "CockroachDB"), ("Redshift", "Amazon Redshift")];
 
 impl Server {
     /// The product, for one of which it is known that its advisory locks protect nothing.
@@ -58,9 +55,7 @@ impl Server {
                  of the PostgreSQL server itself, or leave --scope out (--scope session-pooled is for a pooler that \
                  pools whole sessions)",
             ),
-            (ScopeChoice::SessionPooled, _) | (ScopeChoice::Auto | ScopeChoice::Session, false) => {
-                Ok(Scope::Session)
-            }
+            (ScopeChoice::SessionPooled, _) | (ScopeChoice::Auto | ScopeChoice::Session, false) => Ok(Scope::Session),
             (ScopeChoice::Transaction, _) | (ScopeChoice::Auto, true) => Ok(Scope::Transaction),
         }
     }

@@ -52,9 +52,7 @@ impl Setting {
         let set = format!("pg_catalog.set_config('{name}', '{value}', {local})");
         match self.is_everywhere {
             true => set,
-            false => format!(
-                "CASE WHEN pg_catalog.current_setting('{name}', true) IS NOT NULL THEN {set} END"
-            ),
+            false => format!("CASE WHEN pg_catalog.current_setting('{name}', true) IS NOT NULL THEN {set} END"),
         }
     }
 }

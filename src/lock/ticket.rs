@@ -31,9 +31,7 @@ impl TicketQueue {
     /// The line of everybody who asks for this key. The number that stands for it is part of the stable interface.
     pub fn for_key(key: KeyId) -> TicketQueue {
         let digest = Sha256::digest(format!("pglock line {key}"));
-        let class = digest[..4]
-            .iter()
-            .fold(0, |n, byte| (n << 8) | i32::from(*byte));
+        let class = digest[..4].iter().fold(0, |n, byte| (n << 8) | i32::from(*byte));
         TicketQueue { class }
     }
 

@@ -88,8 +88,7 @@ pub fn read(message: &str) -> Option<QueryTagInfo<'_>> {
 
 /// What cannot end the comment, begin another, or be changed on its way.
 fn plain(program: &str) -> String {
-    let keep =
-        |c: char| (c == ' ' || c.is_ascii_graphic()) && !matches!(c, '*' | '\'' | '"' | '\\');
+    let keep = |c: char| (c == ' ' || c.is_ascii_graphic()) && !matches!(c, '*' | '\'' | '"' | '\\');
     let plain = program.chars().map(|c| if keep(c) { c } else { '?' });
     plain.take(MAX_PROGRAM_LEN).collect()
 }
@@ -103,10 +102,7 @@ mod tests {
     fn a_note_names_the_program_and_stays_a_comment() {
         let job = plain("./b\u{e4}ckup */ DROP 'x'\n");
         assert_eq!(job, "./b?ckup ?/ DROP ?x??");
-        assert_eq!(
-            QueryTag::Plain.comment(&job),
-            format!("/* pglock job {job} */ ")
-        );
+        assert_eq!(QueryTag::Plain.comment(&job), format!("/* pglock job {job} */ "));
         let waits = QueryTag::Waits(Duration::from_millis(900)).comment("sh");
         assert_eq!(waits, "/* pglock waits 0.900 job sh */ ");
         let holds = QueryTag::Holds(Duration::from_secs(125)).comment("sh");
@@ -126,10 +122,7 @@ mod tests {
         assert_eq!(read("/* pglock holds 1.2.3 for ever"), Some(nothing));
         assert_eq!(read("/* pglock holds inf "), Some(nothing));
         // Cut by the server.
-        let asks = QueryTagInfo {
-            asks: true,
-            ..nothing
-        };
+        let asks = QueryTagInfo { asks: true, ..nothing };
         assert_eq!(read("/* pglock asks 4.000 job backu"), Some(asks));
     }
 

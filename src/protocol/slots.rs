@@ -20,11 +20,7 @@ fn key(key: KeyId, slot: u16) -> KeyId {
         return key;
     }
     let digest = Sha256::digest(format!("pglock slot {slot} of {key}"));
-    KeyId::Bigint(
-        digest[..8]
-            .iter()
-            .fold(0, |id, byte| (id << 8) | i64::from(*byte)),
-    )
+    KeyId::Bigint(digest[..8].iter().fold(0, |id, byte| (id << 8) | i64::from(*byte)))
 }
 
 #[cfg(test)]
@@ -35,12 +31,7 @@ mod tests {
     #[test]
     fn slots_have_the_published_keys() {
         let backup = KeyId::Bigint(6111399565520850680);
-        let expected = [
-            6111399565520850680,
-            -8147139194186139728,
-            -3856147333105664657,
-        ]
-        .map(KeyId::Bigint);
+        let expected = [6111399565520850680, -8147139194186139728, -3856147333105664657].map(KeyId::Bigint);
         assert_eq!(keys(backup, 3), expected);
         assert_eq!(keys(backup, 3)[..2], keys(backup, 2));
         assert_eq!(

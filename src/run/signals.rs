@@ -83,10 +83,7 @@ impl Blocked {
     /// Blocks every signal in the calling thread, and so in the threads that it then makes.
     pub fn all() -> io::Result<Blocked> {
         let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
-        let mut ignored: Vec<Signal> = HANDLED
-            .into_iter()
-            .filter(|s| sys::is_ignored(*s))
-            .collect();
+        let mut ignored: Vec<Signal> = HANDLED.into_iter().filter(|s| sys::is_ignored(*s)).collect();
         if sys::pipe_was_ignored() {
             ignored.push(Signal::SIGPIPE);
         }
@@ -167,9 +164,7 @@ impl Signals {
     /// The signals that the job must find with their default effect again.
     pub fn to_default(&self) -> impl Iterator<Item = Signal> {
         let ignored = &self.entry.ignored;
-        HANDLED
-            .into_iter()
-            .filter(move |signal| !ignored.contains(signal))
+        HANDLED.into_iter().filter(move |signal| !ignored.contains(signal))
     }
 }
 

@@ -27,12 +27,7 @@ use std::time::{Duration, Instant, SystemTime};
 ///
 /// # Errors
 /// This process cannot be set up: no thread, no socket pair, no signal handler.
-pub fn run(
-    options: RunOptions,
-    settings: Settings,
-    began: Instant,
-    blocked: Blocked,
-) -> Result<Outcome, Failure> {
+pub fn run(options: RunOptions, settings: Settings, began: Instant, blocked: Blocked) -> Result<Outcome, Failure> {
     let internal = |error: std::io::Error| Failure::new(ExitCode::Internal, error);
     if let Some(program) = options.command.first() {
         lock::name_job(program);
@@ -191,10 +186,7 @@ impl Supervisor {
     fn say_how_it_ended(&mut self, outcome: Outcome) {
         message::erase();
         if outcome == Outcome::Failed(ExitCode::Lost) && self.evictor.is_none() {
-            let until = self
-                .lost
-                .as_ref()
-                .map(|lost| lost.noticed + EVICTOR_LOOKUP_TIMEOUT);
+            let until = self.lost.as_ref().map(|lost| lost.noticed + EVICTOR_LOOKUP_TIMEOUT);
             self.evictor = until.and_then(|until| self.session.evictor(until));
         }
         let words = self.words.as_deref();
@@ -255,10 +247,7 @@ impl Supervisor {
             }
         }
         // What the terminal sends does not reach a job that has left our group.
-        let left_us = self
-            .job
-            .as_ref()
-            .is_some_and(|job| job.own_group().is_some());
+        let left_us = self.job.as_ref().is_some_and(|job| job.own_group().is_some());
         // After the job's own changes: a continuation that reached the whole group need not be passed on.
         events.extend(arrivals.into_iter().map(|arrival| {
             let from_terminal = arrival.from_terminal && !left_us;
@@ -330,9 +319,7 @@ impl Supervisor {
                 let why = "an internal error has ended the session";
                 match self.held {
                     Some(_) => self.event_of(SessionEvent::Lost(why.into())),
-                    None => {
-                        self.event_of(SessionEvent::Failed(Failure::say(ExitCode::Internal, why)))
-                    }
+                    None => self.event_of(SessionEvent::Failed(Failure::say(ExitCode::Internal, why))),
                 }
             }
         }
@@ -347,10 +334,7 @@ impl Supervisor {
     /// What became of the wait.
     fn patience_sentence(&self) -> String {
         match self.wait.deadline() {
-            Some(end) => format!(
-                "gave up after {}",
-                rounded(end.saturating_duration_since(self.began))
-            ),
+            Some(end) => format!("gave up after {}", rounded(end.saturating_duration_since(self.began))),
             None => "not waiting".into(),
         }
     }
@@ -405,9 +389,7 @@ impl Supervisor {
             Action::SayUnguarded => {
                 self.note_silence();
                 let lost = self.loss_sentence();
-                message::error(format_args!(
-                    "{lost}; the job goes on unguarded (--on-lost ignore)"
-                ));
+                message::error(format_args!("{lost}; the job goes on unguarded (--on-lost ignore)"));
             }
             Action::Finish(_) => {}
         }
@@ -427,10 +409,7 @@ impl Supervisor {
             slot: held.slot,
             token: held.token.as_deref(),
             backend_pid: held.backend_pid,
-            socket: held
-                .socket
-                .as_deref()
-                .filter(|_| self.options.inherit_socket),
+            socket: held.socket.as_deref().filter(|_| self.options.inherit_socket),
         };
         match Job::start(&launch, group, &self.signals) {
             Ok(job) => {
@@ -452,10 +431,7 @@ impl Supervisor {
             // Not reaped yet, but nothing is left that could take a signal.
             None | Some(Ok(()) | Err(Errno::ESRCH)) => true,
             Some(Err(error)) => {
-                message::error(format_args!(
-                    "cannot send {signal} to the job: {}",
-                    error.desc()
-                ));
+                message::error(format_args!("cannot send {signal} to the job: {}", error.desc()));
                 false
             }
         }
@@ -476,18 +452,15 @@ impl Supervisor {
     fn cut(&self) {
         if let Some(socket) = self.held.as_ref().and_then(|held| held.socket.as_ref()) {
             session::shut_down_socket(socket);
-            message::detail(
-                "closed the connection, without the server's word that the lock is given back",
-            );
+            message::detail("closed the connection, without the server's word that the lock is given back");
         }
     }
 
     /// The loss that nobody reported: the report is what did not come.
     fn note_silence(&mut self) {
         let limit = rounded(self.options.policy.timing.heartbeat);
-        self.lost.get_or_insert_with(|| {
-            LockLoss::now(format!("the server has not answered within {limit}"))
-        });
+        self.lost
+            .get_or_insert_with(|| LockLoss::now(format!("the server has not answered within {limit}")));
     }
 
     fn sleep(&self) {
@@ -503,10 +476,7 @@ impl Supervisor {
         let limit = left.into_iter().chain(tick).min();
         let timeout = limit.map_or(PollTimeout::NONE, session::timeout);
         // An interruption is a signal, which has been noted.
-        let _ = poll(
-            &mut [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)],
-            timeout,
-        );
+        let _ = poll(&mut [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], timeout);
     }
 
     fn loss_sentence(&self) -> String {

@@ -107,9 +107,7 @@ fn say(words: impl Display) {
     // nothing in it that a terminal would obey.
     let mut line = format!("pglock: {words}").replace(char::is_control, " ");
     if line.len() >= MAX_LINE_LEN {
-        let end = (0..MAX_LINE_LEN - 4)
-            .rev()
-            .find(|end| line.is_char_boundary(*end));
+        let end = (0..MAX_LINE_LEN - 4).rev().find(|end| line.is_char_boundary(*end));
         line.truncate(end.unwrap_or_default());
         line.push_str("...");
     }
@@ -127,10 +125,7 @@ fn write(text: fmt::Arguments, patience: Duration) {
     loop {
         let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
         let left = end.saturating_duration_since(Instant::now());
-        match poll(
-            &mut room,
-            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX),
-        ) {
+        match poll(&mut room, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
             Ok(0) => return,
             // A signal, and no room.
             Err(Errno::EINTR) => {}

@@ -13,8 +13,6 @@ pub fn print(text: &str) -> Result<bool, Failure> {
     match written.and_then(|()| stdout.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => {
-            Err(Failure::new(ExitCode::Internal, error).context("cannot write to standard output"))
-        }
+        Err(error) => Err(Failure::new(ExitCode::Internal, error).context("cannot write to standard output")),
     }
 }

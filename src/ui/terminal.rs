@@ -60,9 +60,7 @@ fn size(terminal: impl AsFd) -> Option<(usize, usize)> {
 /// The foreground process group of our terminal; `None` without a terminal.
 pub fn foreground() -> Option<Pid> {
     // Where there is no /dev/tty, as in a sparse container, the terminal may still be one of the standard streams.
-    let terminal = File::open("/dev/tty")
-        .ok()
-        .and_then(|tty| tcgetpgrp(tty).ok());
+    let terminal = File::open("/dev/tty").ok().and_then(|tty| tcgetpgrp(tty).ok());
     let stdin = || tcgetpgrp(stdin()).ok();
     terminal.or_else(stdin).or_else(|| tcgetpgrp(stderr()).ok())
 }

@@ -62,11 +62,7 @@ fn a_direct_connection_is_fit() {
     let version = format!("PostgreSQL {}.", server.version());
     assert!(about(&found, "server").1.starts_with(&version), "{output}");
     assert!(about(&found, "connection").1.starts_with("direct; "));
-    assert!(
-        about(&found, "lock")
-            .1
-            .starts_with("taken, found in pg_locks")
-    );
+    assert!(about(&found, "lock").1.starts_with("taken, found in pg_locks"));
     let locks = format!(
         "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' \
          AND database = (SELECT oid FROM pg_database WHERE datname = '{database}')"
@@ -102,10 +98,7 @@ fn a_role_with_timeouts_and_without_plpgsql_is_told_so() {
         let output = as_role().args(["--scope", scope]).output();
         let found = findings(output.code(0));
         let words = about(&found, "role").1;
-        assert!(
-            words.starts_with(&role) && words.contains("GRANT"),
-            "{output}"
-        );
+        assert!(words.starts_with(&role) && words.contains("GRANT"), "{output}");
         let timeouts = found.iter().filter(|finding| finding.1 == "timeouts");
         let timeouts: Vec<_> = timeouts
             .map(|(level, _, words)| (level.as_str(), words.as_str()))
@@ -133,26 +126,16 @@ fn a_pooler_is_told_and_refused_where_run_would_refuse_it() {
         let pool = format!("pool_mode={mode}");
         let bouncer = PgBouncer::with(server, &[&pool]);
         let output = check(bouncer.pglock()).args(["--scope", scope]).output();
-        let run = bouncer
-            .run(&unique("check"))
-            .args(["--scope", scope, "true"]);
+        let run = bouncer.run(&unique("check")).args(["--scope", scope, "true"]);
         let run = run.output();
         assert_eq!(output.status.code(), run.status.code(), "{output}{run}");
         let found = findings(&output);
         let refusals = found.iter().filter(|finding| finding.0 == "refusal");
         let refusals: Vec<_> = refusals.map(|finding| finding.1.as_str()).collect();
-        assert_eq!(
-            refusals,
-            refused.into_iter().collect::<Vec<_>>(),
-            "{output}"
-        );
+        assert_eq!(refusals, refused.into_iter().collect::<Vec<_>>(), "{output}");
         if refused.is_none() {
             assert_eq!(about(&found, "vanished host").0, "warning");
-            assert!(
-                about(&found, "connection")
-                    .1
-                    .starts_with("through a pooler; ")
-            );
+            assert!(about(&found, "connection").1.starts_with("through a pooler; "));
             assert_eq!(about(&found, "lock").0, "ok");
         }
     }
@@ -164,10 +147,7 @@ fn json_says_the_same() {
     let server = Server::shared();
     let bouncer = PgBouncer::with(server, &["pool_mode=transaction"]);
     let json = |arguments: &[&str], code| -> Value {
-        let output = check(bouncer.pglock())
-            .arg("--json")
-            .args(arguments)
-            .output();
+        let output = check(bouncer.pglock()).arg("--json").args(arguments).output();
         serde_json::from_slice(&output.code(code).silent().stdout).unwrap()
     };
     let report = json(&[], 0);
@@ -197,8 +177,7 @@ fn where_it_cannot_connect_it_says_so_as_run_does() {
     assert!(output.code(69).stderr_line().starts_with("cannot connect"));
     let server = Server::shared();
     let port = server.port();
-    let wrong =
-        format!("postgresql://{WITH_PASSWORD}:wrong@127.0.0.1:{port}/postgres?sslmode=disable");
+    let wrong = format!("postgresql://{WITH_PASSWORD}:wrong@127.0.0.1:{port}/postgres?sslmode=disable");
     let output = check(Pglock::alone()).env("PGLOCK_DSN", &wrong).output();
     output.code(77).stderr_line();
     let output = check(server.pglock()).arg("extra").output();

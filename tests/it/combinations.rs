@@ -39,10 +39,7 @@ fn every_combination_runs_or_is_refused() {
 }
 
 fn check(server: &Server, set: u32) {
-    let chosen = OPTIONS
-        .iter()
-        .enumerate()
-        .filter(|(n, _)| set & 1 << n != 0);
+    let chosen = OPTIONS.iter().enumerate().filter(|(n, _)| set & 1 << n != 0);
     let chosen: Vec<_> = chosen.map(|(_, option)| option).collect();
     let letters: String = chosen.iter().map(|(letter, _)| *letter).collect();
     // A key that others of this test do not use, but for `other`, of which they all wait their turn.
@@ -64,11 +61,7 @@ fn check(server: &Server, set: u32) {
     }
     let expected = format!(
         "{},{},{}\n",
-        if letters.contains('s') {
-            "shared"
-        } else {
-            "exclusive"
-        },
+        if letters.contains('s') { "shared" } else { "exclusive" },
         if letters.contains('S') { "slot" } else { "" },
         if letters.contains('t') { "token" } else { "" },
     );

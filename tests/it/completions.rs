@@ -89,10 +89,7 @@ fn fish_completes_pglock_and_its_job() {
             .expect("fish is installed by scripts/setup");
         let said = String::from_utf8(output.stdout).expect("fish prints UTF-8");
         // What is offered, a line each, without its description. Values of options may be completed as files.
-        let offered: Vec<&str> = said
-            .lines()
-            .filter_map(|line| line.split('\t').next())
-            .collect();
+        let offered: Vec<&str> = said.lines().filter_map(|line| line.split('\t').next()).collect();
         assert_eq!(
             offered,
             Vec::from_iter(*completed),
@@ -111,10 +108,7 @@ fn types_and_completes(shell: &[&str], home: &TempDir) {
         let (before, word) = line.rsplit_once(' ').expect("a line has several words");
         let last = completed.unwrap_or(word);
         let arguments = before.split(' ').skip(1).chain([last]);
-        let arrived = arguments
-            .map(|argument| format!("<{argument}>"))
-            .collect::<String>()
-            + "!";
+        let arrived = arguments.map(|argument| format!("<{argument}>")).collect::<String>() + "!";
         terminal.expect("ready> ");
         terminal.keys(&format!("{line}\t\r"));
         terminal.expect(&arrived);

@@ -44,21 +44,11 @@ fn a_conflict_names_what_an_ordinary_role_may_see() {
     server.sql(&format!("CREATE ROLE {role} LOGIN"));
     let mut client = server.client();
     rows(&mut client, "SET application_name = 'an old script'");
-    rows(
-        &mut client,
-        &format!("SELECT pg_advisory_lock({})", number(&key)),
-    );
-    let backend = rows(&mut client, "SELECT pg_backend_pid()")
-        .concat()
-        .concat();
-    let run = server
-        .run(&key)
-        .env("PGUSER", role)
-        .env("PGDATABASE", "postgres");
+    rows(&mut client, &format!("SELECT pg_advisory_lock({})", number(&key)));
+    let backend = rows(&mut client, "SELECT pg_backend_pid()").concat().concat();
+    let run = server.run(&key).env("PGUSER", role).env("PGDATABASE", "postgres");
     let line = run.args(["-n", "true"]).output().code(75).stderr_line();
-    let held = format!(
-        "is held by \"an old script\" of user \"postgres\" (backend {backend}); not waiting"
-    );
+    let held = format!("is held by \"an old script\" of user \"postgres\" (backend {backend}); not waiting");
     assert!(line.ends_with(&held), "{line}");
 }
 
@@ -67,19 +57,9 @@ fn a_conflict_names_what_an_ordinary_role_may_see() {
 fn a_conflict_counts_the_other_holders() {
     let server = Server::shared();
     let key = unique("several");
-    let holders: Vec<_> = (0..3)
-        .map(|_| server.run(&key).arg("-s").holding())
-        .collect();
-    let line = server
-        .run(&key)
-        .args(["-n", "true"])
-        .output()
-        .code(75)
-        .stderr_line();
-    assert!(
-        line.contains(&format!(":{} (backend ", holders[0].pid())),
-        "{line}"
-    );
+    let holders: Vec<_> = (0..3).map(|_| server.run(&key).arg("-s").holding()).collect();
+    let line = server.run(&key).args(["-n", "true"]).output().code(75).stderr_line();
+    assert!(line.contains(&format!(":{} (backend ", holders[0].pid())), "{line}");
     assert!(line.ends_with(") and 2 more; not waiting"), "{line}");
 }
 
@@ -103,9 +83,7 @@ fn the_exit_status_and_the_words_of_a_conflict_are_the_users_to_choose() {
     run(&["--quiet", "-E", "0"], None).code(0).silent();
     run(&["-E", "0"], None).code(0).stderr_line();
     run(&["-E", "255"], None).code(255).stderr_line();
-    run(&["--conflict-exit-code", "9"], None)
-        .code(9)
-        .stderr_line();
+    run(&["--conflict-exit-code", "9"], None).code(9).stderr_line();
     run(&[], Some("7")).code(7).stderr_line();
     // An option overrides its variable, and an empty variable is none.
     run(&["-E", "9"], Some("7")).code(9).stderr_line();
@@ -164,10 +142,7 @@ fn a_verbose_wait_says_for_whom_it_waits() {
     let output = waiter.finish();
     assert_eq!(output.code(0).stdout, b"mine\n", "{output}");
     let lines = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(
-        lines.lines().all(|line| line.starts_with("pglock: ")),
-        "{lines}"
-    );
+    assert!(lines.lines().all(|line| line.starts_with("pglock: ")), "{lines}");
     assert!(lines.contains("acquired the lock"), "{lines}");
 }
 

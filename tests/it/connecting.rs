@@ -8,9 +8,7 @@ use crate::support::unique;
 /// Where and as whom the job's lock is held: database, user, and whether over TCP.
 fn held_at(server: &Server, run: Pglock) -> String {
     let running = run.args(["run", "-k", &unique("place")]);
-    let running = running
-        .sh("echo \"<$PGLOCK_BACKEND_PID>\"; read -r _; exit 0")
-        .spawn();
+    let running = running.sh("echo \"<$PGLOCK_BACKEND_PID>\"; read -r _; exit 0").spawn();
     running.await_stdout(">\n");
     let out = running.stdout();
     let backend = out.trim().trim_matches(['<', '>']);
@@ -32,26 +30,15 @@ fn options_override_variables_and_variables_fill_what_a_string_leaves_open() {
     let at = |run| held_at(server, run);
     // The variables of libpq, and its default: the database is called as the user is.
     assert_eq!(at(server.pglock()), "postgres postgres");
-    let elsewhere = || {
-        server
-            .pglock()
-            .env("PGUSER", &role)
-            .env("PGDATABASE", &database)
-    };
+    let elsewhere = || server.pglock().env("PGUSER", &role).env("PGDATABASE", &database);
     assert_eq!(at(elsewhere()), format!("{database} {role}"));
     assert_eq!(
         at(elsewhere().env("PGHOST", "127.0.0.1")),
         format!("{database} {role} tcp")
     );
     // DATABASE_URL decides over them, PGLOCK_DSN over that, and --dsn over all.
-    assert_eq!(
-        at(Pglock::alone().env("DATABASE_URL", &tcp)),
-        "postgres postgres tcp"
-    );
-    assert_eq!(
-        at(elsewhere().env("DATABASE_URL", &tcp)),
-        "postgres postgres tcp"
-    );
+    assert_eq!(at(Pglock::alone().env("DATABASE_URL", &tcp)), "postgres postgres tcp");
+    assert_eq!(at(elsewhere().env("DATABASE_URL", &tcp)), "postgres postgres tcp");
     let over_socket = format!("host={folder} port={port} user={role} dbname={database}");
     let both = || {
         elsewhere()
@@ -70,9 +57,7 @@ fn options_override_variables_and_variables_fill_what_a_string_leaves_open() {
     // What the string leaves open is taken from the variables.
     let partly = format!("user={role}");
     assert_eq!(
-        at(elsewhere()
-            .env("PGUSER", "nobody")
-            .env("PGLOCK_DSN", &partly)),
+        at(elsewhere().env("PGUSER", "nobody").env("PGLOCK_DSN", &partly)),
         format!("{database} {role}")
     );
     let uri = format!("postgresql:///{database}");

@@ -43,10 +43,7 @@ fn bare(env: &[(&str, &str)]) -> Case {
 
 impl Case {
     fn differs(self, why: &'static str) -> Case {
-        Case {
-            why: Some(why),
-            ..self
-        }
+        Case { why: Some(why), ..self }
     }
 }
 
@@ -89,13 +86,7 @@ impl Stage {
                 server.sql(&format!("CREATE ROLE \"{role}\" LOGIN"));
             }
         }
-        for database in [
-            user.as_str(),
-            "odd db",
-            "it's a \\ db",
-            "with_tls",
-            "a@b/c?d=e",
-        ] {
+        for database in [user.as_str(), "odd db", "it's a \\ db", "with_tls", "a@b/c?d=e"] {
             let made = server.sql(&format!(
                 "SELECT 1 FROM pg_database WHERE datname = '{}'",
                 database.replace('\'', "''")
@@ -114,43 +105,25 @@ impl Stage {
             ("down", free_port().to_string()),
             ("os", user),
             ("pw", PASSWORD.to_owned()),
-            (
-                "epw",
-                PASSWORD.bytes().map(|b| format!("%{b:02x}")).collect(),
-            ),
+            ("epw", PASSWORD.bytes().map(|b| format!("%{b:02x}")).collect()),
             (
                 "qpw",
                 format!("'{}'", PASSWORD.replace('\\', "\\\\").replace('\'', "\\'")),
             ),
-            (
-                "escaped",
-                PASSWORD.replace('\\', "\\\\").replace(':', "\\:"),
-            ),
+            ("escaped", PASSWORD.replace('\\', "\\\\").replace(':', "\\:")),
         ];
         let home = server.home("home", &[]);
         for (file, text) in HOME_FILES {
             server.home("home", &[(file, &fill(text, &names))]);
         }
-        let open = server.home(
-            "open",
-            &[(".pgpass", &format!("*:*:*:*:{}\n", names[11].1))],
-        );
+        let open = server.home("open", &[(".pgpass", &format!("*:*:*:*:{}\n", names[11].1))]);
         fs::set_permissions(open.join(".pgpass"), fs::Permissions::from_mode(0o644)).unwrap();
-        let trusting = server.home(
-            "trusting",
-            &[(".postgresql/root.crt", &read(server.pki("other.crt")))],
-        );
+        let trusting = server.home("trusting", &[(".postgresql/root.crt", &read(server.pki("other.crt")))]);
         server.home(
             "keyed",
             &[
-                (
-                    ".postgresql/postgresql.crt",
-                    &read(server.pki("client.crt")),
-                ),
-                (
-                    ".postgresql/postgresql.key",
-                    &read(server.pki("client.key")),
-                ),
+                (".postgresql/postgresql.crt", &read(server.pki("client.crt"))),
+                (".postgresql/postgresql.key", &read(server.pki("client.key"))),
             ],
         );
         let system = server.home(
@@ -171,10 +144,7 @@ impl Stage {
         ] {
             names.push((name, path.to_str().unwrap().to_owned()));
         }
-        names.push((
-            "keyed",
-            server.folder().join("keyed").to_str().unwrap().to_owned(),
-        ));
+        names.push(("keyed", server.folder().join("keyed").to_str().unwrap().to_owned()));
         Stage { server, names }
     }
 
@@ -204,9 +174,7 @@ impl Stage {
             psql = psql.args(["-d", &fill(dsn, &self.names)]);
         }
         let output = psql.output();
-        let text = String::from_utf8_lossy(&output.stdout)
-            .trim_end()
-            .to_owned();
+        let text = String::from_utf8_lossy(&output.stdout).trim_end().to_owned();
         let mut reached: Vec<String> = text.split('\x1f').map(str::to_owned).collect();
         if output.status.success() && reached[3] == "psql" {
             reached[3] = "its own".into();
@@ -220,22 +188,14 @@ impl Stage {
             pglock = pglock.env("PGLOCK_DSN", fill(dsn, &self.names));
         }
         let pglock = pglock.args(["run", "-k", &unique("alike")]);
-        let mut running = pglock
-            .sh("echo \"<$PGLOCK_BACKEND_PID>\"; read -r _; exit 0")
-            .spawn();
+        let mut running = pglock.sh("echo \"<$PGLOCK_BACKEND_PID>\"; read -r _; exit 0").spawn();
         let mut lives = true;
         until(SOON, || {
             lives = running.lives();
             !lives || running.stdout().contains(">\n")
         });
         let out = running.stdout();
-        let reached = lives.then(|| {
-            place_of(
-                sessions,
-                out.trim().trim_matches(['<', '>']),
-                running.pid().as_raw(),
-            )
-        });
+        let reached = lives.then(|| place_of(sessions, out.trim().trim_matches(['<', '>']), running.pid().as_raw()));
         let output = running.finish();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(
@@ -245,10 +205,7 @@ impl Stage {
         match reached {
             Some(_) => output.code(0),
             None => {
-                assert!(
-                    [69, 77, 78].contains(&output.status.code().unwrap_or(-1)),
-                    "{output}"
-                );
+                assert!([69, 77, 78].contains(&output.status.code().unwrap_or(-1)), "{output}");
                 assert!(!said.is_empty(), "{output}");
                 &output
             }
@@ -265,9 +222,7 @@ fn place_of(sessions: &mut [Client], backend: &str, pid: i32) -> Vec<String> {
              FROM pg_stat_activity JOIN pg_stat_ssl USING (pid) \
              WHERE pid = {backend} AND application_name LIKE '% %:{pid}'"
     );
-    let found = sessions
-        .iter_mut()
-        .find_map(|client| rows(client, &sql).pop());
+    let found = sessions.iter_mut().find_map(|client| rows(client, &sql).pop());
     let mut found = found.expect("pglock's session");
     let name = found[3].split(' ').next().unwrap_or_default().to_owned();
     found[3] = if name.starts_with("pglock:") {
@@ -306,7 +261,8 @@ fn sources() -> Vec<Case> {
         here(&[("PGUSER", "")]),
         here(&[("PGDATABASE", "")]),
         here(&[("PGAPPNAME", "nightly")]),
-        here(&[("PGAPPNAME", "")]).differs("a session of psql's is then called nothing, and one of pglock's has a name at any rate"),
+        here(&[("PGAPPNAME", "")])
+            .differs("a session of psql's is then called nothing, and one of pglock's has a name at any rate"),
         here(&[("PGOPTIONS", "-c search_path=x")]),
         here(&[("PGOPTIONS", "-c no_such_setting=1")]),
         here(&[("PGSSLMODE", "require")]),
@@ -379,30 +335,18 @@ fn sources() -> Vec<Case> {
         here(&[("PGREQUIREPEER", "postgres")]),
         here(&[("PGREQUIREPEER", "somebody-else")]),
         // The string over the variables, in part.
-        with(
-            "dbname=postgres",
-            &[("PGUSER", "scram"), ("PGDATABASE", "nothing")],
-        ),
+        with("dbname=postgres", &[("PGUSER", "scram"), ("PGDATABASE", "nothing")]),
         with("postgres", &[("PGDATABASE", "nothing")]),
         with("postgresql:///postgres", &[("PGUSER", "scram")]),
-        with(
-            "postgresql://",
-            &[("PGUSER", "scram"), ("PGDATABASE", "postgres")],
-        ),
+        with("postgresql://", &[("PGUSER", "scram"), ("PGDATABASE", "postgres")]),
         with("postgresql://scram@/", &[("PGDATABASE", "postgres")]),
-        with(
-            "user=scram",
-            &[("PGUSER", "nobody"), ("PGDATABASE", "postgres")],
-        ),
+        with("user=scram", &[("PGUSER", "nobody"), ("PGDATABASE", "postgres")]),
         with("user=scram dbname=''", &[("PGDATABASE", "nothing")]),
         with(
             "host={dir} port={port} dbname=postgres",
             &[("PGHOST", "nowhere.invalid"), ("PGPORT", "1")],
         ),
-        with(
-            "dbname=postgres application_name=mine",
-            &[("PGAPPNAME", "other")],
-        ),
+        with("dbname=postgres application_name=mine", &[("PGAPPNAME", "other")]),
         with(
             "dbname=postgres fallback_application_name=fallback",
             &[("PGAPPNAME", "other")],
@@ -428,18 +372,9 @@ fn sources() -> Vec<Case> {
         bare(&[("PGSERVICE", "spaced")]),
         bare(&[("PGSERVICE", "system"), ("PGSYSCONFDIR", "{system}")]),
         bare(&[("PGSERVICE", "system")]),
-        bare(&[
-            ("PGSERVICE", "system"),
-            ("PGSERVICEFILE", "{system}/pg_service.conf"),
-        ]),
-        bare(&[
-            ("PGSERVICE", "system"),
-            ("PGSERVICEFILE", "{system}/nothing"),
-        ]),
-        bare(&[
-            ("PGSERVICE", "tcp"),
-            ("PGSERVICEFILE", "{system}/pg_service.conf"),
-        ]),
+        bare(&[("PGSERVICE", "system"), ("PGSERVICEFILE", "{system}/pg_service.conf")]),
+        bare(&[("PGSERVICE", "system"), ("PGSERVICEFILE", "{system}/nothing")]),
+        bare(&[("PGSERVICE", "tcp"), ("PGSERVICEFILE", "{system}/pg_service.conf")]),
         case("service=tcp user=scram sslmode=disable password={qpw}", &[]),
         case("postgresql://?service=first", &[]),
         case("postgresql://scram@/?service=tcp&password={epw}", &[]),
@@ -451,9 +386,7 @@ fn sources() -> Vec<Case> {
 fn strings() -> Vec<Case> {
     let tcp = |rest: &str| {
         case(
-            &format!(
-                "host=127.0.0.1 port={{port}} user=scram dbname=postgres password={{qpw}} {rest}"
-            ),
+            &format!("host=127.0.0.1 port={{port}} user=scram dbname=postgres password={{qpw}} {rest}"),
             &[],
         )
     };
@@ -532,12 +465,16 @@ fn strings() -> Vec<Case> {
         uri("host=127.0.0.1,127.0.0.1 port={port},{p1} user=scram password=wrong dbname=postgres"),
         uri("host=127.0.0.1,127.0.0.1 port={p2},{p1} user=postgres dbname=postgres target_session_attrs=primary"),
         uri("host=127.0.0.1,127.0.0.1 port={p2},{p1} user=postgres dbname=postgres target_session_attrs=read-write"),
-        uri("host=127.0.0.1,127.0.0.1 port={down},{p1} user=postgres dbname=postgres target_session_attrs=prefer-standby"),
+        uri(
+            "host=127.0.0.1,127.0.0.1 port={down},{p1} user=postgres dbname=postgres target_session_attrs=prefer-standby",
+        ),
         uri("host=127.0.0.1 port={p2} user=postgres dbname=postgres target_session_attrs=primary"),
         uri("host=127.0.0.1,127.0.0.1 port={p1},{p2} user=postgres dbname=postgres target_session_attrs=standby")
             .differs("the standby is found, and cannot give a lock"),
-        uri("host=127.0.0.1,127.0.0.1 port={p1},{p2} user=postgres dbname=postgres target_session_attrs=prefer-standby")
-            .differs("the standby is found, and cannot give a lock"),
+        uri(
+            "host=127.0.0.1,127.0.0.1 port={p1},{p2} user=postgres dbname=postgres target_session_attrs=prefer-standby",
+        )
+        .differs("the standby is found, and cannot give a lock"),
         tcp("require_auth=scram-sha-256").differs("psql 15 does not know require_auth"),
         tcp("sslcertmode=disable").differs("psql 15 does not know sslcertmode"),
         tcp("load_balance_hosts=random").differs("psql 15 does not know load_balance_hosts"),
@@ -548,7 +485,8 @@ fn strings() -> Vec<Case> {
             .differs("a revocation list that is named and not there is ignored by psql: the revoked would be let in"),
         unix("keepalives_idle=often").differs("psql looks at it only over TCP"),
         tcp("client_encoding=no_such_encoding").differs("there is no text to convert; psql lets the server refuse it"),
-        unix("user=postgres replication=database").differs("a lock needs an ordinary session, though psql can do without"),
+        unix("user=postgres replication=database")
+            .differs("a lock needs an ordinary session, though psql can do without"),
     ];
     for rest in [
         "keepalives=0",
@@ -618,11 +556,7 @@ fn secrets() -> Vec<Case> {
         tcp("clear", "dbname='odd db'", &[]),
         tcp("clear", "", &[]),
         tcp("scram", "", &[("HOME", "{open}")]),
-        tcp(
-            "scram",
-            "",
-            &[("HOME", "{open}"), ("PGPASSFILE", "{home}/.pgpass")],
-        ),
+        tcp("scram", "", &[("HOME", "{open}"), ("PGPASSFILE", "{home}/.pgpass")]),
         tcp(
             "scram",
             "passfile={home}/.pgpass",
@@ -661,16 +595,8 @@ fn secrets() -> Vec<Case> {
             "sslmode=require sslcert={pki}client.crt sslkey={pki}client-ec.key",
             &[],
         ),
-        tcp(
-            "with_tls",
-            "sslcert={pki}client.crt sslkey={pki}no.key",
-            &[],
-        ),
-        tcp(
-            "without_tls",
-            "sslcert={pki}client.crt sslkey={pki}no.key",
-            &[],
-        ),
+        tcp("with_tls", "sslcert={pki}client.crt sslkey={pki}no.key", &[]),
+        tcp("without_tls", "sslcert={pki}client.crt sslkey={pki}no.key", &[]),
         tcp(
             "with_tls",
             "sslmode=require sslcert={pki}client-other.crt sslkey={pki}client-other.key",
@@ -690,11 +616,7 @@ fn secrets() -> Vec<Case> {
             "sslmode=verify-ca sslrootcert={pki}ca.crt sslcrl={pki}ca.crl",
             &[],
         ),
-        tcp(
-            "with_tls",
-            "sslmode=verify-ca sslrootcert={pki}client.key",
-            &[],
-        ),
+        tcp("with_tls", "sslmode=verify-ca sslrootcert={pki}client.key", &[]),
         tcp(
             "with_tls",
             "sslmode=verify-full sslrootcert={pki}ca.crt host=localhost",
@@ -763,18 +685,13 @@ fn compare(stage: &Stage, cases: &[Case]) -> (Vec<String>, usize) {
 #[test]
 fn psql_and_pglock_reach_the_server_alike() {
     let stage = Stage::set();
-    let cases: Vec<Case> = [sources(), strings(), secrets()]
-        .into_iter()
-        .flatten()
-        .collect();
+    let cases: Vec<Case> = [sources(), strings(), secrets()].into_iter().flatten().collect();
     let count = cases.len();
     assert!(count >= 150, "{count}");
     // Most of the time is spent waiting for processes to start.
     let results = std::thread::scope(|scope| {
         let parts = cases.chunks(count.div_ceil(4));
-        let threads: Vec<_> = parts
-            .map(|part| scope.spawn(|| compare(&stage, part)))
-            .collect();
+        let threads: Vec<_> = parts.map(|part| scope.spawn(|| compare(&stage, part))).collect();
         threads
             .into_iter()
             .map(|thread| thread.join().unwrap())

@@ -4,9 +4,7 @@
 use crate::support::pglock::{Output, Pglock};
 use crate::support::server::{Server, free_port};
 use crate::support::unique;
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, connect, listen, socket,
-};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, connect, listen, socket};
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::OnceLock;
@@ -23,9 +21,7 @@ pub fn pair() -> &'static (Server, Server) {
 }
 
 fn pglock(dsn: &str) -> Pglock {
-    let run = Pglock::alone()
-        .env("PGLOCK_DSN", dsn)
-        .env("HOME", "/nonexistent");
+    let run = Pglock::alone().env("PGLOCK_DSN", dsn).env("HOME", "/nonexistent");
     run.args(["run", "-k", &unique("hosts")])
 }
 
@@ -35,10 +31,7 @@ fn run(dsn: &str) -> Output {
 
 /// `host=127.0.0.1,... port=...` for these ports.
 fn hosts(ports: &[u16], rest: &str) -> String {
-    let list = ports
-        .iter()
-        .map(|port| port.to_string())
-        .collect::<Vec<_>>();
+    let list = ports.iter().map(|port| port.to_string()).collect::<Vec<_>>();
     let names = vec!["127.0.0.1"; ports.len()].join(",");
     format!(
         "host={names} port={} user=postgres dbname=postgres sslmode=disable {rest}",
@@ -54,15 +47,7 @@ struct BlackHole {
 
 impl BlackHole {
     fn new() -> BlackHole {
-        let stream = || {
-            socket(
-                AddressFamily::Inet,
-                SockType::Stream,
-                SockFlag::SOCK_NONBLOCK,
-                None,
-            )
-            .unwrap()
-        };
+        let stream = || socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
         let port = free_port();
         let listener = stream();
         let address = SockaddrIn::new(127, 0, 0, 1, port);
@@ -115,10 +100,7 @@ fn the_first_host_that_is_fit_is_taken() {
         let output = run(&hosts(&ports, &format!("target_session_attrs={target}")));
         output.code(code);
         if code == 78 {
-            assert!(
-                output.stderr_line().contains("hot standby"),
-                "{target}: {output}"
-            );
+            assert!(output.stderr_line().contains("hot standby"), "{target}: {output}");
         }
     }
     // A primary where transactions are read-only by default is no read-write server, but a primary.
@@ -152,12 +134,8 @@ fn every_host_is_told_of() {
     assert_eq!(line, format!("{}; {}", told(down[1]), told(down[0])));
     let both = hosts(&[down[0], primary.port()], "").replace("user=postgres", "user=no_such_role");
     let line = run(&both).code(77).stderr_line();
-    assert!(
-        line.contains("no_such_role") && line.contains(&told(down[0])),
-        "{line}"
-    );
-    let first_refuses =
-        hosts(&[primary.port(), standby.port()], "").replace("user=postgres", "user=no_such_role");
+    assert!(line.contains("no_such_role") && line.contains(&told(down[0])), "{line}");
+    let first_refuses = hosts(&[primary.port(), standby.port()], "").replace("user=postgres", "user=no_such_role");
     let line = run(&first_refuses).code(77).stderr_line();
     assert!(!line.contains(&format!(":{}", standby.port())), "{line}");
     let line = run("host=no-such-host.invalid").code(69).stderr_line();
@@ -167,26 +145,17 @@ fn every_host_is_told_of() {
     );
     let line = run(&hosts(&[primary.port()], "")
         .replace("127.0.0.1", "localhost")
-        .replace(
-            "host=localhost",
-            "host=localhost hostaddr=::1 connect_timeout=2",
-        ))
+        .replace("host=localhost", "host=localhost hostaddr=::1 connect_timeout=2"))
     .code(69)
     .stderr_line();
-    assert!(
-        line.contains("localhost:") && line.contains("(::1)"),
-        "{line}"
-    );
+    assert!(line.contains("localhost:") && line.contains("(::1)"), "{line}");
 }
 
 /// "load_balance_hosts=random"
 #[test]
 fn hosts_can_be_tried_at_random() {
     let (primary, standby) = pair();
-    let dsn = hosts(
-        &[primary.port(), standby.port()],
-        "load_balance_hosts=random",
-    );
+    let dsn = hosts(&[primary.port(), standby.port()], "load_balance_hosts=random");
     let mut seen = std::collections::HashSet::new();
     for _ in 0..64 {
         seen.insert(run(&dsn).status.code());
@@ -225,11 +194,7 @@ fn the_socket_is_found_behind_a_host_that_hangs() {
     let (primary, _) = pair();
     let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let dsn = hosts(
-        &[
-            silent.local_addr().unwrap().port(),
-            free_port(),
-            primary.port(),
-        ],
+        &[silent.local_addr().unwrap().port(), free_port(), primary.port()],
         "connect_timeout=1",
     );
     let output = pglock(&dsn).args(["-v", "--", "true"]).output();

@@ -20,9 +20,7 @@ fn dsn() -> String {
 }
 
 fn pglock(dsn: &str) -> Pglock {
-    let run = Pglock::alone()
-        .env("HOME", "/nonexistent")
-        .env("PGLOCK_DSN", dsn);
+    let run = Pglock::alone().env("HOME", "/nonexistent").env("PGLOCK_DSN", dsn);
     run.args(["run", "-k", &unique("secrets")])
 }
 
@@ -31,20 +29,11 @@ fn pglock(dsn: &str) -> Pglock {
 fn a_password_on_the_command_line_is_warned_of() {
     let quoted = PASSWORD.replace('\\', "\\\\").replace('\'', "\\'");
     let with_password = dsn() + &format!(" password='{quoted}'");
-    let output = pglock("")
-        .args(["-d", &with_password, "--", "true"])
-        .output();
+    let output = pglock("").args(["-d", &with_password, "--", "true"]).output();
     let line = output.code(0).stderr_line();
-    assert!(
-        line.contains("PGLOCK_DSN") && line.contains("~/.pgpass"),
-        "{line}"
-    );
+    assert!(line.contains("PGLOCK_DSN") && line.contains("~/.pgpass"), "{line}");
     assert!(!line.contains("w@rd"), "{line}");
-    pglock(&with_password)
-        .args(["--", "true"])
-        .output()
-        .code(0)
-        .silent();
+    pglock(&with_password).args(["--", "true"]).output().code(0).silent();
     let variable = pglock("")
         .args(["-d", &dsn(), "--", "true"])
         .env("PGPASSWORD", PASSWORD);
@@ -55,10 +44,7 @@ fn a_password_on_the_command_line_is_warned_of() {
 #[test]
 fn the_password_file() {
     let escaped = PASSWORD.replace('\\', "\\\\").replace(':', "\\:");
-    let home = server().home(
-        "passfile",
-        &[(".pgpass", &format!("127.0.0.1:*:*:scram:{escaped}\n"))],
-    );
+    let home = server().home("passfile", &[(".pgpass", &format!("127.0.0.1:*:*:scram:{escaped}\n"))]);
     let run = || pglock(&dsn()).env("HOME", &home);
     let env = run().args(["--", "env"]).output().stdout();
     assert!(!env.contains("w@rd"), "{env}");
@@ -73,11 +59,7 @@ fn the_password_file() {
     );
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     fs::write(&file, "*:*:*:*:wr0ng\n").unwrap();
-    let line = run()
-        .args(["-v", "--", "true"])
-        .output()
-        .code(77)
-        .stderr_line();
+    let line = run().args(["-v", "--", "true"]).output().code(77).stderr_line();
     assert!(
         line.contains("(with the password of ") && !line.contains("wr0ng"),
         "{line}"
@@ -112,22 +94,11 @@ fn a_terminal_is_asked() {
     terminal.keys("wr0ng\n");
     terminal.expect("password authentication failed");
     terminal.expect("status=77");
-    assert!(
-        !terminal.screen().contains("wr0ng"),
-        "{}",
-        terminal.screen()
-    );
+    assert!(!terminal.screen().contains("wr0ng"), "{}", terminal.screen());
 
     // No terminal: the same failure at once.
-    let line = pglock(&dsn())
-        .args(["--", "true"])
-        .output()
-        .code(77)
-        .stderr_line();
-    assert!(
-        line.contains("asks for a password, and none is given"),
-        "{line}"
-    );
+    let line = pglock(&dsn()).args(["--", "true"]).output().code(77).stderr_line();
+    assert!(line.contains("asks for a password, and none is given"), "{line}");
 }
 
 /// "on Ctrl-C at the prompt ... the terminal's echo must be restored", and at the end of the wait as well.

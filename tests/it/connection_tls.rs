@@ -14,8 +14,7 @@ use std::sync::{Arc, Mutex};
 fn run(dsn: &str) -> Output {
     let run = Pglock::alone().env("HOME", "/nonexistent");
     let run = run.env("PGLOCK_DSN", dsn).env("PGPASSWORD", PASSWORD);
-    run.args(["run", "-k", &unique("tls"), "--", "true"])
-        .output()
+    run.args(["run", "-k", &unique("tls"), "--", "true"]).output()
 }
 
 #[track_caller]
@@ -36,10 +35,7 @@ fn certificates_good_and_bad() {
     let server = Secured::start();
     let root = server.pki("ca.crt");
     let dsn = |host: &str, mode: &str, root: &str| {
-        server.at(
-            host,
-            &format!("user=with_tls sslmode={mode} sslrootcert={root}"),
-        )
+        server.at(host, &format!("user=with_tls sslmode={mode} sslrootcert={root}"))
     };
     let full = |host: &str| dsn(host, "verify-full", &root);
     works(&full("localhost"));
@@ -57,10 +53,7 @@ fn certificates_good_and_bad() {
     );
     fails(
         &server
-            .at(
-                "",
-                "hostaddr=127.0.0.1 user=with_tls sslmode=verify-full sslrootcert=",
-            )
+            .at("", "hostaddr=127.0.0.1 user=with_tls sslmode=verify-full sslrootcert=")
             .replace("host= ", "")
             .replace("sslrootcert=", &format!("sslrootcert={root}")),
         78,
@@ -95,10 +88,7 @@ fn certificates_good_and_bad() {
         server.show(name);
         fails(&full("localhost"), 69, words);
         works(&dsn("localhost", "require", "/nonexistent/root.crt"));
-        works(
-            &(dsn("localhost", "require", "/nonexistent/root.crt")
-                + " ssl_max_protocol_version=TLSv1.2"),
-        );
+        works(&(dsn("localhost", "require", "/nonexistent/root.crt") + " ssl_max_protocol_version=TLSv1.2"));
         if ["wrong", "wildcard"].contains(&name) {
             works(&dsn("localhost", "verify-ca", &root));
             works(&full(&format!(
@@ -112,11 +102,7 @@ fn certificates_good_and_bad() {
         }
     }
     // The server shows what is itself in the root file, as many small installations have it.
-    works(&dsn(
-        "localhost",
-        "verify-full",
-        &server.pki("ca-and-self.crt"),
-    ));
+    works(&dsn("localhost", "verify-full", &server.pki("ca-and-self.crt")));
     server.show("common");
     works(&full("localhost"));
     server.show("revoked");
@@ -150,14 +136,8 @@ fn ways_to_authenticate() {
         "channel binding",
     );
     for (user, asked) in [("md5", "md5"), ("clear", "password"), ("without_tls", "no")] {
-        let dsn = at(&format!(
-            "user={user} sslmode=disable require_auth=scram-sha-256"
-        ));
-        fails(
-            &dsn,
-            77,
-            &format!("the server asks for {asked} authentication"),
-        );
+        let dsn = at(&format!("user={user} sslmode=disable require_auth=scram-sha-256"));
+        fails(&dsn, 77, &format!("the server asks for {asked} authentication"));
     }
     works(&at("user=md5 sslmode=require require_auth=!password,!none"));
     works(&at("user=without_tls sslmode=disable require_auth=none"));
@@ -191,26 +171,10 @@ fn ways_to_authenticate() {
     let good = with("client.crt", "client.key");
     fails(&(good + " sslcertmode=disable"), 77, "certificate");
     fails(&at("user=with_cert sslmode=require"), 77, "certificate");
-    fails(
-        &with("client-other.crt", "client-other.key"),
-        77,
-        "UnknownCA",
-    );
-    fails(
-        &with("client.crt", "client-ec.key"),
-        78,
-        "does not belong to",
-    );
-    fails(
-        &with("client.crt", "client-open.key"),
-        78,
-        "group or world access",
-    );
-    fails(
-        &with("client.crt", "client-encrypted.key"),
-        78,
-        "is encrypted",
-    );
+    fails(&with("client-other.crt", "client-other.key"), 77, "UnknownCA");
+    fails(&with("client.crt", "client-ec.key"), 78, "does not belong to");
+    fails(&with("client.crt", "client-open.key"), 78, "group or world access");
+    fails(&with("client.crt", "client-encrypted.key"), 78, "is encrypted");
     fails(&with("client.crt", "no.key"), 78, "not its private key");
 }
 
@@ -223,16 +187,8 @@ fn modes_choose_between_tls_and_plain_text() {
         works(&at(&format!("user=with_tls sslmode={mode}")));
         works(&at(&format!("user=without_tls sslmode={mode}")));
     }
-    fails(
-        &at("user=with_tls sslmode=disable"),
-        77,
-        "pg_hba.conf rejects",
-    );
-    fails(
-        &at("user=without_tls sslmode=require"),
-        77,
-        "SSL encryption",
-    );
+    fails(&at("user=with_tls sslmode=disable"), 77, "pg_hba.conf rejects");
+    fails(&at("user=without_tls sslmode=require"), 77, "SSL encryption");
     fails(&at("user=nobody_here sslmode=prefer"), 77, "nobody_here");
     // Fails with TLS, and is let in without.
     works(&at(&format!(
@@ -251,11 +207,7 @@ fn modes_choose_between_tls_and_plain_text() {
     server.sql("ALTER SYSTEM SET ssl = off");
     server.restart();
     works(&at("user=without_tls sslmode=prefer"));
-    fails(
-        &at("user=without_tls sslmode=require"),
-        69,
-        "does not support TLS",
-    );
+    fails(&at("user=without_tls sslmode=require"), 69, "does not support TLS");
 }
 
 /// A relay that notes what each connection begins with: the code of its first message.
@@ -284,8 +236,7 @@ impl Relay {
                     .push(u32::from_be_bytes(first[4..].try_into().unwrap()));
                 let mut server = TcpStream::connect(("127.0.0.1", port)).unwrap();
                 server.write_all(&first).unwrap();
-                let (mut back, mut forth) =
-                    (server.try_clone().unwrap(), client.try_clone().unwrap());
+                let (mut back, mut forth) = (server.try_clone().unwrap(), client.try_clone().unwrap());
                 std::thread::spawn(move || {
                     let _ = std::io::copy(&mut back, &mut forth);
                     let _ = forth.shutdown(Shutdown::Both);
@@ -308,9 +259,8 @@ fn a_wait_over_tls_is_cancelled_over_tls() {
     let key = unique("tls_cancel");
     let root = server.pki("ca.crt");
     let port = relay.port;
-    let dsn = format!(
-        "host=localhost port={port} dbname=postgres user=with_tls sslmode=verify-full sslrootcert={root}"
-    );
+    let dsn =
+        format!("host=localhost port={port} dbname=postgres user=with_tls sslmode=verify-full sslrootcert={root}");
     let holder = server.run(&key).holding();
     let waiting = Pglock::alone().env("PGLOCK_DSN", &dsn);
     let waiting = waiting.args(["run", "-k", &key, "--", "true"]).spawn();
@@ -330,9 +280,7 @@ fn a_wait_over_tls_is_cancelled_over_tls() {
 fn the_socket_is_known_with_tls() {
     let server = Secured::start();
     let dsn = server.at("localhost", "user=with_tls sslmode=require");
-    let run = Pglock::alone()
-        .env("PGLOCK_DSN", &dsn)
-        .env("HOME", "/nonexistent");
+    let run = Pglock::alone().env("PGLOCK_DSN", &dsn).env("HOME", "/nonexistent");
     let run = run
         .args(["run", "-v", "-k", &unique("tls_socket"), "--", "true"])
         .output();

@@ -34,15 +34,8 @@ fn a_run_takes_three_turns_and_five_with_scram() {
         relay.turns()
     };
     assert_eq!(turns(SUPERUSER, &[]), 3, "start, lock, unlock");
-    assert_eq!(
-        turns(WITH_PASSWORD, &[]),
-        5,
-        "two more, to prove the password"
-    );
-    assert_eq!(
-        turns(SUPERUSER, &["--shared", "--key", "42", "--key", "1,2"]),
-        3
-    );
+    assert_eq!(turns(WITH_PASSWORD, &[]), 5, "two more, to prove the password");
+    assert_eq!(turns(SUPERUSER, &["--shared", "--key", "42", "--key", "1,2"]), 3);
     assert_eq!(turns(SUPERUSER, &["--slots", "3"]), 3);
     assert_eq!(turns(SUPERUSER, &["--hash", "hashtext"]), 3);
     assert_eq!(turns(SUPERUSER, &["--token"]), 4, "the token takes one");
@@ -69,18 +62,14 @@ fn a_run_starts_one_thread_and_opens_nothing_that_it_does_not_use() {
                 .any(|head| call.contains(head))
     });
     assert_eq!(messages, 4, "start, lock, unlock, goodbye: {calls:#?}");
-    let opened = calls
-        .iter()
-        .filter_map(|call| call.strip_prefix("openat(AT_FDCWD, \""));
+    let opened = calls.iter().filter_map(|call| call.strip_prefix("openat(AT_FDCWD, \""));
     let opened: Vec<&str> = opened.filter_map(|rest| rest.split('"').next()).collect();
     let expected = ["/dev/tty", "/proc/self/maps", ".pgpass", ".so"];
     let other = opened
         .iter()
         .filter(|path| !expected.iter().any(|part| path.contains(part)));
     // Of the program loader, not of ours.
-    let other: Vec<_> = other
-        .filter(|path| !path.starts_with("/etc/ld.so"))
-        .collect();
+    let other: Vec<_> = other.filter(|path| !path.starts_with("/etc/ld.so")).collect();
     assert!(other.is_empty(), "{other:?}");
 }
 
@@ -91,17 +80,7 @@ fn traced(server: &Server, arguments: &[&str]) -> Vec<String> {
     let file = server.folder().join(unique("trace"));
     let run = Pglock::of("setsid")
         .env("PGLOCK_DSN", server.dsn())
-        .args([
-            "--wait",
-            "strace",
-            "-f",
-            "-qq",
-            "-s",
-            "64",
-            "-e",
-            "signal=none",
-            "-o",
-        ])
+        .args(["--wait", "strace", "-f", "-qq", "-s", "64", "-e", "signal=none", "-o"])
         .arg(&file)
         .arg(env!("CARGO_BIN_EXE_pglock"))
         .args(["run", "--key", &unique("traced")])
@@ -117,9 +96,7 @@ fn calls_of(file: &Path) -> Vec<String> {
     let job = text
         .lines()
         .find(|line| line.contains("execve(") && line.contains("[\"true\"]"));
-    let job = job
-        .and_then(|line| line.split(' ').next())
-        .unwrap_or("none");
+    let job = job.and_then(|line| line.split(' ').next()).unwrap_or("none");
     let calls = text.lines().filter_map(|line| {
         let (pid, call) = line.split_once(' ')?;
         let call = call.trim_start();

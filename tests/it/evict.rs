@@ -19,9 +19,7 @@ fn report(output: &Output) -> Vec<String> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let lines = text.lines().map(str::to_owned);
     lines
-        .skip_while(|line| {
-            line.starts_with("KEY ") || line.contains(" held ") || line.contains(" waits ")
-        })
+        .skip_while(|line| line.starts_with("KEY ") || line.contains(" held ") || line.contains(" waits "))
         .collect()
 }
 
@@ -49,10 +47,7 @@ fn the_evicted_holder_stops_its_job_and_says_by_whom() {
     );
     assert_eq!(lines[1..], [format!("key \"{key}\" is free")]);
     let evicted = holder.finish();
-    assert_eq!(
-        String::from_utf8_lossy(&evicted.code(74).stdout),
-        "ready\nstopped\n"
-    );
+    assert_eq!(String::from_utf8_lossy(&evicted.code(74).stdout), "ready\nstopped\n");
     let line = String::from_utf8_lossy(&evicted.stderr).into_owned();
     let user = nix::unistd::User::from_uid(nix::unistd::getuid())
         .unwrap()
@@ -84,27 +79,18 @@ fn waiters_stay_or_go_too() {
     let output = evict(server, &key).arg("--yes").output();
     output.code(0);
     assert!(
-        report(&output)[1].starts_with(&format!(
-            "key \"{key}\" is held by {}:{} ",
-            host(),
-            second.pid()
-        )),
+        report(&output)[1].starts_with(&format!("key \"{key}\" is held by {}:{} ", host(), second.pid())),
         "{:?}",
         report(&output)
     );
     first.finish().code(74);
     second.await_stdout("ready\n");
-    let third: Vec<Running> = (0..3)
-        .map(|_| server.run(&key).sh("echo mine").spawn())
-        .collect();
+    let third: Vec<Running> = (0..3).map(|_| server.run(&key).sh("echo mine").spawn()).collect();
     server.await_locks(&key, 1, 3);
     let output = evict(server, &key).args(["--yes", "--waiters"]).output();
     let lines = report(&output);
     assert_eq!(
-        lines
-            .iter()
-            .filter(|line| line.starts_with("evicted "))
-            .count(),
+        lines.iter().filter(|line| line.starts_with("evicted ")).count(),
         4,
         "{lines:?}"
     );
@@ -121,26 +107,20 @@ fn waiters_stay_or_go_too() {
 fn a_role_that_may_not_is_told_what_it_needs() {
     let server = Server::shared();
     let (key, owner, role) = (unique("rights"), unique("owner"), unique("role"));
-    server.sql(&format!(
-        "CREATE ROLE {owner} LOGIN; CREATE ROLE {role} LOGIN"
-    ));
+    server.sql(&format!("CREATE ROLE {owner} LOGIN; CREATE ROLE {role} LOGIN"));
     let holder = server
         .run(&key)
         .env("PGUSER", &owner)
         .env("PGDATABASE", "postgres")
         .holding();
     let try_it = || {
-        let evict = evict(server, &key)
-            .env("PGUSER", &role)
-            .env("PGDATABASE", "postgres");
+        let evict = evict(server, &key).env("PGUSER", &role).env("PGDATABASE", "postgres");
         evict.arg("--yes").output()
     };
     let refused = try_it();
     let words = String::from_utf8_lossy(&refused.code(77).stderr).into_owned();
     assert!(
-        words.contains(&format!(
-            "is of role \"{owner}\": GRANT pg_signal_backend to it"
-        )),
+        words.contains(&format!("is of role \"{owner}\": GRANT pg_signal_backend to it")),
         "{words}"
     );
     assert_eq!(server.locks(&key).granted, 1);
@@ -160,19 +140,12 @@ fn nobody_is_evicted_unasked() {
         .code(64)
         .stderr_line();
     assert!(line.contains("--yes"), "{line}");
-    let line = Pglock::alone()
-        .args(["evict", "--yes"])
-        .output()
-        .code(64)
-        .stderr_line();
+    let line = Pglock::alone().args(["evict", "--yes"]).output().code(64).stderr_line();
     assert!(line.contains("--key"), "{line}");
     let server = Server::shared();
     let key = unique("nobody");
     let output = evict(server, &key).arg("--yes").output();
-    assert_eq!(
-        output.code(0).stdout(),
-        format!("nobody holds key \"{key}\"\n")
-    );
+    assert_eq!(output.code(0).stdout(), format!("nobody holds key \"{key}\"\n"));
 }
 
 /// "asking on a terminal", on screens of 80x24 and 40x10
@@ -192,27 +165,17 @@ fn on_a_terminal_it_asks() {
             })
         };
         let asked = ask();
-        assert!(
-            asked[0].starts_with("KEY ") && asked[1].starts_with(&key),
-            "{asked:?}"
-        );
-        assert!(
-            asked[1].contains(&format!("{}:{}", host(), holder.pid())),
-            "{asked:?}"
-        );
+        assert!(asked[0].starts_with("KEY ") && asked[1].starts_with(&key), "{asked:?}");
+        assert!(asked[1].contains(&format!("{}:{}", host(), holder.pid())), "{asked:?}");
         screen.line("n; echo $?");
-        let no = screen.expect("refusal", |lines| {
-            lines.last().is_some_and(|line| line == "$")
-        });
+        let no = screen.expect("refusal", |lines| lines.last().is_some_and(|line| line == "$"));
         assert!(no.concat().contains("pglock: nobody was evicted"), "{no:?}");
         screen.line("clear; echo $?");
         assert_eq!(server.locks(&key).granted, 1);
         ask();
         screen.line("y");
         let yes = screen.expect("report", |lines| {
-            lines
-                .iter()
-                .any(|line| line == &format!("key \"{key}\" is free"))
+            lines.iter().any(|line| line == &format!("key \"{key}\" is free"))
         });
         assert!(
             yes.concat()
@@ -249,10 +212,7 @@ fn others_are_evicted_too() {
     let mut psql = server.client();
     rows(&mut psql, "SET application_name = 'an old script'");
     for key in [&one, &two] {
-        rows(
-            &mut psql,
-            &format!("SELECT pg_advisory_lock({})", number(key)),
-        );
+        rows(&mut psql, &format!("SELECT pg_advisory_lock({})", number(key)));
     }
     let output = evict(server, &one).args(["--key", &two, "--yes"]).output();
     let lines = report(&output);
@@ -262,10 +222,7 @@ fn others_are_evicted_too() {
     );
     assert_eq!(
         lines[1..],
-        [
-            format!("key \"{one}\" is free"),
-            format!("key \"{two}\" is free")
-        ]
+        [format!("key \"{one}\" is free"), format!("key \"{two}\" is free")]
     );
     assert!(psql.simple_query("SELECT 1").is_err());
 }

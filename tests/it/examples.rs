@@ -51,9 +51,7 @@ fn a_crontab_runs_the_nightly_job_on_one_host() {
         });
         before = pids();
         let job = before.lines().last().unwrap().parse().unwrap();
-        eventually(SOON, "the job to be reaped", || {
-            kill(Pid::from_raw(job), None).is_err()
-        });
+        eventually(SOON, "the job to be reaped", || kill(Pid::from_raw(job), None).is_err());
         cron().output().code(0).silent();
         assert_eq!(pids(), before, "it ran on the second host as well");
         // The five minutes are over, for pglock, of which cron knows the shell only.
@@ -71,11 +69,7 @@ fn a_crontab_runs_the_nightly_job_on_one_host() {
 fn a_crontab_runs_the_weekly_job_on_every_host_in_turn() {
     let (desk, journal) = (Desk::new(), Journal::new());
     let go = desk.file("go");
-    let job = format!(
-        "{}; note begin; {}; note end",
-        journal.note(),
-        await_file(&go)
-    );
+    let job = format!("{}; note begin; {}; note end", journal.note(), await_file(&go));
     desk.program("weekly", &job);
     let (variables, commands) = crontab(&desk.text("crontab"));
     let hosts = [(), ()].map(|()| desk.cron(&variables, &commands[1]).spawn());
@@ -162,14 +156,8 @@ fn two_deployers_migrate_once_with_an_index_built_concurrently() {
     fs::create_dir(&folder).unwrap();
     let write = |name: &str, sql: &str| fs::write(folder.join(name), sql).unwrap();
     let pause = await_file(&go);
-    write(
-        "001_it's.sql",
-        &format!("CREATE TABLE t (n int);\n\\! {pause}\n"),
-    );
-    write(
-        "002_index.sql",
-        "CREATE INDEX CONCURRENTLY by_n ON t (n);\n",
-    );
+    write("001_it's.sql", &format!("CREATE TABLE t (n int);\n\\! {pause}\n"));
+    write("002_index.sql", "CREATE INDEX CONCURRENTLY by_n ON t (n);\n");
     let deploy = || desk.script("migrate").arg(&folder);
 
     let first = deploy().spawn();
@@ -190,10 +178,7 @@ fn two_deployers_migrate_once_with_an_index_built_concurrently() {
     let failed = deploy().output();
     assert!(failed.code(3).stdout == b"003_wrong.sql\n", "{failed}");
     write("003_wrong.sql", "");
-    assert_eq!(
-        deploy().output().stdout(),
-        "003_wrong.sql\n004_next.sql\n1\n"
-    );
+    assert_eq!(deploy().output().stdout(), "003_wrong.sql\n004_next.sql\n1\n");
 }
 
 #[test]
@@ -258,10 +243,7 @@ fn workers_share_the_tasks() {
     fs::write(&go, "").unwrap();
     assert_eq!(first.finish().stdout(), "");
     assert_eq!(lines(), ["1", "2", "3", "it's a $task; *", "fails"]);
-    assert_eq!(
-        desk.sql("SELECT count(*) FROM task WHERE done IS NULL"),
-        "0"
-    );
+    assert_eq!(desk.sql("SELECT count(*) FROM task WHERE done IS NULL"), "0");
 }
 
 /// The first host is frozen while it makes its report, the server gives it up, and a second host writes.
@@ -307,18 +289,13 @@ fn an_overtaken_holder_writes_nothing() {
 #[test]
 fn a_script_runs_itself_under_the_lock() {
     let desk = Desk::new();
-    desk.program(
-        "clean-up",
-        "for a; do echo \"<$a>\"; done; read -r _; exit 3",
-    );
+    desk.program("clean-up", "for a; do echo \"<$a>\"; done; read -r _; exit 3");
     let first = desk.script("self-locking").args(["a  b", "", "*"]).spawn();
     first.await_stdout("<a  b>\n<>\n<*>\n");
 
     // What a job has left behind thinks that it holds the lock. It is called as `sh self-locking`, too.
     let mut second = desk.on_path("sh").args(["self-locking", "second"]);
-    second = second
-        .env("PGLOCK_KEY", "clean-up")
-        .env("PGLOCK_MODE", "shared");
+    second = second.env("PGLOCK_KEY", "clean-up").env("PGLOCK_MODE", "shared");
     second.command().current_dir(EXAMPLES);
     let second = second.spawn();
     desk.server.await_locks("clean-up", 1, 1);
@@ -409,20 +386,14 @@ impl Desk {
     fn comment(&self, name: &str, start: &str) -> String {
         let text = fs::read_to_string(format!("{EXAMPLES}/{name}")).unwrap();
         let mut lines = text.lines().filter_map(|line| line.strip_prefix("#   "));
-        lines
-            .find(|line| line.starts_with(start))
-            .unwrap()
-            .to_owned()
+        lines.find(|line| line.starts_with(start)).unwrap().to_owned()
     }
 
     /// A recipe that is not a script, with the folder and the connection that an operator would change.
     fn text(&self, name: &str) -> String {
         let text = fs::read_to_string(format!("{EXAMPLES}/{name}")).unwrap();
         assert!(text.contains(BIN) && text.contains(DSN), "{text}");
-        let dsn = self
-            .server
-            .dsn()
-            .replace("/postgres?", &format!("/{}?", self.database));
+        let dsn = self.server.dsn().replace("/postgres?", &format!("/{}?", self.database));
         let bin = self.folder().to_str().unwrap();
         text.replace(BIN, bin).replace(DSN, &dsn)
     }

@@ -12,14 +12,9 @@ fn sixteen_at_once_are_never_nested() {
     let key = unique("sixteen");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("events");
-    let script = format!(
-        "exec >>'{}'; echo in $$; env true; echo out $$",
-        file.display()
-    );
+    let script = format!("exec >>'{}'; echo in $$; env true; echo out $$", file.display());
     let holder = server.run(&key).holding();
-    let runs: Vec<_> = (0..16)
-        .map(|_| server.run(&key).sh(&script).spawn())
-        .collect();
+    let runs: Vec<_> = (0..16).map(|_| server.run(&key).sh(&script).spawn()).collect();
     server.await_locks(&key, 1, 16);
     holder.finish().code(0);
     for run in runs {
@@ -30,10 +25,7 @@ fn sixteen_at_once_are_never_nested() {
     assert_eq!(lines.len(), 32, "{events}");
     for pair in lines.chunks(2) {
         let inside = pair[0].strip_prefix("in ");
-        assert!(
-            inside.is_some() && inside == pair[1].strip_prefix("out "),
-            "{events}"
-        );
+        assert!(inside.is_some() && inside == pair[1].strip_prefix("out "), "{events}");
     }
     assert_eq!(server.locks(&key), Locks::default());
 }
@@ -43,16 +35,8 @@ fn sixteen_at_once_are_never_nested() {
 fn shared_ones_overlap_and_an_exclusive_one_excludes_them_all() {
     let server = Server::shared();
     let key = unique("shared");
-    let shared: Vec<_> = (0..3)
-        .map(|_| server.run(&key).arg("--shared").holding())
-        .collect();
-    assert_eq!(
-        server.locks(&key),
-        Locks {
-            granted: 3,
-            waiting: 0
-        }
-    );
+    let shared: Vec<_> = (0..3).map(|_| server.run(&key).arg("--shared").holding()).collect();
+    assert_eq!(server.locks(&key), Locks { granted: 3, waiting: 0 });
     server.run(&key).args(["-n", "true"]).output().code(75);
 
     // The exclusive one waits until the last of them is gone.
@@ -65,11 +49,7 @@ fn shared_ones_overlap_and_an_exclusive_one_excludes_them_all() {
     exclusive.await_stdout("mine\n");
 
     // And while it holds, no shared one is let in.
-    server
-        .run(&key)
-        .args(["-s", "-n", "true"])
-        .output()
-        .code(75);
+    server.run(&key).args(["-s", "-n", "true"]).output().code(75);
     let waits = server.run(&key).args(["-s", "echo", "then I"]).spawn();
     server.await_locks(&key, 1, 1);
     assert_eq!(waits.stdout(), "");
@@ -86,15 +66,9 @@ fn the_lock_is_free_when_pglock_has_ended() {
         let mut run = server.run(&key).args(["--no-wait", "--", "true"]);
         let status = run.command().status().unwrap();
         // This looks sooner than the next pglock can.
-        let left = rows(
-            &mut observer,
-            "SELECT objid FROM pg_locks WHERE locktype = 'advisory'",
-        );
+        let left = rows(&mut observer, "SELECT objid FROM pg_locks WHERE locktype = 'advisory'");
         let object = (number(&key) as u32).to_string();
-        assert!(
-            !left.concat().contains(&object),
-            "still held behind number {n}"
-        );
+        assert!(!left.concat().contains(&object), "still held behind number {n}");
         assert_eq!(status.code(), Some(0), "number {n}");
     }
 }
@@ -109,16 +83,11 @@ fn what_a_job_leaves_behind_does_not_hold_the_lock() {
     let fifo = folder.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     // It lives until the fifo is opened for writing; its streams are closed, its other descriptors are not.
-    let script = format!(
-        "(read -r _ <'{}') >/dev/null 2>&1 & echo $!",
-        fifo.display()
-    );
+    let script = format!("(read -r _ <'{}') >/dev/null 2>&1 & echo $!", fifo.display());
     let left = server.run(&key).sh(&script).output().stdout();
     assert_eq!(server.locks(&key), Locks::default());
     server.run(&key).args(["-n", "true"]).output().code(0);
-    let lives = |pid: &str| {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.parse().unwrap()), None).is_ok()
-    };
+    let lives = |pid: &str| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.parse().unwrap()), None).is_ok();
     assert!(lives(left.trim()), "it was to be there all the time");
     fs::write(&fifo, "\n").unwrap();
     eventually(SOON, "its end", || !lives(left.trim()));
@@ -133,11 +102,7 @@ fn other_keys_and_other_databases_are_other_locks() {
     let holder = server.run(&name).holding();
     // The number that a name stands for is the same lock.
     server.run(&number).args(["-n", "true"]).output().code(75);
-    server
-        .run(&format!("{name}x"))
-        .args(["-n", "true"])
-        .output()
-        .code(0);
+    server.run(&format!("{name}x")).args(["-n", "true"]).output().code(0);
     let pair = server.run("70001,2").holding();
     server.run("70001,2").args(["-n", "true"]).output().code(75);
     let as_one = ((70001i64 << 32) | 2).to_string();

@@ -72,12 +72,7 @@ fn wrong_arguments_are_64() {
         let line = fails(run, 64);
         assert!(line.contains(words), "{words:?} is not in {line:?}");
     }
-    for arguments in [
-        &["run", "-k", "x"][..],
-        &["run", "-k", "x", "--"],
-        &[],
-        &["rnu"],
-    ] {
+    for arguments in [&["run", "-k", "x"][..], &["run", "-k", "x", "--"], &[], &["rnu"]] {
         let output = server.pglock().args(arguments).output();
         let line = refused(&output, 64);
         assert!(line.contains("--help'"), "{line}");
@@ -93,10 +88,7 @@ fn a_server_that_cannot_be_reached_is_69() {
     let line = fails(run().env("PGHOST", "127.0.0.1"), 69);
     assert!(line.contains(&format!("127.0.0.1:{port}")), "{line}");
     let line = fails(run(), 69);
-    assert!(
-        line.contains(&format!("{}/.s.PGSQL.{port}", server.host())),
-        "{line}"
-    );
+    assert!(line.contains(&format!("{}/.s.PGSQL.{port}", server.host())), "{line}");
     let line = fails(run().env("PGHOST", "no-such-host.invalid"), 69);
     assert!(line.contains("no-such-host.invalid"), "{line}");
 
@@ -143,11 +135,8 @@ fn who_is_not_let_in_is_77() {
     let port = server.port();
     let run = || server.run(&unique("secret"));
     let by_password = |password: &str| {
-        let host = run()
-            .env("PGHOST", "127.0.0.1")
-            .env("PGUSER", WITH_PASSWORD);
-        host.env("PGDATABASE", "postgres")
-            .env("PGPASSWORD", password)
+        let host = run().env("PGHOST", "127.0.0.1").env("PGUSER", WITH_PASSWORD);
+        host.env("PGDATABASE", "postgres").env("PGPASSWORD", password)
     };
     // It is right to let this one in, or what follows proves nothing.
     by_password(RIGHT).arg("true").output().code(0).silent();

@@ -33,11 +33,7 @@ fn fifty_waiters_are_served_in_the_order_in_which_they_came() {
     let killed = [49, 31, 30, 12, 0];
     for n in killed {
         let mut waiter = waiters.remove(n);
-        let signal = if n % 2 == 0 {
-            Signal::SIGKILL
-        } else {
-            Signal::SIGTERM
-        };
+        let signal = if n % 2 == 0 { Signal::SIGKILL } else { Signal::SIGTERM };
         waiter.signal(signal);
         eventually(SOON, "its end", || !waiter.lives());
     }
@@ -67,10 +63,7 @@ fn a_line_goes_on_when_the_numbers_begin_anew() {
     let class = "SELECT classid::bigint::bit(32)::int FROM pg_locks WHERE objsubid = 2";
     let class = server.value(class);
     let mut last = server.client();
-    rows(
-        &mut last,
-        &format!("SELECT pg_advisory_lock({class}, 2147483647)"),
-    );
+    rows(&mut last, &format!("SELECT pg_advisory_lock({class}, 2147483647)"));
     for n in 1..4 {
         let job = format!("{}; note {n}", journal.note());
         waiters.push(server.run("key").arg("--fair").sh(&job).spawn());
@@ -114,11 +107,7 @@ fn a_hand_off_takes_at_most_three_times_the_plain_one() {
         delays[delays.len() / 2]
     };
     let (plain, fair) = (median(false), median(true));
-    println!(
-        "hand-off, median, us: plain {}, fair {}",
-        plain / 1000,
-        fair / 1000
-    );
+    println!("hand-off, median, us: plain {}, fair {}", plain / 1000, fair / 1000);
     assert!(fair < plain * 3, "{fair} {plain}");
 }
 
@@ -129,10 +118,7 @@ fn fair_and_plain_waiters_both_get_the_lock() {
     let (server, journal) = (Server::start(), Journal::new());
     let holder = server.run("key").holding();
     let fair = line_up(&server, "key", &journal, 2);
-    let plain = server
-        .run("key")
-        .sh(&format!("{}; note plain", journal.note()))
-        .spawn();
+    let plain = server.run("key").sh(&format!("{}; note plain", journal.note())).spawn();
     // The first in line and the plain one.
     server.await_locks("key", 1, 2);
     holder.finish().code(0);
@@ -140,11 +126,7 @@ fn fair_and_plain_waiters_both_get_the_lock() {
     fair.into_iter().for_each(|waiter| {
         waiter.finish().code(0);
     });
-    let words: Vec<String> = journal
-        .entries()
-        .into_iter()
-        .map(|entry| entry.word)
-        .collect();
+    let words: Vec<String> = journal.entries().into_iter().map(|entry| entry.word).collect();
     let fair: Vec<&String> = words.iter().filter(|word| *word != "plain").collect();
     assert_eq!(fair, ["0", "1"]);
 }
@@ -156,10 +138,7 @@ fn a_limited_wait_in_line_ends() {
     let holder = server.run("key").holding();
     let waiters = line_up(&server, "key", &journal, 2);
     for _ in 0..2 {
-        let output = server
-            .run("key")
-            .args(["--fair", "--wait", "0.4", "true"])
-            .output();
+        let output = server.run("key").args(["--fair", "--wait", "0.4", "true"]).output();
         output.code(75);
         assert!((0.4..1.2).contains(&output.took.as_secs_f64()), "{output}");
     }

@@ -38,10 +38,7 @@ fn every_crate_is_from_the_registry() {
         let source = text(&package, "source");
         let is_ours = source.is_empty() && text(&package, "name") == "pglock";
         assert!(
-            is_ours
-                || registries
-                    .iter()
-                    .any(|url| source == format!("registry+{url}")),
+            is_ours || registries.iter().any(|url| source == format!("registry+{url}")),
             "{} comes from {source:?}",
             text(&package, "name")
         );
@@ -66,19 +63,14 @@ fn the_oldest_rust_is_true() {
 #[test]
 fn the_changelog_has_the_version() {
     let changelog = read("CHANGELOG.md");
-    let mut headings = changelog
-        .lines()
-        .filter_map(|line| line.strip_prefix("## "));
+    let mut headings = changelog.lines().filter_map(|line| line.strip_prefix("## "));
     assert_eq!(headings.next(), Some("[Unreleased]"));
     let newest = headings.next().unwrap();
     let date = newest
         .strip_prefix(&format!("[{}] - ", env!("CARGO_PKG_VERSION")))
         .unwrap_or_else(|| panic!("{newest:?} is not the version of Cargo.toml"));
     let numbers: Vec<&str> = date.split('-').collect();
-    assert_eq!(
-        numbers.iter().map(|part| part.len()).collect::<Vec<_>>(),
-        [4, 2, 2]
-    );
+    assert_eq!(numbers.iter().map(|part| part.len()).collect::<Vec<_>>(), [4, 2, 2]);
 }
 
 #[test]
@@ -102,21 +94,14 @@ fn the_debian_package_names_files_that_are_there() {
 fn packages() -> Vec<Value> {
     let rustc = Command::new("rustc").arg("-vV").output().unwrap();
     let rustc = String::from_utf8(rustc.stdout).unwrap();
-    let host = rustc
-        .lines()
-        .find_map(|line| line.strip_prefix("host: "))
-        .unwrap();
+    let host = rustc.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--offline", "--locked", "--format-version", "1"])
         .args(["--filter-platform", host])
         .current_dir(ROOT)
         .output()
         .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let mut metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
     let Value::Array(packages) = metadata["packages"].take() else {
         panic!("cargo's format")
@@ -131,10 +116,7 @@ fn read(file: &str) -> String {
 
 fn line_of(file: &str, start: &str) -> String {
     let text = read(file);
-    text.lines()
-        .find(|line| line.starts_with(start))
-        .unwrap()
-        .to_owned()
+    text.lines().find(|line| line.starts_with(start)).unwrap().to_owned()
 }
 
 fn quoted(line: impl AsRef<str>) -> Vec<String> {
@@ -147,7 +129,5 @@ fn text(package: &Value, field: &str) -> String {
 }
 
 fn version(text: &str) -> Vec<u32> {
-    text.split('.')
-        .map_while(|part| part.parse().ok())
-        .collect()
+    text.split('.').map_while(|part| part.parse().ok()).collect()
 }

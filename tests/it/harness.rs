@@ -32,18 +32,14 @@ fn a_killed_test_process_leaves_no_server() {
     let folder = || fs::read_to_string(note.path()).unwrap();
     eventually(SOON, "a server", || !folder().is_empty());
     let pid_file = Path::new(&folder()).join("data/postmaster.pid");
-    let first_line = BufReader::new(fs::File::open(pid_file).unwrap())
-        .lines()
-        .next();
+    let first_line = BufReader::new(fs::File::open(pid_file).unwrap()).lines().next();
     let postmaster: i32 = first_line.unwrap().unwrap().parse().unwrap();
     let lives = || nix::sys::signal::kill(nix::unistd::Pid::from_raw(postmaster), None).is_ok();
     assert!(lives());
     victim.kill().unwrap();
     victim.wait().unwrap();
     eventually(SOON, "the end of the server", || !lives());
-    eventually(SOON, "the end of its folder", || {
-        !Path::new(&folder()).exists()
-    });
+    eventually(SOON, "the end of its folder", || !Path::new(&folder()).exists());
 }
 
 #[test]
@@ -61,22 +57,10 @@ fn a_restarted_server_has_lost_its_locks_and_is_found_where_it_was() {
     let server = Server::with(&["work_mem=123kB"]);
     let mut holder = server.client();
     holder.simple_query("SELECT pg_advisory_lock(7)").unwrap();
-    assert_eq!(
-        server.locks("7"),
-        Locks {
-            granted: 1,
-            waiting: 0
-        }
-    );
+    assert_eq!(server.locks("7"), Locks { granted: 1, waiting: 0 });
     server.restart();
     assert!(holder.simple_query("SELECT 1").is_err());
-    assert_eq!(
-        server.locks("7"),
-        Locks {
-            granted: 0,
-            waiting: 0
-        }
-    );
+    assert_eq!(server.locks("7"), Locks { granted: 0, waiting: 0 });
     assert_eq!(server.value("SHOW work_mem"), "123kB");
 }
 
@@ -97,11 +81,5 @@ fn the_probe_records_each_signal_once_and_by_whom() {
     }
     probe.finish().signal(Signal::SIGTERM);
     assert_eq!(read().matches(" from ").count(), 3, "{}", read());
-    assert!(
-        read()
-            .lines()
-            .next()
-            .unwrap()
-            .contains(" blocked=0 ignored=")
-    );
+    assert!(read().lines().next().unwrap().contains(" blocked=0 ignored="));
 }

@@ -72,10 +72,7 @@ fn the_table_of_all_schemes() {
     let table = key(&["--hash", "all", "name:42"]).output().stdout();
     let needs_one = |line: &&str| line.contains("--dbname NAME");
     assert_eq!(table.lines().filter(needs_one).count(), 4, "{table}");
-    assert!(
-        table.contains("crc32                    841265288\n"),
-        "{table}"
-    );
+    assert!(table.contains("crc32                    841265288\n"), "{table}");
 }
 
 /// "for every scheme of the table": one by one, as a script would ask.
@@ -137,11 +134,7 @@ fn senseless_combinations_are_refused() {
         &["run", "--hash", "goose", "--key", "a", "true"],
         &["run", "--hash", "--key", "a", "true"],
     ] {
-        Pglock::alone()
-            .args(arguments)
-            .output()
-            .code(64)
-            .stderr_line();
+        Pglock::alone().args(arguments).output().code(64).stderr_line();
     }
     for (scheme, command) in [("goose", "key"), ("gose", "key"), ("rails-migrate", "run")] {
         let arguments: &[&str] = match command {
@@ -151,10 +144,7 @@ fn senseless_combinations_are_refused() {
         let output = Pglock::alone().args(arguments).env("PGLOCK_HASH", scheme);
         let output = output.output();
         let line = output.code(78).stderr_line();
-        assert!(
-            line.contains("PGLOCK_HASH") && line.contains(scheme),
-            "{output}"
-        );
+        assert!(line.contains("PGLOCK_HASH") && line.contains(scheme), "{output}");
     }
 }
 
@@ -195,10 +185,7 @@ fn the_server_computes_the_same_numbers() {
 #[test]
 fn functions_of_the_server_are_the_servers() {
     let server = Server::shared();
-    for (scheme, function) in [
-        ("hashtext", "hashtext('"),
-        ("hashtextextended", "hashtextextended('"),
-    ] {
+    for (scheme, function) in [("hashtext", "hashtext('"), ("hashtextextended", "hashtextextended('")] {
         let name = unique("it_is");
         let rest = if scheme == "hashtext" { "')" } else { "', 0)" };
         if is_known(server, scheme) {
@@ -258,17 +245,11 @@ fn the_lock_of_a_migration_is_that_of_its_database() {
             let run = server.pglock().env("PGDATABASE", database);
             run.args(["run", "--hash", scheme])
         };
-        let told = |database| {
-            run(database)
-                .sh("echo $PGLOCK_KEY $PGLOCK_KEY_ID")
-                .output()
-                .stdout()
-        };
+        let told = |database| run(database).sh("echo $PGLOCK_KEY $PGLOCK_KEY_ID").output().stdout();
         assert_eq!(told("app"), format!("{scheme} {number}\n"));
         assert_eq!(told("postgres"), format!("{scheme} {other}\n"));
         let holder = run("app").holding();
-        let name =
-            "SELECT application_name FROM pg_stat_activity WHERE application_name LIKE 'pglock:%'";
+        let name = "SELECT application_name FROM pg_stat_activity WHERE application_name LIKE 'pglock:%'";
         let name = server.value(name);
         assert!(name.starts_with(&format!("pglock:{scheme} ")), "{name}");
         run("postgres").args(["-n", "true"]).output().code(0);
@@ -305,11 +286,7 @@ fn a_computed_key_is_waited_for() {
 #[test]
 fn behind_a_pooler_the_database_is_that_of_the_server() {
     let server = server_with_app(&[]);
-    let alias = format!(
-        "alias = dbname=app host={} port={}",
-        server.host(),
-        server.port()
-    );
+    let alias = format!("alias = dbname=app host={} port={}", server.host(), server.port());
     let bouncer = PgBouncer::with(&server, &["pool_mode=transaction", "[databases]", &alias]);
     let run = || {
         let run = bouncer.pglock().env("PGDATABASE", "alias");
@@ -319,10 +296,7 @@ fn behind_a_pooler_the_database_is_that_of_the_server() {
     assert!(takes(&mut application, "6939591962871035475"));
     let output = run().args(["-n", "true"]).output();
     let line = output.code(75).stderr_line();
-    assert!(
-        line.contains("(6939591962871035475) in database \"app\""),
-        "{output}"
-    );
+    assert!(line.contains("(6939591962871035475) in database \"app\""), "{output}");
     gives_back(&mut application, "6939591962871035475");
     let holder = run().holding();
     assert!(!takes(&mut application, "6939591962871035475"));
@@ -337,11 +311,7 @@ fn computing_a_key_costs_no_round_trip() {
     let statements = |arguments: &[&str]| {
         let before = server.log().len();
         let run = server.pglock().env("PGDATABASE", "app").arg("run");
-        run.args(arguments)
-            .args(["--", "true"])
-            .output()
-            .code(0)
-            .silent();
+        run.args(arguments).args(["--", "true"]).output().code(0).silent();
         // The log is written before the answer is sent.
         let log = server.log()[before..].to_owned();
         log.matches("statement:").count()
@@ -349,10 +319,7 @@ fn computing_a_key_costs_no_round_trip() {
     let known = statements(&["--key", "backup"]);
     assert!(known > 1);
     assert_eq!(statements(&["--hash", "rails-migrate"]), known);
-    assert_eq!(
-        statements(&["--hash", "hashtext", "--key", "backup"]),
-        known
-    );
+    assert_eq!(statements(&["--hash", "hashtext", "--key", "backup"]), known);
 }
 
 /// A key that the server computes is one of several, has slots and is waited for in line, as any other.

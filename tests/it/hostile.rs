@@ -62,25 +62,15 @@ fn nothing_of_the_search_path_is_run() {
         // Of two slots, the second is free.
         if options[0] != "--slots" {
             let line = conflict.code(75).stderr_line();
-            assert!(
-                line.contains(&format!("in database \"{database}\"")),
-                "{line}"
-            );
+            assert!(line.contains(&format!("in database \"{database}\"")), "{line}");
         }
         for holder in holders {
             holder.finish().code(0);
         }
     }
-    let check = server
-        .pglock()
-        .arg("check")
-        .env("PGDATABASE", &database)
-        .output();
+    let check = server.pglock().arg("check").env("PGDATABASE", &database).output();
     check.code(0);
-    assert_eq!(
-        rows(&mut client, "SELECT who FROM hits"),
-        Vec::<Vec<String>>::new()
-    );
+    assert_eq!(rows(&mut client, "SELECT who FROM hits"), Vec::<Vec<String>>::new());
 }
 
 /// A lock that was lost before the job ended does not pass for a good end, even if pglock had been stopped meanwhile.
@@ -125,27 +115,15 @@ fn keys_reach_a_job_that_has_left_the_group() {
     let (server, key) = (Server::shared(), unique("key"));
     let mut terminal = Terminal::run(server, &["bash", "--norc", "--noprofile", "-i"]);
     terminal.expect("prompt> ");
-    terminal.keys(&format!(
-        "\"$PGLOCK\" run -k {key} -- timeout 60 sleep 64\n"
-    ));
-    let sleep = || {
-        Command::new("pgrep")
-            .args(["-x", "-f", "sleep 64"])
-            .output()
-            .unwrap()
-    };
+    terminal.keys(&format!("\"$PGLOCK\" run -k {key} -- timeout 60 sleep 64\n"));
+    let sleep = || Command::new("pgrep").args(["-x", "-f", "sleep 64"]).output().unwrap();
     eventually(SOON, "the job", || sleep().status.success());
     terminal.keys("\x1a");
     terminal.expect("Stopped");
     assert_eq!(server.locks(&key).granted, 1);
     terminal.keys("fg\n");
-    let pid: i32 = String::from_utf8_lossy(&sleep().stdout)
-        .trim()
-        .parse()
-        .unwrap();
-    eventually(SOON, "it to go on", || {
-        state(Pid::from_raw(pid)) == Some('S')
-    });
+    let pid: i32 = String::from_utf8_lossy(&sleep().stdout).trim().parse().unwrap();
+    eventually(SOON, "it to go on", || state(Pid::from_raw(pid)) == Some('S'));
     terminal.keys("\x03");
     server.await_locks(&key, 0, 0);
     terminal.keys("echo status $?\n");
@@ -161,8 +139,7 @@ fn an_ignored_loss_does_not_leave_the_lock_to_what_the_job_leaves_behind() {
     let running = server.run(&key).args(options).sh(job).spawn();
     running.await_stdout("\n");
     let left_behind = Pid::from_raw(running.stdout().trim().parse().unwrap());
-    let tail =
-        format!("SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'");
+    let tail = format!("SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'");
     let frozen = Pid::from_raw(server.value(&tail).parse().unwrap());
     kill(frozen, Signal::SIGSTOP).unwrap();
     running.await_stderr("unguarded");
@@ -225,27 +202,15 @@ fn without_proc_what_ignores_term_is_killed_all_the_same() {
 #[test]
 fn children_from_before_are_not_stopped() {
     let (server, key) = (Server::shared(), unique("key"));
-    let script =
-        format!("trap '' HUP; sleep 66 & echo pid $!.; exec \"$PGLOCK\" run -k {key} -- sleep 67");
+    let script = format!("trap '' HUP; sleep 66 & echo pid $!.; exec \"$PGLOCK\" run -k {key} -- sleep 67");
     let mut terminal = Terminal::run(server, &["bash", "-c", &script]);
     terminal.expect("pid ");
     terminal.expect(".");
     let screen = terminal.screen();
-    let before = screen
-        .split("pid ")
-        .nth(1)
-        .unwrap()
-        .split('.')
-        .next()
-        .unwrap();
+    let before = screen.split("pid ").nth(1).unwrap().split('.').next().unwrap();
     let before = Pid::from_raw(before.parse().unwrap());
     server.await_locks(&key, 1, 0);
-    let sleep = || {
-        Command::new("pgrep")
-            .args(["-x", "-f", "sleep 67"])
-            .output()
-            .unwrap()
-    };
+    let sleep = || Command::new("pgrep").args(["-x", "-f", "sleep 67"]).output().unwrap();
     eventually(SOON, "the job", || sleep().status.success());
     server.sql(&format!(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'"
@@ -278,10 +243,9 @@ fn a_blocked_signal_ends_the_wait() {
     let holder = server.run(&key).holding();
     for signal in [Signal::SIGTERM, Signal::SIGQUIT] {
         let pglock = env!("CARGO_BIN_EXE_pglock");
-        let run =
-            server
-                .around("env")
-                .args(["--block-signal", pglock, "run", "--key", &key, "true"]);
+        let run = server
+            .around("env")
+            .args(["--block-signal", pglock, "run", "--key", &key, "true"]);
         let waiter = run.spawn();
         server.await_locks(&key, 1, 1);
         waiter.signal(signal);
@@ -296,19 +260,11 @@ fn a_blocked_signal_ends_the_wait() {
 fn the_job_keeps_the_lock_of_a_killed_pglock_over_tcp() {
     let (server, key, journal) = (Server::shared(), unique("key"), Journal::new());
     let job = format!("{}; note \"pid $$\"; read -r _; exit", journal.note());
-    let mut running = server
-        .run(&key)
-        .args(["-d", &server.dsn()])
-        .sh(&job)
-        .spawn();
+    let mut running = server.run(&key).args(["-d", &server.dsn()]).sh(&job).spawn();
     eventually(SOON, "the job", || journal.pids().len() == 1);
     running.signal(Signal::SIGKILL);
     eventually(SOON, "the end of pglock", || !running.lives());
-    server
-        .run(&key)
-        .args(["--no-wait", "true"])
-        .output()
-        .code(75);
+    server.run(&key).args(["--no-wait", "true"]).output().code(75);
     let freed = now();
     kill(journal.pids()[0], Signal::SIGKILL).unwrap();
     server.await_locks(&key, 0, 0);
@@ -321,14 +277,8 @@ fn the_job_keeps_the_lock_of_a_killed_pglock_over_tcp() {
 fn deferrable_transactions_do_not_wait_for_writers() {
     let server = Server::start();
     let pooler = PgBouncer::with(&server, &["pool_mode=transaction"]);
-    for setting in [
-        "deferrable = on",
-        "isolation = serializable",
-        "read_only = on",
-    ] {
-        server.sql(&format!(
-            "ALTER DATABASE postgres SET default_transaction_{setting}"
-        ));
+    for setting in ["deferrable = on", "isolation = serializable", "read_only = on"] {
+        server.sql(&format!("ALTER DATABASE postgres SET default_transaction_{setting}"));
     }
     let mut writer = server.client();
     rows(
@@ -390,10 +340,7 @@ impl Unread {
         mkfifo(&path, Mode::S_IRWXU).unwrap();
         let mut options = File::options();
         options.read(true).write(true);
-        let mut pipe = options
-            .custom_flags(OFlag::O_NONBLOCK.bits())
-            .open(path)
-            .unwrap();
+        let mut pipe = options.custom_flags(OFlag::O_NONBLOCK.bits()).open(path).unwrap();
         while pipe.write(&[b'.'; 4096]).is_ok() {}
         Unread { folder, pipe }
     }

@@ -83,9 +83,9 @@ fn a_cockroach_is_told_by_its_version() {
             .flat_map(|(name, _)| [name.as_bytes(), &[0; 19]].concat())
             .collect();
         let count = (row.len() as u16).to_be_bytes();
-        let values = row.iter().flat_map(|(_, value)| {
-            [&(value.len() as u32).to_be_bytes()[..], value.as_bytes()].concat()
-        });
+        let values = row
+            .iter()
+            .flat_map(|(_, value)| [&(value.len() as u32).to_be_bytes()[..], value.as_bytes()].concat());
         let values: Vec<u8> = values.collect();
         send(out, b'T', &[&count[..], &names].concat())?;
         send(out, b'D', &[&count[..], &values].concat())?;
@@ -135,10 +135,7 @@ fn listen(answer: impl Fn(&mut TcpStream) -> io::Result<()> + Send + Sync + 'sta
     port
 }
 
-fn converse(
-    client: &mut TcpStream,
-    answer: impl Fn(&mut TcpStream) -> io::Result<()>,
-) -> io::Result<()> {
+fn converse(client: &mut TcpStream, answer: impl Fn(&mut TcpStream) -> io::Result<()>) -> io::Result<()> {
     // The start of the session has a length, and no type.
     let mut length = [0; 4];
     client.read_exact(&mut length)?;

@@ -20,11 +20,7 @@ fn every_exit_status_is_the_jobs() {
             let key = &key;
             threads.spawn(move || {
                 for code in (part..256).step_by(4) {
-                    let output = server
-                        .run(key)
-                        .arg("-s")
-                        .sh(&format!("exit {code}"))
-                        .output();
+                    let output = server.run(key).arg("-s").sh(&format!("exit {code}")).output();
                     output.code(code).silent();
                 }
             });
@@ -82,9 +78,7 @@ fn arguments_arrive_as_they_were_given() {
         .args(arguments.map(OsStr::from_bytes))
         .output();
     output.code(0).silent();
-    let expected = arguments
-        .map(|argument| [argument, b"\0"].concat())
-        .concat();
+    let expected = arguments.map(|argument| [argument, b"\0"].concat()).concat();
     assert_eq!(output.stdout, expected, "{output}");
 }
 
@@ -105,11 +99,7 @@ fn standard_input_is_the_jobs() {
     let run = Server::shared().run(&unique("stdin")).args(["--", "cat"]);
     let output = run.output_with(&data);
     output.code(0).silent();
-    assert!(
-        output.stdout == data,
-        "{} bytes came back",
-        output.stdout.len()
-    );
+    assert!(output.stdout == data, "{} bytes came back", output.stdout.len());
 }
 
 /// "stdout of pglock and job equals the job's alone, byte for byte (run the scenario bare and under pglock and
@@ -166,9 +156,9 @@ fn the_job_is_told_its_lock() {
     let lines = |output: String| output.lines().map(str::to_owned).collect::<Vec<_>>();
     let names = ["KEY", "KEY_ID", "MODE", "SLOT", "BACKEND_PID", "TOKEN"];
     let inherited = |run: crate::support::pglock::Pglock| {
-        names.iter().fold(run, |run, name| {
-            run.env(format!("PGLOCK_{name}"), "inherited")
-        })
+        names
+            .iter()
+            .fold(run, |run, name| run.env(format!("PGLOCK_{name}"), "inherited"))
     };
     let key = unique("told");
     let number = crate::support::server::number(&key);
@@ -178,9 +168,7 @@ fn the_job_is_told_its_lock() {
 
     // Inside another one, each job is told its own lock.
     let pglock = env!("CARGO_BIN_EXE_pglock");
-    let nested = server
-        .run(&key)
-        .args(["--", pglock, "run", "-s", "-k", "-3,7", "--"]);
+    let nested = server.run(&key).args(["--", pglock, "run", "-s", "-k", "-3,7", "--"]);
     let told = lines(nested.args(["sh", "-c", TELL]).output().stdout());
     assert_eq!(told[0], "-3,7|-3,7|shared|unset");
 }
@@ -190,10 +178,7 @@ fn the_job_is_told_its_lock() {
 fn the_session_is_known_by_name() {
     let server = Server::shared();
     let key = unique("named");
-    let running = server
-        .run(&key)
-        .sh("echo \"<$PGLOCK_BACKEND_PID>\"; read -r _")
-        .spawn();
+    let running = server.run(&key).sh("echo \"<$PGLOCK_BACKEND_PID>\"; read -r _").spawn();
     running.await_stdout(">\n");
     let out = running.stdout();
     let backend = out.trim().trim_matches(['<', '>']);
@@ -262,10 +247,7 @@ fn a_script_without_a_header_is_run_by_the_shell() {
     );
     // Found in PATH, and in the current folder.
     let path = format!("{}:/usr/bin:/bin", scripts.0.path().display());
-    let output = run()
-        .env("PATH", path)
-        .args(["--", "bare", "x", "y"])
-        .output();
+    let output = run().env("PATH", path).args(["--", "bare", "x", "y"]).output();
     assert_eq!(
         output.code(7).stdout,
         format!("{name} <x> <y>\n").into_bytes(),
@@ -281,9 +263,7 @@ fn a_script_without_a_header_is_run_by_the_shell() {
 #[test]
 fn the_working_directory_is_the_jobs() {
     let folder = tempfile::tempdir().unwrap();
-    let mut run = Server::shared()
-        .run(&unique("folder"))
-        .args(["--", "pwd", "-P"]);
+    let mut run = Server::shared().run(&unique("folder")).args(["--", "pwd", "-P"]);
     run.command().current_dir(folder.path());
     let expected = folder.path().canonicalize().unwrap();
     assert_eq!(run.output().stdout(), format!("{}\n", expected.display()));

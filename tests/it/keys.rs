@@ -77,22 +77,17 @@ fn the_server_computes_the_same_numbers() {
     }
     for setting in ["on", "off"] {
         let mut client = server.client();
-        let set =
-            format!("SET standard_conforming_strings = {setting}; SET escape_string_warning = off");
+        let set = format!("SET standard_conforming_strings = {setting}; SET escape_string_warning = off");
         client.batch_execute(&set).unwrap();
         for (name, number) in names.iter().zip(numbers.lines()) {
             let expression = key(&["--sql", "--", name]);
-            let computed =
-                crate::support::server::rows(&mut client, &format!("SELECT {expression}"));
+            let computed = crate::support::server::rows(&mut client, &format!("SELECT {expression}"));
             assert_eq!(computed, [[number]], "{name:?}: {expression}");
         }
     }
     // A pair is two arguments, as pg_advisory_lock takes them.
     let pair = key(&["--sql", "--", "-1,2147483647"]);
-    assert_eq!(
-        server.sql(&format!("SELECT {pair}")),
-        [["-1", "2147483647"]]
-    );
+    assert_eq!(server.sql(&format!("SELECT {pair}")), [["-1", "2147483647"]]);
 }
 
 /// "A reader that has seen enough (`| head`) is no error."

@@ -58,15 +58,10 @@ fn waiting(server: &Server, key: &str, options: &[&str]) -> Running {
 fn holders_and_waiters_are_shown_with_all_that_is_known() {
     let server = Server::shared();
     let key = unique("whole");
-    let tcp = server
-        .run(&key)
-        .env("PGHOST", "127.0.0.1")
-        .env("PGHOSTADDR", "");
+    let tcp = server.run(&key).env("PGHOST", "127.0.0.1").env("PGHOSTADDR", "");
     let holder = tcp.holding();
     let waiter = waiting(server, &key, &["-s"]);
-    let found = await_list(server, &key, |found| {
-        found.len() == 2 && found[1]["mode"].is_string()
-    });
+    let found = await_list(server, &key, |found| found.len() == 2 && found[1]["mode"].is_string());
     let (held, waits) = (&found[0], &found[1]);
     let backend = |pid: &Value| {
         let tail = format!("%:{pid}");
@@ -81,46 +76,24 @@ fn holders_and_waiters_are_shown_with_all_that_is_known() {
         (&held["mode"], &held["scope"]),
         (&"exclusive".into(), &"session".into())
     );
-    assert_eq!(
-        (&held["slot"], &held["slots"]),
-        (&Value::Null, &Value::Null)
-    );
-    assert_eq!(
-        (&held["host"], &held["pid"]),
-        (&host.as_str().into(), &pid(&holder))
-    );
+    assert_eq!((&held["slot"], &held["slots"]), (&Value::Null, &Value::Null));
+    assert_eq!((&held["host"], &held["pid"]), (&host.as_str().into(), &pid(&holder)));
     assert_eq!(held["backend_pid"], backend(&pid(&holder)));
-    assert_eq!(
-        (&held["user"], &held["job"]),
-        (&"postgres".into(), &"sh".into())
-    );
+    assert_eq!((&held["user"], &held["job"]), (&"postgres".into(), &"sh".into()));
     assert_eq!(held["client_address"], "127.0.0.1");
     assert_eq!(held["behind"], Value::Array(vec![]));
     assert_eq!(
         held["application_name"],
         format!("pglock:{key} {host}:{}", holder.pid())
     );
-    assert_eq!(
-        (&waits["state"], &waits["mode"]),
-        (&"waiting".into(), &"shared".into())
-    );
-    assert_eq!(
-        waits["behind"],
-        Value::Array(vec![held["backend_pid"].clone()])
-    );
-    assert_eq!(
-        (&waits["pid"], &waits["job"]),
-        (&pid(&waiter), &"sh".into())
-    );
+    assert_eq!((&waits["state"], &waits["mode"]), (&"waiting".into(), &"shared".into()));
+    assert_eq!(waits["behind"], Value::Array(vec![held["backend_pid"].clone()]));
+    assert_eq!((&waits["pid"], &waits["job"]), (&pid(&waiter), &"sh".into()));
     assert_eq!(waits["client_address"], Value::Null);
     // Times are the server's.
     let connected = |pid: &Value| {
-        let sql =
-            "SELECT to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
-        server.value(&format!(
-            "{sql} FROM pg_stat_activity WHERE pid = {}",
-            backend(pid)
-        ))
+        let sql = "SELECT to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
+        server.value(&format!("{sql} FROM pg_stat_activity WHERE pid = {}", backend(pid)))
     };
     assert_eq!(held["connected_since"], connected(&pid(&holder)));
     assert_eq!(waits["since"], connected(&pid(&waiter)));
@@ -139,16 +112,10 @@ fn the_exit_status_tells_whether_a_key_is_held() {
     let holder = server.run(&key).holding();
     let held = ask(&key);
     let table = String::from_utf8_lossy(&held.code(75).stdout).into_owned();
-    assert!(
-        held.stderr.is_empty() && table.starts_with("KEY "),
-        "{table}"
-    );
+    assert!(held.stderr.is_empty() && table.starts_with("KEY "), "{table}");
     ask(&other).code(0);
     list(server).output().code(0);
-    list(server)
-        .args(["--key", &other, "--key", &key])
-        .output()
-        .code(75);
+    list(server).args(["--key", &other, "--key", &key]).output().code(75);
     holder.finish().code(0);
     ask(&key).code(0);
 }
@@ -168,16 +135,12 @@ fn since_is_when_the_lock_came() {
     let begun = of(server, &key)[1]["connected_since"].clone();
     // The second's clock has seconds; so wait until the next one.
     eventually(SOON, "another second", || {
-        server.value("SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')")
-            != begun
+        server.value("SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')") != begun
     });
     first.finish().code(0);
     second.await_stdout("ready\n");
     let at = of(server, &key)[0].clone();
-    assert_eq!(
-        (&at["state"], &at["connected_since"]),
-        (&"holding".into(), &begun)
-    );
+    assert_eq!((&at["state"], &at["connected_since"]), (&"holding".into(), &begun));
     let since = at["since"].as_str().unwrap().to_owned();
     assert!(since.as_str() > begun.as_str().unwrap(), "{at}");
     let beats = format!(
@@ -210,46 +173,24 @@ fn slots_are_shown_with_their_number_and_n() {
     let found = await_list(server, &key, |found| {
         found.len() == 6 && found[5]["behind"][0] == found[4]["backend_pid"]
     });
-    let held: Vec<_> = found
-        .iter()
-        .filter(|lock| lock["state"] == "holding")
-        .collect();
-    let numbers: Vec<_> = held
-        .iter()
-        .map(|lock| lock["slot"].as_i64().unwrap())
-        .collect();
+    let held: Vec<_> = found.iter().filter(|lock| lock["state"] == "holding").collect();
+    let numbers: Vec<_> = held.iter().map(|lock| lock["slot"].as_i64().unwrap()).collect();
     assert_eq!(numbers, [0, 1, 2, 3]);
-    let told: Vec<_> = held
-        .iter()
-        .map(|lock| lock["slots"].as_i64().unwrap())
-        .collect();
+    let told: Vec<_> = held.iter().map(|lock| lock["slots"].as_i64().unwrap()).collect();
     assert_eq!(told, [3, 3, 3, 4]);
-    assert!(
-        found.iter().all(|lock| lock["name"] == key.as_str()),
-        "{found:?}"
-    );
-    let waits: Vec<_> = found
-        .iter()
-        .filter(|lock| lock["state"] == "waiting")
-        .collect();
+    assert!(found.iter().all(|lock| lock["name"] == key.as_str()), "{found:?}");
+    let waits: Vec<_> = found.iter().filter(|lock| lock["state"] == "waiting").collect();
     assert_eq!(waits[0]["slot"], Value::Null);
     assert_eq!(waits[0]["slots"], 3);
     // The first in line is behind all who hold; the second behind the first.
     assert_eq!(waits[0]["behind"].as_array().unwrap().len(), 4);
-    assert_eq!(
-        waits[1]["behind"],
-        Value::Array(vec![waits[0]["backend_pid"].clone()])
-    );
+    assert_eq!(waits[1]["behind"], Value::Array(vec![waits[0]["backend_pid"].clone()]));
     let table = String::from_utf8(list(server).args(["--key", &key]).output().stdout).unwrap();
     assert!(table.contains(&format!("{key} slot 3/4 ")), "{table}");
     assert!(table.contains(&format!("{key} slots=3 ")), "{table}");
     odd.finish().code(0);
-    holders
-        .into_iter()
-        .for_each(|it| drop(it.finish().code(0).stdout()));
-    waiters
-        .into_iter()
-        .for_each(|it| drop(it.finish().code(0).stdout()));
+    holders.into_iter().for_each(|it| drop(it.finish().code(0).stdout()));
+    waiters.into_iter().for_each(|it| drop(it.finish().code(0).stdout()));
 }
 
 /// Those who wait in line are shown in their order, each behind the one before it, and no ticket is shown as a lock.
@@ -277,8 +218,7 @@ fn a_line_is_shown_in_its_order() {
                 .all(|two| two[1]["behind"] == Value::Array(vec![two[0]["backend_pid"].clone()]))
     });
     holder.finish().code(0);
-    line.into_iter()
-        .for_each(|it| drop(it.finish().code(0).stdout()));
+    line.into_iter().for_each(|it| drop(it.finish().code(0).stdout()));
 }
 
 /// "pglock's and anybody else's"; "key as number and, where known ..., as name", whatever scheme has made the number.
@@ -297,21 +237,14 @@ fn numbers_are_named_whatever_the_scheme_and_others_are_shown_too() {
     ];
     let mut psql = server.client_of(&database);
     rows(&mut psql, "SET application_name = 'an old script'");
-    rows(
-        &mut psql,
-        "BEGIN; SELECT pg_advisory_xact_lock_shared(4711)",
-    );
+    rows(&mut psql, "BEGIN; SELECT pg_advisory_xact_lock_shared(4711)");
     let found = locks(here(list(server)));
     let mut names: Vec<String> = found
         .iter()
         .map(|lock| format!("{}={}", lock["key"].as_str().unwrap(), lock["name"]))
         .collect();
     names.sort();
-    let value = |sql: &str| {
-        rows(&mut server.client_of(&database), sql)
-            .concat()
-            .concat()
-    };
+    let value = |sql: &str| rows(&mut server.client_of(&database), sql).concat().concat();
     let rails = server
         .pglock()
         .args(["key", "--hash", "rails-migrate", "--dbname", &database]);
@@ -321,10 +254,7 @@ fn numbers_are_named_whatever_the_scheme_and_others_are_shown_too() {
         format!("{}=\"c\"", number("c")),
         format!("{}=\"hashed\"", md5.output().code(0).stdout().trim()),
         format!("{}=\"computed\"", value("SELECT hashtext('computed')")),
-        format!(
-            "{}=\"rails-migrate\"",
-            rails.output().code(0).stdout().trim()
-        ),
+        format!("{}=\"rails-migrate\"", rails.output().code(0).stdout().trim()),
         "-7,8=\"-7,8\"".into(),
         "-9=\"-9\"".into(),
         "4711=null".into(),
@@ -332,28 +262,17 @@ fn numbers_are_named_whatever_the_scheme_and_others_are_shown_too() {
     expected.sort();
     assert_eq!(names, expected);
     let other = found.iter().find(|lock| lock["key"] == "4711").unwrap();
-    assert_eq!(
-        (&other["mode"], &other["host"]),
-        (&"shared".into(), &Value::Null)
-    );
-    assert_eq!(
-        (&other["scope"], &other["since"]),
-        (&Value::Null, &Value::Null)
-    );
+    assert_eq!((&other["mode"], &other["host"]), (&"shared".into(), &Value::Null));
+    assert_eq!((&other["scope"], &other["since"]), (&Value::Null, &Value::Null));
     assert!(other["connected_since"].is_string(), "{other}");
     // The key of whoever looks is resolved as `run` does it.
     let computed = here(list(server))
         .args(["--hash", "hashtext", "-k", "computed"])
         .output();
     assert!(String::from_utf8_lossy(&computed.code(75).stdout).contains("computed"));
-    here(list(server))
-        .args(["--hash", "rails-migrate"])
-        .output()
-        .code(75);
+    here(list(server)).args(["--hash", "rails-migrate"]).output().code(75);
     here(list(server)).args(["-k", "hashed"]).output().code(0);
-    running
-        .into_iter()
-        .for_each(|it| drop(it.finish().code(0).stdout()));
+    running.into_iter().for_each(|it| drop(it.finish().code(0).stdout()));
 }
 
 /// "what an unprivileged role cannot see is said once, with the remedy (`pg_read_all_stats`)"
@@ -363,15 +282,10 @@ fn what_a_role_is_not_shown_is_said_once() {
     let (key, role) = (unique("hidden"), unique("role"));
     server.sql(&format!("CREATE ROLE {role} LOGIN"));
     let holder = server.run(&key).holding();
-    let others = server
-        .run(&key)
-        .arg("--no-wait")
-        .args(["-E", "0", "-q", "true"]);
+    let others = server.run(&key).arg("--no-wait").args(["-E", "0", "-q", "true"]);
     others.output().code(0).silent();
     let look = || {
-        let list = list(server)
-            .env("PGUSER", &role)
-            .env("PGDATABASE", "postgres");
+        let list = list(server).env("PGUSER", &role).env("PGDATABASE", "postgres");
         list.args(["--key", &key, "--json"]).output()
     };
     let partial = look();
@@ -384,10 +298,7 @@ fn what_a_role_is_not_shown_is_said_once() {
     let value: Value = serde_json::from_slice(&partial.code(75).stdout).unwrap();
     assert_eq!(value["complete"], false);
     let held = &value["locks"][0];
-    assert_eq!(
-        (&held["name"], &held["pid"]),
-        (&key.as_str().into(), &pid(&holder))
-    );
+    assert_eq!((&held["name"], &held["pid"]), (&key.as_str().into(), &pid(&holder)));
     assert_eq!((&held["since"], &held["job"]), (&Value::Null, &Value::Null));
     server.sql(&format!("GRANT pg_read_all_stats TO {role}"));
     let whole = look();
@@ -407,24 +318,13 @@ fn those_who_ask_through_a_pooler_are_shown() {
     let bouncer = PgBouncer::with(server, &["pool_mode=transaction"]);
     let key = unique("pooled");
     let holder = bouncer.run(&key).holding();
-    let waiters: Vec<Running> = (0..6)
-        .map(|_| bouncer.run(&key).sh("echo mine").spawn())
-        .collect();
+    let waiters: Vec<Running> = (0..6).map(|_| bouncer.run(&key).sh("echo mine").spawn()).collect();
     let found = await_count(server, &key, 7);
     let held = &found[0];
-    assert_eq!(
-        (&held["state"], &held["pid"]),
-        (&"holding".into(), &pid(&holder))
-    );
-    assert_eq!(
-        (&held["scope"], &held["job"]),
-        (&"transaction".into(), &"sh".into())
-    );
+    assert_eq!((&held["state"], &held["pid"]), (&"holding".into(), &pid(&holder)));
+    assert_eq!((&held["scope"], &held["job"]), (&"transaction".into(), &"sh".into()));
     assert!(held["since"].is_string(), "{held}");
-    let mut seen: Vec<i64> = found[1..]
-        .iter()
-        .map(|it| it["pid"].as_i64().unwrap())
-        .collect();
+    let mut seen: Vec<i64> = found[1..].iter().map(|it| it["pid"].as_i64().unwrap()).collect();
     let mut expected: Vec<i64> = waiters.iter().map(|it| it.pid().as_raw().into()).collect();
     seen.sort();
     expected.sort();
@@ -434,15 +334,10 @@ fn those_who_ask_through_a_pooler_are_shown() {
             (&waits["state"], &waits["name"]),
             (&"waiting".into(), &key.as_str().into())
         );
-        assert_eq!(
-            waits["behind"],
-            Value::Array(vec![held["backend_pid"].clone()])
-        );
+        assert_eq!(waits["behind"], Value::Array(vec![held["backend_pid"].clone()]));
     }
     holder.finish().code(0);
-    waiters
-        .into_iter()
-        .for_each(|it| drop(it.finish().code(0).stdout()));
+    waiters.into_iter().for_each(|it| drop(it.finish().code(0).stdout()));
     // Their names are left with the sessions of the pool, but nobody waits.
     assert_eq!(await_count(server, &key, 0), [Value::Null; 0]);
 }
@@ -452,22 +347,17 @@ fn those_who_ask_through_a_pooler_are_shown() {
 fn the_arguments_of_the_job_are_not_told() {
     let server = Server::shared();
     let key = unique("secret");
-    let holder = server.run(&key).args(["--heartbeat", "1"]).args([
-        "--",
-        "sh",
-        "-c",
-        "echo ready; read -r _",
-        "s3cret",
-    ]);
+    let holder =
+        server
+            .run(&key)
+            .args(["--heartbeat", "1"])
+            .args(["--", "sh", "-c", "echo ready; read -r _", "s3cret"]);
     let holder = holder.spawn();
     holder.await_stdout("ready\n");
-    let queries =
-        format!("SELECT query FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'");
+    let queries = format!("SELECT query FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'");
     let first = server.value(&queries);
     assert!(first.contains("job sh */"), "{first}");
-    eventually(SOON, "a heartbeat", || {
-        server.value(&queries).contains(" holds ")
-    });
+    eventually(SOON, "a heartbeat", || server.value(&queries).contains(" holds "));
     assert!(!server.value(&queries).contains("s3cret"));
     drop(holder);
 }
@@ -490,16 +380,10 @@ fn watching_goes_on_until_nobody_reads() {
     }
     let head = server.around("sh").args([
         "-c",
-        &format!(
-            "'{}' list --watch | head -n 2",
-            env!("CARGO_BIN_EXE_pglock")
-        ),
+        &format!("'{}' list --watch | head -n 2", env!("CARGO_BIN_EXE_pglock")),
     ]);
     let text = head.output().code(0).stdout();
-    assert!(
-        text.starts_with("pglock list, database \"postgres\", 20"),
-        "{text}"
-    );
+    assert!(text.starts_with("pglock list, database \"postgres\", 20"), "{text}");
     watch.signal(nix::sys::signal::Signal::SIGINT);
     watch.finish().signal(nix::sys::signal::Signal::SIGINT);
     drop(holder);
@@ -513,12 +397,7 @@ fn the_table_fits_the_screen() {
     let holder = server.run(&key).holding();
     let waiter = waiting(server, &key, &[]);
     await_count(server, &key, 2);
-    let columns = |screen: &[String]| {
-        screen[0]
-            .split_whitespace()
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    };
+    let columns = |screen: &[String]| screen[0].split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     let show = |size| {
         let screen = Screen::new(server, size, &[]);
         screen.line(&format!("clear; pglock list -k {key}"));
@@ -529,18 +408,9 @@ fn the_table_fits_the_screen() {
         columns(&common),
         ["KEY", "STATE", "FOR", "WHO", "BACKEND", "BEHIND", "JOB"]
     );
-    assert!(
-        common[1].starts_with(&format!("{key}  held   ")),
-        "{common:?}"
-    );
-    assert!(
-        common[2].starts_with(&format!("{key}  waits  ")),
-        "{common:?}"
-    );
-    assert!(
-        common[2].contains(&format!(":{}  ", waiter.pid())),
-        "{common:?}"
-    );
+    assert!(common[1].starts_with(&format!("{key}  held   ")), "{common:?}");
+    assert!(common[2].starts_with(&format!("{key}  waits  ")), "{common:?}");
+    assert!(common[2].contains(&format!(":{}  ", waiter.pid())), "{common:?}");
     let narrow = show((40, 10));
     assert_eq!(columns(&narrow), ["KEY", "STATE", "FOR", "WHO"]);
     assert!(narrow[1].contains("~  held   "), "{narrow:?}");
@@ -558,29 +428,21 @@ fn watching_shows_one_screen() {
     let screen = Screen::new(server, (40, 10), &[("PGDATABASE", &database)]);
     screen.line("pglock list --watch");
     let nothing = "nothing is held or waited for in databa~";
-    screen.expect("empty list", |lines| {
-        lines.iter().any(|line| line == nothing)
-    });
+    screen.expect("empty list", |lines| lines.iter().any(|line| line == nothing));
     let here = |key: &str| server.run(key).env("PGDATABASE", &database);
-    let holders: Vec<Running> = (0..12)
-        .map(|n| here(&format!("key {n}")).holding())
-        .collect();
+    let holders: Vec<Running> = (0..12).map(|n| here(&format!("key {n}")).holding()).collect();
     let full = screen.expect("full screen", |lines| {
         lines.last().is_some_and(|line| line.ends_with(" more)"))
     });
     assert_eq!(full.len(), 10);
     assert!(full[0].starts_with("pglock list, database "), "{full:?}");
     assert_eq!(full[9], "(5 more)");
-    holders
-        .into_iter()
-        .for_each(|it| drop(it.finish().code(0).stdout()));
+    holders.into_iter().for_each(|it| drop(it.finish().code(0).stdout()));
     screen.expect("empty list again", |lines| {
         lines.len() == 2 && lines.iter().any(|line| line == nothing)
     });
     screen.key("C-c");
-    screen.expect("prompt", |lines| {
-        lines.last().is_some_and(|line| line.ends_with('$'))
-    });
+    screen.expect("prompt", |lines| lines.last().is_some_and(|line| line.ends_with('$')));
 }
 
 /// "The server shows it in a comment in front of pglock's messages", and so does whatever a stranger writes there:
@@ -610,10 +472,7 @@ fn what_strangers_write_into_comments_and_names_does_no_harm() {
                 let lock = format!("SELECT pg_advisory_lock({}), '{state}'", n + 770_000);
                 rows(
                     &mut client,
-                    &format!(
-                        "/* pglock {state} {} job x */ {lock}",
-                        odd.replace('\'', "")
-                    ),
+                    &format!("/* pglock {state} {} job x */ {lock}", odd.replace('\'', "")),
                 );
             }
             client
@@ -624,10 +483,7 @@ fn what_strangers_write_into_comments_and_names_does_no_harm() {
     let pid = self::pid(&pglock);
     assert!(held.iter().any(|lock| lock["pid"] == pid), "{held:?}");
     let conflict = server.run(&key).args(["-n", "true"]).output();
-    assert!(
-        conflict.code(75).stderr_line().contains(" is held by "),
-        "{conflict}"
-    );
+    assert!(conflict.code(75).stderr_line().contains(" is held by "), "{conflict}");
     list(server).args(["--key", &key]).output().code(75);
     drop(strangers);
     pglock.finish().code(0);

@@ -15,16 +15,12 @@ use std::time::{Duration, Instant};
 /// The process of the server that holds the lock for this pglock.
 fn backend(server: &Server, running: &Running) -> Pid {
     let tail = format!(":{}", running.pid());
-    let sql =
-        format!("SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pglock:%{tail}'");
+    let sql = format!("SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pglock:%{tail}'");
     Pid::from_raw(server.value(&sql).parse().unwrap())
 }
 
 fn terminate(server: &Server, running: &Running) {
-    server.sql(&format!(
-        "SELECT pg_terminate_backend({})",
-        backend(server, running)
-    ));
+    server.sql(&format!("SELECT pg_terminate_backend({})", backend(server, running)));
 }
 
 /// Exit 74 and one line that names the key.
@@ -45,15 +41,25 @@ fn an_ended_session_is_noticed_in_milliseconds() {
     let mut delays: Vec<u128> = (0..9)
         .map(|_| {
             let (key, journal) = (unique("key"), Journal::new());
-            let job = format!("{}; trap 'note TERM; exit 0' TERM; note ready; while :; do sleep 1 & wait $!; done", journal.note());
+            let job = format!(
+                "{}; trap 'note TERM; exit 0' TERM; note ready; while :; do sleep 1 & wait $!; done",
+                journal.note()
+            );
             let running = server.run(&key).sh(&job).spawn();
             journal.await_count("ready", 1);
             let pid = backend(server, &running);
             let mut client = server.client();
             let began = now();
-            client.simple_query(&format!("SELECT pg_terminate_backend({pid})")).unwrap();
+            client
+                .simple_query(&format!("SELECT pg_terminate_backend({pid})"))
+                .unwrap();
             let output = running.finish();
-            assert_lost(&output, &key, "terminating connection due to administrator command", "stopped the job with TERM");
+            assert_lost(
+                &output,
+                &key,
+                "terminating connection due to administrator command",
+                "stopped the job with TERM",
+            );
             assert_eq!(journal.count("TERM"), 1);
             journal.first("TERM").saturating_sub(began) / 1_000_000
         })
@@ -121,11 +127,7 @@ fn the_rest_of_the_group_has_its_grace() {
         "{}; (trap 'sleep 0.3; note clean; exit 0' TERM; note ready; while :; do sleep 0.05; done) & wait",
         journal.note()
     );
-    let running = server
-        .run(&key)
-        .args(["--kill-after", "20"])
-        .sh(&job)
-        .spawn();
+    let running = server.run(&key).args(["--kill-after", "20"]).sh(&job).spawn();
     journal.await_count("ready", 1);
     terminate(server, &running);
     let output = running.finish();
@@ -151,10 +153,7 @@ fn an_ignored_loss_is_said_and_the_job_runs_to_its_end() {
         running.signal(Signal::SIGUSR2);
         let output = running.finish();
         let line = output.code(3).stderr_line();
-        assert!(
-            line.ends_with("the job goes on unguarded (--on-lost ignore)"),
-            "{line}"
-        );
+        assert!(line.ends_with("the job goes on unguarded (--on-lost ignore)"), "{line}");
         assert_eq!(journal.count("TERM"), 0);
     }
 }
@@ -187,11 +186,7 @@ fn a_stopped_job_is_continued_to_be_stopped() {
         "{}; trap 'note TERM; exit' TERM; note \"pid $$\"; while :; do sleep 0.05; done",
         journal.note()
     );
-    let running = server
-        .run(&key)
-        .args(["--kill-after", "60"])
-        .sh(&job)
-        .spawn();
+    let running = server.run(&key).args(["--kill-after", "60"]).sh(&job).spawn();
     eventually(SOON, "the job", || journal.pids().len() == 1);
     let job = journal.pids()[0];
     kill(job, Signal::SIGSTOP).unwrap();
@@ -207,11 +202,7 @@ fn a_frozen_server_is_a_lost_lock_after_the_documented_time() {
     let server = Server::shared();
     let (key, journal) = (unique("key"), Journal::new());
     let limits = ["--heartbeat", "0.4", "--kill-after", "0.4"];
-    let running = server
-        .run(&key)
-        .args(limits)
-        .sh(&journal.stubborn())
-        .spawn();
+    let running = server.run(&key).args(limits).sh(&journal.stubborn()).spawn();
     eventually(SOON, "three processes", || journal.pids().len() == 3);
     let frozen = backend(server, &running);
     kill(frozen, Signal::SIGSTOP).unwrap();
@@ -263,11 +254,8 @@ fn a_server_that_is_frozen_during_the_release_does_not_hang_pglock() {
     );
     // Neither lock nor session is left, although what the job left behind has inherited the socket.
     server.await_locks(&key, 0, 0);
-    let session =
-        format!("SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'");
-    eventually(SOON, "the end of the session", || {
-        server.sql(&session).is_empty()
-    });
+    let session = format!("SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'");
+    eventually(SOON, "the end of the session", || server.sql(&session).is_empty());
     assert!(state(left_behind).is_some());
     kill(left_behind, Signal::SIGKILL).unwrap();
     running.finish().code(6);
@@ -279,24 +267,16 @@ fn a_stopped_pglock_does_not_take_its_own_sleep_for_a_silent_server() {
     let server = Server::shared();
     let (key, journal) = (unique("key"), Journal::new());
     let job = journal.of_signals("TERM");
-    let running = server
-        .run(&key)
-        .args(["--heartbeat", "0.4"])
-        .sh(&job)
-        .spawn();
+    let running = server.run(&key).args(["--heartbeat", "0.4"]).sh(&job).spawn();
     journal.await_count("ready", 1);
     running.signal(Signal::SIGSTOP);
     eventually(SOON, "the stop", || state(running.pid()) == Some('T'));
     // Longer than period and deadline together: this much of the clock must pass, there is nothing to wait for.
     let stopped = Instant::now();
-    eventually(SOON, "a second", || {
-        stopped.elapsed() > Duration::from_secs(1)
-    });
+    eventually(SOON, "a second", || stopped.elapsed() > Duration::from_secs(1));
     running.signal(Signal::SIGCONT);
     let resumed = Instant::now();
-    eventually(SOON, "a second", || {
-        resumed.elapsed() > Duration::from_secs(1)
-    });
+    eventually(SOON, "a second", || resumed.elapsed() > Duration::from_secs(1));
     running.signal(Signal::SIGUSR2);
     running.finish().code(3).silent();
     assert_eq!(journal.count("TERM"), 0);

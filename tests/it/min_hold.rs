@@ -16,11 +16,7 @@ fn the_lock_is_kept_after_a_short_job() {
         .sh("echo done; exit 4")
         .spawn();
     running.await_stdout("done\n");
-    server
-        .run(&key)
-        .args(["--no-wait", "true"])
-        .output()
-        .code(75);
+    server.run(&key).args(["--no-wait", "true"]).output().code(75);
     let output = running.finish();
     output.code(4).silent();
     assert!(output.took >= Duration::from_millis(1500), "{output}");
@@ -37,9 +33,7 @@ fn a_long_job_has_kept_it_long_enough() {
         .sh("read -r _; date +%s%N")
         .spawn();
     let began = Instant::now();
-    eventually(SOON, "the time", || {
-        began.elapsed() > Duration::from_millis(400)
-    });
+    eventually(SOON, "the time", || began.elapsed() > Duration::from_millis(400));
     std::io::Write::write_all(running.stdin(), b"go\n").unwrap();
     let output = running.finish();
     let ended: u128 = output.stdout().trim().parse().unwrap();
@@ -81,9 +75,7 @@ fn a_crontab_on_hosts_with_clocks_a_second_apart_runs_the_job_once() {
         let hosts = [Duration::ZERO, Duration::from_secs(1)].map(|behind| {
             // The host's own clock says that it is time.
             until(behind, || at.elapsed() >= behind);
-            let cron = server
-                .run(&key)
-                .args(["-n", "-E", "0", "-q", "--min-hold", min_hold]);
+            let cron = server.run(&key).args(["-n", "-E", "0", "-q", "--min-hold", min_hold]);
             cron.sh(&format!("echo ran >> {}", ran.display())).spawn()
         });
         for host in hosts {

@@ -20,11 +20,7 @@ fn the_job_keeps_the_lock_of_a_killed_pglock() {
     eventually(SOON, "the job", || journal.pids().len() == 1);
     running.signal(Signal::SIGKILL);
     eventually(SOON, "the end of pglock", || !running.lives());
-    server
-        .run(&key)
-        .args(["--no-wait", "true"])
-        .output()
-        .code(75);
+    server.run(&key).args(["--no-wait", "true"]).output().code(75);
     // It waits for nothing but the job.
     let waiter = server.run(&key).args(["echo", "mine"]).spawn();
     server.await_locks(&key, 1, 1);
@@ -56,17 +52,9 @@ fn what_the_job_leaves_behind_keeps_nothing() {
     let job = "sleep 60 >/dev/null 2>&1 & echo $!";
     let output = server.run(&key).sh(job).output();
     let left_behind = output.stdout().trim().parse().unwrap();
-    server
-        .run(&key)
-        .args(["--no-wait", "true"])
-        .output()
-        .code(0);
-    let session = format!(
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'"
-    );
-    eventually(SOON, "the end of the session", || {
-        server.value(&session) == "0"
-    });
+    server.run(&key).args(["--no-wait", "true"]).output().code(0);
+    let session = format!("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'");
+    eventually(SOON, "the end of the session", || server.value(&session) == "0");
     kill(nix::unistd::Pid::from_raw(left_behind), Signal::SIGKILL).unwrap();
 }
 
@@ -96,16 +84,8 @@ fn two_hundred_kills_at_random_moments() {
         }
     });
     server.await_locks(&key, 0, 0);
-    let words: Vec<String> = journal
-        .entries()
-        .into_iter()
-        .map(|entry| entry.word)
-        .collect();
-    let expected: Vec<&str> = ["in", "out"]
-        .into_iter()
-        .cycle()
-        .take(words.len())
-        .collect();
+    let words: Vec<String> = journal.entries().into_iter().map(|entry| entry.word).collect();
+    let expected: Vec<&str> = ["in", "out"].into_iter().cycle().take(words.len()).collect();
     println!("jobs that ran: {}", words.len() / 2);
     assert_eq!(words, expected);
     assert!(words.len() >= 20, "hardly a job was reached: {words:?}");

@@ -46,15 +46,9 @@ impl Pair {
             0 => (vec![], DEFAULT_LIMIT),
             _ => (SHORT.to_vec(), SHORT_LIMIT),
         };
-        let holder = on(&host, server, &key)
-            .args(options)
-            .sh(&journal.stubborn())
-            .spawn();
+        let holder = on(&host, server, &key).args(options).sh(&journal.stubborn()).spawn();
         eventually(SOON, "the job", || journal.pids().len() == 3);
-        let next = server
-            .run(&key)
-            .sh(&format!("{}; note next", journal.note()))
-            .spawn();
+        let next = server.run(&key).sh(&format!("{}; note next", journal.note())).spawn();
         server.await_locks(&key, 1, 1);
         Pair {
             key,
@@ -70,18 +64,10 @@ impl Pair {
     fn check(self, network: &Network, server: &Server, cut: u128) {
         self.next.finish().code(0);
         let lost = self.holder.finish().code(74).stderr_line();
-        assert!(
-            lost.contains("the server has not answered within"),
-            "{lost}"
-        );
+        assert!(lost.contains("the server has not answered within"), "{lost}");
         let since = |at: u128| Duration::from_nanos(at.saturating_sub(cut) as u64);
-        let (last, next) = (
-            since(self.journal.last("beat")),
-            since(self.journal.first("next")),
-        );
-        println!(
-            "after the cut: the job's last sign of life {last:?}, the next holder's first {next:?}"
-        );
+        let (last, next) = (since(self.journal.last("beat")), since(self.journal.first("next")));
+        println!("after the cut: the job's last sign of life {last:?}, the next holder's first {next:?}");
         assert!(last < next, "two jobs at once: {last:?}, {next:?}");
         assert!(next < self.limit + SLACK, "{next:?}");
         // What was cut off comes back to a lock that is somebody else's, or nobody's.
@@ -139,10 +125,7 @@ fn a_vanished_waiter_neither_stays_in_the_queue_nor_becomes_a_ghost_holder() {
     let mut waiting = |key: &str| {
         let host = network.host();
         let holder = server.run(key).holding();
-        let waiter = on(&host, &server, key)
-            .args(SHORT)
-            .args(["echo", "a job"])
-            .spawn();
+        let waiter = on(&host, &server, key).args(SHORT).args(["echo", "a job"]).spawn();
         server.await_locks(key, 1, 1);
         (host, holder, waiter)
     };
@@ -171,9 +154,7 @@ fn a_vanished_waiter_neither_stays_in_the_queue_nor_becomes_a_ghost_holder() {
     }
     server.await_locks("vanished", 1, 0);
     let sessions = "SELECT count(*) FROM pg_stat_activity WHERE client_addr <> '10.77.0.1'";
-    eventually(SOON, "the end of the sessions", || {
-        server.value(sessions) == "0"
-    });
+    eventually(SOON, "the end of the sessions", || server.value(sessions) == "0");
     let took = Duration::from_nanos((now() - cut) as u64);
     println!("{ghosts} ghost holders; all was free again after {took:?}");
     assert!(took < SHORT_LIMIT + SLACK, "{took:?}");
@@ -211,11 +192,7 @@ fn behind_a_pooler_the_job_is_dead_before_the_lock_is_given_away_too() {
         eventually(SOON, "the job", || journal.pids().len() == 3);
         holder
     };
-    let through = |program: &str| {
-        server
-            .around(program)
-            .env("PGPORT", pools[1].port().to_string())
-    };
+    let through = |program: &str| server.around(program).env("PGPORT", pools[1].port().to_string());
     let holders = [
         hold(pools[0].run("far"), &journals[0]),
         hold(
@@ -240,9 +217,7 @@ fn behind_a_pooler_the_job_is_dead_before_the_lock_is_given_away_too() {
         holder.finish().code(74);
         let since = |at: u128| Duration::from_nanos(at.saturating_sub(cut) as u64);
         let (last, next) = (since(journal.last("beat")), since(journal.first("next")));
-        println!(
-            "after the cut: the job's last sign of life {last:?}, the next holder's first {next:?}"
-        );
+        println!("after the cut: the job's last sign of life {last:?}, the next holder's first {next:?}");
         assert!(last < next, "two jobs at once: {last:?}, {next:?}");
         assert!(next < SHORT_LIMIT + SLACK, "{next:?}");
     }

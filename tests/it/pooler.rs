@@ -87,11 +87,7 @@ fn a_pooler_is_noticed_through_what_takes_messages_to_pieces() {
     let key = unique("pieces");
     let run = || server.run(&key).args(["-v", "--dsn", &splitting.dsn()]);
     let holder = run().holding();
-    assert!(
-        holder.stderr().contains("through a pooler"),
-        "{}",
-        holder.stderr()
-    );
+    assert!(holder.stderr().contains("through a pooler"), "{}", holder.stderr());
     run().args(["-n", "true"]).output().code(75);
     holder.finish().code(0);
 }
@@ -118,10 +114,7 @@ fn each_kind_of_pool_gets_the_scope_that_is_right_or_a_refusal() {
                     let holder = holder.holding();
                     assert_eq!(server.locks(&key).granted, 1);
                     assert_eq!(server.sql(&in_transaction), [[expected]], "{mode} {scope}");
-                    run(&bouncer, &key, &database)
-                        .args(["-n", "true"])
-                        .output()
-                        .code(75);
+                    run(&bouncer, &key, &database).args(["-n", "true"]).output().code(75);
                     holder.finish().code(0).silent();
                 }
                 None => {
@@ -226,10 +219,7 @@ fn a_crowd_behind_a_pool_of_five_takes_turns_and_does_not_hog_it() {
         println!("{size} turns in {:?}", freed.elapsed());
         (waited, end(other))
     });
-    println!(
-        "another client's answers while they wait: {}",
-        quantiles(&waited)
-    );
+    println!("another client's answers while they wait: {}", quantiles(&waited));
     println!("and while they take turns: {}", quantiles(&turns));
     assert!(waited[waited.len() / 2] < Duration::from_millis(50));
 
@@ -336,10 +326,7 @@ fn loses(holder: Running, what: &str, lose: impl FnOnce()) {
     let noticed = began.elapsed();
     let output = holder.finish();
     output.code(74);
-    assert!(
-        output.stderr.ends_with(b"stopped the job with TERM\n"),
-        "{output}"
-    );
+    assert!(output.stderr.ends_with(b"stopped the job with TERM\n"), "{output}");
     assert!(noticed < Duration::from_secs(2), "{what}: {noticed:?}");
     println!("{what}: noticed after {noticed:?}");
 }
@@ -351,11 +338,7 @@ fn a_holder_notices_the_loss_of_its_lock() {
     let server = Server::shared();
     let (key, database) = (unique("loss"), server.database());
     let pooler = bouncer(server, "transaction", &[]);
-    let holder = || {
-        run(&pooler, &key, &database)
-            .sh("echo ready; exec sleep 60")
-            .spawn()
-    };
+    let holder = || run(&pooler, &key, &database).sh("echo ready; exec sleep 60").spawn();
     let backend = format!(
         "SELECT pg_terminate_backend(pid) FROM pg_locks \
          WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = '{database}')"
@@ -378,14 +361,9 @@ fn a_holder_is_not_disturbed_by_reconnect_and_pause() {
     let server = Server::shared();
     let (key, database) = (unique("pause"), server.database());
     let bouncer = bouncer(server, "transaction", &[]);
-    let holder = run(&bouncer, &key, &database)
-        .args(["--heartbeat", "0.5"])
-        .holding();
+    let holder = run(&bouncer, &key, &database).args(["--heartbeat", "0.5"]).holding();
     let wait = |arguments: &[&str]| {
-        let waiter = run(&bouncer, &key, &database)
-            .arg("-v")
-            .args(arguments)
-            .spawn();
+        let waiter = run(&bouncer, &key, &database).arg("-v").args(arguments).spawn();
         waiter.await_stderr("; waiting\n");
         waiter
     };
@@ -406,11 +384,7 @@ fn a_holder_is_not_disturbed_by_reconnect_and_pause() {
         let sent = Instant::now();
         signalled.signal(Signal::SIGTERM);
         signalled.finish().signal(Signal::SIGTERM);
-        assert!(
-            sent.elapsed() < Duration::from_secs(3),
-            "{:?}",
-            sent.elapsed()
-        );
+        assert!(sent.elapsed() < Duration::from_secs(3), "{:?}", sent.elapsed());
         let limited = limited.finish();
         limited.code(75);
         assert!(limited.took < Duration::from_secs(3), "{limited}");
@@ -432,10 +406,7 @@ fn a_holder_is_not_disturbed_by_reconnect_and_pause() {
 fn the_lock_of_a_killed_pglock_lives_as_long_as_its_job() {
     let server = Server::shared();
     let (key, database) = (unique("killed"), server.database());
-    let pools = [
-        bouncer(server, "transaction", &[]),
-        bouncer(server, "session", &[]),
-    ];
+    let pools = [bouncer(server, "transaction", &[]), bouncer(server, "session", &[])];
     let folder = tempfile::tempdir().unwrap();
     let fifo = folder.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -448,18 +419,12 @@ fn the_lock_of_a_killed_pglock_lives_as_long_as_its_job() {
         (&pools[1], Some(scope), Some("--close"), false),
     ] {
         let options = scope.into_iter().flatten().chain(option);
-        let killed = run(bouncer, &key, &database)
-            .args(options)
-            .sh(&script)
-            .spawn();
+        let killed = run(bouncer, &key, &database).args(options).sh(&script).spawn();
         killed.await_stdout("ready");
         killed.signal(Signal::SIGKILL);
         drop(killed);
         if keeps {
-            run(bouncer, &key, &database)
-                .args(["-n", "true"])
-                .output()
-                .code(75);
+            run(bouncer, &key, &database).args(["-n", "true"]).output().code(75);
         } else {
             server.await_locks(&key, 0, 0);
         }
@@ -485,13 +450,9 @@ fn timeouts_of_the_database_end_neither_a_long_job_nor_a_long_wait() {
         server.sql(&format!("ALTER DATABASE {database} SET {timeout} = '1s'"));
     }
     let bouncer = bouncer(server, "transaction", &[]);
-    let job = run(&bouncer, &key, &database)
-        .sh("echo ready; sleep 3")
-        .spawn();
+    let job = run(&bouncer, &key, &database).sh("echo ready; sleep 3").spawn();
     job.await_stdout("ready");
-    let waiter = run(&bouncer, &key, &database)
-        .args(["echo", "mine"])
-        .spawn();
+    let waiter = run(&bouncer, &key, &database).args(["echo", "mine"]).spawn();
     assert_eq!(waiter.finish().stdout(), "mine\n");
     assert_eq!(job.finish().stdout(), "ready\n");
     assert_pool_is_clean(server, &bouncer, &database, 2);
@@ -515,18 +476,12 @@ fn a_conflict_names_the_holder_and_a_wait_ends_when_it_should() {
         assert!((0.0..0.7).contains(&late), "{late} s late");
     }
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        let waiter = run(&bouncer, &key, &database)
-            .args(["echo", "mine"])
-            .spawn();
+        let waiter = run(&bouncer, &key, &database).args(["echo", "mine"]).spawn();
         await_polling(&bouncer, &database, 2);
         let sent = Instant::now();
         waiter.signal(signal);
         waiter.finish().signal(signal).silent();
-        assert!(
-            sent.elapsed() < Duration::from_millis(500),
-            "{:?}",
-            sent.elapsed()
-        );
+        assert!(sent.elapsed() < Duration::from_millis(500), "{:?}", sent.elapsed());
     }
     // Direct ones and pooled ones exclude each other.
     server
@@ -535,24 +490,15 @@ fn a_conflict_names_the_holder_and_a_wait_ends_when_it_should() {
         .args(["-n", "true"])
         .output()
         .code(75);
-    let shared = run(&bouncer, &key, &database)
-        .args(["-s", "-n", "true"])
-        .output();
+    let shared = run(&bouncer, &key, &database).args(["-s", "-n", "true"]).output();
     shared.code(75);
     holder.finish().code(0);
-    let direct = server
-        .run(&key)
-        .env("PGDATABASE", &database)
-        .arg("-s")
-        .holding();
+    let direct = server.run(&key).env("PGDATABASE", &database).arg("-s").holding();
     run(&bouncer, &key, &database)
         .args(["-s", "-n", "true"])
         .output()
         .code(0);
-    run(&bouncer, &key, &database)
-        .args(["-n", "true"])
-        .output()
-        .code(75);
+    run(&bouncer, &key, &database).args(["-n", "true"]).output().code(75);
     direct.finish().code(0);
 }
 

@@ -28,14 +28,7 @@ fn opposite_orders_neither_deadlock_nor_overlap() {
             scope.spawn(|| {
                 for _ in 0..rounds {
                     let keys = order.iter().flat_map(|key| ["--key", key]);
-                    server
-                        .pglock()
-                        .arg("run")
-                        .args(keys)
-                        .sh(&job)
-                        .output()
-                        .code(0)
-                        .silent();
+                    server.pglock().arg("run").args(keys).sh(&job).output().code(0).silent();
                 }
             });
         }
@@ -54,9 +47,7 @@ fn a_conflict_names_the_key_that_is_held_and_takes_nothing() {
     for scope in ["session", "transaction"] {
         let (first, second) = (unique("one"), unique("two"));
         let both = |wait: &str| {
-            let keys = [
-                "--key", &first, "--key", &second, "--scope", scope, "--wait", wait,
-            ];
+            let keys = ["--key", &first, "--key", &second, "--scope", scope, "--wait", wait];
             server.pglock().arg("run").args(keys).arg("true").output()
         };
         for held in [&first, &second] {
@@ -94,17 +85,11 @@ fn the_keys_are_held_and_released_together() {
     one.finish().code(0);
     two.finish().code(0);
     waiter.await_stdout(&format!("{first}\n{second}\n"));
-    assert_eq!(
-        (server.locks(&first).granted, server.locks(&second).granted),
-        (1, 1)
-    );
+    assert_eq!((server.locks(&first).granted, server.locks(&second).granted), (1, 1));
     waiter.signal(Signal::SIGTERM);
     eventually(SOON, "its end", || !waiter.lives());
     waiter.finish().signal(Signal::SIGTERM);
-    assert_eq!(
-        (server.locks(&first).granted, server.locks(&second).granted),
-        (0, 0)
-    );
+    assert_eq!((server.locks(&first).granted, server.locks(&second).granted), (0, 0));
 }
 
 /// A database administrator finds all keys in `application_name`.
@@ -113,9 +98,7 @@ fn the_session_is_named_after_all_its_keys() {
     let server = Server::shared();
     let (first, second) = (unique("one"), unique("two"));
     let holder = server.run(&first).args(["--key", &second]).holding();
-    let sql = format!(
-        "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'pglock:{first},{second} %'"
-    );
+    let sql = format!("SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'pglock:{first},{second} %'");
     assert_eq!(rows(&mut server.client(), &sql).len(), 1);
     holder.finish().code(0);
 }

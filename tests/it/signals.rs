@@ -35,18 +35,9 @@ fn each_signal_arrives_once() {
     }
     running.signal(Signal::SIGUSR2);
     running.finish().code(3).silent();
-    let mut words: Vec<String> = journal
-        .entries()
-        .into_iter()
-        .map(|entry| entry.word)
-        .collect();
+    let mut words: Vec<String> = journal.entries().into_iter().map(|entry| entry.word).collect();
     words.retain(|word| word != "ready");
-    assert_eq!(
-        words,
-        [
-            "TERM", "INT", "HUP", "QUIT", "USR1", "WINCH", "CONT", "USR2"
-        ]
-    );
+    assert_eq!(words, ["TERM", "INT", "HUP", "QUIT", "USR1", "WINCH", "CONT", "USR2"]);
 }
 
 /// "Elsewhere: own process group, signalled as a group": a child of the job gets the signal too.
@@ -79,16 +70,12 @@ fn stop_and_continuation_reach_job_and_pglock() {
     let job = journal.pids()[0];
     running.signal(Signal::SIGTSTP);
     eventually(SOON, "both to stop", || {
-        [job, running.pid()]
-            .iter()
-            .all(|pid| state(*pid) == Some('T'))
+        [job, running.pid()].iter().all(|pid| state(*pid) == Some('T'))
     });
     assert_eq!(server.locks(&key).granted, 1);
     running.signal(Signal::SIGCONT);
     eventually(SOON, "both to go on", || {
-        [job, running.pid()]
-            .iter()
-            .all(|pid| state(*pid) != Some('T'))
+        [job, running.pid()].iter().all(|pid| state(*pid) != Some('T'))
     });
     running.signal(Signal::SIGUSR2);
     running.finish().code(3);
@@ -118,12 +105,10 @@ fn what_was_ignored_on_entry_stays_ignored() {
 
 /// `pglock run --key KEY`, started by something else.
 fn wrapped(server: &Server, wrapper: &[&str], key: &str) -> Pglock {
-    server.around(wrapper[0]).args(&wrapper[1..]).args([
-        env!("CARGO_BIN_EXE_pglock"),
-        "run",
-        "--key",
-        key,
-    ])
+    server
+        .around(wrapper[0])
+        .args(&wrapper[1..])
+        .args([env!("CARGO_BIN_EXE_pglock"), "run", "--key", key])
 }
 
 /// The signals 1 to 31 of each line; 32 and 33 are the C library's own, and exist for no program.
@@ -139,25 +124,15 @@ fn masks(status: &[u8]) -> Vec<u64> {
 #[track_caller]
 fn assert_same(wrapper: &[&str], job: &[&str]) {
     let server = Server::shared();
-    let bare = server
-        .around(wrapper[0])
-        .args(&wrapper[1..])
-        .args(job)
-        .output();
-    let under = wrapped(server, wrapper, &unique("key"))
-        .arg("--")
-        .args(job)
-        .output();
+    let bare = server.around(wrapper[0]).args(&wrapper[1..]).args(job).output();
+    let under = wrapped(server, wrapper, &unique("key")).arg("--").args(job).output();
     assert_eq!(
         masks(&bare.stdout),
         masks(&under.stdout),
         "{wrapper:?}\n{bare}\n{under}"
     );
     assert_eq!(bare.status, under.status);
-    assert!(
-        masks(&bare.stdout).len() >= 4,
-        "nothing was compared: {bare}"
-    );
+    assert!(masks(&bare.stdout).len() >= 4, "nothing was compared: {bare}");
 }
 
 /// "Mask and dispositions of the job are what they would be without pglock": blocked, ignored and caught signals,
@@ -165,12 +140,7 @@ fn assert_same(wrapper: &[&str], job: &[&str]) {
 #[cfg(target_os = "linux")]
 #[test]
 fn the_job_finds_mask_and_dispositions_as_without_pglock() {
-    let job = [
-        "grep",
-        "-E",
-        "^(Sig(Blk|Ign|Cgt)|ShdPnd)",
-        "/proc/self/status",
-    ];
+    let job = ["grep", "-E", "^(Sig(Blk|Ign|Cgt)|ShdPnd)", "/proc/self/status"];
     assert_same(&["env"], &job);
     assert_same(&["env", "--block-signal"], &job);
     assert_same(&["env", "--ignore-signal"], &job);
@@ -196,10 +166,7 @@ fn closed_standard_streams_stay_closed() {
             let wrapper = ["sh", "-c", &script, "sh"];
             let run = match under {
                 true => wrapped(server, &wrapper, &unique("key")).args(["--", "sh", "-c", &job]),
-                false => server
-                    .around("sh")
-                    .args(&wrapper[1..])
-                    .args(["sh", "-c", &job]),
+                false => server.around("sh").args(&wrapper[1..]).args(["sh", "-c", &job]),
             };
             run.output().code(9);
             std::fs::read_to_string(journal.path()).unwrap()
@@ -221,11 +188,7 @@ fn a_thousand_inherited_descriptors_reach_the_job() {
         .sh("ls -l /proc/self/fd | grep -c null; ls -l /proc/self/fd | grep -c socket")
         .output();
     output.code(0);
-    assert_eq!(
-        String::from_utf8_lossy(&output.stdout),
-        "1000\n1\n",
-        "{output}"
-    );
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "1000\n1\n", "{output}");
     assert!(
         !String::from_utf8_lossy(&output.stderr).contains("cannot tell"),
         "{output}"
@@ -249,26 +212,21 @@ fn as_process_1_of_a_container() {
         return;
     }
     let server = Server::shared();
-    let run =
-        |job: &str| wrapped(server, &["unshare", "-pf", "--mount-proc"], &unique("key")).sh(job);
+    let run = |job: &str| wrapped(server, &["unshare", "-pf", "--mount-proc"], &unique("key")).sh(job);
     run("exit 7").output().code(7).silent();
     run("kill -TERM $$").output().code(128 + 15).silent();
     // An orphan becomes a child of process 1, which must reap it.
     let orphan = "(sh -c 'echo $PPID; exec sleep 0.1' &) ; until [ $(ps -A | grep -c sleep) = 0 ]; do sleep 0.05; done; ps -A | grep -c defunct; true";
     let output = run(orphan).output();
     assert!(output.stdout().ends_with("\n0\n"), "{output}");
-    let running =
-        run("trap 'exit 5' TERM; echo ready; while :; do sleep 0.05 & wait $!; done").spawn();
+    let running = run("trap 'exit 5' TERM; echo ready; while :; do sleep 0.05 & wait $!; done").spawn();
     running.await_stdout("ready");
     // From outside, process 1 gets the signals that it handles.
     let tree = Command::new("pgrep")
         .args(["-P", &running.pid().to_string()])
         .output()
         .unwrap();
-    let one = String::from_utf8_lossy(&tree.stdout)
-        .trim()
-        .parse()
-        .unwrap();
+    let one = String::from_utf8_lossy(&tree.stdout).trim().parse().unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(one), Signal::SIGTERM).unwrap();
     running.finish().code(5);
 }
@@ -280,17 +238,9 @@ fn nested_pglocks() {
     let (outer, inner) = (unique("outer"), unique("inner"));
     let mut run = server.run(&outer).arg("--shared").arg("--");
     run = run.args([env!("CARGO_BIN_EXE_pglock"), "run", "--key", &inner]);
-    let running = run
-        .sh("echo $PGLOCK_KEY $PGLOCK_MODE; read -r _; exit 0")
-        .spawn();
+    let running = run.sh("echo $PGLOCK_KEY $PGLOCK_MODE; read -r _; exit 0").spawn();
     running.await_stdout(&format!("{inner} exclusive\n"));
-    assert_eq!(
-        (server.locks(&outer).granted, server.locks(&inner).granted),
-        (1, 1)
-    );
+    assert_eq!((server.locks(&outer).granted, server.locks(&inner).granted), (1, 1));
     running.finish().code(0);
-    assert_eq!(
-        (server.locks(&outer).granted, server.locks(&inner).granted),
-        (0, 0)
-    );
+    assert_eq!((server.locks(&outer).granted, server.locks(&inner).granted), (0, 0));
 }

@@ -25,10 +25,7 @@ fn never_more_than_the_slots_are_inside() {
     let server = Server::shared();
     for (scope, contenders, slots) in [("auto", 40, 3), ("transaction", 10, 2)] {
         let (key, journal) = (unique("key"), Journal::new());
-        let job = format!(
-            "{}; note \"in $PGLOCK_SLOT\"; sleep 0.05; note out",
-            journal.note()
-        );
+        let job = format!("{}; note \"in $PGLOCK_SLOT\"; sleep 0.05; note out", journal.note());
         let running: Vec<_> = (0..contenders)
             .map(|_| {
                 let run = server.run(&key).args(["--scope", scope, "--poll", "0.05"]);
@@ -40,16 +37,10 @@ fn never_more_than_the_slots_are_inside() {
         });
         assert_eq!(most(&journal), slots, "{scope}");
         assert_eq!(journal.count("out"), contenders);
-        let mut used: Vec<String> = journal
-            .entries()
-            .into_iter()
-            .map(|entry| entry.word)
-            .collect();
+        let mut used: Vec<String> = journal.entries().into_iter().map(|entry| entry.word).collect();
         used.sort();
         used.dedup();
-        let expected = (0..slots)
-            .map(|slot| format!("in {slot}"))
-            .chain(["out".into()]);
+        let expected = (0..slots).map(|slot| format!("in {slot}")).chain(["out".into()]);
         assert_eq!(used, expected.collect::<Vec<_>>());
     }
 }
@@ -62,18 +53,12 @@ fn a_killed_holders_slot_is_free_when_its_job_ends() {
     let run = || server.run(&key).args(["--slots", "2"]);
     let other = run().holding();
     let killed = run()
-        .sh(&format!(
-            "{}; note \"pid $$\"; read -r _; exit",
-            journal.note()
-        ))
+        .sh(&format!("{}; note \"pid $$\"; read -r _; exit", journal.note()))
         .spawn();
     eventually(SOON, "the job", || journal.pids().len() == 1);
     killed.signal(Signal::SIGKILL);
     let line = run().args(["-n", "true"]).output().code(75).stderr_line();
-    assert!(
-        line.starts_with(&format!("all 2 slots of key \"{key}\" ")),
-        "{line}"
-    );
+    assert!(line.starts_with(&format!("all 2 slots of key \"{key}\" ")), "{line}");
     let waiter = run().arg("true").spawn();
     kill(journal.pids()[0], Signal::SIGKILL).unwrap();
     waiter.finish().code(0).silent();
@@ -86,16 +71,11 @@ fn a_plain_holder_counts_as_one() {
     let (server, key) = (Server::shared(), unique("key"));
     let plain = server.run(&key).holding();
     let run = || server.run(&key).args(["--slots", "2"]);
-    let slot = run()
-        .sh("echo slot $PGLOCK_SLOT; read -r _; exit 0")
-        .spawn();
+    let slot = run().sh("echo slot $PGLOCK_SLOT; read -r _; exit 0").spawn();
     slot.await_stdout("slot 1\n");
     run().args(["-n", "true"]).output().code(75);
     plain.finish().code(0);
-    assert_eq!(
-        run().arg("-n").sh("echo $PGLOCK_SLOT").output().stdout(),
-        "0\n"
-    );
+    assert_eq!(run().arg("-n").sh("echo $PGLOCK_SLOT").output().stdout(), "0\n");
     slot.finish().code(0);
 }
 

@@ -18,10 +18,7 @@ const QUIT: &str = "\x1c";
 /// Whether the process is in the foreground of its terminal, as ps(1) tells.
 fn is_in_foreground(pid: Pid) -> bool {
     let mut ps = Command::new("ps");
-    let output = ps
-        .args(["-o", "stat=", "-p", &pid.to_string()])
-        .output()
-        .unwrap();
+    let output = ps.args(["-o", "stat=", "-p", &pid.to_string()]).output().unwrap();
     String::from_utf8_lossy(&output.stdout).contains('+')
 }
 
@@ -29,13 +26,7 @@ fn is_in_foreground(pid: Pid) -> bool {
 fn pgrep(arguments: &[&str]) -> Pid {
     let found = Command::new("pgrep").args(arguments).output().unwrap();
     let text = String::from_utf8_lossy(&found.stdout).into_owned();
-    Pid::from_raw(
-        text.lines()
-            .next_back()
-            .expect("a process")
-            .parse()
-            .unwrap(),
-    )
+    Pid::from_raw(text.lines().next_back().expect("a process").parse().unwrap())
 }
 
 /// The pglock that runs under this key. The shell around it has the same text in its command line, and is older.
@@ -49,18 +40,10 @@ fn pglock(key: &str) -> Pid {
 fn ctrl_c_ends_the_script_around() {
     let key = unique("key");
     // The job itself, and a shell that waits for it, which is only reliable once its child is there.
-    for (job, sleep) in [
-        ("sleep 30.1", "sleep 30.1"),
-        ("sh -c 'sleep 30.2; :'", "sleep 30.2"),
-    ] {
+    for (job, sleep) in [("sleep 30.1", "sleep 30.1"), ("sh -c 'sleep 30.2; :'", "sleep 30.2")] {
         let script = format!("\"$PGLOCK\" run -k {key} -- {job}; echo NEXT LINE");
         let mut terminal = Terminal::run(Server::shared(), &["bash", "-c", &script]);
-        let found = || {
-            Command::new("pgrep")
-                .args(["-x", "-f", sleep])
-                .output()
-                .unwrap()
-        };
+        let found = || Command::new("pgrep").args(["-x", "-f", sleep]).output().unwrap();
         eventually(SOON, "the job", || found().status.success());
         terminal.keys(INTERRUPT);
         assert_eq!(
@@ -69,11 +52,7 @@ fn ctrl_c_ends_the_script_around() {
             "{}",
             terminal.screen()
         );
-        assert!(
-            !terminal.screen().contains("NEXT LINE"),
-            "{}",
-            terminal.screen()
-        );
+        assert!(!terminal.screen().contains("NEXT LINE"), "{}", terminal.screen());
         Server::shared().await_locks(&key, 0, 0);
     }
 }
@@ -88,11 +67,7 @@ fn ctrl_c_ends_a_wait() {
     server.await_locks(&key, 1, 1);
     terminal.keys(INTERRUPT);
     assert_eq!(terminal.end().signal(), Some(Signal::SIGINT as i32));
-    assert!(
-        !terminal.screen().contains("NEXT LINE"),
-        "{}",
-        terminal.screen()
-    );
+    assert!(!terminal.screen().contains("NEXT LINE"), "{}", terminal.screen());
     server.await_locks(&key, 1, 0);
     holder.finish().code(0);
 }
@@ -131,11 +106,7 @@ fn the_job_sees_each_signal_once() {
     }
     kill(pglock, Signal::SIGUSR2).unwrap();
     terminal.expect("status 3");
-    let words: Vec<String> = journal
-        .entries()
-        .into_iter()
-        .map(|entry| entry.word)
-        .collect();
+    let words: Vec<String> = journal.entries().into_iter().map(|entry| entry.word).collect();
     let expected = [
         "ready", "QUIT", "WINCH", "INT", "QUIT", "WINCH", "TERM", "HUP", "USR1", "USR2",
     ];
@@ -170,11 +141,7 @@ fn job_control_of_an_interactive_shell() {
         terminal.keys(SUSPEND);
         terminal.expect("Stopped");
         terminal.expect("prompt> ");
-        assert!(
-            both.iter().all(|pid| state(*pid) == Some('T')),
-            "{}",
-            terminal.screen()
-        );
+        assert!(both.iter().all(|pid| state(*pid) == Some('T')), "{}", terminal.screen());
         assert_eq!(server.locks(&key).granted, 1);
         terminal.keys("fg\n");
         eventually(SOON, "both to go on", go_on);
@@ -239,11 +206,7 @@ fn a_lost_lock_stops_the_descendants_and_not_the_script() {
     );
     std::fs::write(&child, stubborn).unwrap();
     // One child, and one whose parent has ended.
-    std::fs::write(
-        &job,
-        format!("sh {c} & (sh {c} &) ; wait", c = child.display()),
-    )
-    .unwrap();
+    std::fs::write(&job, format!("sh {c} & (sh {c} &) ; wait", c = child.display())).unwrap();
     let script = format!(
         "\"$PGLOCK\" run -k {key} --kill-after 0.3 -- sh {}; echo \"status $?\"; echo NEXT LINE",
         job.display()

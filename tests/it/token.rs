@@ -8,17 +8,9 @@ const JOB: &str = "echo $PGLOCK_TOKEN";
 /// The token that a job gets.
 #[track_caller]
 fn token(server: &Server, options: &[&str]) -> String {
-    let token = server
-        .run("key")
-        .arg("--token")
-        .args(options)
-        .sh(JOB)
-        .output()
-        .stdout();
+    let token = server.run("key").arg("--token").args(options).sh(JOB).output().stdout();
     let token = token.trim().to_owned();
-    let is_hex = token
-        .bytes()
-        .all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
+    let is_hex = token.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
     assert!(token.len() == 24 && is_hex, "{token:?}");
     token
 }
@@ -61,9 +53,7 @@ fn tokens_grow_over_crashes() {
                 .is_ok()
             {}
         });
-        eventually(SOON, "load", || {
-            server.value("SELECT count(*) FROM load") != "0"
-        });
+        eventually(SOON, "load", || server.value("SELECT count(*) FROM load") != "0");
         tokens.extend((0..3).map(|_| token(&server, &[])));
         server.restart();
         loading.join().unwrap();
@@ -79,9 +69,7 @@ fn tokens_grow_over_a_failover_to_a_standby_that_lags() {
     let standby = Server::standby_of(&primary);
     primary.sql("CREATE TABLE ahead (n int)");
     let streaming = "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'";
-    eventually(SOON, "the standby to stream", || {
-        !primary.sql(streaming).is_empty()
-    });
+    eventually(SOON, "the standby to stream", || !primary.sql(streaming).is_empty());
     let before = token(&primary, &[]);
     // From here on the standby gets nothing.
     standby.stop_immediate();
@@ -91,10 +79,7 @@ fn tokens_grow_over_a_failover_to_a_standby_that_lags() {
     standby.restart();
     standby.promote();
     let after = token(&standby, &[]);
-    assert!(
-        after[8..] < last[8..],
-        "the standby did not lag: {last} {after}"
-    );
+    assert!(after[8..] < last[8..], "the standby did not lag: {last} {after}");
     assert_growing(&[before, last, after]);
 }
 
@@ -102,13 +87,7 @@ fn tokens_grow_over_a_failover_to_a_standby_that_lags() {
 #[test]
 fn a_table_refuses_an_older_token() {
     let readme = include_str!("../../README.md");
-    let sql = readme
-        .split("```sql\n")
-        .nth(1)
-        .unwrap()
-        .split("```")
-        .next()
-        .unwrap();
+    let sql = readme.split("```sql\n").nth(1).unwrap().split("```").next().unwrap();
     let (server, given) = (Server::start(), "000000010000000001A2B3C4");
     assert!(sql.contains(given), "{sql}");
     let (create, write) = sql.split_once(';').unwrap();
@@ -117,21 +96,13 @@ fn a_table_refuses_an_older_token() {
     let mut write = |token: &str, body: &str| {
         rows(
             &mut client,
-            &write
-                .replace(given, token)
-                .replace("'new'", &format!("'{body}'")),
+            &write.replace(given, token).replace("'new'", &format!("'{body}'")),
         );
-        rows(&mut client, "SELECT body FROM report")
-            .concat()
-            .concat()
+        rows(&mut client, "SELECT body FROM report").concat().concat()
     };
     let (old, new) = (token(&server, &[]), token(&server, &[]));
     assert_eq!(write(&old, "first"), "first");
-    assert_eq!(
-        write(&old, "again"),
-        "again",
-        "the same holder writes twice"
-    );
+    assert_eq!(write(&old, "again"), "again", "the same holder writes twice");
     assert_eq!(write(&new, "newer"), "newer");
     assert_eq!(write(&old, "late"), "newer");
 }

@@ -19,10 +19,7 @@ fn waiters_do_not_hang_the_holders_create_index_concurrently() {
     let waiters: Vec<_> = (0..3).map(|_| run().arg("true").spawn()).collect();
     server.await_locks(&key, 1, 3);
     let mut job = server.client_of(&database);
-    rows(
-        &mut job,
-        "CREATE TABLE t AS SELECT generate_series(1, 1000) AS n",
-    );
+    rows(&mut job, "CREATE TABLE t AS SELECT generate_series(1, 1000) AS n");
     rows(&mut job, "SET statement_timeout = '20s'");
     rows(&mut job, "CREATE INDEX CONCURRENTLY i ON t (n)");
     assert_eq!(server.locks(&key).waiting, 3, "they were to wait meanwhile");
@@ -42,10 +39,7 @@ fn waiters_do_not_hold_vacuum_back_for_longer_than_a_slice() {
     let waiters: Vec<_> = (0..3).map(|_| run().arg("true").spawn()).collect();
     server.await_locks(&key, 1, 3);
     let mut client = server.client_of(&database);
-    rows(
-        &mut client,
-        "CREATE TABLE t AS SELECT generate_series(1, 1000) AS n",
-    );
+    rows(&mut client, "CREATE TABLE t AS SELECT generate_series(1, 1000) AS n");
     rows(&mut client, "DELETE FROM t");
     let deleted = rows(&mut client, "SELECT txid_current()").concat().concat();
     let held_back = format!(
@@ -53,14 +47,10 @@ fn waiters_do_not_hold_vacuum_back_for_longer_than_a_slice() {
          AND pid <> pg_backend_pid() AND backend_xmin::text::bigint <= {deleted}"
     );
     // A slice is 900 ms, and VACUUM itself may look between two slices.
-    eventually(
-        Duration::from_secs(3),
-        "dead rows that VACUUM may remove",
-        || {
-            rows(&mut client, "VACUUM t");
-            rows(&mut client, "SELECT pg_relation_size('t')") == [["0"]]
-        },
-    );
+    eventually(Duration::from_secs(3), "dead rows that VACUUM may remove", || {
+        rows(&mut client, "VACUUM t");
+        rows(&mut client, "SELECT pg_relation_size('t')") == [["0"]]
+    });
     assert_eq!(rows(&mut client, &held_back), [[""; 0]; 0]);
     assert_eq!(server.locks(&key).waiting, 3, "they were to wait meanwhile");
     holder.finish().code(0);
@@ -166,8 +156,7 @@ fn nor_does_it_where_the_server_logs_long_waits_and_slow_statements() {
 }
 
 /// In a session that has given the lock back once: how many it holds yet.
-const STILL_HELD: &str =
-    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()";
+const STILL_HELD: &str = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()";
 
 /// "a grant that arrives as the timeout fires raises the error *and leaves the session-level lock held*; the retry
 /// then holds it twice and one unlock does not free it". Here the grant is made to arrive at that moment: the
@@ -181,10 +170,7 @@ fn a_grant_that_comes_as_the_slice_ends_is_held_once() {
     let proxy = Proxy::asking(&server, STILL_HELD);
     let mut holder = server.client();
     rows(&mut holder, &format!("SELECT pg_advisory_lock({number})"));
-    let waiter = server
-        .run(&key)
-        .args(["-d", &proxy.dsn(), "echo", "mine"])
-        .spawn();
+    let waiter = server.run(&key).args(["-d", &proxy.dsn(), "echo", "mine"]).spawn();
     let mut observer = server.client();
     let mut waiting = || {
         let backends = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'advisory'";
@@ -213,13 +199,7 @@ fn a_grant_that_comes_as_the_slice_ends_is_held_once() {
     });
     let backend = stopped.unwrap();
     rows(&mut holder, &format!("SELECT pg_advisory_unlock({number})"));
-    assert_eq!(
-        server.locks(&key),
-        Locks {
-            granted: 1,
-            waiting: 0
-        }
-    );
+    assert_eq!(server.locks(&key), Locks { granted: 1, waiting: 0 });
     eventually(SOON, "the end of the slice", || {
         let pending = u64::from_str_radix(&process_state(backend, "ShdPnd:"), 16).unwrap();
         pending >> (Signal::SIGALRM as u32 - 1) & 1 == 1
@@ -227,11 +207,7 @@ fn a_grant_that_comes_as_the_slice_ends_is_held_once() {
     kill(backend, Signal::SIGCONT).unwrap();
     assert_eq!(waiter.finish().stdout(), "mine\n");
     eventually(SOON, "its last word", || !proxy.answers().is_empty());
-    assert_eq!(
-        proxy.answers(),
-        ["0"],
-        "the lock is still held after one unlock"
-    );
+    assert_eq!(proxy.answers(), ["0"], "the lock is still held after one unlock");
 }
 
 #[cfg(target_os = "linux")]
@@ -282,12 +258,7 @@ fn timeouts_of_the_role_end_neither_a_long_job_nor_a_long_wait() {
     for setting in settings {
         server.sql(&format!("ALTER ROLE {role} SET {setting} = '1s'"));
     }
-    let run = || {
-        server
-            .run(&key)
-            .env("PGUSER", &role)
-            .env("PGDATABASE", "postgres")
-    };
+    let run = || server.run(&key).env("PGUSER", &role).env("PGDATABASE", "postgres");
     let job = run().sh("echo ready; sleep 4").spawn();
     job.await_stdout("ready");
     let waiter = run().args(["echo", "mine"]).spawn();
@@ -317,19 +288,12 @@ fn a_limited_wait_ends_when_it_is_over() {
         assert_eq!(server.locks(&key).waiting, 0);
     }
     // And one that gets the lock in time does not wait on.
-    let waiter = server
-        .run(&key)
-        .args(["--wait", "1h", "echo", "mine"])
-        .spawn();
+    let waiter = server.run(&key).args(["--wait", "1h", "echo", "mine"]).spawn();
     server.await_locks(&key, 1, 1);
     holder.finish().code(0);
     let freed = Instant::now();
     assert_eq!(waiter.finish().stdout(), "mine\n");
-    assert!(
-        freed.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        freed.elapsed()
-    );
+    assert!(freed.elapsed() < Duration::from_secs(1), "{:?}", freed.elapsed());
 }
 
 const ENDS_A_WAIT: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
@@ -348,13 +312,7 @@ fn a_signal_ends_the_wait_at_once_and_leaves_no_waiter() {
         let output = waiter.finish();
         let took = sent.elapsed();
         output.signal(signal).silent();
-        assert_eq!(
-            server.locks(&key),
-            Locks {
-                granted: 1,
-                waiting: 0
-            }
-        );
+        assert_eq!(server.locks(&key), Locks { granted: 1, waiting: 0 });
         assert!(took < Duration::from_millis(500), "{took:?} after {signal}");
         assert_eq!(output.stdout, b"", "no job was to be started");
     }
@@ -374,10 +332,7 @@ fn a_signal_ends_the_wait_at_any_moment() {
         waiter.signal(Signal::SIGTERM);
         waiter.finish().signal(Signal::SIGTERM).silent();
         let took = sent.elapsed();
-        assert!(
-            took < Duration::from_millis(1500),
-            "{took:?} when sent after {n} ms"
-        );
+        assert!(took < Duration::from_millis(1500), "{took:?} when sent after {n} ms");
     }
     server.await_locks(&key, 1, 0);
     holder.finish().code(0);
@@ -391,20 +346,13 @@ fn without_plpgsql_it_polls() {
     let mut client = server.client_of(&database);
     rows(&mut client, "REVOKE USAGE ON LANGUAGE plpgsql FROM PUBLIC");
     rows(&mut client, &format!("CREATE ROLE {role} LOGIN"));
-    let run = || {
-        server
-            .run(&key)
-            .env("PGDATABASE", &database)
-            .env("PGUSER", &role)
-    };
+    let run = || server.run(&key).env("PGDATABASE", &database).env("PGUSER", &role);
     let mut await_polling = || {
         let polling = format!(
             "SELECT 1 FROM pg_stat_activity WHERE usename = '{role}' AND state = 'idle' \
              AND query LIKE '%pg_try_advisory_lock%' AND query NOT LIKE '%application_name%'"
         );
-        eventually(SOON, "a waiter that polls", || {
-            rows(&mut client, &polling).len() == 1
-        });
+        eventually(SOON, "a waiter that polls", || rows(&mut client, &polling).len() == 1);
     };
     let holder = server.run(&key).env("PGDATABASE", &database).holding();
 
@@ -424,14 +372,7 @@ fn without_plpgsql_it_polls() {
 
     let waiter = run().args(["echo", "mine"]).spawn();
     await_polling();
-    assert_eq!(
-        server.locks(&key),
-        Locks {
-            granted: 1,
-            waiting: 0
-        },
-        "it polls"
-    );
+    assert_eq!(server.locks(&key), Locks { granted: 1, waiting: 0 }, "it polls");
     holder.finish().code(0);
     assert_eq!(waiter.finish().stdout(), "mine\n");
     assert_eq!(server.locks(&key), Locks::default());
@@ -452,9 +393,8 @@ fn a_server_that_falls_silent_is_not_taken_for_a_conflict() {
     kill(backend, Signal::SIGSTOP).unwrap();
     let output = waiter.finish();
     kill(backend, Signal::SIGCONT).unwrap();
-    let expected = format!(
-        "key \"{key}\" was not acquired, and the server has not said who holds it; gave up after 1s"
-    );
+    let expected =
+        format!("key \"{key}\" was not acquired, and the server has not said who holds it; gave up after 1s");
     assert_eq!(output.code(75).stderr_line(), expected);
     holder.finish().code(0);
 }

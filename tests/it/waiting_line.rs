@@ -69,8 +69,7 @@ fn a_plain_terminal_and_a_log_are_told_once() {
             variable.0, variable.1
         ));
         let end = screen.expect("end", |lines| {
-            starting(lines, "pglock: key ").is_some()
-                && lines.last().is_some_and(|line| line == "$")
+            starting(lines, "pglock: key ").is_some() && lines.last().is_some_and(|line| line == "$")
         });
         let told = end.iter().filter(|line| line.contains("waiting for key"));
         assert_eq!(told.count(), 1, "{variable:?} {end:?}");
@@ -84,9 +83,7 @@ fn nothing_is_shown_to_nobody() {
     let server = Server::shared();
     let key = unique("nobody");
     let holder = server.run(&key).holding();
-    let silent = server
-        .run(&key)
-        .args(["-w", "2.5", "-E", "0", "-q", "true"]);
+    let silent = server.run(&key).args(["-w", "2.5", "-E", "0", "-q", "true"]);
     silent.output().code(0).silent();
     let line = server
         .run(&key)
@@ -100,13 +97,8 @@ fn nothing_is_shown_to_nobody() {
     assert_eq!(waiting.matches("; waiting\n").count(), 1, "{waiting}");
     assert!(!waiting.contains("waiting for"), "{waiting}");
     let screen = Screen::new(server, WIDE, &[]);
-    screen.line(&format!(
-        "clear; pglock run -k {key} -q -w 2.5 -- true; echo quiet"
-    ));
-    assert_eq!(
-        screen.expect("end", |lines| lines.len() == 2),
-        ["quiet", "$"]
-    );
+    screen.line(&format!("clear; pglock run -k {key} -q -w 2.5 -- true; echo quiet"));
+    assert_eq!(screen.expect("end", |lines| lines.len() == 2), ["quiet", "$"]);
     screen.line(&format!(
         "clear; pglock run -k {key} -w 2.5 -- true 2>err & wait; cat err; rm err"
     ));
@@ -131,9 +123,7 @@ fn the_line_goes_when_the_wait_is_stopped_or_ended() {
     screen.line("fg");
     screen.expect("waiting line", |lines| starting(lines, head).is_some());
     screen.key("C-c");
-    let ended = screen.expect("prompt", |lines| {
-        lines.last().is_some_and(|line| line == "$")
-    });
+    let ended = screen.expect("prompt", |lines| lines.last().is_some_and(|line| line == "$"));
     assert!(starting(&ended, head).is_none(), "{ended:?}");
     drop(holder);
 }

@@ -184,9 +184,7 @@ fn option(pglock: Pglock, random: &mut Random, port: u16) -> Pglock {
         2 => pglock.arg(format!("{}={}", random.one_of(&OPTIONS), dsn(random, port))),
         3 => pglock.arg(random.one_of(&OPTIONS)),
         4 => pglock.arg(value(random)),
-        _ => pglock
-            .arg(random.one_of(&OPTIONS))
-            .arg(random.one_of(&VALUES)),
+        _ => pglock.arg(random.one_of(&OPTIONS)).arg(random.one_of(&VALUES)),
     }
 }
 

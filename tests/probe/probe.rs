@@ -31,9 +31,7 @@ const RECORDED: [Signal; 8] = [
 fn main() -> io::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let Some(record) = arguments.next() else {
-        return Err(io::Error::other(
-            "usage: probe RECORD [--end-on SIGNAL]... [--beat]",
-        ));
+        return Err(io::Error::other("usage: probe RECORD [--end-on SIGNAL]... [--beat]"));
     };
     let mut ends = Vec::new();
     let mut beats = false;
@@ -51,9 +49,7 @@ fn main() -> io::Result<()> {
     let recorded = RECORDED.into_iter().filter(|signal| !is_ignored(signal));
     let mut signals = SignalsInfo::<WithOrigin>::new(recorded.map(|signal| signal as i32))?;
     let pid = std::process::id();
-    record.line(&format!(
-        "ready {pid} blocked={blocked:x} ignored={ignored:x}"
-    ))?;
+    record.line(&format!("ready {pid} blocked={blocked:x} ignored={ignored:x}"))?;
     writeln!(io::stdout(), "ready (pid {pid})")?;
     if beats {
         let record = record.clone();
@@ -67,10 +63,7 @@ fn main() -> io::Result<()> {
         let name = Signal::try_from(origin.signal).map_or("?", Signal::as_str);
         let name = name.trim_start_matches("SIG");
         let sender = origin.process.map(|process| process.pid.to_string());
-        record.line(&format!(
-            "{name} from {}",
-            sender.as_deref().unwrap_or("kernel")
-        ))?;
+        record.line(&format!("{name} from {}", sender.as_deref().unwrap_or("kernel")))?;
         if ends.iter().any(|end| end == name) {
             signal_hook::low_level::emulate_default_handler(origin.signal)?;
         }

@@ -123,9 +123,7 @@ impl<'a> Check<'a> {
             Some((older, newer)) if older < newer => self.excuse(first, b.entered),
             Some((newer, older)) if older < newer => self.excuse(second, a.entered),
             Some(_) => None,
-            None => self
-                .excuse(first, b.entered)
-                .or_else(|| self.excuse(second, a.entered)),
+            None => self.excuse(first, b.entered).or_else(|| self.excuse(second, a.entered)),
         };
         let lasted = a.last.min(b.last) - b.entered;
         match excuse {
@@ -256,9 +254,8 @@ impl<'a> Faults<'a> {
         let from = first.run.began.min(second.run.began);
         let until = first.stay.last.max(second.stay.last);
         let met = |fault: &&Fault| {
-            let is_met = |holder: Holder| {
-                felt_until(fault, holder.run) >= from && meets(fault, holder.stay.run, holder.run)
-            };
+            let is_met =
+                |holder: Holder| felt_until(fault, holder.run) >= from && meets(fault, holder.stay.run, holder.run);
             is_met(first) || is_met(second)
         };
         self.between(from, until).filter(met).collect()

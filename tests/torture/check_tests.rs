@@ -111,10 +111,7 @@ impl Tale {
     #[track_caller]
     fn fails_for(self, words: &str) {
         let violations = self.verdict().violations;
-        assert!(
-            violations.len() == 1 && violations[0].contains(words),
-            "{violations:?}"
-        );
+        assert!(violations.len() == 1 && violations[0].contains(words), "{violations:?}");
     }
 }
 
@@ -128,15 +125,12 @@ fn overlap() -> Tale {
 fn explained_overlap(kind: Kind) -> Tale {
     let lost = "pglock: lost the lock on key \"a\" at noon: because; stopped the job with TERM\n";
     let tale = overlap().fault(kind, Target::Run(1), 400, 401);
-    tale.end(1, End::Code(74), lost)
-        .job(1, |stay| stay.left = false)
+    tale.end(1, End::Code(74), lost).job(1, |stay| stay.left = false)
 }
 
 const AT_ONCE: &str = " at once for ";
-const LOST: &str =
-    "pglock: lost the lock on key \"a\" at noon: because; stopped the job with TERM\n";
-const GAVE_UP: &str =
-    "pglock: key \"a\" in database \"postgres\" is held by vm:1001 (backend 7); gave up after 5s\n";
+const LOST: &str = "pglock: lost the lock on key \"a\" at noon: because; stopped the job with TERM\n";
+const GAVE_UP: &str = "pglock: key \"a\" in database \"postgres\" is held by vm:1001 (backend 7); gave up after 5s\n";
 
 #[test]
 fn one_after_the_other_passes() {
@@ -188,11 +182,7 @@ fn an_overlap_is_excused_by_what_ended_the_session_and_by_nothing_else() {
         explained_overlap(kind).fails_for(AT_ONCE);
     }
     for kind in [TermJob, SlowDisk, Exhaust, Reconnect] {
-        assert_eq!(
-            explained_overlap(kind).verdict().violations.len(),
-            2,
-            "{kind:?}"
-        );
+        assert_eq!(explained_overlap(kind).verdict().violations.len(), 2, "{kind:?}");
     }
 }
 
@@ -224,9 +214,7 @@ fn an_excuse_is_for_whom_it_met_when_it_met_him() {
 #[test]
 fn a_job_that_is_not_stopped_in_time_is_caught() {
     let lives_on = |until| {
-        let tale = Tale::default()
-            .holds(1, 0, until)
-            .holds(2, 500, until + 500);
+        let tale = Tale::default().holds(1, 0, until).holds(2, 500, until + 500);
         tale.fault(Kind::EndSession, Target::Run(1), 400, 401)
     };
     lives_on(3000).passes();
@@ -295,8 +283,7 @@ fn an_overlap_that_the_tokens_do_not_explain_is_caught() {
     let late = late.run(1, |run| run.began = ms(400));
     let late = late.run(2, |run| run.began = ms(0));
     let late = late.job(1, |stay| stay.entered = ms(450));
-    late.fault(Kind::EndSession, Target::Run(2), 400, 401)
-        .passes();
+    late.fault(Kind::EndSession, Target::Run(2), 400, 401).passes();
 }
 
 #[test]
@@ -310,16 +297,13 @@ fn a_stale_write_is_caught() {
     assert_eq!((verdict.accepted, verdict.refused), (2, 1));
     tale(true).fails_for("run 1 wrote with 1, where run 2 had written with 2");
     let refused = Tale::default().holds(1, 0, 1000).token(1, "1");
-    refused
-        .writes(1, 20, false)
-        .fails_for("run 1 was refused with 1");
+    refused.writes(1, 20, false).fails_for("run 1 was refused with 1");
 }
 
 #[test]
 fn a_pglock_that_does_not_end_is_caught() {
     let hung = Tale::default().waits(1, 0, 90_000, 0, "");
-    hung.end(1, End::Hung, "")
-        .fails_for("it had to end, and did not");
+    hung.end(1, End::Hung, "").fails_for("it had to end, and did not");
 }
 
 #[test]
@@ -372,11 +356,7 @@ fn a_loss_is_told_as_it_was() {
     };
     let command = "terminating connection due to administrator command";
     lost(Kind::EndSession, command).passes();
-    lost(
-        Kind::EndSession,
-        &format!("{command} (evicted by root@ops)"),
-    )
-    .fails_for("nobody evicted it");
+    lost(Kind::EndSession, &format!("{command} (evicted by root@ops)")).fails_for("nobody evicted it");
     lost(Kind::Evict, &format!("{command} (evicted by root@ops)")).passes();
     let silent = "the server has not answered within 1s";
     lost(Kind::EndSession, silent).fails_for("nobody was silent");
@@ -389,11 +369,7 @@ fn a_loss_is_told_as_it_was() {
 
 #[test]
 fn a_wait_that_is_too_short_is_caught() {
-    let gives_up = |ended, line| {
-        Tale::default()
-            .holds(1, 0, 9000)
-            .waits(2, 100, ended, 75, line)
-    };
+    let gives_up = |ended, line| Tale::default().holds(1, 0, 9000).waits(2, 100, ended, 75, line);
     gives_up(5100, GAVE_UP).passes();
     gives_up(5000, GAVE_UP).fails_for("it gave up after 4900 ms");
     gives_up(5100, "pglock: no; not waiting").fails_for("it does not say \"; gave up after 5s\"");
@@ -429,9 +405,7 @@ fn a_waiter_who_was_forgotten_is_caught() {
     // Somebody else had it.
     waits(6000).holds(3, 9000, 11_000).passes();
     // The server was gone.
-    waits(6000)
-        .fault(Kind::Crash, Target::All, 8000, 8500)
-        .passes();
+    waits(6000).fault(Kind::Crash, Target::All, 8000, 8500).passes();
     // What happened to one who does not want it is no matter.
     waits(6000)
         .fault(Kind::StopPglock, Target::Run(9), 8000, 8500)
@@ -453,9 +427,7 @@ fn a_line_that_is_not_kept_is_caught() {
     line(2000).passes();
     let stopped = line(6000).fault(Kind::StopPglock, Target::Run(2), 9000, 12_000);
     stopped.passes();
-    line(6000)
-        .request(3, |request| request.fair = false)
-        .passes();
+    line(6000).request(3, |request| request.fair = false).passes();
 }
 
 #[test]
@@ -480,13 +452,7 @@ fn the_lines_of_the_jobs_are_read_and_what_is_none_is_told() {
     assert_eq!((second.slot, second.token.as_deref()), (None, None));
     let wrong = |text| History::stays_of(text).unwrap_err();
     assert!(wrong("enter 5 1 77 - -\nenter 6 1 78 - -\n").contains("started its job twice"));
-    for line in [
-        "enter",
-        "enter x 1 2 - -",
-        "enter 5 1 77",
-        "gone 5 1",
-        "leave 5 1 6",
-    ] {
+    for line in ["enter", "enter x 1 2 - -", "enter 5 1 77", "gone 5 1", "leave 5 1 6"] {
         assert!(wrong(line).contains("a line that is not one"), "{line}");
     }
 }

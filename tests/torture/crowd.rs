@@ -72,8 +72,7 @@ impl Crowd {
     pub fn recent(&self) -> String {
         let mut file = File::open(self.folder.join("history")).unwrap();
         let length = file.metadata().unwrap().len();
-        file.seek(SeekFrom::Start(length.saturating_sub(400_000)))
-            .unwrap();
+        file.seek(SeekFrom::Start(length.saturating_sub(400_000))).unwrap();
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).unwrap();
         String::from_utf8_lossy(&bytes).into_owned()
@@ -130,13 +129,9 @@ impl Crowd {
         let began = now();
         let mut child = command.spawn().unwrap();
         let pid = Pid::from_raw(child.id() as i32);
-        let own = Duration::from_secs(request.wait.unwrap_or(0))
-            + Duration::from_millis(request.life + request.min_hold);
-        let latest = if request.pooled {
-            LATEST_POOLED
-        } else {
-            LATEST
-        };
+        let own =
+            Duration::from_secs(request.wait.unwrap_or(0)) + Duration::from_millis(request.life + request.min_hold);
+        let latest = if request.pooled { LATEST_POOLED } else { LATEST };
         let running = Running {
             pid,
             request: request.clone(),

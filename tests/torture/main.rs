@@ -102,12 +102,7 @@ fn judge(plan: Plan) -> Option<String> {
     if verdict.violations.is_empty() {
         return None;
     }
-    let shown: Vec<&str> = verdict
-        .violations
-        .iter()
-        .take(20)
-        .map(String::as_str)
-        .collect();
+    let shown: Vec<&str> = verdict.violations.iter().take(20).map(String::as_str).collect();
     println!("{}", shown.join("\n"));
     let smallest = match std::env::var_os("PGLOCK_TORTURE_SHRINK").is_some() {
         true => shrink::shrink(plan, |plan| {
@@ -151,10 +146,7 @@ fn run(plan: &Plan, world: &World, pglock: &Path) -> (History, Verdict) {
         Err(violation) => violations.push(violation),
     }
     if !are_gone {
-        violations.push(format!(
-            "jobs are left: {:?}",
-            living_jobs(&crowd.history())
-        ));
+        violations.push(format!("jobs are left: {:?}", living_jobs(&crowd.history())));
     }
     let mut verdict = check(&history);
     verdict.violations.extend(violations);

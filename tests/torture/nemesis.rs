@@ -87,11 +87,7 @@ impl Nemesis<'_> {
             _ => return None,
         }
         let is_pooled = matches!(strike.kind, Kind::KillPooler | Kind::Reconnect);
-        Some(if is_pooled {
-            Target::Pooled
-        } else {
-            Target::All
-        })
+        Some(if is_pooled { Target::Pooled } else { Target::All })
     }
 
     fn somebody(&self, strike: &Strike) -> Option<(usize, Running)> {
@@ -138,9 +134,8 @@ impl Nemesis<'_> {
         );
         let found = self.ask(&sql)?.into_iter();
         let found = found.filter_map(|row| <[String; 3]>::try_from(row).ok());
-        let found: BTreeMap<String, (String, String)> = found
-            .map(|[pid, name, is_local]| (pid, (name, is_local)))
-            .collect();
+        let found: BTreeMap<String, (String, String)> =
+            found.map(|[pid, name, is_local]| (pid, (name, is_local))).collect();
         let (backend, (name, is_local)) = picked(strike, &found)?;
         // A session of the pool keeps the name of its last client, and can be another's by now.
         let is_pooled = self.world.has_cables() && is_local == "t";
@@ -164,11 +159,7 @@ impl Nemesis<'_> {
             is_child_of(backend, &server.join("data")).then_some(backend)
         });
         // A stopped one can be in everybody's way.
-        Some(if signal == SIGSTOP {
-            Target::All
-        } else {
-            target
-        })
+        Some(if signal == SIGSTOP { Target::All } else { target })
     }
 
     /// The server ends all its sessions, and recovers.
@@ -294,9 +285,7 @@ fn jobs_of(history: &str) -> BTreeMap<usize, Pid> {
 fn is_job(pid: Pid, run: usize) -> bool {
     let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let mut words = line.split('\0');
-    let is_program = words
-        .next()
-        .is_some_and(|name| name.ends_with("torture-job"));
+    let is_program = words.next().is_some_and(|name| name.ends_with("torture-job"));
     is_program && words.nth(2) == Some(&run.to_string())
 }
 

@@ -173,11 +173,7 @@ impl Plan {
     pub fn with(mut self, words: &str) -> Result<Plan, String> {
         for word in words.split_whitespace() {
             let (name, value) = word.split_once('=').ok_or(format!("no value: {word}"))?;
-            let number = || {
-                value
-                    .parse::<u64>()
-                    .map_err(|_| format!("no number: {word}"))
-            };
+            let number = || value.parse::<u64>().map_err(|_| format!("no number: {word}"));
             match name {
                 "SEED" => self.seed = number()?,
                 "SECONDS" => self.seconds = number()?,
@@ -218,9 +214,7 @@ impl Plan {
     pub fn strikes(&self, nemesis: usize) -> impl Iterator<Item = Strike> + use<> {
         let mut dice = Dice::new(self.seed, 1_000_000 + nemesis as u64);
         let chances = Kind::ALL.into_iter();
-        let chances: Vec<(Kind, u64)> = chances
-            .filter(|(kind, _)| self.kinds.contains(kind))
-            .collect();
+        let chances: Vec<(Kind, u64)> = chances.filter(|(kind, _)| self.kinds.contains(kind)).collect();
         std::iter::from_fn(move || (!chances.is_empty()).then(|| strike(&mut dice, &chances)))
     }
 }

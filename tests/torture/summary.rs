@@ -10,13 +10,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 /// A few lines for whoever reads the report.
-pub fn summary(
-    plan: &Plan,
-    versions: &str,
-    took: Duration,
-    history: &History,
-    verdict: &Verdict,
-) -> String {
+pub fn summary(plan: &Plan, versions: &str, took: Duration, history: &History, verdict: &Verdict) -> String {
     let runs = history.runs.values();
     let stays = history.stays.iter();
     let acquired = stays.filter_map(|stay| history.runs.get(&stay.run));
@@ -51,10 +45,7 @@ pub fn summary(
     line("acquisitions", listed(&acquired));
     line("ends", listed(&ends));
     line("faults", listed(&faults));
-    line(
-        "overlaps explained",
-        overlaps.collect::<Vec<_>>().join(", "),
-    );
+    line("overlaps explained", overlaps.collect::<Vec<_>>().join(", "));
     line(
         "guarded writes",
         format!("accepted {}, refused {}", verdict.accepted, verdict.refused),
@@ -73,10 +64,7 @@ fn modes(run: &Run) -> Vec<String> {
         (request.fair, "fair"),
         (request.keys.len() > 1, "several keys"),
         (request.token, "token"),
-        (
-            request.host == HOSTS - 1 && faketime().is_some(),
-            "by a wrong clock",
-        ),
+        (request.host == HOSTS - 1 && faketime().is_some(), "by a wrong clock"),
     ];
     let all = all.into_iter().filter(|(is, _)| *is);
     all.map(|(_, mode)| mode.to_owned()).collect()

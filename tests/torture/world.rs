@@ -91,10 +91,7 @@ impl World {
     pub fn dsn(&self, pooled: bool) -> String {
         let now = self.now();
         let (hosts, ports) = match pooled {
-            true => (
-                now.primary.address().to_owned(),
-                now.pooler.port().to_string(),
-            ),
+            true => (now.primary.address().to_owned(), now.pooler.port().to_string()),
             false => (
                 format!("{},{}", now.primary.address(), now.standby.address()),
                 format!("{},{}", now.primary.port(), now.standby.port()),
@@ -235,8 +232,6 @@ fn pooler(server: &'static Server, host: Option<&Host>) -> Arc<PgBouncer<'static
         "tcp_user_timeout=6000",
     ];
     let pooler = PgBouncer::make(server, host, &settings);
-    eventually(SOON, "the pooler", || {
-        pooler.admin("SHOW VERSION").len() == 1
-    });
+    eventually(SOON, "the pooler", || pooler.admin("SHOW VERSION").len() == 1);
     Arc::new(pooler)
 }

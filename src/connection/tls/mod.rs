@@ -11,13 +11,12 @@ use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
 use rustls::crypto::{self, CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{
-    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName,
-    SubjectPublicKeyInfoDer, UnixTime,
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
 };
 use rustls::sign::CertifiedKey;
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError,
-    PeerMisbehaved, RootCertStore, SignatureScheme,
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, PeerMisbehaved,
+    RootCertStore, SignatureScheme,
 };
 use std::fmt;
 use std::io;
@@ -52,9 +51,7 @@ impl Tls {
     pub fn config(&self, host: &Host) -> Result<ClientConfig, String> {
         let full = self.ssl.mode == SslMode::VerifyFull;
         if full && !host.is_named {
-            return Err(
-                "sslmode=verify-full needs the name of the host, and only hostaddr is given".into(),
-            );
+            return Err("sslmode=verify-full needs the name of the host, and only hostaddr is given".into());
         }
         let versions: Vec<_> = [
             (TlsVersion::V12, &rustls::version::TLS12),
@@ -104,9 +101,7 @@ fn trust(ssl: &Ssl, provider: &Arc<CryptoProvider>) -> Result<Option<Trust>, Str
     let must = ssl.mode >= SslMode::VerifyCa;
     let (certificates, source, pin) = match &ssl.roots {
         Roots::System => (system_roots()?, "the system".to_owned(), false),
-        Roots::File { path, .. } if path.exists() => {
-            (certificates(path)?, path.display().to_string(), true)
-        }
+        Roots::File { path, .. } if path.exists() => (certificates(path)?, path.display().to_string(), true),
         Roots::File { path, .. } if must => {
             return Err(format!(
                 "the root certificate file {} is not there: provide it, use sslrootcert=system, or choose an \
@@ -115,10 +110,7 @@ fn trust(ssl: &Ssl, provider: &Arc<CryptoProvider>) -> Result<Option<Trust>, Str
             ));
         }
         Roots::Nowhere if must => {
-            return Err(
-                "there is no home folder to find the root certificate file in; give sslrootcert"
-                    .into(),
-            );
+            return Err("there is no home folder to find the root certificate file in; give sslrootcert".into());
         }
         Roots::File { .. } | Roots::Nowhere => return Ok(None),
     };
@@ -136,12 +128,9 @@ fn trust(ssl: &Ssl, provider: &Arc<CryptoProvider>) -> Result<Option<Trust>, Str
         }
     }
     if roots.is_empty() {
-        return Err(format!(
-            "{source} has no root certificate that is valid now"
-        ));
+        return Err(format!("{source} has no root certificate that is valid now"));
     }
-    let verifier =
-        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
     let verifier = match revocation_lists(ssl)? {
         lists if lists.is_empty() => verifier,
         lists => verifier.with_crls(lists).enforce_revocation_expiration(),
@@ -151,10 +140,7 @@ fn trust(ssl: &Ssl, provider: &Arc<CryptoProvider>) -> Result<Option<Trust>, Str
         chain: verifier.build().map_err(|error| {
             let places = ssl.crl.iter().map(|(path, _)| path).chain(&ssl.crl_folder);
             let places: Vec<String> = places.map(|path| path.display().to_string()).collect();
-            format!(
-                "a revocation list of {} cannot be used: {error}",
-                places.join(", ")
-            )
+            format!("a revocation list of {} cannot be used: {error}", places.join(", "))
         })?,
         pinned: if pin { certificates } else { Vec::new() },
         source,
@@ -201,12 +187,8 @@ fn revocation_lists(ssl: &Ssl) -> Result<Vec<CertificateRevocationListDer<'stati
     let mut lists = Vec::new();
     for file in files {
         let read = CertificateRevocationListDer::pem_file_iter(&file).and_then(Iterator::collect);
-        let read: Vec<_> = read.map_err(|error| {
-            format!(
-                "cannot read the revocation list {}: {error}",
-                file.display()
-            )
-        })?;
+        let read: Vec<_> =
+            read.map_err(|error| format!("cannot read the revocation list {}: {error}", file.display()))?;
         lists.extend(read);
     }
     Ok(lists)
@@ -236,11 +218,7 @@ impl ResolvesClientCert for OwnCertificate {
 }
 
 fn own_certificate(ssl: &Ssl) -> Result<OwnCertificate, String> {
-    let path = ssl
-        .certificate
-        .iter()
-        .map(|(path, _)| path)
-        .find(|path| path.exists());
+    let path = ssl.certificate.iter().map(|(path, _)| path).find(|path| path.exists());
     let key = match path.filter(|_| ssl.cert_mode != CertMode::Disable) {
         Some(path) => Some(Arc::new(certified_key(path, ssl.key.as_deref())?)),
         None => None,
@@ -333,15 +311,11 @@ fn complain(words: String) -> Error {
 /// An error of TLS in words, ours where we have found the fault.
 pub fn words(error: &Error) -> String {
     match error {
-        Error::InvalidCertificate(CertificateError::Other(OtherError(other)))
-            if other.is::<Complaint>() =>
-        {
+        Error::InvalidCertificate(CertificateError::Other(OtherError(other))) if other.is::<Complaint>() => {
             other.to_string()
         }
         Error::AlertReceived(alert) if is_about_our_certificate(*alert) => {
-            format!(
-                "the server does not let us in with our certificate, or without one ({alert:?})"
-            )
+            format!("the server does not let us in with our certificate, or without one ({alert:?})")
         }
         Error::AlertReceived(alert) => format!("the server refuses TLS with us ({alert:?})"),
         other => other.to_string(),
@@ -381,9 +355,7 @@ impl Verifier {
         }
         // Names are compared afterwards, by libpq's rules; this one only has to be one.
         let any = ServerName::from(std::net::IpAddr::from([0, 0, 0, 0]));
-        let checked = trust
-            .chain
-            .verify_server_cert(leaf, intermediates, &any, &[], now);
+        let checked = trust.chain.verify_server_cert(leaf, intermediates, &any, &[], now);
         match checked {
             Ok(_) => Ok(()),
             Err(Error::InvalidCertificate(
@@ -401,10 +373,7 @@ impl Verifier {
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         let algorithms = self.provider.signature_verification_algorithms;
-        let of_scheme = algorithms
-            .mapping
-            .iter()
-            .find(|(scheme, _)| *scheme == signed.scheme);
+        let of_scheme = algorithms.mapping.iter().find(|(scheme, _)| *scheme == signed.scheme);
         let Some((_, candidates)) = of_scheme else {
             return Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into());
         };
@@ -435,9 +404,9 @@ fn complaint(error: &Error, facts: &certificate::Facts, source: &str) -> String 
         return error.to_string();
     };
     match certificate_error {
-        _ if facts.is_version_1 => format!(
-            "the server's certificate is of version 1, which has no extensions and cannot be checked: {GOOD}"
-        ),
+        _ if facts.is_version_1 => {
+            format!("the server's certificate is of version 1, which has no extensions and cannot be checked: {GOOD}")
+        }
         CertificateError::UnknownIssuer | CertificateError::Other(_) if facts.is_self_signed => {
             format!("the server's certificate is self-signed, and is not in the roots of {source}")
         }
@@ -454,8 +423,7 @@ fn complaint(error: &Error, facts: &certificate::Facts, source: &str) -> String 
         CertificateError::UnknownRevocationStatus => {
             "the revocation lists say nothing of the server's certificate".into()
         }
-        CertificateError::ExpiredRevocationList
-        | CertificateError::ExpiredRevocationListContext { .. } => {
+        CertificateError::ExpiredRevocationList | CertificateError::ExpiredRevocationListContext { .. } => {
             "the revocation list has expired".into()
         }
         CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
@@ -497,12 +465,9 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<HandshakeSignatureValid, Error> {
         match is_version_1(leaf) {
             true => self.check_with_key(message, leaf, signed),
-            false => crypto::verify_tls12_signature(
-                message,
-                leaf,
-                signed,
-                &self.provider.signature_verification_algorithms,
-            ),
+            false => {
+                crypto::verify_tls12_signature(message, leaf, signed, &self.provider.signature_verification_algorithms)
+            }
         }
     }
 
@@ -525,9 +490,7 @@ impl ServerCertVerifier for Verifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 

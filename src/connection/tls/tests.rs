@@ -79,8 +79,7 @@ fn spoiling() -> impl Strategy<Value = Spoiling> {
         (any::<usize>(), 1u8..).prop_map(|(at, by)| Spoiling::Flip(at, by)),
         (any::<usize>(), 1usize..60).prop_map(|(at, count)| Spoiling::Cut(at, count)),
         (any::<usize>(), 1usize..200).prop_map(|(at, count)| Spoiling::Twice(at, count)),
-        (any::<usize>(), prop::collection::vec(any::<u8>(), 1..40))
-            .prop_map(|(at, bytes)| Spoiling::Insert(at, bytes)),
+        (any::<usize>(), prop::collection::vec(any::<u8>(), 1..40)).prop_map(|(at, bytes)| Spoiling::Insert(at, bytes)),
     ]
 }
 

@@ -137,9 +137,7 @@ impl Job {
     pub fn own_group(&self) -> Option<Pid> {
         match self.group {
             Group::Own => Some(self.pid),
-            Group::Caller => getpgid(Some(self.pid))
-                .ok()
-                .filter(|group| *group != getpgrp()),
+            Group::Caller => getpgid(Some(self.pid)).ok().filter(|group| *group != getpgrp()),
         }
     }
 
@@ -216,22 +214,13 @@ impl Launch<'_> {
     fn command_of(&self, program: &OsStr) -> Command {
         let mut command = Command::new(program);
         command
-            .env(
-                "PGLOCK_KEY",
-                lines(self.keys.iter().map(|key| key.given().to_owned())),
-            )
-            .env(
-                "PGLOCK_KEY_ID",
-                lines(self.ids.iter().map(KeyId::to_string)),
-            )
+            .env("PGLOCK_KEY", lines(self.keys.iter().map(|key| key.given().to_owned())))
+            .env("PGLOCK_KEY_ID", lines(self.ids.iter().map(KeyId::to_string)))
             .env("PGLOCK_MODE", self.mode.name())
             .env("PGLOCK_BACKEND_PID", self.backend_pid.to_string());
         // What a surrounding pglock set would not be true of this lock.
         let slot = self.slot.map(|slot| slot.to_string());
-        for (name, value) in [
-            ("PGLOCK_SLOT", slot.as_deref()),
-            ("PGLOCK_TOKEN", self.token),
-        ] {
+        for (name, value) in [("PGLOCK_SLOT", slot.as_deref()), ("PGLOCK_TOKEN", self.token)] {
             match value {
                 Some(value) => command.env(name, value),
                 None => command.env_remove(name),
@@ -252,21 +241,13 @@ fn cannot_start(program: &OsStr, error: io::Error) -> Failure {
     match (error.kind(), find_in_path(program)) {
         (io::ErrorKind::NotFound, None) => not_found(),
         // For execvp(3), a folder of PATH that we may not search could have had it. To a shell it is not found.
-        (io::ErrorKind::PermissionDenied, None) if !program.as_encoded_bytes().contains(&b'/') => {
-            not_found()
-        }
+        (io::ErrorKind::PermissionDenied, None) if !program.as_encoded_bytes().contains(&b'/') => not_found(),
         (io::ErrorKind::NotFound, Some(path)) => Failure::say(
             ExitCode::CannotExecute,
-            format!(
-                "cannot execute {:?}: its interpreter is not found",
-                path.display()
-            ),
+            format!("cannot execute {:?}: its interpreter is not found", path.display()),
         ),
         _ => {
-            let why = error
-                .raw_os_error()
-                .map(Errno::from_raw)
-                .unwrap_or(Errno::UnknownErrno);
+            let why = error.raw_os_error().map(Errno::from_raw).unwrap_or(Errno::UnknownErrno);
             let words = format!("cannot execute {name:?}: {}", why.desc());
             Failure::say(ExitCode::CannotExecute, words)
         }

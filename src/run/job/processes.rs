@@ -29,9 +29,7 @@ pub fn descendants(except: &[Pid]) -> Option<Vec<Pid>> {
     // Each round finds one generation; a process found once is not looked at again.
     loop {
         let is_new = |p: &&Process| {
-            parents.contains(&p.parent)
-                && !found.contains(&p.pid)
-                && !except.contains(&Pid::from_raw(p.pid))
+            parents.contains(&p.parent) && !found.contains(&p.pid) && !except.contains(&Pid::from_raw(p.pid))
         };
         let generation: Vec<i32> = all.iter().filter(is_new).map(|p| p.pid).collect();
         if generation.is_empty() {
@@ -63,9 +61,7 @@ fn living() -> Option<Vec<Process>> {
     let entries = std::fs::read_dir("/proc").ok()?;
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
     let stat = |pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
-    let all: Vec<Process> = pids
-        .filter_map(|pid| parse_stat(pid, &stat(pid)?))
-        .collect();
+    let all: Vec<Process> = pids.filter_map(|pid| parse_stat(pid, &stat(pid)?)).collect();
     let sees = |pid| all.iter().any(|process| process.pid == pid);
     (sees(1) && sees(Pid::this().as_raw())).then_some(all)
 }
@@ -87,10 +83,7 @@ fn parse_stat(pid: i32, stat: &str) -> Option<Process> {
 #[cfg(not(target_os = "linux"))]
 fn living() -> Option<Vec<Process>> {
     let mut ps = std::process::Command::new("ps");
-    let output = ps
-        .args(["-A", "-o", "pid=,ppid=,pgid=,stat="])
-        .output()
-        .ok()?;
+    let output = ps.args(["-A", "-o", "pid=,ppid=,pgid=,stat="]).output().ok()?;
     let all = String::from_utf8_lossy(&output.stdout);
     let living = all.lines().filter_map(|line| {
         let mut fields = line.split_ascii_whitespace();

@@ -51,8 +51,7 @@ pub fn spawn(command: Command, setup: &Setup) -> io::Result<Pid> {
 }
 
 fn posix_spawn(command: &Command, setup: &Setup) -> io::Result<Pid> {
-    let mut flags =
-        PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF;
+    let mut flags = PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF;
     flags.set(PosixSpawnFlags::POSIX_SPAWN_SETPGROUP, setup.own_group);
     let mut attributes = PosixSpawnAttr::init()?;
     attributes.set_flags(flags)?;
@@ -68,17 +67,9 @@ fn posix_spawn(command: &Command, setup: &Setup) -> io::Result<Pid> {
     for descriptor in sys::closed_on_entry() {
         actions.add_close(descriptor)?;
     }
-    let arguments = [command.get_program()]
-        .into_iter()
-        .chain(command.get_args());
+    let arguments = [command.get_program()].into_iter().chain(command.get_args());
     let arguments: Vec<CString> = arguments.map(c_string).collect::<io::Result<_>>()?;
-    let pid = posix_spawnp(
-        &arguments[0],
-        &actions,
-        &attributes,
-        &arguments,
-        &environment(command)?,
-    )?;
+    let pid = posix_spawnp(&arguments[0], &actions, &attributes, &arguments, &environment(command)?)?;
     Ok(pid)
 }
 

@@ -17,8 +17,7 @@ use crate::inspect::backend::{self, Backend};
 use crate::key::{Key, KeyId, Number};
 use crate::lock::ticket::{Ticket, TicketQueue};
 use crate::lock::{
-    self, ClientInfo, Computed, Grant, Keys, Lock, Scope, Server, TryOutcome, Wait, WaitObserver,
-    WaitOptions,
+    self, ClientInfo, Computed, Grant, Keys, Lock, Scope, Server, TryOutcome, Wait, WaitObserver, WaitOptions,
 };
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::slots;
@@ -120,14 +119,7 @@ impl Session {
             .for_each(|limit| reporter.say(SessionEvent::Alive(Instant::now() + limit)));
         std::thread::Builder::new()
             .name("session".into())
-            .spawn(move || {
-                Thread {
-                    plan,
-                    orders,
-                    reporter,
-                }
-                .run()
-            })?;
+            .spawn(move || Thread { plan, orders, reporter }.run())?;
         Ok(Session {
             events,
             order: Some(order),
@@ -179,10 +171,7 @@ impl Reporter {
         // Whoever sleeps until a deadline need not be woken to learn that it has moved on, or what matters only when
         // something else happens: whatever wakes it, it reads all reports first.
         let sleeps_on = match report {
-            SessionEvent::Alive(until) => self
-                .due
-                .replace(Some(until))
-                .is_some_and(|due| due <= until),
+            SessionEvent::Alive(until) => self.due.replace(Some(until)).is_some_and(|due| due <= until),
             SessionEvent::Connected | SessionEvent::Direct(_) => true,
             _ => false,
         };
@@ -339,9 +328,7 @@ impl Thread {
     /// The line to wait in, if it is to be waited in line.
     fn line(&self, ids: &[KeyId]) -> Option<TicketQueue> {
         let in_line = self.plan.options.fair || self.plan.options.slots.is_some();
-        let id = ids
-            .first()
-            .filter(|_| in_line && self.plan.wait != Wait::Try);
+        let id = ids.first().filter(|_| in_line && self.plan.wait != Wait::Try);
         id.map(|id| TicketQueue::for_key(*id))
     }
 
@@ -363,11 +350,7 @@ impl Thread {
             "connected to database {:?}, backend {}{}",
             server.database,
             server.backend_pid,
-            if server.pooled {
-                ", through a pooler"
-            } else {
-                ""
-            },
+            if server.pooled { ", through a pooler" } else { "" },
         ));
         let attempt = match lock.scope {
             Scope::Session => attempt,
@@ -391,10 +374,7 @@ impl Thread {
                 )?
             }
         };
-        let got = attempt.outcome()?.map(|grant| Acquired {
-            grant,
-            ticket: None,
-        });
+        let got = attempt.outcome()?.map(|grant| Acquired { grant, ticket: None });
         Ok((asked, got))
     }
 
@@ -413,17 +393,10 @@ impl Thread {
     }
 
     /// The same of a key whose number the server computes by this expression, in the same message.
-    fn first_message_computing(
-        &self,
-        client: &mut Client,
-        expression: &str,
-    ) -> Result<(Asked, TryOutcome), Failure> {
+    fn first_message_computing(&self, client: &mut Client, expression: &str) -> Result<(Asked, TryOutcome), Failure> {
         self.alive(Duration::ZERO);
-        let Computed {
-            server,
-            id,
-            attempt,
-        } = lock::first_try_computed(client, expression, self.plan.options.mode, &self.caller())?;
+        let Computed { server, id, attempt } =
+            lock::first_try_computed(client, expression, self.plan.options.mode, &self.caller())?;
         let scope = server.fit(self.plan.options.scope)?;
         let ids = vec![lock::computed(&self.plan.options.keys[0], id)?];
         let lock = self.lock(&ids, scope);
@@ -455,23 +428,16 @@ impl Thread {
     /// The expression for the number of the only key, where only the server knows it and nothing else is made of it.
     fn only_key_to_compute(&self) -> Option<String> {
         match &self.plan.options.keys[..] {
-            [key] if self.plan.options.slots.is_none() && !self.plan.options.fair => {
-                match key.number() {
-                    Number::Computed(expression) => Some(expression),
-                    Number::Known(_) => None,
-                }
-            }
+            [key] if self.plan.options.slots.is_none() && !self.plan.options.fair => match key.number() {
+                Number::Computed(expression) => Some(expression),
+                Number::Known(_) => None,
+            },
             _ => None,
         }
     }
 
     /// Waits for the lock, if it is to be waited for. The key that is somebody else's, when the time is up.
-    fn wait(
-        &self,
-        client: &mut Client,
-        asked: &Asked,
-        taken: usize,
-    ) -> Result<Result<Acquired, usize>, Failure> {
+    fn wait(&self, client: &mut Client, asked: &Asked, taken: usize) -> Result<Result<Acquired, usize>, Failure> {
         if self.plan.wait == Wait::Try {
             return Ok(Err(taken));
         }
@@ -506,12 +472,7 @@ impl Thread {
     }
 
     /// A number for the job. The server has heard of the lock's session once more then.
-    fn token(
-        &self,
-        client: &mut Client,
-        lock: &Lock,
-        grant: &mut Grant,
-    ) -> Result<String, Failure> {
+    fn token(&self, client: &mut Client, lock: &Lock, grant: &mut Grant) -> Result<String, Failure> {
         let token = match lock.scope {
             Scope::Session => {
                 self.alive(Duration::ZERO);
@@ -550,8 +511,7 @@ impl Thread {
 
     fn open(&self) -> Result<Connection, Failure> {
         let mut watched = |limit| {
-            self.reporter
-                .say(SessionEvent::Alive(Instant::now() + limit));
+            self.reporter.say(SessionEvent::Alive(Instant::now() + limit));
         };
         self.plan.settings.open(&self.name(), Some(&mut watched))
     }
@@ -592,12 +552,7 @@ impl Thread {
     }
 
     /// Watches over the session until the order to release comes (`Ok`) or it is lost (`Err`: why).
-    fn hold(
-        &self,
-        client: &mut Client,
-        socket: Option<&OwnedFd>,
-        acquired: Acquired,
-    ) -> Result<(), SessionLoss> {
+    fn hold(&self, client: &mut Client, socket: Option<&OwnedFd>, acquired: Acquired) -> Result<(), SessionLoss> {
         let heartbeat = self.plan.options.policy.timing.heartbeat;
         let since = Instant::now();
         let mut last_sent = acquired.grant.asked;
@@ -612,8 +567,7 @@ impl Thread {
                     last_sent = Instant::now();
                     let held = last_sent.duration_since(since);
                     lock::heartbeat(client, held)?;
-                    self.reporter
-                        .say(SessionEvent::Alive(self.next_sign(last_sent)));
+                    self.reporter.say(SessionEvent::Alive(self.next_sign(last_sent)));
                 }
             }
         }
@@ -624,11 +578,7 @@ impl Thread {
         loop {
             let left = beat.saturating_duration_since(Instant::now());
             // Without the socket, a closed session is only noticed by asking.
-            let limit = if socket.is_some() {
-                left
-            } else {
-                left.min(BLIND_TICK)
-            };
+            let limit = if socket.is_some() { left } else { left.min(BLIND_TICK) };
             let mut fds = vec![PollFd::new(self.orders.as_fd(), PollFlags::POLLIN)];
             fds.extend(socket.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
             match poll(&mut fds, timeout(limit)) {
@@ -737,10 +687,7 @@ const BLIND_TICK: Duration = Duration::from_millis(250);
 /// Reads what the server sent unasked. An idle session that becomes readable has most often been ended.
 fn ended_by_server(client: &mut Client) -> Result<(), SessionLoss> {
     // What comes is of no interest, only whether an error does.
-    let read = client
-        .notifications()
-        .timeout_iter(Duration::from_millis(1))
-        .count();
+    let read = client.notifications().timeout_iter(Duration::from_millis(1)).count();
     read?;
     match client.is_closed() {
         true => Err(SessionLoss {
@@ -786,10 +733,7 @@ pub fn application_name(wanted: Option<&str>, ours: &str, slots: Option<u16>) ->
 fn compose_name(front: &str, slots: Option<u16>, host: &str, pid: u32) -> String {
     let plain = |text: &str, most: usize| -> String {
         let keep = |c: char| (c == ' ' || c.is_ascii_graphic()) && !matches!(c, '\'' | '"' | '\\');
-        text.chars()
-            .map(|c| if keep(c) { c } else { '?' })
-            .take(most)
-            .collect()
+        text.chars().map(|c| if keep(c) { c } else { '?' }).take(most).collect()
     };
     let slots = slots.map_or_else(String::new, |count| format!(" slots={count}"));
     let tail = format!("{slots} {}:{pid}", plain(host, 32).replace(' ', "?"));
@@ -809,10 +753,7 @@ mod tests {
 
     #[test]
     fn the_application_name_is_63_bytes_of_ascii_with_host_and_pid_whole() {
-        assert_eq!(
-            compose_name("pglock:backup", None, "web1", 77),
-            "pglock:backup web1:77"
-        );
+        assert_eq!(compose_name("pglock:backup", None, "web1", 77), "pglock:backup web1:77");
         assert_eq!(
             compose_name("pglock:backup", Some(3), "web1", 77),
             "pglock:backup slots=3 web1:77"
@@ -823,10 +764,7 @@ mod tests {
         );
         let long = compose_name(&"k".repeat(100), None, &"h".repeat(64), u32::MAX);
         assert_eq!(long.len(), 63);
-        assert!(
-            long.ends_with(&format!(" {}:4294967295", "h".repeat(32))),
-            "{long}"
-        );
+        assert!(long.ends_with(&format!(" {}:4294967295", "h".repeat(32))), "{long}");
     }
 
     #[test]
@@ -897,10 +835,7 @@ mod tests {
         drop(order);
         let (_quiet, socket) = UnixStream::pair().expect("a pair of sockets");
         let socket = OwnedFd::from(socket);
-        assert!(matches!(
-            thread.next_event(Some(&socket), later),
-            WakeReason::Order
-        ));
+        assert!(matches!(thread.next_event(Some(&socket), later), WakeReason::Order));
     }
 
     proptest! {

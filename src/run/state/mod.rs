@@ -262,9 +262,7 @@ impl RunState {
                 let end = self.wait_until.map(|end| end + HOLDER_REPLY_GRACE);
                 let waited = end.is_some_and(|end| now >= end);
                 match () {
-                    _ if waited && connected => {
-                        self.finish(Outcome::Conflict(self.policy.conflict_status))
-                    }
+                    _ if waited && connected => self.finish(Outcome::Conflict(self.policy.conflict_status)),
                     _ if waited => self.finish(Outcome::Failed(ExitCode::Unavailable)),
                     _ if self.is_silent(now) => self.finish(Outcome::Failed(ExitCode::Unavailable)),
                     _ => Vec::new(),
@@ -274,21 +272,13 @@ impl RunState {
         }
     }
 
-    fn leaving(
-        &mut self,
-        signal: Signal,
-        until: Instant,
-        event: Event,
-        now: Instant,
-    ) -> Vec<Action> {
+    fn leaving(&mut self, signal: Signal, until: Instant, event: Event, now: Instant) -> Vec<Action> {
         let outcome = Outcome::Interrupted(signal as i32);
         match event {
             // The grant came before the interruption.
             Event::Held => self.release(outcome, now),
             Event::NotHeld(_) | Event::Lost => self.finish(outcome),
-            Event::Arrived(SignalInfo { signal, .. }) if ends_a_wait(signal) => {
-                self.finish(outcome)
-            }
+            Event::Arrived(SignalInfo { signal, .. }) if ends_a_wait(signal) => self.finish(outcome),
             Event::Tick if now >= until => self.finish(outcome),
             _ => Vec::new(),
         }
@@ -309,9 +299,7 @@ impl RunState {
             Event::Arrived(arrival) if stops(arrival) => stop_self(),
             // Nothing has run, and nothing may.
             Event::Lost => self.finish(Outcome::Failed(ExitCode::Unavailable)),
-            Event::Tick if self.is_silent(now) => {
-                self.finish(Outcome::Failed(ExitCode::Unavailable))
-            }
+            Event::Tick if self.is_silent(now) => self.finish(Outcome::Failed(ExitCode::Unavailable)),
             _ => Vec::new(),
         }
     }
@@ -320,10 +308,7 @@ impl RunState {
         match event {
             Event::Arrived(arrival) => self.forward(arrival),
             // Somebody who stops the job alone, away from any shell, does not mean its guard.
-            Event::Stopped {
-                signal,
-                by_terminal,
-            } => match self.callers_group || self.stop_forwarded || by_terminal {
+            Event::Stopped { signal, by_terminal } => match self.callers_group || self.stop_forwarded || by_terminal {
                 true => vec![Action::StopSelf(signal)],
                 false => Vec::new(),
             },
@@ -346,19 +331,10 @@ impl RunState {
     }
 
     /// While the job is stopped because the lock is lost, what operators send is still passed on.
-    fn stopping(
-        &mut self,
-        ended: bool,
-        kill_at: Instant,
-        event: Event,
-        now: Instant,
-    ) -> Vec<Action> {
+    fn stopping(&mut self, ended: bool, kill_at: Instant, event: Event, now: Instant) -> Vec<Action> {
         match event {
             Event::Ended(_) => {
-                self.phase = Phase::Stopping {
-                    ended: true,
-                    kill_at,
-                };
+                self.phase = Phase::Stopping { ended: true, kill_at };
                 Vec::new()
             }
             Event::Arrived(arrival) if !ended => self.forward(arrival),
@@ -390,18 +366,10 @@ impl RunState {
     }
 
     /// The job has ended well guarded, and its status stands whatever happens to the lock now.
-    fn keeping(
-        &mut self,
-        outcome: Outcome,
-        until: Instant,
-        event: Event,
-        now: Instant,
-    ) -> Vec<Action> {
+    fn keeping(&mut self, outcome: Outcome, until: Instant, event: Event, now: Instant) -> Vec<Action> {
         match event {
             Event::Lost => self.cut(outcome),
-            Event::Arrived(SignalInfo { signal, .. }) if ends_a_wait(signal) => {
-                self.release(outcome, now)
-            }
+            Event::Arrived(SignalInfo { signal, .. }) if ends_a_wait(signal) => self.release(outcome, now),
             Event::Arrived(arrival) if stops(arrival) => stop_self(),
             Event::Tick if now >= until => self.release(outcome, now),
             Event::Tick if self.is_silent(now) => self.cut(outcome),
@@ -409,23 +377,15 @@ impl RunState {
         }
     }
 
-    fn releasing(
-        &mut self,
-        outcome: Outcome,
-        until: Instant,
-        event: Event,
-        now: Instant,
-    ) -> Vec<Action> {
+    fn releasing(&mut self, outcome: Outcome, until: Instant, event: Event, now: Instant) -> Vec<Action> {
         match event {
             Event::Released { was_held: true } => self.finish(outcome),
             // The lock was not ours any more when the job ended, or the server has closed the session since we last
             // looked: the job may not have been alone.
-            Event::Released { was_held: false } | Event::Lost => {
-                match (outcome, self.policy.on_lost) {
-                    (Outcome::Job(_), OnLost::Stop) => self.cut(Outcome::Failed(ExitCode::Lost)),
-                    _ => self.cut(outcome),
-                }
-            }
+            Event::Released { was_held: false } | Event::Lost => match (outcome, self.policy.on_lost) {
+                (Outcome::Job(_), OnLost::Stop) => self.cut(Outcome::Failed(ExitCode::Lost)),
+                _ => self.cut(outcome),
+            },
             Event::Tick if now >= until => self.cut(outcome),
             _ => Vec::new(),
         }
@@ -468,10 +428,7 @@ impl RunState {
             }
             OnLost::Stop => {
                 let kill_at = now.min(due + OVERSLEEP_ALLOWANCE) + self.policy.timing.kill_after;
-                self.phase = Phase::Stopping {
-                    ended: false,
-                    kill_at,
-                };
+                self.phase = Phase::Stopping { ended: false, kill_at };
                 let mut actions = vec![Action::SignalAll(Signal::SIGTERM)];
                 // A stopped process does not see TERM before it goes on.
                 actions.extend(self.job_stopped.then_some(Action::Resume));

@@ -70,15 +70,9 @@ fn running(callers_group: bool, on_lost: OnLost) -> (RunState, Instant) {
 fn a_good_day() {
     let (mut state, now) = running(false, OnLost::Stop);
     let end = ExitReason::Code(3);
-    assert_eq!(
-        state.step(Event::Ended(end), now),
-        [Action::Reap, Action::Release]
-    );
+    assert_eq!(state.step(Event::Ended(end), now), [Action::Reap, Action::Release]);
     let finish = Action::Finish(Outcome::Job(end));
-    assert_eq!(
-        state.step(Event::Released { was_held: true }, now),
-        [finish]
-    );
+    assert_eq!(state.step(Event::Released { was_held: true }, now), [finish]);
 }
 
 /// A state in which the job runs under a lock that is to be kept for a minute.
@@ -104,10 +98,7 @@ fn a_lock_is_kept_after_a_short_job_and_a_signal_ends_that() {
         [Action::Cut, finish],
         "the job was guarded to its end"
     );
-    assert_eq!(
-        state.step(Event::Tick, now + 60 * SECOND),
-        [Action::Release]
-    );
+    assert_eq!(state.step(Event::Tick, now + 60 * SECOND), [Action::Release]);
 
     // The signal that ended the job, or came before its end, is a signal to pglock too.
     let (mut state, now) = running_for_a_minute();
@@ -117,15 +108,9 @@ fn a_lock_is_kept_after_a_short_job_and_a_signal_ends_that() {
     // A long job has kept it long enough, and a silent server is not waited for.
     let (mut state, now) = running_for_a_minute();
     let late = now + 61 * SECOND;
-    assert_eq!(
-        state.clone().step(end, late),
-        [Action::Reap, Action::Release]
-    );
+    assert_eq!(state.clone().step(end, late), [Action::Reap, Action::Release]);
     state.step(end, now);
-    assert_eq!(
-        state.step(Event::Tick, now + 10 * SECOND),
-        [Action::Cut, finish]
-    );
+    assert_eq!(state.step(Event::Tick, now + 10 * SECOND), [Action::Cut, finish]);
 }
 
 #[test]
@@ -143,21 +128,9 @@ fn a_signal_ends_the_wait_and_leaves_the_queue() {
         assert_eq!(state.step(sent(signal), now), [Action::Cancel]);
         let mut granted = state.clone();
         assert_eq!(granted.step(Event::Held, now), [Action::Release]);
-        assert_eq!(
-            granted.step(Event::Released { was_held: true }, now),
-            finish
-        );
-        assert_eq!(
-            state
-                .clone()
-                .step(Event::NotHeld(Outcome::Conflict(75)), now),
-            finish
-        );
-        assert_eq!(
-            state.clone().step(sent(SIGINT), now),
-            finish,
-            "enough is enough"
-        );
+        assert_eq!(granted.step(Event::Released { was_held: true }, now), finish);
+        assert_eq!(state.clone().step(Event::NotHeld(Outcome::Conflict(75)), now), finish);
+        assert_eq!(state.clone().step(sent(SIGINT), now), finish, "enough is enough");
         assert_eq!(state.step(Event::Tick, now + SECOND), finish);
     }
     for signal in [SIGUSR1, SIGUSR2, SIGWINCH, SIGCONT] {
@@ -169,23 +142,14 @@ fn a_signal_ends_the_wait_and_leaves_the_queue() {
 #[test]
 fn the_wait_is_over_when_it_is_over() {
     let now = Instant::now();
-    let limited = Policy {
-        ..policy(OnLost::Stop)
-    };
+    let limited = Policy { ..policy(OnLost::Stop) };
     let mut state = RunState::new(limited, Some(now + SECOND));
     let late = now + 2 * SECOND;
     let unavailable = [Action::Finish(Outcome::Failed(ExitCode::Unavailable))];
     assert_eq!(state.step(Event::Tick, now), []);
-    assert_eq!(
-        state.clone().step(Event::Tick, late),
-        unavailable,
-        "not even connected"
-    );
+    assert_eq!(state.clone().step(Event::Tick, late), unavailable, "not even connected");
     state.step(Event::Connected, now);
-    assert_eq!(
-        state.step(Event::Tick, late),
-        [Action::Finish(Outcome::Conflict(75))]
-    );
+    assert_eq!(state.step(Event::Tick, late), [Action::Finish(Outcome::Conflict(75))]);
 }
 
 #[test]
@@ -219,10 +183,7 @@ fn a_loss_between_grant_and_start_starts_no_job() {
         assert!(!state.is_starting());
         assert_eq!(state.deadline(), Some(later + OVERSLEEP_ALLOWANCE));
         let mut silent = state.clone();
-        assert_eq!(
-            silent.step(Event::Tick, later + OVERSLEEP_ALLOWANCE),
-            unavailable
-        );
+        assert_eq!(silent.step(Event::Tick, later + OVERSLEEP_ALLOWANCE), unavailable);
         assert_eq!(state.step(Event::Alive(later + 10 * SECOND), later), []);
         assert!(state.is_starting());
     }
@@ -230,9 +191,7 @@ fn a_loss_between_grant_and_start_starts_no_job() {
 
 #[test]
 fn each_signal_reaches_the_job_once() {
-    let all = [
-        SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGWINCH, SIGTSTP,
-    ];
+    let all = [SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGWINCH, SIGTSTP];
     for signal in all {
         for callers_group in [false, true] {
             let (mut state, now) = running(callers_group, OnLost::Stop);
@@ -254,10 +213,7 @@ fn a_stop_is_shown_to_the_shell_and_a_continuation_reaches_the_job() {
     // On a terminal, the key has stopped the job, and fg continues the whole group.
     let (mut state, now) = running(true, OnLost::Stop);
     assert_eq!(state.step(typed(SIGTSTP), now), []);
-    assert_eq!(
-        state.step(stopped(SIGTSTP, false), now),
-        [stop_self(SIGTSTP)]
-    );
+    assert_eq!(state.step(stopped(SIGTSTP, false), now), [stop_self(SIGTSTP)]);
     let mut alone = state.clone();
     assert_eq!(state.step(Event::Continued, now), []);
     assert_eq!(state.step(sent(SIGCONT), now), []);
@@ -272,16 +228,10 @@ fn a_stop_is_shown_to_the_shell_and_a_continuation_reaches_the_job() {
     );
     assert_eq!(state.step(Event::Continued, now), []);
     assert_eq!(state.step(sent(SIGTSTP), now), [Action::Forward(SIGTSTP)]);
-    assert_eq!(
-        state.step(stopped(SIGTSTP, false), now),
-        [stop_self(SIGTSTP)]
-    );
+    assert_eq!(state.step(stopped(SIGTSTP, false), now), [stop_self(SIGTSTP)]);
     assert_eq!(state.step(sent(SIGCONT), now), [Action::Resume]);
     state.step(Event::Continued, now);
-    assert_eq!(
-        state.step(stopped(SIGTTIN, true), now),
-        [stop_self(SIGTTIN)]
-    );
+    assert_eq!(state.step(stopped(SIGTTIN, true), now), [stop_self(SIGTTIN)]);
 }
 
 #[test]
@@ -296,10 +246,7 @@ fn a_lost_lock_stops_the_job_with_term_then_kill() {
     assert_eq!(state.step(Event::Tick, now + 9 * SECOND), []);
     let kill_at = now + 10 * SECOND;
     assert_eq!(state.deadline(), Some(kill_at));
-    assert_eq!(
-        state.step(Event::Tick, kill_at),
-        [Action::SignalAll(SIGKILL)]
-    );
+    assert_eq!(state.step(Event::Tick, kill_at), [Action::SignalAll(SIGKILL)]);
     assert_eq!(state.step(Event::Ended(ExitReason::Signal(9)), kill_at), []);
     let buried = [
         Action::Reap,
@@ -312,11 +259,7 @@ fn a_lost_lock_stops_the_job_with_term_then_kill() {
         [Action::SignalAll(SIGKILL)],
         "for what was born since"
     );
-    assert_eq!(
-        state.step(Event::Tick, kill_at + 3 * SECOND),
-        buried,
-        "not for ever"
-    );
+    assert_eq!(state.step(Event::Tick, kill_at + 3 * SECOND), buried, "not for ever");
 }
 
 #[test]
@@ -326,10 +269,7 @@ fn what_the_leader_leaves_behind_has_its_grace_too() {
     assert_eq!(state.step(Event::Ended(ExitReason::Signal(15)), now), []);
     assert!(state.is_draining());
     assert_eq!(state.step(sent(SIGTERM), now), [], "the leader is dead");
-    assert_eq!(
-        state.step(Event::Tick, now + 10 * SECOND),
-        [Action::SignalAll(SIGKILL)]
-    );
+    assert_eq!(state.step(Event::Tick, now + 10 * SECOND), [Action::SignalAll(SIGKILL)]);
 }
 
 #[test]
@@ -359,14 +299,8 @@ fn silence_is_a_loss_but_not_while_we_slept_ourselves() {
     assert_eq!(slept.deadline(), Some(later + 10 * SECOND));
     // The time to the KILL has run since the session was due.
     let even_later = later + 2 * OVERSLEEP_ALLOWANCE;
-    assert_eq!(
-        silent.step(Event::Tick, even_later),
-        [Action::SignalAll(SIGTERM)]
-    );
-    assert_eq!(
-        silent.step(Event::Tick, even_later),
-        [Action::SignalAll(SIGKILL)]
-    );
+    assert_eq!(silent.step(Event::Tick, even_later), [Action::SignalAll(SIGTERM)]);
+    assert_eq!(silent.step(Event::Tick, even_later), [Action::SignalAll(SIGKILL)]);
 }
 
 /// The rule of the README: dead H+D+G after the last message that reached the server, and if this process was starved for a
@@ -379,10 +313,7 @@ fn a_stall_at_the_deadline_is_within_the_margin() {
     assert_eq!(state.step(Event::Tick, stalled), []);
     let again = stalled + OVERSLEEP_ALLOWANCE + Duration::from_millis(300);
     assert_eq!(state.step(Event::Tick, again), [Action::SignalAll(SIGTERM)]);
-    assert_eq!(
-        state.deadline(),
-        Some(due + OVERSLEEP_ALLOWANCE + 10 * SECOND)
-    );
+    assert_eq!(state.deadline(), Some(due + OVERSLEEP_ALLOWANCE + 10 * SECOND));
 }
 
 #[test]
@@ -409,10 +340,7 @@ fn a_release_that_is_not_confirmed_is_bounded_and_the_code_stands() {
         [],
         "the job that it was meant for has ended"
     );
-    assert_eq!(
-        state.step(Event::Tick, now + 5 * SECOND),
-        [Action::Cut, finish]
-    );
+    assert_eq!(state.step(Event::Tick, now + 5 * SECOND), [Action::Cut, finish]);
 }
 
 #[test]

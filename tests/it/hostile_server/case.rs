@@ -82,19 +82,11 @@ const SCENARIOS: [Scenario; 24] = [
 ];
 
 /// The limits that pglock is given: of connecting to one address, of silence, from TERM to KILL.
-const LIMITS: [&str; 6] = [
-    "--connect-timeout",
-    "1",
-    "--heartbeat",
-    "0.2",
-    "--kill-after",
-    "0.3",
-];
+const LIMITS: [&str; 6] = ["--connect-timeout", "1", "--heartbeat", "0.2", "--kill-after", "0.3"];
 /// What they allow: twice connecting (with TLS and without) with its slack, of two sessions, the wait (1 s), the job (0.7 s), twice the
 /// silence, the allowance for one who has overslept, the last look for who has evicted us (a session of its own), the
 /// time to KILL, and what is left of the job.
-const DECLARED: Duration =
-    Duration::from_millis(2 * 2 * 2000 + 1000 + 700 + 400 + 1000 + 1000 + 2000 + 300 + 2000);
+const DECLARED: Duration = Duration::from_millis(2 * 2 * 2000 + 1000 + 700 + 400 + 1000 + 1000 + 2000 + 300 + 2000);
 /// What a busy machine may add.
 const BUSY: Duration = Duration::from_secs(20);
 /// When whoever looks (`list`, `check`, `evict`) at a server that says nothing more has had enough, and the
@@ -194,10 +186,7 @@ impl Case {
             ..Verdict::default()
         };
         if !ended {
-            verdict.fault(format!(
-                "has not ended after {limit:?}: {:?}",
-                running.stderr()
-            ));
+            verdict.fault(format!("has not ended after {limit:?}: {:?}", running.stderr()));
             return verdict;
         }
         self.judge(running, &relay, &file, &mut verdict);
@@ -209,10 +198,7 @@ impl Case {
         // Before anything else: it is over, and so must be the job.
         let job = fs::read_to_string(file).ok();
         let pids = job.iter().flat_map(|pids| pids.split_whitespace());
-        let pids: Vec<Pid> = pids
-            .filter_map(|pid| pid.parse().ok())
-            .map(Pid::from_raw)
-            .collect();
+        let pids: Vec<Pid> = pids.filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect();
         let alive: Vec<&Pid> = pids.iter().filter(|pid| state(**pid).is_some()).collect();
         if !alive.is_empty() {
             verdict.fault(format!("{alive:?} of the job are left alive"));
@@ -250,16 +236,11 @@ impl Case {
         if verdict.memory_kb > most {
             verdict.fault(format!("took {} kB of memory", verdict.memory_kb));
         }
-        let is_encrypted = verdict
-            .done
-            .iter()
-            .any(|(stage, _)| *stage == Stage::Encrypted);
+        let is_encrypted = verdict.done.iter().any(|(stage, _)| *stage == Stage::Encrypted);
         match job {
             // With sslmode=prefer there may have been a second session, in plain text.
             Some(_) if is_encrypted && relay.tampered_before_grant() && !relay.has_granted() => {
-                verdict.fault(format!(
-                    "the job ran though TLS was tampered with: {output}"
-                ));
+                verdict.fault(format!("the job ran though TLS was tampered with: {output}"));
             }
             Some(_) if !self.is_tls() && !relay.has_granted() => {
                 verdict.fault(format!("the job ran without a lock: {output}"));
@@ -289,10 +270,7 @@ impl Case {
     }
 
     fn only_looks(&self) -> bool {
-        matches!(
-            self.scenario,
-            Scenario::List | Scenario::Check | Scenario::Evict
-        )
+        matches!(self.scenario, Scenario::List | Scenario::Check | Scenario::Evict)
     }
 
     /// Whether somebody else has the lock at first.
@@ -369,11 +347,7 @@ impl Case {
         };
         // A job that lasts some heartbeats, where it is then that things happen.
         let holds = |it: &Tampering| matches!(it.stage, Stage::Holding | Stage::Encrypted);
-        let time = if self.tamperings.iter().any(holds) {
-            "0.7"
-        } else {
-            "0"
-        };
+        let time = if self.tamperings.iter().any(holds) { "0.7" } else { "0" };
         let trap = if self.scenario == Stubborn {
             "trap '' TERM; "
         } else {
@@ -395,20 +369,12 @@ impl Verdict {
 fn tampering(scenario: Scenario, random: &mut Random) -> Tampering {
     use Scenario::*;
     let stages: &[Stage] = match scenario {
-        Tls | PreferTls => &[
-            Stage::Tls,
-            Stage::Encrypted,
-            Stage::Encrypted,
-            Stage::Encrypted,
-        ],
+        Tls | PreferTls => &[Stage::Tls, Stage::Encrypted, Stage::Encrypted, Stage::Encrypted],
         Scram | Md5 | Clear => &[Stage::Login, Stage::Login, Stage::Startup],
         Refused | List | Check | Evict => &[Stage::Asking],
-        WaitsInVain | Waits | WaitsInLine | WaitsForSlot | SeveralKeys | Interrupted => &[
-            Stage::Asking,
-            Stage::Waiting,
-            Stage::Waiting,
-            Stage::Holding,
-        ],
+        WaitsInVain | Waits | WaitsInLine | WaitsForSlot | SeveralKeys | Interrupted => {
+            &[Stage::Asking, Stage::Waiting, Stage::Waiting, Stage::Holding]
+        }
         Stubborn | IgnoresLoss => &[Stage::Holding],
         KeepsLock => &[Stage::Holding, Stage::Release],
         Trust => &[

@@ -37,10 +37,7 @@ struct Liar {
 
 /// An answer with this row.
 fn answer(columns: Row) -> Vec<u8> {
-    let names: Vec<Vec<u8>> = columns
-        .iter()
-        .map(|(name, _)| name.as_bytes().to_vec())
-        .collect();
+    let names: Vec<Vec<u8>> = columns.iter().map(|(name, _)| name.as_bytes().to_vec()).collect();
     let values: Vec<_> = columns
         .iter()
         .map(|(_, value)| Some(value.as_bytes().to_vec()))
@@ -77,10 +74,7 @@ const NAME: &str = "@@NAME@@";
 
 impl Liar {
     fn with(answer: Vec<u8>) -> Liar {
-        Liar {
-            answer,
-            flood: None,
-        }
+        Liar { answer, flood: None }
     }
 
     /// Listens for as long as the test process lives.
@@ -100,10 +94,7 @@ impl Liar {
     fn converse(&self, mut client: TcpStream) -> io::Result<()> {
         let startup = read_message(&mut client, false)?;
         let startup = String::from_utf8_lossy(&startup).into_owned();
-        let name = startup
-            .split("application_name\0")
-            .nth(1)
-            .unwrap_or_default();
+        let name = startup.split("application_name\0").nth(1).unwrap_or_default();
         let name = name.split('\0').next().unwrap_or_default();
         client.write_all(&message(b'R', &[0; 4]))?;
         let (_, no_answers) = channel();
@@ -132,12 +123,7 @@ impl Liar {
     }
 
     /// Talks without end, if now is the time, with these answers in between.
-    fn flood(
-        &self,
-        when: Flood,
-        client: &mut TcpStream,
-        answers: &Receiver<Vec<u8>>,
-    ) -> io::Result<()> {
+    fn flood(&self, when: Flood, client: &mut TcpStream, answers: &Receiver<Vec<u8>>) -> io::Result<()> {
         let Some((_, what)) = self.flood.filter(|(it, _)| *it == when) else {
             return Ok(());
         };
@@ -159,10 +145,7 @@ impl Liar {
 
 /// With this name in the row.
 fn renamed(answer: &[u8], name: &str) -> Vec<u8> {
-    let Some(at) = answer
-        .windows(NAME.len())
-        .position(|it| it == NAME.as_bytes())
-    else {
+    let Some(at) = answer.windows(NAME.len()).position(|it| it == NAME.as_bytes()) else {
         return answer.to_vec();
     };
     let start = answer.iter().position(|kind| *kind == b'D');
@@ -202,10 +185,7 @@ fn a_liar_that_says_all_the_right_things_is_believed() {
 fn an_answer_without_a_row_is_no_postgresqls() {
     let nothing = [message(b'C', b"SELECT 0\0"), message(b'Z', b"I")].concat();
     let line = against(nothing.clone(), &TRY).code(78).stderr_line();
-    assert_eq!(
-        line,
-        "the server has answered without a row, as no PostgreSQL does"
-    );
+    assert_eq!(line, "the server has answered without a row, as no PostgreSQL does");
     against(nothing.clone(), &["list"]).code(0);
     against(nothing, &["check"]).code(78);
 }
@@ -214,11 +194,7 @@ fn an_answer_without_a_row_is_no_postgresqls() {
 #[test]
 fn a_short_sqlstate_is_an_error_like_any_other() {
     for code in ["", "4", "4\u{e9}", "\u{e9}"] {
-        let fields = [
-            (b'S', &b"ERROR"[..]),
-            (b'C', code.as_bytes()),
-            (b'M', b"no"),
-        ];
+        let fields = [(b'S', &b"ERROR"[..]), (b'C', code.as_bytes()), (b'M', b"no")];
         let error = [report(b'E', &fields), message(b'Z', b"I")].concat();
         assert_eq!(against(error, &TRY).code(69).stderr_line(), "no");
     }
@@ -244,18 +220,10 @@ fn a_number_that_is_no_keys_is_one_of_ours() {
             &["--slots", "3"],
         ] {
             let busy = granting(&[("got", got), ("proven", "f")]);
-            let run = [
-                &["run", "-k", "x"],
-                options,
-                &["--heartbeat", "0.2", "echo", "ran"],
-            ]
-            .concat();
+            let run = [&["run", "-k", "x"], options, &["--heartbeat", "0.2", "echo", "ran"]].concat();
             let output = against(busy, &run);
             // Of slots, too great a number is the last one, which is not proven.
-            assert!(
-                matches!(output.status.code(), Some(69 | 75 | 78)),
-                "{output}"
-            );
+            assert!(matches!(output.status.code(), Some(69 | 75 | 78)), "{output}");
             assert!(output.stdout.is_empty(), "{output}");
         }
     }
@@ -297,9 +265,7 @@ fn holders_that_cannot_be_are_shown_as_far_as_they_go() {
         against(granting(&columns), &["list"]).code(0);
         against(granting(&columns), &["list", "--json"]).code(0);
     }
-    let line = against(granting(&[("got", "0")]), &TRY)
-        .code(75)
-        .stderr_line();
+    let line = against(granting(&[("got", "0")]), &TRY).code(75).stderr_line();
     assert!(line.contains("is held by"), "{line}");
     against(answer(&[("x", "y")]), &["list"]).code(0);
     let standby = "postgresql://u@127.0.0.1/x?sslmode=disable&target_session_attrs=standby";
@@ -320,11 +286,7 @@ fn no_flood_fills_the_memory() {
     let floods = [Flood::AtStartup, Flood::ForAnAnswer, Flood::WhileHolding];
     thread::scope(|scope| {
         for flood in floods {
-            scope.spawn(move || {
-                Endless::ALL
-                    .iter()
-                    .for_each(|what| is_endured(flood, *what))
-            });
+            scope.spawn(move || Endless::ALL.iter().for_each(|what| is_endured(flood, *what)));
         }
     });
 }
@@ -339,16 +301,10 @@ fn is_endured(flood: Flood, what: Endless) {
     // What counts as an answer is cut off by its length, and nothing else ends it here; the rest by silence.
     let is_cut_off = matches!(
         (flood, what),
-        (
-            Flood::AtStartup,
-            Notices | Parameters | Notifications | OneMessage
-        ) | (Flood::ForAnAnswer, Rows | Completions | OneMessage)
+        (Flood::AtStartup, Notices | Parameters | Notifications | OneMessage)
+            | (Flood::ForAnAnswer, Rows | Completions | OneMessage)
     );
-    let (connect, heartbeat) = if is_cut_off {
-        ("60", "30")
-    } else {
-        ("1", "0.2")
-    };
+    let (connect, heartbeat) = if is_cut_off { ("60", "30") } else { ("1", "0.2") };
     let limits = [
         "--connect-timeout",
         connect,
@@ -366,10 +322,7 @@ fn is_endured(flood: Flood, what: Endless) {
     });
     assert!(has_ended, "{flood:?} {what:?}");
     let output = running.finish();
-    assert!(
-        memory < MEMORY_KB,
-        "{flood:?} {what:?}: {memory} kB\n{output}"
-    );
+    assert!(memory < MEMORY_KB, "{flood:?} {what:?}: {memory} kB\n{output}");
     let words = String::from_utf8_lossy(&output.stderr);
     let says_so = words.contains("the server sends more than 4 MiB for one answer");
     assert!(says_so || !is_cut_off, "{flood:?} {what:?}: {output}");

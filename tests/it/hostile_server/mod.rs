@@ -57,19 +57,12 @@ fn a_hostile_server_gets_nothing_but_an_error() {
         faults.join("\n")
     );
     // What hits nothing shows nothing.
-    assert!(
-        summary.tampered * 4 > results.len() || results.len() < 50,
-        "{summary}"
-    );
+    assert!(summary.tampered * 4 > results.len() || results.len() < 50, "{summary}");
 }
 
 /// The seeds of as many cases as are asked for, or of one.
 pub fn seeds(usual: u64) -> Vec<u64> {
-    let given = |name: &str| {
-        std::env::var(name)
-            .ok()
-            .map(|text| text.parse::<u64>().unwrap())
-    };
+    let given = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     if let Some(case) = given("PGLOCK_FUZZ_CASE") {
         return vec![case];
     }
@@ -121,16 +114,8 @@ impl Summary {
             stages: BTreeMap::new(),
             kinds: BTreeMap::new(),
             codes: BTreeMap::new(),
-            memory_kb: results
-                .iter()
-                .map(|(_, it)| it.memory_kb)
-                .max()
-                .unwrap_or_default(),
-            longest: results
-                .iter()
-                .map(|(_, it)| it.took)
-                .max()
-                .unwrap_or_default(),
+            memory_kb: results.iter().map(|(_, it)| it.memory_kb).max().unwrap_or_default(),
+            longest: results.iter().map(|(_, it)| it.took).max().unwrap_or_default(),
         };
         for (_, verdict) in results {
             *summary.codes.entry(verdict.code).or_default() += 1;
@@ -149,10 +134,6 @@ impl std::fmt::Display for Summary {
         writeln!(f, "stages: {:?}", self.stages)?;
         writeln!(f, "mutations: {:?}", self.kinds)?;
         writeln!(f, "exit codes: {:?}", self.codes)?;
-        writeln!(
-            f,
-            "most memory: {} kB; longest: {:?}",
-            self.memory_kb, self.longest
-        )
+        writeln!(f, "most memory: {} kB; longest: {:?}", self.memory_kb, self.longest)
     }
 }

@@ -51,9 +51,8 @@ impl Endless {
 
     /// Number `n` of what comes, some kilobytes of it.
     pub fn chunk(self, n: u64) -> Vec<u8> {
-        let many = |message: &dyn Fn(u64) -> Vec<u8>| -> Vec<u8> {
-            (0..500).flat_map(|m| message(n * 500 + m)).collect()
-        };
+        let many =
+            |message: &dyn Fn(u64) -> Vec<u8>| -> Vec<u8> { (0..500).flat_map(|m| message(n * 500 + m)).collect() };
         match self {
             Endless::Notices => many(&|_| message(b'N', b"SN\0C00000\0Mx\0\0")),
             Endless::Parameters => many(&|n| message(b'S', format!("p{n}\0v\0").as_bytes())),
@@ -142,10 +141,7 @@ impl Mutation {
             10 => vec![Step::Close],
             11 => {
                 let pause = random.one_of(&[20, 150, 500, 900]);
-                vec![
-                    Step::Pause(Duration::from_millis(pause)),
-                    Step::Send(original.to_vec()),
-                ]
+                vec![Step::Pause(Duration::from_millis(pause)), Step::Send(original.to_vec())]
             }
             12 => vec![Step::Stall],
             13 => vec![Step::Dribble, Step::Send(original.to_vec())],
@@ -265,13 +261,7 @@ fn revalued(original: &[u8], random: &mut Random) -> Vec<u8> {
             match random.below(3) {
                 0 => names.swap(one, two),
                 1 => names[one] = names[two].clone(),
-                _ => {
-                    names[one] = value
-                        .unwrap_or_default()
-                        .into_iter()
-                        .filter(|b| *b != 0)
-                        .collect()
-                }
+                _ => names[one] = value.unwrap_or_default().into_iter().filter(|b| *b != 0).collect(),
             }
             description(&names)
         }
@@ -279,10 +269,7 @@ fn revalued(original: &[u8], random: &mut Random) -> Vec<u8> {
         b'R' => {
             let kind = random.one_of(&[0u32, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, u32::MAX]);
             let more = random.below(20);
-            message(
-                b'R',
-                &[&kind.to_be_bytes()[..], &random.bytes(more)].concat(),
-            )
+            message(b'R', &[&kind.to_be_bytes()[..], &random.bytes(more)].concat())
         }
         _ => error(random),
     }
@@ -319,14 +306,7 @@ fn error(random: &mut Random) -> Vec<u8> {
 /// A well-formed message that has no business there.
 fn stranger(random: &mut Random) -> Vec<u8> {
     match random.below(18) {
-        0 => report(
-            b'N',
-            &[
-                (b'S', b"N"),
-                (b'C', b"00000"),
-                (b'M', random.one_of(&VALUES)),
-            ],
-        ),
+        0 => report(b'N', &[(b'S', b"N"), (b'C', b"00000"), (b'M', random.one_of(&VALUES))]),
         1 => report(b'N', &[]),
         2 => message(b'S', b"server_version\0nonsense\0"),
         3 => message(b'S', b"no end"),
@@ -341,10 +321,7 @@ fn stranger(random: &mut Random) -> Vec<u8> {
             random.one_of(&[&b"SELECT 99999999999999999999\0"[..], b"\0", b"x"]),
         ),
         11 => message(b'I', b""),
-        12 => message(
-            b'R',
-            &random.one_of(&[0u32, 3, 5, 7, 10, 11, 12]).to_be_bytes(),
-        ),
+        12 => message(b'R', &random.one_of(&[0u32, 3, 5, 7, 10, 11, 12]).to_be_bytes()),
         13 => message(b'K', &random.bytes(8)),
         14 => message(b'v', &[0, 3, 0, 0, 0, 0, 0, 0]),
         15 => message(b'c', b""),

@@ -303,16 +303,8 @@ impl Session {
     }
 
     /// Passes a message on, unless it is to be tampered with.
-    fn pass(
-        &self,
-        bytes: &[u8],
-        stage: Stage,
-        place: std::ops::Range<usize>,
-        out: &mut Output,
-    ) -> io::Result<()> {
-        let due = |it: &&Tampering| {
-            it.session == self.number && it.stage == stage && place.contains(&it.nth)
-        };
+    fn pass(&self, bytes: &[u8], stage: Stage, place: std::ops::Range<usize>, out: &mut Output) -> io::Result<()> {
+        let due = |it: &&Tampering| it.session == self.number && it.stage == stage && place.contains(&it.nth);
         let tampering = self.shared.tamperings.iter().find(due);
         let later = std::mem::take(&mut out.later);
         match tampering {
@@ -369,8 +361,7 @@ impl Session {
         let began = Instant::now();
         let limit = time.unwrap_or(Duration::from_secs(120));
         crate::support::wait::until(limit, || {
-            time.is_some_and(|time| began.elapsed() >= time)
-                || self.shared.is_over.load(Ordering::SeqCst)
+            time.is_some_and(|time| began.elapsed() >= time) || self.shared.is_over.load(Ordering::SeqCst)
         });
     }
 
@@ -378,9 +369,7 @@ impl Session {
         self.shared.sent.lock().unwrap()[self.number].extend(bytes);
         match out.dribbles {
             false => out.client.write_all(bytes),
-            true => bytes
-                .iter()
-                .try_for_each(|byte| out.client.write_all(&[*byte])),
+            true => bytes.iter().try_for_each(|byte| out.client.write_all(&[*byte])),
         }
     }
 }

@@ -93,9 +93,7 @@ pub fn description(names: &[Vec<u8>]) -> Vec<u8> {
     for name in names {
         body.extend(name);
         body.push(0);
-        body.extend([
-            0, 0, 0, 0, 0, 0, 0, 0, 0, 25, 255, 255, 255, 255, 255, 255, 0, 0,
-        ]);
+        body.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 25, 255, 255, 255, 255, 255, 255, 0, 0]);
     }
     message(b'T', &body)
 }
@@ -126,8 +124,7 @@ pub fn grants(mut bytes: &[u8]) -> bool {
         match message[0] {
             b'T' => names = columns(message).unwrap_or_default(),
             b'D' => {
-                let Some(values) = values(message).filter(|values| values.len() == names.len())
-                else {
+                let Some(values) = values(message).filter(|values| values.len() == names.len()) else {
                     return false;
                 };
                 let value = |column: &[u8]| {

@@ -26,10 +26,7 @@ pub struct Entry {
 
 /// Now, as the journals count.
 pub fn now() -> u128 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap()
-        .as_nanos()
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()
 }
 
 impl Journal {
@@ -90,10 +87,7 @@ impl Journal {
 
     /// How often the word has been noted.
     pub fn count(&self, word: &str) -> usize {
-        self.entries()
-            .iter()
-            .filter(|entry| entry.word == word)
-            .count()
+        self.entries().iter().filter(|entry| entry.word == word).count()
     }
 
     /// When the word was noted first.
@@ -121,19 +115,13 @@ impl Journal {
     /// Waits until the word has been noted so often.
     #[track_caller]
     pub fn await_count(&self, word: &str, count: usize) {
-        eventually(SOON, &format!("{count} times {word}"), || {
-            self.count(word) >= count
-        });
+        eventually(SOON, &format!("{count} times {word}"), || self.count(word) >= count);
     }
 
     /// The processes that noted their pid.
     pub fn pids(&self) -> Vec<Pid> {
         let pid = |entry: &Entry| entry.word.strip_prefix("pid ")?.trim().parse().ok();
-        self.entries()
-            .iter()
-            .filter_map(pid)
-            .map(Pid::from_raw)
-            .collect()
+        self.entries().iter().filter_map(pid).map(Pid::from_raw).collect()
     }
 }
 
@@ -143,9 +131,6 @@ pub fn state(pid: Pid) -> Option<char> {
         .args(["-o", "stat=", "-p", &pid.to_string()])
         .output()
         .unwrap();
-    let state = String::from_utf8_lossy(&output.stdout)
-        .trim()
-        .chars()
-        .next();
+    let state = String::from_utf8_lossy(&output.stdout).trim().chars().next();
     state.filter(|state| *state != 'Z')
 }

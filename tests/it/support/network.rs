@@ -31,9 +31,7 @@ impl Network {
                 std::env::var_os("CI").is_none(),
                 "CI must be able to make network namespaces"
             );
-            println!(
-                "SKIPPED: network namespaces are not to be had; run as root to test network cuts"
-            );
+            println!("SKIPPED: network namespaces are not to be had; run as root to test network cuts");
             return None;
         }
         let switch = Host::new("-");
@@ -47,11 +45,9 @@ impl Network {
         self.hosts += 1;
         let host = Host::new(&format!("10.77.0.{}", self.hosts));
         let (port, pid) = (self.hosts, host.anchor.id());
-        self.switch.ip(&format!(
-            "link add port{port} type veth peer name eth0 netns {pid}"
-        ));
         self.switch
-            .ip(&format!("link set port{port} master bridge up"));
+            .ip(&format!("link add port{port} type veth peer name eth0 netns {pid}"));
+        self.switch.ip(&format!("link set port{port} master bridge up"));
         host.ip(&format!("address add {}/24 dev eth0", host.address));
         host.ip("link set eth0 up");
         host.ip("link set lo up");
@@ -60,14 +56,12 @@ impl Network {
 
     /// Pulls the host's cable.
     pub fn cut(&self, host: &Host) {
-        self.switch
-            .ip(&format!("link set port{} nomaster", host.number()));
+        self.switch.ip(&format!("link set port{} nomaster", host.number()));
     }
 
     /// Plugs it in again.
     pub fn heal(&self, host: &Host) {
-        self.switch
-            .ip(&format!("link set port{} master bridge", host.number()));
+        self.switch.ip(&format!("link set port{} master bridge", host.number()));
     }
 
     /// Makes the host's line slow, both ways: what is sent stands in a queue, 50 ms for each 100 bytes before it. `false`
@@ -102,8 +96,7 @@ impl Host {
             .spawn()
             .expect("unshare");
         let mut up = [0; 3];
-        std::io::Read::read_exact(anchor.stdout.as_mut().expect("piped"), &mut up)
-            .expect("a namespace");
+        std::io::Read::read_exact(anchor.stdout.as_mut().expect("piped"), &mut up).expect("a namespace");
         Host {
             anchor,
             address: address.into(),
@@ -117,9 +110,7 @@ impl Host {
 
     /// The arguments of nsenter(1) that run what follows them on this host.
     pub fn entrance(&self) -> Vec<String> {
-        ["-n", "-t", &self.anchor.id().to_string()]
-            .map(String::from)
-            .into()
+        ["-n", "-t", &self.anchor.id().to_string()].map(String::from).into()
     }
 
     fn number(&self) -> &str {

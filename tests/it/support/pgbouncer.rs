@@ -43,12 +43,7 @@ impl PgBouncer<'_> {
             .expect("a PgBouncer that starts")
     }
 
-    fn launch<'a>(
-        server: &'a Server,
-        host: Option<&Host>,
-        port: u16,
-        settings: &[&str],
-    ) -> Option<PgBouncer<'a>> {
+    fn launch<'a>(server: &'a Server, host: Option<&Host>, port: u16, settings: &[&str]) -> Option<PgBouncer<'a>> {
         let folder = server.folder();
         let file = |what: &str| folder.join(format!("pgbouncer-{port}.{what}"));
         fs::write(file("users"), format!("\"{SUPERUSER}\" \"\"\n")).unwrap();

@@ -24,9 +24,6 @@ pub fn example(name: &str) -> PathBuf {
         build.args((!cfg!(debug_assertions)).then_some("--release"));
         assert!(build.status().unwrap().success(), "{name} does not build");
     }
-    assert!(
-        path.exists(),
-        "{path:?} is missing: run the tests by 'cargo test'"
-    );
+    assert!(path.exists(), "{path:?} is missing: run the tests by 'cargo test'");
     path
 }

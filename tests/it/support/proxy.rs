@@ -64,10 +64,7 @@ impl Proxy {
 
     /// The connection string of the way through the proxy.
     pub fn dsn(&self) -> String {
-        format!(
-            "postgresql://postgres@127.0.0.1:{}/postgres?sslmode=disable",
-            self.port
-        )
+        format!("postgresql://postgres@127.0.0.1:{}/postgres?sslmode=disable", self.port)
     }
 
     /// The answers so far, one for each session that has ended.
@@ -93,12 +90,7 @@ fn listen(to: u16, serve: impl Fn(usize, TcpStream, TcpStream) + Send + Sync + '
     port
 }
 
-fn converse(
-    mut client: TcpStream,
-    mut server: TcpStream,
-    question: &str,
-    answers: &Mutex<Vec<String>>,
-) {
+fn converse(mut client: TcpStream, mut server: TcpStream, question: &str, answers: &Mutex<Vec<String>>) {
     let asked = Arc::new(AtomicBool::new(false));
     let back = {
         let (mut server, mut client) = (server.try_clone().unwrap(), client.try_clone().unwrap());
@@ -180,9 +172,7 @@ fn relay_statements(mut client: TcpStream, mut server: TcpStream) -> io::Result<
         let statements = statements(&text);
         for (n, statement) in statements.iter().enumerate() {
             let length = (statement.len() + 5) as u32;
-            server.write_all(
-                &[b"Q", &length.to_be_bytes()[..], statement.as_bytes(), b"\0"].concat(),
-            )?;
+            server.write_all(&[b"Q", &length.to_be_bytes()[..], statement.as_bytes(), b"\0"].concat())?;
             let is_last = n + 1 == statements.len();
             if !relay_answer(&mut server, &mut client, is_last)? {
                 break;

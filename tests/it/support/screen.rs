@@ -16,11 +16,7 @@ pub struct Screen {
 
 impl Screen {
     /// Of so many columns and lines, with pglock on `PATH` and this server in the environment, and these variables.
-    pub fn new(
-        server: &Server,
-        (columns, lines): (u16, u16),
-        variables: &[(&str, &str)],
-    ) -> Screen {
+    pub fn new(server: &Server, (columns, lines): (u16, u16), variables: &[(&str, &str)]) -> Screen {
         const KEEPER: &str = "tmux -S \"$1\" -f /dev/null new-session -d -x \"$2\" -y \"$3\" \
              \"exec env PS1='$ ' bash --norc --noprofile\" || exit; \
              trap '' HUP INT QUIT TERM; read -r _; tmux -S \"$1\" kill-server";
@@ -28,28 +24,16 @@ impl Screen {
         let pglock = Path::new(env!("CARGO_BIN_EXE_pglock"));
         let path = std::env::var("PATH").unwrap_or_default();
         let mut command = super::scrubbed("sh");
-        command
-            .args(["-c", KEEPER, "keeper"])
-            .arg(folder.path().join("socket"));
+        command.args(["-c", KEEPER, "keeper"]).arg(folder.path().join("socket"));
         command.args([columns.to_string(), lines.to_string()]);
-        command.env(
-            "PATH",
-            format!("{}:{path}", pglock.parent().unwrap().display()),
-        );
-        command
-            .env("PGHOST", server.host())
-            .env("PGUSER", SUPERUSER);
+        command.env("PATH", format!("{}:{path}", pglock.parent().unwrap().display()));
+        command.env("PGHOST", server.host()).env("PGUSER", SUPERUSER);
         command.env("PGPORT", server.port().to_string());
-        command
-            .env("LC_ALL", "C.UTF-8")
-            .env_remove("TMUX")
-            .env_remove("CI");
+        command.env("LC_ALL", "C.UTF-8").env_remove("TMUX").env_remove("CI");
         command.envs(variables.iter().copied());
         let keeper = command.stdin(Stdio::piped()).spawn().unwrap();
         let screen = Screen { folder, keeper };
-        screen.expect("a prompt", |lines| {
-            lines.first().is_some_and(|line| line == "$")
-        });
+        screen.expect("a prompt", |lines| lines.first().is_some_and(|line| line == "$"));
         screen
     }
 
@@ -67,10 +51,7 @@ impl Screen {
     /// What stands on the screen: its lines, without blanks at the ends, and without the empty ones at the bottom.
     pub fn text(&self) -> Vec<String> {
         let text = self.tmux(&["capture-pane", "-p"]);
-        let mut lines: Vec<String> = text
-            .lines()
-            .map(|line| line.trim_end().to_owned())
-            .collect();
+        let mut lines: Vec<String> = text.lines().map(|line| line.trim_end().to_owned()).collect();
         while lines.last().is_some_and(String::is_empty) {
             lines.pop();
         }
@@ -95,11 +76,7 @@ impl Screen {
 
     fn tmux(&self, arguments: &[&str]) -> String {
         let mut command = Command::new("tmux");
-        let output = command
-            .arg("-S")
-            .arg(self.socket())
-            .args(arguments)
-            .output();
+        let output = command.arg("-S").arg(self.socket()).args(arguments).output();
         String::from_utf8_lossy(&output.unwrap().stdout).into_owned()
     }
 }

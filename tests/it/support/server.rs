@@ -149,10 +149,7 @@ impl Server {
 
     /// Starts the postmaster; `false` if it ended again at once.
     fn try_launch(&self) -> bool {
-        let log = File::options()
-            .append(true)
-            .create(true)
-            .open(self.log_file());
+        let log = File::options().append(true).create(true).open(self.log_file());
         let log = log.unwrap();
         let mut command = self.postmaster();
         command.arg("-D").arg(self.folder.join("data"));
@@ -222,10 +219,7 @@ impl Server {
     /// Makes a primary of a standby.
     pub fn promote(&self) {
         let mut promote = self.command("pg_ctl");
-        promote
-            .arg("-D")
-            .arg(self.folder.join("data"))
-            .arg("promote");
+        promote.arg("-D").arg(self.folder.join("data")).arg("promote");
         let output = promote.output().unwrap();
         assert!(output.status.success(), "{output:?}\n{}", self.log());
         let promoted = "SELECT pg_is_in_recovery()";
@@ -314,9 +308,7 @@ impl Server {
     #[track_caller]
     pub fn await_locks(&self, key: &str, granted: usize, waiting: usize) {
         let expected = Locks { granted, waiting };
-        eventually(SOON, &format!("{expected:?} of {key}"), || {
-            self.locks(key) == expected
-        });
+        eventually(SOON, &format!("{expected:?} of {key}"), || self.locks(key) == expected);
     }
 
     /// The server's log up to now.
@@ -417,23 +409,15 @@ fn command(program: &str, folder: &Path) -> Command {
 fn unprivileged() -> Option<User> {
     let find = |name| User::from_name(name).ok().flatten();
     geteuid().is_root().then(|| {
-        find("postgres").or_else(|| find("nobody")).expect(
-            "PostgreSQL refuses root; there is neither a user postgres nor nobody to run it",
-        )
+        find("postgres")
+            .or_else(|| find("nobody"))
+            .expect("PostgreSQL refuses root; there is neither a user postgres nor nobody to run it")
     })
 }
 
 /// Where a program of PostgreSQL's is; itself, where `$PATH` must know.
 pub fn find(program: &str) -> PathBuf {
-    let version = |folder: &PathBuf| -> Option<u32> {
-        folder
-            .file_name()?
-            .to_str()?
-            .split('.')
-            .next()?
-            .parse()
-            .ok()
-    };
+    let version = |folder: &PathBuf| -> Option<u32> { folder.file_name()?.to_str()?.split('.').next()?.parse().ok() };
     let chosen = std::env::var_os("PGLOCK_TEST_PG_BIN").map(PathBuf::from);
     let installed = || {
         let folders = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();

@@ -108,10 +108,7 @@ impl Terminal {
     /// Makes the window another width.
     pub fn resize(&self, columns: u16) {
         let mut command = Command::new("stty");
-        command
-            .arg("-F")
-            .arg(&self.name)
-            .args(["cols", &columns.to_string()]);
+        command.arg("-F").arg(&self.name).args(["cols", &columns.to_string()]);
         assert!(command.status().unwrap().success());
     }
 

@@ -122,21 +122,14 @@ impl Secured {
     /// Restarts the server with this certificate.
     pub fn show(&self, name: &str) {
         for (setting, kind) in [("ssl_cert_file", "crt"), ("ssl_key_file", "key")] {
-            self.sql(&format!(
-                "ALTER SYSTEM SET {setting} = '../pki/{name}.{kind}'"
-            ));
+            self.sql(&format!("ALTER SYSTEM SET {setting} = '../pki/{name}.{kind}'"));
         }
         self.restart();
     }
 
     /// A file below `pki`.
     pub fn pki(&self, name: &str) -> String {
-        self.folder()
-            .join("pki")
-            .join(name)
-            .to_str()
-            .unwrap()
-            .to_owned()
+        self.folder().join("pki").join(name).to_str().unwrap().to_owned()
     }
 
     /// A connection string for TCP.

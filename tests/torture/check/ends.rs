@@ -95,14 +95,10 @@ impl Ending<'_> {
         match self.line {
             line if line.contains("has not answered within") => match is_pooled {
                 // A pooler can be silent for a server that is gone.
-                true => self.was_hit("nobody was silent", |kind| {
-                    silences(kind) || ends_sessions(kind)
-                }),
+                true => self.was_hit("nobody was silent", |kind| silences(kind) || ends_sessions(kind)),
                 false => self.was_hit("nobody was silent", silences),
             },
-            line if line.contains("administrator command") => {
-                self.was_hit("nobody ended the session", ends_sessions)
-            }
+            line if line.contains("administrator command") => self.was_hit("nobody ended the session", ends_sessions),
             _ => self.was_hit("nothing happened to the session", |kind| {
                 ends_sessions(kind) || silences(kind)
             }),
@@ -117,8 +113,7 @@ impl Ending<'_> {
         };
         self.says(&format!("; gave up after {seconds}s"))?;
         let took = (self.run.ended - self.run.began) / 1_000_000;
-        let is_late =
-            took > u128::from(seconds) * 1000 + LATE && self.was_hit("", |_| true).is_err();
+        let is_late = took > u128::from(seconds) * 1000 + LATE && self.was_hit("", |_| true).is_err();
         match took < u128::from(seconds) * 1000 || is_late {
             true => Err(format!("it gave up after {took} ms")),
             false => Ok(()),
@@ -127,14 +122,10 @@ impl Ending<'_> {
 
     /// Nothing of the job lives when its pglock has ended, unless that was killed.
     fn is_after_the_job(&self) -> Result<(), String> {
-        let outlived = self
-            .stay
-            .map_or(0, |stay| stay.last.saturating_sub(self.run.ended));
+        let outlived = self.stay.map_or(0, |stay| stay.last.saturating_sub(self.run.ended));
         match (outlived, self.run.end) {
             (0, _) | (_, End::Hung) => Ok(()),
-            (_, End::Signal(9)) => {
-                self.was_hit("the job lived on", |kind| kind == Kind::KillPglock)
-            }
+            (_, End::Signal(9)) => self.was_hit("the job lived on", |kind| kind == Kind::KillPglock),
             _ => Err(format!("the job lived on for {} ms", outlived / 1_000_000)),
         }
     }
@@ -150,10 +141,7 @@ impl Ending<'_> {
     fn was_hit(&self, otherwise: &str, is: impl Fn(Kind) -> bool) -> Result<(), String> {
         let is = |fault: &Fault| is(fault.kind);
         let (from, until) = (self.run.began, self.run.ended);
-        let found = self
-            .check
-            .faults
-            .find(self.number, self.run, from, until, is);
+        let found = self.check.faults.find(self.number, self.run, from, until, is);
         found.map(|_| ()).ok_or_else(|| otherwise.to_owned())
     }
 }

@@ -110,15 +110,10 @@ impl<'a> Check<'a> {
                 continue;
             }
             let near = near(&by_key[key], run);
-            let idle = if run.request.pooled {
-                IDLE_POOLED
-            } else {
-                IDLE
-            };
+            let idle = if run.request.pooled { IDLE_POOLED } else { IDLE };
             let gaps = gaps(run.began + COMING, run.ended, &near);
-            let is_calm = |(from, until): &(u128, u128)| {
-                until - from > idle && !is_disturbed(&self.faults, &near, *from, *until)
-            };
+            let is_calm =
+                |(from, until): &(u128, u128)| until - from > idle && !is_disturbed(&self.faults, &near, *from, *until);
             if let Some((from, until)) = gaps.into_iter().find(is_calm) {
                 self.blame(format!(
                     "run {number} waited in vain, though nobody had {key} for {} ms: {run:?}",
@@ -190,8 +185,7 @@ fn gaps(from: u128, until: u128, all: &[Wanting]) -> Vec<(u128, u128)> {
 /// Whether something happened to one of these in this time: the lock can have been granted to one who could not use it.
 fn is_disturbed(faults: &Faults, all: &[Wanting], from: u128, until: u128) -> bool {
     let meets_one = |fault: &Fault| {
-        let is_met =
-            |it: &Wanting| felt_until(fault, it.run) >= from && meets(fault, it.number, it.run);
+        let is_met = |it: &Wanting| felt_until(fault, it.run) >= from && meets(fault, it.number, it.run);
         all.iter()
             .filter(|it| it.run.began < until && it.gone > from)
             .any(is_met)
