@@ -54,7 +54,7 @@ fn the_evicted_holder_stops_its_job_and_says_by_whom() {
         .unwrap()
         .name;
     let by = format!(
-        "(evicted by {user}@{}:{evictor} as role \"postgres\"); stopped the job with TERM",
+        "(evicted by {user}@{}:{evictor} as role \"postgres\"); terminated the job with SIGTERM",
         host()
     );
     assert!(line.contains(&by), "{line}");

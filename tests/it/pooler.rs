@@ -326,7 +326,10 @@ fn loses(holder: Running, what: &str, lose: impl FnOnce()) {
     let noticed = began.elapsed();
     let output = holder.finish();
     output.code(74);
-    assert!(output.stderr.ends_with(b"stopped the job with TERM\n"), "{output}");
+    assert!(
+        output.stderr.ends_with(b"terminated the job with SIGTERM\n"),
+        "{output}"
+    );
     assert!(noticed < Duration::from_secs(2), "{what}: {noticed:?}");
     println!("{what}: noticed after {noticed:?}");
 }
@@ -512,6 +515,6 @@ fn a_pooler_that_does_not_answer_is_noticed_by_the_heartbeat() {
     let holder = holder.sh("echo ready; exec sleep 60").spawn();
     holder.await_stdout("ready\n");
     kill(bouncer.pid(), Signal::SIGSTOP).unwrap();
-    holder.await_stderr("has not answered within 300ms");
+    holder.await_stderr("did not respond within 300ms");
     holder.finish().code(74);
 }
