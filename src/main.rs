@@ -76,6 +76,9 @@ fn main() -> process::ExitCode {
 }
 
 /// Parses the command line and runs the subcommand. The wait for a lock is counted from `started_at`.
+///
+/// # Errors
+/// The command line is not valid, or the subcommand fails.
 fn run_subcommand(started_at: Instant) -> Result<Outcome, Failure> {
     match cli::parse(std::env::args_os())? {
         Invocation::Run(options) => commands::run::run(*options, started_at),

@@ -196,13 +196,7 @@ impl Supervisor {
                 self.progress = Some(WaitProgress { holders, seen });
                 Event::Tick
             }
-            SessionEvent::Held(held) => {
-                self.progress = None;
-                message::clear_status();
-                message::detail(messages::acquired(&self.keys, self.started_at.elapsed()));
-                self.held = Some(held);
-                Event::Acquired
-            }
+            SessionEvent::Held(held) => self.record_acquisition(held),
             SessionEvent::Conflict(holder) => {
                 self.failure = Some(holder);
                 Event::NotAcquired(Outcome::Conflict(self.options.policy.conflict_status))
@@ -227,13 +221,27 @@ impl Supervisor {
                 drop(session);
                 Event::Released { was_held }
             }
-            SessionEvent::Broken if self.held.is_some() => {
-                self.record(SessionEvent::Lost(messages::SESSION_PANICKED.into()))
-            }
-            SessionEvent::Broken => self.record(SessionEvent::Failed(Failure::say(
-                ExitCode::Internal,
-                messages::SESSION_PANICKED,
-            ))),
+            SessionEvent::Broken => self.record_panic(),
+        }
+    }
+
+    fn record_acquisition(&mut self, held: Held) -> Event {
+        self.progress = None;
+        message::clear_status();
+        message::detail(messages::acquired(&self.keys, self.started_at.elapsed()));
+        self.held = Some(held);
+        Event::Acquired
+    }
+
+    /// Records a panic of the session's thread. A lock that was held counts as lost.
+    fn record_panic(&mut self) -> Event {
+        if self.held.is_some() {
+            self.loss
+                .get_or_insert_with(|| LockLoss::new(messages::SESSION_PANICKED));
+            Event::LockLost
+        } else {
+            self.failure = Some(messages::SESSION_PANICKED.into());
+            Event::NotAcquired(Outcome::Failed(ExitCode::Internal))
         }
     }
 
@@ -358,8 +366,8 @@ impl Supervisor {
     }
 
     /// Cancels the wait for the lock. The cancel request needs a connection of its own, so a thread sends it and the
-    /// loop does not block. The session is told as well: between two queries there is nothing to cancel, and through a
-    /// pooler nothing is cancelled.
+    /// loop does not block. The session is ordered to release as well: between two queries there is nothing to cancel,
+    /// and through a pooler nothing is cancelled.
     fn cancel_wait(&mut self) {
         self.session.release();
         if let Some(canceller) = self.canceller.clone() {

@@ -27,7 +27,8 @@ const QUEUE_LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How late the loop may notice a deadline. If it is later, pglock itself was stopped or starved of CPU time.
 const OVERSLEEP_THRESHOLD: Duration = Duration::from_millis(100);
-/// The time the session then gets, once, to report. It is well below the margin between the server's limit and ours.
+/// The time the session then gets, once, to report. It is well below the margin between pglock's limit and the
+/// server's.
 const OVERSLEEP_ALLOWANCE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
