@@ -6,8 +6,9 @@
 
 use crate::connection::{Canceller, Settings};
 use crate::key;
-use crate::lock::{self, Wait};
+use crate::lock::Wait;
 use crate::outcome::{ExitCode, Failure, Outcome};
+use crate::protocol::query_tag;
 use crate::run::job::{self, Group, Job, Launch};
 use crate::run::messages::{self, LockLoss, Termination};
 use crate::run::options::RunOptions;
@@ -46,7 +47,7 @@ pub fn run(
 ) -> Result<Outcome, Failure> {
     let internal = |error: std::io::Error| Failure::new(ExitCode::Internal, error);
     if let Some(program) = options.command.first() {
-        lock::name_job(program);
+        query_tag::set_job_program(program);
     }
     let wait = match options.wait {
         Some(limit) if limit.is_zero() => Wait::Try,
