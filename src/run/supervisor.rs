@@ -36,7 +36,7 @@ pub fn run(options: RunOptions, settings: Settings, began: Instant, blocked: Blo
     let wait = match options.wait {
         Some(limit) if limit.is_zero() => Wait::Try,
         Some(limit) => Wait::Until(began + limit),
-        None => Wait::Forever,
+        None => Wait::Indefinitely,
     };
     let options = Arc::new(options);
     let address = settings.address();
@@ -475,7 +475,7 @@ impl Supervisor {
             (false, None) => None,
         };
         let limit = left.into_iter().chain(tick).min();
-        let timeout = limit.map_or(PollTimeout::NONE, session::timeout);
+        let timeout = limit.map_or(PollTimeout::NONE, session::poll_timeout);
         // An interruption is a signal, which has been noted.
         let _ = poll(&mut [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], timeout);
     }
