@@ -21,7 +21,7 @@ const DSN: &str = "postgresql://locks@db.internal/app";
 /// Every file is run by a test of this file, is in the README's table, and is all that there is.
 #[test]
 fn every_example_has_a_test_and_a_line_in_the_readme() {
-    let (tests, readme) = (include_str!("examples.rs"), include_str!("../../README.md"));
+    let (tests, readme) = (include_str!("examples.rs"), include_str!("../../../README.md"));
     let names: Vec<_> = fs::read_dir(EXAMPLES).unwrap().collect();
     assert!(!names.is_empty());
     for name in names {

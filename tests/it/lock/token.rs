@@ -86,7 +86,7 @@ fn tokens_grow_over_a_failover_to_a_standby_that_lags() {
 /// "A table that refuses an older token": the SQL of the README.
 #[test]
 fn a_table_refuses_an_older_token() {
-    let readme = include_str!("../../README.md");
+    let readme = include_str!("../../../README.md");
     let sql = readme.split("```sql\n").nth(1).unwrap().split("```").next().unwrap();
     let (server, given) = (Server::start(), "000000010000000001A2B3C4");
     assert!(sql.contains(given), "{sql}");

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-#[path = "../../benches/wire.rs"]
+#[path = "../../../benches/wire.rs"]
 mod wire;
 
 /// "Turns on the wire, connect to exit (TCP handshake apart): trust / SCRAM [...] 3 / 5, exact."

@@ -4,7 +4,7 @@
 //! Compared are the server, the user, the database, the front of the application name, TCP or Unix socket, and TLS.
 //! Ways to authenticate and channel binding show in who is let in. Where the two differ, the case says why.
 
-use crate::connection_hosts::pair;
+use crate::connection::hosts::pair;
 use crate::support::pglock::Pglock;
 use crate::support::server::{Server, free_port, rows};
 use crate::support::tls::{PASSWORD, Secured};
