@@ -52,7 +52,7 @@ pub fn run(
     let wait = match options.wait {
         Some(limit) if limit.is_zero() => Wait::Try,
         Some(limit) => Wait::Until(started_at + limit),
-        None => Wait::Forever,
+        None => Wait::Indefinitely,
     };
     let options = Arc::new(options);
     let address = settings.address();
@@ -417,7 +417,7 @@ impl Supervisor {
             None
         };
         let limit = until_deadline.into_iter().chain(interval).min();
-        let timeout = limit.map_or(PollTimeout::NONE, session::timeout);
+        let timeout = limit.map_or(PollTimeout::NONE, session::poll_timeout);
         // EINTR is a signal, which is pending by now.
         let _ = poll(&mut [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], timeout);
     }

@@ -72,7 +72,7 @@ fn a_pooler_that_ends_at_begin_is_not_taken_for_one_that_pools_statements() {
             run.args(["--dsn", &proxy.dsn(), "-n", "true"]).output()
         };
         let line = run().code(69).stderr_line();
-        assert!(!line.contains("pools statements"), "{line}");
+        assert!(!line.contains("statement pooling"), "{line}");
         run().code(0).silent();
     }
 }
@@ -121,7 +121,7 @@ fn each_kind_of_pool_gets_the_scope_that_is_right_or_a_refusal() {
                     let output = run(&bouncer, &key, &database).args(["--scope", scope]);
                     let output = output.args(["echo", "ran"]).output();
                     let line = output.code(78).stderr_line();
-                    assert!(line.contains("give the port of the PostgreSQL server itself"));
+                    assert!(line.contains("connect to the port of the PostgreSQL server itself"));
                 }
             };
             try_scope("auto", auto);
