@@ -70,8 +70,8 @@ fn run_subcommand(started_at: Instant) -> Result<Outcome, Failure> {
         Invocation::List(options) => commands::list::run(&options),
         Invocation::Evict(options) => commands::evict::run(&options),
         Invocation::Check(options) => commands::check::run(&options),
-        Invocation::Key(query) => commands::key::run(&query),
-        Invocation::Completions(shell) => commands::completions::run(shell),
+        Invocation::Key(options) => commands::key::run(&options),
+        Invocation::Completions(target) => commands::completions::run(target),
         Invocation::Text(text) => stdout::print(&text).map(|_| Outcome::Success),
     }
 }
