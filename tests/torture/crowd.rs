@@ -2,8 +2,8 @@
 
 use super::history::{End, Run, now};
 use super::plan::{Plan, Request};
+use super::support::command::command;
 use super::support::probe::example;
-use super::support::scrubbed;
 use super::support::wait::until;
 use super::world::{HOSTS, World};
 use nix::sys::signal::{Signal, kill};
@@ -151,7 +151,7 @@ impl Crowd {
 
     fn command(&self, world: &World, number: usize, request: &Request) -> Command {
         let entrance = world.entrance(request.host);
-        let mut command = scrubbed(&entrance[0]);
+        let mut command = command(&entrance[0]);
         command.args(&entrance[1..]).arg(&self.pglock);
         command.args(["run", "--heartbeat", "1", "--kill-after", "1"]);
         command.args(["--connect-timeout", "4"]);

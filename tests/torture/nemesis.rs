@@ -5,7 +5,7 @@
 use super::crowd::{Crowd, Running};
 use super::history::{Fault, Target, now};
 use super::plan::{Kind, Strike};
-use super::support::scrubbed;
+use super::support::command::command;
 use super::support::server::SUPERUSER;
 use super::support::wait::{SOON, until};
 use super::world::{HOSTS, World};
@@ -184,7 +184,7 @@ impl Nemesis<'_> {
         let (_, running) = self.somebody(strike)?;
         let key = running.request.keys[0];
         let server = self.world.primary();
-        let mut evict = scrubbed(env!("CARGO_BIN_EXE_pglock"));
+        let mut evict = command(env!("CARGO_BIN_EXE_pglock"));
         evict.args(["evict", "--yes", "--key", key]);
         evict.env(
             "PGLOCK_DSN",

@@ -4,6 +4,7 @@
 //! typed, completed and entered. Fish says by itself what it would offer. `probe` is a command with completions of
 //! its own (`alpha` and `--opal`), which it must keep as a job.
 
+use crate::support::command::command;
 use crate::support::terminal::Terminal;
 use std::fs;
 use std::process::Command;
@@ -81,7 +82,7 @@ fn fish_completes_pglock_and_its_job() {
             complete -c probe -l opal
             complete -C \"$LINE\"";
         let home = home("script", "");
-        let mut fish = Command::new("fish");
+        let mut fish = command("fish");
         fish.args(["--no-config", "-c", script]);
         let output = in_a_bare_world(&mut fish, &home)
             .env("LINE", line)

@@ -4,10 +4,10 @@
 //! guess when its traps are set. A shell runs a trap as soon as its `wait` is interrupted, which is within
 //! a millisecond or two.
 
+use super::command::command;
 use super::wait::{SOON, eventually};
 use nix::unistd::Pid;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Where a job writes, and what it has written.
@@ -127,7 +127,7 @@ impl Journal {
 
 /// The state letter of a process as ps(1) shows it; `None` when it is gone, or only waits to be reaped.
 pub fn state(pid: Pid) -> Option<char> {
-    let output = Command::new("ps")
+    let output = command("ps")
         .args(["-o", "stat=", "-p", &pid.to_string()])
         .output()
         .unwrap();

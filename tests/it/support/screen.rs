@@ -2,10 +2,11 @@
 //!
 //! It is gone with the test, also where the test process is killed: the shell that has started it ends it then.
 
+use super::command::command;
 use super::server::{SUPERUSER, Server};
 use super::wait::{SOON, until};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use tempfile::TempDir;
 
 /// A shell on a screen.
@@ -23,7 +24,7 @@ impl Screen {
         let folder = TempDir::new().unwrap();
         let pglock = Path::new(env!("CARGO_BIN_EXE_pglock"));
         let path = std::env::var("PATH").unwrap_or_default();
-        let mut command = super::scrubbed("sh");
+        let mut command = command("sh");
         command.args(["-c", KEEPER, "keeper"]).arg(folder.path().join("socket"));
         command.args([columns.to_string(), lines.to_string()]);
         command.env("PATH", format!("{}:{path}", pglock.parent().unwrap().display()));
@@ -75,7 +76,7 @@ impl Screen {
     }
 
     fn tmux(&self, arguments: &[&str]) -> String {
-        let mut command = Command::new("tmux");
+        let mut command = command("tmux");
         let output = command.arg("-S").arg(self.socket()).args(arguments).output();
         String::from_utf8_lossy(&output.unwrap().stdout).into_owned()
     }

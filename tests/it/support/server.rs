@@ -8,6 +8,7 @@
 //! The shared server is for every test that can do with its own key, role or database; a test that needs
 //! settings of its own, the log to itself, or breaks things starts its own.
 
+use super::command::command;
 use super::network::Host;
 use super::wait::{SOON, eventually, until};
 use nix::sys::signal::{Signal, kill};
@@ -198,7 +199,7 @@ impl Server {
 
     /// A program of the server's, as the server's user.
     pub fn command(&self, program: &str) -> Command {
-        command(program, &self.folder)
+        server_program(program, &self.folder)
     }
 
     /// Stops the server as a crash would: every session is cut, nothing is written.
@@ -378,7 +379,7 @@ pub fn free_port() -> u16 {
 fn watchdog(folder: &Path) -> Child {
     const SCRIPT: &str = "trap '' HUP INT QUIT TERM; read -r _; \
         \"$1\" -D \"$2/data\" -m immediate -t 20 stop; rm -rf \"$2\"";
-    let mut command = command("sh", folder);
+    let mut command = server_program("sh", folder);
     command.args(["-c", SCRIPT, "watchdog"]);
     command.arg(find("pg_ctl")).arg(folder).process_group(0);
     command.stdin(Stdio::piped());
@@ -387,7 +388,7 @@ fn watchdog(folder: &Path) -> Child {
 }
 
 fn entering(entrance: &[String], program: PathBuf) -> Command {
-    let mut command = super::scrubbed("nsenter");
+    let mut command = command("nsenter");
     command.args(entrance);
     if let Some(user) = unprivileged() {
         command.args(["-S", &user.uid.to_string(), "-G", &user.gid.to_string()]);
@@ -396,8 +397,8 @@ fn entering(entrance: &[String], program: PathBuf) -> Command {
     command
 }
 
-fn command(program: &str, folder: &Path) -> Command {
-    let mut command = super::scrubbed(find(program));
+fn server_program(program: &str, folder: &Path) -> Command {
+    let mut command = command(find(program));
     command.current_dir(folder).env("LC_ALL", "C");
     if let Some(user) = unprivileged() {
         command.uid(user.uid.into()).gid(user.gid.into());
