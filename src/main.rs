@@ -1,45 +1,30 @@
 //! pglock: run a command on one machine at a time, guarded by a PostgreSQL advisory lock.
 //!
 //! # Map
-//! Data flows one way, `arguments -> Run -> Plan -> loop -> Outcome -> exit`; each room knows only those below it.
+//! Nine wings, from top to bottom. **A wing imports only wings below it; within a wing, no file imports another in a
+//! circle.** A test (`tests/it/project/wings.rs`) reads the wings from this table and checks the rule.
 //!
-//! | file | what it is |
+//! | wing | what it is |
 //! |---|---|
-//! | `main` | parse, run, report; the only exit |
-//! | `cli` | arguments and `PGLOCK_*` variables -> a validated `Run` |
-//! | `supervise` | the one loop: sees the session and the job, acts |
-//! | `step` | the decisions: a pure `(state, event) -> actions` |
-//! | `session` | the thread that owns the connection: acquire, heartbeat, loss, release |
-//! | `check` | whether a connection is fit for locks |
-//! | `list`, `evict` | what operators do about locks: looking, and ending sessions |
-//! | `overview` | everybody who holds or waits |
-//! | `names` | which names the numbers stand for; pure |
-//! | `holders` | who holds a lock, from `pg_locks` |
-//! | `wait_line` | what somebody who watches a wait reads |
-//! | `lock` | all SQL of taking a lock and giving it back: trying, waiting, settings, answers, what a server is fit for |
-//! | `line` | waiting in the order of coming, by ticket locks |
-//! | `slots` | the keys of N holders; pure |
-//! | `connection` | settings -> an open connection; secrets stay in here |
-//! | `job` | the command: start, signal, stop, reap |
-//! | `spawn` | starting a process as our caller would have |
-//! | `processes` | which processes belong to the job |
-//! | `signals` | what arrives, and how we were started |
-//! | `terminal` | the terminal: its foreground, its size, questions |
-//! | `numbers` | `pglock key`: which number a key stands for |
-//! | `key` | names and numbers, and the schemes between them; pure |
-//! | `outcome` | how it ended -> exit code; the table |
-//! | `diag` | `pglock: ...` on standard error |
-//! | `output` | what goes to standard output |
-//! | `sys` | the only unsafe code |
-//! | `generated` | tests only: completions and manual, from the definitions in `cli` |
+//! | `commands` | the subcommands, one file each |
+//! | `cli` | arguments and `PGLOCK_*` variables -> validated options; knows no command |
+//! | `run` | a supervised run: the loop, the state machine, the session that holds the lock, the job |
+//! | `inspect` | who holds a lock and who waits for it |
+//! | `lock` | all SQL of acquiring a lock, waiting for it and releasing it |
+//! | `connection` | settings -> an open connection, as libpq does it; secrets stay in here |
+//! | `protocol` | what pglocks tell each other: names, query tags, derived keys |
+//! | `ui` | standard error, standard output, the terminal |
+//! | `key`, `outcome`, `sys` | the ground: keys and their hashes, exit statuses, the only unsafe code |
+//!
+//! Data flows one way: arguments -> `RunOptions` -> `Supervisor` -> `Outcome` -> exit status. `docs/architecture.md`
+//! shows the threads and the states of a run.
 //!
 //! # Invariants
-//! * The lock is never given back before the job is reaped, and a reaped pid is never signalled.
-//! * The connection has one owner at a time, is opened once, and is never opened again.
-//! * `job` and `session` do not know each other; only `supervise` sees both; only `main` sees `cli`'s parsing.
-//! * `key`, `outcome`, `diag` and `sys` use nothing of ours.
-//! * `run` writes nothing to standard output, which is the job's.
-//! * No secret is in any text that is printed.
+//! * The lock is never released before the job is reaped, and a reaped pid is never signalled.
+//! * The connection that holds the lock has one owner at a time and is opened once; it is never reopened.
+//! * `run::job` and `run::session` do not know each other; only `run::supervisor` sees both.
+//! * `pglock run` writes nothing to standard output, which belongs to the job.
+//! * No secret appears in anything that is printed.
 
 mod cli;
 mod commands;

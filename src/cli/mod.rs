@@ -12,7 +12,7 @@ use crate::key::Key;
 use crate::key::hash::{Scheme, Subject, TABLE};
 use crate::lock::{Mode, ScopeChoice};
 use crate::outcome::{EXIT_TABLE, ExitCode, Failure};
-use crate::protocol::slots;
+use crate::protocol::derived_keys::MAX_SLOTS;
 use crate::run::options::RunOptions;
 use crate::run::session::timing::Timing;
 use crate::run::state::{OnLost, Policy};
@@ -345,8 +345,8 @@ impl FromStr for Slots {
 
     fn from_str(text: &str) -> Result<Slots, String> {
         match text.parse() {
-            Ok(count @ 1..=slots::MAX_SLOTS) => Ok(Slots(count)),
-            _ => Err(format!("a number of slots is expected: 1 to {}", slots::MAX_SLOTS)),
+            Ok(count @ 1..=MAX_SLOTS) => Ok(Slots(count)),
+            _ => Err(format!("a number of slots is expected: 1 to {}", MAX_SLOTS)),
         }
     }
 }

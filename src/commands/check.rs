@@ -9,7 +9,7 @@ use crate::connection::{Connection, Settings};
 use crate::key::KeyId;
 use crate::lock::{self, ClientInfo, Keys, Lock, Mode, Scope, ScopeChoice, Server, TryOutcome};
 use crate::outcome::{ExitCode, Failure, Outcome};
-use crate::run::session;
+use crate::protocol::name;
 use crate::run::session::timing::Timing;
 use crate::ui::stdout;
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
@@ -90,8 +90,7 @@ fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<Ch
     // The key is random, and the application's name is as unique as it.
     let random = RandomState::new().hash_one(());
     let id = KeyId::Bigint(random as i64);
-    let name = format!("pglock check {random:016x}");
-    let application_name = session::application_name(settings.application_name(), &name, None);
+    let application_name = name::for_check(settings.application_name(), Some(random));
     let Connection { mut client, .. } = settings.open(&application_name, None)?;
     // The session's own timeouts are to be seen first.
     let caller = ClientInfo {
@@ -391,8 +390,7 @@ impl Inspection<'_> {
                 first
             }
             Scope::Transaction => {
-                let name = self.settings.application_name();
-                let name = session::application_name(name, "pglock check", None);
+                let name = name::for_check(self.settings.application_name(), None);
                 let again = || {
                     std::thread::sleep(lock::BEFORE_AGAIN);
                     Some(self.settings.open(&name, None).ok()?.client)

@@ -7,7 +7,7 @@ use crate::connection::Settings;
 use crate::inspect::overview::{self, LockEntry, LockState, Overview};
 use crate::key::Key;
 use crate::outcome::{ExitCode, Failure, Outcome};
-use crate::run::session;
+use crate::protocol::name;
 use crate::ui::message;
 use crate::ui::stdout;
 use crate::ui::terminal;
@@ -22,7 +22,7 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 /// # Errors
 /// It cannot connect, or the connection or standard output fails.
 pub fn run(options: &ListOptions) -> Result<Outcome, Failure> {
-    let name = session::application_name(None, "pglock list", None);
+    let name = name::for_list();
     let settings = Settings::from_options(&options.connection)?.for_lists();
     let mut client = settings.open(&name, None)?.client;
     let is_held = show(&mut client, &options.keys, options.json, options.watch)?;
@@ -184,7 +184,7 @@ pub fn shortcoming(overview: &Overview) -> Option<String> {
 }
 
 fn object(entry: &LockEntry) -> Value {
-    let pglock = entry.backend.pglock();
+    let pglock = entry.backend.run_name();
     json!({
         "key": entry.id.to_string(),
         "name": entry.key.as_ref().map(|key| key.given()),

@@ -168,11 +168,11 @@ impl Scheme {
         let bytes = subject.as_bytes();
         let times_crc32 = |salt: i64| KeyId::Bigint(salt * i64::from(crc32(bytes)));
         Some(match self {
-            Sha256 => KeyId::Bigint(i64::from_be_bytes(sha256(bytes))),
-            Sha256Le => KeyId::Bigint(i64::from_le_bytes(sha256(bytes))),
+            Sha256 => KeyId::Bigint(i64::from_be_bytes(sha256_prefix(bytes))),
+            Sha256Le => KeyId::Bigint(i64::from_le_bytes(sha256_prefix(bytes))),
             Fnv1a => KeyId::Bigint(fnv(bytes, |hash, byte| (hash ^ byte).wrapping_mul(FNV_PRIME))),
             Fnv1 => KeyId::Bigint(fnv(bytes, |hash, byte| hash.wrapping_mul(FNV_PRIME) ^ byte)),
-            Md5 => KeyId::Bigint(i64::from_be_bytes(first_eight(&md5::Md5::digest(bytes)))),
+            Md5 => KeyId::Bigint(i64::from_be_bytes(prefix(&md5::Md5::digest(bytes)))),
             Sqlx => KeyId::Bigint(i64::from_le_bytes(hkdf(bytes, SQLX_INFO))),
             Crc32 => KeyId::Bigint(crc32(bytes).into()),
             Crc32Signed => KeyId::Bigint((crc32(bytes) as i32).into()),
@@ -237,20 +237,21 @@ const GOLANG_MIGRATE_SALT: u32 = 1_486_364_155;
 /// The schema and table of golang-migrate's migrations, where nothing else is configured.
 const GOLANG_MIGRATE_TABLE: &[u8] = b"public\0schema_migrations\0";
 
-fn first_eight(digest: &[u8]) -> [u8; 8] {
-    let mut eight = [0; 8];
-    eight.copy_from_slice(&digest[..8]);
-    eight
+/// Returns the first `N` bytes of the SHA-256 of a message, from which `from_be_bytes` makes the integer of a key.
+pub fn sha256_prefix<const N: usize>(message: &[u8]) -> [u8; N] {
+    prefix(&Sha256::digest(message))
 }
 
-fn sha256(bytes: &[u8]) -> [u8; 8] {
-    first_eight(&Sha256::digest(bytes))
+fn prefix<const N: usize>(digest: &[u8]) -> [u8; N] {
+    let mut prefix = [0; N];
+    prefix.copy_from_slice(&digest[..N]);
+    prefix
 }
 
 /// The first eight bytes of HKDF with SHA-256, without a salt: less than a block, so one round of it.
 fn hkdf(secret: &[u8], info: &[u8]) -> [u8; 8] {
     let key = hmac(&[], &[secret]);
-    first_eight(&hmac(&key, &[info, &[1]]))
+    prefix(&hmac(&key, &[info, &[1]]))
 }
 
 /// HMAC with SHA-256 and a key of at most a block, which a shorter one is filled up to with zeros.

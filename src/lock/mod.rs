@@ -15,7 +15,6 @@ mod queue;
 mod server;
 mod settings;
 
-pub use crate::protocol::query_tag::name_job;
 pub use query::{IN_THIS_DATABASE, QueryResult, ask, cell};
 pub use queue::{WaitObserver, wait_for_turn};
 pub use server::Server;
@@ -537,8 +536,8 @@ impl Lock {
         };
         if !matches!(attempt, TryOutcome::Acquired(_)) {
             // A session of the pool keeps this as its last message, until it is lent to another.
-            let asks = QueryTag::Asks(Backoff::longest(poll));
-            client.simple_query(&asks.on("ROLLBACK"))?;
+            let asks = QueryTag::Polling(Backoff::longest(poll));
+            client.simple_query(&asks.prepend_to("ROLLBACK"))?;
         }
         Ok(attempt)
     }
@@ -619,7 +618,7 @@ impl Lock {
                 Keys::OneOf(..) => format!("{GOT} <> '-1'"),
             }))
         );
-        let asks = QueryTag::Asks(Backoff::longest(poll));
+        let asks = QueryTag::Polling(Backoff::longest(poll));
         let answer = QueryResult::noting(client, &sql, asks)?;
         Ok(match answer.attempt(&rest.keys) {
             TryOutcome::Busy(key) => TryOutcome::Busy(before + key),
@@ -708,7 +707,7 @@ pub fn token(client: &mut Client) -> Result<String, postgres::Error> {
 
 /// Asks for an answer, and nothing else; and says for how long the lock has been held.
 pub fn heartbeat(client: &mut Client, held: Duration) -> Result<(), postgres::Error> {
-    client.simple_query(&QueryTag::Holds(held).on("")).map(drop)
+    client.simple_query(&QueryTag::Holding(held).prepend_to("")).map(drop)
 }
 
 #[cfg(test)]

@@ -23,12 +23,12 @@ pub(super) const PROVEN: &str = "proven";
 /// role's search path could otherwise have them run with our rights. The setting lasts as long as the message's
 /// transaction.
 pub fn ask(client: &mut Client, sql: &str) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
-    ask_noting(client, sql, QueryTag::Plain)
+    ask_noting(client, sql, QueryTag::ProgramOnly)
 }
 
 /// The same, with something to say besides.
 fn ask_noting(client: &mut Client, sql: &str, note: QueryTag) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
-    client.simple_query(&note.on(&format!("SET LOCAL search_path TO pg_catalog, pg_temp; {sql}")))
+    client.simple_query(&note.prepend_to(&format!("SET LOCAL search_path TO pg_catalog, pg_temp; {sql}")))
 }
 
 /// A column's text; `None` for NULL, and where whoever answers has no such column or text.
@@ -46,7 +46,7 @@ pub struct QueryResult {
 impl QueryResult {
     /// Sends the message and waits for the answer.
     pub fn to(client: &mut Client, sql: &str) -> Result<QueryResult, postgres::Error> {
-        QueryResult::noting(client, sql, QueryTag::Plain)
+        QueryResult::noting(client, sql, QueryTag::ProgramOnly)
     }
 
     /// The same, with something to say besides.

@@ -65,7 +65,7 @@ pub(super) fn queue_for(
         let answer = match QueryResult::noting(
             client,
             &slice_of_waiting(id, &lock, stay, slice),
-            QueryTag::Waits(slice),
+            QueryTag::Queueing(slice),
         ) {
             Err(error) if lacks_plpgsql(&error) => return Ok(Queued::NoQueue),
             answer => answer?,

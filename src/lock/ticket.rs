@@ -10,8 +10,8 @@
 
 use crate::key::KeyId;
 use crate::lock::{IN_THIS_DATABASE, QueryResult, ask};
+use crate::protocol::derived_keys;
 use postgres::Client;
-use sha2::{Digest, Sha256};
 
 /// The line for one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,16 +28,11 @@ pub struct Ticket {
 }
 
 impl TicketQueue {
-    /// The line of everybody who asks for this key. The number that stands for it is part of the stable interface.
+    /// Returns the queue of all clients that want this key.
     pub fn for_key(key: KeyId) -> TicketQueue {
-        let digest = Sha256::digest(format!("pglock line {key}"));
-        let class = digest[..4].iter().fold(0, |n, byte| (n << 8) | i32::from(*byte));
-        TicketQueue { class }
-    }
-
-    /// The first number of the tickets.
-    pub fn class(self) -> i32 {
-        self.class
+        TicketQueue {
+            class: derived_keys::ticket_class(key),
+        }
     }
 
     /// A condition: somebody stands in the line.
@@ -90,19 +85,5 @@ impl Ticket {
         let (class, number) = (self.line.class, self.number as i32);
         let sql = format!("SELECT pg_catalog.pg_advisory_unlock('{class}'::int, '{number}'::int)");
         ask(client, &sql).map(drop)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The golden vectors: never change one, or two versions of pglock would stand in two lines.
-    #[test]
-    fn a_key_has_one_line() {
-        let class = |id| TicketQueue::for_key(id).class;
-        assert_eq!(class(KeyId::Bigint(6111399565520850680)), -1319306384);
-        assert_eq!(class(KeyId::IntPair(1, 2)), -205521824);
-        assert_ne!(class(KeyId::Bigint(12)), class(KeyId::IntPair(1, 2)));
     }
 }

@@ -5,8 +5,9 @@
 
 use crate::connection::{Canceller, Settings};
 use crate::key;
-use crate::lock::{self, Wait};
+use crate::lock::Wait;
 use crate::outcome::{ExitCode, Failure, Outcome};
+use crate::protocol::query_tag;
 use crate::run::job::{self, Group, Job, Launch};
 use crate::run::options::RunOptions;
 use crate::run::progress::WaitProgress;
@@ -30,7 +31,7 @@ use std::time::{Duration, Instant, SystemTime};
 pub fn run(options: RunOptions, settings: Settings, began: Instant, blocked: Blocked) -> Result<Outcome, Failure> {
     let internal = |error: std::io::Error| Failure::new(ExitCode::Internal, error);
     if let Some(program) = options.command.first() {
-        lock::name_job(program);
+        query_tag::set_job_program(program);
     }
     let wait = match options.wait {
         Some(limit) if limit.is_zero() => Wait::Try,

@@ -9,18 +9,19 @@
 //!
 //! The connection is opened once. It is never opened again: the lock would be somebody else's by then.
 
-use crate::commands::evict;
 pub mod timing;
 
 use crate::connection::{Canceller, Connection, Settings};
 use crate::inspect::backend::{self, Backend};
+use crate::inspect::eviction;
 use crate::key::{Key, KeyId, Number};
 use crate::lock::ticket::{Ticket, TicketQueue};
 use crate::lock::{
     self, ClientInfo, Computed, Grant, Keys, Lock, Scope, Server, TryOutcome, Wait, WaitObserver, WaitOptions,
 };
 use crate::outcome::{ExitCode, Failure};
-use crate::protocol::slots;
+use crate::protocol::derived_keys::slot_keys;
+use crate::protocol::name;
 use crate::run::options::RunOptions;
 use crate::run::signals::Waker;
 use crate::sys;
@@ -286,9 +287,9 @@ impl Thread {
     /// Who has ended the session that had this process of the server. It is asked on another session, which is no
     /// lock's; the job is being stopped meanwhile.
     fn evictor(&self, backend_pid: i32) -> Option<String> {
-        let name = application_name(None, "pglock evicted", None);
+        let name = name::for_evicted();
         let mut connection = self.plan.settings.open(&name, None).ok()?;
-        evict::by_whom(&mut connection.client, backend_pid).ok()?
+        eviction::by_whom(&mut connection.client, backend_pid).ok()?
     }
 
     fn connect(&self) -> Result<Connection, Failure> {
@@ -313,7 +314,7 @@ impl Thread {
             // At random, so that those who come at once do not all knock at the same door.
             Some(count) => {
                 let first = RandomState::new().hash_one(()) % u64::from(count);
-                let slots = ids.flat_map(|id| slots::keys(id, count)).collect();
+                let slots = ids.flat_map(|id| slot_keys(id, count)).collect();
                 Keys::OneOf(slots, first as usize)
             }
             None => Keys::All(ids.collect::<BTreeSet<_>>().into_iter().collect()),
@@ -501,12 +502,8 @@ impl Thread {
 
     /// The name by which the server knows this session.
     fn name(&self) -> String {
-        let keys: Vec<&str> = self.plan.options.keys.iter().map(Key::given).collect();
-        application_name(
-            self.plan.settings.application_name(),
-            &format!("pglock:{}", keys.join(",")),
-            self.plan.options.slots,
-        )
+        let configured = self.plan.settings.application_name();
+        name::for_run(configured, &self.plan.options.keys, self.plan.options.slots)
     }
 
     fn open(&self) -> Result<Connection, Failure> {
@@ -719,53 +716,14 @@ pub fn timeout(left: Duration) -> PollTimeout {
     PollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
 }
 
-/// `pglock:<key> <host>:<pid>`, by which a database administrator sees who holds or waits; with slots,
-/// `pglock:<key> slots=<N> <host>:<pid>`. A name that the user wants stands in front instead.
-///
-/// PostgreSQL keeps 63 bytes and mangles what is not ASCII, so a long front is cut, and what is not printable
-/// ASCII becomes `?`. Quotes and backslashes too: the name stands in SQL. The end makes it unique.
-pub fn application_name(wanted: Option<&str>, ours: &str, slots: Option<u16>) -> String {
-    let front = wanted.unwrap_or(ours);
-    let host = nix::unistd::gethostname().unwrap_or_default();
-    compose_name(front, slots, &host.to_string_lossy(), std::process::id())
-}
-
-fn compose_name(front: &str, slots: Option<u16>, host: &str, pid: u32) -> String {
-    let plain = |text: &str, most: usize| -> String {
-        let keep = |c: char| (c == ' ' || c.is_ascii_graphic()) && !matches!(c, '\'' | '"' | '\\');
-        text.chars().map(|c| if keep(c) { c } else { '?' }).take(most).collect()
-    };
-    let slots = slots.map_or_else(String::new, |count| format!(" slots={count}"));
-    let tail = format!("{slots} {}:{pid}", plain(host, 32).replace(' ', "?"));
-    format!("{}{tail}", plain(front, 63 - tail.len()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::connection::ConnectionOptions;
-    use crate::inspect::backend::Backend;
     use crate::lock::{Mode, ScopeChoice};
     use crate::run::session::timing::Timing;
     use crate::run::state::{OnLost, Policy};
     use crate::ui::message::Verbosity;
-    use proptest::prelude::*;
-
-    #[test]
-    fn the_application_name_is_63_bytes_of_ascii_with_host_and_pid_whole() {
-        assert_eq!(compose_name("pglock:backup", None, "web1", 77), "pglock:backup web1:77");
-        assert_eq!(
-            compose_name("pglock:backup", Some(3), "web1", 77),
-            "pglock:backup slots=3 web1:77"
-        );
-        assert_eq!(
-            compose_name("pglock:schl\u{fc}ssel 'x'\n", None, "web1", 77),
-            "pglock:schl?ssel ?x?? web1:77"
-        );
-        let long = compose_name(&"k".repeat(100), None, &"h".repeat(64), u32::MAX);
-        assert_eq!(long.len(), 63);
-        assert!(long.ends_with(&format!(" {}:4294967295", "h".repeat(32))), "{long}");
-    }
 
     #[test]
     fn a_session_that_panics_says_so() {
@@ -836,23 +794,5 @@ mod tests {
         let (_quiet, socket) = UnixStream::pair().expect("a pair of sockets");
         let socket = OwnedFd::from(socket);
         assert!(matches!(thread.next_event(Some(&socket), later), WakeReason::Order));
-    }
-
-    proptest! {
-        /// Whatever the key and the host are called, others read from the name who it is.
-        #[test]
-        fn the_application_name_reads_back(
-            key in "\\PC{0,70}", host in "[a-z0-9.-]{1,40}", slots in prop::option::of(1..=slots::MAX_SLOTS), pid: u32,
-        ) {
-            let name = compose_name(&format!("pglock:{key}"), slots, &host, pid);
-            prop_assert!(name.len() <= 63 && name.bytes().all(|b| (b' '..=b'~').contains(&b)), "{name:?}");
-            prop_assert!(!name.contains(['\'', '"', '\\']), "{name:?}");
-            let backend = Backend::named(&name);
-            let pglock = backend.pglock().expect("a pglock");
-            prop_assert_eq!((pglock.host, pglock.pid), (&host[..host.len().min(32)], pid));
-            if !key.contains("slots=") {
-                prop_assert_eq!(pglock.slots, slots);
-            }
-        }
     }
 }
