@@ -392,7 +392,7 @@ impl Bench<'_> {
     /// The same as the first work, by whoever is installed.
     fn others(&self) -> Work {
         let (port, dsn) = (self.server.port(), dsn("127.0.0.1", self.server.port()));
-        let file = self.server.folder().join("flock");
+        let file = self.server.directory().join("flock");
         let flock = Contender::new("flock", move || {
             let mut command = Command::new("flock");
             command.arg(&file).arg("true");
@@ -420,7 +420,7 @@ impl Bench<'_> {
             flock,
             psql,
         ];
-        let etcd = Etcd::start(self.server.folder());
+        let etcd = Etcd::start(self.server.directory());
         contenders.extend(etcd.as_ref().map(Etcd::contender));
         let samples = in_turn(&contenders, ROUNDS / 3);
         Work {
@@ -509,10 +509,10 @@ struct Etcd {
 }
 
 impl Etcd {
-    fn start(folder: &Path) -> Option<Etcd> {
+    fn start(directory: &Path) -> Option<Etcd> {
         let [endpoint, peers] = [free_port(), free_port()].map(|port| format!("http://127.0.0.1:{port}"));
         let mut command = Command::new("etcd");
-        command.arg("--data-dir").arg(folder.join("etcd"));
+        command.arg("--data-dir").arg(directory.join("etcd"));
         command.args(["--listen-client-urls", &endpoint, "--advertise-client-urls", &endpoint]);
         command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
         command.args(["--initial-cluster", &format!("default={peers}")]);

@@ -154,7 +154,7 @@ impl Nemesis<'_> {
 
     fn signal_backend(&self, strike: &Strike, signal: Signal) -> Option<Target> {
         let (backend, target) = self.backend(strike)?;
-        let server = self.world.primary().folder().to_owned();
+        let server = self.world.primary().directory().to_owned();
         signal_for_a_while(strike, signal, || {
             is_child_of(backend, &server.join("data")).then_some(backend)
         });
@@ -167,7 +167,7 @@ impl Nemesis<'_> {
         let (backend, _) = self.backend(strike)?;
         let server = self.world.primary();
         let mut witness = server.config().connect(NoTls).ok()?;
-        if !is_child_of(backend, &server.folder().join("data")) {
+        if !is_child_of(backend, &server.directory().join("data")) {
             return None;
         }
         kill(backend, SIGKILL).ok()?;
@@ -262,7 +262,7 @@ fn millis(count: u64) -> Duration {
     Duration::from_millis(count)
 }
 
-/// Whether this process is one of the server's with this folder, and not somebody else's with the same number.
+/// Whether this process is one of the server's with this directory, and not somebody else's with the same number.
 fn is_child_of(pid: Pid, data: &Path) -> bool {
     let postmaster = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();

@@ -42,7 +42,7 @@ const CASES: &[(&str, Option<&str>)] = &[
     ("pglock run -k prob", None),
 ];
 
-/// The folder of the committed files.
+/// The directory of the committed files.
 const COMPLETIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/completions");
 
 #[test]
@@ -116,7 +116,7 @@ fn types_and_completes(shell: &[&str], home: &TempDir) {
     }
 }
 
-/// A home folder with one file: the set-up of an interactive shell.
+/// A home directory with one file: the set-up of an interactive shell.
 fn home(file: &str, setup: &str) -> TempDir {
     let home = TempDir::new().unwrap();
     let text = format!(
@@ -125,7 +125,7 @@ fn home(file: &str, setup: &str) -> TempDir {
         probe() {{ :; }}
         {setup}\n"
     );
-    fs::write(home.path().join(file), text).expect("the folder is ours to write");
+    fs::write(home.path().join(file), text).expect("the directory is ours to write");
     home
 }
 

@@ -35,9 +35,9 @@ fn a_killed_test_process_leaves_no_server() {
     victim.env(VICTIM, note.path()).envs(server_programs());
     victim.stdin(Stdio::piped()).stdout(Stdio::null());
     let mut victim = victim.spawn().unwrap();
-    let folder = || fs::read_to_string(note.path()).unwrap();
-    eventually(SOON, "a server", || !folder().is_empty());
-    let pid_file = Path::new(&folder()).join("data/postmaster.pid");
+    let directory = || fs::read_to_string(note.path()).unwrap();
+    eventually(SOON, "a server", || !directory().is_empty());
+    let pid_file = Path::new(&directory()).join("data/postmaster.pid");
     let first_line = BufReader::new(fs::File::open(pid_file).unwrap()).lines().next();
     let postmaster: i32 = first_line.unwrap().unwrap().parse().unwrap();
     let lives = || nix::sys::signal::kill(nix::unistd::Pid::from_raw(postmaster), None).is_ok();
@@ -45,7 +45,7 @@ fn a_killed_test_process_leaves_no_server() {
     victim.kill().unwrap();
     victim.wait().unwrap();
     eventually(SOON, "the end of the server", || !lives());
-    eventually(SOON, "the end of its folder", || !Path::new(&folder()).exists());
+    eventually(SOON, "the end of its directory", || !Path::new(&directory()).exists());
 }
 
 /// The outcome of a test must not depend on how the tests were started: from `nohup`, from the background of a script,
@@ -103,11 +103,11 @@ fn every_program_is_started_in_one_place() {
 #[test]
 fn a_dropped_server_is_gone_also_when_it_was_stopped_before() {
     let server = Server::start();
-    let folder = server.folder().to_owned();
+    let directory = server.directory().to_owned();
     server.stop_immediate();
     assert!(server.config().connect(postgres::NoTls).is_err());
     drop(server);
-    assert!(!folder.exists());
+    assert!(!directory.exists());
 }
 
 #[test]
@@ -125,8 +125,8 @@ fn a_restarted_server_has_lost_its_locks_and_is_found_where_it_was() {
 #[test]
 fn the_probe_records_each_signal_once_and_by_whom() {
     use nix::sys::signal::Signal;
-    let folder = tempfile::tempdir().unwrap();
-    let record = folder.path().join("record");
+    let directory = tempfile::tempdir().unwrap();
+    let record = directory.path().join("record");
     let probe = Server::shared().around(probe::path()).arg(&record);
     let probe = probe.args(["--end-on", "TERM", "--beat"]).spawn();
     probe.await_stdout(&format!("ready (pid {})\n", probe.pid()));

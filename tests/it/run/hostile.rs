@@ -329,25 +329,25 @@ fn deferrable_transactions_do_not_wait_for_writers() {
 
 /// A pipe without room that nobody reads.
 struct Unread {
-    folder: TempDir,
+    directory: TempDir,
     pipe: File,
 }
 
 impl Unread {
     fn new() -> Unread {
-        let folder = TempDir::new().unwrap();
-        let path = folder.path().join("pipe");
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("pipe");
         mkfifo(&path, Mode::S_IRWXU).unwrap();
         let mut options = File::options();
         options.read(true).write(true);
         let mut pipe = options.custom_flags(OFlag::O_NONBLOCK.bits()).open(path).unwrap();
         while pipe.write(&[b'.'; 4096]).is_ok() {}
-        Unread { folder, pipe }
+        Unread { directory, pipe }
     }
 
     /// `pglock run` with it as its standard error.
     fn run(&self, server: &Server, key: &str) -> Pglock {
-        let path = self.folder.path().join("pipe");
+        let path = self.directory.path().join("pipe");
         let pglock = env!("CARGO_BIN_EXE_pglock");
         let sh = server.around("sh").args(["-c", "exec \"$@\" 2>\"$0\""]);
         sh.arg(path).args([pglock, "run", "--key", key])

@@ -76,8 +76,8 @@ fn ctrl_c_ends_a_wait() {
 #[test]
 fn the_job_sees_each_signal_once() {
     let (server, key, journal) = (Server::shared(), unique("key"), Journal::new());
-    let folder = tempfile::tempdir().unwrap();
-    let job = folder.path().join("job");
+    let directory = tempfile::tempdir().unwrap();
+    let job = directory.path().join("job");
     std::fs::write(&job, journal.of_signals("INT QUIT WINCH TERM HUP USR1")).unwrap();
     // The shell around gets the keys too, and would end by them.
     let script = format!(
@@ -198,8 +198,8 @@ fn a_background_job_gets_the_terminal_by_fg() {
 #[test]
 fn a_lost_lock_stops_the_descendants_and_not_the_script() {
     let (server, key, journal) = (Server::shared(), unique("key"), Journal::new());
-    let folder = tempfile::tempdir().unwrap();
-    let (child, job) = (folder.path().join("child"), folder.path().join("job"));
+    let directory = tempfile::tempdir().unwrap();
+    let (child, job) = (directory.path().join("child"), directory.path().join("job"));
     let stubborn = format!(
         "trap '' TERM; {}; note \"pid $$\"; while :; do sleep 0.05; done",
         journal.note()

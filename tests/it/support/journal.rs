@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Where a job writes, and what it has written.
 pub struct Journal {
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 /// One line.
@@ -32,12 +32,12 @@ pub fn now() -> u128 {
 impl Journal {
     pub fn new() -> Journal {
         Journal {
-            folder: tempfile::tempdir().unwrap(),
+            directory: tempfile::tempdir().unwrap(),
         }
     }
 
     pub fn path(&self) -> PathBuf {
-        self.folder.path().join("journal")
+        self.directory.path().join("journal")
     }
 
     /// The shell function `note`, which the scripts write with. What the shell itself says of killed children is not

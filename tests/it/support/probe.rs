@@ -14,7 +14,7 @@ pub fn path() -> &'static str {
 
 /// The file of a program that is an example to cargo.
 pub fn example(name: &str) -> PathBuf {
-    // This binary is in `deps`; examples are beside that folder.
+    // This binary is in `deps`; examples are beside that directory.
     let me = std::env::current_exe().unwrap();
     let path = me.parent().unwrap().with_file_name("examples").join(name);
     if !path.exists() {

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 /// A shell on a screen.
 pub struct Screen {
-    folder: TempDir,
+    directory: TempDir,
     keeper: Child,
 }
 
@@ -21,11 +21,13 @@ impl Screen {
         const KEEPER: &str = "tmux -S \"$1\" -f /dev/null new-session -d -x \"$2\" -y \"$3\" \
              \"exec env PS1='$ ' bash --norc --noprofile\" || exit; \
              trap '' HUP INT QUIT TERM; read -r _; tmux -S \"$1\" kill-server";
-        let folder = TempDir::new().unwrap();
+        let directory = TempDir::new().unwrap();
         let pglock = Path::new(env!("CARGO_BIN_EXE_pglock"));
         let path = std::env::var("PATH").unwrap_or_default();
         let mut command = command("sh");
-        command.args(["-c", KEEPER, "keeper"]).arg(folder.path().join("socket"));
+        command
+            .args(["-c", KEEPER, "keeper"])
+            .arg(directory.path().join("socket"));
         command.args([columns.to_string(), lines.to_string()]);
         command.env("PATH", format!("{}:{path}", pglock.parent().unwrap().display()));
         command.env("PGHOST", server.host()).env("PGUSER", SUPERUSER);
@@ -33,7 +35,7 @@ impl Screen {
         command.env("LC_ALL", "C.UTF-8").env_remove("TMUX").env_remove("CI");
         command.envs(variables.iter().copied());
         let keeper = command.stdin(Stdio::piped()).spawn().unwrap();
-        let screen = Screen { folder, keeper };
+        let screen = Screen { directory, keeper };
         screen.expect("a prompt", |lines| lines.first().is_some_and(|line| line == "$"));
         screen
     }
@@ -72,7 +74,7 @@ impl Screen {
     }
 
     fn socket(&self) -> PathBuf {
-        self.folder.path().join("socket")
+        self.directory.path().join("socket")
     }
 
     fn tmux(&self, arguments: &[&str]) -> String {
