@@ -1,9 +1,10 @@
-//! Every option with every other: what makes sense runs the job, what does not is refused before anything is touched.
+//! Every option combined with every other: a sensible combination runs the job, any other is refused before pglock
+//! connects.
 
 use crate::support::server::Server;
 use crate::support::unique;
 
-/// Options by which a run is told what to do, and a letter for each.
+/// Options of `run`, each with a letter for [`REFUSED`].
 const OPTIONS: [(char, &[&str]); 12] = [
     ('k', &["--key", "other"]),
     ('h', &["--hash", "hashtext"]),
@@ -19,11 +20,10 @@ const OPTIONS: [(char, &[&str]); 12] = [
     ('i', &["--on-lost", "ignore"]),
 ];
 
-/// "Senseless combinations are refused at parse time with 64".
-const SENSELESS: [&str; 6] = ["nw", "nf", "Ss", "Sk", "fk", "fx"];
+/// Combinations that are a usage error.
+const REFUSED: [&str; 6] = ["nw", "nf", "Ss", "Sk", "fk", "fx"];
 
-/// "Every option combined with every other where it makes sense (a generated test over the combinations)": all of up
-/// to three at a time.
+/// P92, for all sets of up to three options.
 #[test]
 fn every_combination_runs_or_is_refused() {
     let server = Server::start();
@@ -42,7 +42,7 @@ fn check(server: &Server, set: u32) {
     let chosen = OPTIONS.iter().enumerate().filter(|(n, _)| set & 1 << n != 0);
     let chosen: Vec<_> = chosen.map(|(_, option)| option).collect();
     let letters: String = chosen.iter().map(|(letter, _)| *letter).collect();
-    // A key that others of this test do not use, but for `other`, of which they all wait their turn.
+    // Every set has keys of its own.
     let mut run = server.run(&unique("key"));
     for (letter, options) in &chosen {
         run = match letter {
@@ -54,9 +54,9 @@ fn check(server: &Server, set: u32) {
         .sh("echo \"$PGLOCK_MODE,${PGLOCK_SLOT+slot},${PGLOCK_TOKEN+token}\"")
         .output();
     let has = |pair: &&&str| pair.chars().all(|letter| letters.contains(letter));
-    if let Some(senseless) = SENSELESS.iter().find(has) {
+    if let Some(refused) = REFUSED.iter().find(has) {
         let line = output.code(64).stderr_line();
-        assert!(!line.is_empty(), "{senseless}");
+        assert!(!line.is_empty(), "{refused}");
         return;
     }
     let expected = format!(
@@ -68,9 +68,9 @@ fn check(server: &Server, set: u32) {
     assert_eq!(output.stdout(), expected, "{letters}");
 }
 
-/// Numbers that make no sense.
+/// P92, for the values of options.
 #[test]
-fn senseless_numbers_are_refused() {
+fn values_out_of_range_are_refused() {
     let server = Server::shared();
     for options in [
         ["--slots", "0"],

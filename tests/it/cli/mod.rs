@@ -1,4 +1,4 @@
-//! Command lines, variables and files: what is accepted, what is refused, and how.
+//! Command lines, variables and files: what is accepted and what is refused.
 
 mod combinations;
 mod words;

@@ -1,8 +1,8 @@
-//! Command lines, variables, service files and password files at random, through the whole of pglock.
+//! Random command lines, variables, service files and password files, given to the whole of pglock.
 //!
-//! Whatever they say, pglock ends in a line of its own that says what is wrong, by its table, and with no piece of a
-//! password in it. There is no server at all; nothing is looked up by name. `PGLOCK_FUZZ_SEED`, `PGLOCK_FUZZ_COUNT` and
-//! `PGLOCK_FUZZ_CASE` are those of `hostile_server`.
+//! Whatever they contain, pglock exits with a documented status and one line that says what is wrong, without any part
+//! of a password. There is no server, and no name is resolved. `PGLOCK_FUZZ_SEED`, `PGLOCK_FUZZ_COUNT` and
+//! `PGLOCK_FUZZ_CASE` mean the same as in `hostile_server`.
 
 use crate::hostile_server::random::Random;
 use crate::hostile_server::seeds;
@@ -13,7 +13,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-/// It stands in every place where a password is expected, or is given by mistake.
+/// Stands wherever a password belongs, and where one may be given by mistake.
 const SECRET: &str = "S3kR1t";
 
 const OPTIONS: [&str; 26] = [
@@ -96,53 +96,53 @@ const VARIABLES: [&str; 21] = [
     "PGAPPNAME",
 ];
 
-/// "Never a panic, every error names the argument and carries no secret."
+/// P82, P91
 #[test]
-fn whatever_is_given_ends_in_one_line_without_a_secret() {
-    let folder = tempfile::tempdir().unwrap();
+fn random_input_causes_one_line_without_a_secret() {
+    let directory = tempfile::tempdir().unwrap();
     let port = free_port();
     let mut codes: BTreeMap<Option<i32>, usize> = BTreeMap::new();
     let seeds = seeds(150);
     for seed in &seeds {
-        let output = case(*seed, folder.path(), port);
+        let output = case(*seed, directory.path(), port);
         *codes.entry(output.status.code()).or_default() += 1;
-        let wrong = fault(&output);
+        let violation = violation(&output);
         assert!(
-            wrong.is_none(),
-            "PGLOCK_FUZZ_CASE={seed} repeats it: {wrong:?}\n{output}"
+            violation.is_none(),
+            "PGLOCK_FUZZ_CASE={seed} repeats it: {violation:?}\n{output}"
         );
     }
     println!("{} command lines, exit codes {codes:?}", seeds.len());
-    // Not all of them are refused before anything is read.
+    // Some must get past the parser, or the rest is untested.
     assert!(
         seeds.len() < 100 || codes.contains_key(&Some(69)) && codes.contains_key(&Some(78)),
         "{codes:?}"
     );
 }
 
-/// What is wrong with it.
-fn fault(output: &Output) -> Option<String> {
+/// Returns what is wrong with the output, if anything.
+fn violation(output: &Output) -> Option<String> {
     let stderr = String::from_utf8_lossy(&output.stderr);
     let stdout = String::from_utf8_lossy(&output.stdout);
     let is_ours = |line: &str| line.starts_with("pglock: ") && !line.contains(char::is_control);
     match output.status.code() {
         Some(0 | 64 | 69 | 78) => {}
-        other => return Some(format!("ends with {other:?}")),
+        other => return Some(format!("exits with {other:?}")),
     }
     if !stderr.lines().all(is_ours) {
         return Some("a line that is not pglock's".into());
     }
     if output.status.code() != Some(0) && stderr.is_empty() {
-        return Some("says nothing".into());
+        return Some("prints nothing".into());
     }
-    // Only `key` prints what it was given, which is no secret then.
-    (stderr.contains(SECRET) || stdout.contains(SECRET)).then(|| "tells a password".into())
+    // Only `key` prints its argument, which is no secret.
+    (stderr.contains(SECRET) || stdout.contains(SECRET)).then(|| "shows a password".into())
 }
 
-fn case(seed: u64, folder: &Path, port: u16) -> Output {
+fn case(seed: u64, directory: &Path, port: u16) -> Output {
     let random = &mut Random::of(seed);
     let mut pglock = Pglock::alone()
-        .env("HOME", folder)
+        .env("HOME", directory)
         .env("PGHOST", random.one_of(&["127.0.0.1", "/nonexistent"]))
         .env("PGPORT", port.to_string())
         .env("PGPASSWORD", SECRET);
@@ -150,12 +150,12 @@ fn case(seed: u64, folder: &Path, port: u16) -> Output {
         pglock = pglock.env(random.one_of(&VARIABLES), value(random));
     }
     if random.below(3) == 0 {
-        let file = file(folder, "service", &service(random), 0o644);
+        let file = file(directory, "service", &service(random), 0o644);
         pglock = pglock.env("PGSERVICEFILE", file).env("PGSERVICE", "s");
     }
     if random.below(3) == 0 {
         let mode = random.one_of(&[0o600, 0o600, 0o644]);
-        let file = file(folder, "passwords", &passwords(random, port), mode);
+        let file = file(directory, "passwords", &passwords(random, port), mode);
         pglock = pglock.env("PGPASSFILE", file).env("PGPASSWORD", "");
     }
     if random.below(2) == 0 {
@@ -175,11 +175,11 @@ fn case(seed: u64, folder: &Path, port: u16) -> Output {
     }
 }
 
-/// An option with its value, or without, or a word that is none.
+/// Adds an option with or without its value, or an argument that is no option.
 fn option(pglock: Pglock, random: &mut Random, port: u16) -> Pglock {
     match random.below(8) {
         0 => pglock.args(["--dsn", &dsn(random, port)]),
-        // Given where it does not belong.
+        // Given in the wrong place.
         1 => pglock.arg(dsn(random, port)),
         2 => pglock.arg(format!("{}={}", random.one_of(&OPTIONS), dsn(random, port))),
         3 => pglock.arg(random.one_of(&OPTIONS)),
@@ -198,7 +198,7 @@ fn value(random: &mut Random) -> String {
     }
 }
 
-/// A connection string, its password written with more or less care. The host is here, or nowhere.
+/// Returns a connection string with a more or less carefully quoted password. Its host is 127.0.0.1 or missing.
 fn dsn(random: &mut Random, port: u16) -> String {
     let odd = random.one_of(&["", ":", "%", "%41", "=", "&x", "'", " ", "\\", "\""]);
     let secret = format!("{SECRET}{odd}{SECRET}");
@@ -250,9 +250,9 @@ fn passwords(random: &mut Random, port: u16) -> String {
         .collect()
 }
 
-/// A file that is written anew for each case.
-fn file(folder: &Path, name: &str, text: &str, mode: u32) -> String {
-    let path = folder.join(name);
+/// Writes a file for this case, and returns its path.
+fn file(directory: &Path, name: &str, text: &str, mode: u32) -> String {
+    let path = directory.join(name);
     fs::write(&path, text).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
     path.to_str().unwrap().to_owned()

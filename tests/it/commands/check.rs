@@ -1,4 +1,4 @@
-//! `pglock check`: "is this connection fit for locks? One line each, ok / warning / refusal with the remedy."
+//! `pglock check`.
 
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Output, Pglock};
@@ -6,7 +6,7 @@ use crate::support::server::{Server, WITH_PASSWORD, free_port};
 use crate::support::unique;
 use serde_json::Value;
 
-/// What was found: level, subject, and the rest of the line.
+/// A finding: level, subject, and the rest of the line.
 type Finding = (String, String, String);
 
 #[track_caller]
@@ -22,14 +22,14 @@ fn findings(output: &Output) -> Vec<Finding> {
     lines.collect()
 }
 
-/// The one finding on a subject.
+/// Returns level and text of the only finding about a subject.
 #[track_caller]
 fn about<'a>(findings: &'a [Finding], subject: &str) -> (&'a str, &'a str) {
     let mut found = findings.iter().filter(|finding| finding.1 == subject);
-    let (Some((level, _, words)), None) = (found.next(), found.next()) else {
-        panic!("not one line on {subject}: {findings:?}");
+    let (Some((level, _, text)), None) = (found.next(), found.next()) else {
+        panic!("not one line about {subject}: {findings:?}");
     };
-    (level, words)
+    (level, text)
 }
 
 fn check(pglock: Pglock) -> Pglock {
@@ -50,6 +50,7 @@ const SUBJECTS: [&str; 11] = [
     "lock",
 ];
 
+/// P76
 #[test]
 fn a_direct_connection_is_fit() {
     let server = Server::shared();
@@ -69,7 +70,7 @@ fn a_direct_connection_is_fit() {
     );
     assert_eq!(server.sql(&locks), [[""; 0]; 0]);
 
-    // Over TCP, without encryption, there is one thing to say, and the bound on a vanished host.
+    // Over unencrypted TCP, there is one warning, and the limit for a vanished host.
     let output = check(server.pglock()).args(["--dsn", &server.dsn()]);
     let output = output.env("PGLOCK_KILL_AFTER", "1m").output();
     let found = findings(output.code(0));
@@ -78,9 +79,9 @@ fn a_direct_connection_is_fit() {
     assert!(bound.1.contains("free after 73 s"), "{output}");
 }
 
-/// "role and what it may see", "each timeout found and neutralised", "plpgsql available (queue or polling)"
+/// P76: what the role may see, every timeout that pglock disables, and whether waiters can queue.
 #[test]
-fn a_role_with_timeouts_and_without_plpgsql_is_told_so() {
+fn timeouts_and_a_missing_plpgsql_are_reported() {
     let server = Server::shared();
     let (role, database) = (unique("poor_role"), server.database());
     let mut client = server.client_of(&database);
@@ -97,24 +98,24 @@ fn a_role_with_timeouts_and_without_plpgsql_is_told_so() {
     for scope in ["session", "transaction"] {
         let output = as_role().args(["--scope", scope]).output();
         let found = findings(output.code(0));
-        let words = about(&found, "role").1;
-        assert!(words.starts_with(&role) && words.contains("GRANT"), "{output}");
+        let text = about(&found, "role").1;
+        assert!(text.starts_with(&role) && text.contains("GRANT"), "{output}");
         let timeouts = found.iter().filter(|finding| finding.1 == "timeouts");
         let timeouts: Vec<_> = timeouts
-            .map(|(level, _, words)| (level.as_str(), words.as_str()))
+            .map(|(level, _, text)| (level.as_str(), text.as_str()))
             .collect();
         let idle = "idle_in_transaction_session_timeout is 1min (user); pglock sets it to 0";
         let statement = "statement_timeout is 7s (user); pglock sets it to 0";
         assert_eq!(timeouts, [("ok", idle), ("ok", statement)]);
-        let (level, words) = about(&found, "waiting");
-        assert!(words.starts_with("by trying again"), "{output}");
+        let (level, text) = about(&found, "waiting");
+        assert!(text.starts_with("by trying again"), "{output}");
         assert_eq!(level == "warning", scope == "session", "{output}");
     }
 }
 
-/// "direct or pooled and which scope will be used"; "Exit 0, or 78 if `run` would refuse"
+/// P76, P40: `check` and `run` come to the same exit status in every kind of pool.
 #[test]
-fn a_pooler_is_told_and_refused_where_run_would_refuse_it() {
+fn check_refuses_what_run_refuses() {
     let server = Server::shared();
     for (mode, scope, refused) in [
         ("transaction", "auto", None),
@@ -141,9 +142,9 @@ fn a_pooler_is_told_and_refused_where_run_would_refuse_it() {
     }
 }
 
-/// "`--json`": an object with `fit`, `scope` and `findings`.
+/// P76
 #[test]
-fn json_says_the_same() {
+fn json_reports_the_same_findings() {
     let server = Server::shared();
     let bouncer = PgBouncer::with(server, &["pool_mode=transaction"]);
     let json = |arguments: &[&str], code| -> Value {
@@ -168,9 +169,9 @@ fn json_says_the_same() {
     assert_eq!(report["scope"], Value::Null);
 }
 
-/// "69/77 when it cannot connect"
+/// P90
 #[test]
-fn where_it_cannot_connect_it_says_so_as_run_does() {
+fn a_failure_to_connect_is_reported_as_by_run() {
     let port = free_port();
     let nobody = format!("postgresql://x@127.0.0.1:{port}/x?sslmode=disable");
     let output = check(Pglock::alone()).args(["--dsn", &nobody]).output();

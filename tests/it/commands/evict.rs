@@ -1,4 +1,4 @@
-//! `pglock evict`: ends the sessions that hold a lock, and says so on both sides.
+//! `pglock evict` ends the sessions that hold a lock, and both sides report it.
 
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Output, Pglock, Running};
@@ -14,7 +14,7 @@ fn host() -> String {
     nix::unistd::gethostname().unwrap().into_string().unwrap()
 }
 
-/// What is said after the table.
+/// Returns the lines after the table.
 fn report(output: &Output) -> Vec<String> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let lines = text.lines().map(str::to_owned);
@@ -23,10 +23,9 @@ fn report(output: &Output) -> Vec<String> {
         .collect()
 }
 
-/// "ends the holder's session (pg_terminate_backend), after showing who it is ...; the evicted pglock stops its job and
-/// exits 74 with a line that says it was evicted by whom; waits until the key is free and reports it"
+/// P75
 #[test]
-fn the_evicted_holder_stops_its_job_and_says_by_whom() {
+fn the_evicted_holder_terminates_its_job_and_names_the_evictor() {
     let server = Server::shared();
     let key = unique("evicted");
     let holder = server
@@ -59,7 +58,7 @@ fn the_evicted_holder_stops_its_job_and_says_by_whom() {
     );
     assert!(line.contains(&by), "{line}");
     assert_eq!(server.locks(&key).granted, 0);
-    // The marks are gone with whoever evicted.
+    // The marks disappear with the session of the evictor.
     let backend = lines[0]
         .split(['(', ',', ' '])
         .find_map(|word| word.parse::<u32>().ok());
@@ -68,9 +67,9 @@ fn the_evicted_holder_stops_its_job_and_says_by_whom() {
     assert_eq!(server.sql(&mark).len(), 0);
 }
 
-/// Those who wait stay, unless `--waiters` is given, and then nobody gets the lock on the way.
+/// Waiters stay unless `--waiters` is given; then none of them acquires the lock meanwhile.
 #[test]
-fn waiters_stay_or_go_too() {
+fn waiters_are_evicted_only_with_waiters() {
     let server = Server::shared();
     let key = unique("waiters");
     let first = server.run(&key).holding();
@@ -102,9 +101,9 @@ fn waiters_stay_or_go_too() {
     }
 }
 
-/// "missing rights -> 77 with the role needed"
+/// P75
 #[test]
-fn a_role_that_may_not_is_told_what_it_needs() {
+fn a_role_without_the_right_learns_which_one_it_needs() {
     let server = Server::shared();
     let (key, owner, role) = (unique("rights"), unique("owner"), unique("role"));
     server.sql(&format!("CREATE ROLE {owner} LOGIN; CREATE ROLE {role} LOGIN"));
@@ -113,27 +112,27 @@ fn a_role_that_may_not_is_told_what_it_needs() {
         .env("PGUSER", &owner)
         .env("PGDATABASE", "postgres")
         .holding();
-    let try_it = || {
+    let try_evict = || {
         let evict = evict(server, &key).env("PGUSER", &role).env("PGDATABASE", "postgres");
         evict.arg("--yes").output()
     };
-    let refused = try_it();
-    let words = String::from_utf8_lossy(&refused.code(77).stderr).into_owned();
+    let refused = try_evict();
+    let text = String::from_utf8_lossy(&refused.code(77).stderr).into_owned();
     assert!(
-        words.contains(&format!("is of role \"{owner}\": GRANT pg_signal_backend to it")),
-        "{words}"
+        text.contains(&format!("is of role \"{owner}\": GRANT pg_signal_backend to it")),
+        "{text}"
     );
     assert_eq!(server.locks(&key).granted, 1);
     server.sql(&format!("GRANT pg_signal_backend TO {role}"));
-    try_it().code(0);
+    try_evict().code(0);
     let evicted = holder.finish();
-    let words = String::from_utf8_lossy(&evicted.code(74).stderr).into_owned();
-    assert!(words.contains(&format!(" as role \"{role}\")")), "{words}");
+    let text = String::from_utf8_lossy(&evicted.code(74).stderr).into_owned();
+    assert!(text.contains(&format!(" as role \"{role}\")")), "{text}");
 }
 
-/// "`--yes` elsewhere": without a terminal nobody can be asked, and that is said before anything is touched.
+/// P75: without a terminal to ask on, `--yes` is required, and its absence is reported before pglock connects.
 #[test]
-fn nobody_is_evicted_unasked() {
+fn without_a_terminal_yes_is_required() {
     let line = Pglock::alone()
         .args(["evict", "--key", "x"])
         .output()
@@ -148,9 +147,9 @@ fn nobody_is_evicted_unasked() {
     assert_eq!(output.code(0).stdout(), format!("nobody holds key \"{key}\"\n"));
 }
 
-/// "asking on a terminal", on screens of 80x24 and 40x10
+/// P75, on screens of 80x24 and 40x10.
 #[test]
-fn on_a_terminal_it_asks() {
+fn a_terminal_is_asked_first() {
     let server = Server::shared();
     for size in [(80, 24), (40, 10)] {
         let key = unique("asks");
@@ -164,31 +163,38 @@ fn on_a_terminal_it_asks() {
                     .ends_with("End this session? The job under it is stopped. [y/N]")
             })
         };
-        let asked = ask();
-        assert!(asked[0].starts_with("KEY ") && asked[1].starts_with(&key), "{asked:?}");
-        assert!(asked[1].contains(&format!("{}:{}", host(), holder.pid())), "{asked:?}");
+        let question = ask();
+        assert!(
+            question[0].starts_with("KEY ") && question[1].starts_with(&key),
+            "{question:?}"
+        );
+        assert!(
+            question[1].contains(&format!("{}:{}", host(), holder.pid())),
+            "{question:?}"
+        );
         screen.line("n; echo $?");
-        let no = screen.expect("refusal", |lines| lines.last().is_some_and(|line| line == "$"));
-        assert!(no.concat().contains("pglock: nobody was evicted"), "{no:?}");
+        let refusal = screen.expect("refusal", |lines| lines.last().is_some_and(|line| line == "$"));
+        assert!(refusal.concat().contains("pglock: nobody was evicted"), "{refusal:?}");
         screen.line("clear; echo $?");
         assert_eq!(server.locks(&key).granted, 1);
         ask();
         screen.line("y");
-        let yes = screen.expect("report", |lines| {
+        let report = screen.expect("report", |lines| {
             lines.iter().any(|line| line == &format!("key \"{key}\" is free"))
         });
         assert!(
-            yes.concat()
+            report
+                .concat()
                 .contains(&format!("evicted {}:{} (backend ", host(), holder.pid())),
-            "{yes:?}"
+            "{report:?}"
         );
         holder.finish().code(74);
     }
 }
 
-/// Behind a pooler the holder's session is the pool's, and goes; those who ask have none.
+/// P75: the holder's session is the pool's, and is ended; polling waiters have none.
 #[test]
-fn a_holder_behind_a_pooler_is_evicted_and_knows_by_whom() {
+fn a_holder_behind_a_pooler_is_evicted_and_names_the_evictor() {
     let server = Server::shared();
     let bouncer = PgBouncer::with(server, &["pool_mode=transaction"]);
     for evictor in [bouncer.pglock(), server.pglock()] {
@@ -198,15 +204,15 @@ fn a_holder_behind_a_pooler_is_evicted_and_knows_by_whom() {
         let evict = evictor.args(["evict", "--yes", "--waiters", "--key", &key]);
         evict.output().code(0);
         let evicted = holder.finish();
-        let words = String::from_utf8_lossy(&evicted.code(74).stderr).into_owned();
-        assert!(words.contains("(evicted by "), "{words}");
+        let text = String::from_utf8_lossy(&evicted.code(74).stderr).into_owned();
+        assert!(text.contains("(evicted by "), "{text}");
         assert_eq!(waiter.finish().code(0).stdout(), "mine\n");
     }
 }
 
-/// Anybody's session is evicted, and one that holds several locks once.
+/// P75: the session of any client is evicted, and one that holds several of the keys only once.
 #[test]
-fn others_are_evicted_too() {
+fn sessions_of_other_clients_are_evicted_too() {
     let server = Server::shared();
     let (one, two) = (unique("one"), unique("two"));
     let mut psql = server.client();

@@ -1,6 +1,6 @@
-//! "`--hash` names the other schemes, so that pglock and an application can share a lock."
+//! P63: the schemes of `--hash`.
 //!
-//! What the tools themselves would take stands here as a number, worked out without pglock, or as the SQL that they
+//! What the tools themselves would lock is written here as a number computed without pglock, or as the SQL that they
 //! send.
 
 use crate::support::pgbouncer::PgBouncer;
@@ -10,7 +10,7 @@ use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
 use postgres::Client;
 
-/// Every scheme, with the number for the name `backup` or the database `app`; a function of the server as SQL.
+/// Every scheme with its number for the name `backup` or the database `app`; for a function of the server, the SQL.
 const GOLDEN: [(&str, &str); 19] = [
     ("sha256", "6111399565520850680"),
     ("sha256-le", "-518379636727623596"),
@@ -33,55 +33,55 @@ const GOLDEN: [(&str, &str); 19] = [
     ("node-pg-migrate", "7241865325823964"),
 ];
 
-/// From here on they are a tool's own lock.
-const FIRST_TOOL: usize = 12;
+/// The first scheme that is a tool's own lock; so are all that follow.
+const FIRST_TOOL_SCHEME: usize = 12;
 
 fn key(arguments: &[&str]) -> Pglock {
     Pglock::alone().arg("key").args(arguments)
 }
 
-/// A server of one's own with a database `app`, whose name the golden numbers are made of.
+/// Starts a server with a database `app`, from whose name the golden numbers are computed.
 fn server_with_app(settings: &[&str]) -> Server {
     let server = Server::with(settings);
     server.sql("CREATE DATABASE app");
     server
 }
 
-/// Whether the server has what the scheme needs.
-fn is_known(server: &Server, scheme: &str) -> bool {
+/// Returns whether the server has the functions that the scheme needs.
+fn is_supported(server: &Server, scheme: &str) -> bool {
     server.version() >= 11 || !matches!(scheme, "sha256" | "sha256-le" | "hashtextextended")
 }
 
-/// "`pglock key --hash all NAME` prints the whole table"
+/// P63: `--hash all` prints the number for every scheme.
 #[test]
 fn the_table_of_all_schemes() {
     let table = key(&["--hash", "all", "--dbname", "app", "backup"]);
     let table = table.output().stdout();
     assert_eq!(table.lines().count(), GOLDEN.len());
     for (line, (scheme, number)) in table.lines().zip(GOLDEN) {
-        let (first, said) = line.split_once(' ').unwrap();
+        let (first, rest) = line.split_once(' ').unwrap();
         assert_eq!(first, scheme);
         match scheme.starts_with("hashtext") {
             true => assert!(
-                said.contains("computed by the server") && said.contains(number),
+                rest.contains("computed by the server") && rest.contains(number),
                 "{line}"
             ),
-            false => assert_eq!(said.trim(), number, "{scheme}"),
+            false => assert_eq!(rest.trim(), number, "{scheme}"),
         }
     }
     let table = key(&["--hash", "all", "name:42"]).output().stdout();
-    let needs_one = |line: &&str| line.contains("--dbname NAME");
-    assert_eq!(table.lines().filter(needs_one).count(), 4, "{table}");
+    let needs_database = |line: &&str| line.contains("--dbname NAME");
+    assert_eq!(table.lines().filter(needs_database).count(), 4, "{table}");
     assert!(table.contains("crc32                    841265288\n"), "{table}");
 }
 
-/// "for every scheme of the table": one by one, as a script would ask.
+/// P63, one scheme at a time, as in a script.
 #[test]
 fn each_scheme_by_itself() {
     for (n, (scheme, number)) in GOLDEN.into_iter().enumerate() {
         let arguments: &[&str] = match n {
-            0..FIRST_TOOL => &["--hash", scheme, "backup"],
-            FIRST_TOOL..16 => &["--hash", scheme, "--dbname", "app"],
+            0..FIRST_TOOL_SCHEME => &["--hash", scheme, "backup"],
+            FIRST_TOOL_SCHEME..16 => &["--hash", scheme, "--dbname", "app"],
             _ => &["--hash", scheme],
         };
         let output = key(arguments).output();
@@ -90,31 +90,31 @@ fn each_scheme_by_itself() {
             false => assert_eq!(output.stdout(), format!("{number}\n")),
         }
     }
-    // The highest bit makes the difference between what is signed and what is not.
+    // With the highest bit set, signed and unsigned numbers differ.
     for (scheme, number) in [
         ("crc32", "2453354746"),
         ("crc32-signed", "-1841612550"),
         ("with-advisory-lock", "305871098,0"),
         ("pg-lock", "-2147483648,-1841612550"),
     ] {
-        let told = key(&["--hash", scheme, "deploy"]).output().stdout();
-        assert_eq!(told, format!("{number}\n"), "{scheme}");
+        let printed = key(&["--hash", scheme, "deploy"]).output().stdout();
+        assert_eq!(printed, format!("{number}\n"), "{scheme}");
     }
 }
 
-/// "`--hash` applies to names only: a key that is an integer or pair stays itself; `name:` forces a name."
+/// P63: a scheme applies to names only, and `name:` forces a name.
 #[test]
-fn numbers_stay_what_they_are() {
+fn numbers_are_not_hashed() {
     for given in [&["--hash", "md5"][..], &[]] {
         let keys = key(given).args(["--", "42", "1,2", "name:42", "backup"]);
-        let told = keys.env("PGLOCK_HASH", "md5").output().stdout();
-        assert_eq!(told, "42\n1,2\n-6786705937655499993\n4620783329284506538\n");
+        let printed = keys.env("PGLOCK_HASH", "md5").output().stdout();
+        assert_eq!(printed, "42\n1,2\n-6786705937655499993\n4620783329284506538\n");
     }
     let overridden = key(&["--hash", "crc32", "backup"]).env("PGLOCK_HASH", "md5");
     assert_eq!(overridden.output().stdout(), "1072746924\n");
 }
 
-/// "A scheme that is a tool's own lock takes no key", and has no variable: it names the lock.
+/// P92: a scheme that is a tool's own lock takes no key, and cannot come from a variable, which must not name the lock.
 #[test]
 fn senseless_combinations_are_refused() {
     for arguments in [
@@ -148,7 +148,7 @@ fn senseless_combinations_are_refused() {
     }
 }
 
-/// "each SQL expression evaluated by the server equals the printed number", for awkward names and databases too.
+/// P62, for every scheme, with awkward names of keys and databases.
 #[test]
 fn the_server_computes_the_same_numbers() {
     let server = Server::shared();
@@ -162,14 +162,14 @@ fn the_server_computes_the_same_numbers() {
         "schl\u{fc}ssel-\u{9375}-\u{1f511}",
     ] {
         let table = |more: &[&str]| {
-            let asked = key(&["--hash", "all"]).args(more).args(["--", name]);
-            asked.output().stdout()
+            let table = key(&["--hash", "all"]).args(more).args(["--", name]);
+            table.output().stdout()
         };
         let (numbers, expressions) = (table(&["--dbname", &database]), table(&["--sql"]));
         for (number, expression) in numbers.lines().zip(expressions.lines()) {
             let (scheme, expression) = expression.split_once(' ').unwrap();
             let number = number.split_once(' ').unwrap().1.trim();
-            if is_known(server, scheme) {
+            if is_supported(server, scheme) {
                 let computed = rows(&mut client, &format!("SELECT {expression}"));
                 let number = match number.strip_prefix("computed by the server: ") {
                     Some(sql) => rows(&mut client, &format!("SELECT {sql}"))[0].clone(),
@@ -181,40 +181,40 @@ fn the_server_computes_the_same_numbers() {
     }
 }
 
-/// "hashtext/hashtextextended equal the server's"
+/// P63, for `hashtext` and `hashtextextended`.
 #[test]
-fn functions_of_the_server_are_the_servers() {
+fn functions_of_the_server_are_computed_by_the_server() {
     let server = Server::shared();
     for (scheme, function) in [("hashtext", "hashtext('"), ("hashtextextended", "hashtextextended('")] {
         let name = unique("it_is");
         let rest = if scheme == "hashtext" { "')" } else { "', 0)" };
-        if is_known(server, scheme) {
+        if is_supported(server, scheme) {
             let number = server.value(&format!("SELECT {function}{name}{rest}"));
             let run = server.run(&name).args(["--hash", scheme]);
-            let told = run.sh("echo $PGLOCK_KEY $PGLOCK_KEY_ID").output().stdout();
-            assert_eq!(told, format!("{name} {number}\n"));
+            let printed = run.sh("echo $PGLOCK_KEY $PGLOCK_KEY_ID").output().stdout();
+            assert_eq!(printed, format!("{name} {number}\n"));
         }
     }
 }
 
-/// "an application holding the lock by plain SQL excludes pglock, and the other way round"
+/// P63: whichever of the two acquires the lock, the other one cannot.
 #[test]
 fn an_application_and_pglock_exclude_each_other() {
     let server = server_with_app(&[]);
     let mut application = server.client_of("app");
     for (n, (scheme, number)) in GOLDEN.into_iter().enumerate() {
-        if !is_known(&server, scheme) {
+        if !is_supported(&server, scheme) {
             continue;
         }
         let run = || {
             let run = server.pglock().env("PGDATABASE", "app");
             let run = run.args(["run", "--hash", scheme]);
-            match n < FIRST_TOOL {
+            match n < FIRST_TOOL_SCHEME {
                 true => run.args(["--key", "backup"]),
                 false => run,
             }
         };
-        assert!(takes(&mut application, number), "{scheme}");
+        assert!(acquires(&mut application, number), "{scheme}");
         let output = run().args(["--no-wait", "--", "true"]).output();
         let line = output.code(75).stderr_line();
         assert!(
@@ -222,18 +222,17 @@ fn an_application_and_pglock_exclude_each_other() {
             "{output}"
         );
         assert!(number.starts_with('h') || line.contains(number), "{output}");
-        gives_back(&mut application, number);
+        releases(&mut application, number);
 
         let holder = run().holding();
-        assert!(!takes(&mut application, number), "{scheme}");
+        assert!(!acquires(&mut application, number), "{scheme}");
         holder.finish().code(0).silent();
-        assert!(takes(&mut application, number), "{scheme}");
-        gives_back(&mut application, number);
+        assert!(acquires(&mut application, number), "{scheme}");
+        releases(&mut application, number);
     }
 }
 
-/// The same with the words of Rails and sqlx, in the database where they are: the lock is that of the *current*
-/// database, and the job is told which it is.
+/// P63, P4: the lock of Rails and sqlx is that of the *current* database, and the job learns which one it is.
 #[test]
 fn the_lock_of_a_migration_is_that_of_its_database() {
     let server = server_with_app(&[]);
@@ -245,9 +244,9 @@ fn the_lock_of_a_migration_is_that_of_its_database() {
             let run = server.pglock().env("PGDATABASE", database);
             run.args(["run", "--hash", scheme])
         };
-        let told = |database| run(database).sh("echo $PGLOCK_KEY $PGLOCK_KEY_ID").output().stdout();
-        assert_eq!(told("app"), format!("{scheme} {number}\n"));
-        assert_eq!(told("postgres"), format!("{scheme} {other}\n"));
+        let printed = |database| run(database).sh("echo $PGLOCK_KEY $PGLOCK_KEY_ID").output().stdout();
+        assert_eq!(printed("app"), format!("{scheme} {number}\n"));
+        assert_eq!(printed("postgres"), format!("{scheme} {other}\n"));
         let holder = run("app").holding();
         let name = "SELECT application_name FROM pg_stat_activity WHERE application_name LIKE 'pglock:%'";
         let name = server.value(name);
@@ -258,7 +257,7 @@ fn the_lock_of_a_migration_is_that_of_its_database() {
     }
 }
 
-/// A key that the server has computed is waited for as any other, shared or not.
+/// P64: pglock waits for a key that the server computes as for any other, shared or not.
 #[test]
 fn a_computed_key_is_waited_for() {
     let server = Server::shared();
@@ -266,23 +265,23 @@ fn a_computed_key_is_waited_for() {
     let call = format!("hashtext('{name}')");
     let mut application = server.client();
     for mode in [&[][..], &["--shared"]] {
-        assert!(takes(&mut application, &call));
+        assert!(acquires(&mut application, &call));
         let run = server.run(&name).args(["--hash", "hashtext"]).args(mode);
         let mut waiter = run.sh("echo mine; read -r _; exit 0").spawn();
         let waiting = format!(
             "SELECT 1 FROM pg_locks WHERE NOT granted AND objsubid = 1 AND locktype = 'advisory' \
              AND objid = ({call}::bigint & 4294967295)::oid"
         );
-        eventually(SOON, "one who waits", || !server.sql(&waiting).is_empty());
+        eventually(SOON, "a waiter", || !server.sql(&waiting).is_empty());
         assert!(waiter.lives() && waiter.stdout().is_empty());
-        gives_back(&mut application, &call);
+        releases(&mut application, &call);
         waiter.await_stdout("mine\n");
-        assert!(!takes(&mut application, &call));
+        assert!(!acquires(&mut application, &call));
         waiter.finish().code(0).silent();
     }
 }
 
-/// "The client must use the server's current_database(): a pooler's alias may differ from the dbname asked for."
+/// P63: a pooler may call the database by another name than the server, whose name decides.
 #[test]
 fn behind_a_pooler_the_database_is_that_of_the_server() {
     let server = server_with_app(&[]);
@@ -293,18 +292,18 @@ fn behind_a_pooler_the_database_is_that_of_the_server() {
         run.args(["run", "--hash", "rails-migrate"])
     };
     let mut application = server.client_of("app");
-    assert!(takes(&mut application, "6939591962871035475"));
+    assert!(acquires(&mut application, "6939591962871035475"));
     let output = run().args(["-n", "true"]).output();
     let line = output.code(75).stderr_line();
     assert!(line.contains("(6939591962871035475) in database \"app\""), "{output}");
-    gives_back(&mut application, "6939591962871035475");
+    releases(&mut application, "6939591962871035475");
     let holder = run().holding();
-    assert!(!takes(&mut application, "6939591962871035475"));
+    assert!(!acquires(&mut application, "6939591962871035475"));
     holder.finish().code(0).silent();
-    assert!(takes(&mut application, "6939591962871035475"));
+    assert!(acquires(&mut application, "6939591962871035475"));
 }
 
-/// "computed by the server in the same round trip as the first try"
+/// P64
 #[test]
 fn computing_a_key_costs_no_round_trip() {
     let server = server_with_app(&["log_statement=all"]);
@@ -312,7 +311,7 @@ fn computing_a_key_costs_no_round_trip() {
         let before = server.log().len();
         let run = server.pglock().env("PGDATABASE", "app").arg("run");
         run.args(arguments).args(["--", "true"]).output().code(0).silent();
-        // The log is written before the answer is sent.
+        // The server writes its log before it replies.
         let log = server.log()[before..].to_owned();
         log.matches("statement:").count()
     };
@@ -322,46 +321,46 @@ fn computing_a_key_costs_no_round_trip() {
     assert_eq!(statements(&["--hash", "hashtext", "--key", "backup"]), known);
 }
 
-/// A key that the server computes is one of several, has slots and is waited for in line, as any other.
+/// P64: a key that the server computes can be one of several, can have slots, and can be waited for with `--fair`.
 #[test]
-fn a_computed_key_goes_with_everything_else() {
+fn a_computed_key_combines_with_keys_slots_and_fair() {
     let server = Server::shared();
     let mut application = server.client();
     let (name, pair) = (unique("combined"), format!("77,{}", std::process::id()));
     let hashed = format!("hashtext('{name}')");
     let number = server.value(&format!("SELECT {hashed}"));
     let run = || server.run(&name).args(["--hash", "hashtext"]);
-    let told = "echo $PGLOCK_KEY_ID $PGLOCK_SLOT";
+    let show_lock = "echo $PGLOCK_KEY_ID $PGLOCK_SLOT";
 
-    // Several, of which the server computes one: either holder keeps it out, and nothing is left of the other.
+    // Several keys, one of them computed by the server: if either is held, pglock acquires neither.
     for scope in ["session", "transaction"] {
         let both = || run().args(["--scope", scope, "--key", &pair]);
-        for (held, other, words) in [
+        for (held, other, start) in [
             (&hashed, &pair, format!("key \"{name}\" ({number}) in ")),
             (&pair, &hashed, format!("key {pair} in ")),
         ] {
-            assert!(takes(&mut application, held));
+            assert!(acquires(&mut application, held));
             let output = both().args(["--no-wait", "--", "true"]).output();
             let line = output.code(75).stderr_line();
-            assert!(line.starts_with(&words), "{line}");
-            assert!(takes(&mut application, other));
-            gives_back(&mut application, other);
-            let waiter = both().sh(told).spawn();
-            gives_back(&mut application, held);
+            assert!(line.starts_with(&start), "{line}");
+            assert!(acquires(&mut application, other));
+            releases(&mut application, other);
+            let waiter = both().sh(show_lock).spawn();
+            releases(&mut application, held);
             assert_eq!(waiter.finish().stdout(), format!("{number} {pair}\n"));
         }
         let holder = both().holding();
-        assert!(!takes(&mut application, &hashed) && !takes(&mut application, &pair));
+        assert!(!acquires(&mut application, &hashed) && !acquires(&mut application, &pair));
         holder.finish().code(0).silent();
     }
-    // The same lock under two names is taken, and given back, once.
-    let twice = run().args(["--key", &number]).sh(told).output().stdout();
+    // The same lock under two names is acquired and released once.
+    let twice = run().args(["--key", &number]).sh(show_lock).output().stdout();
     assert_eq!(twice, format!("{number} {number}\n"));
 
-    // A plain holder has slot 0 of two, and whoever comes takes the other one.
+    // A plain holder has slot 0 of two, and the next pglock acquires the other one.
     let slots = || run().args(["--slots", "2"]);
-    assert!(takes(&mut application, &hashed));
-    assert_eq!(slots().sh(told).output().stdout(), format!("{number} 1\n"));
+    assert!(acquires(&mut application, &hashed));
+    assert_eq!(slots().sh(show_lock).output().stdout(), format!("{number} 1\n"));
     let holder = slots().holding();
     let output = slots().args(["--no-wait", "--", "true"]).output();
     let line = output.code(75).stderr_line();
@@ -369,37 +368,37 @@ fn a_computed_key_goes_with_everything_else() {
         line.starts_with(&format!("all 2 slots of key \"{name}\" ({number}) in ")),
         "{line}"
     );
-    let waiter = slots().sh(told).spawn();
-    gives_back(&mut application, &hashed);
+    let waiter = slots().sh(show_lock).spawn();
+    releases(&mut application, &hashed);
     assert_eq!(waiter.finish().stdout(), format!("{number} 0\n"));
     holder.finish().code(0).silent();
 
-    // Those in line wait for a plain holder, each in its turn.
-    assert!(takes(&mut application, &hashed));
+    // Queued waiters wait for a plain holder, each in its turn.
+    assert!(acquires(&mut application, &hashed));
     let fair = || run().arg("--fair");
     let first = fair().sh("echo first; read -r _; exit 0").spawn();
     let tickets = "SELECT 1 FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory' \
                    AND l.objsubid = 2 AND l.mode = 'ExclusiveLock' AND a.application_name LIKE 'pglock:";
-    let in_line = || server.sql(&format!("{tickets}{name}%'")).len();
-    eventually(SOON, "a ticket", || in_line() == 1);
+    let tickets_held = || server.sql(&format!("{tickets}{name}%'")).len();
+    eventually(SOON, "a ticket", || tickets_held() == 1);
     let second = fair().sh("echo second").spawn();
-    eventually(SOON, "another", || in_line() == 2);
-    gives_back(&mut application, &hashed);
+    eventually(SOON, "another", || tickets_held() == 2);
+    releases(&mut application, &hashed);
     first.await_stdout("first\n");
-    assert!(!takes(&mut application, &hashed) && second.stdout().is_empty());
+    assert!(!acquires(&mut application, &hashed) && second.stdout().is_empty());
     first.finish().code(0).silent();
     assert_eq!(second.finish().stdout(), "second\n");
-    assert!(takes(&mut application, &hashed));
-    gives_back(&mut application, &hashed);
+    assert!(acquires(&mut application, &hashed));
+    releases(&mut application, &hashed);
 }
 
-/// Whether the application gets the lock, with these arguments of the function.
-fn takes(application: &mut Client, arguments: &str) -> bool {
+/// Returns whether the application acquires the lock with these arguments of the function.
+fn acquires(application: &mut Client, arguments: &str) -> bool {
     let sql = format!("SELECT pg_try_advisory_lock({arguments})");
     rows(application, &sql) == [["t"]]
 }
 
-fn gives_back(application: &mut Client, arguments: &str) {
+fn releases(application: &mut Client, arguments: &str) {
     let sql = format!("SELECT pg_advisory_unlock({arguments})");
     assert_eq!(rows(application, &sql), [["t"]]);
 }

@@ -1,14 +1,14 @@
-//! "One fixed 64-bit hash with golden vectors": `pglock key`, without a server, and its SQL, with one.
+//! `pglock key`, which needs no server, and the SQL that it prints, evaluated by one.
 
 use crate::support::pglock::Pglock;
-use crate::support::server::Server;
+use crate::support::server::{Server, rows};
 use std::process::Stdio;
 
 fn key(arguments: &[&str]) -> String {
     Pglock::alone().arg("key").args(arguments).output().stdout()
 }
 
-/// "anything else is a name and is hashed: SHA-256, first 8 bytes, big-endian, signed"
+/// P60
 #[test]
 fn the_golden_vectors() {
     assert_eq!(key(&["backup"]), "6111399565520850680\n");
@@ -31,7 +31,7 @@ fn the_golden_vectors() {
     );
 }
 
-/// "each has a decided, documented answer": what only looks like a number is refused, with both ways out.
+/// P61
 #[test]
 fn what_only_looks_like_a_number_is_refused() {
     for given in [
@@ -50,8 +50,7 @@ fn what_only_looks_like_a_number_is_refused() {
     }
 }
 
-/// "`--sql`, the expression that computes them": the server comes to the same number, under either setting of
-/// `standard_conforming_strings`.
+/// P62, under either setting of `standard_conforming_strings`.
 #[test]
 fn the_server_computes_the_same_numbers() {
     let names = [
@@ -73,7 +72,7 @@ fn the_server_computes_the_same_numbers() {
     let numbers = key(&arguments);
     let server = Server::shared();
     if server.version() < 11 {
-        return; // It has no sha256 to compute with.
+        return; // It has no function sha256.
     }
     for setting in ["on", "off"] {
         let mut client = server.client();
@@ -81,7 +80,7 @@ fn the_server_computes_the_same_numbers() {
         client.batch_execute(&set).unwrap();
         for (name, number) in names.iter().zip(numbers.lines()) {
             let expression = key(&["--sql", "--", name]);
-            let computed = crate::support::server::rows(&mut client, &format!("SELECT {expression}"));
+            let computed = rows(&mut client, &format!("SELECT {expression}"));
             assert_eq!(computed, [[number]], "{name:?}: {expression}");
         }
     }
@@ -90,7 +89,7 @@ fn the_server_computes_the_same_numbers() {
     assert_eq!(server.sql(&format!("SELECT {pair}")), [["-1", "2147483647"]]);
 }
 
-/// "A reader that has seen enough (`| head`) is no error."
+/// A reader that closes the pipe early (`| head`) is no error.
 #[test]
 fn a_closed_pipe_is_no_error() {
     let (reader, writer) = std::io::pipe().unwrap();

@@ -1,4 +1,4 @@
-//! `pglock list`: everybody who holds or waits, and what is known of them.
+//! `pglock list` shows every holder and waiter, and what is known about them.
 
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Pglock, Running};
@@ -8,7 +8,7 @@ use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
 use serde_json::Value;
 
-/// The locks that `pglock list` shows, run as it is.
+/// Returns the locks that this `pglock list` shows.
 #[track_caller]
 fn locks(list: Pglock) -> Vec<Value> {
     let output = list.arg("--json").output();
@@ -21,25 +21,26 @@ fn list(server: &Server) -> Pglock {
     server.pglock().arg("list")
 }
 
-/// Those of a key.
+/// Returns the locks that `pglock list` shows for a key.
 #[track_caller]
-fn of(server: &Server, key: &str) -> Vec<Value> {
+fn locks_of(server: &Server, key: &str) -> Vec<Value> {
     locks(list(server).args(["--key", key]))
 }
 
-/// Waits until the list of a key has so many lines.
+/// Waits until the list of a key has so many entries.
 #[track_caller]
 fn await_count(server: &Server, key: &str, count: usize) -> Vec<Value> {
     await_list(server, key, |found| found.len() == count)
 }
 
-/// Waits until the list of a key is so. Between two tries a waiter stands in no queue, and less is known of it.
+/// Waits until the list of a key satisfies the condition. Between two attempts a waiter is in no queue, and less is
+/// known about it.
 #[track_caller]
-fn await_list(server: &Server, key: &str, is: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+fn await_list(server: &Server, key: &str, is_expected: impl Fn(&[Value]) -> bool) -> Vec<Value> {
     let mut found = Vec::new();
-    eventually(SOON, &format!("the list of {key} to be so"), || {
-        found = of(server, key);
-        is(&found)
+    eventually(SOON, &format!("the expected list of {key}"), || {
+        found = locks_of(server, key);
+        is_expected(&found)
     });
     found
 }
@@ -52,8 +53,7 @@ fn waiting(server: &Server, key: &str, options: &[&str]) -> Running {
     server.run(key).args(options).sh("echo mine").spawn()
 }
 
-/// "holders and waiters ...: key as number and, where known from application_name, as name; mode, scope, slot, state
-/// (holding / waiting, since when, behind whom), host, pid, user, client address, backend pid, job"
+/// P72
 #[test]
 fn holders_and_waiters_are_shown_with_all_that_is_known() {
     let server = Server::shared();
@@ -90,7 +90,7 @@ fn holders_and_waiters_are_shown_with_all_that_is_known() {
     assert_eq!(waits["behind"], Value::Array(vec![held["backend_pid"].clone()]));
     assert_eq!((&waits["pid"], &waits["job"]), (&pid(&waiter), &"sh".into()));
     assert_eq!(waits["client_address"], Value::Null);
-    // Times are the server's.
+    // Times are those of the server's clock.
     let connected = |pid: &Value| {
         let sql = "SELECT to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
         server.value(&format!("{sql} FROM pg_stat_activity WHERE pid = {}", backend(pid)))
@@ -101,7 +101,7 @@ fn holders_and_waiters_are_shown_with_all_that_is_known() {
     waiter.finish().code(0);
 }
 
-/// "Exit 0, or 75 with `--key` when it is held (so scripts can ask)"
+/// P73
 #[test]
 fn the_exit_status_tells_whether_a_key_is_held() {
     let server = Server::shared();
@@ -120,9 +120,9 @@ fn the_exit_status_tells_whether_a_key_is_held() {
     ask(&key).code(0);
 }
 
-/// "since when": from when the lock came, not from when the session began; and heartbeats do not move it.
+/// P72: `since` is when the lock was acquired, not when the session started, and heartbeats do not change it.
 #[test]
-fn since_is_when_the_lock_came() {
+fn since_is_when_the_lock_was_acquired() {
     let server = Server::shared();
     let key = unique("since");
     let first = server.run(&key).holding();
@@ -132,14 +132,14 @@ fn since_is_when_the_lock_came() {
         .sh("echo ready; read -r _; exit 0")
         .spawn();
     await_count(server, &key, 2);
-    let begun = of(server, &key)[1]["connected_since"].clone();
-    // The second's clock has seconds; so wait until the next one.
+    let begun = locks_of(server, &key)[1]["connected_since"].clone();
+    // The time is in whole seconds; wait for the next one.
     eventually(SOON, "another second", || {
         server.value("SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')") != begun
     });
     first.finish().code(0);
     second.await_stdout("ready\n");
-    let at = of(server, &key)[0].clone();
+    let at = locks_of(server, &key)[0].clone();
     assert_eq!((&at["state"], &at["connected_since"]), (&"holding".into(), &begun));
     let since = at["since"].as_str().unwrap().to_owned();
     assert!(since.as_str() > begun.as_str().unwrap(), "{at}");
@@ -153,21 +153,21 @@ fn since_is_when_the_lock_came() {
         seen.len() >= 4
     });
     let second_later = |text: &str| text[text.len() - 3..text.len() - 1].parse::<i32>().unwrap();
-    let now = of(server, &key)[0]["since"].as_str().unwrap().to_owned();
-    // The two are counted from two moments of one round trip, which can lie on both sides of a second.
+    let now = locks_of(server, &key)[0]["since"].as_str().unwrap().to_owned();
+    // They are read at two times of one round trip, between which the second can change.
     let apart = (second_later(&now) - second_later(&since)).rem_euclid(60);
     assert!([0, 1, 59].contains(&apart), "{since} {now}");
     second.finish().code(0);
 }
 
-/// "N must agree: say so, and make `list` show it"
+/// P72: `list` shows which slot each holder has, and the N that each was given.
 #[test]
 fn slots_are_shown_with_their_number_and_n() {
     let server = Server::shared();
     let key = unique("slots");
     let slots = |count: &str| server.run(&key).args(["--slots", count]);
     let holders: Vec<Running> = (0..3).map(|_| slots("3").holding()).collect();
-    // Who thinks that there are four.
+    // This one was given another N.
     let odd = slots("4").holding();
     let waiters: Vec<Running> = (0..2).map(|_| slots("3").sh("echo mine").spawn()).collect();
     let found = await_list(server, &key, |found| {
@@ -176,41 +176,46 @@ fn slots_are_shown_with_their_number_and_n() {
     let held: Vec<_> = found.iter().filter(|lock| lock["state"] == "holding").collect();
     let numbers: Vec<_> = held.iter().map(|lock| lock["slot"].as_i64().unwrap()).collect();
     assert_eq!(numbers, [0, 1, 2, 3]);
-    let told: Vec<_> = held.iter().map(|lock| lock["slots"].as_i64().unwrap()).collect();
-    assert_eq!(told, [3, 3, 3, 4]);
+    let counts: Vec<_> = held.iter().map(|lock| lock["slots"].as_i64().unwrap()).collect();
+    assert_eq!(counts, [3, 3, 3, 4]);
     assert!(found.iter().all(|lock| lock["name"] == key.as_str()), "{found:?}");
     let waits: Vec<_> = found.iter().filter(|lock| lock["state"] == "waiting").collect();
     assert_eq!(waits[0]["slot"], Value::Null);
     assert_eq!(waits[0]["slots"], 3);
-    // The first in line is behind all who hold; the second behind the first.
+    // The first in the queue waits for all holders, the second for the first.
     assert_eq!(waits[0]["behind"].as_array().unwrap().len(), 4);
     assert_eq!(waits[1]["behind"], Value::Array(vec![waits[0]["backend_pid"].clone()]));
     let table = String::from_utf8(list(server).args(["--key", &key]).output().stdout).unwrap();
     assert!(table.contains(&format!("{key} slot 3/4 ")), "{table}");
     assert!(table.contains(&format!("{key} slots=3 ")), "{table}");
     odd.finish().code(0);
-    holders.into_iter().for_each(|it| drop(it.finish().code(0).stdout()));
-    waiters.into_iter().for_each(|it| drop(it.finish().code(0).stdout()));
+    for running in holders {
+        running.finish().stdout();
+    }
+    for running in waiters {
+        running.finish().stdout();
+    }
 }
 
-/// Those who wait in line are shown in their order, each behind the one before it, and no ticket is shown as a lock.
+/// P72, P35: queued waiters are shown in their order, each behind the one before it, and tickets are not shown as
+/// locks.
 #[test]
-fn a_line_is_shown_in_its_order() {
+fn a_queue_is_shown_in_its_order() {
     let server = Server::shared();
     let database = server.database();
     let key = unique("line");
     let here = |pglock: Pglock| pglock.env("PGDATABASE", &database);
     let holder = here(server.run(&key)).holding();
-    let mut line: Vec<Running> = Vec::new();
+    let mut queue: Vec<Running> = Vec::new();
     let show = || locks(here(list(server)));
     for count in 1..=3 {
-        line.push(here(server.run(&key)).args(["--fair", "true"]).spawn());
-        eventually(SOON, "one more in line", || show().len() == count + 1);
+        queue.push(here(server.run(&key)).args(["--fair", "true"]).spawn());
+        eventually(SOON, "one more in the queue", || show().len() == count + 1);
     }
     eventually(SOON, "each behind the one before it", || {
         let found = show();
         let ids: Vec<&Value> = found.iter().map(|lock| &lock["pid"]).collect();
-        let expected: Vec<Value> = [&holder].into_iter().chain(&line).map(pid).collect();
+        let expected: Vec<Value> = [&holder].into_iter().chain(&queue).map(pid).collect();
         let in_order = ids == expected.iter().collect::<Vec<_>>();
         in_order
             && found
@@ -218,12 +223,14 @@ fn a_line_is_shown_in_its_order() {
                 .all(|two| two[1]["behind"] == Value::Array(vec![two[0]["backend_pid"].clone()]))
     });
     holder.finish().code(0);
-    line.into_iter().for_each(|it| drop(it.finish().code(0).stdout()));
+    for running in queue {
+        running.finish().stdout();
+    }
 }
 
-/// "pglock's and anybody else's"; "key as number and, where known ..., as name", whatever scheme has made the number.
+/// P72: the name is shown for every scheme, and locks of other clients are shown too.
 #[test]
-fn numbers_are_named_whatever_the_scheme_and_others_are_shown_too() {
+fn keys_are_named_for_every_scheme_and_locks_of_other_clients_are_shown() {
     let server = Server::shared();
     let database = server.database();
     let here = |pglock: Pglock| pglock.env("PGDATABASE", &database);
@@ -265,35 +272,37 @@ fn numbers_are_named_whatever_the_scheme_and_others_are_shown_too() {
     assert_eq!((&other["mode"], &other["host"]), (&"shared".into(), &Value::Null));
     assert_eq!((&other["scope"], &other["since"]), (&Value::Null, &Value::Null));
     assert!(other["connected_since"].is_string(), "{other}");
-    // The key of whoever looks is resolved as `run` does it.
+    // `list` resolves a key as `run` does.
     let computed = here(list(server))
         .args(["--hash", "hashtext", "-k", "computed"])
         .output();
     assert!(String::from_utf8_lossy(&computed.code(75).stdout).contains("computed"));
     here(list(server)).args(["--hash", "rails-migrate"]).output().code(75);
     here(list(server)).args(["-k", "hashed"]).output().code(0);
-    running.into_iter().for_each(|it| drop(it.finish().code(0).stdout()));
+    for running in running {
+        running.finish().stdout();
+    }
 }
 
-/// "what an unprivileged role cannot see is said once, with the remedy (`pg_read_all_stats`)"
+/// P74
 #[test]
-fn what_a_role_is_not_shown_is_said_once() {
+fn what_a_role_may_not_see_is_stated_once() {
     let server = Server::shared();
     let (key, role) = (unique("hidden"), unique("role"));
     server.sql(&format!("CREATE ROLE {role} LOGIN"));
     let holder = server.run(&key).holding();
-    let others = server.run(&key).arg("--no-wait").args(["-E", "0", "-q", "true"]);
-    others.output().code(0).silent();
+    let conflict = server.run(&key).arg("--no-wait").args(["-E", "0", "-q", "true"]);
+    conflict.output().code(0).silent();
     let look = || {
         let list = list(server).env("PGUSER", &role).env("PGDATABASE", "postgres");
         list.args(["--key", &key, "--json"]).output()
     };
     let partial = look();
-    let words = String::from_utf8_lossy(&partial.stderr);
-    assert_eq!(words.lines().count(), 1, "{words}");
+    let text = String::from_utf8_lossy(&partial.stderr);
+    assert_eq!(text.lines().count(), 1, "{text}");
     assert!(
-        words.contains(&format!("GRANT pg_read_all_stats TO \"{role}\"")),
-        "{words}"
+        text.contains(&format!("GRANT pg_read_all_stats TO \"{role}\"")),
+        "{text}"
     );
     let value: Value = serde_json::from_slice(&partial.code(75).stdout).unwrap();
     assert_eq!(value["complete"], false);
@@ -311,9 +320,9 @@ fn what_a_role_is_not_shown_is_said_once() {
     holder.finish().code(0);
 }
 
-/// "polling waiters (through poolers) visible too"; and those who have gone are not.
+/// P72: waiters that poll through a pooler are shown, and no longer when they have gone.
 #[test]
-fn those_who_ask_through_a_pooler_are_shown() {
+fn polling_waiters_are_shown() {
     let server = Server::shared();
     let bouncer = PgBouncer::with(server, &["pool_mode=transaction"]);
     let key = unique("pooled");
@@ -324,8 +333,8 @@ fn those_who_ask_through_a_pooler_are_shown() {
     assert_eq!((&held["state"], &held["pid"]), (&"holding".into(), &pid(&holder)));
     assert_eq!((&held["scope"], &held["job"]), (&"transaction".into(), &"sh".into()));
     assert!(held["since"].is_string(), "{held}");
-    let mut seen: Vec<i64> = found[1..].iter().map(|it| it["pid"].as_i64().unwrap()).collect();
-    let mut expected: Vec<i64> = waiters.iter().map(|it| it.pid().as_raw().into()).collect();
+    let mut seen: Vec<i64> = found[1..].iter().map(|lock| lock["pid"].as_i64().unwrap()).collect();
+    let mut expected: Vec<i64> = waiters.iter().map(|running| running.pid().as_raw().into()).collect();
     seen.sort();
     expected.sort();
     assert_eq!(seen, expected);
@@ -337,14 +346,16 @@ fn those_who_ask_through_a_pooler_are_shown() {
         assert_eq!(waits["behind"], Value::Array(vec![held["backend_pid"].clone()]));
     }
     holder.finish().code(0);
-    waiters.into_iter().for_each(|it| drop(it.finish().code(0).stdout()));
-    // Their names are left with the sessions of the pool, but nobody waits.
+    for running in waiters {
+        running.finish().stdout();
+    }
+    // The sessions of the pool keep their names, but none waits.
     assert_eq!(await_count(server, &key, 0), [Value::Null; 0]);
 }
 
-/// Only the program is named: its arguments could hold a secret.
+/// P82: only the program is named, since its arguments may contain a secret.
 #[test]
-fn the_arguments_of_the_job_are_not_told() {
+fn the_arguments_of_the_job_are_not_shown() {
     let server = Server::shared();
     let key = unique("secret");
     let holder =
@@ -362,9 +373,9 @@ fn the_arguments_of_the_job_are_not_told() {
     drop(holder);
 }
 
-/// "[--watch]": until the reader has gone; each time an object in a line of its own, or a table.
+/// `--watch` repeats until the reader closes the pipe: a table each time or, with `--json`, an object per line.
 #[test]
-fn watching_goes_on_until_nobody_reads() {
+fn watch_repeats_until_the_reader_closes_the_pipe() {
     let server = Server::shared();
     let key = unique("watched");
     let watch = list(server).args(["--watch", "--json", "--key", &key]);
@@ -389,7 +400,7 @@ fn watching_goes_on_until_nobody_reads() {
     drop(holder);
 }
 
-/// "Fits 80 columns, wide on wide terminals"; at 80x24 and 40x10.
+/// P72, on screens of 80, 40 and 200 columns.
 #[test]
 fn the_table_fits_the_screen() {
     let server = Server::shared();
@@ -420,9 +431,9 @@ fn the_table_fits_the_screen() {
     waiter.finish().code(0);
 }
 
-/// `--watch` on a terminal stays on one screen.
+/// `--watch` on a terminal shows one screen.
 #[test]
-fn watching_shows_one_screen() {
+fn watch_fits_one_screen() {
     let server = Server::shared();
     let database = server.database();
     let screen = Screen::new(server, (40, 10), &[("PGDATABASE", &database)]);
@@ -437,7 +448,9 @@ fn watching_shows_one_screen() {
     assert_eq!(full.len(), 10);
     assert!(full[0].starts_with("pglock list, database "), "{full:?}");
     assert_eq!(full[9], "(5 more)");
-    holders.into_iter().for_each(|it| drop(it.finish().code(0).stdout()));
+    for running in holders {
+        running.finish().stdout();
+    }
     screen.expect("empty list again", |lines| {
         lines.len() == 2 && lines.iter().any(|line| line == nothing)
     });
@@ -445,11 +458,11 @@ fn watching_shows_one_screen() {
     screen.expect("prompt", |lines| lines.last().is_some_and(|line| line.ends_with('$')));
 }
 
-/// "The server shows it in a comment in front of pglock's messages", and so does whatever a stranger writes there:
-/// nobody's list ends in an error by it.
+/// P72: pglock reads comments in queries and application names, in which other clients can write anything: none of it
+/// makes `list` fail.
 #[test]
-fn what_strangers_write_into_comments_and_names_does_no_harm() {
-    let (server, key) = (Server::shared(), unique("stranger"));
+fn odd_comments_and_names_of_other_clients_do_no_harm() {
+    let (server, key) = (Server::shared(), unique("odd"));
     let pglock = server.run(&key).holding();
     let long = "9".repeat(400);
     let odd = [
@@ -461,7 +474,7 @@ fn what_strangers_write_into_comments_and_names_does_no_harm() {
         &long,
         "0.000' OR 'x",
     ];
-    let strangers: Vec<_> = odd
+    let clients: Vec<_> = odd
         .iter()
         .enumerate()
         .map(|(n, odd)| {
@@ -479,12 +492,12 @@ fn what_strangers_write_into_comments_and_names_does_no_harm() {
         })
         .collect();
     let held = locks(list(server));
-    assert!(held.len() > strangers.len(), "{held:?}");
+    assert!(held.len() > clients.len(), "{held:?}");
     let pid = self::pid(&pglock);
     assert!(held.iter().any(|lock| lock["pid"] == pid), "{held:?}");
     let conflict = server.run(&key).args(["-n", "true"]).output();
     assert!(conflict.code(75).stderr_line().contains(" is held by "), "{conflict}");
     list(server).args(["--key", &key]).output().code(75);
-    drop(strangers);
+    drop(clients);
     pglock.finish().code(0);
 }

@@ -1,4 +1,4 @@
-//! The operator's commands: `check`, `list`, `evict` and `key`.
+//! The subcommands `check`, `list`, `evict` and `key`.
 
 mod check;
 mod evict;

@@ -144,7 +144,7 @@ impl Stage {
         ] {
             names.push((name, path.to_str().unwrap().to_owned()));
         }
-        names.push(("keyed", server.folder().join("keyed").to_str().unwrap().to_owned()));
+        names.push(("keyed", server.directory().join("keyed").to_str().unwrap().to_owned()));
         Stage { server, names }
     }
 

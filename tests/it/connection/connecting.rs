@@ -25,7 +25,7 @@ fn options_override_variables_and_variables_fill_what_a_string_leaves_open() {
     let server = Server::shared();
     let (database, role) = (server.database(), unique("connecting_role"));
     server.sql(&format!("CREATE ROLE {role} LOGIN"));
-    let (port, folder) = (server.port().to_string(), server.host());
+    let (port, directory) = (server.port().to_string(), server.host());
     let tcp = server.dsn();
     let at = |run| held_at(server, run);
     // The variables of libpq, and its default: the database is called as the user is.
@@ -39,7 +39,7 @@ fn options_override_variables_and_variables_fill_what_a_string_leaves_open() {
     // DATABASE_URL decides over them, PGLOCK_DSN over that, and --dsn over all.
     assert_eq!(at(Pglock::alone().env("DATABASE_URL", &tcp)), "postgres postgres tcp");
     assert_eq!(at(elsewhere().env("DATABASE_URL", &tcp)), "postgres postgres tcp");
-    let over_socket = format!("host={folder} port={port} user={role} dbname={database}");
+    let over_socket = format!("host={directory} port={port} user={role} dbname={database}");
     let both = || {
         elsewhere()
             .env("DATABASE_URL", "host=127.0.0.1 port=1")

@@ -1,12 +1,11 @@
-//! What pglock does when somebody else holds the lock, and that it says nothing when nobody does.
+//! What pglock reports when another client holds the lock, and that it reports nothing when none does.
 
 use crate::support::pglock::Output;
 use crate::support::server::{Server, number, rows};
 use crate::support::unique;
 use std::time::Duration;
 
-/// "A held lock (75) prints one line on stderr naming key, database and holder (from its application_name, pid,
-/// since when where visible)"
+/// P70
 #[test]
 fn a_conflict_names_key_database_and_holder() {
     let server = Server::shared();
@@ -36,7 +35,7 @@ fn a_conflict_names_key_database_and_holder() {
     holder.finish().code(0);
 }
 
-/// An ordinary role may not see since when, and sees the rest. Others than pglock are named as they name themselves.
+/// P70, P74: an ordinary role does not see since when. Another client is named by its application name.
 #[test]
 fn a_conflict_names_what_an_ordinary_role_may_see() {
     let server = Server::shared();
@@ -52,7 +51,7 @@ fn a_conflict_names_what_an_ordinary_role_may_see() {
     assert!(line.ends_with(&held), "{line}");
 }
 
-/// With several holders, one is named and the others are counted.
+/// P70: of several holders, one is named and the others are counted.
 #[test]
 fn a_conflict_counts_the_other_holders() {
     let server = Server::shared();
@@ -63,9 +62,9 @@ fn a_conflict_counts_the_other_holders() {
     assert!(line.ends_with(") and 2 more; not waiting"), "{line}");
 }
 
-/// "`-q` silences it"; "`-E` changes it; `-E 0` is "skip quietly is fine""
+/// P70
 #[test]
-fn the_exit_status_and_the_words_of_a_conflict_are_the_users_to_choose() {
+fn options_choose_status_and_message_of_a_conflict() {
     let server = Server::shared();
     let key = unique("chosen");
     let holder = server.run(&key).holding();
@@ -76,7 +75,7 @@ fn the_exit_status_and_the_words_of_a_conflict_are_the_users_to_choose() {
             None => run,
         };
         let output = run.args(["--", "echo", "mine"]).output();
-        assert_eq!(output.stdout, b"", "no job was to be started");
+        assert_eq!(output.stdout, b"", "the job was started");
         output
     };
     run(&["-q"], None).code(75).silent();
@@ -85,16 +84,15 @@ fn the_exit_status_and_the_words_of_a_conflict_are_the_users_to_choose() {
     run(&["-E", "255"], None).code(255).stderr_line();
     run(&["--conflict-exit-code", "9"], None).code(9).stderr_line();
     run(&[], Some("7")).code(7).stderr_line();
-    // An option overrides its variable, and an empty variable is none.
+    // An option overrides its variable, and an empty variable counts as unset.
     run(&["-E", "9"], Some("7")).code(9).stderr_line();
     run(&[], Some("")).code(75).stderr_line();
     holder.finish().code(0);
 }
 
-/// "`-n/--no-wait` (`--nonblock`) · `-w/--wait DURATION` (`--timeout`; ... 0 = try once; none = for ever)", and
-/// `PGLOCK_WAIT`, "which an option overrides"
+/// P32
 #[test]
-fn whether_to_wait_is_said_by_option_or_variable() {
+fn options_and_a_variable_limit_the_wait() {
     let server = Server::shared();
     let key = unique("whether");
     let holder = server.run(&key).holding();
@@ -120,18 +118,18 @@ fn whether_to_wait_is_said_by_option_or_variable() {
     let line = output.code(75).stderr_line();
     assert!(line.ends_with("; gave up after 300ms"), "{output}");
     assert!(output.took > Duration::from_millis(300), "{output}");
-    // These two wait: they are in the queue, and get the lock in the end.
-    let waits = [run(&["-w", "1h"], "0").spawn(), run(&[], "").spawn()];
+    // These two wait in the queue, and acquire the lock in the end.
+    let waiters = [run(&["-w", "1h"], "0").spawn(), run(&[], "").spawn()];
     server.await_locks(&key, 1, 2);
     holder.finish().code(0);
-    for wait in waits {
-        assert_eq!(wait.finish().stdout(), "mine\n");
+    for waiter in waiters {
+        assert_eq!(waiter.finish().stdout(), "mine\n");
     }
 }
 
-/// "`-v`: each step": who holds the lock is said while waiting, too.
+/// P70: with `-v` the holder is named while pglock waits.
 #[test]
-fn a_verbose_wait_says_for_whom_it_waits() {
+fn a_verbose_wait_names_the_holder() {
     let server = Server::shared();
     let key = unique("verbose");
     let holder = server.run(&key).holding();
@@ -146,21 +144,21 @@ fn a_verbose_wait_says_for_whom_it_waits() {
     assert!(lines.contains("acquired the lock"), "{lines}");
 }
 
-/// "pglock writes only to stderr, and on a good day nothing at all": also where it waited, or the job failed.
+/// P6, also after a wait, and if the job fails.
 #[test]
-fn a_good_day_is_silent() {
+fn success_prints_nothing() {
     let server = Server::shared();
     let key = unique("silent");
     let holder = server.run(&key).holding();
-    let waits = [
+    let waiters = [
         server.run(&key).arg("true").spawn(),
         server.run(&key).args(["-w", "1h", "-s", "true"]).spawn(),
         server.run(&key).args(["false"]).spawn(),
     ];
     server.await_locks(&key, 1, 3);
     holder.finish().code(0).silent();
-    for (wait, code) in waits.into_iter().zip([0, 0, 1]) {
-        let output = wait.finish();
+    for (waiter, code) in waiters.into_iter().zip([0, 0, 1]) {
+        let output = waiter.finish();
         assert_eq!(output.code(code).silent().stdout, b"", "{output}");
     }
 }

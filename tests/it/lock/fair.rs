@@ -1,4 +1,4 @@
-//! `--fair`: strictly in the order of coming.
+//! `--fair`: strict FIFO order.
 
 use crate::support::journal::{Journal, now};
 use crate::support::pglock::Running;
@@ -7,29 +7,29 @@ use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::Signal;
 
-/// How many stand in line, on a server where nobody else uses pairs of integers.
-fn in_line(server: &Server) -> usize {
+/// Returns how many waiters are queued, on a server where no other client uses two-integer keys.
+fn tickets(server: &Server) -> usize {
     let sql = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND mode = 'ExclusiveLock'";
     server.sql(sql).len()
 }
 
-/// Waiters that note their number, each in line before the next one starts.
-fn line_up(server: &Server, key: &str, journal: &Journal, count: usize) -> Vec<Running> {
+/// Starts waiters that record their number, each queued before the next one starts.
+fn queue(server: &Server, key: &str, journal: &Journal, count: usize) -> Vec<Running> {
     let waiter = |n| {
         let job = format!("{}; note {n}", journal.note());
         let waiter = server.run(key).arg("--fair").sh(&job).spawn();
-        eventually(SOON, "a ticket", || in_line(server) == n + 1);
+        eventually(SOON, "a ticket", || tickets(server) == n + 1);
         waiter
     };
     (0..count).map(waiter).collect()
 }
 
-/// "Strict FIFO among those who ask for it, proven with 50 waiters in known order, waiters killed in the queue."
+/// P35, with waiters killed while they are queued.
 #[test]
 fn fifty_waiters_are_served_in_the_order_in_which_they_came() {
     let (server, journal) = (Server::start(), Journal::new());
     let holder = server.run("key").arg("--fair").holding();
-    let mut waiters = line_up(&server, "key", &journal, 50);
+    let mut waiters = queue(&server, "key", &journal, 50);
     let killed = [49, 31, 30, 12, 0];
     for n in killed {
         let mut waiter = waiters.remove(n);
@@ -37,8 +37,8 @@ fn fifty_waiters_are_served_in_the_order_in_which_they_came() {
         waiter.signal(signal);
         eventually(SOON, "its end", || !waiter.lives());
     }
-    // Those who are left come to know it by their tickets, which the server drops with their sessions.
-    eventually(SOON, "the tickets to be gone", || in_line(&server) == 45);
+    // The others notice by the tickets, which the server drops with the sessions.
+    eventually(SOON, "the tickets to be gone", || tickets(&server) == 45);
     holder.finish().code(0);
     for waiter in waiters {
         waiter.finish().code(0).silent();
@@ -50,16 +50,16 @@ fn fifty_waiters_are_served_in_the_order_in_which_they_came() {
         .collect();
     let expected: Vec<usize> = (0..50).filter(|n| !killed.contains(n)).collect();
     assert_eq!(served, expected);
-    assert_eq!(in_line(&server), 0);
+    assert_eq!(tickets(&server), 0);
     assert!(!server.log().contains("ERROR"), "{}", server.log());
 }
 
-/// The numbers of the tickets begin anew every 248 days; a line that is not empty then goes on in its order.
+/// P35: the numbers of the tickets start over every 248 days, and a queue that is not empty then keeps its order.
 #[test]
-fn a_line_goes_on_when_the_numbers_begin_anew() {
+fn the_order_survives_the_wraparound_of_the_numbers() {
     let (server, journal) = (Server::start(), Journal::new());
     let holder = server.run("key").holding();
-    let mut waiters = line_up(&server, "key", &journal, 1);
+    let mut waiters = queue(&server, "key", &journal, 1);
     let class = "SELECT classid::bigint::bit(32)::int FROM pg_locks WHERE objsubid = 2";
     let class = server.value(class);
     let mut last = server.client();
@@ -67,20 +67,20 @@ fn a_line_goes_on_when_the_numbers_begin_anew() {
     for n in 1..4 {
         let job = format!("{}; note {n}", journal.note());
         waiters.push(server.run("key").arg("--fair").sh(&job).spawn());
-        eventually(SOON, "a ticket", || in_line(&server) == n + 2);
+        eventually(SOON, "a ticket", || tickets(&server) == n + 2);
     }
     drop(last);
     holder.finish().code(0);
     for waiter in waiters {
         waiter.finish().code(0).silent();
     }
-    let words: Vec<String> = journal.entries().into_iter().map(|e| e.word).collect();
-    assert_eq!(words, ["0", "1", "2", "3"]);
+    let order: Vec<String> = journal.entries().into_iter().map(|e| e.word).collect();
+    assert_eq!(order, ["0", "1", "2", "3"]);
 }
 
-/// "A hand-off within 3x the plain one": from the end of a job to the beginning of the next, medians of 40.
+/// P36: from the end of a job to the start of the next one, medians of 40.
 #[test]
-fn a_hand_off_takes_at_most_three_times_the_plain_one() {
+fn a_fair_hand_off_takes_at_most_three_times_as_long() {
     let server = Server::start();
     let median = |fair: bool| {
         let key = unique("key");
@@ -94,7 +94,7 @@ fn a_hand_off_takes_at_most_three_times_the_plain_one() {
                 let holder = run().holding();
                 let waiter = run().sh("date +%s%N").spawn();
                 match fair {
-                    true => drop(eventually(SOON, "a ticket", || in_line(&server) == 1)),
+                    true => drop(eventually(SOON, "a ticket", || tickets(&server) == 1)),
                     false => server.await_locks(&key, 1, 1),
                 }
                 server.await_locks(&key, 1, 1);
@@ -111,40 +111,40 @@ fn a_hand_off_takes_at_most_three_times_the_plain_one() {
     assert!(fair < plain * 3, "{fair} {plain}");
 }
 
-/// What happens when fair and plain waiters mix: a plain one does not stand in line, and a fair one that is not the first
-/// in line does not wait for the key. Both get it.
+/// P35: a plain waiter is not queued, and a fair one that is not first in the queue does not wait for the key. Both
+/// acquire it.
 #[test]
-fn fair_and_plain_waiters_both_get_the_lock() {
+fn fair_and_plain_waiters_both_acquire_the_lock() {
     let (server, journal) = (Server::start(), Journal::new());
     let holder = server.run("key").holding();
-    let fair = line_up(&server, "key", &journal, 2);
+    let fair = queue(&server, "key", &journal, 2);
     let plain = server.run("key").sh(&format!("{}; note plain", journal.note())).spawn();
-    // The first in line and the plain one.
+    // The first in the queue and the plain one.
     server.await_locks("key", 1, 2);
     holder.finish().code(0);
     plain.finish().code(0);
-    fair.into_iter().for_each(|waiter| {
+    for waiter in fair {
         waiter.finish().code(0);
-    });
-    let words: Vec<String> = journal.entries().into_iter().map(|entry| entry.word).collect();
-    let fair: Vec<&String> = words.iter().filter(|word| *word != "plain").collect();
+    }
+    let order: Vec<String> = journal.entries().into_iter().map(|entry| entry.word).collect();
+    let fair: Vec<&String> = order.iter().filter(|word| *word != "plain").collect();
     assert_eq!(fair, ["0", "1"]);
 }
 
-/// A wait in line is a wait: limited, and over when it is over.
+/// P32, in the queue.
 #[test]
-fn a_limited_wait_in_line_ends() {
+fn a_limited_wait_in_the_queue_ends() {
     let (server, journal) = (Server::start(), Journal::new());
     let holder = server.run("key").holding();
-    let waiters = line_up(&server, "key", &journal, 2);
+    let waiters = queue(&server, "key", &journal, 2);
     for _ in 0..2 {
         let output = server.run("key").args(["--fair", "--wait", "0.4", "true"]).output();
         output.code(75);
         assert!((0.4..1.2).contains(&output.took.as_secs_f64()), "{output}");
     }
-    eventually(SOON, "its ticket to be gone", || in_line(&server) == 2);
+    eventually(SOON, "its ticket to be gone", || tickets(&server) == 2);
     holder.finish().code(0);
-    waiters.into_iter().for_each(|waiter| {
+    for waiter in waiters {
         waiter.finish().code(0);
-    });
+    }
 }

@@ -1,13 +1,13 @@
-//! "A lock without its row: 78, no job": servers that answer like PostgreSQL and lock nothing.
+//! P40: servers that respond like PostgreSQL and lock nothing.
 
 use crate::support::pgbouncer::PgBouncer;
-use crate::support::pglock::Pglock;
+use crate::support::pglock::{Output, Pglock};
 use crate::support::server::{Server, rows};
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
 
-/// What pglock takes a lock with, each by the name of its kind of arguments.
+/// The functions by which pglock acquires a lock, and what they return.
 const FUNCTIONS: [(&str, &str); 4] = [
     ("pg_try_advisory_lock", "boolean"),
     ("pg_try_advisory_xact_lock", "boolean"),
@@ -15,8 +15,8 @@ const FUNCTIONS: [(&str, &str); 4] = [
     ("pg_advisory_xact_lock", "void"),
 ];
 
-/// A PostgreSQL whose advisory locks are stubs that say yes, as those of other products are; but for the first try,
-/// which says what it is told to, so that the ways of waiting are gone too.
+/// Starts a PostgreSQL server whose advisory locks are stubs that always report success, as those of other products
+/// are. Only the first attempt reports `first`, so that waiting can be tested too.
 fn stub(first: bool) -> Server {
     let server = Server::with(&["allow_system_table_mods=on"]);
     let mut client = server.client();
@@ -45,9 +45,9 @@ fn refuses(run: Pglock) {
     assert!(line.contains("it is not in pg_locks"), "{output}");
 }
 
-/// "An impostor server (that answers `t` to the lock and has no row) is refused before the job starts."
+/// P40
 #[test]
-fn a_server_that_says_yes_and_locks_nothing_is_refused() {
+fn a_server_that_grants_without_locking_is_refused() {
     let server = stub(true);
     refuses(server.run("stubbed"));
     refuses(server.run("stubbed").arg("--no-wait"));
@@ -62,15 +62,15 @@ fn a_server_that_says_yes_and_locks_nothing_is_refused() {
     assert!(text.contains("\nrefusal  lock: "), "{output}");
 }
 
-/// The same where the lock is only had after a wait.
+/// P40, if the lock is granted after a wait.
 #[test]
-fn so_is_one_that_says_yes_after_a_wait() {
+fn so_is_one_that_grants_without_locking_after_a_wait() {
     refuses(stub(false).run("stubbed"));
 }
 
-/// "CockroachDB ... `version()`": by its name, whatever it says of its locks.
+/// P40: by its name, whatever it reports about its locks.
 #[test]
-fn a_cockroach_is_told_by_its_version() {
+fn cockroachdb_is_recognized_by_its_version() {
     let row = [
         ("version", "CockroachDB CCL v25.1.0 (x86_64-pc-linux-gnu)"),
         ("standby", "f"),
@@ -91,15 +91,15 @@ fn a_cockroach_is_told_by_its_version() {
         send(out, b'D', &[&count[..], &values].concat())?;
         send(out, b'C', b"SELECT 1\0")
     });
-    let output = against(port, &["run", "-k", "x", "echo", "ran"]);
+    let output = run_against(port, &["run", "-k", "x", "echo", "ran"]);
     let line = output.code(78).stderr_line();
     assert!(line.starts_with("this is CockroachDB"), "{output}");
-    let output = against(port, &["check"]);
+    let output = run_against(port, &["check"]);
     let text = String::from_utf8_lossy(&output.code(78).silent().stdout).into_owned();
     assert!(text.starts_with("refusal  server: CockroachDB"), "{output}");
 }
 
-/// "An SQL error of class 42/0A in the first message -> 78 'this server cannot ...'"
+/// P40: an SQL error of class 42 or 0A in the reply to the first query.
 #[test]
 fn a_server_that_does_not_know_the_functions_is_refused() {
     for code in ["42883", "0A000"] {
@@ -107,7 +107,7 @@ fn a_server_that_does_not_know_the_functions_is_refused() {
             let fields = format!("SERROR\0C{code}\0Munimplemented: such functions\0\0");
             send(out, b'E', fields.as_bytes())
         });
-        let output = against(port, &["run", "-k", "x", "echo", "ran"]);
+        let output = run_against(port, &["run", "-k", "x", "echo", "ran"]);
         let line = output.code(78).stderr_line();
         assert_eq!(
             line,
@@ -116,19 +116,19 @@ fn a_server_that_does_not_know_the_functions_is_refused() {
     }
 }
 
-fn against(port: u16, arguments: &[&str]) -> crate::support::pglock::Output {
+fn run_against(port: u16, arguments: &[&str]) -> Output {
     let dsn = format!("postgresql://postgres@127.0.0.1:{port}/x?sslmode=disable");
     let pglock = Pglock::alone().env("PGLOCK_DSN", dsn);
     pglock.args(arguments).output()
 }
 
-/// A server that lets everybody in and answers every question in the same way.
+/// Starts a server that accepts every login and sends the same reply to every query. Returns its port.
 fn listen(answer: impl Fn(&mut TcpStream) -> io::Result<()> + Send + Sync + 'static) -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
         for client in listener.incoming() {
-            // A client that has heard enough is no error.
+            // A client that hangs up early is no error.
             let _ = client.and_then(|mut client| converse(&mut client, &answer));
         }
     });
@@ -136,7 +136,7 @@ fn listen(answer: impl Fn(&mut TcpStream) -> io::Result<()> + Send + Sync + 'sta
 }
 
 fn converse(client: &mut TcpStream, answer: impl Fn(&mut TcpStream) -> io::Result<()>) -> io::Result<()> {
-    // The start of the session has a length, and no type.
+    // The startup message has a length, and no type.
     let mut length = [0; 4];
     client.read_exact(&mut length)?;
     skip(client, length)?;

@@ -1,4 +1,4 @@
-//! The lock itself: exclusion, conflict, slots, tickets, tokens, and servers that only seem to grant it.
+//! The lock: exclusion, conflicts, slots, the FIFO queue, tokens, poolers, and servers that do not really grant it.
 
 mod conflict;
 mod exclusion;

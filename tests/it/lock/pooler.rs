@@ -1,4 +1,4 @@
-//! Behind a real PgBouncer: a lock that is one, waiters that do not hog the pool, a pool that is left clean, and a
+//! Behind a real PgBouncer: a lock that excludes, waiters that do not occupy the pool, a pool that is left clean, and a
 //! loss that is noticed as on a direct connection.
 
 use crate::support::pgbouncer::PgBouncer;
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
-/// How a PgBouncer may treat what a session sends at its start.
+/// How a PgBouncer may treat the parameters of the startup message.
 const STARTUP: [&[&str]; 2] = [
     &[],
     &["ignore_startup_parameters=application_name,extra_float_digits,options"],
@@ -26,19 +26,19 @@ fn bouncer<'a>(server: &'a Server, mode: &str, settings: &[&str]) -> PgBouncer<'
     PgBouncer::with(server, &[&[mode.as_str()], settings].concat())
 }
 
-/// A pglock through the pool of a database of its own.
+/// Returns a pglock that connects through the pool of this database.
 fn run(bouncer: &PgBouncer, key: &str, database: &str) -> Pglock {
     bouncer.run(key).env("PGDATABASE", database)
 }
 
-/// All settings of this session, but for the name, which a pooler sets for whoever uses it.
+/// Returns all settings of this session but for the application name, which a pooler sets for each client.
 fn settings(client: &mut Client) -> Vec<Vec<String>> {
     let sql = "SELECT name, setting FROM pg_settings \
                WHERE name <> 'application_name' AND name NOT LIKE 'transaction\\_%' ORDER BY name";
     rows(client, sql)
 }
 
-/// "no pooled connection is left with a lock or a changed setting"
+/// P41: no session of the pool is left with a lock or a changed setting.
 #[track_caller]
 fn assert_pool_is_clean(server: &Server, bouncer: &PgBouncer, database: &str, size: usize) {
     let locks = format!(
@@ -46,12 +46,12 @@ fn assert_pool_is_clean(server: &Server, bouncer: &PgBouncer, database: &str, si
          AND database = (SELECT oid FROM pg_database WHERE datname = '{database}')"
     );
     assert_eq!(server.sql(&locks), [[""; 0]; 0]);
-    // The pooler comes by TCP, where there are settings that a socket has not.
+    // The pooler connects by TCP, which has settings that a Unix socket lacks.
     let mut direct = Config::new();
     direct.host("127.0.0.1").port(server.port());
     direct.user(SUPERUSER).dbname(database);
     let fresh = settings(&mut direct.connect(NoTls).unwrap());
-    // All in a transaction at the same time, so that each has a session of its own.
+    // All in a transaction at the same time, so that each occupies a session.
     let mut clients: Vec<Client> = (0..size).map(|_| bouncer.client_of(database)).collect();
     for client in &mut clients {
         rows(client, "BEGIN");
@@ -59,14 +59,14 @@ fn assert_pool_is_clean(server: &Server, bouncer: &PgBouncer, database: &str, si
     }
 }
 
-/// "69: the database cannot be reached": a pooler that ends at BEGIN, or whose server does, is no pooler that pools
-/// statements, which would be a wrong setting.
+/// P90: a pooler that dies at BEGIN, or whose server does, is unreachable (69), and not a pool of statements, which
+/// would be a wrong setting (78).
 #[test]
 fn a_pooler_that_ends_at_begin_is_not_taken_for_one_that_pools_statements() {
     let server = Server::shared();
     let bouncer = bouncer(server, "transaction", &[]);
-    for words in [&["BEGIN"][..], &["BEGIN", "SELECT 1"], &["BEGIN"; 3]] {
-        let proxy = Proxy::ending_at(bouncer.port(), words);
+    for ends in [&["BEGIN"][..], &["BEGIN", "SELECT 1"], &["BEGIN"; 3]] {
+        let proxy = Proxy::ending_at(bouncer.port(), ends);
         let run = || {
             let run = server.run(&unique("begin"));
             run.args(["--dsn", &proxy.dsn(), "-n", "true"]).output()
@@ -77,10 +77,10 @@ fn a_pooler_that_ends_at_begin_is_not_taken_for_one_that_pools_statements() {
     }
 }
 
-/// What stands before the pooler and has the statements of a message run one by one does not make the session look like
-/// one of our own: that would be a lock that the pool's other clients have too.
+/// P41: something in front of the pooler that runs the statements of a message one by one does not make the session
+/// look like one of our own, whose lock the other clients of the pool would share.
 #[test]
-fn a_pooler_is_noticed_through_what_takes_messages_to_pieces() {
+fn a_pooler_is_noticed_behind_one_that_splits_messages() {
     let server = Server::shared();
     let bouncer = bouncer(server, "transaction", &[]);
     let splitting = Proxy::splitting(bouncer.port());
@@ -92,9 +92,9 @@ fn a_pooler_is_noticed_through_what_takes_messages_to_pieces() {
     holder.finish().code(0);
 }
 
-/// Which scope is used, and which is refused, in each kind of pool.
+/// P40, P41
 #[test]
-fn each_kind_of_pool_gets_the_scope_that_is_right_or_a_refusal() {
+fn each_kind_of_pool_gets_the_right_scope_or_a_refusal() {
     let server = Server::shared();
     for startup in STARTUP {
         for (mode, auto, session_pooled) in [
@@ -137,7 +137,7 @@ fn each_kind_of_pool_gets_the_scope_that_is_right_or_a_refusal() {
     }
 }
 
-/// Many light pglocks at once, without a pipe or a thread each. Ended on drop.
+/// Many light pglocks at once, without a pipe or a thread for each; killed on drop.
 struct Crowd(Vec<Child>);
 
 impl Crowd {
@@ -160,23 +160,21 @@ impl Drop for Crowd {
     }
 }
 
-/// How many wait behind a pool of five: a thousand or more take minutes on a small machine.
+/// Returns how many wait behind a pool of five: a thousand or more take minutes on a small machine.
 fn crowd_size() -> usize {
     let given = std::env::var("PGLOCK_TEST_WAITERS").ok();
     given.map_or(200, |given| given.parse().unwrap())
 }
 
-/// "Through a transaction pool of 5 server connections, 200 pglocks at once on one key: never two inside, all get
-/// their turn, no pooled connection is left with a lock or a changed setting, other clients of the pool are served
-/// meanwhile", and "the holder is not disturbed".
+/// P10, P41: all acquire the lock one after another, and other clients of the pool are served meanwhile.
 #[test]
 fn a_crowd_behind_a_pool_of_five_takes_turns_and_does_not_hog_it() {
     let size = crowd_size();
     let server = Server::start();
     let (key, database) = (unique("crowd"), server.database());
     let bouncer = bouncer(&server, "transaction", &[]);
-    let folder = tempfile::tempdir().unwrap();
-    let (events, errors) = (folder.path().join("events"), folder.path().join("errors"));
+    let directory = tempfile::tempdir().unwrap();
+    let (events, errors) = (directory.path().join("events"), directory.path().join("errors"));
     let stderr = File::create(&errors).unwrap();
     let script = format!("exec >>'{}'; echo in $$; echo out $$", events.display());
     let holder = run(&bouncer, &key, &database).holding();
@@ -191,35 +189,35 @@ fn a_crowd_behind_a_pool_of_five_takes_turns_and_does_not_hog_it() {
         let pool = pools.into_iter().find(|pool| pool[0] == database).unwrap();
         pool[2].parse::<usize>().unwrap() + pool[3].parse::<usize>().unwrap()
     };
-    eventually(SOON * 6, "all of the crowd", || clients() == size + 1);
-    println!("{size} have come within {:?}", began.elapsed());
+    eventually(SOON * 6, "every client of the crowd", || clients() == size + 1);
+    println!("{size} have connected within {:?}", began.elapsed());
 
     let stop = AtomicBool::new(false);
     let (waited, turns) = std::thread::scope(|threads| {
-        let stranger = || threads.spawn(|| latencies(&bouncer, &database, &stop));
-        let end = |stranger: ScopedJoinHandle<Vec<Duration>>| {
+        let other_client = || threads.spawn(|| latencies(&bouncer, &database, &stop));
+        let stop_and_join = |other_client: ScopedJoinHandle<Vec<Duration>>| {
             stop.store(true, Ordering::SeqCst);
-            let latencies = stranger.join().unwrap();
+            let latencies = other_client.join().unwrap();
             stop.store(false, Ordering::SeqCst);
             latencies
         };
-        // As they wait for a long job, at their longest pauses.
+        // As in a wait for a long job: every waiter has reached its longest pause.
         until(Duration::from_secs(3), || false);
-        let other = stranger();
+        let other = other_client();
         until(Duration::from_secs(3), || false);
-        let waited = end(other);
+        let waited = stop_and_join(other);
         println!("{}", memory(&bouncer, &crowd));
-        let other = stranger();
+        let other = other_client();
         holder.finish().code(0).silent();
         let freed = Instant::now();
-        eventually(SOON * 15, "everybody's turn", || {
+        eventually(SOON * 15, "the turn of every waiter", || {
             crowd.0.retain_mut(|c| c.try_wait().unwrap().is_none());
             crowd.0.is_empty()
         });
         println!("{size} turns in {:?}", freed.elapsed());
-        (waited, end(other))
+        (waited, stop_and_join(other))
     });
-    println!("another client's answers while they wait: {}", quantiles(&waited));
+    println!("replies to another client while they wait: {}", quantiles(&waited));
     println!("and while they take turns: {}", quantiles(&turns));
     assert!(waited[waited.len() / 2] < Duration::from_millis(50));
 
@@ -234,14 +232,14 @@ fn a_crowd_behind_a_pool_of_five_takes_turns_and_does_not_hog_it() {
     assert_pool_is_clean(&server, &bouncer, &database, 5);
 }
 
-/// How long another client of the pool waits for its answers, again and again until it is told to stop.
+/// Measures how long another client of the pool waits for each reply, until told to stop.
 fn latencies(bouncer: &PgBouncer, database: &str, stop: &AtomicBool) -> Vec<Duration> {
     let mut client = bouncer.client_of(database);
     let mut latencies = Vec::new();
     while !stop.load(Ordering::SeqCst) {
-        let asked = Instant::now();
+        let sent = Instant::now();
         rows(&mut client, "SELECT 1");
-        latencies.push(asked.elapsed());
+        latencies.push(sent.elapsed());
         until(Duration::from_millis(10), || stop.load(Ordering::SeqCst));
     }
     latencies.sort();
@@ -249,34 +247,33 @@ fn latencies(bouncer: &PgBouncer, database: &str, stop: &AtomicBool) -> Vec<Dura
 }
 
 fn quantiles(sorted: &[Duration]) -> String {
-    let of = |percent: usize| sorted[(sorted.len() - 1) * percent / 100];
-    let (median, late, last) = (of(50), of(99), of(100));
+    let quantile = |percent: usize| sorted[(sorted.len() - 1) * percent / 100];
+    let (median, late, last) = (quantile(50), quantile(99), quantile(100));
     format!(
         "{median:?} (median), {late:?} (99 %), {last:?} (longest of {})",
         sorted.len()
     )
 }
 
-/// What they take of memory, where that can be told.
+/// Returns the memory that they use, where /proc tells.
 fn memory(bouncer: &PgBouncer, crowd: &Crowd) -> String {
-    let of = |pid: u32, field: &str| -> u64 {
+    let kilobytes_of = |pid: u32, field: &str| -> u64 {
         let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
         let line = rollup.lines().find_map(|line| line.strip_prefix(field));
         let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
         kilobytes.unwrap_or_default()
     };
-    let waiters: u64 = crowd.0.iter().map(|child| of(child.id(), "Pss:")).sum();
+    let waiters: u64 = crowd.0.iter().map(|child| kilobytes_of(child.id(), "Pss:")).sum();
     format!(
         "a waiter takes {} kB, the pooler {} kB",
         waiters / crowd.0.len().max(1) as u64,
-        of(bouncer.pid().as_raw() as u32, "Rss:")
+        kilobytes_of(bouncer.pid().as_raw() as u32, "Rss:")
     )
 }
 
-/// "`CREATE INDEX CONCURRENTLY` by the holder's job, through the pool and direct, is not blocked by waiters or by
-/// the holder"; and the holder takes no transaction id and no snapshot.
+/// P30, P41: through the pool and direct. The holder has no transaction id and no snapshot.
 #[test]
-fn neither_holder_nor_waiters_hang_a_create_index_concurrently() {
+fn neither_holder_nor_waiters_block_create_index_concurrently() {
     let server = Server::shared();
     let (key, database) = (unique("index"), server.database());
     let bouncer = bouncer(server, "transaction", &[]);
@@ -296,7 +293,7 @@ fn neither_holder_nor_waiters_hang_a_create_index_concurrently() {
         let indexing = std::thread::spawn(move || rows(&mut job, &index));
         eventually(SOON, "the index", || indexing.is_finished());
         indexing.join().unwrap();
-        println!("an index was there after {:?}, {name}", began.elapsed());
+        println!("the index was created in {:?}, {name}", began.elapsed());
     }
     let kept = "SELECT backend_xid, backend_xmin FROM pg_locks JOIN pg_stat_activity USING (pid) \
                 WHERE locktype = 'advisory' AND datname = ";
@@ -316,7 +313,7 @@ fn await_polling(bouncer: &PgBouncer, database: &str, clients: usize) {
     });
 }
 
-/// Fails unless this holder loses its lock now: job stopped, 74, and the reason.
+/// Asserts that this holder loses its lock now: job terminated, status 74, and the reason.
 #[track_caller]
 fn loses(holder: Running, what: &str, lose: impl FnOnce()) {
     holder.await_stdout("ready\n");
@@ -334,8 +331,7 @@ fn loses(holder: Running, what: &str, lose: impl FnOnce()) {
     println!("{what}: noticed after {noticed:?}");
 }
 
-/// "Killing the pooler, or the server connection while the job runs: detected and handled as on a direct
-/// connection; ... `KILL` of PgBouncer too."
+/// P20, P21: the loss of the pooler, or of the server connection, is handled as on a direct connection.
 #[test]
 fn a_holder_notices_the_loss_of_its_lock() {
     let server = Server::shared();
@@ -358,7 +354,7 @@ fn a_holder_notices_the_loss_of_its_lock() {
     server.await_locks(&key, 0, 0);
 }
 
-/// "... `RECONNECT`/`PAUSE` of PgBouncer too": both let the transaction of a holder go on, and waiters wait.
+/// P41: `RECONNECT` and `PAUSE` of PgBouncer let the holder's transaction go on, and waiters wait.
 #[test]
 fn a_holder_is_not_disturbed_by_reconnect_and_pause() {
     let server = Server::shared();
@@ -376,14 +372,14 @@ fn a_holder_is_not_disturbed_by_reconnect_and_pause() {
     let signalled = wait(&["true"]);
     bouncer.admin(&format!("RECONNECT {database}"));
     std::thread::scope(|threads| {
-        // It waits for the holder's transaction to end, and meanwhile gives no session to anybody else.
+        // PAUSE waits for the holder's transaction to end, and lends no session meanwhile.
         let pause = threads.spawn(|| bouncer.admin(&format!("PAUSE {database}")));
         until(Duration::from_secs(1), || pause.is_finished());
         assert!(!pause.is_finished());
         assert_eq!(server.locks(&key).granted, 1);
         assert_eq!(waiter.stdout(), "");
-        // A signal and a limit of time end a wait also where the pooler does not answer. It looks once a second
-        // after those who wait for a session.
+        // A signal and a limit end the wait although the pooler does not respond. The pooler checks its queue of
+        // clients once a second.
         let sent = Instant::now();
         signalled.signal(Signal::SIGTERM);
         signalled.finish().signal(Signal::SIGTERM);
@@ -403,15 +399,14 @@ fn a_holder_is_not_disturbed_by_reconnect_and_pause() {
     assert_eq!(server.locks(&key), Locks::default());
 }
 
-/// "`kill -9` of pglock does not free the lock under a running job: the job holds the session's socket. `-o` turns
-/// that off." Behind a pooler too, which frees the lock when its client's socket is closed.
+/// P14, behind a pooler, which frees the lock when its client's socket is closed.
 #[test]
 fn the_lock_of_a_killed_pglock_lives_as_long_as_its_job() {
     let server = Server::shared();
     let (key, database) = (unique("killed"), server.database());
     let pools = [bouncer(server, "transaction", &[]), bouncer(server, "session", &[])];
-    let folder = tempfile::tempdir().unwrap();
-    let fifo = folder.path().join("fifo");
+    let directory = tempfile::tempdir().unwrap();
+    let fifo = directory.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let script = format!("echo ready; read -r _ <'{}'", fifo.display());
     let scope = ["--scope", "session-pooled"];
@@ -431,14 +426,13 @@ fn the_lock_of_a_killed_pglock_lives_as_long_as_its_job() {
         } else {
             server.await_locks(&key, 0, 0);
         }
-        // The job ends.
+        // This ends the job.
         fs::write(&fifo, "\n").unwrap();
         server.await_locks(&key, 0, 0);
     }
 }
 
-/// "idle_in_transaction_session_timeout kills a transaction-level holder, transaction_timeout too": neutralised for
-/// the transaction, in which nothing is waited for.
+/// P38, P41: the timeouts are disabled for the transaction alone.
 #[test]
 fn timeouts_of_the_database_end_neither_a_long_job_nor_a_long_wait() {
     let server = Server::shared();
@@ -461,9 +455,9 @@ fn timeouts_of_the_database_end_neither_a_long_job_nor_a_long_wait() {
     assert_pool_is_clean(server, &bouncer, &database, 2);
 }
 
-/// "It says who holds the lock", and ends its wait in time or at a signal.
+/// P70, P32, P33
 #[test]
-fn a_conflict_names_the_holder_and_a_wait_ends_when_it_should() {
+fn a_conflict_names_the_holder_and_a_wait_ends_in_time() {
     let server = Server::shared();
     let (key, database) = (unique("conflict"), server.database());
     let bouncer = bouncer(server, "transaction", &[]);
@@ -486,7 +480,7 @@ fn a_conflict_names_the_holder_and_a_wait_ends_when_it_should() {
         waiter.finish().signal(signal).silent();
         assert!(sent.elapsed() < Duration::from_millis(500), "{:?}", sent.elapsed());
     }
-    // Direct ones and pooled ones exclude each other.
+    // Direct and pooled pglocks exclude each other.
     server
         .run(&key)
         .env("PGDATABASE", &database)
@@ -505,9 +499,9 @@ fn a_conflict_names_the_holder_and_a_wait_ends_when_it_should() {
     direct.finish().code(0);
 }
 
-/// A stopped PgBouncer is a silent one: the heartbeat notices.
+/// P20: a stopped PgBouncer is silent.
 #[test]
-fn a_pooler_that_does_not_answer_is_noticed_by_the_heartbeat() {
+fn a_pooler_that_stops_responding_is_noticed_by_the_heartbeat() {
     let server = Server::shared();
     let (key, database) = (unique("silent"), server.database());
     let bouncer = bouncer(server, "transaction", &[]);

@@ -1,4 +1,4 @@
-//! Several keys: all of them or none, taken in one order by everybody.
+//! Several keys: all or none, acquired in one global order.
 
 use crate::support::server::{Locks, Server, rows};
 use crate::support::unique;
@@ -6,13 +6,12 @@ use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
-/// "Two pglocks with keys in opposite order, 500 times, with 6 contenders: never a deadlock, never an overlap", also
-/// across bigint and pair keys, and with duplicates.
+/// P15: 500 times with 6 contenders, with 64-bit and two-integer keys, and with duplicates.
 #[test]
 fn opposite_orders_neither_deadlock_nor_overlap() {
     let server = Server::start();
-    let folder = tempfile::tempdir().unwrap();
-    let log = folder.path().join("log");
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
     let job = format!("echo in >> {0}; echo out >> {0}", log.display());
     let orders = [
         ["a", "b", "7,7"],
@@ -35,14 +34,14 @@ fn opposite_orders_neither_deadlock_nor_overlap() {
     });
     let text = std::fs::read_to_string(&log).unwrap();
     let expected = "in\nout\n".repeat(rounds * orders.len());
-    assert!(text == expected, "two were inside at once, or one was lost");
+    assert!(text == expected, "two jobs overlapped, or one is missing");
     assert!(!server.log().contains("deadlock"), "{}", server.log());
     assert!(!server.log().contains("ERROR"), "{}", server.log());
 }
 
-/// "On conflict the line names the key that was held", and nothing is left of what had been taken.
+/// P15, P70
 #[test]
-fn a_conflict_names_the_key_that_is_held_and_takes_nothing() {
+fn a_conflict_names_the_held_key_and_acquires_none() {
     let server = Server::shared();
     for scope in ["session", "transaction"] {
         let (first, second) = (unique("one"), unique("two"));
@@ -69,7 +68,7 @@ fn a_conflict_names_the_key_that_is_held_and_takes_nothing() {
     }
 }
 
-/// "Each waited for within the one `--wait`", "released together", and the job finds all of them.
+/// P15, P4: the job finds all of them.
 #[test]
 fn the_keys_are_held_and_released_together() {
     let server = Server::shared();
@@ -92,7 +91,7 @@ fn the_keys_are_held_and_released_together() {
     assert_eq!((server.locks(&first).granted, server.locks(&second).granted), (0, 0));
 }
 
-/// A database administrator finds all keys in `application_name`.
+/// P71
 #[test]
 fn the_session_is_named_after_all_its_keys() {
     let server = Server::shared();

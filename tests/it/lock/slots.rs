@@ -1,4 +1,4 @@
-//! `--slots N`: at most N at once.
+//! `--slots N`: at most N holders.
 
 use crate::support::journal::{Journal, now};
 use crate::support::server::Server;
@@ -6,7 +6,7 @@ use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::{Signal, kill};
 
-/// How many were inside at the most, by a journal of `in` and `out`.
+/// Returns the largest number of concurrent jobs, by a journal of `in` and `out`.
 fn most(journal: &Journal) -> usize {
     let (mut inside, mut most) = (0usize, 0);
     for entry in journal.entries() {
@@ -19,9 +19,9 @@ fn most(journal: &Journal) -> usize {
     most
 }
 
-/// "40 pglocks on `--slots 3`: never more than 3 inside (counted by the jobs), 3 reached, all done."
+/// P16
 #[test]
-fn never_more_than_the_slots_are_inside() {
+fn never_more_holders_than_slots() {
     let server = Server::shared();
     for (scope, contenders, slots) in [("auto", 40, 3), ("transaction", 10, 2)] {
         let (key, journal) = (unique("key"), Journal::new());
@@ -32,9 +32,9 @@ fn never_more_than_the_slots_are_inside() {
                 run.args(["--slots", &slots.to_string()]).sh(&job).spawn()
             })
             .collect();
-        running.into_iter().for_each(|running| {
+        for running in running {
             running.finish().code(0).silent();
-        });
+        }
         assert_eq!(most(&journal), slots, "{scope}");
         assert_eq!(journal.count("out"), contenders);
         let mut used: Vec<String> = journal.entries().into_iter().map(|entry| entry.word).collect();
@@ -45,7 +45,7 @@ fn never_more_than_the_slots_are_inside() {
     }
 }
 
-/// "A holder killed -9 frees its slot when its job ends."
+/// P14, P16
 #[test]
 fn a_killed_holders_slot_is_free_when_its_job_ends() {
     let server = Server::shared();
@@ -65,7 +65,7 @@ fn a_killed_holders_slot_is_free_when_its_job_ends() {
     other.finish().code(0);
 }
 
-/// "Slot 0 is the key itself": "a plain holder thus counts as one of N".
+/// P16
 #[test]
 fn a_plain_holder_counts_as_one() {
     let (server, key) = (Server::shared(), unique("key"));
@@ -79,9 +79,9 @@ fn a_plain_holder_counts_as_one() {
     slot.finish().code(0);
 }
 
-/// "A waiter takes whichever frees first (measure the hand-off)", and leaves no ticket behind.
+/// P16. It leaves no ticket behind.
 #[test]
-fn a_waiter_takes_the_slot_that_frees_first() {
+fn a_waiter_takes_the_first_free_slot() {
     let server = Server::shared();
     let mut delays = Vec::new();
     for _ in 0..8 {

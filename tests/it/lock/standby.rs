@@ -1,10 +1,10 @@
-//! "A hot standby grants the lock locally while the primary does too": it is refused, and the primary found.
+//! A hot standby grants advisory locks that its primary does not know.
 
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::server::{Locks, Server};
 use crate::support::wait::{SOON, eventually};
 
-/// "Standby and primary of one pair: `run` on the standby is refused; with both hosts listed it takes the primary."
+/// P40, P81: with both hosts listed, pglock connects to the primary.
 #[test]
 fn a_standby_is_refused_and_the_primary_taken() {
     let primary = Server::start();

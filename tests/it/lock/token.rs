@@ -1,11 +1,11 @@
-//! `--token`: a number that only grows, and what it is good for.
+//! `--token`: a number that only grows, and how to use it.
 
 use crate::support::server::{Server, rows};
 use crate::support::wait::{SOON, eventually};
 
 const JOB: &str = "echo $PGLOCK_TOKEN";
 
-/// The token that a job gets.
+/// Returns the token that a job gets.
 #[track_caller]
 fn token(server: &Server, options: &[&str]) -> String {
     let token = server.run("key").arg("--token").args(options).sh(JOB).output().stdout();
@@ -23,14 +23,14 @@ fn assert_growing(tokens: &[String]) {
     assert_eq!(tokens, sorted);
 }
 
-/// "Strictly increasing over hand-offs", in either scope, and with `synchronous_commit` off for the role.
+/// P18, in either scope, and with `synchronous_commit` off for the role.
 #[test]
 fn tokens_grow_over_hand_offs() {
     let server = Server::with(&["synchronous_commit=off"]);
     let scopes = [&["--scope", "session"][..], &["--scope", "transaction"]];
     let tokens: Vec<String> = (0..40).map(|n| token(&server, scopes[n % 2])).collect();
     assert_growing(&tokens);
-    // Nothing was asked for, nothing is given, also inside another one's job.
+    // Without --token there is none, even inside the job of a pglock that gave one.
     let plain = server
         .run("key")
         .env("PGLOCK_TOKEN", "outer")
@@ -38,14 +38,14 @@ fn tokens_grow_over_hand_offs() {
     assert_eq!(plain.output().stdout(), "<>\n");
 }
 
-/// "Immediate crashes of the server (10 of them under load)".
+/// P18, for ten crashes under load.
 #[test]
 fn tokens_grow_over_crashes() {
     let server = Server::with(&["synchronous_commit=off"]);
     server.sql("CREATE TABLE load (n int)");
     let mut tokens = Vec::new();
     for _ in 0..10 {
-        // Transactions without an end, whose last ones a crash may lose.
+        // A stream of transactions, the last of which a crash may lose.
         let mut load = server.client();
         let loading = std::thread::spawn(move || {
             while load
@@ -62,7 +62,7 @@ fn tokens_grow_over_crashes() {
     assert_growing(&tokens);
 }
 
-/// "A failover to an asynchronous replica that lags": its position in the WAL is behind, its timeline is ahead.
+/// P18: the standby is behind in the WAL, and ahead in its timeline.
 #[test]
 fn tokens_grow_over_a_failover_to_a_standby_that_lags() {
     let primary = Server::start();
@@ -71,7 +71,7 @@ fn tokens_grow_over_a_failover_to_a_standby_that_lags() {
     let streaming = "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'";
     eventually(SOON, "the standby to stream", || !primary.sql(streaming).is_empty());
     let before = token(&primary, &[]);
-    // From here on the standby gets nothing.
+    // From here on the standby receives nothing.
     standby.stop_immediate();
     primary.sql("INSERT INTO ahead SELECT generate_series(1, 200000)");
     let last = token(&primary, &[]);
@@ -83,7 +83,7 @@ fn tokens_grow_over_a_failover_to_a_standby_that_lags() {
     assert_growing(&[before, last, after]);
 }
 
-/// "A table that refuses an older token": the SQL of the README.
+/// P18, P95: the SQL of the README.
 #[test]
 fn a_table_refuses_an_older_token() {
     let readme = include_str!("../../../README.md");

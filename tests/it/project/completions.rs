@@ -4,6 +4,7 @@
 //! typed, completed and entered. Fish says by itself what it would offer. `probe` is a command with completions of
 //! its own (`alpha` and `--opal`), which it must keep as a job.
 
+use crate::support::command::command;
 use crate::support::terminal::Terminal;
 use std::fs;
 use std::process::Command;
@@ -41,7 +42,7 @@ const CASES: &[(&str, Option<&str>)] = &[
     ("pglock run -k prob", None),
 ];
 
-/// The folder of the committed files.
+/// The directory of the committed files.
 const COMPLETIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/completions");
 
 #[test]
@@ -81,7 +82,7 @@ fn fish_completes_pglock_and_its_job() {
             complete -c probe -l opal
             complete -C \"$LINE\"";
         let home = home("script", "");
-        let mut fish = Command::new("fish");
+        let mut fish = command("fish");
         fish.args(["--no-config", "-c", script]);
         let output = in_a_bare_world(&mut fish, &home)
             .env("LINE", line)
@@ -115,7 +116,7 @@ fn types_and_completes(shell: &[&str], home: &TempDir) {
     }
 }
 
-/// A home folder with one file: the set-up of an interactive shell.
+/// A home directory with one file: the set-up of an interactive shell.
 fn home(file: &str, setup: &str) -> TempDir {
     let home = TempDir::new().unwrap();
     let text = format!(
@@ -124,7 +125,7 @@ fn home(file: &str, setup: &str) -> TempDir {
         probe() {{ :; }}
         {setup}\n"
     );
-    fs::write(home.path().join(file), text).expect("the folder is ours to write");
+    fs::write(home.path().join(file), text).expect("the directory is ours to write");
     home
 }
 

@@ -1,6 +1,6 @@
 //! The recipes under `examples/`: each is run as its operator would run it, by the tools that it names.
 //!
-//! The programs of the operator's own (`nightly`, `make-report`) are put beside pglock in a folder that stands for
+//! The programs of the operator's own (`nightly`, `make-report`) are put beside pglock in a directory that stands for
 //! `/usr/local/bin`. Each test has a database of its own, so its locks are no other test's, and no two recipes use one key.
 
 use crate::support::journal::{Journal, state};
@@ -152,13 +152,13 @@ fn a_service_has_longer_to_stop_than_pglock_gives_it() {
 #[test]
 fn two_deployers_migrate_once_with_an_index_built_concurrently() {
     let desk = Desk::new();
-    let (folder, go) = (desk.file("migrations"), desk.file("go"));
-    fs::create_dir(&folder).unwrap();
-    let write = |name: &str, sql: &str| fs::write(folder.join(name), sql).unwrap();
+    let (directory, go) = (desk.file("migrations"), desk.file("go"));
+    fs::create_dir(&directory).unwrap();
+    let write = |name: &str, sql: &str| fs::write(directory.join(name), sql).unwrap();
     let pause = await_file(&go);
     write("001_it's.sql", &format!("CREATE TABLE t (n int);\n\\! {pause}\n"));
     write("002_index.sql", "CREATE INDEX CONCURRENTLY by_n ON t (n);\n");
-    let deploy = || desk.script("migrate").arg(&folder);
+    let deploy = || desk.script("migrate").arg(&directory);
 
     let first = deploy().spawn();
     first.await_stdout("001_it's.sql\n");
@@ -254,7 +254,7 @@ fn an_overtaken_holder_writes_nothing() {
     let (go, pid) = (desk.file("go"), desk.file("pid"));
     let job = format!(
         "cd {}; echo $$ > pid; {}; date +%s%N",
-        desk.folder().display(),
+        desk.directory().display(),
         await_file(&go)
     );
     desk.program("make-report", &job);
@@ -336,7 +336,7 @@ fn the_wait_and_the_job_have_limits() {
 struct Desk {
     server: &'static Server,
     database: String,
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Desk {
@@ -345,20 +345,20 @@ impl Desk {
         let desk = Desk {
             server,
             database: server.database(),
-            folder: tempfile::tempdir().unwrap(),
+            directory: tempfile::tempdir().unwrap(),
         };
         let pglock = env!("CARGO_BIN_EXE_pglock");
         std::os::unix::fs::symlink(pglock, desk.file("pglock")).unwrap();
         desk
     }
 
-    /// The folder that stands for `/usr/local/bin`.
-    fn folder(&self) -> &Path {
-        self.folder.path()
+    /// The directory that stands for `/usr/local/bin`.
+    fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     fn file(&self, name: &str) -> PathBuf {
-        self.folder().join(name)
+        self.directory().join(name)
     }
 
     /// Puts a program of the operator's on the path. A shell writes it: while a test beside this one forks, a file
@@ -377,7 +377,7 @@ impl Desk {
 
     fn on_path(&self, program: &str) -> Pglock {
         let path = std::env::var("PATH").unwrap();
-        let path = format!("{}:{path}", self.folder().display());
+        let path = format!("{}:{path}", self.directory().display());
         let around = self.server.around(program).env("PATH", path);
         around.env("PGDATABASE", &self.database)
     }
@@ -389,19 +389,19 @@ impl Desk {
         lines.find(|line| line.starts_with(start)).unwrap().to_owned()
     }
 
-    /// A recipe that is not a script, with the folder and the connection that an operator would change.
+    /// A recipe that is not a script, with the directory and the connection that an operator would change.
     fn text(&self, name: &str) -> String {
         let text = fs::read_to_string(format!("{EXAMPLES}/{name}")).unwrap();
         assert!(text.contains(BIN) && text.contains(DSN), "{text}");
         let dsn = self.server.dsn().replace("/postgres?", &format!("/{}?", self.database));
-        let bin = self.folder().to_str().unwrap();
+        let bin = self.directory().to_str().unwrap();
         text.replace(BIN, bin).replace(DSN, &dsn)
     }
 
     /// A command line of a crontab as cron runs it, with cron's bare environment.
     fn cron(&self, variables: &[(String, String)], command: &str) -> Pglock {
         let mut cron = Pglock::of("/bin/sh").args(["-c", command]);
-        cron.command().env_clear().current_dir(self.folder());
+        cron.command().env_clear().current_dir(self.directory());
         let bare = [("HOME", "/"), ("LOGNAME", SUPERUSER), ("SHELL", "/bin/sh")];
         cron.command().envs(bare).env("PATH", "/usr/bin:/bin");
         cron.command().envs(variables.iter().cloned());

@@ -4,11 +4,11 @@
 //! It needs no network: cargo knows the crates that are linked here, and `deny.toml` has the one
 //! list of licences, which cargo-deny reads too where it is installed. Advisories need its database (`make audit`).
 
+use crate::support::command::command;
 use serde_json::Value;
 use spdx::{Expression, ParseMode};
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -92,10 +92,10 @@ fn the_debian_package_names_files_that_are_there() {
 
 /// The crates that are built here, tests included; what only other systems need has not been downloaded.
 fn packages() -> Vec<Value> {
-    let rustc = Command::new("rustc").arg("-vV").output().unwrap();
+    let rustc = command("rustc").arg("-vV").output().unwrap();
     let rustc = String::from_utf8(rustc.stdout).unwrap();
     let host = rustc.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
-    let output = Command::new(env!("CARGO"))
+    let output = command(env!("CARGO"))
         .args(["metadata", "--offline", "--locked", "--format-version", "1"])
         .args(["--filter-platform", host])
         .current_dir(ROOT)

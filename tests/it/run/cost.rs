@@ -77,7 +77,7 @@ fn a_run_starts_one_thread_and_opens_nothing_that_it_does_not_use() {
 /// terminal: with one, there is ctrlc's thread as well.
 #[cfg(target_os = "linux")]
 fn traced(server: &Server, arguments: &[&str]) -> Vec<String> {
-    let file = server.folder().join(unique("trace"));
+    let file = server.directory().join(unique("trace"));
     let run = Pglock::of("setsid")
         .env("PGLOCK_DSN", server.dsn())
         .args(["--wait", "strace", "-f", "-qq", "-s", "64", "-e", "signal=none", "-o"])

@@ -1,5 +1,6 @@
 //! Hostile surroundings: schemas of others, terminals that hang up, jobs that leave the group, a system that tells nothing.
 
+use crate::support::command::command;
 use crate::support::journal::{Journal, now, state};
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::Pglock;
@@ -14,7 +15,6 @@ use nix::unistd::{Pid, mkfifo};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::process::Command;
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -116,7 +116,7 @@ fn keys_reach_a_job_that_has_left_the_group() {
     let mut terminal = Terminal::run(server, &["bash", "--norc", "--noprofile", "-i"]);
     terminal.expect("prompt> ");
     terminal.keys(&format!("\"$PGLOCK\" run -k {key} -- timeout 60 sleep 64\n"));
-    let sleep = || Command::new("pgrep").args(["-x", "-f", "sleep 64"]).output().unwrap();
+    let sleep = || command("pgrep").args(["-x", "-f", "sleep 64"]).output().unwrap();
     eventually(SOON, "the job", || sleep().status.success());
     terminal.keys("\x1a");
     terminal.expect("Stopped");
@@ -154,7 +154,7 @@ fn an_ignored_loss_does_not_leave_the_lock_to_what_the_job_leaves_behind() {
 #[cfg(target_os = "linux")]
 #[test]
 fn without_proc_what_ignores_term_is_killed_all_the_same() {
-    let allowed = Command::new("unshare")
+    let allowed = command("unshare")
         .args(["-m", "true"])
         .output()
         .is_ok_and(|o| o.status.success());
@@ -210,7 +210,7 @@ fn children_from_before_are_not_stopped() {
     let before = screen.split("pid ").nth(1).unwrap().split('.').next().unwrap();
     let before = Pid::from_raw(before.parse().unwrap());
     server.await_locks(&key, 1, 0);
-    let sleep = || Command::new("pgrep").args(["-x", "-f", "sleep 67"]).output().unwrap();
+    let sleep = || command("pgrep").args(["-x", "-f", "sleep 67"]).output().unwrap();
     eventually(SOON, "the job", || sleep().status.success());
     server.sql(&format!(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'"
@@ -286,7 +286,7 @@ fn deferrable_transactions_do_not_wait_for_writers() {
         "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE; CREATE TABLE written ()",
     );
     // It can be known only from a session that waits.
-    let waits = Command::new("psql")
+    let waits = command("psql")
         .args(["-h", server.host(), "-p", &server.port().to_string()])
         .args(["-U", "postgres", "-c", "SELECT 1"])
         .env("PGOPTIONS", "-c statement_timeout=300")
@@ -329,25 +329,25 @@ fn deferrable_transactions_do_not_wait_for_writers() {
 
 /// A pipe without room that nobody reads.
 struct Unread {
-    folder: TempDir,
+    directory: TempDir,
     pipe: File,
 }
 
 impl Unread {
     fn new() -> Unread {
-        let folder = TempDir::new().unwrap();
-        let path = folder.path().join("pipe");
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("pipe");
         mkfifo(&path, Mode::S_IRWXU).unwrap();
         let mut options = File::options();
         options.read(true).write(true);
         let mut pipe = options.custom_flags(OFlag::O_NONBLOCK.bits()).open(path).unwrap();
         while pipe.write(&[b'.'; 4096]).is_ok() {}
-        Unread { folder, pipe }
+        Unread { directory, pipe }
     }
 
     /// `pglock run` with it as its standard error.
     fn run(&self, server: &Server, key: &str) -> Pglock {
-        let path = self.folder.path().join("pipe");
+        let path = self.directory.path().join("pipe");
         let pglock = env!("CARGO_BIN_EXE_pglock");
         let sh = server.around("sh").args(["-c", "exec \"$@\" 2>\"$0\""]);
         sh.arg(path).args([pglock, "run", "--key", key])

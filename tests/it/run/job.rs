@@ -32,7 +32,7 @@ fn every_exit_status_is_the_jobs() {
 #[test]
 fn a_job_that_a_signal_ends_ends_pglock_by_the_same_signal() {
     let server = Server::shared();
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     for signal in [
         Signal::SIGTERM,
         Signal::SIGKILL,
@@ -48,7 +48,7 @@ fn a_job_that_a_signal_ends_ends_pglock_by_the_same_signal() {
         // The job may leave a core, as it would without pglock. pglock's status says if it left one as well.
         let with_cores = format!("ulimit -c $(ulimit -Hc); exec \"$@\" sh -c '{die}'");
         let mut run = server.around("sh").args(["-c", &with_cores, "sh"]);
-        run.command().current_dir(folder.path());
+        run.command().current_dir(directory.path());
         let key = unique("signal");
         let pglock = env!("CARGO_BIN_EXE_pglock");
         let output = run.args([pglock, "run", "-k", &key, "--"]).output();
@@ -114,7 +114,7 @@ fn a_scenario_is_the_same_with_and_without_pglock() {
         (exit 5); echo "five: $?"; [ -t 0 ] || echo 'no terminal' >&2
         ulimit -a; exit 213"#;
     let server = Server::shared();
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let key = unique("scenario");
     let input = b"first line\nthe rest\n\x00\xff";
     let run = |prefix: &[&str]| {
@@ -123,7 +123,7 @@ fn a_scenario_is_the_same_with_and_without_pglock() {
             SCENARIO.replace('\'', "'\\''")
         );
         let mut run = server.around("sh").args(["-c", &script, "sh"]).args(prefix);
-        run.command().current_dir(folder.path());
+        run.command().current_dir(directory.path());
         run.output_with(input)
     };
     let pglock = env!("CARGO_BIN_EXE_pglock");
@@ -245,7 +245,7 @@ fn a_script_without_a_header_is_run_by_the_shell() {
         format!("{name} <a b> <>\n").into_bytes(),
         "{output}"
     );
-    // Found in PATH, and in the current folder.
+    // Found in PATH, and in the current directory.
     let path = format!("{}:/usr/bin:/bin", scripts.0.path().display());
     let output = run().env("PATH", path).args(["--", "bare", "x", "y"]).output();
     assert_eq!(
@@ -262,9 +262,9 @@ fn a_script_without_a_header_is_run_by_the_shell() {
 /// "The working directory [is] the job's", and what else a process inherits.
 #[test]
 fn the_working_directory_is_the_jobs() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut run = Server::shared().run(&unique("folder")).args(["--", "pwd", "-P"]);
-    run.command().current_dir(folder.path());
-    let expected = folder.path().canonicalize().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let mut run = Server::shared().run(&unique("directory")).args(["--", "pwd", "-P"]);
+    run.command().current_dir(directory.path());
+    let expected = directory.path().canonicalize().unwrap();
     assert_eq!(run.output().stdout(), format!("{}\n", expected.display()));
 }

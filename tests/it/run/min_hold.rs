@@ -69,8 +69,8 @@ fn a_signal_ends_the_keeping() {
 fn a_crontab_on_hosts_with_clocks_a_second_apart_runs_the_job_once() {
     let server = Server::shared();
     for (min_hold, times) in [("5", 1), ("0", 2)] {
-        let (key, folder) = (unique("nightly"), tempfile::tempdir().unwrap());
-        let ran = folder.path().join("ran");
+        let (key, directory) = (unique("nightly"), tempfile::tempdir().unwrap());
+        let ran = directory.path().join("ran");
         let at = Instant::now();
         let hosts = [Duration::ZERO, Duration::from_secs(1)].map(|behind| {
             // The host's own clock says that it is time.

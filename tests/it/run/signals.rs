@@ -2,13 +2,13 @@
 //!
 //! The oracle for what a job should find is the job without pglock.
 
+use crate::support::command::command;
 use crate::support::journal::{Journal, state};
 use crate::support::pglock::Pglock;
 use crate::support::server::Server;
 use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::Signal;
-use std::process::Command;
 
 /// "Each of the forwarded signals arrives exactly once, from `kill`", and the job has its own process group.
 #[test]
@@ -199,7 +199,7 @@ fn a_thousand_inherited_descriptors_reach_the_job() {
 #[cfg(target_os = "linux")]
 #[test]
 fn as_process_1_of_a_container() {
-    let allowed = Command::new("unshare")
+    let allowed = command("unshare")
         .args(["-pf", "true"])
         .output()
         .is_ok_and(|o| o.status.success());
@@ -222,7 +222,7 @@ fn as_process_1_of_a_container() {
     let running = run("trap 'exit 5' TERM; echo ready; while :; do sleep 0.05 & wait $!; done").spawn();
     running.await_stdout("ready");
     // From outside, process 1 gets the signals that it handles.
-    let tree = Command::new("pgrep")
+    let tree = command("pgrep")
         .args(["-P", &running.pid().to_string()])
         .output()
         .unwrap();

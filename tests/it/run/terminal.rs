@@ -1,5 +1,6 @@
 //! On a terminal: keys, job control, and the script around pglock behave as they do without it.
 
+use crate::support::command::command;
 use crate::support::journal::{Journal, state};
 use crate::support::server::Server;
 use crate::support::terminal::Terminal;
@@ -8,7 +9,6 @@ use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
 
 const INTERRUPT: &str = "\x03";
 const END: &str = "\x04";
@@ -17,14 +17,14 @@ const QUIT: &str = "\x1c";
 
 /// Whether the process is in the foreground of its terminal, as ps(1) tells.
 fn is_in_foreground(pid: Pid) -> bool {
-    let mut ps = Command::new("ps");
+    let mut ps = command("ps");
     let output = ps.args(["-o", "stat=", "-p", &pid.to_string()]).output().unwrap();
     String::from_utf8_lossy(&output.stdout).contains('+')
 }
 
 /// The youngest process that pgrep(1) finds.
 fn pgrep(arguments: &[&str]) -> Pid {
-    let found = Command::new("pgrep").args(arguments).output().unwrap();
+    let found = command("pgrep").args(arguments).output().unwrap();
     let text = String::from_utf8_lossy(&found.stdout).into_owned();
     Pid::from_raw(text.lines().next_back().expect("a process").parse().unwrap())
 }
@@ -43,7 +43,7 @@ fn ctrl_c_ends_the_script_around() {
     for (job, sleep) in [("sleep 30.1", "sleep 30.1"), ("sh -c 'sleep 30.2; :'", "sleep 30.2")] {
         let script = format!("\"$PGLOCK\" run -k {key} -- {job}; echo NEXT LINE");
         let mut terminal = Terminal::run(Server::shared(), &["bash", "-c", &script]);
-        let found = || Command::new("pgrep").args(["-x", "-f", sleep]).output().unwrap();
+        let found = || command("pgrep").args(["-x", "-f", sleep]).output().unwrap();
         eventually(SOON, "the job", || found().status.success());
         terminal.keys(INTERRUPT);
         assert_eq!(
@@ -76,8 +76,8 @@ fn ctrl_c_ends_a_wait() {
 #[test]
 fn the_job_sees_each_signal_once() {
     let (server, key, journal) = (Server::shared(), unique("key"), Journal::new());
-    let folder = tempfile::tempdir().unwrap();
-    let job = folder.path().join("job");
+    let directory = tempfile::tempdir().unwrap();
+    let job = directory.path().join("job");
     std::fs::write(&job, journal.of_signals("INT QUIT WINCH TERM HUP USR1")).unwrap();
     // The shell around gets the keys too, and would end by them.
     let script = format!(
@@ -123,7 +123,7 @@ fn job_control_of_an_interactive_shell() {
     eventually(SOON, "the lock", || server.locks(&key).granted == 1);
     let pglock = pglock(&key);
     let has_job = || {
-        Command::new("pgrep")
+        command("pgrep")
             .args(["-P", &pglock.to_string()])
             .output()
             .unwrap()
@@ -198,8 +198,8 @@ fn a_background_job_gets_the_terminal_by_fg() {
 #[test]
 fn a_lost_lock_stops_the_descendants_and_not_the_script() {
     let (server, key, journal) = (Server::shared(), unique("key"), Journal::new());
-    let folder = tempfile::tempdir().unwrap();
-    let (child, job) = (folder.path().join("child"), folder.path().join("job"));
+    let directory = tempfile::tempdir().unwrap();
+    let (child, job) = (directory.path().join("child"), directory.path().join("job"));
     let stubborn = format!(
         "trap '' TERM; {}; note \"pid $$\"; while :; do sleep 0.05; done",
         journal.note()
