@@ -113,7 +113,7 @@ impl Session {
         let (sender, events) = channel();
         let reporter = Reporter::new(sender, waker);
         // Known before the main thread sleeps, which the first announcement would otherwise wake.
-        let limit = plan.settings.connect_limit();
+        let limit = plan.settings.connect_timeout();
         limit
             .into_iter()
             .for_each(|limit| reporter.say(SessionEvent::Alive(Instant::now() + limit)));
