@@ -8,7 +8,7 @@
 //! that the client library of PostgreSQL brings along.
 
 use super::KeyId;
-use hmac::{Hmac, KeyInit, Mac};
+use hkdf::Hkdf;
 use sha2::{Digest, Sha256};
 use std::str::FromStr;
 
@@ -247,19 +247,13 @@ fn sha256(bytes: &[u8]) -> [u8; 8] {
     first_eight(&Sha256::digest(bytes))
 }
 
-/// The first eight bytes of HKDF with SHA-256, without a salt: less than a block, so one round of it.
+/// Returns the first eight bytes of HKDF with SHA-256, without a salt.
 fn hkdf(secret: &[u8], info: &[u8]) -> [u8; 8] {
-    let key = hmac(&[], &[secret]);
-    first_eight(&hmac(&key, &[info, &[1]]))
-}
-
-/// HMAC with SHA-256 and a key of at most a block, which a shorter one is filled up to with zeros.
-fn hmac(key: &[u8], message: &[&[u8]]) -> [u8; 32] {
-    let mut block = [0; 64];
-    block[..key.len()].copy_from_slice(key);
-    let mut hmac = Hmac::<Sha256>::new(&block.into());
-    message.iter().for_each(|part| hmac.update(part));
-    hmac.finalize().into_bytes().into()
+    let mut output = [0; 8];
+    Hkdf::<Sha256>::new(None, secret)
+        .expand(info, &mut output)
+        .expect("HKDF yields up to 255 blocks");
+    output
 }
 
 /// As Ethernet and zlib have it.
