@@ -51,7 +51,7 @@ impl Session {
         let (sender, events) = channel();
         let reporter = Reporter::new(sender, waker, plan.options.policy.timing);
         // Announced before the main thread sleeps: the first announcement would wake it.
-        if let Some(limit) = plan.settings.connect_limit() {
+        if let Some(limit) = plan.settings.connect_timeout() {
             reporter.expect_within(limit);
         }
         let worker = Worker {

@@ -49,7 +49,7 @@ fn certificates_good_and_bad() {
     fails(
         &dsn("localhost", "verify-ca", "/nonexistent/root.crt"),
         78,
-        "root.crt is not there",
+        "root.crt: it does not exist",
     );
     fails(
         &server
@@ -83,7 +83,7 @@ fn certificates_good_and_bad() {
         ("expired", "has expired"),
         ("version1", "is of version 1"),
         ("version1rsa", "subjectAltName=DNS:"),
-        ("self", "is self-signed, and is not in the roots"),
+        ("self", "is self-signed and is not among the roots"),
     ] {
         server.show(name);
         fails(&full("localhost"), 69, words);
@@ -137,7 +137,7 @@ fn ways_to_authenticate() {
     );
     for (user, asked) in [("md5", "md5"), ("clear", "password"), ("without_tls", "no")] {
         let dsn = at(&format!("user={user} sslmode=disable require_auth=scram-sha-256"));
-        fails(&dsn, 77, &format!("the server asks for {asked} authentication"));
+        fails(&dsn, 77, &format!("the server requested {asked} authentication"));
     }
     works(&at("user=md5 sslmode=require require_auth=!password,!none"));
     works(&at("user=without_tls sslmode=disable require_auth=none"));
@@ -150,7 +150,7 @@ fn ways_to_authenticate() {
     fails(
         &at("user=kerberos"),
         77,
-        "asks for gss authentication, which cannot be had",
+        "requested gss authentication, which is not supported",
     );
     let with = |certificate: &str, key: &str| {
         let (certificate, key) = (server.pki(certificate), server.pki(key));
@@ -202,7 +202,7 @@ fn modes_choose_between_tls_and_plain_text() {
             server.pki("other.crt")
         )),
         77,
-        "before that",
+        "first attempt",
     );
     server.sql("ALTER SYSTEM SET ssl = off");
     server.restart();
@@ -302,7 +302,7 @@ fn tls_can_begin_without_asking() {
         (head[0], body)
     });
     let dsn = format!("host=localhost port={port} user=u sslmode=require sslnegotiation=direct");
-    fails(&dsn, 69, "in the middle of the TLS handshake");
+    fails(&dsn, 69, "during the TLS handshake");
     let (kind, body) = hello.join().unwrap();
     let contains = |word: &[u8]| body.windows(word.len()).any(|part| part == word);
     assert_eq!(kind, 22, "a handshake");
