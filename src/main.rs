@@ -92,7 +92,7 @@ fn end(outcome: Outcome) -> process::ExitCode {
     // The session's thread may be asking for a password at this moment.
     connection::prompt::restore_echo();
     let by_signal = |number: i32| {
-        signals::die_by(number);
+        signals::die_with(number);
         // Still alive, as process 1 of a container is: the way a shell would say it.
         process::ExitCode::from(128u8.saturating_add(number as u8))
     };

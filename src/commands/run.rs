@@ -3,7 +3,7 @@
 use crate::connection::Settings;
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::run::options::RunOptions;
-use crate::run::signals::Blocked;
+use crate::run::signals::BlockedSignals;
 use crate::run::supervisor;
 use crate::ui::message;
 use std::time::Instant;
@@ -15,6 +15,6 @@ use std::time::Instant;
 pub fn run(options: RunOptions, began: Instant) -> Result<Outcome, Failure> {
     message::set_verbosity(options.verbosity);
     let settings = Settings::from_options(&options.connection)?;
-    let blocked = Blocked::all().map_err(|error| Failure::new(ExitCode::Internal, error))?;
+    let blocked = BlockedSignals::block_all().map_err(|error| Failure::new(ExitCode::Internal, error))?;
     supervisor::run(options, settings, began, blocked)
 }

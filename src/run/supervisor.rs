@@ -12,11 +12,11 @@ use crate::run::job::{self, Group, Job, Launch};
 use crate::run::options::RunOptions;
 use crate::run::progress::WaitProgress;
 use crate::run::session::{self, Held, Session, SessionEvent, SessionPlan};
-use crate::run::signals::{self, Blocked, SignalInfo, Signals};
+use crate::run::signals::{self, BlockedSignals, SignalInfo, Signals};
 use crate::run::state::{Action, Event, RunState};
 use crate::sys::WaitStatus;
 use crate::ui::message;
-use crate::ui::terminal::{self, Live};
+use crate::ui::terminal::{self, StatusStyle};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -28,7 +28,12 @@ use std::time::{Duration, Instant, SystemTime};
 ///
 /// # Errors
 /// This process cannot be set up: no thread, no socket pair, no signal handler.
-pub fn run(options: RunOptions, settings: Settings, began: Instant, blocked: Blocked) -> Result<Outcome, Failure> {
+pub fn run(
+    options: RunOptions,
+    settings: Settings,
+    began: Instant,
+    blocked: BlockedSignals,
+) -> Result<Outcome, Failure> {
     let internal = |error: std::io::Error| Failure::new(ExitCode::Internal, error);
     if let Some(program) = options.command.first() {
         query_tag::set_job_program(program);
@@ -46,13 +51,13 @@ pub fn run(options: RunOptions, settings: Settings, began: Instant, blocked: Blo
             options: options.clone(),
             settings,
             wait,
-            is_watched: !message::is_quiet() && terminal::live().is_some(),
+            is_watched: !message::is_quiet() && terminal::status_style().is_some(),
         },
         blocked.waker(),
     )
     .map_err(internal)?;
     let signals = blocked.handle().map_err(internal)?;
-    signals.listen().map_err(internal)?;
+    signals.unblock().map_err(internal)?;
     let mut supervisor = Supervisor {
         name: key::describe(&options.keys),
         state: RunState::new(options.policy, wait.deadline()),
@@ -161,7 +166,7 @@ impl Supervisor {
             let event = self.start_job();
             outcome = self.handle(event);
         }
-        let _ = self.signals.listen();
+        let _ = self.signals.unblock();
         outcome
     }
 
@@ -170,22 +175,22 @@ impl Supervisor {
         let Some(waiting) = &self.waiting else {
             return;
         };
-        match terminal::live() {
-            Some(Live::Updated) => {
+        match terminal::status_style() {
+            Some(StatusStyle::InPlace) => {
                 // The last column stays free: some terminals go on to the next line after it.
-                let width = terminal::width().unwrap_or(80).saturating_sub(1);
-                message::live(&waiting.line(&self.name, self.began.elapsed(), width));
+                let width = terminal::stderr_columns().unwrap_or(80).saturating_sub(1);
+                message::show_status(&waiting.line(&self.name, self.began.elapsed(), width));
             }
-            Some(Live::Once) if !self.has_said_wait => {
+            Some(StatusStyle::Once) if !self.has_said_wait => {
                 message::notice(waiting.sentence(&self.name, self.began.elapsed()));
                 self.has_said_wait = true;
             }
-            Some(Live::Once) | None => {}
+            Some(StatusStyle::Once) | None => {}
         }
     }
 
     fn say_how_it_ended(&mut self, outcome: Outcome) {
-        message::erase();
+        message::clear_status();
         if outcome == Outcome::Failed(ExitCode::Lost) && self.evictor.is_none() {
             let until = self.lost.as_ref().map(|lost| lost.noticed + EVICTOR_LOOKUP_TIMEOUT);
             self.evictor = until.and_then(|until| self.session.evictor(until));
@@ -226,15 +231,15 @@ impl Supervisor {
     /// Everything that has happened since the last look. The session comes first: a lock that was lost before the
     /// job ended must not pass for a good end.
     fn what_happened(&mut self) -> Vec<Event> {
-        let arrivals = self.signals.arrived();
+        let arrivals = self.signals.received();
         let mut events = Vec::new();
         for report in self.session.events() {
             events.push(self.event_of(report));
         }
         if let Some(job) = &self.job {
             job.reap_orphans();
-            while let Ok(Some(change)) = job.change() {
-                events.push(match (job::end_of(change), change) {
+            while let Ok(Some(change)) = job.poll_status() {
+                events.push(match (job::exit_reason(change), change) {
                     (Some(end), _) => Event::Ended(end),
                     (None, WaitStatus::Stopped(signal)) => Event::Stopped {
                         signal,
@@ -242,7 +247,7 @@ impl Supervisor {
                     },
                     (None, _) => Event::Continued,
                 });
-                if job::end_of(change).is_some() {
+                if job::exit_reason(change).is_some() {
                     break;
                 }
             }
@@ -285,7 +290,7 @@ impl Supervisor {
             }
             SessionEvent::Held(held) => {
                 self.waiting = None;
-                message::erase();
+                message::clear_status();
                 message::detail(format_args!(
                     "acquired the lock on {} after {}",
                     self.name,
@@ -328,7 +333,7 @@ impl Supervisor {
 
     /// Whether nothing of the job is left. Where the system does not tell, it is not taken for gone.
     fn is_job_gone(&self) -> bool {
-        let living = self.job.as_ref().and_then(Job::living);
+        let living = self.job.as_ref().and_then(Job::running_processes);
         living.is_some_and(|living| living.is_empty())
     }
 
@@ -368,7 +373,7 @@ impl Supervisor {
             }
             Action::SignalAll(signal) => {
                 self.note_silence();
-                let had_ended = self.job.as_ref().is_some_and(Job::has_ended);
+                let had_ended = self.job.as_ref().is_some_and(Job::has_exited);
                 let sent = self.signal_job(signal, |job| job.signal_all(signal));
                 self.stopped = match signal {
                     _ if had_ended && self.stopped == Stopped::No => Stopped::No,
@@ -381,8 +386,8 @@ impl Supervisor {
                 self.signal_job(Signal::SIGCONT, Job::resume);
             }
             Action::StopSelf(signal) => {
-                message::erase();
-                signals::stop_by(signal);
+                message::clear_status();
+                signals::stop_with(signal);
             }
             Action::Reap => self.job.take().into_iter().for_each(Job::reap),
             Action::Release => self.session.release(),
@@ -397,7 +402,7 @@ impl Supervisor {
     }
 
     fn start_job(&mut self) -> Event {
-        let group = Group::choose();
+        let group = Group::for_terminal();
         let Some(held) = &self.held else {
             self.words = Some("there is no lock to run the job under".into());
             return Event::NotStarted(ExitCode::Internal);

@@ -293,7 +293,7 @@ impl Thread {
     }
 
     fn connect(&self) -> Result<Connection, Failure> {
-        sys::descriptor_headroom(HEADROOM).map_err(|error| {
+        sys::check_free_descriptors(HEADROOM).map_err(|error| {
             Failure::new(ExitCode::Internal, error)
                 .context("too few file descriptors are left to connect (see ulimit -n)")
         })?;
@@ -728,7 +728,7 @@ mod tests {
     #[test]
     fn a_session_that_panics_says_so() {
         let (sender, events) = channel();
-        let waker = Waker::of_nobody().expect("a pair of sockets");
+        let waker = Waker::new_disconnected().expect("a pair of sockets");
         let reporter = Reporter::new(sender, waker);
         let thread = std::thread::spawn(move || {
             let _speaker = reporter;
@@ -744,7 +744,7 @@ mod tests {
     fn a_heartbeat_that_is_due_does_not_wait_for_silence() {
         let (order, orders) = UnixStream::pair().expect("a pair of sockets");
         let (sender, _reports) = channel();
-        let waker = Waker::of_nobody().expect("a pair of sockets");
+        let waker = Waker::new_disconnected().expect("a pair of sockets");
         let settings = Settings::resolve(Some("host=h user=u dbname=d password=p"), None);
         let thread = Thread {
             plan: SessionPlan {
