@@ -19,7 +19,7 @@ fn report(output: &Output) -> Vec<String> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let lines = text.lines().map(str::to_owned);
     lines
-        .skip_while(|line| line.starts_with("KEY ") || line.contains(" held ") || line.contains(" waits "))
+        .skip_while(|line| line.starts_with("KEY ") || line.contains(" holding ") || line.contains(" waiting "))
         .collect()
 }
 
@@ -79,7 +79,7 @@ fn waiters_stay_or_go_too() {
     let output = evict(server, &key).arg("--yes").output();
     output.code(0);
     assert!(
-        report(&output)[1].starts_with(&format!("key \"{key}\" is held by {}:{} ", host(), second.pid())),
+        report(&output)[1].starts_with(&format!("key \"{key}\" is now held by {}:{} ", host(), second.pid())),
         "{:?}",
         report(&output)
     );
@@ -120,7 +120,7 @@ fn a_role_that_may_not_is_told_what_it_needs() {
     let refused = try_it();
     let words = String::from_utf8_lossy(&refused.code(77).stderr).into_owned();
     assert!(
-        words.contains(&format!("is of role \"{owner}\": GRANT pg_signal_backend to it")),
+        words.contains(&format!("a session of role \"{owner}\": GRANT pg_signal_backend to it")),
         "{words}"
     );
     assert_eq!(server.locks(&key).granted, 1);
@@ -161,7 +161,7 @@ fn on_a_terminal_it_asks() {
             screen.expect("question", |lines| {
                 lines
                     .concat()
-                    .ends_with("End this session? The job under it is stopped. [y/N]")
+                    .ends_with("Terminate this session and stop its job? [y/N]")
             })
         };
         let asked = ask();

@@ -12,8 +12,8 @@
 pub mod timing;
 
 use crate::connection::{Canceller, Connection, Settings};
-use crate::inspect::backend::{self, Backend};
-use crate::inspect::eviction;
+use crate::inspect::backend::Backend;
+use crate::inspect::{eviction, holders};
 use crate::key::{Key, KeyId, Number};
 use crate::lock::ticket::{Ticket, TicketQueue};
 use crate::lock::{
@@ -536,15 +536,15 @@ impl Thread {
             Keys::All(ids) => &ids[busy..=busy],
             Keys::OneOf(ids, _) => ids,
         };
-        let holders = backend::of(client, taken).ok();
+        let found = holders::find(client, taken).ok();
         let given = asked.ids.iter().position(|id| *id == taken[0]);
         let given = given.unwrap_or_default();
-        backend::sentence(
+        holders::conflict_message(
             &self.plan.options.keys[given],
             asked.ids[given],
             self.plan.options.slots,
             &asked.server.database,
-            holders.as_deref(),
+            found.as_deref(),
         )
     }
 
@@ -651,7 +651,7 @@ impl WaitObserver for WaitReporter<'_> {
         if self.thread.plan.is_watched && self.looked.elapsed() > HOLDER_REFRESH_INTERVAL {
             self.thread.alive(patience_with(self.server));
             // Whoever cannot be shown is not shown; the wait itself finds out what is wrong.
-            if let Ok(mut holders) = backend::of(client, self.ids) {
+            if let Ok(mut holders) = holders::find(client, self.ids) {
                 holders.retain(|holder| holder.pid != Some(self.server.backend_pid));
                 self.thread.reporter.say(SessionEvent::Waiting(holders));
             }
