@@ -171,6 +171,8 @@ pub fn exited_child() -> io::Result<Option<Pid>> {
     Ok(wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOWAIT)?.map(|(pid, _)| pid))
 }
 
+/// # Errors
+/// waitid(2) fails.
 fn wait(id_type: libc::idtype_t, id: libc::id_t, options: libc::c_int) -> io::Result<Option<(Pid, WaitStatus)>> {
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     // SAFETY: all-zero bytes are a valid siginfo, and waitid fills it in.

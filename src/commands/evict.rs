@@ -11,7 +11,7 @@ use crate::connection::Settings;
 use crate::inspect::backend::Backend;
 use crate::inspect::overview::{LockEntry, LockState, Overview};
 use crate::key::{self, Key};
-use crate::lock::{self, QueryResult, ask};
+use crate::lock::{self, QueryResult, simple_query};
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::protocol::{derived_keys, name};
 use crate::ui::message;
@@ -37,7 +37,7 @@ const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// the connection is lost.
 pub fn run(options: &EvictOptions) -> Result<Outcome, Failure> {
     if !options.yes && !terminal::can_confirm() {
-        return Err(Failure::say(
+        return Err(Failure::msg(
             ExitCode::Usage,
             "cannot ask for confirmation without a terminal; use --yes to evict without confirmation",
         ));
@@ -63,7 +63,7 @@ fn evict(client: &mut Client, options: &EvictOptions) -> Result<(), Failure> {
     let width = terminal::stdout_size().map(|(columns, _)| columns);
     stdout::print(&lock_table::render(&targets, width))?;
     if !options.yes && !terminal::confirm(&question(backends.len())) {
-        return Err(Failure::say(ExitCode::Conflict, "nobody was evicted"));
+        return Err(Failure::msg(ExitCode::Conflict, "nobody was evicted"));
     }
     stdout::print(&terminate_all(client, &backends)?)?;
     if waiters && polling_count > 0 {
@@ -104,7 +104,7 @@ fn terminate_all(client: &mut Client, backends: &[&Backend]) -> Result<String, F
     let mut report = String::new();
     let mut terminated: Vec<(i32, &Backend)> = Vec::new();
     // The marks are transaction-level locks, which are correct behind a pooler too.
-    ask(client, "BEGIN NOT DEFERRABLE")?;
+    simple_query(client, "BEGIN NOT DEFERRABLE")?;
     // Waiters first, or they would acquire the lock.
     for backend in backends.iter().rev() {
         let Some(pid) = backend.pid else {
@@ -126,7 +126,7 @@ fn terminate_all(client: &mut Client, backends: &[&Backend]) -> Result<String, F
     if terminated.iter().any(|(_, backend)| backend.is_pglock()) {
         sleep(MARK_HOLD_TIME.saturating_sub(start.elapsed()));
     }
-    ask(client, "COMMIT")?;
+    simple_query(client, "COMMIT")?;
     Ok(report)
 }
 
@@ -141,7 +141,7 @@ fn mark_and_terminate(client: &mut Client, pid: i32, shown: &Backend) -> Result<
         key::sql_literal(&shown.user),
         key::sql_literal(&shown.application_name),
     );
-    Ok(QueryResult::to(client, &sql)?.is_true("terminated"))
+    Ok(QueryResult::fetch(client, &sql)?.is_true("terminated"))
 }
 
 /// Waits until none of these backends holds or waits for an advisory lock.
@@ -155,10 +155,10 @@ fn wait_until_gone(client: &mut Client, pids: &[i32]) -> Result<(), Failure> {
         "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid IN ({list})) AS present"
     );
     let start = Instant::now();
-    while QueryResult::to(client, &sql)?.is_true("present") {
+    while QueryResult::fetch(client, &sql)?.is_true("present") {
         if start.elapsed() > TERMINATION_TIMEOUT {
             let backends = if pids.len() == 1 { "backend" } else { "backends" };
-            return Err(Failure::say(
+            return Err(Failure::msg(
                 ExitCode::Conflict,
                 format!(
                     "{backends} {list} did not terminate within {}s",
@@ -177,7 +177,7 @@ fn explain(error: postgres::Error, backend: &Backend) -> Failure {
         return Failure::from(error);
     }
     let owner = &backend.user;
-    Failure::say(
+    Failure::msg(
         ExitCode::Permission,
         format!(
             "this role may not terminate {backend}, a session of role {owner:?}: GRANT pg_signal_backend to it, or connect \
@@ -189,7 +189,7 @@ fn explain(error: postgres::Error, backend: &Backend) -> Failure {
 /// Returns who holds the keys now, a line for each key.
 fn current_holders(client: &mut Client, keys: &[Key]) -> Result<String, Failure> {
     let overview = Overview::fetch(client, keys)?;
-    let ids = lock::numbers(client, keys)?;
+    let ids = lock::key_ids(client, keys)?;
     let lines = keys.iter().zip(ids).map(|(key, id)| {
         let is_holder = |entry: &&LockEntry| entry.state == LockState::Holding && entry.base == id;
         let holders: Vec<&LockEntry> = overview.entries.iter().filter(is_holder).collect();

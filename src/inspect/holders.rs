@@ -2,7 +2,7 @@
 
 use crate::inspect::backend::{Backend, columns, rows};
 use crate::key::{Key, KeyId};
-use crate::lock::{AT_ONCE, ask};
+use crate::lock::{NOT_DEFERRABLE, simple_query};
 use postgres::Client;
 
 /// Returns the sessions that hold one of these keys, in any mode, in the order in which they connected.
@@ -20,14 +20,16 @@ pub fn find(client: &mut Client, ids: &[KeyId]) -> Result<Vec<Backend>, postgres
     });
     let conditions: Vec<String> = conditions.collect();
     let sql = format!(
-        "{AT_ONCE}SELECT l.pid, {} \
+        "{NOT_DEFERRABLE}SELECT l.pid, {} \
          FROM pg_catalog.pg_locks l LEFT JOIN LATERAL pg_catalog.pg_stat_get_activity(l.pid) a ON l.pid IS NOT NULL \
          WHERE l.locktype = 'advisory' AND l.granted AND ({}) AND l.database = (\
          SELECT datid FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()))",
         columns(),
         conditions.join(" OR ")
     );
-    let mut holders: Vec<Backend> = rows(ask(client, &sql)?).map(|row| Backend::from_row(&row)).collect();
+    let mut holders: Vec<Backend> = rows(simple_query(client, &sql)?)
+        .map(|row| Backend::from_row(&row))
+        .collect();
     // The first one is named in messages.
     let connected = |holder: &Backend| holder.connected.map_or(f64::INFINITY, |time| time.epoch);
     holders.sort_by(|a, b| connected(a).total_cmp(&connected(b)).then(a.pid.cmp(&b.pid)));

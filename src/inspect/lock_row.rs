@@ -2,7 +2,7 @@
 
 use crate::inspect::backend::{Backend, columns, rows};
 use crate::key::KeyId;
-use crate::lock::{AT_ONCE, IN_THIS_DATABASE, Mode, ask, cell};
+use crate::lock::{IN_THIS_DATABASE, Mode, NOT_DEFERRABLE, cell, simple_query};
 use crate::protocol::derived_keys;
 use postgres::{Client, SimpleQueryRow};
 
@@ -27,7 +27,7 @@ pub(super) struct LockRow {
 /// The connection is lost, or the query fails.
 pub(super) fn query(client: &mut Client) -> Result<Vec<LockRow>, postgres::Error> {
     let sql = format!(
-        "{AT_ONCE}WITH locks AS (SELECT * FROM pg_catalog.pg_locks) \
+        "{NOT_DEFERRABLE}WITH locks AS (SELECT * FROM pg_catalog.pg_locks) \
          SELECT l.pid, l.classid::bigint AS classid, l.objid::bigint AS objid, l.objsubid, l.mode, l.granted, \
          CASE WHEN NOT l.granted THEN extract(epoch FROM COALESCE(\
          (pg_catalog.to_jsonb(l) ->> 'waitstart')::timestamptz, a.query_start)) END AS waiting_since, \
@@ -39,7 +39,7 @@ pub(super) fn query(client: &mut Client) -> Result<Vec<LockRow>, postgres::Error
          AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()",
         columns()
     );
-    let locks = rows(ask(client, &sql)?).filter_map(|row| LockRow::from_row(&row));
+    let locks = rows(simple_query(client, &sql)?).filter_map(|row| LockRow::from_row(&row));
     Ok(locks.filter(|lock| !derived_keys::is_eviction_mark(lock.id)).collect())
 }
 

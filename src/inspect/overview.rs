@@ -9,7 +9,7 @@ use crate::inspect::names::KeyNames;
 use crate::inspect::polling;
 use crate::inspect::server_time::ServerTime;
 use crate::key::{Key, KeyId};
-use crate::lock::{self, AT_ONCE, Mode, QueryResult, Scope};
+use crate::lock::{self, Mode, NOT_DEFERRABLE, QueryResult, Scope};
 use crate::outcome::Failure;
 use crate::protocol::derived_keys::{MAX_SLOTS, slot_keys, ticket_class};
 use postgres::Client;
@@ -73,7 +73,7 @@ impl Overview {
     pub fn fetch(client: &mut Client, keys: &[Key]) -> Result<Overview, Failure> {
         let (database, role) = fetch_database_and_role(client)?;
         let mut names = KeyNames::default();
-        let bases = lock::numbers(client, keys)?;
+        let bases = lock::key_ids(client, keys)?;
         for (key, id) in keys.iter().zip(&bases) {
             names.learn(key, *id, MAX_SLOTS);
         }
@@ -107,8 +107,8 @@ impl Overview {
 }
 
 fn fetch_database_and_role(client: &mut Client) -> Result<(String, String), postgres::Error> {
-    let sql = format!("{AT_ONCE}SELECT pg_catalog.current_database() AS database, current_user AS role");
-    let result = QueryResult::to(client, &sql)?;
+    let sql = format!("{NOT_DEFERRABLE}SELECT pg_catalog.current_database() AS database, current_user AS role");
+    let result = QueryResult::fetch(client, &sql)?;
     let text = |column| result.get(column).unwrap_or_default().to_owned();
     Ok((text("database"), text("role")))
 }
@@ -135,7 +135,7 @@ fn learn_names(
         let readings = Key::readings(keys).into_iter();
         for key in readings.filter(|key| key.id_in(database).is_none()) {
             // If the server cannot compute a number, the lock is shown without its name.
-            if let Ok(ids) = lock::numbers(client, std::slice::from_ref(&key))
+            if let Ok(ids) = lock::key_ids(client, std::slice::from_ref(&key))
                 && slot_keys(ids[0], slots).into_iter().any(is_present)
             {
                 names.learn(&key, ids[0], slots);

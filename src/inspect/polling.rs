@@ -4,7 +4,7 @@
 //! until the pooler lends the session to its next client, so one query does not find them all.
 
 use crate::inspect::backend::{Backend, columns, rows};
-use crate::lock::{AT_ONCE, ask};
+use crate::lock::{NOT_DEFERRABLE, simple_query};
 use crate::protocol::query_tag::QUERY_TAG_PREFIX;
 use postgres::Client;
 use std::collections::BTreeMap;
@@ -33,7 +33,7 @@ pub(super) fn find_waiters(client: &mut Client) -> Result<Vec<Backend>, postgres
     );
     // A waiter that is overdue has gone, or has got its lock.
     let sql = format!(
-        "{AT_ONCE}SELECT pid, {} FROM pg_catalog.pg_stat_activity a WHERE a.datname = pg_catalog.current_database() \
+        "{NOT_DEFERRABLE}SELECT pid, {} FROM pg_catalog.pg_stat_activity a WHERE a.datname = pg_catalog.current_database() \
          AND a.query ~ {waiting_tag} AND a.pid <> pg_catalog.pg_backend_pid() \
          AND a.state_change > pg_catalog.clock_timestamp() - pg_catalog.make_interval(\
          secs => 1 + pg_catalog.substring(a.query, {waiting_tag})::float8) \
@@ -43,7 +43,7 @@ pub(super) fn find_waiters(client: &mut Client) -> Result<Vec<Backend>, postgres
     let mut waiters: BTreeMap<String, Backend> = BTreeMap::new();
     let start = Instant::now();
     loop {
-        for row in rows(ask(client, &sql)?) {
+        for row in rows(simple_query(client, &sql)?) {
             let backend = Backend::from_row(&row);
             waiters.insert(backend.application_name.clone(), backend);
         }

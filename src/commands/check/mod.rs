@@ -7,7 +7,7 @@
 use crate::cli::CheckOptions;
 use crate::connection::{Connection, Settings};
 use crate::key::KeyId;
-use crate::lock::{self, ClientInfo, Keys, Lock, Mode, Scope, ScopeChoice, Server, TryOutcome};
+use crate::lock::{self, Acquisition, ClientInfo, Keys, Lock, Mode, Scope, ScopeChoice, Server, TryOutcome};
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::protocol::name;
 use crate::run::session::timing::Timing;
@@ -96,7 +96,7 @@ fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<Ch
     let caller = ClientInfo {
         application_name,
         choice,
-        limit: None,
+        server_limit: None,
     };
     let lock = Lock {
         keys: Keys::All(vec![id]),
@@ -107,7 +107,7 @@ fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<Ch
         Ok(answer) => answer,
         Err(failure) => return failure.refusal().map(CheckReport::of_no_postgresql),
     };
-    let scope = server.fit(choice).ok();
+    let scope = server.usable_scope(choice).ok();
     let mut inspection = Inspection {
         settings,
         client,
@@ -246,7 +246,7 @@ impl Inspection<'_> {
 
     /// The rows of a question.
     fn ask(&mut self, sql: &str) -> Result<Vec<SimpleQueryRow>, Failure> {
-        let messages = lock::ask(&mut self.client, sql)?;
+        let messages = lock::simple_query(&mut self.client, sql)?;
         let rows = messages.into_iter().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,
@@ -310,7 +310,7 @@ impl Inspection<'_> {
             false => "direct",
         };
         match self.server.scope(self.choice) {
-            Err(why) => self.refuse("connection", why.into()),
+            Err(why) => self.refuse("connection", why.to_string()),
             Ok(scope) => {
                 let fact = format!("{way}; a lock lives as long as its {}", scope.name());
                 match (self.choice, self.server.pooled) {
@@ -365,7 +365,7 @@ impl Inspection<'_> {
 
     /// The timeouts that are set to something, as their names, and in words.
     fn timeouts(&mut self) -> Result<Vec<(String, String)>, Failure> {
-        let names = lock::TIMEOUTS.map(|name| format!("'{name}'")).join(", ");
+        let names = lock::TIMEOUT_SETTINGS.map(|name| format!("'{name}'")).join(", ");
         let rows = self.ask(&format!(
             "SELECT name, pg_catalog.current_setting(name) AS value, source \
              FROM pg_catalog.pg_settings WHERE name IN ({names}) AND setting <> '0' ORDER BY name"
@@ -386,13 +386,13 @@ impl Inspection<'_> {
         let lock = Lock { keys, mode, scope };
         let attempt = match scope {
             Scope::Session => {
-                lock::set_up(&mut self.client, limit)?;
+                lock::configure_session(&mut self.client, limit)?;
                 first
             }
             Scope::Transaction => {
                 let name = name::for_check(self.settings.application_name(), None);
                 let again = || {
-                    std::thread::sleep(lock::BEFORE_AGAIN);
+                    std::thread::sleep(lock::BEGIN_PROBE_PAUSE);
                     Some(self.settings.open(&name, None).ok()?.client)
                 };
                 lock.first_try_in_transaction(&mut self.client, limit, Duration::ZERO, again)?
@@ -481,7 +481,7 @@ impl Inspection<'_> {
             );
             return Ok(());
         }
-        match lock::ask(&mut self.client, "DO $$ BEGIN END $$") {
+        match lock::simple_query(&mut self.client, "DO $$ BEGIN END $$") {
             Ok(_) => self.ok("waiting", "in the server's queue"),
             Err(error) if error.as_db_error().is_none() => return Err(Failure::from(error)),
             Err(error) => self.find(
@@ -529,8 +529,8 @@ impl Inspection<'_> {
 
     /// Whether the lock that was taken is a real one, and gives it back.
     fn lock(&mut self, lock: &Lock, attempt: TryOutcome) -> Result<(), Failure> {
-        let refusal = match attempt.outcome() {
-            Ok(Ok(grant)) => {
+        let refusal = match attempt.into_acquisition() {
+            Ok(Acquisition::Acquired(grant)) => {
                 let released = lock.release(&mut self.client)?;
                 let still = lock.is_held(&mut self.client)?;
                 match released && !still {
@@ -545,7 +545,7 @@ impl Inspection<'_> {
                     false => "taken, but not given back".into(),
                 }
             }
-            Ok(Err(_)) => "a key that nobody else knows is held by someone else".into(),
+            Ok(Acquisition::Busy { .. }) => "a key that nobody else knows is held by someone else".into(),
             Err(failure) => failure.to_string(),
         };
         self.refuse("lock", refusal);

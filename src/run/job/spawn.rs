@@ -49,6 +49,10 @@ pub fn spawn(command: Command, setup: &Setup) -> io::Result<Pid> {
     spawned
 }
 
+/// Sets the flags of the inherited descriptor, if there is one.
+///
+/// # Errors
+/// The descriptor is not open.
 fn set_inherited_flags(setup: &Setup, flags: FdFlag) -> nix::Result<()> {
     if let Some(descriptor) = setup.inherit {
         fcntl(descriptor, FcntlArg::F_SETFD(flags))?;
@@ -56,6 +60,8 @@ fn set_inherited_flags(setup: &Setup, flags: FdFlag) -> nix::Result<()> {
     Ok(())
 }
 
+/// # Errors
+/// posix_spawnp(3) fails, or a string contains a NUL byte.
 fn posix_spawn(command: &Command, setup: &Setup) -> io::Result<Pid> {
     let mut flags = PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF;
     flags.set(PosixSpawnFlags::POSIX_SPAWN_SETPGROUP, setup.own_group);
@@ -80,6 +86,9 @@ fn posix_spawn(command: &Command, setup: &Setup) -> io::Result<Pid> {
 }
 
 /// Returns pglock's environment with the command's changes applied.
+///
+/// # Errors
+/// A variable contains a NUL byte.
 fn environment(command: &Command) -> io::Result<Vec<CString>> {
     let mut variables: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
     for (name, value) in command.get_envs() {
@@ -97,10 +106,14 @@ fn environment(command: &Command) -> io::Result<Vec<CString>> {
     variables.into_iter().map(pair).collect()
 }
 
+/// # Errors
+/// The text contains a NUL byte.
 fn c_string(text: &OsStr) -> io::Result<CString> {
     CString::new(text.as_bytes()).map_err(|_| Errno::EINVAL.into())
 }
 
+/// # Errors
+/// fork(2) or execvp(3) fails.
 fn fork(mut command: Command, setup: &Setup) -> io::Result<Pid> {
     if setup.own_group {
         command.process_group(0);

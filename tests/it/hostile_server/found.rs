@@ -185,7 +185,10 @@ fn a_liar_that_says_all_the_right_things_is_believed() {
 fn an_answer_without_a_row_is_no_postgresqls() {
     let nothing = [message(b'C', b"SELECT 0\0"), message(b'Z', b"I")].concat();
     let line = against(nothing.clone(), &TRY).code(78).stderr_line();
-    assert_eq!(line, "the server has answered without a row, as no PostgreSQL does");
+    assert_eq!(
+        line,
+        "the server returned no row for the first query, as no PostgreSQL server does"
+    );
     against(nothing.clone(), &["list"]).code(0);
     against(nothing, &["check"]).code(78);
 }
@@ -324,7 +327,7 @@ fn is_endured(flood: Flood, what: Endless) {
     let output = running.finish();
     assert!(memory < MEMORY_KB, "{flood:?} {what:?}: {memory} kB\n{output}");
     let words = String::from_utf8_lossy(&output.stderr);
-    let says_so = words.contains("the server sends more than 4 MiB for one answer");
+    let says_so = words.contains("the server sent more than 4 MiB in reply to one query");
     assert!(says_so || !is_cut_off, "{flood:?} {what:?}: {output}");
     let expected: &[i32] = match flood {
         // The flood can come right behind the grant, and the answer to a heartbeat get through it, or not.

@@ -1,0 +1,196 @@
+//! The connection parameters that libpq knows, and the values that one source gives for them.
+//!
+//! The table is that of libpq 18, so a newer parameter is accepted, or refused with the reason, even where the installed
+//! psql is too old to know it. A name that is not in the table is an error: ignoring a misspelled `sslmode` would mean
+//! connecting without TLS.
+
+use std::collections::BTreeMap;
+
+/// The name of a parameter, and the environment variable that sets it if nothing else does.
+pub type Parameter = (&'static str, Option<&'static str>);
+
+/// Every parameter of libpq 18.
+pub const PARAMETERS: &[Parameter] = &[
+    ("application_name", Some("PGAPPNAME")),
+    ("channel_binding", Some("PGCHANNELBINDING")),
+    ("client_encoding", Some("PGCLIENTENCODING")),
+    ("connect_timeout", Some("PGCONNECT_TIMEOUT")),
+    ("dbname", Some("PGDATABASE")),
+    ("fallback_application_name", None),
+    ("gssdelegation", Some("PGGSSDELEGATION")),
+    ("gssencmode", Some("PGGSSENCMODE")),
+    ("gsslib", Some("PGGSSLIB")),
+    ("host", Some("PGHOST")),
+    ("hostaddr", Some("PGHOSTADDR")),
+    ("keepalives", None),
+    ("keepalives_count", None),
+    ("keepalives_idle", None),
+    ("keepalives_interval", None),
+    ("krbsrvname", Some("PGKRBSRVNAME")),
+    ("load_balance_hosts", Some("PGLOADBALANCEHOSTS")),
+    ("max_protocol_version", Some("PGMAXPROTOCOLVERSION")),
+    ("min_protocol_version", Some("PGMINPROTOCOLVERSION")),
+    ("oauth_client_id", None),
+    ("oauth_client_secret", None),
+    ("oauth_issuer", None),
+    ("oauth_scope", None),
+    ("options", Some("PGOPTIONS")),
+    ("passfile", Some("PGPASSFILE")),
+    ("password", Some("PGPASSWORD")),
+    ("port", Some("PGPORT")),
+    ("replication", None),
+    ("require_auth", Some("PGREQUIREAUTH")),
+    ("requirepeer", Some("PGREQUIREPEER")),
+    ("scram_client_key", None),
+    ("scram_server_key", None),
+    ("service", Some("PGSERVICE")),
+    ("servicefile", Some("PGSERVICEFILE")),
+    ("ssl_max_protocol_version", Some("PGSSLMAXPROTOCOLVERSION")),
+    ("ssl_min_protocol_version", Some("PGSSLMINPROTOCOLVERSION")),
+    ("sslcert", Some("PGSSLCERT")),
+    ("sslcertmode", Some("PGSSLCERTMODE")),
+    ("sslcompression", Some("PGSSLCOMPRESSION")),
+    ("sslcrl", Some("PGSSLCRL")),
+    ("sslcrldir", Some("PGSSLCRLDIR")),
+    ("sslkey", Some("PGSSLKEY")),
+    ("sslkeylogfile", None),
+    ("sslmode", Some("PGSSLMODE")),
+    ("sslnegotiation", Some("PGSSLNEGOTIATION")),
+    ("sslpassword", None),
+    ("sslrootcert", Some("PGSSLROOTCERT")),
+    ("sslsni", Some("PGSSLSNI")),
+    ("target_session_attrs", Some("PGTARGETSESSIONATTRS")),
+    ("tcp_user_timeout", None),
+    ("user", Some("PGUSER")),
+];
+
+/// The parameter values that one or more sources give. An empty value counts as given: it keeps later sources from
+/// setting the parameter, which then has its default.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Values(BTreeMap<&'static str, Value>);
+
+#[derive(Clone, PartialEq, Eq)]
+struct Value {
+    text: String,
+    /// The variable that set it, or else the name of the parameter.
+    origin: &'static str,
+}
+
+impl Values {
+    /// Returns the value, if one is given and not empty.
+    pub fn get(&self, parameter: &str) -> Option<&str> {
+        self.get_given(parameter).filter(|value| !value.is_empty())
+    }
+
+    /// Returns the value, if one is given, even if it is empty.
+    pub fn get_given(&self, parameter: &str) -> Option<&str> {
+        self.0.get(parameter).map(|value| value.text.as_str())
+    }
+
+    /// Returns whether a value is given, even if it is empty.
+    pub fn has(&self, parameter: &str) -> bool {
+        self.0.contains_key(parameter)
+    }
+
+    /// Returns what to call the parameter in an error: the variable that set it, or its own name.
+    pub fn origin<'a>(&self, parameter: &'a str) -> &'a str {
+        self.0.get(parameter).map_or(parameter, |value| value.origin)
+    }
+
+    /// Sets a parameter from an environment variable.
+    pub fn set_from(&mut self, variable: &'static str, parameter: &'static str, text: String) {
+        let origin = variable;
+        self.0.insert(parameter, Value { text, origin });
+    }
+
+    /// Sets a parameter, replacing an earlier value of the same source. Returns `false` if there is no such parameter.
+    #[must_use]
+    pub fn set(&mut self, parameter: &str, value: &str) -> bool {
+        // The boolean predecessor of sslmode, which libpq still accepts.
+        let (parameter, value) = match (parameter, value.as_bytes().first()) {
+            ("requiressl", Some(b'1')) => ("sslmode", "require"),
+            ("requiressl", _) => ("sslmode", "prefer"),
+            _ => (parameter, value),
+        };
+        let known = PARAMETERS.iter().find(|(name, _)| *name == parameter);
+        if let Some((name, _)) = known {
+            let text = value.to_owned();
+            self.0.insert(name, Value { text, origin: name });
+        }
+        known.is_some()
+    }
+
+    /// Adds the values of the next source for the parameters that are not given yet.
+    pub fn fill(&mut self, next: Values) {
+        for (parameter, value) in next.0 {
+            self.0.entry(parameter).or_insert(value);
+        }
+    }
+
+    /// Iterates over all given values.
+    #[cfg(test)]
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.0.iter().map(|(name, value)| (*name, value.text.as_str()))
+    }
+}
+
+/// Returns the parameter that a misspelled name probably stands for.
+pub fn find_similar(name: &str) -> Option<&'static str> {
+    let normalize = |text: &str| -> String {
+        let kept = text.chars().filter(|c| c.is_ascii_alphanumeric());
+        kept.collect::<String>().to_ascii_lowercase()
+    };
+    let wanted = match normalize(name).as_str() {
+        "username" => "user".to_owned(),
+        "database" | "db" => "dbname".to_owned(),
+        "hostname" => "host".to_owned(),
+        "ssl" => "sslmode".to_owned(),
+        other => other.to_owned(),
+    };
+    let is_close = |known: &str| {
+        let known = normalize(known);
+        known == wanted || is_one_edit_away(&known, &wanted)
+    };
+    PARAMETERS
+        .iter()
+        .map(|(known, _)| *known)
+        .find(|known| wanted.len() > 3 && is_close(known))
+}
+
+/// Returns whether one insertion, deletion or substitution turns one text into the other.
+fn is_one_edit_away(a: &str, b: &str) -> bool {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let common_prefix = a.iter().zip(b).take_while(|(x, y)| x == y).count();
+    let (rest_a, rest_b) = (&a[common_prefix..], &b[common_prefix..]);
+    match a.len().abs_diff(b.len()) {
+        0 => rest_a.get(1..) == rest_b.get(1..),
+        1 if a.len() > b.len() => &rest_a[1..] == rest_b,
+        1 => rest_a == &rest_b[1..],
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn misspelled_names_are_recognized() {
+        assert_eq!(find_similar("ssl_mode"), Some("sslmode"));
+        assert_eq!(find_similar("sslmod"), Some("sslmode"));
+        assert_eq!(find_similar("database"), Some("dbname"));
+        assert_eq!(find_similar("pool_size"), None);
+        assert_eq!(find_similar("x"), None);
+    }
+
+    #[test]
+    fn an_empty_value_is_not_filled_from_the_next_source() {
+        let mut values = Values::default();
+        assert!(values.set("host", ""));
+        let mut next = Values::default();
+        assert!(next.set("host", "elsewhere") && next.set("port", "1"));
+        values.fill(next);
+        assert_eq!((values.get("host"), values.get("port")), (None, Some("1")));
+        assert!(values.has("host") && !values.set("hots", "x"));
+    }
+}

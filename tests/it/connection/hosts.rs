@@ -1,0 +1,203 @@
+//! Several hosts: one that is down, hangs, is a standby or refuses; which one is taken, in what time, and what is
+//! said of the others.
+
+use crate::support::pglock::{Output, Pglock};
+use crate::support::server::{Server, free_port};
+use crate::support::unique;
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, connect, listen, socket};
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// A primary and its standby.
+pub fn pair() -> &'static (Server, Server) {
+    static PAIR: OnceLock<(Server, Server)> = OnceLock::new();
+    PAIR.get_or_init(|| {
+        let primary = Server::start();
+        let standby = Server::standby_of(&primary);
+        (primary, standby)
+    })
+}
+
+fn pglock(dsn: &str) -> Pglock {
+    let run = Pglock::alone().env("PGLOCK_DSN", dsn).env("HOME", "/nonexistent");
+    run.args(["run", "-k", &unique("hosts")])
+}
+
+fn run(dsn: &str) -> Output {
+    pglock(dsn).args(["--", "true"]).output()
+}
+
+/// `host=127.0.0.1,... port=...` for these ports.
+fn hosts(ports: &[u16], rest: &str) -> String {
+    let list = ports.iter().map(|port| port.to_string()).collect::<Vec<_>>();
+    let names = vec!["127.0.0.1"; ports.len()].join(",");
+    format!(
+        "host={names} port={} user=postgres dbname=postgres sslmode=disable {rest}",
+        list.join(",")
+    )
+}
+
+/// A listener whose queue is full: the kernel drops further SYNs, as a black hole would.
+struct BlackHole {
+    port: u16,
+    _sockets: Vec<OwnedFd>,
+}
+
+impl BlackHole {
+    fn new() -> BlackHole {
+        let stream = || socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
+        let port = free_port();
+        let listener = stream();
+        let address = SockaddrIn::new(127, 0, 0, 1, port);
+        bind(listener.as_raw_fd(), &address).unwrap();
+        listen(&listener, Backlog::new(0).unwrap()).unwrap();
+        let mut sockets = vec![listener];
+        for _ in 0..4 {
+            let waiting = stream();
+            // In progress for ever, but for the first.
+            let _ = connect(waiting.as_raw_fd(), &address);
+            sockets.push(waiting);
+        }
+        BlackHole {
+            port,
+            _sockets: sockets,
+        }
+    }
+}
+
+/// "two hosts of which the first is down / is a standby / hangs (connect_timeout)"
+#[test]
+fn the_first_host_that_is_fit_is_taken() {
+    let (primary, standby) = pair();
+    let (down, silent, hole) = (
+        free_port(),
+        TcpListener::bind(("127.0.0.1", 0)).unwrap(),
+        BlackHole::new(),
+    );
+    let silent_port = silent.local_addr().unwrap().port();
+    run(&hosts(&[down, primary.port()], "")).code(0).silent();
+    for hanging in [silent_port, hole.port] {
+        let output = run(&hosts(&[hanging, primary.port()], "connect_timeout=1"));
+        output.code(0).silent();
+        assert!(
+            output.took >= Duration::from_secs(1) && output.took < Duration::from_secs(3),
+            "{output}"
+        );
+    }
+    for (target, ports, code) in [
+        ("any", [primary.port(), standby.port()], 0),
+        ("read-write", [standby.port(), primary.port()], 0),
+        ("primary", [standby.port(), primary.port()], 0),
+        // The session is found, and the lock refused.
+        ("read-only", [primary.port(), standby.port()], 78),
+        ("standby", [primary.port(), standby.port()], 78),
+        ("prefer-standby", [primary.port(), standby.port()], 78),
+        ("prefer-standby", [primary.port(), down], 0),
+        ("primary", [standby.port(), down], 69),
+    ] {
+        let output = run(&hosts(&ports, &format!("target_session_attrs={target}")));
+        output.code(code);
+        if code == 78 {
+            assert!(output.stderr_line().contains("hot standby"), "{target}: {output}");
+        }
+    }
+    // A primary where transactions are read-only by default is no read-write server, but a primary.
+    let options = "options='-c default_transaction_read_only=on'";
+    run(&hosts(
+        &[primary.port()],
+        &format!("{options} target_session_attrs=primary"),
+    ))
+    .code(0);
+    run(&hosts(
+        &[primary.port()],
+        &format!("{options} target_session_attrs=read-only"),
+    ))
+    .code(0);
+    let line = run(&hosts(
+        &[primary.port()],
+        &format!("{options} target_session_attrs=read-write"),
+    ))
+    .code(69)
+    .stderr_line();
+    assert!(line.contains("read-only"), "{line}");
+}
+
+/// "each host tried, with its address and cause, the last line first"; what a server says ends the search.
+#[test]
+fn every_host_is_told_of() {
+    let (primary, standby) = pair();
+    let down = [free_port(), free_port()];
+    let line = run(&hosts(&down, "")).code(69).stderr_line();
+    let told = |port: u16| format!("cannot connect to 127.0.0.1:{port}: connection refused");
+    assert_eq!(line, format!("{}; {}", told(down[1]), told(down[0])));
+    let both = hosts(&[down[0], primary.port()], "").replace("user=postgres", "user=no_such_role");
+    let line = run(&both).code(77).stderr_line();
+    assert!(line.contains("no_such_role") && line.contains(&told(down[0])), "{line}");
+    let first_refuses = hosts(&[primary.port(), standby.port()], "").replace("user=postgres", "user=no_such_role");
+    let line = run(&first_refuses).code(77).stderr_line();
+    assert!(!line.contains(&format!(":{}", standby.port())), "{line}");
+    let line = run("host=no-such-host.invalid").code(69).stderr_line();
+    assert!(
+        line.contains("no-such-host.invalid:5432: could not translate host name to address"),
+        "{line}"
+    );
+    let line = run(&hosts(&[primary.port()], "")
+        .replace("127.0.0.1", "localhost")
+        .replace("host=localhost", "host=localhost hostaddr=::1 connect_timeout=2"))
+    .code(69)
+    .stderr_line();
+    assert!(line.contains("localhost:") && line.contains("(::1)"), "{line}");
+}
+
+/// "load_balance_hosts=random"
+#[test]
+fn hosts_can_be_tried_at_random() {
+    let (primary, standby) = pair();
+    let dsn = hosts(&[primary.port(), standby.port()], "load_balance_hosts=random");
+    let mut seen = std::collections::HashSet::new();
+    for _ in 0..64 {
+        seen.insert(run(&dsn).status.code());
+        if seen.len() == 2 {
+            return;
+        }
+    }
+    panic!("64 times the same one first: {seen:?}");
+}
+
+/// "With the network to the first host black-holed, `--wait 5` still ends in 5 s."
+#[test]
+fn a_black_hole_does_not_outlast_the_wait() {
+    let (primary, _) = pair();
+    let hole = BlackHole::new();
+    let dsn = hosts(&[hole.port, primary.port()], "");
+    let output = pglock(&dsn).args(["--wait", "5", "--", "true"]).output();
+    output.code(69);
+    assert!(
+        output.took >= Duration::from_secs(5) && output.took < Duration::from_millis(5600),
+        "{output}"
+    );
+    let line = output.stderr_line();
+    assert!(line.contains(&format!("127.0.0.1:{}", hole.port)), "{line}");
+    // With a limit of its own, it leads to the next host within the wait.
+    let output = pglock(&dsn)
+        .args(["--wait", "5", "--connect-timeout", "0.5", "--", "true"])
+        .output();
+    output.code(0).silent();
+    assert!(output.took < Duration::from_secs(3), "{output}");
+}
+
+/// Exactly one socket is left of all that was tried, and it is found: a loss is noticed at once.
+#[test]
+fn the_socket_is_found_behind_a_host_that_hangs() {
+    let (primary, _) = pair();
+    let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let dsn = hosts(
+        &[silent.local_addr().unwrap().port(), free_port(), primary.port()],
+        "connect_timeout=1",
+    );
+    let output = pglock(&dsn).args(["-v", "--", "true"]).output();
+    let said = String::from_utf8_lossy(&output.code(0).stderr).into_owned();
+    assert!(!said.contains("cannot tell which descriptor"), "{said}");
+}

@@ -1,0 +1,156 @@
+//! Passwords: where they come from, the question on a terminal, and that nobody else gets to see them.
+
+use crate::support::pglock::Pglock;
+use crate::support::terminal::Terminal;
+use crate::support::tls::{PASSWORD, Secured};
+use crate::support::unique;
+use crate::support::wait::{SOON, eventually};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::OnceLock;
+
+fn server() -> &'static Secured {
+    static SERVER: OnceLock<Secured> = OnceLock::new();
+    SERVER.get_or_init(Secured::start)
+}
+
+/// Without a password in it.
+fn dsn() -> String {
+    server().at("127.0.0.1", "user=scram sslmode=disable")
+}
+
+fn pglock(dsn: &str) -> Pglock {
+    let run = Pglock::alone().env("HOME", "/nonexistent").env("PGLOCK_DSN", dsn);
+    run.args(["run", "-k", &unique("secrets")])
+}
+
+/// "warn when a password is in `--dsn` on the command line ...; suggest the variable or file"
+#[test]
+fn a_password_on_the_command_line_is_warned_of() {
+    let quoted = PASSWORD.replace('\\', "\\\\").replace('\'', "\\'");
+    let with_password = dsn() + &format!(" password='{quoted}'");
+    let output = pglock("").args(["-d", &with_password, "--", "true"]).output();
+    let line = output.code(0).stderr_line();
+    assert!(line.contains("PGLOCK_DSN") && line.contains("~/.pgpass"), "{line}");
+    assert!(!line.contains("w@rd"), "{line}");
+    pglock(&with_password).args(["--", "true"]).output().code(0).silent();
+    let variable = pglock("")
+        .args(["-d", &dsn(), "--", "true"])
+        .env("PGPASSWORD", PASSWORD);
+    variable.output().code(0).silent();
+}
+
+/// "format, escapes, wildcards, permissions rule and warning as libpq"; and nothing of it reaches the job.
+#[test]
+fn the_password_file() {
+    let escaped = PASSWORD.replace('\\', "\\\\").replace(':', "\\:");
+    let home = server().home("passfile", &[(".pgpass", &format!("127.0.0.1:*:*:scram:{escaped}\n"))]);
+    let run = || pglock(&dsn()).env("HOME", &home);
+    let env = run().args(["--", "env"]).output().stdout();
+    assert!(!env.contains("w@rd"), "{env}");
+    let file = home.join(".pgpass");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+    let output = run().args(["--", "true"]).output();
+    let said = String::from_utf8_lossy(&output.code(77).stderr).into_owned();
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(
+        lines[0].contains("group or world access") && lines[1].contains("no password supplied"),
+        "{said}"
+    );
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&file, "*:*:*:*:wr0ng\n").unwrap();
+    let line = run().args(["-v", "--", "true"]).output().code(77).stderr_line();
+    assert!(
+        line.contains("(password retrieved from file ") && !line.contains("wr0ng"),
+        "{line}"
+    );
+}
+
+/// A shell on a terminal that runs pglock, and then says how it ended and whether the terminal echoes.
+fn asking(options: &str) -> Terminal {
+    let script = format!(
+        "$PGLOCK run -k {} {options} -- sh -c 'echo the job: ran'; echo \"status=$?\"; stty -a | grep -ow -e '-*echo'; read -r line; echo \"read:$line\"",
+        unique("prompt")
+    );
+    Terminal::with(&["sh", "-c", &script], |command| {
+        command.env("PGLOCK", env!("CARGO_BIN_EXE_pglock"));
+        command.env("PGLOCK_DSN", dsn()).env("HOME", "/nonexistent");
+    })
+}
+
+/// "On a terminal with nothing given, ask without echo (as psql does), never when there is none."
+#[test]
+fn a_terminal_is_asked() {
+    let mut terminal = asking("");
+    terminal.expect("Password for user scram: ");
+    terminal.keys(&format!("{PASSWORD}\n"));
+    terminal.expect("the job: ran");
+    terminal.expect("status=0");
+    terminal.expect("\necho");
+    assert!(!terminal.screen().contains("w@rd"), "{}", terminal.screen());
+
+    let mut terminal = asking("");
+    terminal.expect("Password for user scram: ");
+    terminal.keys("wr0ng\n");
+    terminal.expect("password authentication failed");
+    terminal.expect("status=77");
+    assert!(!terminal.screen().contains("wr0ng"), "{}", terminal.screen());
+
+    // No terminal: the same failure at once.
+    let line = pglock(&dsn()).args(["--", "true"]).output().code(77).stderr_line();
+    assert!(line.contains("no password supplied"), "{line}");
+}
+
+/// "on Ctrl-C at the prompt ... the terminal's echo must be restored", and at the end of the wait as well.
+#[test]
+fn the_echo_comes_back_when_the_question_is_left() {
+    let mut terminal = asking("--wait 1");
+    terminal.expect("Password for user scram: ");
+    terminal.expect("status=69");
+    terminal.expect("\necho");
+    terminal.keys("visible\n");
+    terminal.expect("read:visible");
+
+    let script = format!(
+        "trap 'echo interrupted' INT; $PGLOCK run -k {} -- true; echo \"status=$?\"; stty -a | grep -ow -e '-*echo'; read -r line",
+        unique("prompt")
+    );
+    let mut terminal = Terminal::with(&["sh", "-c", &script], |command| {
+        command.env("PGLOCK", env!("CARGO_BIN_EXE_pglock"));
+        command.env("PGLOCK_DSN", dsn()).env("HOME", "/nonexistent");
+    });
+    terminal.expect("Password for user scram: ");
+    terminal.keys("\x03");
+    terminal.expect("status=130");
+    terminal.expect("\necho");
+}
+
+/// "Secrets nowhere: not in errors, `-v`, process arguments".
+#[test]
+fn no_word_of_it_is_shown() {
+    let server = server();
+    let quoted = PASSWORD.replace('\\', "\\\\").replace('\'', "\\'");
+    for rest in [
+        "",
+        "sslmode=require",
+        "sslmode=verify-full",
+        "dbname=none",
+        "connect_timeout=x",
+        "user=md5",
+        "hostaddr=x",
+    ] {
+        let dsn = dsn() + &format!(" password='{quoted}' {rest}");
+        let output = pglock(&dsn).args(["-v", "--", "true"]).output();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!said.contains("w@rd") && !said.contains("p:a"), "{said}");
+    }
+    let running = pglock(&dsn()).env("PGPASSWORD", PASSWORD).holding();
+    let arguments = fs::read(format!("/proc/{}/cmdline", running.pid())).unwrap_or_default();
+    assert!(!String::from_utf8_lossy(&arguments).contains("w@rd"));
+    eventually(SOON, "the session", || {
+        !server
+            .sql("SELECT 1 FROM pg_stat_activity WHERE usename = 'scram'")
+            .is_empty()
+    });
+    running.finish().code(0);
+}

@@ -1,0 +1,310 @@
+//! TLS against a real server: every `sslmode` with good and bad certificates, certificates of our own, channel
+//! binding, revocation, and the cancel request.
+
+use crate::support::pglock::{Output, Pglock};
+use crate::support::tls::{PASSWORD, Secured};
+use crate::support::unique;
+use crate::support::wait::{SOON, eventually};
+use nix::sys::signal::Signal;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
+/// How pglock fares with this connection string; `HOME` has nothing in it.
+fn run(dsn: &str) -> Output {
+    let run = Pglock::alone().env("HOME", "/nonexistent");
+    let run = run.env("PGLOCK_DSN", dsn).env("PGPASSWORD", PASSWORD);
+    run.args(["run", "-k", &unique("tls"), "--", "true"]).output()
+}
+
+#[track_caller]
+fn works(dsn: &str) {
+    run(dsn).code(0).silent();
+}
+
+#[track_caller]
+fn fails(dsn: &str, code: i32, words: &str) {
+    let line = run(dsn).code(code).stderr_line();
+    assert!(line.contains(words), "{words:?} is not in {line:?}");
+}
+
+/// "`require` must work with every certificate that psql's `require` works with; where verify-* must refuse, the
+/// error says what is wrong with the certificate and how to make a good one."
+#[test]
+fn certificates_good_and_bad() {
+    let server = Secured::start();
+    let root = server.pki("ca.crt");
+    let dsn = |host: &str, mode: &str, root: &str| {
+        server.at(host, &format!("user=with_tls sslmode={mode} sslrootcert={root}"))
+    };
+    let full = |host: &str| dsn(host, "verify-full", &root);
+    works(&full("localhost"));
+    works(&full("127.0.0.1"));
+    works(&dsn("127.0.0.1", "verify-ca", &root));
+    fails(
+        &full("elsewhere hostaddr=127.0.0.1"),
+        69,
+        "is for localhost, 127.0.0.1, not for elsewhere",
+    );
+    fails(
+        &dsn("localhost", "verify-ca", "/nonexistent/root.crt"),
+        78,
+        "root.crt: it does not exist",
+    );
+    fails(
+        &server
+            .at("", "hostaddr=127.0.0.1 user=with_tls sslmode=verify-full sslrootcert=")
+            .replace("host= ", "")
+            .replace("sslrootcert=", &format!("sslrootcert={root}")),
+        78,
+        "only hostaddr is given",
+    );
+    // A root file that is there is used, whatever sslmode says.
+    fails(
+        &dsn("localhost", "require", &server.pki("other.crt")),
+        69,
+        "not signed by a root of",
+    );
+    // The system's roots have not signed it.
+    fails(
+        &server.at("localhost", "user=with_tls sslrootcert=system"),
+        69,
+        "of the system",
+    );
+
+    let revoked = |list: &str| full("localhost") + " " + list;
+    works(&revoked(&format!("sslcrl={}", server.pki("ca.crl"))));
+    fails(&revoked("sslcrl=/nonexistent/crl"), 78, "revocation list");
+
+    for (name, words) in [
+        ("wrong", "is for elsewhere.example, not for localhost"),
+        ("wildcard", "is for *.localhost, not for localhost"),
+        ("unknown", "not signed by a root of"),
+        ("expired", "has expired"),
+        ("version1", "is of version 1"),
+        ("version1rsa", "subjectAltName=DNS:"),
+        ("self", "is self-signed and is not among the roots"),
+    ] {
+        server.show(name);
+        fails(&full("localhost"), 69, words);
+        works(&dsn("localhost", "require", "/nonexistent/root.crt"));
+        works(&(dsn("localhost", "require", "/nonexistent/root.crt") + " ssl_max_protocol_version=TLSv1.2"));
+        if ["wrong", "wildcard"].contains(&name) {
+            works(&dsn("localhost", "verify-ca", &root));
+            works(&full(&format!(
+                "{} hostaddr=127.0.0.1",
+                if name == "wrong" {
+                    "elsewhere.example"
+                } else {
+                    "db.localhost"
+                }
+            )));
+        }
+    }
+    // The server shows what is itself in the root file, as many small installations have it.
+    works(&dsn("localhost", "verify-full", &server.pki("ca-and-self.crt")));
+    server.show("common");
+    works(&full("localhost"));
+    server.show("revoked");
+    works(&full("localhost"));
+    let list = format!("sslcrl={}", server.pki("ca.crl"));
+    fails(&revoked(&list), 69, "is revoked");
+}
+
+/// "SCRAM over TCP, md5, TLS + SCRAM-PLUS, client-certificate auth"
+#[test]
+fn ways_to_authenticate() {
+    let server = Secured::start();
+    let at = |rest: &str| server.at("localhost", rest);
+    for user in ["scram", "md5", "clear"] {
+        works(&at(&format!("user={user} sslmode=disable")));
+        works(&at(&format!("user={user} sslmode=require")));
+    }
+    works(&at("user=scram sslmode=require channel_binding=require"));
+    works(&at("user=scram sslmode=require channel_binding=disable"));
+    works(&at(
+        "user=scram sslmode=require channel_binding=require require_auth=scram-sha-256 ssl_max_protocol_version=TLSv1.2",
+    ));
+    fails(
+        &at("user=scram sslmode=disable channel_binding=require"),
+        77,
+        "channel binding",
+    );
+    fails(
+        &at("user=md5 sslmode=require channel_binding=require"),
+        77,
+        "channel binding",
+    );
+    for (user, asked) in [("md5", "md5"), ("clear", "password"), ("without_tls", "no")] {
+        let dsn = at(&format!("user={user} sslmode=disable require_auth=scram-sha-256"));
+        fails(&dsn, 77, &format!("the server requested {asked} authentication"));
+    }
+    works(&at("user=md5 sslmode=require require_auth=!password,!none"));
+    works(&at("user=without_tls sslmode=disable require_auth=none"));
+    fails(
+        &at("user=with_tls require_auth=!none sslmode=require"),
+        77,
+        "no authentication",
+    );
+
+    fails(
+        &at("user=kerberos"),
+        77,
+        "requested gss authentication, which is not supported",
+    );
+    let with = |certificate: &str, key: &str| {
+        let (certificate, key) = (server.pki(certificate), server.pki(key));
+        at(&format!(
+            "user=with_cert sslmode=require sslcert={certificate} sslkey={key}"
+        ))
+    };
+    for (certificate, key) in [
+        ("client.crt", "client.key"),
+        ("client.crt", "client-pkcs1.key"),
+        ("client-ec.crt", "client-ec.key"),
+        ("client-ec.crt", "client-sec1.key"),
+        ("client-ec.crt", "client-der.key"),
+    ] {
+        works(&with(certificate, key));
+    }
+    works(&(with("client.crt", "client.key") + " sslcertmode=require"));
+    let good = with("client.crt", "client.key");
+    fails(&(good + " sslcertmode=disable"), 77, "certificate");
+    fails(&at("user=with_cert sslmode=require"), 77, "certificate");
+    fails(&with("client-other.crt", "client-other.key"), 77, "UnknownCA");
+    fails(&with("client.crt", "client-ec.key"), 78, "does not belong to");
+    fails(&with("client.crt", "client-open.key"), 78, "group or world access");
+    fails(&with("client.crt", "client-encrypted.key"), 78, "is encrypted");
+    fails(&with("client.crt", "no.key"), 78, "not its private key");
+}
+
+/// "`disable` ... `prefer` falls back to plaintext, `allow` the other way round"
+#[test]
+fn modes_choose_between_tls_and_plain_text() {
+    let server = Secured::start();
+    let at = |rest: &str| server.at("localhost", rest);
+    for mode in ["allow", "prefer"] {
+        works(&at(&format!("user=with_tls sslmode={mode}")));
+        works(&at(&format!("user=without_tls sslmode={mode}")));
+    }
+    fails(&at("user=with_tls sslmode=disable"), 77, "pg_hba.conf rejects");
+    fails(&at("user=without_tls sslmode=require"), 77, "SSL encryption");
+    fails(&at("user=nobody_here sslmode=prefer"), 77, "nobody_here");
+    // Fails with TLS, and is let in without.
+    works(&at(&format!(
+        "user=without_tls sslmode=prefer sslrootcert={}",
+        server.pki("other.crt")
+    )));
+    // The other way round, the first failure is told as well.
+    fails(
+        &at(&format!(
+            "user=with_tls sslmode=prefer sslrootcert={}",
+            server.pki("other.crt")
+        )),
+        77,
+        "first attempt",
+    );
+    server.sql("ALTER SYSTEM SET ssl = off");
+    server.restart();
+    works(&at("user=without_tls sslmode=prefer"));
+    fails(&at("user=without_tls sslmode=require"), 69, "does not support TLS");
+}
+
+/// A relay that notes what each connection begins with: the code of its first message.
+struct Relay {
+    port: u16,
+    codes: Arc<Mutex<Vec<u32>>>,
+}
+
+impl Relay {
+    const SSL_REQUEST: u32 = 80_877_103;
+
+    fn to(port: u16) -> Relay {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let relay = Relay {
+            port: listener.local_addr().unwrap().port(),
+            codes: Arc::default(),
+        };
+        let codes = Arc::clone(&relay.codes);
+        std::thread::spawn(move || {
+            while let Ok((mut client, _)) = listener.accept() {
+                let mut first = [0; 8];
+                client.read_exact(&mut first).unwrap();
+                codes
+                    .lock()
+                    .unwrap()
+                    .push(u32::from_be_bytes(first[4..].try_into().unwrap()));
+                let mut server = TcpStream::connect(("127.0.0.1", port)).unwrap();
+                server.write_all(&first).unwrap();
+                let (mut back, mut forth) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut back, &mut forth);
+                    let _ = forth.shutdown(Shutdown::Both);
+                });
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut client, &mut server);
+                    let _ = server.shutdown(Shutdown::Both);
+                });
+            }
+        });
+        relay
+    }
+}
+
+/// "The cancel request (Ctrl-C while waiting) goes over the same TLS and host."
+#[test]
+fn a_wait_over_tls_is_cancelled_over_tls() {
+    let server = Secured::start();
+    let relay = Relay::to(server.port());
+    let key = unique("tls_cancel");
+    let root = server.pki("ca.crt");
+    let port = relay.port;
+    let dsn =
+        format!("host=localhost port={port} dbname=postgres user=with_tls sslmode=verify-full sslrootcert={root}");
+    let holder = server.run(&key).holding();
+    let waiting = Pglock::alone().env("PGLOCK_DSN", &dsn);
+    let waiting = waiting.args(["run", "-k", &key, "--", "true"]).spawn();
+    server.await_locks(&key, 1, 1);
+    waiting.signal(Signal::SIGTERM);
+    waiting.finish().signal(Signal::SIGTERM);
+    server.await_locks(&key, 1, 0);
+    holder.finish().code(0);
+    let twice = vec![Relay::SSL_REQUEST; 2];
+    eventually(SOON, "two connections, both with TLS", || {
+        *relay.codes.lock().unwrap() == twice
+    });
+}
+
+/// The job inherits the session, and its loss is noticed: the socket is known with TLS as without.
+#[test]
+fn the_socket_is_known_with_tls() {
+    let server = Secured::start();
+    let dsn = server.at("localhost", "user=with_tls sslmode=require");
+    let run = Pglock::alone().env("PGLOCK_DSN", &dsn).env("HOME", "/nonexistent");
+    let run = run
+        .args(["run", "-v", "-k", &unique("tls_socket"), "--", "true"])
+        .output();
+    let said = String::from_utf8_lossy(&run.code(0).stderr).into_owned();
+    assert!(!said.contains("cannot tell which descriptor"), "{said}");
+}
+
+/// "sslnegotiation=direct": the first word is TLS's own, and it says which protocol is meant.
+#[test]
+fn tls_can_begin_without_asking() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let hello = std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut head = [0; 5];
+        client.read_exact(&mut head).unwrap();
+        let mut body = vec![0; usize::from(u16::from_be_bytes([head[3], head[4]]))];
+        client.read_exact(&mut body).unwrap();
+        (head[0], body)
+    });
+    let dsn = format!("host=localhost port={port} user=u sslmode=require sslnegotiation=direct");
+    fails(&dsn, 69, "during the TLS handshake");
+    let (kind, body) = hello.join().unwrap();
+    let contains = |word: &[u8]| body.windows(word.len()).any(|part| part == word);
+    assert_eq!(kind, 22, "a handshake");
+    assert!(contains(b"postgresql") && contains(b"localhost"));
+}
