@@ -49,6 +49,9 @@ pub fn run(options: &EvictOptions) -> Result<Outcome, Failure> {
 }
 
 /// Shows who holds the keys, asks for confirmation, terminates their sessions, and reports who holds the keys then.
+///
+/// # Errors
+/// As for [`run`].
 fn evict(client: &mut Client, options: &EvictOptions) -> Result<(), Failure> {
     let (keys, waiters) = (&options.keys, options.waiters);
     let entries = Overview::fetch(client, keys)?.entries;
@@ -100,6 +103,9 @@ fn distinct_backends(entries: &[LockEntry]) -> Vec<&Backend> {
 }
 
 /// Terminates these sessions and waits until they have gone. Returns the report, a line for each.
+///
+/// # Errors
+/// Our role lacks the privilege, a session does not terminate, or the connection is lost.
 fn terminate_all(client: &mut Client, backends: &[&Backend]) -> Result<String, Failure> {
     let mut report = String::new();
     let mut terminated: Vec<(i32, &Backend)> = Vec::new();
@@ -131,6 +137,9 @@ fn terminate_all(client: &mut Client, backends: &[&Backend]) -> Result<String, F
 }
 
 /// Marks the eviction and terminates the session. Returns whether it was still the session that was shown.
+///
+/// # Errors
+/// Our role lacks the privilege, or the connection is lost.
 fn mark_and_terminate(client: &mut Client, pid: i32, shown: &Backend) -> Result<bool, postgres::Error> {
     let mark = derived_keys::eviction_mark(pid).literals();
     let sql = format!(
@@ -145,6 +154,9 @@ fn mark_and_terminate(client: &mut Client, pid: i32, shown: &Backend) -> Result<
 }
 
 /// Waits until none of these backends holds or waits for an advisory lock.
+///
+/// # Errors
+/// [`ExitCode::Conflict`] if one has not gone within [`TERMINATION_TIMEOUT`], or the connection is lost.
 fn wait_until_gone(client: &mut Client, pids: &[i32]) -> Result<(), Failure> {
     if pids.is_empty() {
         return Ok(());
@@ -187,6 +199,9 @@ fn explain(error: postgres::Error, backend: &Backend) -> Failure {
 }
 
 /// Returns who holds the keys now, a line for each key.
+///
+/// # Errors
+/// The connection is lost, or a query fails.
 fn current_holders(client: &mut Client, keys: &[Key]) -> Result<String, Failure> {
     let overview = Overview::fetch(client, keys)?;
     let ids = lock::key_ids(client, keys)?;

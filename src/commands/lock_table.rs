@@ -57,7 +57,7 @@ fn number_of_named_key(entry: &LockEntry) -> String {
     }
 }
 
-/// Returns the state in the words of the JSON. Its `waiting` is two here: a waiter that polls has no place in a queue.
+/// Returns the state, as the JSON has it, except that a waiter that polls is shown as such: it has no place in a queue.
 fn state(state: LockState) -> &'static str {
     match state {
         LockState::Holding => "holding",

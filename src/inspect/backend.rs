@@ -31,7 +31,7 @@ pub struct Backend {
     pub is_polling: bool,
     /// Whether our role may not see what it does.
     pub is_hidden: bool,
-    /// What the server's clock said when this was read, in seconds since 1970.
+    /// The server's clock when this was read, in seconds since 1970.
     pub read_epoch: f64,
 }
 

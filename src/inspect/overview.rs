@@ -106,6 +106,10 @@ impl Overview {
     }
 }
 
+/// Returns the name of our database and our role.
+///
+/// # Errors
+/// The connection is lost, or the query fails.
 fn fetch_database_and_role(client: &mut Client) -> Result<(String, String), postgres::Error> {
     let sql = format!("{NOT_DEFERRABLE}SELECT pg_catalog.current_database() AS database, current_user AS role");
     let result = QueryResult::fetch(client, &sql)?;

@@ -17,7 +17,7 @@ impl ServerTime {
     /// The end of the year 9999, the last that RFC 3339 can express.
     const MAX_EPOCH: f64 = 253_402_300_799.0;
 
-    /// Returns a time, given what the server's clock said when it was read; both in seconds since 1970. A server can send
+    /// Makes a time of seconds since 1970; `now` is the server's clock when they were read. A server can send
     /// any number, so both are limited to what RFC 3339 can express.
     pub fn new(epoch: f64, now: f64) -> ServerTime {
         let (epoch, now) = (ServerTime::clamp(epoch), ServerTime::clamp(now));

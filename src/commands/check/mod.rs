@@ -44,6 +44,9 @@ pub fn run(options: &CheckOptions) -> Result<Outcome, Failure> {
 }
 
 /// Connects, and examines the connection.
+///
+/// # Errors
+/// The connection cannot be opened, or is lost.
 fn check(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<CheckReport, Failure> {
     // Nobody else uses a random key, and it makes the name of the session as unique.
     let random = fastrand::u64(..);
@@ -86,6 +89,9 @@ fn lock_of(id: KeyId, scope: Scope) -> Lock {
 }
 
 /// Returns the message of a failure that `run` would refuse with; other failures end the check.
+///
+/// # Errors
+/// The failure itself, unless it is [`ExitCode::Config`].
 fn refusal_message(failure: Failure) -> Result<String, Failure> {
     if failure.code == ExitCode::Config {
         Ok(failure.to_string())
@@ -108,6 +114,9 @@ struct Inspection<'a> {
 
 impl Inspection<'_> {
     /// Adds all findings, in the order of the report. No lock is acquired without a usable scope.
+    ///
+    /// # Errors
+    /// The connection is lost, or a query fails.
     fn examine(&mut self, scope: Option<Scope>, first_try: TryOutcome) -> Result<(), Failure> {
         self.findings.push(server::product(&self.server));
         self.findings.push(server::database(&self.server));
@@ -146,6 +155,9 @@ impl Inspection<'_> {
     }
 
     /// Configures the session or the transaction as `run` does, and tries the lock in it.
+    ///
+    /// # Errors
+    /// The connection is lost, or the pooler closes it at BEGIN.
     fn try_lock(&mut self, scope: Scope, first_try: TryOutcome) -> Result<(Lock, TryOutcome), Failure> {
         let server_limit = self.timing.server_limit();
         let lock = lock_of(self.id, scope);
@@ -168,6 +180,9 @@ impl Inspection<'_> {
 }
 
 /// Returns whether the lock that was tried is a real one, after releasing it.
+///
+/// # Errors
+/// The connection is lost, or a query fails.
 fn released_lock(client: &mut Client, lock: &Lock, outcome: TryOutcome) -> Result<Finding, Failure> {
     const SUBJECT: &str = "lock";
     let grant = match outcome.into_acquisition() {

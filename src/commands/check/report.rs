@@ -121,6 +121,7 @@ impl fmt::Display for CheckReport {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::document;
     use serde_json::json;
 
     fn report() -> CheckReport {
@@ -130,6 +131,25 @@ mod tests {
             Finding::refusal("lock", "\"quoted\"\n\u{1}\u{9375}/"),
         ];
         CheckReport::new(findings, Some(Scope::Session))
+    }
+
+    #[test]
+    fn the_documented_json_is_true() {
+        let findings = vec![
+            Finding::ok("recovery", "a primary"),
+            Finding::warning("TLS", "none")
+                .with_remedy("sslmode=require encrypts, sslmode=verify-full also authenticates the server"),
+        ];
+        let json = CheckReport::new(findings, Some(Scope::Session))
+            .to_json()
+            .expect("no error");
+        assert_eq!(json, document::code_block("### Example of pglock check --json"));
+        let rows = document::rows("## pglock check --json");
+        let documented: Vec<&str> = rows.iter().map(|row| row[0].as_str()).collect();
+        assert_eq!(
+            documented,
+            ["findings", "fit", "scope", "fact", "level", "remedy", "subject"]
+        );
     }
 
     #[test]

@@ -45,6 +45,9 @@ pub fn run(options: &ListOptions) -> Result<Outcome, Failure> {
 }
 
 /// Prints the locks once, or until standard output is closed. Returns whether any was held the last time.
+///
+/// # Errors
+/// The connection is lost, or standard output cannot be written.
 fn print_locks(client: &mut Client, options: &ListOptions) -> Result<bool, Failure> {
     let mut is_warned = false;
     loop {
@@ -70,6 +73,9 @@ fn print_locks(client: &mut Client, options: &ListOptions) -> Result<bool, Failu
 }
 
 /// Returns the locks as a JSON object, on one line if there will be more of them.
+///
+/// # Errors
+/// None: the object consists of strings, numbers, booleans and nulls.
 fn json(overview: &Overview, on_one_line: bool) -> Result<String, Failure> {
     let list = LockList::from(overview);
     let json = if on_one_line {

@@ -404,7 +404,7 @@ fn watch_repeats_until_the_reader_closes_the_pipe() {
 #[test]
 fn the_table_fits_the_screen() {
     let server = Server::shared();
-    let key = unique("a_rather_long_name_of_a_key");
+    let key = unique("a_long_name_of_a_key");
     let holder = server.run(&key).holding();
     let waiter = waiting(server, &key, &[]);
     await_count(server, &key, 2);
