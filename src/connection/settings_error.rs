@@ -1,7 +1,7 @@
 //! Errors in the connection settings: the text that the user reads, and what it is about.
 //!
-//! No variant carries a secret. Whoever builds one decides with [`super::redact`] what of the input may be quoted,
-//! because a password in the wrong place (a URI in `PGPORT`, an unquoted value) must not be printed.
+//! No variant carries a secret. The code that creates one uses [`super::redact`] to decide what of the input may be
+//! quoted, because a password in the wrong place (a URI in `PGPORT`, an unquoted value) must not be printed.
 
 use crate::outcome::{ExitCode, Failure};
 use std::error::Error;
