@@ -72,12 +72,12 @@ fn strip_short_header(der: &[u8]) -> Option<&[u8]> {
 pub fn read_pem_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, SettingsError> {
     let parsed: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
     let certificates =
-        parsed.map_err(|error| SettingsError::file("certificate file", path, format!("cannot read it: {error}")))?;
+        parsed.map_err(|error| SettingsError::file("certificate file", path, format!("cannot be read: {error}")))?;
     if certificates.is_empty() {
         return Err(SettingsError::file(
             "certificate file",
             path,
-            "it contains no certificate in PEM format",
+            "contains no certificate in PEM format",
         ));
     }
     Ok(certificates)
