@@ -57,7 +57,7 @@ impl Settings {
     /// time limit.
     ///
     /// # Errors
-    /// No attempt succeeded. The error says where and why, the last attempt first.
+    /// No attempt succeeded. The error names each server and the reason, the last attempt first.
     pub fn open<'a>(
         &'a self,
         application_name: &'a str,
@@ -199,7 +199,7 @@ impl Opener<'_> {
         }
     }
 
-    /// Shuffles the items, if the settings want a random order.
+    /// Shuffles the items, if the settings require a random order.
     fn in_order<T>(&self, mut items: Vec<T>) -> Vec<T> {
         if self.settings.is_order_random {
             fastrand::shuffle(&mut items);
