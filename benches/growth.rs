@@ -6,8 +6,8 @@
 use crate::Programs;
 use crate::plot::{self, Curve};
 use crate::processes::{cpu_time, private_memory};
+use crate::support::command::command;
 use crate::support::pgbouncer::PgBouncer;
-use crate::support::scrubbed;
 use crate::support::server::{SUPERUSER, Server};
 use crate::support::wait::{SOON, eventually};
 use std::fmt::Write as _;
@@ -124,7 +124,7 @@ struct Crowd<'a> {
 
 impl Crowd<'_> {
     fn pglock(&self, key: &str, job: &str) -> Command {
-        let mut command = scrubbed(&self.programs.pglock);
+        let mut command = command(&self.programs.pglock);
         let port = self.port;
         let dsn =
             format!("host=127.0.0.1 port={port} user={SUPERUSER} dbname=postgres sslmode=disable connect_timeout=60");

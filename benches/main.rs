@@ -41,8 +41,8 @@ pub struct Programs {
 }
 
 impl Programs {
-    fn build(folder: &Path) -> Programs {
-        let floor = folder.join("floor");
+    fn build(directory: &Path) -> Programs {
+        let floor = directory.join("floor");
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/floor.c");
         let built = Command::new("cc")
             .args(["-O2", "-static", "-o"])
@@ -62,8 +62,8 @@ impl Programs {
 }
 
 fn main() -> ExitCode {
-    let folder = tempfile::tempdir().unwrap();
-    let programs = Programs::build(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let programs = Programs::build(directory.path());
     let asked: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches");
     match asked.first().map(String::as_str) {

@@ -2,8 +2,8 @@
 
 use crate::Programs;
 use crate::processes::{cpu_time, private_memory};
+use crate::support::command::command;
 use crate::support::pgbouncer::PgBouncer;
-use crate::support::scrubbed;
 use crate::support::server::{SUPERUSER, Server, find, free_port};
 use crate::support::tls::{PASSWORD, Secured};
 use crate::support::wait::{SOON, eventually};
@@ -123,7 +123,7 @@ fn floor(programs: &Programs, what: &'static str, host: &str, port: u16, job: &[
     let words = [&[what, host, port.as_str(), KEY], job].concat();
     let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
     Contender::new("floor", move || {
-        let mut command = scrubbed(&program);
+        let mut command = command(&program);
         command.args(&words);
         command
     })
@@ -134,7 +134,7 @@ fn pglock(name: &'static str, program: &Path, dsn: &str, words: &[&str]) -> Cont
     let (program, dsn) = (program.to_owned(), dsn.to_owned());
     let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
     Contender::new(name, move || {
-        let mut command = scrubbed(&program);
+        let mut command = command(&program);
         command.env("PGLOCK_DSN", &dsn).args(["run", "--key", KEY]).args(&words);
         command
     })
@@ -174,7 +174,7 @@ impl Bench<'_> {
             let floor_tls = self.programs.floor_tls.clone();
             let words = ["127.0.0.1", &port, "scram", PASSWORD, KEY, root, "true"].map(str::to_owned);
             let floor = Contender::new("floor", move || {
-                let mut command = scrubbed(&floor_tls);
+                let mut command = command(&floor_tls);
                 command.args(&words);
                 command
             });
@@ -341,7 +341,7 @@ impl Bench<'_> {
                         true => keys(number).into(),
                         false => word.to_owned(),
                     });
-                    let mut mine = scrubbed(command.get_program());
+                    let mut mine = crate::support::command::command(command.get_program());
                     mine.args(words.collect::<Vec<_>>())
                         .envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
                     mine.stdin(Stdio::null()).spawn().unwrap()
@@ -392,14 +392,14 @@ impl Bench<'_> {
     /// The same as the first work, by whoever is installed.
     fn others(&self) -> Work {
         let (port, dsn) = (self.server.port(), dsn("127.0.0.1", self.server.port()));
-        let file = self.server.folder().join("flock");
+        let file = self.server.directory().join("flock");
         let flock = Contender::new("flock", move || {
             let mut command = Command::new("flock");
             command.arg(&file).arg("true");
             command
         });
         let psql = Contender::new("psql", move || {
-            let mut command = scrubbed(find("psql"));
+            let mut command = command(find("psql"));
             command.args([
                 "-XqAt",
                 "-h",
@@ -420,7 +420,7 @@ impl Bench<'_> {
             flock,
             psql,
         ];
-        let etcd = Etcd::start(self.server.folder());
+        let etcd = Etcd::start(self.server.directory());
         contenders.extend(etcd.as_ref().map(Etcd::contender));
         let samples = in_turn(&contenders, ROUNDS / 3);
         Work {
@@ -436,7 +436,7 @@ impl Bench<'_> {
         let dsn = dsn("127.0.0.1", self.server.port());
         let key = "815";
         let start = || {
-            let mut command = scrubbed(&self.programs.pglock);
+            let mut command = command(&self.programs.pglock);
             command.env("PGLOCK_DSN", &dsn).args(["run", "--key", key, "cat"]);
             command.stdin(Stdio::piped()).spawn().unwrap()
         };
@@ -509,10 +509,10 @@ struct Etcd {
 }
 
 impl Etcd {
-    fn start(folder: &Path) -> Option<Etcd> {
+    fn start(directory: &Path) -> Option<Etcd> {
         let [endpoint, peers] = [free_port(), free_port()].map(|port| format!("http://127.0.0.1:{port}"));
         let mut command = Command::new("etcd");
-        command.arg("--data-dir").arg(folder.join("etcd"));
+        command.arg("--data-dir").arg(directory.join("etcd"));
         command.args(["--listen-client-urls", &endpoint, "--advertise-client-urls", &endpoint]);
         command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
         command.args(["--initial-cluster", &format!("default={peers}")]);

@@ -1,45 +1,30 @@
 //! pglock: run a command on one machine at a time, guarded by a PostgreSQL advisory lock.
 //!
 //! # Map
-//! Data flows one way, `arguments -> Run -> Plan -> loop -> Outcome -> exit`; each room knows only those below it.
+//! Nine wings, from top to bottom. **A wing imports only wings below it; within a wing, no file imports another in a
+//! circle.** A test (`tests/it/project/wings.rs`) reads the wings from this table and checks the rule.
 //!
-//! | file | what it is |
+//! | wing | what it is |
 //! |---|---|
-//! | `main` | parse, run, report; the only exit |
-//! | `cli` | arguments and `PGLOCK_*` variables -> a validated `Run` |
-//! | `supervise` | the one loop: sees the session and the job, acts |
-//! | `step` | the decisions: a pure `(state, event) -> actions` |
-//! | `session` | the thread that owns the connection: acquire, heartbeat, loss, release |
-//! | `check` | whether a connection is fit for locks |
-//! | `list`, `evict` | what operators do about locks: looking, and ending sessions |
-//! | `overview` | everybody who holds or waits |
-//! | `names` | which names the numbers stand for; pure |
-//! | `holders` | who holds a lock, from `pg_locks` |
-//! | `wait_line` | what somebody who watches a wait reads |
-//! | `lock` | all SQL of taking a lock and giving it back: trying, waiting, settings, answers, what a server is fit for |
-//! | `line` | waiting in the order of coming, by ticket locks |
-//! | `slots` | the keys of N holders; pure |
-//! | `connection` | settings -> an open connection; secrets stay in here |
-//! | `job` | the command: start, signal, stop, reap |
-//! | `spawn` | starting a process as our caller would have |
-//! | `processes` | which processes belong to the job |
-//! | `signals` | what arrives, and how we were started |
-//! | `terminal` | the terminal: its foreground, its size, questions |
-//! | `numbers` | `pglock key`: which number a key stands for |
-//! | `key` | names and numbers, and the schemes between them; pure |
-//! | `outcome` | how it ended -> exit code; the table |
-//! | `diag` | `pglock: ...` on standard error |
-//! | `output` | what goes to standard output |
-//! | `sys` | the only unsafe code |
-//! | `generated` | tests only: completions and manual, from the definitions in `cli` |
+//! | `commands` | the subcommands, one file each |
+//! | `cli` | arguments and `PGLOCK_*` variables -> validated options; knows no command |
+//! | `run` | a supervised run: the loop, the state machine, the session that holds the lock, the job |
+//! | `inspect` | who holds a lock and who waits for it |
+//! | `lock` | all SQL of acquiring a lock, waiting for it and releasing it |
+//! | `connection` | settings -> an open connection, as libpq does it; secrets stay in here |
+//! | `protocol` | what pglocks tell each other: names, query tags, derived keys |
+//! | `ui` | standard error, standard output, the terminal |
+//! | `key`, `outcome`, `sys` | the ground: keys and their hashes, exit statuses, the only unsafe code |
+//!
+//! Data flows one way: arguments -> `RunOptions` -> `Supervisor` -> `Outcome` -> exit status. `docs/architecture.md`
+//! shows the threads and the states of a run.
 //!
 //! # Invariants
-//! * The lock is never given back before the job is reaped, and a reaped pid is never signalled.
-//! * The connection has one owner at a time, is opened once, and is never opened again.
-//! * `job` and `session` do not know each other; only `supervise` sees both; only `main` sees `cli`'s parsing.
-//! * `key`, `outcome`, `diag` and `sys` use nothing of ours.
-//! * `run` writes nothing to standard output, which is the job's.
-//! * No secret is in any text that is printed.
+//! * The lock is never released before the job is reaped, and a reaped pid is never signalled.
+//! * The connection that holds the lock has one owner at a time and is opened once; it is never reopened.
+//! * `run::job` and `run::session` do not know each other; only `run::supervisor` sees both.
+//! * `pglock run` writes nothing to standard output, which belongs to the job.
+//! * No secret appears in anything that is printed.
 
 mod cli;
 mod commands;
@@ -62,44 +47,47 @@ use std::process;
 use std::time::Instant;
 
 fn main() -> process::ExitCode {
-    let began = Instant::now();
+    let started_at = Instant::now();
     sys::share_heap();
     message::report_panics();
-    // A fault of ours has its own place in the table; it has been said by then. A fault of the session's thread never
-    // comes here: it is a lost session, and the job is stopped.
-    let outcome = panic::catch_unwind(|| outcome(began)).unwrap_or(Ok(Outcome::Failed(ExitCode::Internal)));
-    end(outcome.unwrap_or_else(|failure| {
+    // A panic has its own exit status; the panic hook has reported it. A panic of the session's thread does not arrive
+    // here: it counts as a lost session, and the job is terminated.
+    let result = panic::catch_unwind(|| run_subcommand(started_at)).unwrap_or(Ok(Outcome::Failed(ExitCode::Internal)));
+    let outcome = result.unwrap_or_else(|failure| {
         message::error(&failure);
         Outcome::Failed(failure.code)
-    }))
+    });
+    exit_with(outcome)
 }
 
-/// Parses the command line and runs the subcommand.
-fn outcome(began: Instant) -> Result<Outcome, Failure> {
+/// Parses the command line and runs the subcommand. The wait for a lock is counted from `started_at`.
+///
+/// # Errors
+/// The command line is not valid, or the subcommand fails.
+fn run_subcommand(started_at: Instant) -> Result<Outcome, Failure> {
     match cli::parse(std::env::args_os())? {
-        Invocation::Run(options) => commands::run::run(*options, began),
+        Invocation::Run(options) => commands::run::run(*options, started_at),
         Invocation::List(options) => commands::list::run(&options),
         Invocation::Evict(options) => commands::evict::run(&options),
         Invocation::Check(options) => commands::check::run(&options),
-        Invocation::Key(query) => commands::key::run(&query),
-        Invocation::Completions(shell) => commands::completions::run(shell),
+        Invocation::Key(options) => commands::key::run(&options),
+        Invocation::Completions(target) => commands::completions::run(target),
         Invocation::Text(text) => stdout::print(&text).map(|_| Outcome::Success),
     }
 }
 
-/// Ends as the outcome says: by exit status, or by the signal that ended the job or the wait.
-fn end(outcome: Outcome) -> process::ExitCode {
-    // The session's thread may be asking for a password at this moment.
+/// Returns the exit status, or ends this process with the signal that ended the job or the wait.
+fn exit_with(outcome: Outcome) -> process::ExitCode {
+    // The session's thread may be prompting for a password.
     connection::prompt::restore_echo();
-    let by_signal = |number: i32| {
-        signals::die_by(number);
-        // Still alive, as process 1 of a container is: the way a shell would say it.
-        process::ExitCode::from(128u8.saturating_add(number as u8))
-    };
     match outcome {
         Outcome::Success => process::ExitCode::SUCCESS,
         Outcome::Job(ExitReason::Code(code)) | Outcome::Conflict(code) => code.into(),
-        Outcome::Job(ExitReason::Signal(number)) | Outcome::Interrupted(number) => by_signal(number),
+        Outcome::Job(ExitReason::Signal(signal)) | Outcome::Interrupted(signal) => {
+            signals::die_with(signal);
+            // Process 1 of a container survives its own signal. Report the signal as a shell does.
+            128u8.saturating_add(signal as u8).into()
+        }
         Outcome::Failed(code) => (code as u8).into(),
     }
 }

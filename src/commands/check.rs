@@ -7,9 +7,9 @@
 use crate::cli::CheckOptions;
 use crate::connection::{Connection, Settings};
 use crate::key::KeyId;
-use crate::lock::{self, ClientInfo, Keys, Lock, Mode, Scope, ScopeChoice, Server, TryOutcome};
+use crate::lock::{self, Acquisition, ClientInfo, Keys, Lock, Mode, Scope, ScopeChoice, Server, TryOutcome};
 use crate::outcome::{ExitCode, Failure, Outcome};
-use crate::run::session;
+use crate::protocol::name;
 use crate::run::session::timing::Timing;
 use crate::ui::stdout;
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
@@ -90,14 +90,13 @@ fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<Ch
     // The key is random, and the application's name is as unique as it.
     let random = RandomState::new().hash_one(());
     let id = KeyId::Bigint(random as i64);
-    let name = format!("pglock check {random:016x}");
-    let application_name = session::application_name(settings.application_name(), &name, None);
+    let application_name = name::for_check(settings.application_name(), Some(random));
     let Connection { mut client, .. } = settings.open(&application_name, None)?;
     // The session's own timeouts are to be seen first.
     let caller = ClientInfo {
         application_name,
         choice,
-        limit: None,
+        server_limit: None,
     };
     let lock = Lock {
         keys: Keys::All(vec![id]),
@@ -108,7 +107,7 @@ fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<Ch
         Ok(answer) => answer,
         Err(failure) => return failure.refusal().map(CheckReport::of_no_postgresql),
     };
-    let scope = server.fit(choice).ok();
+    let scope = server.usable_scope(choice).ok();
     let mut inspection = Inspection {
         settings,
         client,
@@ -311,7 +310,7 @@ impl Inspection<'_> {
             false => "direct",
         };
         match self.server.scope(self.choice) {
-            Err(why) => self.refuse("connection", why.into()),
+            Err(why) => self.refuse("connection", why.to_string()),
             Ok(scope) => {
                 let fact = format!("{way}; a lock lives as long as its {}", scope.name());
                 match (self.choice, self.server.pooled) {
@@ -391,8 +390,7 @@ impl Inspection<'_> {
                 first
             }
             Scope::Transaction => {
-                let name = self.settings.application_name();
-                let name = session::application_name(name, "pglock check", None);
+                let name = name::for_check(self.settings.application_name(), None);
                 let again = || {
                     std::thread::sleep(lock::BEFORE_AGAIN);
                     Some(self.settings.open(&name, None).ok()?.client)
@@ -531,8 +529,8 @@ impl Inspection<'_> {
 
     /// Whether the lock that was taken is a real one, and gives it back.
     fn lock(&mut self, lock: &Lock, attempt: TryOutcome) -> Result<(), Failure> {
-        let refusal = match attempt.outcome() {
-            Ok(Ok(grant)) => {
+        let refusal = match attempt.into_acquisition() {
+            Ok(Acquisition::Acquired(grant)) => {
                 let released = lock.release(&mut self.client)?;
                 let still = lock.is_held(&mut self.client)?;
                 match released && !still {
@@ -547,7 +545,7 @@ impl Inspection<'_> {
                     false => "taken, but not given back".into(),
                 }
             }
-            Ok(Err(_)) => "a key that nobody else knows is held by someone else".into(),
+            Ok(Acquisition::Busy { .. }) => "a key that nobody else knows is held by someone else".into(),
             Err(failure) => failure.to_string(),
         };
         self.refuse("lock", refusal);

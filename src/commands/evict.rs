@@ -9,9 +9,10 @@ use crate::commands::list;
 use crate::connection::Settings;
 use crate::inspect::backend::Backend;
 use crate::inspect::overview::{self, LockEntry, LockState, Overview};
-use crate::key::{self, Key, KeyId};
-use crate::lock::{self, AT_ONCE, IN_THIS_DATABASE, QueryResult, ask};
+use crate::key::{self, Key};
+use crate::lock::{self, QueryResult, ask};
 use crate::outcome::{ExitCode, Failure, Outcome};
+use crate::protocol::{derived_keys, name};
 use crate::ui::message;
 use crate::ui::stdout;
 use crate::ui::terminal;
@@ -21,13 +22,6 @@ use std::collections::HashSet;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// What the `application_name` of whoever evicts begins with; who it is follows.
-const PREFIX: &str = "pglock evict ";
-
-/// The first number of the marks; the second is the process of the server that is told to end. The first four bytes of
-/// the SHA-256 of `pglock evict`, read as those of a line. Part of the stable interface.
-const EVICTION_MARK_CLASS: i32 = -613922599;
-
 /// How long the evicted have to look who it was.
 const MARK_HOLD_TIME: Duration = Duration::from_secs(1);
 /// How long a session may take to end. One whose process is stopped or hangs on a disk takes longer.
@@ -35,35 +29,21 @@ const TERMINATION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often to look whether they have ended.
 const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Whether it is a mark, and no lock.
-pub fn is_mark(id: KeyId) -> bool {
-    id.class() == Some(EVICTION_MARK_CLASS)
-}
-
 /// Evicts the holders, after asking.
 ///
 /// # Errors
 /// There is no terminal to ask on, or as for [`evict`].
 pub fn run(options: &EvictOptions) -> Result<Outcome, Failure> {
-    if !options.yes && !terminal::can_ask() {
+    if !options.yes && !terminal::can_confirm() {
         return Err(Failure::say(
             ExitCode::Usage,
             "there is no terminal to ask on: give --yes to evict without being asked",
         ));
     }
     let settings = Settings::from_options(&options.connection)?.for_lists();
-    let mut client = settings.open(&application_name(), None)?.client;
+    let mut client = settings.open(&name::for_evict(), None)?.client;
     evict(&mut client, &options.keys, options.waiters, options.yes)?;
     Ok(Outcome::Success)
-}
-
-/// The name to connect with: the system's user, host and process.
-fn application_name() -> String {
-    let user = nix::unistd::User::from_uid(nix::unistd::getuid());
-    let user = user.ok().flatten().map(|user| user.name + "@");
-    let host = nix::unistd::gethostname().unwrap_or_default();
-    let (user, host) = (user.unwrap_or_default(), host.to_string_lossy());
-    format!("{PREFIX}{user}{host}:{}", std::process::id())
 }
 
 /// Shows who holds the keys, asks whether they are to go, and ends their sessions.
@@ -85,9 +65,9 @@ fn evict(client: &mut Client, keys: &[Key], waiters: bool, yes: bool) -> Result<
         return stdout::print(&format!("nobody holds {}\n", key::describe(keys))).map(drop);
     }
     let backends = without_duplicates(&wanted.entries);
-    let width = terminal::page().map(|(columns, _)| columns);
+    let width = terminal::stdout_size().map(|(columns, _)| columns);
     stdout::print(&list::table(&wanted, width))?;
-    if !yes && !terminal::ask(&question(backends.len())) {
+    if !yes && !terminal::confirm(&question(backends.len())) {
         return Err(Failure::say(ExitCode::Conflict, "nobody was evicted"));
     }
     stdout::print(&end(client, &backends)?)?;
@@ -169,8 +149,9 @@ fn end(client: &mut Client, backends: &[&Backend]) -> Result<String, Failure> {
 
 /// Leaves the mark, and tells the session to end if it is still the one that was seen. Whether it was.
 fn terminate(client: &mut Client, pid: i32, seen: &Backend) -> Result<bool, postgres::Error> {
+    let mark = derived_keys::eviction_mark(pid).literals();
     let sql = format!(
-        "SELECT pg_catalog.pg_advisory_xact_lock_shared({EVICTION_MARK_CLASS}, {pid}); \
+        "SELECT pg_catalog.pg_advisory_xact_lock_shared({mark}); \
          SELECT pg_catalog.pg_terminate_backend(pid) AS told FROM pg_catalog.pg_stat_activity a \
          WHERE pid = {pid} AND usename = {} AND application_name = {} AND EXISTS (\
          SELECT 1 FROM pg_catalog.pg_locks l WHERE l.pid = {pid} AND l.locktype = 'advisory')",
@@ -225,34 +206,4 @@ fn aftermath(client: &mut Client, keys: &[Key]) -> Result<String, Failure> {
         }
     });
     Ok(lines.collect())
-}
-
-/// Who has evicted the session with this process, if anybody has.
-///
-/// # Errors
-/// The server is gone.
-pub fn by_whom(client: &mut Client, pid: i32) -> Result<Option<String>, postgres::Error> {
-    let sql = format!(
-        "{AT_ONCE}SELECT application_name, usename FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid) \
-         WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.classid = {} AND l.objid = {pid} AND l.granted \
-         AND l.{IN_THIS_DATABASE} LIMIT 1",
-        EVICTION_MARK_CLASS as u32
-    );
-    let answer = QueryResult::to(client, &sql)?;
-    let name = answer.get("application_name").unwrap_or_default();
-    let role = answer.get("usename").unwrap_or_default();
-    Ok(name.strip_prefix(PREFIX).map(|who| format!("{who} as role {role:?}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use sha2::{Digest, Sha256};
-
-    #[test]
-    fn the_mark_is_what_it_is_said_to_be() {
-        let digest = Sha256::digest("pglock evict");
-        let first = digest[..4].iter().fold(0, |n, byte| (n << 8) | i32::from(*byte));
-        assert_eq!(EVICTION_MARK_CLASS, first);
-    }
 }

@@ -6,8 +6,8 @@
 
 use crate::key::{Key, KeyId};
 use crate::lock::{AT_ONCE, ask, cell};
-use crate::protocol::query_tag::{self, MAX_QUERY_TAG_LEN, QUERY_TAG_PREFIX};
-use crate::protocol::slots;
+use crate::protocol::name::RunName;
+use crate::protocol::query_tag::{MAX_QUERY_TAG_LEN, QUERY_TAG_PREFIX, QueryTagInfo};
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -46,19 +46,6 @@ pub struct Moment {
     pub ago: f64,
 }
 
-/// What a pglock's `application_name` tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pglock<'a> {
-    /// The keys as they were given, with commas between them, as far as they had room.
-    pub keys: &'a str,
-    /// The number of slots that it was told.
-    pub slots: Option<u16>,
-    /// Where it runs.
-    pub host: &'a str,
-    /// Its process there.
-    pub pid: u32,
-}
-
 /// The columns that make a [`Backend`], of `pg_stat_activity` or `pg_stat_get_activity` as `a`. The times of a role's own
 /// sessions it may see. Of a message that has a note, the note is read, and nothing of any other.
 pub fn columns() -> String {
@@ -90,10 +77,10 @@ impl Backend {
         let number = |column| get(column).and_then(|text| text.parse::<f64>().ok());
         let seen = number("now").unwrap_or_default();
         let moment = |column| number(column).map(|epoch| Moment::at(epoch, seen));
-        let told = get("note").and_then(query_tag::read);
+        let told = get("note").and_then(QueryTagInfo::parse);
         // A heartbeat says for how long the lock has been held. Before the first one, the last message of the session is
         // the one that took the lock, or what was asked right after it.
-        let since = told.as_ref().and_then(|told| match told.holds {
+        let since = told.as_ref().and_then(|told| match told.held_seconds {
             Some(seconds) => number("asked").map(|asked| Moment::at(asked - seconds, seen)),
             None => moment("answered"),
         });
@@ -104,8 +91,8 @@ impl Backend {
             client_address: get("client_address").map(str::to_owned),
             connected: moment("connected"),
             since,
-            asks: told.as_ref().is_some_and(|told| told.asks),
-            job: told.and_then(|told| told.job.map(str::to_owned)),
+            asks: told.as_ref().is_some_and(|told| told.is_polling),
+            job: told.and_then(|told| told.program.map(str::to_owned)),
             is_hidden: get("hidden") == Some("t"),
             seen,
         }
@@ -116,32 +103,19 @@ impl Backend {
         Moment::at(epoch, self.seen)
     }
 
-    /// What its application's name tells, if it is a pglock.
-    pub fn pglock(&self) -> Option<Pglock<'_>> {
-        let (front, tail) = self.application_name.strip_prefix("pglock:")?.rsplit_once(' ')?;
-        let (host, pid) = tail.rsplit_once(':')?;
-        // Whatever a stranger calls itself.
-        let can_be = |slots: &u16| (1..=slots::MAX_SLOTS).contains(slots);
-        let (keys, slots) = match front.rsplit_once(" slots=") {
-            Some((keys, count)) => (keys, count.parse().ok().filter(can_be)),
-            None => (front, None),
-        };
-        Some(Pglock {
-            keys,
-            slots,
-            host,
-            pid: pid.parse().ok()?,
-        })
+    /// Returns what its name says, if it is that of a `pglock run`.
+    pub fn run_name(&self) -> Option<RunName<'_>> {
+        RunName::parse(&self.application_name)
     }
 
     /// Whether it is one, whatever it calls itself.
     pub fn is_pglock(&self) -> bool {
-        self.pglock().is_some() || self.job.is_some()
+        self.run_name().is_some() || self.job.is_some()
     }
 
     /// Who it is, in a word or two: host and process id of a pglock, application name and user of anybody else.
     pub fn who(&self) -> String {
-        match (self.pglock(), self.application_name.as_str(), self.pid) {
+        match (self.run_name(), self.application_name.as_str(), self.pid) {
             (Some(pglock), ..) => format!("{}:{}", pglock.host, pglock.pid),
             (None, _, None) => "a prepared transaction".into(),
             (None, "", _) => format!("user {:?}", self.user),
@@ -308,17 +282,6 @@ mod tests {
     }
 
     #[test]
-    fn the_application_name_tells_keys_slots_host_and_pid() {
-        let pglock = |name| backend(name).pglock().map(|it| format!("{it:?}"));
-        let is = |keys, slots, host, pid| Some(format!("{:?}", Pglock { keys, slots, host, pid }));
-        assert_eq!(pglock("pglock:a b web1:77"), is("a b", None, "web1", 77));
-        assert_eq!(pglock("pglock:a,b slots=3 ::1:7"), is("a,b", Some(3), "::1", 7));
-        assert_eq!(pglock("pglock list web1:77"), None);
-        assert_eq!(pglock("pglock:half"), None);
-        assert_eq!(pglock("psql"), None);
-    }
-
-    #[test]
     fn ages_have_two_units() {
         let age = |seconds| age(Duration::from_secs(seconds));
         assert_eq!(age(0), "0s");
@@ -382,9 +345,6 @@ mod tests {
                 connected: connected.map(|epoch| Moment::at(epoch, 0.0)),
                 ..backend(&name)
             };
-            if let Some(pglock) = backend.pglock() {
-                prop_assert!(pglock.slots.is_none_or(|slots| (1..=slots::MAX_SLOTS).contains(&slots)));
-            }
             let key = Key::parse("backup").expect("a name");
             let several = [backend.clone(), backend];
             let said = sentence(&key, KeyId::Bigint(1), count, "app", Some(&several));

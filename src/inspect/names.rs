@@ -4,8 +4,7 @@
 //! can stand for is few: each way of hashing it is tried, and the slots and the line of what fits are known with it.
 
 use crate::key::{Key, KeyId};
-use crate::lock::ticket::TicketQueue;
-use crate::protocol::slots;
+use crate::protocol::derived_keys::{self, slot_keys};
 use std::collections::HashMap;
 
 /// What a number stands for.
@@ -35,7 +34,7 @@ impl Names {
             slot,
         };
         self.meanings.entry(id).or_insert_with(|| meaning(None));
-        for (slot, id) in slots::keys(id, slots).into_iter().enumerate().skip(1) {
+        for (slot, id) in slot_keys(id, slots).into_iter().enumerate().skip(1) {
             let meaning = || meaning(Some(slot));
             self.meanings.entry(id).or_insert_with(meaning);
         }
@@ -44,7 +43,7 @@ impl Names {
 
     /// Learns which line is that of this number.
     pub fn learn_line(&mut self, id: KeyId) {
-        self.lines.entry(TicketQueue::for_key(id).class()).or_insert(id);
+        self.lines.entry(derived_keys::ticket_class(id)).or_insert(id);
     }
 
     /// Learns whichever of these texts' readings `is_wanted`, each with so many slots; the texts are all that a list of
@@ -66,7 +65,7 @@ impl Names {
             let Some(id) = key.id_in(database) else {
                 continue;
             };
-            if slots::keys(id, slots.max(1)).into_iter().any(&is_wanted) {
+            if slot_keys(id, slots.max(1)).into_iter().any(&is_wanted) {
                 self.learn(&key, id, slots);
                 found = true;
             }
@@ -130,7 +129,7 @@ mod tests {
         names.learn(&Key::parse("backup").expect("a name"), BACKUP, 3);
         let slot = names.meaning(KeyId::Bigint(-3856147333105664657));
         assert_eq!((slot.base, slot.slot), (BACKUP, Some(2)));
-        let ticket = KeyId::IntPair(TicketQueue::for_key(BACKUP).class(), 77);
+        let ticket = KeyId::IntPair(derived_keys::ticket_class(BACKUP), 77);
         assert_eq!(names.of_ticket(ticket), Some(BACKUP));
         assert_eq!(names.of_ticket(KeyId::IntPair(1, 77)), None);
         let rails = KeyId::Bigint(6939591962871035475);
@@ -140,7 +139,7 @@ mod tests {
     proptest! {
         /// A stranger that calls itself like a pglock of many keys and slots costs little.
         #[test]
-        fn no_name_costs_many_hashes(keys in "[a-c,]{0,55}|\\PC{0,20}", slots in 1..=slots::MAX_SLOTS) {
+        fn no_name_costs_many_hashes(keys in "[a-c,]{0,55}|\\PC{0,20}", slots in 1..=derived_keys::MAX_SLOTS) {
             let hashes = Cell::new(0);
             let mut names = Names::default();
             names.learn_readings(&keys, slots, "app", |_| {

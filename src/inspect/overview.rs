@@ -5,15 +5,13 @@
 //! waits (see `lock::note`). Behind a pooler such a message is only seen until the next client is lent the session, so
 //! then the server is looked at for a while.
 
-use crate::commands::evict;
 use crate::inspect::backend::{Backend, Moment, columns, rows};
 use crate::inspect::names::Names;
 use crate::key::{self, Key, KeyId};
-use crate::lock::ticket::TicketQueue;
 use crate::lock::{self, AT_ONCE, IN_THIS_DATABASE, Mode, Scope, ask, cell};
 use crate::outcome::Failure;
+use crate::protocol::derived_keys::{self, slot_keys};
 use crate::protocol::query_tag::QUERY_TAG_PREFIX;
-use crate::protocol::slots;
 use postgres::{Client, SimpleQueryRow};
 use std::collections::{BTreeMap, HashSet};
 use std::thread::sleep;
@@ -80,7 +78,7 @@ pub fn look(client: &mut Client, only: &[Key]) -> Result<Overview, Failure> {
     let mut names = Names::default();
     let bases = lock::numbers(client, only)?;
     for (key, id) in only.iter().zip(&bases) {
-        names.learn(key, *id, slots::MAX_SLOTS);
+        names.learn(key, *id, derived_keys::MAX_SLOTS);
     }
     let locks = locks(client)?;
     let mut pollers = pollers(client)?;
@@ -145,7 +143,7 @@ fn locks(client: &mut Client) -> Result<Vec<LockRow>, postgres::Error> {
         columns()
     );
     let locks = rows(ask(client, &sql)?).filter_map(|row| LockRow::of(&row));
-    Ok(locks.filter(|row| !evict::is_mark(row.id)).collect())
+    Ok(locks.filter(|row| !derived_keys::is_eviction_mark(row.id)).collect())
 }
 
 impl LockRow {
@@ -214,12 +212,12 @@ fn learn_names(
 ) {
     let texts: HashSet<(&str, u16)> = backends
         .iter()
-        .filter_map(|backend| backend.pglock())
+        .filter_map(|backend| backend.run_name())
         .map(|pglock| (pglock.keys, pglock.slots.unwrap_or(1)))
         .collect();
     let lines: HashSet<i32> = present.iter().filter_map(|id| id.class()).collect();
     for (keys, slots) in texts {
-        let is_present = |id| present.contains(&id) || lines.contains(&TicketQueue::for_key(id).class());
+        let is_present = |id| present.contains(&id) || lines.contains(&derived_keys::ticket_class(id));
         if !names.learn_readings(keys, slots, database, is_present) {
             // Nothing is lost if the server cannot compute them: the number is shown.
             let computed = Key::readings(keys)
@@ -227,7 +225,7 @@ fn learn_names(
                 .filter(|key| key.id_in(database).is_none());
             for key in computed {
                 if let Ok(ids) = lock::numbers(client, std::slice::from_ref(&key))
-                    && slots::keys(ids[0], slots).into_iter().any(is_present)
+                    && slot_keys(ids[0], slots).into_iter().any(is_present)
                 {
                     names.learn(&key, ids[0], slots);
                 }
@@ -275,7 +273,7 @@ fn fold(rows: Vec<LockRow>, names: &Names) -> Vec<LockEntry> {
 /// What a pglock waits for that has no row: the first key that it was given whose number is known, or would be by the
 /// usual scheme.
 fn polling(backend: Backend, names: &Names, database: &str) -> Option<LockEntry> {
-    let readings = Key::readings(backend.pglock()?.keys);
+    let readings = Key::readings(backend.run_name()?.keys);
     let ids = readings.iter().filter_map(|key| Some((key, key.id_in(database)?)));
     let ids: Vec<(&Key, KeyId)> = ids.collect();
     let known = ids.iter().find(|(_, id)| names.meaning(*id).key.is_some());
@@ -335,7 +333,7 @@ impl LockEntry {
     fn of(row: LockRow, names: &Names) -> LockEntry {
         let meaning = names.meaning(row.id);
         let backend = row.backend;
-        let pglock = backend.pglock();
+        let pglock = backend.run_name();
         let is_pglock = backend.is_pglock();
         let is_slot = pglock.and_then(|pglock| pglock.slots).is_some();
         let slot = meaning.slot.or(is_slot.then_some(0)).filter(|_| row.is_granted);
@@ -373,7 +371,7 @@ impl LockEntry {
 
     /// How many slots there are, as its pglock was told.
     pub fn slots(&self) -> Option<u16> {
-        self.backend.pglock().and_then(|pglock| pglock.slots)
+        self.backend.run_name().and_then(|pglock| pglock.slots)
     }
 
     /// Keys by name, slots by number, holders first, waiters as they came.

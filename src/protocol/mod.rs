@@ -1,4 +1,9 @@
-//! What pglocks tell each other, and database administrators: the stable wire between versions.
+//! What pglocks of every version tell each other, and database administrators: `docs/protocol.md` describes it.
+//!
+//! A session names itself in `application_name`, a query says in a comment what it is for, and slots, tickets and
+//! eviction marks are locks whose keys are derived from the key of the lock. All of it is part of the stable interface:
+//! a change here keeps two versions of pglock from excluding or recognizing each other.
 
+pub mod derived_keys;
+pub mod name;
 pub mod query_tag;
-pub mod slots;

@@ -2,8 +2,8 @@
 
 use super::history::{End, Run, now};
 use super::plan::{Plan, Request};
+use super::support::command::command;
 use super::support::probe::example;
-use super::support::scrubbed;
 use super::support::wait::until;
 use super::world::{HOSTS, World};
 use nix::sys::signal::{Signal, kill};
@@ -36,7 +36,7 @@ pub struct Running {
 
 /// What the workers share.
 pub struct Crowd {
-    folder: PathBuf,
+    directory: PathBuf,
     pglock: PathBuf,
     job: PathBuf,
     pub running: Mutex<BTreeMap<usize, Running>>,
@@ -47,12 +47,12 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// Those who use this pglock, and write down in this folder what happens.
-    pub fn new(folder: &Path, pglock: &Path) -> Crowd {
-        fs::create_dir(folder.join("store")).unwrap();
-        File::create(folder.join("history")).unwrap();
+    /// Those who use this pglock, and write down in this directory what happens.
+    pub fn new(directory: &Path, pglock: &Path) -> Crowd {
+        fs::create_dir(directory.join("store")).unwrap();
+        File::create(directory.join("history")).unwrap();
         Crowd {
-            folder: folder.to_owned(),
+            directory: directory.to_owned(),
             pglock: pglock.to_owned(),
             job: example("torture-job"),
             running: Mutex::default(),
@@ -65,12 +65,12 @@ impl Crowd {
 
     /// The lines of all jobs so far.
     pub fn history(&self) -> String {
-        fs::read_to_string(self.folder.join("history")).unwrap()
+        fs::read_to_string(self.directory.join("history")).unwrap()
     }
 
     /// The last lines.
     pub fn recent(&self) -> String {
-        let mut file = File::open(self.folder.join("history")).unwrap();
+        let mut file = File::open(self.directory.join("history")).unwrap();
         let length = file.metadata().unwrap().len();
         file.seek(SeekFrom::Start(length.saturating_sub(400_000))).unwrap();
         let mut bytes = Vec::new();
@@ -121,7 +121,7 @@ impl Crowd {
     }
 
     fn run(&self, world: &World, number: usize, worker: usize, request: Request) -> Run {
-        let said = self.folder.join(format!("stderr-{worker}"));
+        let said = self.directory.join(format!("stderr-{worker}"));
         let mut command = self.command(world, number, &request);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         // A file, since a job that outlives its pglock would keep a pipe open.
@@ -151,13 +151,13 @@ impl Crowd {
 
     fn command(&self, world: &World, number: usize, request: &Request) -> Command {
         let entrance = world.entrance(request.host);
-        let mut command = scrubbed(&entrance[0]);
+        let mut command = command(&entrance[0]);
         command.args(&entrance[1..]).arg(&self.pglock);
         command.args(["run", "--heartbeat", "1", "--kill-after", "1"]);
         command.args(["--connect-timeout", "4"]);
         command.args(options(request)).arg("--").arg(&self.job);
         for file in ["history", "store"] {
-            command.arg(self.folder.join(file));
+            command.arg(self.directory.join(file));
         }
         let numbers = [number as u64, request.life, request.status as u64];
         command.args(numbers.map(|number| number.to_string()));
@@ -224,8 +224,8 @@ fn options(request: &Request) -> Vec<String> {
 
 /// What lets a program see another time.
 pub fn faketime() -> Option<PathBuf> {
-    let folders = fs::read_dir("/usr/lib").ok()?;
-    let folders = folders.filter_map(|entry| Some(entry.ok()?.path()));
-    let mut libraries = folders.map(|folder| folder.join("faketime/libfaketimeMT.so.1"));
+    let directories = fs::read_dir("/usr/lib").ok()?;
+    let directories = directories.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut libraries = directories.map(|directory| directory.join("faketime/libfaketimeMT.so.1"));
     libraries.find(|library| library.exists())
 }

@@ -22,12 +22,12 @@ const LIES: [(&str, &str); 8] = [
 #[test]
 fn a_pglock_that_lies_is_caught() {
     let _alone = ALONE.lock();
-    let (world, folder) = (World::new(), tempfile::tempdir().unwrap());
+    let (world, directory) = (World::new(), tempfile::tempdir().unwrap());
     let plan = Plan::new(1, 1).with("WORKERS=10 FAULTS=none").unwrap();
     let (_, verdict) = run(&plan, &world, Path::new(env!("CARGO_BIN_EXE_pglock")));
     assert_eq!(verdict.violations, Vec::<String>::new(), "the real one");
     for (lie, words) in LIES {
-        let liar = liar(folder.path(), lie);
+        let liar = liar(directory.path(), lie);
         // A lie that does no harm in one second may do some in another.
         let is_caught = (0..20).any(|_| {
             let (_, verdict) = run(&plan, &world, &liar);
@@ -39,8 +39,8 @@ fn a_pglock_that_lies_is_caught() {
 }
 
 /// A program that lies so.
-fn liar(folder: &Path, lie: &str) -> PathBuf {
-    let file = folder.join(lie);
+fn liar(directory: &Path, lie: &str) -> PathBuf {
+    let file = directory.join(lie);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/torture/liar");
     let real = env!("CARGO_BIN_EXE_pglock");
     let text = format!(

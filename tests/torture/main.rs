@@ -131,8 +131,8 @@ fn torture(plan: &Plan) -> (String, Verdict) {
 
 /// A run of this pglock, from the first request until the last job is gone.
 fn run(plan: &Plan, world: &World, pglock: &Path) -> (History, Verdict) {
-    let folder = tempfile::tempdir().unwrap();
-    let crowd = Crowd::new(folder.path(), pglock);
+    let directory = tempfile::tempdir().unwrap();
+    let crowd = Crowd::new(directory.path(), pglock);
     let mut history = History {
         faults: meet(plan, world, &crowd),
         ..History::default()

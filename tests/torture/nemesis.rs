@@ -5,7 +5,7 @@
 use super::crowd::{Crowd, Running};
 use super::history::{Fault, Target, now};
 use super::plan::{Kind, Strike};
-use super::support::scrubbed;
+use super::support::command::command;
 use super::support::server::SUPERUSER;
 use super::support::wait::{SOON, until};
 use super::world::{HOSTS, World};
@@ -154,7 +154,7 @@ impl Nemesis<'_> {
 
     fn signal_backend(&self, strike: &Strike, signal: Signal) -> Option<Target> {
         let (backend, target) = self.backend(strike)?;
-        let server = self.world.primary().folder().to_owned();
+        let server = self.world.primary().directory().to_owned();
         signal_for_a_while(strike, signal, || {
             is_child_of(backend, &server.join("data")).then_some(backend)
         });
@@ -167,7 +167,7 @@ impl Nemesis<'_> {
         let (backend, _) = self.backend(strike)?;
         let server = self.world.primary();
         let mut witness = server.config().connect(NoTls).ok()?;
-        if !is_child_of(backend, &server.folder().join("data")) {
+        if !is_child_of(backend, &server.directory().join("data")) {
             return None;
         }
         kill(backend, SIGKILL).ok()?;
@@ -184,7 +184,7 @@ impl Nemesis<'_> {
         let (_, running) = self.somebody(strike)?;
         let key = running.request.keys[0];
         let server = self.world.primary();
-        let mut evict = scrubbed(env!("CARGO_BIN_EXE_pglock"));
+        let mut evict = command(env!("CARGO_BIN_EXE_pglock"));
         evict.args(["evict", "--yes", "--key", key]);
         evict.env(
             "PGLOCK_DSN",
@@ -262,7 +262,7 @@ fn millis(count: u64) -> Duration {
     Duration::from_millis(count)
 }
 
-/// Whether this process is one of the server's with this folder, and not somebody else's with the same number.
+/// Whether this process is one of the server's with this directory, and not somebody else's with the same number.
 fn is_child_of(pid: Pid, data: &Path) -> bool {
     let postmaster = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();

@@ -163,7 +163,7 @@ impl World {
         self.made.lock().unwrap().push(now.standby);
         *self.now.write().unwrap() = now;
         // Nobody can start it any more, and there will be many.
-        let _ = fs::remove_dir_all(old.folder().join("data"));
+        let _ = fs::remove_dir_all(old.directory().join("data"));
     }
 
     pub fn crash(&self) {
@@ -207,7 +207,7 @@ impl World {
         );
         for server in self.made.into_inner().unwrap() {
             server.stop_immediate();
-            let _ = fs::remove_dir_all(server.folder().join("data"));
+            let _ = fs::remove_dir_all(server.directory().join("data"));
         }
         left
     }

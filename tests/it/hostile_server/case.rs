@@ -146,7 +146,7 @@ impl Case {
     }
 
     /// Runs it, and judges.
-    pub fn run(&self, server: &Secured, client: &Arc<Mutex<Client>>, folder: &Path) -> Verdict {
+    pub fn run(&self, server: &Secured, client: &Arc<Mutex<Client>>, directory: &Path) -> Verdict {
         let key = format!("fuzz {:x}", self.seed);
         let held = match self.scenario {
             Scenario::SeveralKeys => format!("{key} b"),
@@ -154,7 +154,7 @@ impl Case {
         };
         let is_locked = question(&key);
         let asking = Arc::clone(client);
-        let file = folder.join(format!("{:x}", self.seed));
+        let file = directory.join(format!("{:x}", self.seed));
         let ran = file.clone();
         let relay = Relay::start(server.port(), self.tamperings.clone(), move || {
             let answer = asking.lock().unwrap().simple_query(&is_locked);

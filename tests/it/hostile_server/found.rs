@@ -185,7 +185,10 @@ fn a_liar_that_says_all_the_right_things_is_believed() {
 fn an_answer_without_a_row_is_no_postgresqls() {
     let nothing = [message(b'C', b"SELECT 0\0"), message(b'Z', b"I")].concat();
     let line = against(nothing.clone(), &TRY).code(78).stderr_line();
-    assert_eq!(line, "the server has answered without a row, as no PostgreSQL does");
+    assert_eq!(
+        line,
+        "the server returned no row for the first query, as no PostgreSQL server does"
+    );
     against(nothing.clone(), &["list"]).code(0);
     against(nothing, &["check"]).code(78);
 }

@@ -73,7 +73,7 @@ pub fn seeds(usual: u64) -> Vec<u64> {
 
 fn run_all(seeds: &[u64]) -> Vec<(Case, Verdict)> {
     let server = Secured::start();
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let client = Arc::new(Mutex::new(server.client()));
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::new());
@@ -82,7 +82,7 @@ fn run_all(seeds: &[u64]) -> Vec<(Case, Verdict)> {
             scope.spawn(|| {
                 while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::SeqCst)) {
                     let case = Case::of(*seed);
-                    let run = || case.run(&server, &client, folder.path());
+                    let run = || case.run(&server, &client, directory.path());
                     let verdict = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Verdict {
                         faults: vec!["the test itself panicked; see above".into()],
                         ..Verdict::default()

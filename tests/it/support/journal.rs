@@ -4,15 +4,15 @@
 //! guess when its traps are set. A shell runs a trap as soon as its `wait` is interrupted, which is within
 //! a millisecond or two.
 
+use super::command::command;
 use super::wait::{SOON, eventually};
 use nix::unistd::Pid;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Where a job writes, and what it has written.
 pub struct Journal {
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 /// One line.
@@ -32,12 +32,12 @@ pub fn now() -> u128 {
 impl Journal {
     pub fn new() -> Journal {
         Journal {
-            folder: tempfile::tempdir().unwrap(),
+            directory: tempfile::tempdir().unwrap(),
         }
     }
 
     pub fn path(&self) -> PathBuf {
-        self.folder.path().join("journal")
+        self.directory.path().join("journal")
     }
 
     /// The shell function `note`, which the scripts write with. What the shell itself says of killed children is not
@@ -127,7 +127,7 @@ impl Journal {
 
 /// The state letter of a process as ps(1) shows it; `None` when it is gone, or only waits to be reaped.
 pub fn state(pid: Pid) -> Option<char> {
-    let output = Command::new("ps")
+    let output = command("ps")
         .args(["-o", "stat=", "-p", &pid.to_string()])
         .output()
         .unwrap();

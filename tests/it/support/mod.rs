@@ -1,8 +1,13 @@
-//! What the tests stand on: a throwaway server, a pglock to run against it, a connection to meddle with.
+//! The test harness: throwaway servers, poolers, networks and terminals, and pglocks to run against them.
 //!
-//! The only sleep of the crate is in `wait`. Whatever a test starts here is gone when the test is: by `Drop`, and
-//! where the test process is killed, because pipes to it end.
+//! Everything that a test starts ends with the test: by `Drop`, or, if the test process is killed, because the process
+//! reads from a pipe whose other end closes.
+//!
+//! `tests/torture` and `benches` include this directory by `#[path]`. A crate of its own would need its own workspace
+//! member, lints and packaging rules, and could not use `CARGO_BIN_EXE_pglock`, which cargo defines only for the
+//! targets of pglock's own package.
 
+pub mod command;
 pub mod journal;
 pub mod network;
 pub mod pgbouncer;
@@ -15,24 +20,12 @@ pub mod terminal;
 pub mod tls;
 pub mod wait;
 
-use std::ffi::OsStr;
-use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A name that no other test uses, be it for a key, a database or a role.
+/// Returns a name that no other test uses, for a key, a database or a role. It differs between test processes too, since
+/// tests look for processes by the key on their command line.
 pub fn unique(what: &str) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
-    format!("{what}_{}", COUNT.fetch_add(1, Ordering::Relaxed))
-}
-
-/// A command that knows nothing of the databases of whoever runs the tests.
-pub fn scrubbed(program: impl AsRef<OsStr>) -> Command {
-    let mut command = Command::new(program);
-    for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy();
-        if text.starts_with("PG") || text == "DATABASE_URL" {
-            command.env_remove(&name);
-        }
-    }
-    command
+    let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    format!("{what}_{process}_{count}")
 }

@@ -5,7 +5,8 @@
 //! the bridge: its interface stays up, and packets are dropped in both directions without a word, as when a
 //! switch dies. Needs the right to make namespaces.
 
-use std::process::{Child, Command, Stdio};
+use super::command::command;
+use std::process::{Child, Stdio};
 
 /// A host of the network.
 pub struct Host {
@@ -22,7 +23,7 @@ pub struct Network {
 impl Network {
     /// A switch without hosts. `None`, said loudly, where namespaces are not to be had; in CI that is a failure.
     pub fn new() -> Option<Network> {
-        let allowed = Command::new("unshare")
+        let allowed = command("unshare")
             .args(["-n", "true"])
             .output()
             .is_ok_and(|o| o.status.success());
@@ -89,7 +90,7 @@ impl Network {
 
 impl Host {
     fn new(address: &str) -> Host {
-        let mut anchor = Command::new("unshare")
+        let mut anchor = command("unshare")
             .args(["-n", "sh", "-c", "echo up; exec cat"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -118,7 +119,7 @@ impl Host {
     }
 
     fn tc(&self, arguments: &str) -> bool {
-        let mut tc = Command::new("nsenter");
+        let mut tc = command("nsenter");
         tc.args(self.entrance()).args(["--", "tc"]);
         tc.args(arguments.split(' ')).stderr(Stdio::null());
         tc.status().expect("nsenter").success()
@@ -126,7 +127,7 @@ impl Host {
 
     #[track_caller]
     fn ip(&self, arguments: &str) {
-        let status = Command::new("nsenter")
+        let status = command("nsenter")
             .args(self.entrance())
             .args(["--", "ip"])
             .args(arguments.split(' '))

@@ -1,4 +1,4 @@
-//! A PgBouncer of one's own, in front of a test's server: on the same private socket folder, on a free port.
+//! A PgBouncer of one's own, in front of a test's server: on the same private socket directory, on a free port.
 //!
 //! It is gone afterwards in every case, like the server: the shell that has started it ends it when the pipe ends of
 //! which the test process has the other end.
@@ -44,8 +44,8 @@ impl PgBouncer<'_> {
     }
 
     fn launch<'a>(server: &'a Server, host: Option<&Host>, port: u16, settings: &[&str]) -> Option<PgBouncer<'a>> {
-        let folder = server.folder();
-        let file = |what: &str| folder.join(format!("pgbouncer-{port}.{what}"));
+        let directory = server.directory();
+        let file = |what: &str| directory.join(format!("pgbouncer-{port}.{what}"));
         fs::write(file("users"), format!("\"{SUPERUSER}\" \"\"\n")).unwrap();
         let mut text = format!(
             "[databases]\n* = host={} port={}\n[pgbouncer]\nlisten_addr={}\nlisten_port={port}\n\
@@ -135,7 +135,7 @@ impl Drop for PgBouncer<'_> {
     }
 }
 
-/// Debian keeps services in a folder that an ordinary user's `$PATH` lacks.
+/// Debian keeps services in a directory that an ordinary user's `$PATH` lacks.
 fn program() -> PathBuf {
     let usual = Path::new("/usr/sbin/pgbouncer");
     match usual.exists() {

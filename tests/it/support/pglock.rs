@@ -5,6 +5,7 @@
 //! of the terminal take the [`Command`] and go their own way.
 //! A pglock that hangs fails its test by a deadline, and one whose test has failed does not outlive it.
 
+use super::command::command;
 use super::server::{SUPERUSER, Server};
 use super::wait::{SOON, eventually, until};
 use nix::sys::signal::{Signal, kill};
@@ -56,7 +57,7 @@ impl Pglock {
 
     /// Another program, to compare with.
     pub fn of(program: &str) -> Pglock {
-        let mut command = super::scrubbed(program);
+        let mut command = command(program);
         command.process_group(0);
         Pglock { command }
     }

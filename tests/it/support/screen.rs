@@ -2,15 +2,16 @@
 //!
 //! It is gone with the test, also where the test process is killed: the shell that has started it ends it then.
 
+use super::command::command;
 use super::server::{SUPERUSER, Server};
 use super::wait::{SOON, until};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use tempfile::TempDir;
 
 /// A shell on a screen.
 pub struct Screen {
-    folder: TempDir,
+    directory: TempDir,
     keeper: Child,
 }
 
@@ -20,11 +21,13 @@ impl Screen {
         const KEEPER: &str = "tmux -S \"$1\" -f /dev/null new-session -d -x \"$2\" -y \"$3\" \
              \"exec env PS1='$ ' bash --norc --noprofile\" || exit; \
              trap '' HUP INT QUIT TERM; read -r _; tmux -S \"$1\" kill-server";
-        let folder = TempDir::new().unwrap();
+        let directory = TempDir::new().unwrap();
         let pglock = Path::new(env!("CARGO_BIN_EXE_pglock"));
         let path = std::env::var("PATH").unwrap_or_default();
-        let mut command = super::scrubbed("sh");
-        command.args(["-c", KEEPER, "keeper"]).arg(folder.path().join("socket"));
+        let mut command = command("sh");
+        command
+            .args(["-c", KEEPER, "keeper"])
+            .arg(directory.path().join("socket"));
         command.args([columns.to_string(), lines.to_string()]);
         command.env("PATH", format!("{}:{path}", pglock.parent().unwrap().display()));
         command.env("PGHOST", server.host()).env("PGUSER", SUPERUSER);
@@ -32,7 +35,7 @@ impl Screen {
         command.env("LC_ALL", "C.UTF-8").env_remove("TMUX").env_remove("CI");
         command.envs(variables.iter().copied());
         let keeper = command.stdin(Stdio::piped()).spawn().unwrap();
-        let screen = Screen { folder, keeper };
+        let screen = Screen { directory, keeper };
         screen.expect("a prompt", |lines| lines.first().is_some_and(|line| line == "$"));
         screen
     }
@@ -71,11 +74,11 @@ impl Screen {
     }
 
     fn socket(&self) -> PathBuf {
-        self.folder.path().join("socket")
+        self.directory.path().join("socket")
     }
 
     fn tmux(&self, arguments: &[&str]) -> String {
-        let mut command = Command::new("tmux");
+        let mut command = command("tmux");
         let output = command.arg("-S").arg(self.socket()).args(arguments).output();
         String::from_utf8_lossy(&output.unwrap().stdout).into_owned()
     }

@@ -1,13 +1,14 @@
-//! A throwaway PostgreSQL server: its own cluster in a temporary folder, on a private socket and a free port.
+//! A throwaway PostgreSQL server: its own cluster in a temporary directory, on a private socket and a free port.
 //!
 //! The binaries are those of `$PGLOCK_TEST_PG_BIN`, of the newest `/usr/lib/postgresql/*/bin`, or of `$PATH`. As
 //! root, everything of the server runs as `postgres` or `nobody`, because PostgreSQL refuses root.
 //!
 //! It is gone afterwards in every case. A watchdog reads a pipe of which the test process has the other end; at its
-//! end (drop, panic, abort, SIGKILL, Ctrl-C) the watchdog stops the server and removes the folder.
+//! end (drop, panic, abort, SIGKILL, Ctrl-C) the watchdog stops the server and removes the directory.
 //! The shared server is for every test that can do with its own key, role or database; a test that needs
 //! settings of its own, the log to itself, or breaks things starts its own.
 
+use super::command::command;
 use super::network::Host;
 use super::wait::{SOON, eventually, until};
 use nix::sys::signal::{Signal, kill};
@@ -30,7 +31,7 @@ pub const WITH_PASSWORD: &str = "with_password";
 
 /// A running server; stopped and removed on drop.
 pub struct Server {
-    folder: PathBuf,
+    directory: PathBuf,
     port: u16,
     settings: Vec<String>,
     /// Where the postmaster runs, if not here: how to get there, and its address.
@@ -75,14 +76,14 @@ impl Server {
 
     /// All of that together.
     pub fn make(settings: &[&str], host: Option<&Host>, primary: Option<&Server>) -> Server {
-        let folder = tempfile::Builder::new().prefix("pglock-test-").tempdir();
-        let folder = folder.unwrap().keep();
+        let directory = tempfile::Builder::new().prefix("pglock-test-").tempdir();
+        let directory = directory.unwrap().keep();
         if let Some(user) = unprivileged() {
-            chown(&folder, Some(user.uid.into()), Some(user.gid.into())).unwrap();
+            chown(&directory, Some(user.uid.into()), Some(user.gid.into())).unwrap();
         }
-        let watchdog = watchdog(&folder);
+        let watchdog = watchdog(&directory);
         let mut server = Server {
-            folder,
+            directory,
             port: free_port(),
             settings: settings.iter().map(|s| (*s).to_owned()).collect(),
             host: host.map(|host| (host.entrance(), host.address().to_owned())),
@@ -103,7 +104,7 @@ impl Server {
     }
 
     fn initdb(&self) {
-        let data = self.folder.join("data");
+        let data = self.directory.join("data");
         let output = self
             .command("initdb")
             .args(["--no-sync", "--locale=C", "--encoding=UTF8", "--auth=trust"])
@@ -124,7 +125,7 @@ impl Server {
     /// A copy of the primary as a crash leaves it, which needs no program of the server's version but the server.
     fn copy(&self, primary: &Server) {
         primary.stop_immediate();
-        let (from, to) = (primary.folder.join("data"), self.folder.join("data"));
+        let (from, to) = (primary.directory.join("data"), self.directory.join("data"));
         let copied = self.command("cp").arg("-R").args([&from, &to]).status();
         assert!(copied.unwrap().success());
         primary.restart();
@@ -152,8 +153,8 @@ impl Server {
         let log = File::options().append(true).create(true).open(self.log_file());
         let log = log.unwrap();
         let mut command = self.postmaster();
-        command.arg("-D").arg(self.folder.join("data"));
-        command.arg("-k").arg(&self.folder);
+        command.arg("-D").arg(self.directory.join("data"));
+        command.arg("-k").arg(&self.directory);
         command.args(["-p", &self.port.to_string(), "-h", self.address()]);
         command.args(["-c", "fsync=off", "-c", "max_connections=300"]);
         for setting in &self.settings {
@@ -186,7 +187,7 @@ impl Server {
     /// A program on a host of a test's network, as the server's user.
     pub fn command_on(&self, host: &Host, program: &str) -> Command {
         let mut command = entering(&host.entrance(), find(program));
-        command.current_dir(&self.folder);
+        command.current_dir(&self.directory);
         command
     }
 
@@ -198,7 +199,7 @@ impl Server {
 
     /// A program of the server's, as the server's user.
     pub fn command(&self, program: &str) -> Command {
-        command(program, &self.folder)
+        server_program(program, &self.directory)
     }
 
     /// Stops the server as a crash would: every session is cut, nothing is written.
@@ -219,21 +220,21 @@ impl Server {
     /// Makes a primary of a standby.
     pub fn promote(&self) {
         let mut promote = self.command("pg_ctl");
-        promote.arg("-D").arg(self.folder.join("data")).arg("promote");
+        promote.arg("-D").arg(self.directory.join("data")).arg("promote");
         let output = promote.output().unwrap();
         assert!(output.status.success(), "{output:?}\n{}", self.log());
         let promoted = "SELECT pg_is_in_recovery()";
         eventually(SOON, "the promotion", || self.value(promoted) == "f");
     }
 
-    /// The folder of the cluster (`data`), the socket, and whatever a test wants to have removed with it.
-    pub fn folder(&self) -> &Path {
-        &self.folder
+    /// The directory of the cluster (`data`), the socket, and whatever a test wants to have removed with it.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
-    /// The host as `PGHOST` takes it: the folder of the socket.
+    /// The host as `PGHOST` takes it: the directory of the socket.
     pub fn host(&self) -> &str {
-        self.folder.to_str().unwrap()
+        self.directory.to_str().unwrap()
     }
 
     /// The port of the socket, and of 127.0.0.1.
@@ -317,7 +318,7 @@ impl Server {
     }
 
     fn log_file(&self) -> PathBuf {
-        self.folder.join("log")
+        self.directory.join("log")
     }
 }
 
@@ -375,19 +376,19 @@ pub fn free_port() -> u16 {
 }
 
 /// What ends the server when the test process cannot. Not in the group that a Ctrl-C reaches.
-fn watchdog(folder: &Path) -> Child {
+fn watchdog(directory: &Path) -> Child {
     const SCRIPT: &str = "trap '' HUP INT QUIT TERM; read -r _; \
         \"$1\" -D \"$2/data\" -m immediate -t 20 stop; rm -rf \"$2\"";
-    let mut command = command("sh", folder);
+    let mut command = server_program("sh", directory);
     command.args(["-c", SCRIPT, "watchdog"]);
-    command.arg(find("pg_ctl")).arg(folder).process_group(0);
+    command.arg(find("pg_ctl")).arg(directory).process_group(0);
     command.stdin(Stdio::piped());
     command.stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().unwrap()
 }
 
 fn entering(entrance: &[String], program: PathBuf) -> Command {
-    let mut command = super::scrubbed("nsenter");
+    let mut command = command("nsenter");
     command.args(entrance);
     if let Some(user) = unprivileged() {
         command.args(["-S", &user.uid.to_string(), "-G", &user.gid.to_string()]);
@@ -396,9 +397,9 @@ fn entering(entrance: &[String], program: PathBuf) -> Command {
     command
 }
 
-fn command(program: &str, folder: &Path) -> Command {
-    let mut command = super::scrubbed(find(program));
-    command.current_dir(folder).env("LC_ALL", "C");
+fn server_program(program: &str, directory: &Path) -> Command {
+    let mut command = command(find(program));
+    command.current_dir(directory).env("LC_ALL", "C");
     if let Some(user) = unprivileged() {
         command.uid(user.uid.into()).gid(user.gid.into());
     }
@@ -417,15 +418,16 @@ fn unprivileged() -> Option<User> {
 
 /// Where a program of PostgreSQL's is; itself, where `$PATH` must know.
 pub fn find(program: &str) -> PathBuf {
-    let version = |folder: &PathBuf| -> Option<u32> { folder.file_name()?.to_str()?.split('.').next()?.parse().ok() };
+    let version =
+        |directory: &PathBuf| -> Option<u32> { directory.file_name()?.to_str()?.split('.').next()?.parse().ok() };
     let chosen = std::env::var_os("PGLOCK_TEST_PG_BIN").map(PathBuf::from);
     let installed = || {
-        let folders = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
-        let folders = folders.filter_map(|entry| Some(entry.ok()?.path()));
-        Some(folders.max_by_key(version)?.join("bin"))
+        let directories = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+        let directories = directories.filter_map(|entry| Some(entry.ok()?.path()));
+        Some(directories.max_by_key(version)?.join("bin"))
     };
-    let folder = chosen.or_else(installed).unwrap_or_default();
-    match folder.join(program) {
+    let directory = chosen.or_else(installed).unwrap_or_default();
+    match directory.join(program) {
         file if file.is_file() => file,
         _ => program.into(),
     }

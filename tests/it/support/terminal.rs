@@ -2,6 +2,7 @@
 //!
 //! The program leads a session of its own, with this as its controlling terminal (setsid -c).
 
+use super::command::command;
 use super::server::{SUPERUSER, Server};
 use super::wait::{SOON, until};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -49,7 +50,7 @@ impl Terminal {
         }
         let slave = File::from(pty.slave);
         let name = ttyname(&slave).unwrap();
-        let mut command = super::scrubbed("setsid");
+        let mut command = command("setsid");
         command.arg("-c").args(program);
         set_up(&mut command);
         command.stdin(slave.try_clone().unwrap());
@@ -107,7 +108,7 @@ impl Terminal {
 
     /// Makes the window another width.
     pub fn resize(&self, columns: u16) {
-        let mut command = Command::new("stty");
+        let mut command = command("stty");
         command.arg("-F").arg(&self.name).args(["cols", &columns.to_string()]);
         assert!(command.status().unwrap().success());
     }

@@ -1,7 +1,7 @@
 //! A server with TLS and with every way to authenticate, and the certificates for it, made by `openssl`.
 //!
 //! Who a user is decides how it is let in: see [`RULES`]. The server's certificate can be exchanged, which restarts
-//! the server. All files are in the server's folder, below `pki`.
+//! the server. All files are in the server's directory, below `pki`.
 
 use super::server::{SUPERUSER, Server};
 use std::fs;
@@ -110,7 +110,7 @@ impl Secured {
         let others = ["with_tls", "without_tls", "with_cert", "kerberos"];
         let others = others.map(|role| format!("CREATE ROLE {role} LOGIN;"));
         server.sql(&(roles.concat() + &others.concat()));
-        fs::write(server.folder().join("data/pg_hba.conf"), RULES).unwrap();
+        fs::write(server.directory().join("data/pg_hba.conf"), RULES).unwrap();
         for setting in ["ssl = on", "ssl_ca_file = '../pki/ca.crt'"] {
             server.sql(&format!("ALTER SYSTEM SET {setting}"));
         }
@@ -129,7 +129,7 @@ impl Secured {
 
     /// A file below `pki`.
     pub fn pki(&self, name: &str) -> String {
-        self.folder().join("pki").join(name).to_str().unwrap().to_owned()
+        self.directory().join("pki").join(name).to_str().unwrap().to_owned()
     }
 
     /// A connection string for TCP.
@@ -138,9 +138,9 @@ impl Secured {
         format!("host={host} port={port} dbname={SUPERUSER} {rest}")
     }
 
-    /// A folder to be HOME, with these files in it, which nobody else can read.
+    /// A directory to be HOME, with these files in it, which nobody else can read.
     pub fn home(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
-        let home = self.folder().join(name);
+        let home = self.directory().join(name);
         for (file, text) in files {
             let path = home.join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();

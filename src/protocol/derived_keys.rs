@@ -1,0 +1,79 @@
+//! Keys derived from the key of a lock: its slots, the tickets of its queue, and the mark of an eviction.
+//!
+//! Each is made of the first bytes of the SHA-256 of a text, as the key of a name is. They are part of the stable
+//! interface: two versions of pglock that derive different keys do not exclude, queue behind or recognize each other.
+
+use crate::key::KeyId;
+use crate::key::hash::sha256_prefix;
+
+/// The most slots that one key can have: a single query names all of them.
+pub const MAX_SLOTS: u16 = 1000;
+
+/// The first integer of every eviction mark: the first four bytes of the SHA-256 of `pglock evict`.
+const EVICTION_MARK_CLASS: i32 = -613_922_599;
+
+/// Returns the keys of the first `count` slots of a key. They do not depend on `count`, so clients that disagree on the
+/// number of slots still compete for the same ones.
+pub fn slot_keys(key: KeyId, count: u16) -> Vec<KeyId> {
+    (0..count).map(|slot| slot_key(key, slot)).collect()
+}
+
+/// Returns the key of a slot: the first eight bytes of the SHA-256 of `pglock slot SLOT of KEY`. Slot 0 is the key
+/// itself, so that a lock without slots counts as one of them.
+fn slot_key(key: KeyId, slot: u16) -> KeyId {
+    if slot == 0 {
+        return key;
+    }
+    let text = format!("pglock slot {slot} of {key}");
+    KeyId::Bigint(i64::from_be_bytes(sha256_prefix(text.as_bytes())))
+}
+
+/// Returns the first integer of the tickets for a key: the first four bytes of the SHA-256 of `pglock line KEY`.
+pub fn ticket_class(key: KeyId) -> i32 {
+    i32::from_be_bytes(sha256_prefix(format!("pglock line {key}").as_bytes()))
+}
+
+/// Returns the lock that `pglock evict` holds, shared, while it terminates the backend with this process ID.
+pub fn eviction_mark(backend_pid: i32) -> KeyId {
+    KeyId::IntPair(EVICTION_MARK_CLASS, backend_pid)
+}
+
+/// Returns whether a lock is an eviction mark rather than a lock.
+pub fn is_eviction_mark(id: KeyId) -> bool {
+    id.class() == Some(EVICTION_MARK_CLASS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BACKUP: KeyId = KeyId::Bigint(6111399565520850680);
+
+    /// The golden vectors: never change one.
+    #[test]
+    fn slots_have_the_published_keys() {
+        let expected = [6111399565520850680, -8147139194186139728, -3856147333105664657].map(KeyId::Bigint);
+        assert_eq!(slot_keys(BACKUP, 3), expected);
+        assert_eq!(slot_keys(BACKUP, 3)[..2], slot_keys(BACKUP, 2));
+        assert_eq!(
+            slot_keys(KeyId::IntPair(1, 2), 2),
+            [KeyId::IntPair(1, 2), KeyId::Bigint(-5146764502088205602)]
+        );
+    }
+
+    /// The golden vectors: never change one, or two versions of pglock would queue separately.
+    #[test]
+    fn tickets_have_the_published_class() {
+        assert_eq!(ticket_class(BACKUP), -1319306384);
+        assert_eq!(ticket_class(KeyId::IntPair(1, 2)), -205521824);
+        assert_ne!(ticket_class(KeyId::Bigint(12)), ticket_class(KeyId::IntPair(1, 2)));
+    }
+
+    /// The golden vector: never change it.
+    #[test]
+    fn an_eviction_mark_has_the_published_class() {
+        assert_eq!(eviction_mark(4242), KeyId::IntPair(-613922599, 4242));
+        assert_eq!(EVICTION_MARK_CLASS, i32::from_be_bytes(sha256_prefix(b"pglock evict")));
+        assert!(is_eviction_mark(eviction_mark(-1)) && !is_eviction_mark(BACKUP));
+    }
+}

@@ -1,0 +1,234 @@
+//! `pglock evict` ends the sessions that hold a lock, and both sides report it.
+
+use crate::support::pgbouncer::PgBouncer;
+use crate::support::pglock::{Output, Pglock, Running};
+use crate::support::screen::Screen;
+use crate::support::server::{Server, number, rows};
+use crate::support::unique;
+
+fn evict(server: &Server, key: &str) -> Pglock {
+    server.pglock().args(["evict", "--key", key])
+}
+
+fn host() -> String {
+    nix::unistd::gethostname().unwrap().into_string().unwrap()
+}
+
+/// Returns the lines after the table.
+fn report(output: &Output) -> Vec<String> {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let lines = text.lines().map(str::to_owned);
+    lines
+        .skip_while(|line| line.starts_with("KEY ") || line.contains(" held ") || line.contains(" waits "))
+        .collect()
+}
+
+/// P75
+#[test]
+fn the_evicted_holder_terminates_its_job_and_names_the_evictor() {
+    let server = Server::shared();
+    let key = unique("evicted");
+    let holder = server
+        .run(&key)
+        .sh("trap 'echo stopped; exit 0' TERM; echo ready; while :; do sleep 0.05; done")
+        .spawn();
+    holder.await_stdout("ready\n");
+    let pid = holder.pid();
+    let running = evict(server, &key).arg("--yes").spawn();
+    let evictor = running.pid();
+    let output = running.finish();
+    output.code(0);
+    assert!(output.stderr.is_empty());
+    let lines = report(&output);
+    assert!(
+        lines[0].starts_with(&format!("evicted {}:{pid} (backend ", host())),
+        "{lines:?}"
+    );
+    assert_eq!(lines[1..], [format!("key \"{key}\" is free")]);
+    let evicted = holder.finish();
+    assert_eq!(String::from_utf8_lossy(&evicted.code(74).stdout), "ready\nstopped\n");
+    let line = String::from_utf8_lossy(&evicted.stderr).into_owned();
+    let user = nix::unistd::User::from_uid(nix::unistd::getuid())
+        .unwrap()
+        .unwrap()
+        .name;
+    let by = format!(
+        "(evicted by {user}@{}:{evictor} as role \"postgres\"); terminated the job with SIGTERM",
+        host()
+    );
+    assert!(line.contains(&by), "{line}");
+    assert_eq!(server.locks(&key).granted, 0);
+    // The marks disappear with the session of the evictor.
+    let backend = lines[0]
+        .split(['(', ',', ' '])
+        .find_map(|word| word.parse::<u32>().ok());
+    let marks = "SELECT 1 FROM pg_locks WHERE objsubid = 2 AND classid = 3681044697";
+    let mark = format!("{marks} AND objid = {}", backend.unwrap());
+    assert_eq!(server.sql(&mark).len(), 0);
+}
+
+/// Waiters stay unless `--waiters` is given; then none of them acquires the lock meanwhile.
+#[test]
+fn waiters_are_evicted_only_with_waiters() {
+    let server = Server::shared();
+    let key = unique("waiters");
+    let first = server.run(&key).holding();
+    let second = server.run(&key).sh("echo ready; read -r _; exit 0").spawn();
+    server.await_locks(&key, 1, 1);
+    let output = evict(server, &key).arg("--yes").output();
+    output.code(0);
+    assert!(
+        report(&output)[1].starts_with(&format!("key \"{key}\" is held by {}:{} ", host(), second.pid())),
+        "{:?}",
+        report(&output)
+    );
+    first.finish().code(74);
+    second.await_stdout("ready\n");
+    let third: Vec<Running> = (0..3).map(|_| server.run(&key).sh("echo mine").spawn()).collect();
+    server.await_locks(&key, 1, 3);
+    let output = evict(server, &key).args(["--yes", "--waiters"]).output();
+    let lines = report(&output);
+    assert_eq!(
+        lines.iter().filter(|line| line.starts_with("evicted ")).count(),
+        4,
+        "{lines:?}"
+    );
+    assert_eq!(lines.last().unwrap(), &format!("key \"{key}\" is free"));
+    second.finish().code(74);
+    for waiter in third {
+        let output = waiter.finish();
+        assert!(output.code(69).stdout.is_empty(), "a waiter got the lock");
+    }
+}
+
+/// P75
+#[test]
+fn a_role_without_the_right_learns_which_one_it_needs() {
+    let server = Server::shared();
+    let (key, owner, role) = (unique("rights"), unique("owner"), unique("role"));
+    server.sql(&format!("CREATE ROLE {owner} LOGIN; CREATE ROLE {role} LOGIN"));
+    let holder = server
+        .run(&key)
+        .env("PGUSER", &owner)
+        .env("PGDATABASE", "postgres")
+        .holding();
+    let try_evict = || {
+        let evict = evict(server, &key).env("PGUSER", &role).env("PGDATABASE", "postgres");
+        evict.arg("--yes").output()
+    };
+    let refused = try_evict();
+    let text = String::from_utf8_lossy(&refused.code(77).stderr).into_owned();
+    assert!(
+        text.contains(&format!("is of role \"{owner}\": GRANT pg_signal_backend to it")),
+        "{text}"
+    );
+    assert_eq!(server.locks(&key).granted, 1);
+    server.sql(&format!("GRANT pg_signal_backend TO {role}"));
+    try_evict().code(0);
+    let evicted = holder.finish();
+    let text = String::from_utf8_lossy(&evicted.code(74).stderr).into_owned();
+    assert!(text.contains(&format!(" as role \"{role}\")")), "{text}");
+}
+
+/// P75: without a terminal to ask on, `--yes` is required, and its absence is reported before pglock connects.
+#[test]
+fn without_a_terminal_yes_is_required() {
+    let line = Pglock::alone()
+        .args(["evict", "--key", "x"])
+        .output()
+        .code(64)
+        .stderr_line();
+    assert!(line.contains("--yes"), "{line}");
+    let line = Pglock::alone().args(["evict", "--yes"]).output().code(64).stderr_line();
+    assert!(line.contains("--key"), "{line}");
+    let server = Server::shared();
+    let key = unique("nobody");
+    let output = evict(server, &key).arg("--yes").output();
+    assert_eq!(output.code(0).stdout(), format!("nobody holds key \"{key}\"\n"));
+}
+
+/// P75, on screens of 80x24 and 40x10.
+#[test]
+fn a_terminal_is_asked_first() {
+    let server = Server::shared();
+    for size in [(80, 24), (40, 10)] {
+        let key = unique("asks");
+        let holder = server.run(&key).holding();
+        let screen = Screen::new(server, size, &[]);
+        let ask = || {
+            screen.line(&format!("clear; pglock evict -k {key}"));
+            screen.expect("question", |lines| {
+                lines
+                    .concat()
+                    .ends_with("End this session? The job under it is stopped. [y/N]")
+            })
+        };
+        let question = ask();
+        assert!(
+            question[0].starts_with("KEY ") && question[1].starts_with(&key),
+            "{question:?}"
+        );
+        assert!(
+            question[1].contains(&format!("{}:{}", host(), holder.pid())),
+            "{question:?}"
+        );
+        screen.line("n; echo $?");
+        let refusal = screen.expect("refusal", |lines| lines.last().is_some_and(|line| line == "$"));
+        assert!(refusal.concat().contains("pglock: nobody was evicted"), "{refusal:?}");
+        screen.line("clear; echo $?");
+        assert_eq!(server.locks(&key).granted, 1);
+        ask();
+        screen.line("y");
+        let report = screen.expect("report", |lines| {
+            lines.iter().any(|line| line == &format!("key \"{key}\" is free"))
+        });
+        assert!(
+            report
+                .concat()
+                .contains(&format!("evicted {}:{} (backend ", host(), holder.pid())),
+            "{report:?}"
+        );
+        holder.finish().code(74);
+    }
+}
+
+/// P75: the holder's session is the pool's, and is ended; polling waiters have none.
+#[test]
+fn a_holder_behind_a_pooler_is_evicted_and_names_the_evictor() {
+    let server = Server::shared();
+    let bouncer = PgBouncer::with(server, &["pool_mode=transaction"]);
+    for evictor in [bouncer.pglock(), server.pglock()] {
+        let key = unique("pooled");
+        let holder = bouncer.run(&key).holding();
+        let waiter = bouncer.run(&key).sh("echo mine").spawn();
+        let evict = evictor.args(["evict", "--yes", "--waiters", "--key", &key]);
+        evict.output().code(0);
+        let evicted = holder.finish();
+        let text = String::from_utf8_lossy(&evicted.code(74).stderr).into_owned();
+        assert!(text.contains("(evicted by "), "{text}");
+        assert_eq!(waiter.finish().code(0).stdout(), "mine\n");
+    }
+}
+
+/// P75: the session of any client is evicted, and one that holds several of the keys only once.
+#[test]
+fn sessions_of_other_clients_are_evicted_too() {
+    let server = Server::shared();
+    let (one, two) = (unique("one"), unique("two"));
+    let mut psql = server.client();
+    rows(&mut psql, "SET application_name = 'an old script'");
+    for key in [&one, &two] {
+        rows(&mut psql, &format!("SELECT pg_advisory_lock({})", number(key)));
+    }
+    let output = evict(server, &one).args(["--key", &two, "--yes"]).output();
+    let lines = report(&output);
+    assert!(
+        lines[0].starts_with("evicted \"an old script\" of user \"postgres\" (backend "),
+        "{lines:?}"
+    );
+    assert_eq!(
+        lines[1..],
+        [format!("key \"{one}\" is free"), format!("key \"{two}\" is free")]
+    );
+    assert!(psql.simple_query("SELECT 1").is_err());
+}

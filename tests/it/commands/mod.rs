@@ -1,0 +1,7 @@
+//! The subcommands `check`, `list`, `evict` and `key`.
+
+mod check;
+mod evict;
+mod hash;
+mod key;
+mod list;

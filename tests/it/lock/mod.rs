@@ -1,0 +1,11 @@
+//! The lock: exclusion, conflicts, slots, the FIFO queue, tokens, poolers, and servers that do not really grant it.
+
+mod conflict;
+mod exclusion;
+mod fair;
+mod impostor;
+mod pooler;
+mod several_keys;
+mod slots;
+mod standby;
+mod token;

@@ -1,0 +1,514 @@
+//! Behind a real PgBouncer: a lock that excludes, waiters that do not occupy the pool, a pool that is left clean, and a
+//! loss that is noticed as on a direct connection.
+
+use crate::support::pgbouncer::PgBouncer;
+use crate::support::pglock::{Pglock, Running};
+use crate::support::proxy::Proxy;
+use crate::support::server::{Locks, SUPERUSER, Server, rows};
+use crate::support::unique;
+use crate::support::wait::{SOON, eventually, until};
+use nix::sys::signal::{Signal, kill};
+use postgres::{Client, Config, NoTls};
+use std::fs::{self, File};
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::ScopedJoinHandle;
+use std::time::{Duration, Instant};
+
+/// How a PgBouncer may treat the parameters of the startup message.
+const STARTUP: [&[&str]; 2] = [
+    &[],
+    &["ignore_startup_parameters=application_name,extra_float_digits,options"],
+];
+
+fn bouncer<'a>(server: &'a Server, mode: &str, settings: &[&str]) -> PgBouncer<'a> {
+    let mode = format!("pool_mode={mode}");
+    PgBouncer::with(server, &[&[mode.as_str()], settings].concat())
+}
+
+/// Returns a pglock that connects through the pool of this database.
+fn run(bouncer: &PgBouncer, key: &str, database: &str) -> Pglock {
+    bouncer.run(key).env("PGDATABASE", database)
+}
+
+/// Returns all settings of this session but for the application name, which a pooler sets for each client.
+fn settings(client: &mut Client) -> Vec<Vec<String>> {
+    let sql = "SELECT name, setting FROM pg_settings \
+               WHERE name <> 'application_name' AND name NOT LIKE 'transaction\\_%' ORDER BY name";
+    rows(client, sql)
+}
+
+/// P41: no session of the pool is left with a lock or a changed setting.
+#[track_caller]
+fn assert_pool_is_clean(server: &Server, bouncer: &PgBouncer, database: &str, size: usize) {
+    let locks = format!(
+        "SELECT pid FROM pg_locks WHERE locktype = 'advisory' \
+         AND database = (SELECT oid FROM pg_database WHERE datname = '{database}')"
+    );
+    assert_eq!(server.sql(&locks), [[""; 0]; 0]);
+    // The pooler connects by TCP, which has settings that a Unix socket lacks.
+    let mut direct = Config::new();
+    direct.host("127.0.0.1").port(server.port());
+    direct.user(SUPERUSER).dbname(database);
+    let fresh = settings(&mut direct.connect(NoTls).unwrap());
+    // All in a transaction at the same time, so that each occupies a session.
+    let mut clients: Vec<Client> = (0..size).map(|_| bouncer.client_of(database)).collect();
+    for client in &mut clients {
+        rows(client, "BEGIN");
+        assert_eq!(settings(client), fresh);
+    }
+}
+
+/// P90: a pooler that dies at BEGIN, or whose server does, is unreachable (69), and not a pool of statements, which
+/// would be a wrong setting (78).
+#[test]
+fn a_pooler_that_ends_at_begin_is_not_taken_for_one_that_pools_statements() {
+    let server = Server::shared();
+    let bouncer = bouncer(server, "transaction", &[]);
+    for ends in [&["BEGIN"][..], &["BEGIN", "SELECT 1"], &["BEGIN"; 3]] {
+        let proxy = Proxy::ending_at(bouncer.port(), ends);
+        let run = || {
+            let run = server.run(&unique("begin"));
+            run.args(["--dsn", &proxy.dsn(), "-n", "true"]).output()
+        };
+        let line = run().code(69).stderr_line();
+        assert!(!line.contains("statement pooling"), "{line}");
+        run().code(0).silent();
+    }
+}
+
+/// P41: something in front of the pooler that runs the statements of a message one by one does not make the session
+/// look like one of our own, whose lock the other clients of the pool would share.
+#[test]
+fn a_pooler_is_noticed_behind_one_that_splits_messages() {
+    let server = Server::shared();
+    let bouncer = bouncer(server, "transaction", &[]);
+    let splitting = Proxy::splitting(bouncer.port());
+    let key = unique("pieces");
+    let run = || server.run(&key).args(["-v", "--dsn", &splitting.dsn()]);
+    let holder = run().holding();
+    assert!(holder.stderr().contains("through a pooler"), "{}", holder.stderr());
+    run().args(["-n", "true"]).output().code(75);
+    holder.finish().code(0);
+}
+
+/// P40, P41
+#[test]
+fn each_kind_of_pool_gets_the_right_scope_or_a_refusal() {
+    let server = Server::shared();
+    for startup in STARTUP {
+        for (mode, auto, session_pooled) in [
+            ("transaction", Some("t"), None),
+            ("session", Some("t"), Some("f")),
+            ("statement", None, None),
+        ] {
+            let (key, database) = (unique("scope"), server.database());
+            let bouncer = bouncer(server, mode, startup);
+            let in_transaction = format!(
+                "SELECT state LIKE 'idle in%' FROM pg_locks JOIN pg_stat_activity USING (pid) \
+                 WHERE locktype = 'advisory' AND datname = '{database}'"
+            );
+            let try_scope = |scope: &str, expected: Option<&str>| match expected {
+                Some(expected) => {
+                    let holder = run(&bouncer, &key, &database).args(["--scope", scope]);
+                    let holder = holder.holding();
+                    assert_eq!(server.locks(&key).granted, 1);
+                    assert_eq!(server.sql(&in_transaction), [[expected]], "{mode} {scope}");
+                    run(&bouncer, &key, &database).args(["-n", "true"]).output().code(75);
+                    holder.finish().code(0).silent();
+                }
+                None => {
+                    let output = run(&bouncer, &key, &database).args(["--scope", scope]);
+                    let output = output.args(["echo", "ran"]).output();
+                    let line = output.code(78).stderr_line();
+                    assert!(line.contains("connect to the port of the PostgreSQL server itself"));
+                }
+            };
+            try_scope("auto", auto);
+            try_scope("transaction", auto);
+            try_scope("session", None);
+            if session_pooled.is_some() {
+                try_scope("session-pooled", session_pooled);
+            }
+            if mode != "statement" {
+                assert_pool_is_clean(server, &bouncer, &database, 2);
+            }
+        }
+    }
+}
+
+/// Many light pglocks at once, without a pipe or a thread for each; killed on drop.
+struct Crowd(Vec<Child>);
+
+impl Crowd {
+    fn join(&mut self, mut run: Pglock, stderr: &File) {
+        let command = run.command();
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(stderr.try_clone().unwrap());
+        self.0.push(command.spawn().unwrap());
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            if child.try_wait().unwrap().is_none() {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+    }
+}
+
+/// Returns how many wait behind a pool of five: a thousand or more take minutes on a small machine.
+fn crowd_size() -> usize {
+    let given = std::env::var("PGLOCK_TEST_WAITERS").ok();
+    given.map_or(200, |given| given.parse().unwrap())
+}
+
+/// P10, P41: all acquire the lock one after another, and other clients of the pool are served meanwhile.
+#[test]
+fn a_crowd_behind_a_pool_of_five_takes_turns_and_does_not_hog_it() {
+    let size = crowd_size();
+    let server = Server::start();
+    let (key, database) = (unique("crowd"), server.database());
+    let bouncer = bouncer(&server, "transaction", &[]);
+    let directory = tempfile::tempdir().unwrap();
+    let (events, errors) = (directory.path().join("events"), directory.path().join("errors"));
+    let stderr = File::create(&errors).unwrap();
+    let script = format!("exec >>'{}'; echo in $$; echo out $$", events.display());
+    let holder = run(&bouncer, &key, &database).holding();
+
+    let began = Instant::now();
+    let mut crowd = Crowd(Vec::new());
+    for _ in 0..size {
+        crowd.join(run(&bouncer, &key, &database).sh(&script), &stderr);
+    }
+    let clients = || {
+        let pools = bouncer.admin("SHOW POOLS");
+        let pool = pools.into_iter().find(|pool| pool[0] == database).unwrap();
+        pool[2].parse::<usize>().unwrap() + pool[3].parse::<usize>().unwrap()
+    };
+    eventually(SOON * 6, "every client of the crowd", || clients() == size + 1);
+    println!("{size} have connected within {:?}", began.elapsed());
+
+    let stop = AtomicBool::new(false);
+    let (waited, turns) = std::thread::scope(|threads| {
+        let other_client = || threads.spawn(|| latencies(&bouncer, &database, &stop));
+        let stop_and_join = |other_client: ScopedJoinHandle<Vec<Duration>>| {
+            stop.store(true, Ordering::SeqCst);
+            let latencies = other_client.join().unwrap();
+            stop.store(false, Ordering::SeqCst);
+            latencies
+        };
+        // As in a wait for a long job: every waiter has reached its longest pause.
+        until(Duration::from_secs(3), || false);
+        let other = other_client();
+        until(Duration::from_secs(3), || false);
+        let waited = stop_and_join(other);
+        println!("{}", memory(&bouncer, &crowd));
+        let other = other_client();
+        holder.finish().code(0).silent();
+        let freed = Instant::now();
+        eventually(SOON * 15, "the turn of every waiter", || {
+            crowd.0.retain_mut(|c| c.try_wait().unwrap().is_none());
+            crowd.0.is_empty()
+        });
+        println!("{size} turns in {:?}", freed.elapsed());
+        (waited, stop_and_join(other))
+    });
+    println!("replies to another client while they wait: {}", quantiles(&waited));
+    println!("and while they take turns: {}", quantiles(&turns));
+    assert!(waited[waited.len() / 2] < Duration::from_millis(50));
+
+    assert_eq!(fs::read_to_string(&errors).unwrap(), "");
+    let events = fs::read_to_string(&events).unwrap();
+    let lines: Vec<&str> = events.lines().collect();
+    assert_eq!(lines.len(), 2 * size);
+    for pair in lines.chunks(2) {
+        let inside = pair[0].strip_prefix("in ");
+        assert!(inside.is_some() && inside == pair[1].strip_prefix("out "));
+    }
+    assert_pool_is_clean(&server, &bouncer, &database, 5);
+}
+
+/// Measures how long another client of the pool waits for each reply, until told to stop.
+fn latencies(bouncer: &PgBouncer, database: &str, stop: &AtomicBool) -> Vec<Duration> {
+    let mut client = bouncer.client_of(database);
+    let mut latencies = Vec::new();
+    while !stop.load(Ordering::SeqCst) {
+        let sent = Instant::now();
+        rows(&mut client, "SELECT 1");
+        latencies.push(sent.elapsed());
+        until(Duration::from_millis(10), || stop.load(Ordering::SeqCst));
+    }
+    latencies.sort();
+    latencies
+}
+
+fn quantiles(sorted: &[Duration]) -> String {
+    let quantile = |percent: usize| sorted[(sorted.len() - 1) * percent / 100];
+    let (median, late, last) = (quantile(50), quantile(99), quantile(100));
+    format!(
+        "{median:?} (median), {late:?} (99 %), {last:?} (longest of {})",
+        sorted.len()
+    )
+}
+
+/// Returns the memory that they use, where /proc tells.
+fn memory(bouncer: &PgBouncer, crowd: &Crowd) -> String {
+    let kilobytes_of = |pid: u32, field: &str| -> u64 {
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+        let line = rollup.lines().find_map(|line| line.strip_prefix(field));
+        let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        kilobytes.unwrap_or_default()
+    };
+    let waiters: u64 = crowd.0.iter().map(|child| kilobytes_of(child.id(), "Pss:")).sum();
+    format!(
+        "a waiter takes {} kB, the pooler {} kB",
+        waiters / crowd.0.len().max(1) as u64,
+        kilobytes_of(bouncer.pid().as_raw() as u32, "Rss:")
+    )
+}
+
+/// P30, P41: through the pool and direct. The holder has no transaction id and no snapshot.
+#[test]
+fn neither_holder_nor_waiters_block_create_index_concurrently() {
+    let server = Server::shared();
+    let (key, database) = (unique("index"), server.database());
+    let bouncer = bouncer(server, "transaction", &[]);
+    let holder = run(&bouncer, &key, &database).holding();
+    let waiters: Vec<_> = (0..3)
+        .map(|_| run(&bouncer, &key, &database).arg("true").spawn())
+        .collect();
+    await_polling(&bouncer, &database, 4);
+    for (name, mut job) in [
+        ("pooled", bouncer.client_of(&database)),
+        ("direct", server.client_of(&database)),
+    ] {
+        let table = format!("CREATE TABLE {name} AS SELECT generate_series(1, 1000) AS n");
+        rows(&mut job, &table);
+        let began = Instant::now();
+        let index = format!("CREATE INDEX CONCURRENTLY ON {name} (n)");
+        let indexing = std::thread::spawn(move || rows(&mut job, &index));
+        eventually(SOON, "the index", || indexing.is_finished());
+        indexing.join().unwrap();
+        println!("the index was created in {:?}, {name}", began.elapsed());
+    }
+    let kept = "SELECT backend_xid, backend_xmin FROM pg_locks JOIN pg_stat_activity USING (pid) \
+                WHERE locktype = 'advisory' AND datname = ";
+    assert_eq!(server.sql(&format!("{kept}'{database}'")), [["", ""]]);
+    holder.finish().code(0);
+    for waiter in waiters {
+        waiter.finish().code(0).silent();
+    }
+}
+
+/// Waits until so many clients are connected to the pool of the database.
+#[track_caller]
+fn await_polling(bouncer: &PgBouncer, database: &str, clients: usize) {
+    eventually(SOON, "clients of the pool", || {
+        let of_pool = |row: &&Vec<String>| row[2] == database;
+        bouncer.admin("SHOW CLIENTS").iter().filter(of_pool).count() == clients
+    });
+}
+
+/// Asserts that this holder loses its lock now: job terminated, status 74, and the reason.
+#[track_caller]
+fn loses(holder: Running, what: &str, lose: impl FnOnce()) {
+    holder.await_stdout("ready\n");
+    let began = Instant::now();
+    lose();
+    holder.await_stderr("lost the lock");
+    let noticed = began.elapsed();
+    let output = holder.finish();
+    output.code(74);
+    assert!(
+        output.stderr.ends_with(b"terminated the job with SIGTERM\n"),
+        "{output}"
+    );
+    assert!(noticed < Duration::from_secs(2), "{what}: {noticed:?}");
+    println!("{what}: noticed after {noticed:?}");
+}
+
+/// P20, P21: the loss of the pooler, or of the server connection, is handled as on a direct connection.
+#[test]
+fn a_holder_notices_the_loss_of_its_lock() {
+    let server = Server::shared();
+    let (key, database) = (unique("loss"), server.database());
+    let pooler = bouncer(server, "transaction", &[]);
+    let holder = || run(&pooler, &key, &database).sh("echo ready; exec sleep 60").spawn();
+    let backend = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_locks \
+         WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = '{database}')"
+    );
+    loses(holder(), "pg_terminate_backend", || {
+        assert_eq!(server.sql(&backend), [["t"]]);
+    });
+    loses(holder(), "KILL", || {
+        pooler.admin(&format!("KILL {database}"));
+    });
+    server.await_locks(&key, 0, 0);
+    pooler.admin(&format!("RESUME {database}"));
+    loses(holder(), "a killed pooler", || pooler.kill());
+    server.await_locks(&key, 0, 0);
+}
+
+/// P41: `RECONNECT` and `PAUSE` of PgBouncer let the holder's transaction go on, and waiters wait.
+#[test]
+fn a_holder_is_not_disturbed_by_reconnect_and_pause() {
+    let server = Server::shared();
+    let (key, database) = (unique("pause"), server.database());
+    let bouncer = bouncer(server, "transaction", &[]);
+    let holder = run(&bouncer, &key, &database).args(["--heartbeat", "0.5"]).holding();
+    let wait = |arguments: &[&str]| {
+        let waiter = run(&bouncer, &key, &database).arg("-v").args(arguments).spawn();
+        waiter.await_stderr("; waiting\n");
+        waiter
+    };
+    let slow = "sleep 0.7; echo mine";
+    let waiter = wait(&["--heartbeat", "0.5", "sh", "-c", slow]);
+    let limited = wait(&["-w", "2", "true"]);
+    let signalled = wait(&["true"]);
+    bouncer.admin(&format!("RECONNECT {database}"));
+    std::thread::scope(|threads| {
+        // PAUSE waits for the holder's transaction to end, and lends no session meanwhile.
+        let pause = threads.spawn(|| bouncer.admin(&format!("PAUSE {database}")));
+        until(Duration::from_secs(1), || pause.is_finished());
+        assert!(!pause.is_finished());
+        assert_eq!(server.locks(&key).granted, 1);
+        assert_eq!(waiter.stdout(), "");
+        // A signal and a limit end the wait although the pooler does not respond. The pooler checks its queue of
+        // clients once a second.
+        let sent = Instant::now();
+        signalled.signal(Signal::SIGTERM);
+        signalled.finish().signal(Signal::SIGTERM);
+        assert!(sent.elapsed() < Duration::from_secs(3), "{:?}", sent.elapsed());
+        let limited = limited.finish();
+        limited.code(75);
+        assert!(limited.took < Duration::from_secs(3), "{limited}");
+
+        holder.finish().code(0).silent();
+        eventually(SOON, "the pause", || pause.is_finished());
+    });
+    // For a try to be answered later than a heartbeat may be: it has waited in the pooler, and the lock is no older
+    // than the answer.
+    until(Duration::from_millis(1500), || false);
+    bouncer.admin(&format!("RESUME {database}"));
+    assert_eq!(waiter.finish().code(0).stdout, b"mine\n");
+    assert_eq!(server.locks(&key), Locks::default());
+}
+
+/// P14, behind a pooler, which frees the lock when its client's socket is closed.
+#[test]
+fn the_lock_of_a_killed_pglock_lives_as_long_as_its_job() {
+    let server = Server::shared();
+    let (key, database) = (unique("killed"), server.database());
+    let pools = [bouncer(server, "transaction", &[]), bouncer(server, "session", &[])];
+    let directory = tempfile::tempdir().unwrap();
+    let fifo = directory.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let script = format!("echo ready; read -r _ <'{}'", fifo.display());
+    let scope = ["--scope", "session-pooled"];
+    for (bouncer, scope, option, keeps) in [
+        (&pools[0], None, None, true),
+        (&pools[0], None, Some("--close"), false),
+        (&pools[1], Some(scope), None, true),
+        (&pools[1], Some(scope), Some("--close"), false),
+    ] {
+        let options = scope.into_iter().flatten().chain(option);
+        let killed = run(bouncer, &key, &database).args(options).sh(&script).spawn();
+        killed.await_stdout("ready");
+        killed.signal(Signal::SIGKILL);
+        drop(killed);
+        if keeps {
+            run(bouncer, &key, &database).args(["-n", "true"]).output().code(75);
+        } else {
+            server.await_locks(&key, 0, 0);
+        }
+        // This ends the job.
+        fs::write(&fifo, "\n").unwrap();
+        server.await_locks(&key, 0, 0);
+    }
+}
+
+/// P38, P41: the timeouts are disabled for the transaction alone.
+#[test]
+fn timeouts_of_the_database_end_neither_a_long_job_nor_a_long_wait() {
+    let server = Server::shared();
+    let (key, database) = (unique("patient"), server.database());
+    let mut timeouts = vec![
+        "statement_timeout",
+        "lock_timeout",
+        "idle_in_transaction_session_timeout",
+    ];
+    timeouts.extend((server.version() >= 17).then_some("transaction_timeout"));
+    for timeout in timeouts {
+        server.sql(&format!("ALTER DATABASE {database} SET {timeout} = '1s'"));
+    }
+    let bouncer = bouncer(server, "transaction", &[]);
+    let job = run(&bouncer, &key, &database).sh("echo ready; sleep 3").spawn();
+    job.await_stdout("ready");
+    let waiter = run(&bouncer, &key, &database).args(["echo", "mine"]).spawn();
+    assert_eq!(waiter.finish().stdout(), "mine\n");
+    assert_eq!(job.finish().stdout(), "ready\n");
+    assert_pool_is_clean(server, &bouncer, &database, 2);
+}
+
+/// P70, P32, P33
+#[test]
+fn a_conflict_names_the_holder_and_a_wait_ends_in_time() {
+    let server = Server::shared();
+    let (key, database) = (unique("conflict"), server.database());
+    let bouncer = bouncer(server, "transaction", &[]);
+    let holder = run(&bouncer, &key, &database).holding();
+    let name = format!(":{} (backend ", holder.pid());
+    let output = run(&bouncer, &key, &database).args(["-n", "true"]).output();
+    assert!(output.code(75).stderr_line().contains(&name), "{output}");
+    for limit in [0.3, 1.5] {
+        let waiter = run(&bouncer, &key, &database).args(["-w", &limit.to_string(), "true"]);
+        let output = waiter.output();
+        assert!(output.code(75).stderr_line().contains(&name), "{output}");
+        let late = output.took.as_secs_f64() - limit;
+        assert!((0.0..0.7).contains(&late), "{late} s late");
+    }
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let waiter = run(&bouncer, &key, &database).args(["echo", "mine"]).spawn();
+        await_polling(&bouncer, &database, 2);
+        let sent = Instant::now();
+        waiter.signal(signal);
+        waiter.finish().signal(signal).silent();
+        assert!(sent.elapsed() < Duration::from_millis(500), "{:?}", sent.elapsed());
+    }
+    // Direct and pooled pglocks exclude each other.
+    server
+        .run(&key)
+        .env("PGDATABASE", &database)
+        .args(["-n", "true"])
+        .output()
+        .code(75);
+    let shared = run(&bouncer, &key, &database).args(["-s", "-n", "true"]).output();
+    shared.code(75);
+    holder.finish().code(0);
+    let direct = server.run(&key).env("PGDATABASE", &database).arg("-s").holding();
+    run(&bouncer, &key, &database)
+        .args(["-s", "-n", "true"])
+        .output()
+        .code(0);
+    run(&bouncer, &key, &database).args(["-n", "true"]).output().code(75);
+    direct.finish().code(0);
+}
+
+/// P20: a stopped PgBouncer is silent.
+#[test]
+fn a_pooler_that_stops_responding_is_noticed_by_the_heartbeat() {
+    let server = Server::shared();
+    let (key, database) = (unique("silent"), server.database());
+    let bouncer = bouncer(server, "transaction", &[]);
+    let holder = run(&bouncer, &key, &database).args(["--heartbeat", "0.3"]);
+    let holder = holder.sh("echo ready; exec sleep 60").spawn();
+    holder.await_stdout("ready\n");
+    kill(bouncer.pid(), Signal::SIGSTOP).unwrap();
+    holder.await_stderr("did not respond within 300ms");
+    holder.finish().code(74);
+}

@@ -1,0 +1,108 @@
+//! `--token`: a number that only grows, and how to use it.
+
+use crate::support::server::{Server, rows};
+use crate::support::wait::{SOON, eventually};
+
+const JOB: &str = "echo $PGLOCK_TOKEN";
+
+/// Returns the token that a job gets.
+#[track_caller]
+fn token(server: &Server, options: &[&str]) -> String {
+    let token = server.run("key").arg("--token").args(options).sh(JOB).output().stdout();
+    let token = token.trim().to_owned();
+    let is_hex = token.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
+    assert!(token.len() == 24 && is_hex, "{token:?}");
+    token
+}
+
+#[track_caller]
+fn assert_growing(tokens: &[String]) {
+    let mut sorted = tokens.to_vec();
+    sorted.sort();
+    sorted.dedup();
+    assert_eq!(tokens, sorted);
+}
+
+/// P18, in either scope, and with `synchronous_commit` off for the role.
+#[test]
+fn tokens_grow_over_hand_offs() {
+    let server = Server::with(&["synchronous_commit=off"]);
+    let scopes = [&["--scope", "session"][..], &["--scope", "transaction"]];
+    let tokens: Vec<String> = (0..40).map(|n| token(&server, scopes[n % 2])).collect();
+    assert_growing(&tokens);
+    // Without --token there is none, even inside the job of a pglock that gave one.
+    let plain = server
+        .run("key")
+        .env("PGLOCK_TOKEN", "outer")
+        .sh("echo \"<$PGLOCK_TOKEN>\"");
+    assert_eq!(plain.output().stdout(), "<>\n");
+}
+
+/// P18, for ten crashes under load.
+#[test]
+fn tokens_grow_over_crashes() {
+    let server = Server::with(&["synchronous_commit=off"]);
+    server.sql("CREATE TABLE load (n int)");
+    let mut tokens = Vec::new();
+    for _ in 0..10 {
+        // A stream of transactions, the last of which a crash may lose.
+        let mut load = server.client();
+        let loading = std::thread::spawn(move || {
+            while load
+                .simple_query("INSERT INTO load SELECT generate_series(1, 50)")
+                .is_ok()
+            {}
+        });
+        eventually(SOON, "load", || server.value("SELECT count(*) FROM load") != "0");
+        tokens.extend((0..3).map(|_| token(&server, &[])));
+        server.restart();
+        loading.join().unwrap();
+        tokens.push(token(&server, &[]));
+    }
+    assert_growing(&tokens);
+}
+
+/// P18: the standby is behind in the WAL, and ahead in its timeline.
+#[test]
+fn tokens_grow_over_a_failover_to_a_standby_that_lags() {
+    let primary = Server::start();
+    let standby = Server::standby_of(&primary);
+    primary.sql("CREATE TABLE ahead (n int)");
+    let streaming = "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'";
+    eventually(SOON, "the standby to stream", || !primary.sql(streaming).is_empty());
+    let before = token(&primary, &[]);
+    // From here on the standby receives nothing.
+    standby.stop_immediate();
+    primary.sql("INSERT INTO ahead SELECT generate_series(1, 200000)");
+    let last = token(&primary, &[]);
+    primary.stop_immediate();
+    standby.restart();
+    standby.promote();
+    let after = token(&standby, &[]);
+    assert!(after[8..] < last[8..], "the standby did not lag: {last} {after}");
+    assert_growing(&[before, last, after]);
+}
+
+/// P18, P95: the SQL of the README.
+#[test]
+fn a_table_refuses_an_older_token() {
+    let readme = include_str!("../../../README.md");
+    let sql = readme.split("```sql\n").nth(1).unwrap().split("```").next().unwrap();
+    let (server, given) = (Server::start(), "000000010000000001A2B3C4");
+    assert!(sql.contains(given), "{sql}");
+    let (create, write) = sql.split_once(';').unwrap();
+    let mut client = server.client();
+    rows(&mut client, create);
+    let mut write = |token: &str, body: &str| {
+        rows(
+            &mut client,
+            &write.replace(given, token).replace("'new'", &format!("'{body}'")),
+        );
+        rows(&mut client, "SELECT body FROM report").concat().concat()
+    };
+    let (old, new) = (token(&server, &[]), token(&server, &[]));
+    assert_eq!(write(&old, "first"), "first");
+    assert_eq!(write(&old, "again"), "again", "the same holder writes twice");
+    assert_eq!(write(&new, "newer"), "newer");
+    assert_eq!(write(&old, "late"), "newer");
+}

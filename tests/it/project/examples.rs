@@ -1,0 +1,468 @@
+//! The recipes under `examples/`: each is run as its operator would run it, by the tools that it names.
+//!
+//! The programs of the operator's own (`nightly`, `make-report`) are put beside pglock in a directory that stands for
+//! `/usr/local/bin`. Each test has a database of its own, so its locks are no other test's, and no two recipes use one key.
+
+use crate::support::journal::{Journal, state};
+use crate::support::pglock::{Pglock, Running};
+use crate::support::server::{SUPERUSER, Server, rows};
+use crate::support::wait::{SOON, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
+/// What the recipes say, and what stands for it here.
+const BIN: &str = "/usr/local/bin";
+const DSN: &str = "postgresql://locks@db.internal/app";
+
+/// Every file is run by a test of this file, is in the README's table, and is all that there is.
+#[test]
+fn every_example_has_a_test_and_a_line_in_the_readme() {
+    let (tests, readme) = (include_str!("examples.rs"), include_str!("../../../README.md"));
+    let names: Vec<_> = fs::read_dir(EXAMPLES).unwrap().collect();
+    assert!(!names.is_empty());
+    for name in names {
+        let name = name.unwrap().file_name().into_string().unwrap();
+        let is_used = ["script", "text"].map(|by| tests.contains(&format!(".{by}(\"{name}\")")));
+        assert!(is_used.contains(&true), "examples/{name} has no test");
+        let line = format!("| [`{name}`](examples/{name}) |");
+        assert!(readme.contains(&line), "the README lacks {line}");
+    }
+}
+
+/// The job is over on the first host before the second one's cron starts it.
+#[test]
+fn a_crontab_runs_the_nightly_job_on_one_host() {
+    let desk = Desk::new();
+    let ran = desk.file("ran");
+    desk.program("nightly", &format!("echo $$ >> {}", ran.display()));
+    let (variables, commands) = crontab(&desk.text("crontab"));
+    let cron = || desk.cron(&variables, &commands[0]);
+    let pids = || fs::read_to_string(&ran).unwrap_or_default();
+
+    let mut before = String::new();
+    for _day in 0..2 {
+        let first = cron().spawn();
+        eventually(SOON, "the job to begin", || {
+            pids().len() > before.len() && pids().ends_with('\n')
+        });
+        before = pids();
+        let job = before.lines().last().unwrap().parse().unwrap();
+        eventually(SOON, "the job to be reaped", || kill(Pid::from_raw(job), None).is_err());
+        cron().output().code(0).silent();
+        assert_eq!(pids(), before, "it ran on the second host as well");
+        // The five minutes are over, for pglock, of which cron knows the shell only.
+        let pid = desk.sql(
+            "SELECT substring(application_name FROM '[0-9]+$') FROM pg_stat_activity \
+             WHERE datname = current_database() AND application_name LIKE 'pglock:nightly %'",
+        );
+        kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGTERM).unwrap();
+        first.finish().code(0).silent();
+    }
+    assert_eq!(before.lines().count(), 2);
+}
+
+#[test]
+fn a_crontab_runs_the_weekly_job_on_every_host_in_turn() {
+    let (desk, journal) = (Desk::new(), Journal::new());
+    let go = desk.file("go");
+    let job = format!("{}; note begin; {}; note end", journal.note(), await_file(&go));
+    desk.program("weekly", &job);
+    let (variables, commands) = crontab(&desk.text("crontab"));
+    let hosts = [(), ()].map(|()| desk.cron(&variables, &commands[1]).spawn());
+    desk.server.await_locks("weekly", 1, 1);
+    fs::write(&go, "").unwrap();
+    for host in hosts {
+        host.finish().code(0).silent();
+    }
+    let words: Vec<_> = journal.entries().into_iter().map(|it| it.word).collect();
+    assert_eq!(words, ["begin", "end", "begin", "end"]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn systemd_accepts_the_service() {
+    let desk = Desk::new();
+    desk.program("leader", "");
+    let unit = desk.file("leader.service");
+    fs::write(&unit, desk.text("leader.service")).unwrap();
+    let verify = Pglock::of("systemd-analyze").arg("verify").arg(&unit);
+    assert_eq!(verify.output().stdout(), "");
+}
+
+/// It is stopped on one host, loses its connection on the next, and each time another takes over.
+#[test]
+fn a_service_has_a_hot_standby() {
+    let (desk, journal) = (Desk::new(), Journal::new());
+    let job = format!(
+        "{}; trap 'note TERM; exit 0' TERM; note lead; while :; do sleep 0.1 & wait $!; done",
+        journal.note()
+    );
+    desk.program("leader", &job);
+    let unit = Unit(desk.text("leader.service"));
+    let start = || {
+        let (name, value) = unit.value("Environment").split_once('=').unwrap();
+        let mut words = unit.value("ExecStart").split(' ');
+        let main = Pglock::of(words.next().unwrap()).args(words);
+        main.env(name, value).spawn()
+    };
+
+    let first = start();
+    journal.await_count("lead", 1);
+    let second = start();
+    desk.server.await_locks("leader", 1, 1);
+    // `systemctl stop`: with KillMode=mixed only the main process gets TERM, and so the service gets it once.
+    assert_eq!(unit.value("KillMode"), "mixed");
+    first.signal(Signal::SIGTERM);
+    first.finish().code(0).silent();
+    journal.await_count("lead", 2);
+    assert_eq!(journal.count("TERM"), 1);
+
+    let third = start();
+    desk.server.await_locks("leader", 1, 1);
+    desk.end_the_session_that_holds("leader");
+    second.finish().code(74);
+    journal.await_count("lead", 3);
+    assert_eq!(unit.value("Restart"), "on-failure");
+    let prevented = unit.value("RestartPreventExitStatus");
+    assert_eq!(prevented, "64 78", "74 and 69 come back");
+
+    let waiting = start();
+    desk.server.await_locks("leader", 1, 1);
+    waiting.signal(Signal::SIGTERM);
+    // For systemd a clean end.
+    waiting.finish().signal(Signal::SIGTERM).silent();
+    third.signal(Signal::SIGTERM);
+    third.finish().code(0);
+}
+
+/// A stop by systemd leaves a stop that pglock has begun the time that it needs.
+#[test]
+fn a_service_has_longer_to_stop_than_pglock_gives_it() {
+    let unit = Unit(Desk::new().text("leader.service"));
+    let seconds = |text: &str| text.strip_suffix('s').unwrap().parse::<u32>().unwrap();
+    let (_, after) = unit.value("ExecStart").split_once("--kill-after ").unwrap();
+    let (kill_after, _) = after.split_once(' ').unwrap();
+    assert!(seconds(unit.value("TimeoutStopSec")) > seconds(kill_after));
+}
+
+#[test]
+fn two_deployers_migrate_once_with_an_index_built_concurrently() {
+    let desk = Desk::new();
+    let (directory, go) = (desk.file("migrations"), desk.file("go"));
+    fs::create_dir(&directory).unwrap();
+    let write = |name: &str, sql: &str| fs::write(directory.join(name), sql).unwrap();
+    let pause = await_file(&go);
+    write("001_it's.sql", &format!("CREATE TABLE t (n int);\n\\! {pause}\n"));
+    write("002_index.sql", "CREATE INDEX CONCURRENTLY by_n ON t (n);\n");
+    let deploy = || desk.script("migrate").arg(&directory);
+
+    let first = deploy().spawn();
+    first.await_stdout("001_it's.sql\n");
+    let second = deploy().spawn();
+    desk.server.await_locks("migrate", 1, 1);
+    // From here on the index is built while the other one waits.
+    fs::write(&go, "").unwrap();
+    assert_eq!(first.finish().stdout(), "001_it's.sql\n002_index.sql\n");
+    assert_eq!(second.finish().stdout(), "");
+    assert_eq!(
+        desk.sql("SELECT indisvalid FROM pg_index WHERE indexrelid = 'by_n'::regclass"),
+        "t"
+    );
+
+    write("003_wrong.sql", "SELECT wrong;\n");
+    write("004_next.sql", "SELECT 1;\n");
+    let failed = deploy().output();
+    assert!(failed.code(3).stdout == b"003_wrong.sql\n", "{failed}");
+    write("003_wrong.sql", "");
+    assert_eq!(deploy().output().stdout(), "003_wrong.sql\n004_next.sql\n1\n");
+}
+
+#[test]
+fn a_pool_of_three_gives_each_a_port() {
+    let desk = Desk::new();
+    let job = ["sh", "-c", "echo $LICENCE_PORT; read -r _; exit 4"];
+    let start = || desk.script("pool").args(job).spawn();
+    let port = |running: &Running| {
+        running.await_stdout("\n");
+        running.stdout()
+    };
+    let three = [start(), start(), start()];
+    let mut ports = three.each_ref().map(port);
+    ports.sort();
+    assert_eq!(ports, ["7000\n", "7001\n", "7002\n"]);
+
+    let fourth = start();
+    let sessions = "SELECT count(*) FROM pg_stat_activity \
+        WHERE datname = current_database() AND application_name LIKE 'pglock:licence%'";
+    eventually(SOON, "the fourth to ask", || desk.sql(sessions) == "4");
+    assert_eq!(fourth.stdout(), "");
+    let [first, second, third] = three;
+    let freed = first.stdout();
+    first.finish().code(4);
+    assert_eq!(port(&fourth), freed);
+    for running in [second, third, fourth] {
+        running.finish().code(4);
+    }
+}
+
+/// "No task is done twice, all are done", though one worker is at its first while the other does the rest.
+#[test]
+fn workers_share_the_tasks() {
+    let desk = Desk::new();
+    desk.sql("CREATE TABLE task (name text PRIMARY KEY, done timestamptz)");
+    desk.sql("INSERT INTO task VALUES ('1'), ('2'), ('3'), ('it''s a $task; *'), ('fails')");
+    let (done, go, fails) = (desk.file("done"), desk.file("go"), desk.file("fails"));
+    fs::write(&fails, "").unwrap();
+    let job = format!(
+        "[ \"$1\" != fails ] || [ ! -e {} ] || exit 1
+        echo \"$1\" >> {}
+        [ \"$1\" != 1 ] || {{ {}; }}",
+        fails.display(),
+        done.display(),
+        await_file(&go)
+    );
+    desk.program("task-do", &job);
+    let lines = || -> Vec<String> {
+        let text = fs::read_to_string(&done).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    };
+
+    let first = desk.script("worker").spawn();
+    eventually(SOON, "the first task to begin", || lines() == ["1"]);
+    desk.script("worker").output().code(1).silent();
+    assert_eq!(lines(), ["1", "2", "3", "it's a $task; *"]);
+    assert_eq!(
+        desk.sql("SELECT string_agg(name, ' ' ORDER BY name) FROM task WHERE done IS NULL"),
+        "1 fails"
+    );
+    fs::remove_file(&fails).unwrap();
+    fs::write(&go, "").unwrap();
+    assert_eq!(first.finish().stdout(), "");
+    assert_eq!(lines(), ["1", "2", "3", "it's a $task; *", "fails"]);
+    assert_eq!(desk.sql("SELECT count(*) FROM task WHERE done IS NULL"), "0");
+}
+
+/// The first host is frozen while it makes its report, the server gives it up, and a second host writes.
+#[test]
+fn an_overtaken_holder_writes_nothing() {
+    let desk = Desk::new();
+    desk.sql(&desk.comment("guarded-write", "CREATE TABLE "));
+    let (go, pid) = (desk.file("go"), desk.file("pid"));
+    let job = format!(
+        "cd {}; echo $$ > pid; {}; date +%s%N",
+        desk.directory().display(),
+        await_file(&go)
+    );
+    desk.program("make-report", &job);
+
+    let first = desk.script("guarded-write").spawn();
+    let mut group = 0;
+    eventually(SOON, "the first report", || {
+        let text = fs::read_to_string(&pid).unwrap_or_default();
+        let job = text.trim().parse().map(Pid::from_raw);
+        group = job.map_or(0, |job| nix::unistd::getpgid(Some(job)).unwrap().as_raw());
+        text.ends_with('\n')
+    });
+    let job = Pid::from_raw(-group);
+    first.signal(Signal::SIGSTOP);
+    kill(job, Signal::SIGSTOP).unwrap();
+    desk.end_the_session_that_holds("report");
+    fs::write(&go, "").unwrap();
+    assert_eq!(desk.script("guarded-write").output().stdout(), "");
+    let written = desk.sql("SELECT body || token FROM report");
+    assert!(!written.is_empty());
+
+    // Thawed, its job is at first faster than pglock, which would stop it.
+    kill(job, Signal::SIGCONT).unwrap();
+    first.await_stderr("overtaken by a later holder");
+    assert_eq!(desk.sql("SELECT body || token FROM report"), written);
+    first.signal(Signal::SIGCONT);
+    first.finish().code(74);
+    assert_eq!(desk.script("guarded-write").output().stdout(), "");
+    assert_ne!(desk.sql("SELECT body || token FROM report"), written);
+}
+
+#[test]
+fn a_script_runs_itself_under_the_lock() {
+    let desk = Desk::new();
+    desk.program("clean-up", "for a; do echo \"<$a>\"; done; read -r _; exit 3");
+    let first = desk.script("self-locking").args(["a  b", "", "*"]).spawn();
+    first.await_stdout("<a  b>\n<>\n<*>\n");
+
+    // What a job has left behind thinks that it holds the lock. It is called as `sh self-locking`, too.
+    let mut second = desk.on_path("sh").args(["self-locking", "second"]);
+    second = second.env("PGLOCK_KEY", "clean-up").env("PGLOCK_MODE", "shared");
+    second.command().current_dir(EXAMPLES);
+    let second = second.spawn();
+    desk.server.await_locks("clean-up", 1, 1);
+    assert_eq!(second.stdout(), "");
+    first.finish().code(3);
+    second.await_stdout("<second>\n");
+    second.finish().code(3);
+
+    let line = desk.comment("self-locking", "[ ");
+    desk.program("short", &format!("{line}\necho \"$PGLOCK_KEY $1\""));
+    let short = desk.on_path("short").arg("a  b").output();
+    assert_eq!(short.stdout(), "clean-up a  b\n");
+}
+
+#[test]
+fn the_wait_and_the_job_have_limits() {
+    let desk = Desk::new();
+    let limits = || desk.script("limits");
+    assert_eq!(limits().args(["echo", "a  b"]).output().stdout(), "a  b\n");
+    limits().args(["sh", "-c", "exit 5"]).output().code(5);
+
+    let (alive, job) = (desk.file("alive"), "sleep 600 & echo $! > \"$0\"; wait");
+    let limited = limits().env("MAX_RUN", "0.5").args(["sh", "-c", job]);
+    limited.arg(&alive).output().code(124).silent();
+    let child = fs::read_to_string(&alive).unwrap().trim().parse().unwrap();
+    eventually(SOON, "the end of the command's child", || {
+        state(Pid::from_raw(child)).is_none()
+    });
+
+    let holder = limits().args(["sh", "-c", "echo ready; read -r _"]).spawn();
+    holder.await_stdout("ready\n");
+    let output = limits().env("MAX_WAIT", "0.3").arg("true").output();
+    output.code(75);
+    assert!(output.took >= Duration::from_millis(300), "{output}");
+}
+
+/// Where an operator sits: a database, and what is on the path of his hosts.
+struct Desk {
+    server: &'static Server,
+    database: String,
+    directory: tempfile::TempDir,
+}
+
+impl Desk {
+    fn new() -> Desk {
+        let server = Server::shared();
+        let desk = Desk {
+            server,
+            database: server.database(),
+            directory: tempfile::tempdir().unwrap(),
+        };
+        let pglock = env!("CARGO_BIN_EXE_pglock");
+        std::os::unix::fs::symlink(pglock, desk.file("pglock")).unwrap();
+        desk
+    }
+
+    /// The directory that stands for `/usr/local/bin`.
+    fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory().join(name)
+    }
+
+    /// Puts a program of the operator's on the path. A shell writes it: while a test beside this one forks, a file
+    /// that this process has just written could still be open for writing, and could not be executed.
+    fn program(&self, name: &str, script: &str) {
+        let write = Pglock::of("sh").args(["-c", "cat > \"$0\"; chmod +x \"$0\""]);
+        let text = format!("#!/bin/sh\n{script}\n");
+        let output = write.arg(self.file(name)).output_with(text.as_bytes());
+        assert_eq!(output.stdout(), "");
+    }
+
+    /// A recipe that is a script, as it is.
+    fn script(&self, name: &str) -> Pglock {
+        self.on_path(&format!("{EXAMPLES}/{name}"))
+    }
+
+    fn on_path(&self, program: &str) -> Pglock {
+        let path = std::env::var("PATH").unwrap();
+        let path = format!("{}:{path}", self.directory().display());
+        let around = self.server.around(program).env("PATH", path);
+        around.env("PGDATABASE", &self.database)
+    }
+
+    /// What is to be copied from a recipe's comment: the indented line that begins so.
+    fn comment(&self, name: &str, start: &str) -> String {
+        let text = fs::read_to_string(format!("{EXAMPLES}/{name}")).unwrap();
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("#   "));
+        lines.find(|line| line.starts_with(start)).unwrap().to_owned()
+    }
+
+    /// A recipe that is not a script, with the directory and the connection that an operator would change.
+    fn text(&self, name: &str) -> String {
+        let text = fs::read_to_string(format!("{EXAMPLES}/{name}")).unwrap();
+        assert!(text.contains(BIN) && text.contains(DSN), "{text}");
+        let dsn = self.server.dsn().replace("/postgres?", &format!("/{}?", self.database));
+        let bin = self.directory().to_str().unwrap();
+        text.replace(BIN, bin).replace(DSN, &dsn)
+    }
+
+    /// A command line of a crontab as cron runs it, with cron's bare environment.
+    fn cron(&self, variables: &[(String, String)], command: &str) -> Pglock {
+        let mut cron = Pglock::of("/bin/sh").args(["-c", command]);
+        cron.command().env_clear().current_dir(self.directory());
+        let bare = [("HOME", "/"), ("LOGNAME", SUPERUSER), ("SHELL", "/bin/sh")];
+        cron.command().envs(bare).env("PATH", "/usr/bin:/bin");
+        cron.command().envs(variables.iter().cloned());
+        cron
+    }
+
+    /// The value that a statement returns in this desk's database.
+    fn sql(&self, sql: &str) -> String {
+        let mut client = self.server.client_of(&self.database);
+        rows(&mut client, sql).concat().concat()
+    }
+
+    /// As the server does when it has not heard of a holder for too long.
+    fn end_the_session_that_holds(&self, key: &str) {
+        assert_eq!(self.server.locks(key).granted, 1);
+        let ended = self.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database d ON d.oid = database \
+             WHERE locktype = 'advisory' AND granted AND datname = current_database()",
+        );
+        assert_eq!(ended, "t");
+    }
+}
+
+/// A unit file of systemd's, of which each setting is on one line.
+struct Unit(String);
+
+impl Unit {
+    #[track_caller]
+    fn value(&self, name: &str) -> &str {
+        let mut lines = self.0.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        value.unwrap_or_else(|| panic!("no {name}: {}", self.0))
+    }
+}
+
+/// The variables that a crontab sets, and the command lines behind its five fields.
+fn crontab(text: &str) -> (Vec<(String, String)>, Vec<String>) {
+    let (mut variables, mut commands) = (Vec::new(), Vec::new());
+    for line in text.lines() {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        if line.starts_with(|c: char| c.is_ascii_uppercase()) {
+            let (name, value) = line.split_once('=').unwrap();
+            variables.push((name.to_owned(), value.to_owned()));
+            continue;
+        }
+        let mut rest = line;
+        for _ in 0..5 {
+            let (field, after) = rest.split_once(' ').unwrap();
+            assert!(field == "*" || field.parse::<u8>().is_ok(), "{line}");
+            rest = after.trim_start();
+        }
+        // cron makes a line break of it.
+        assert!(!rest.contains('%'), "{line}");
+        commands.push(rest.to_owned());
+    }
+    (variables, commands)
+}
+
+/// A line of a shell that ends when the file is there.
+fn await_file(file: &Path) -> String {
+    format!("until [ -e '{}' ]; do sleep 0.02; done", file.display())
+}

@@ -1,0 +1,133 @@
+//! What a release promises beside its behaviour: licences and sources of the crates, the oldest Rust, the changelog,
+//! and the files of the packages.
+//!
+//! It needs no network: cargo knows the crates that are linked here, and `deny.toml` has the one
+//! list of licences, which cargo-deny reads too where it is installed. Advisories need its database (`make audit`).
+
+use crate::support::command::command;
+use serde_json::Value;
+use spdx::{Expression, ParseMode};
+use std::fs;
+use std::path::Path;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+#[test]
+fn every_crate_has_an_allowed_licence() {
+    let allowed = quoted(line_of("deny.toml", "allow = "));
+    for package in packages() {
+        let licence = text(&package, "license");
+        // Older crates write MIT/Apache-2.0.
+        let expression = Expression::parse_mode(&licence, ParseMode::LAX).unwrap();
+        let is_allowed = expression.evaluate(|wanted| {
+            let name = wanted.license.id().map(|id| id.name);
+            allowed.iter().any(|allowed| Some(allowed.as_str()) == name)
+        });
+        assert!(
+            is_allowed,
+            "{}: {licence:?} is not allowed by deny.toml",
+            text(&package, "name")
+        );
+    }
+}
+
+#[test]
+fn every_crate_is_from_the_registry() {
+    let registries = quoted(line_of("deny.toml", "allow-registry = "));
+    for package in packages() {
+        let source = text(&package, "source");
+        let is_ours = source.is_empty() && text(&package, "name") == "pglock";
+        assert!(
+            is_ours || registries.iter().any(|url| source == format!("registry+{url}")),
+            "{} comes from {source:?}",
+            text(&package, "name")
+        );
+    }
+}
+
+/// "Rust 1.88 or later": no crate asks for more, and the README says what Cargo.toml says.
+#[test]
+fn the_oldest_rust_is_true() {
+    let stated = env!("CARGO_PKG_RUST_VERSION");
+    for package in packages() {
+        let wanted = text(&package, "rust_version");
+        assert!(
+            version(&wanted) <= version(stated),
+            "{} wants Rust {wanted}",
+            text(&package, "name")
+        );
+    }
+    assert!(read("README.md").contains(&format!("Rust {stated} or later")));
+}
+
+#[test]
+fn the_changelog_has_the_version() {
+    let changelog = read("CHANGELOG.md");
+    let mut headings = changelog.lines().filter_map(|line| line.strip_prefix("## "));
+    assert_eq!(headings.next(), Some("[Unreleased]"));
+    let newest = headings.next().unwrap();
+    let date = newest
+        .strip_prefix(&format!("[{}] - ", env!("CARGO_PKG_VERSION")))
+        .unwrap_or_else(|| panic!("{newest:?} is not the version of Cargo.toml"));
+    let numbers: Vec<&str> = date.split('-').collect();
+    assert_eq!(numbers.iter().map(|part| part.len()).collect::<Vec<_>>(), [4, 2, 2]);
+}
+
+#[test]
+fn the_debian_package_names_files_that_are_there() {
+    let manifest = read("Cargo.toml");
+    let (_, assets) = manifest.split_once("\nassets = [\n").unwrap();
+    let (assets, _) = assets.split_once("\n]").unwrap();
+    let sources: Vec<String> = assets.lines().map(|line| quoted(line).remove(0)).collect();
+    // What building makes is not there yet.
+    for file in sources.iter().filter(|file| !file.starts_with("target/")) {
+        let path = Path::new(ROOT).join(file.trim_end_matches("/*"));
+        assert!(path.exists(), "{file} is missing");
+    }
+    for file in fs::read_dir(Path::new(ROOT).join("completions")).unwrap() {
+        let file = format!("completions/{}", file.unwrap().file_name().display());
+        assert!(sources.contains(&file), "{file} is not in the package");
+    }
+}
+
+/// The crates that are built here, tests included; what only other systems need has not been downloaded.
+fn packages() -> Vec<Value> {
+    let rustc = command("rustc").arg("-vV").output().unwrap();
+    let rustc = String::from_utf8(rustc.stdout).unwrap();
+    let host = rustc.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
+    let output = command(env!("CARGO"))
+        .args(["metadata", "--offline", "--locked", "--format-version", "1"])
+        .args(["--filter-platform", host])
+        .current_dir(ROOT)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let Value::Array(packages) = metadata["packages"].take() else {
+        panic!("cargo's format")
+    };
+    assert!(packages.len() > 50, "{} crates", packages.len());
+    packages
+}
+
+fn read(file: &str) -> String {
+    fs::read_to_string(Path::new(ROOT).join(file)).unwrap()
+}
+
+fn line_of(file: &str, start: &str) -> String {
+    let text = read(file);
+    text.lines().find(|line| line.starts_with(start)).unwrap().to_owned()
+}
+
+fn quoted(line: impl AsRef<str>) -> Vec<String> {
+    let parts = line.as_ref().split('"').skip(1).step_by(2);
+    parts.map(str::to_owned).collect()
+}
+
+fn text(package: &Value, field: &str) -> String {
+    package[field].as_str().unwrap_or_default().to_owned()
+}
+
+fn version(text: &str) -> Vec<u32> {
+    text.split('.').map_while(|part| part.parse().ok()).collect()
+}

@@ -1,0 +1,6 @@
+//! The repository: examples, completions, release checks, and the test harness itself.
+
+mod completions;
+mod examples;
+mod gates;
+mod harness;

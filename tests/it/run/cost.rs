@@ -1,0 +1,106 @@
+//! What a run costs that does not depend on the machine: turns on the wire, threads, processes, files. What depends on
+//! it is measured by `make bench`.
+
+use crate::support::pglock::Pglock;
+use crate::support::server::{SUPERUSER, Server, WITH_PASSWORD};
+use crate::support::unique;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+#[path = "../../../benches/wire.rs"]
+mod wire;
+
+/// "Turns on the wire, connect to exit (TCP handshake apart): trust / SCRAM [...] 3 / 5, exact."
+#[test]
+fn a_run_takes_three_turns_and_five_with_scram() {
+    let server = Server::start();
+    server.sql(&format!(
+        "SET password_encryption = 'scram-sha-256'; CREATE ROLE {WITH_PASSWORD} LOGIN PASSWORD 'x'"
+    ));
+    let relay = wire::Relay::to(server.port(), Duration::ZERO);
+    let turns = |user: &str, arguments: &[&str]| {
+        let dsn = format!(
+            "host=127.0.0.1 port={} user={user} password=x dbname=postgres sslmode=disable",
+            relay.port()
+        );
+        let run = Pglock::alone().env("PGLOCK_DSN", dsn);
+        run.args(["run", "--key", &unique("turns")])
+            .args(arguments)
+            .arg("true")
+            .output()
+            .code(0)
+            .silent();
+        relay.turns()
+    };
+    assert_eq!(turns(SUPERUSER, &[]), 3, "start, lock, unlock");
+    assert_eq!(turns(WITH_PASSWORD, &[]), 5, "two more, to prove the password");
+    assert_eq!(turns(SUPERUSER, &["--shared", "--key", "42", "--key", "1,2"]), 3);
+    assert_eq!(turns(SUPERUSER, &["--slots", "3"]), 3);
+    assert_eq!(turns(SUPERUSER, &["--hash", "hashtext"]), 3);
+    assert_eq!(turns(SUPERUSER, &["--token"]), 4, "the token takes one");
+}
+
+/// "Fewest threads and system calls [...]; nothing loaded that is not used (TLS roots, name service)."
+#[test]
+#[cfg(target_os = "linux")]
+fn a_run_starts_one_thread_and_opens_nothing_that_it_does_not_use() {
+    let server = Server::shared();
+    let calls = traced(server, &["--", "true"]);
+    let count = |what: &dyn Fn(&str) -> bool| calls.iter().filter(|call| what(call)).count();
+    let threads = count(&|call| call.contains("CLONE_THREAD"));
+    assert_eq!(threads, 1, "the session's: {calls:#?}");
+    let processes = count(&|call| call.starts_with("clone") || call.starts_with("vfork"));
+    assert_eq!(processes - threads, 1, "the job: {calls:#?}");
+    let inet = |call: &str| call.starts_with("socket(AF_INET");
+    assert_eq!(count(&inet), 1, "one connection: {calls:#?}");
+    let messages = count(&|call| {
+        let is_sent = call.starts_with("sendto(") || call.starts_with("write(");
+        is_sent
+            && ["\\0\\3\\0\\0", "\"Q\\0\\0", "\"X\\0\\0\\0"]
+                .iter()
+                .any(|head| call.contains(head))
+    });
+    assert_eq!(messages, 4, "start, lock, unlock, goodbye: {calls:#?}");
+    let opened = calls.iter().filter_map(|call| call.strip_prefix("openat(AT_FDCWD, \""));
+    let opened: Vec<&str> = opened.filter_map(|rest| rest.split('"').next()).collect();
+    let expected = ["/dev/tty", "/proc/self/maps", ".pgpass", ".so"];
+    let other = opened
+        .iter()
+        .filter(|path| !expected.iter().any(|part| path.contains(part)));
+    // Of the program loader, not of ours.
+    let other: Vec<_> = other.filter(|path| !path.starts_with("/etc/ld.so")).collect();
+    assert!(other.is_empty(), "{other:?}");
+}
+
+/// What pglock and its job ask of the system, without the job's own after it has been executed. As from cron, without a
+/// terminal: with one, there is ctrlc's thread as well.
+#[cfg(target_os = "linux")]
+fn traced(server: &Server, arguments: &[&str]) -> Vec<String> {
+    let file = server.directory().join(unique("trace"));
+    let run = Pglock::of("setsid")
+        .env("PGLOCK_DSN", server.dsn())
+        .args(["--wait", "strace", "-f", "-qq", "-s", "64", "-e", "signal=none", "-o"])
+        .arg(&file)
+        .arg(env!("CARGO_BIN_EXE_pglock"))
+        .args(["run", "--key", &unique("traced")])
+        .args(arguments);
+    run.output().code(0).silent();
+    calls_of(&file)
+}
+
+/// The calls, each once, without the process in front.
+#[cfg(target_os = "linux")]
+fn calls_of(file: &Path) -> Vec<String> {
+    let text = fs::read_to_string(file).unwrap();
+    let job = text
+        .lines()
+        .find(|line| line.contains("execve(") && line.contains("[\"true\"]"));
+    let job = job.and_then(|line| line.split(' ').next()).unwrap_or("none");
+    let calls = text.lines().filter_map(|line| {
+        let (pid, call) = line.split_once(' ')?;
+        let call = call.trim_start();
+        (pid != job && !call.starts_with("<...")).then(|| call.to_owned())
+    });
+    calls.collect()
+}

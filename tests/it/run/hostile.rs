@@ -1,0 +1,411 @@
+//! Hostile surroundings: schemas of others, terminals that hang up, jobs that leave the group, a system that tells nothing.
+
+use crate::support::command::command;
+use crate::support::journal::{Journal, now, state};
+use crate::support::pgbouncer::PgBouncer;
+use crate::support::pglock::Pglock;
+use crate::support::server::{Server, rows};
+use crate::support::terminal::Terminal;
+use crate::support::unique;
+use crate::support::wait::{SOON, eventually};
+use nix::fcntl::OFlag;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// Whoever may create functions and operators in a schema of the search path does not get them run with pglock's rights.
+#[test]
+fn nothing_of_the_search_path_is_run() {
+    let server = Server::shared();
+    let database = server.database();
+    let mut client = server.client_of(&database);
+    rows(
+        &mut client,
+        "CREATE SCHEMA evil; CREATE TABLE public.hits (who text);
+         CREATE FUNCTION evil.mul(int, numeric) RETURNS numeric LANGUAGE plpgsql AS
+         $$ BEGIN INSERT INTO public.hits VALUES ('mul'); RETURN 1; END $$;
+         CREATE OPERATOR evil.* (leftarg = int, rightarg = numeric, procedure = evil.mul);
+         CREATE FUNCTION evil.eq(oid, int8) RETURNS bool LANGUAGE plpgsql AS
+         $$ BEGIN INSERT INTO public.hits VALUES ('eq'); RETURN true; END $$;
+         CREATE OPERATOR evil.= (leftarg = oid, rightarg = int8, procedure = evil.eq);
+         CREATE FUNCTION evil.texteq(text, text) RETURNS bool LANGUAGE plpgsql AS
+         $$ BEGIN INSERT INTO public.hits VALUES ('texteq'); RETURN true; END $$;
+         CREATE OPERATOR evil.= (leftarg = text, rightarg = text, procedure = evil.texteq);
+         CREATE FUNCTION evil.pg_backend_pid() RETURNS int LANGUAGE plpgsql AS
+         $$ BEGIN INSERT INTO public.hits VALUES ('pid'); RETURN 1; END $$;
+         CREATE FUNCTION evil.current_database() RETURNS name LANGUAGE plpgsql AS
+         $$ BEGIN INSERT INTO public.hits VALUES ('db'); RETURN 'x'; END $$",
+    );
+    let path = format!("ALTER DATABASE {database} SET search_path = evil, pg_catalog, public");
+    rows(&mut client, &path);
+    for options in [
+        &["--scope", "session"][..],
+        &["--scope", "transaction"],
+        &["--slots", "2"],
+        &["--fair"],
+        &["--token"],
+    ] {
+        let key = unique("key");
+        let run = || server.run(&key).args(options).env("PGDATABASE", &database);
+        let holders = [run().holding()];
+        run().args(["--wait", "0.3", "-v", "true"]).output();
+        let conflict = server
+            .run(&key)
+            .args(["-n", "true"])
+            .env("PGDATABASE", &database)
+            .output();
+        // Of two slots, the second is free.
+        if options[0] != "--slots" {
+            let line = conflict.code(75).stderr_line();
+            assert!(line.contains(&format!("in database \"{database}\"")), "{line}");
+        }
+        for holder in holders {
+            holder.finish().code(0);
+        }
+    }
+    let check = server.pglock().arg("check").env("PGDATABASE", &database).output();
+    check.code(0);
+    assert_eq!(rows(&mut client, "SELECT who FROM hits"), Vec::<Vec<String>>::new());
+}
+
+/// A lock that was lost before the job ended does not pass for a good end, even if pglock had been stopped meanwhile.
+#[test]
+fn a_loss_that_is_noticed_after_the_jobs_end_is_still_a_loss() {
+    let (server, key) = (Server::shared(), unique("key"));
+    let mut running = server.run(&key).sh("echo $$; read -r _; exit 0").spawn();
+    running.await_stdout("\n");
+    let job = Pid::from_raw(running.stdout().trim().parse().unwrap());
+    running.signal(Signal::SIGSTOP);
+    eventually(SOON, "the stop", || state(running.pid()) == Some('T'));
+    server.sql(&format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'"
+    ));
+    server.await_locks(&key, 0, 0);
+    std::io::Write::write_all(running.stdin(), b"go\n").unwrap();
+    eventually(SOON, "the job's end", || state(job).is_none());
+    running.signal(Signal::SIGCONT);
+    let output = running.finish();
+    let text = String::from_utf8_lossy(&output.code(74).stderr).into_owned();
+    assert!(
+        text.contains("lost the lock") && text.contains("another job may have run concurrently"),
+        "{text}"
+    );
+}
+
+/// A terminal that is closed ends a job under pglock as it ends one without, also where pglock leads the session
+/// (`ssh -t host pglock run ...`), and the kernel tells nobody else.
+#[test]
+fn a_hangup_reaches_the_job_of_a_session_leader() {
+    let (server, key) = (Server::shared(), unique("key"));
+    let pglock = env!("CARGO_BIN_EXE_pglock");
+    let terminal = Terminal::run(server, &[pglock, "run", "-k", &key, "--", "sleep", "63"]);
+    server.await_locks(&key, 1, 0);
+    terminal.hang_up();
+    server.await_locks(&key, 0, 0);
+}
+
+/// A job that leaves pglock's process group, as timeout(1) does, still gets the keys that are typed.
+#[test]
+fn keys_reach_a_job_that_has_left_the_group() {
+    let (server, key) = (Server::shared(), unique("key"));
+    let mut terminal = Terminal::run(server, &["bash", "--norc", "--noprofile", "-i"]);
+    terminal.expect("prompt> ");
+    terminal.keys(&format!("\"$PGLOCK\" run -k {key} -- timeout 60 sleep 64\n"));
+    let sleep = || command("pgrep").args(["-x", "-f", "sleep 64"]).output().unwrap();
+    eventually(SOON, "the job", || sleep().status.success());
+    terminal.keys("\x1a");
+    terminal.expect("Stopped");
+    assert_eq!(server.locks(&key).granted, 1);
+    terminal.keys("fg\n");
+    let pid: i32 = String::from_utf8_lossy(&sleep().stdout).trim().parse().unwrap();
+    eventually(SOON, "it to go on", || state(Pid::from_raw(pid)) == Some('S'));
+    terminal.keys("\x03");
+    server.await_locks(&key, 0, 0);
+    terminal.keys("echo status $?\n");
+    terminal.expect("status 1");
+}
+
+/// "`--on-lost ignore`", and what the job leaves behind holds neither lock nor session.
+#[test]
+fn an_ignored_loss_does_not_leave_the_lock_to_what_the_job_leaves_behind() {
+    let (server, key) = (Server::shared(), unique("key"));
+    let options = ["--on-lost", "ignore", "--heartbeat", "0.3"];
+    let job = "sleep 65 >/dev/null 2>&1 & echo $!; read -r _; exit 0";
+    let running = server.run(&key).args(options).sh(job).spawn();
+    running.await_stdout("\n");
+    let left_behind = Pid::from_raw(running.stdout().trim().parse().unwrap());
+    let tail = format!("SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'");
+    let frozen = Pid::from_raw(server.value(&tail).parse().unwrap());
+    kill(frozen, Signal::SIGSTOP).unwrap();
+    running.await_stderr("unguarded");
+    kill(frozen, Signal::SIGCONT).unwrap();
+    running.finish().code(0);
+    server.await_locks(&key, 0, 0);
+    assert!(state(left_behind).is_some());
+    kill(left_behind, Signal::SIGKILL).unwrap();
+}
+
+/// Where /proc is not to be had, a job is not taken for gone because nothing is seen of it.
+#[cfg(target_os = "linux")]
+#[test]
+fn without_proc_what_ignores_term_is_killed_all_the_same() {
+    let allowed = command("unshare")
+        .args(["-m", "true"])
+        .output()
+        .is_ok_and(|o| o.status.success());
+    if !allowed {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "CI must be able to make mount namespaces"
+        );
+        println!("SKIPPED: mount namespaces are not to be had; run as root to test without /proc");
+        return;
+    }
+    let (server, key, journal) = (Server::shared(), unique("key"), Journal::new());
+    let hide = "mount -t tmpfs none /proc; exec \"$@\"";
+    let pglock = env!("CARGO_BIN_EXE_pglock");
+    let running = server
+        .around("unshare")
+        .args([
+            "-m",
+            "sh",
+            "-c",
+            hide,
+            "sh",
+            pglock,
+            "run",
+            "--key",
+            &key,
+            "--kill-after",
+            "0.5",
+        ])
+        .sh(&journal.stubborn())
+        .spawn();
+    eventually(SOON, "three processes", || journal.pids().len() == 3);
+    server.sql(&format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'"
+    ));
+    running.finish().code(74);
+    assert!(
+        journal.pids().iter().all(|pid| state(*pid).is_none()),
+        "{:?}",
+        journal.pids()
+    );
+}
+
+/// Children that a shell had before it became pglock are not the job.
+#[test]
+fn children_from_before_are_not_stopped() {
+    let (server, key) = (Server::shared(), unique("key"));
+    let script = format!("trap '' HUP; sleep 66 & echo pid $!.; exec \"$PGLOCK\" run -k {key} -- sleep 67");
+    let mut terminal = Terminal::run(server, &["bash", "-c", &script]);
+    terminal.expect("pid ");
+    terminal.expect(".");
+    let screen = terminal.screen();
+    let before = screen.split("pid ").nth(1).unwrap().split('.').next().unwrap();
+    let before = Pid::from_raw(before.parse().unwrap());
+    server.await_locks(&key, 1, 0);
+    let sleep = || command("pgrep").args(["-x", "-f", "sleep 67"]).output().unwrap();
+    eventually(SOON, "the job", || sleep().status.success());
+    server.sql(&format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'"
+    ));
+    assert_eq!(terminal.end().code(), Some(74), "{}", terminal.screen());
+    assert!(state(before).is_some());
+    kill(before, Signal::SIGKILL).unwrap();
+}
+
+/// Too few descriptors are an error with a word, not a panic.
+#[test]
+fn too_few_descriptors_are_said() {
+    let (server, key) = (Server::shared(), unique("key"));
+    for most in 7..16 {
+        let limit = format!("ulimit -n {most}; exec \"$@\"");
+        let run = server
+            .around("sh")
+            .args(["-c", &limit, "sh", env!("CARGO_BIN_EXE_pglock")]);
+        let output = run.args(["run", "--key", &key, "true"]).output();
+        if output.status.code() != Some(0) {
+            output.code(70).stderr_line();
+        }
+    }
+}
+
+/// "All signals blocked on entry": an operator can end the wait all the same.
+#[test]
+fn a_blocked_signal_ends_the_wait() {
+    let (server, key) = (Server::shared(), unique("key"));
+    let holder = server.run(&key).holding();
+    for signal in [Signal::SIGTERM, Signal::SIGQUIT] {
+        let pglock = env!("CARGO_BIN_EXE_pglock");
+        let run = server
+            .around("env")
+            .args(["--block-signal", pglock, "run", "--key", &key, "true"]);
+        let waiter = run.spawn();
+        server.await_locks(&key, 1, 1);
+        waiter.signal(signal);
+        waiter.finish().signal(signal).silent();
+        server.await_locks(&key, 1, 0);
+    }
+    holder.finish().code(0);
+}
+
+/// The job inherits the session's socket over TCP as well.
+#[test]
+fn the_job_keeps_the_lock_of_a_killed_pglock_over_tcp() {
+    let (server, key, journal) = (Server::shared(), unique("key"), Journal::new());
+    let job = format!("{}; note \"pid $$\"; read -r _; exit", journal.note());
+    let mut running = server.run(&key).args(["-d", &server.dsn()]).sh(&job).spawn();
+    eventually(SOON, "the job", || journal.pids().len() == 1);
+    running.signal(Signal::SIGKILL);
+    eventually(SOON, "the end of pglock", || !running.lives());
+    server.run(&key).args(["--no-wait", "true"]).output().code(75);
+    let freed = now();
+    kill(journal.pids()[0], Signal::SIGKILL).unwrap();
+    server.await_locks(&key, 0, 0);
+    assert!(now() - freed < 5_000_000_000);
+}
+
+/// A role's or a database's transactions may be deferrable: each of them would wait until nobody else writes in a
+/// serializable one. pglock's do not.
+#[test]
+fn deferrable_transactions_do_not_wait_for_writers() {
+    let server = Server::start();
+    let pooler = PgBouncer::with(&server, &["pool_mode=transaction"]);
+    for setting in ["deferrable = on", "isolation = serializable", "read_only = on"] {
+        server.sql(&format!("ALTER DATABASE postgres SET default_transaction_{setting}"));
+    }
+    let mut writer = server.client();
+    rows(
+        &mut writer,
+        "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE; CREATE TABLE written ()",
+    );
+    // It can be known only from a session that waits.
+    let waits = command("psql")
+        .args(["-h", server.host(), "-p", &server.port().to_string()])
+        .args(["-U", "postgres", "-c", "SELECT 1"])
+        .env("PGOPTIONS", "-c statement_timeout=300")
+        .output();
+    assert!(!waits.unwrap().status.success(), "nobody has to wait");
+    for pooled in [false, true] {
+        let run = |options: &[&str]| {
+            let limits = ["run", "--heartbeat", "2"];
+            let pglock = match pooled {
+                true => pooler.pglock(),
+                false => server.pglock(),
+            };
+            pglock.args(limits).args(options)
+        };
+        for options in [
+            &["-k", "key"][..],
+            &["-k", "key", "--token"],
+            &["-k", "key", "--hash", "hashtext"],
+            &["-k", "key", "--hash", "hashtext", "-k", "other"],
+            &["-k", "key", "--slots", "2"],
+        ] {
+            run(options).arg("true").output().stdout();
+        }
+        let holder = run(&["-k", "key"]).holding();
+        for wait in ["0", "1"] {
+            let output = run(&["-k", "key", "--wait", wait, "true"]).output();
+            let line = output.code(75).stderr_line();
+            assert!(line.contains(" is held by "), "{line}");
+        }
+        holder.finish().code(0).silent();
+    }
+    let holder = server.run("key").holding();
+    let list = ["list", "--key", "key"];
+    server.pglock().args(list).output().code(75);
+    let evict = ["evict", "--key", "key", "--yes"];
+    server.pglock().args(evict).output().code(0);
+    holder.await_stderr("(evicted by ");
+    holder.finish().code(74);
+}
+
+/// A pipe without room that nobody reads.
+struct Unread {
+    directory: TempDir,
+    pipe: File,
+}
+
+impl Unread {
+    fn new() -> Unread {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("pipe");
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let mut options = File::options();
+        options.read(true).write(true);
+        let mut pipe = options.custom_flags(OFlag::O_NONBLOCK.bits()).open(path).unwrap();
+        while pipe.write(&[b'.'; 4096]).is_ok() {}
+        Unread { directory, pipe }
+    }
+
+    /// `pglock run` with it as its standard error.
+    fn run(&self, server: &Server, key: &str) -> Pglock {
+        let path = self.directory.path().join("pipe");
+        let pglock = env!("CARGO_BIN_EXE_pglock");
+        let sh = server.around("sh").args(["-c", "exec \"$@\" 2>\"$0\""]);
+        sh.arg(path).args([pglock, "run", "--key", key])
+    }
+
+    /// Makes room, and tells what has been said since there is some.
+    fn said(&mut self) -> String {
+        let mut said = Vec::new();
+        let _ = self.pipe.read_to_end(&mut said);
+        String::from_utf8(said).unwrap().replace('.', "")
+    }
+}
+
+/// Nobody who does not read standard error keeps pglock from its job, or its end; nor do the signals that arrive meanwhile.
+#[test]
+fn a_standard_error_that_nobody_reads_does_not_block() {
+    let (server, key, unread) = (Server::shared(), unique("key"), Unread::new());
+    let run = unread.run(server, &key).args(["-v", "true"]).output();
+    assert!(run.code(0).took < Duration::from_secs(15), "{run}");
+
+    let holder = server.run(&key).holding();
+    let mut refused = unread.run(server, &key).args(["-n", "true"]).spawn();
+    eventually(SOON, "its end", || {
+        let lives = refused.lives();
+        if lives {
+            refused.signal(Signal::SIGWINCH);
+        }
+        !lives
+    });
+    refused.finish().code(75);
+    holder.finish().code(0);
+}
+
+/// What is known to be lost begins no job, however long it took to say that the lock had come.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_loss_while_it_is_said_that_the_lock_is_ours_starts_no_job() {
+    let (server, key, mut unread) = (Server::shared(), unique("key"), Unread::new());
+    let running = unread.run(server, &key).args(["-v", "echo", "ran"]).spawn();
+    server.await_locks(&key, 1, 0);
+    server.sql(&format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'"
+    ));
+    // The session's thread has said what it has to say and is gone, and the main thread waits for room.
+    let threads = format!("/proc/{}/task", running.pid());
+    eventually(SOON, "the end of the session's thread", || {
+        std::fs::read_dir(&threads).unwrap().count() == 1
+    });
+    let mut said = String::new();
+    eventually(SOON, "the last word", || {
+        said += &unread.said();
+        said.contains("not started")
+    });
+    assert_eq!(running.finish().code(69).stdout, b"");
+    let (begin, end) = (
+        format!("pglock: lost the lock on key \"{key}\" at 20"),
+        "terminating connection due to administrator command; the job was not started\n",
+    );
+    let last = said.lines().last().unwrap();
+    assert!(last.starts_with(&begin) && said.ends_with(end), "{said}");
+}

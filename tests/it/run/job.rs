@@ -1,0 +1,270 @@
+//! "It becomes its job": streams, arguments, environment and end are the job's, byte for byte.
+
+use crate::support::server::{Locks, Server};
+use crate::support::unique;
+use nix::sys::signal::Signal;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+
+/// "exit status exactly the job's, all 256 of them"
+#[test]
+fn every_exit_status_is_the_jobs() {
+    let server = Server::shared();
+    let key = unique("status");
+    std::thread::scope(|threads| {
+        for part in 0..4 {
+            let key = &key;
+            threads.spawn(move || {
+                for code in (part..256).step_by(4) {
+                    let output = server.run(key).arg("-s").sh(&format!("exit {code}")).output();
+                    output.code(code).silent();
+                }
+            });
+        }
+    });
+}
+
+/// "death by signal re-raised (no core dump of pglock)"
+#[test]
+fn a_job_that_a_signal_ends_ends_pglock_by_the_same_signal() {
+    let server = Server::shared();
+    let directory = tempfile::tempdir().unwrap();
+    for signal in [
+        Signal::SIGTERM,
+        Signal::SIGKILL,
+        Signal::SIGSEGV,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGPIPE,
+        Signal::SIGUSR1,
+        Signal::SIGABRT,
+    ] {
+        let name = &signal.as_str()[3..];
+        let die = format!("kill -s {name} $$");
+        // The job may leave a core, as it would without pglock. pglock's status says if it left one as well.
+        let with_cores = format!("ulimit -c $(ulimit -Hc); exec \"$@\" sh -c '{die}'");
+        let mut run = server.around("sh").args(["-c", &with_cores, "sh"]);
+        run.command().current_dir(directory.path());
+        let key = unique("signal");
+        let pglock = env!("CARGO_BIN_EXE_pglock");
+        let output = run.args([pglock, "run", "-k", &key, "--"]).output();
+        output.signal(signal).silent();
+        assert!(!output.status.core_dumped(), "pglock dumped core: {output}");
+        assert_eq!(server.locks(&key), Locks::default());
+    }
+}
+
+/// "Everything after `--` is the job's, verbatim, as bytes."
+#[test]
+fn arguments_arrive_as_they_were_given() {
+    let arguments: [&[u8]; 9] = [
+        b"two\nlines",
+        b"",
+        b"\xff\xfe not UTF-8 \x80",
+        b"  blanks  ",
+        b"--key",
+        b"-n",
+        b"--",
+        b"$HOME `date` * ' \"",
+        b"",
+    ];
+    let output = Server::shared()
+        .run(&unique("arguments"))
+        .args(["--", "printf", "%s\\0"])
+        .args(arguments.map(OsStr::from_bytes))
+        .output();
+    output.code(0).silent();
+    let expected = arguments.map(|argument| [argument, b"\0"].concat()).concat();
+    assert_eq!(output.stdout, expected, "{output}");
+}
+
+/// "`pglock run` without `--` before a command that has no leading dash works too"
+#[test]
+fn without_dashes_the_command_begins_at_the_first_word() {
+    let server = Server::shared();
+    let run = server
+        .run(&unique("dashes"))
+        .args(["echo", "-n", "--key", "x", "--", "y"]);
+    assert_eq!(run.output().stdout(), "--key x -- y");
+}
+
+/// "`echo data | pglock run -k x -- cat` passes stdin"
+#[test]
+fn standard_input_is_the_jobs() {
+    let data: Vec<u8> = (0..1_000_000u32).map(|n| ((n * 31) >> 3) as u8).collect();
+    let run = Server::shared().run(&unique("stdin")).args(["--", "cat"]);
+    let output = run.output_with(&data);
+    output.code(0).silent();
+    assert!(output.stdout == data, "{} bytes came back", output.stdout.len());
+}
+
+/// "stdout of pglock and job equals the job's alone, byte for byte (run the scenario bare and under pglock and
+/// compare)"
+#[test]
+fn a_scenario_is_the_same_with_and_without_pglock() {
+    const SCENARIO: &str = r#"
+        printf 'out \000\377\n'; printf 'err \000\377' >&2
+        read -r line; echo "read $line"; cat
+        pwd -P; umask; env | grep -v '^PGLOCK_\|^_=' | sort
+        trap 'echo trapped' USR1; kill -USR1 $$
+        (exit 5); echo "five: $?"; [ -t 0 ] || echo 'no terminal' >&2
+        ulimit -a; exit 213"#;
+    let server = Server::shared();
+    let directory = tempfile::tempdir().unwrap();
+    let key = unique("scenario");
+    let input = b"first line\nthe rest\n\x00\xff";
+    let run = |prefix: &[&str]| {
+        let script = format!(
+            "umask 027; exec \"$@\" sh -c '{}' 2>&1",
+            SCENARIO.replace('\'', "'\\''")
+        );
+        let mut run = server.around("sh").args(["-c", &script, "sh"]).args(prefix);
+        run.command().current_dir(directory.path());
+        run.output_with(input)
+    };
+    let pglock = env!("CARGO_BIN_EXE_pglock");
+    let bare = run(&["env"]);
+    let guarded = run(&[pglock, "run", "-k", &key, "--"]);
+    assert_eq!(
+        bare.code(213).stdout.len(),
+        guarded.code(213).stdout.len(),
+        "{bare}{guarded}"
+    );
+    assert!(bare.stdout == guarded.stdout, "{bare}{guarded}");
+    // Each stream by itself, too: above, they were one.
+    let job = ["sh", "-c", SCENARIO];
+    let bare = server.around("sh").args(&job[1..]).output_with(input);
+    let guarded = server.run(&key).arg("--").args(job).output_with(input);
+    assert!(
+        bare.stdout == guarded.stdout && bare.stderr == guarded.stderr,
+        "{bare}{guarded}"
+    );
+    assert!(bare.stderr.starts_with(b"err \0\xff"), "{bare}");
+}
+
+/// "`PGLOCK_KEY` (as given), `PGLOCK_KEY_ID` (the number), `PGLOCK_MODE`, ...; set over any inherited value
+/// (nested pglocks)"
+#[test]
+fn the_job_is_told_its_lock() {
+    const TELL: &str = "echo \"$PGLOCK_KEY|$PGLOCK_KEY_ID|$PGLOCK_MODE|${PGLOCK_TOKEN-unset}\"; \
+        echo $PGLOCK_BACKEND_PID";
+    let server = Server::shared();
+    let lines = |output: String| output.lines().map(str::to_owned).collect::<Vec<_>>();
+    let names = ["KEY", "KEY_ID", "MODE", "SLOT", "BACKEND_PID", "TOKEN"];
+    let inherited = |run: crate::support::pglock::Pglock| {
+        names
+            .iter()
+            .fold(run, |run, name| run.env(format!("PGLOCK_{name}"), "inherited"))
+    };
+    let key = unique("told");
+    let number = crate::support::server::number(&key);
+    let told = lines(inherited(server.run(&key)).sh(TELL).output().stdout());
+    assert_eq!(told[0], format!("{key}|{number}|exclusive|unset"));
+    assert!(told[1].parse::<u32>().is_ok(), "{told:?}");
+
+    // Inside another one, each job is told its own lock.
+    let pglock = env!("CARGO_BIN_EXE_pglock");
+    let nested = server.run(&key).args(["--", pglock, "run", "-s", "-k", "-3,7", "--"]);
+    let told = lines(nested.args(["sh", "-c", TELL]).output().stdout());
+    assert_eq!(told[0], "-3,7|-3,7|shared|unset");
+}
+
+/// "PGLOCK_BACKEND_PID" is who holds the lock on the server; "`application_name` = `pglock:<key> <host>:<pid>`"
+#[test]
+fn the_session_is_known_by_name() {
+    let server = Server::shared();
+    let key = unique("named");
+    let running = server.run(&key).sh("echo \"<$PGLOCK_BACKEND_PID>\"; read -r _").spawn();
+    running.await_stdout(">\n");
+    let out = running.stdout();
+    let backend = out.trim().trim_matches(['<', '>']);
+    let name = server.value(&format!(
+        "SELECT application_name FROM pg_stat_activity WHERE pid = {backend}"
+    ));
+    let host = nix::unistd::gethostname().unwrap().into_string().unwrap();
+    let expected = format!("pglock:{key} {host}:{}", running.pid());
+    assert!(expected.len() > 63 || name == expected, "{name:?}");
+    assert_eq!(server.locks(&key).granted, 1);
+    running.finish().code(1);
+}
+
+struct Scripts(tempfile::TempDir);
+
+impl Scripts {
+    fn new() -> Scripts {
+        Scripts(tempfile::tempdir().unwrap())
+    }
+
+    fn file(&self, name: &str, text: &str, mode: u32) -> PathBuf {
+        let path = self.0.path().join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+}
+
+/// "126 / 127 | the command cannot be executed / is not found (the lock is released first)"
+#[test]
+fn what_cannot_be_executed_is_126_and_what_is_not_there_is_127() {
+    let server = Server::shared();
+    let scripts = Scripts::new();
+    let plain = scripts.file("plain", "#!/bin/sh\n", 0o644);
+    let bad = scripts.file("bad", "#!/no/such/interpreter\n", 0o755);
+    let missing = scripts.0.path().join("missing");
+    for (command, code, words) in [
+        (plain.as_path(), 126, "Permission denied"),
+        (bad.as_path(), 126, "interpreter"),
+        (scripts.0.path(), 126, "cannot execute"),
+        (missing.as_path(), 127, "not found"),
+        ("no-such-command-anywhere".as_ref(), 127, "not found"),
+        ("".as_ref(), 127, "not found"),
+    ] {
+        let key = unique("cannot");
+        let output = server.run(&key).arg("--").arg(command).output();
+        let line = output.code(code).stderr_line();
+        assert!(line.contains(words), "{output}");
+        assert_eq!(server.locks(&key), Locks::default());
+    }
+}
+
+/// "a script without `#!` runs as execvp users expect"
+#[test]
+fn a_script_without_a_header_is_run_by_the_shell() {
+    let server = Server::shared();
+    let scripts = Scripts::new();
+    let script = scripts.file("bare", "echo \"$0 <$1> <$2>\"; exit 7\n", 0o755);
+    let name = script.to_str().unwrap();
+    let run = || server.run(&unique("script"));
+    let output = run().args(["--", name, "a b", ""]).output();
+    assert_eq!(
+        output.code(7).stdout,
+        format!("{name} <a b> <>\n").into_bytes(),
+        "{output}"
+    );
+    // Found in PATH, and in the current directory.
+    let path = format!("{}:/usr/bin:/bin", scripts.0.path().display());
+    let output = run().env("PATH", path).args(["--", "bare", "x", "y"]).output();
+    assert_eq!(
+        output.code(7).stdout,
+        format!("{name} <x> <y>\n").into_bytes(),
+        "{output}"
+    );
+    let mut here = run().args(["--", "./bare", "x", "y"]);
+    here.command().current_dir(scripts.0.path());
+    let output = here.output();
+    assert_eq!(output.code(7).stdout, b"./bare <x> <y>\n", "{output}");
+}
+
+/// "The working directory [is] the job's", and what else a process inherits.
+#[test]
+fn the_working_directory_is_the_jobs() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut run = Server::shared().run(&unique("directory")).args(["--", "pwd", "-P"]);
+    run.command().current_dir(directory.path());
+    let expected = directory.path().canonicalize().unwrap();
+    assert_eq!(run.output().stdout(), format!("{}\n", expected.display()));
+}

@@ -1,0 +1,286 @@
+//! The lock is lost while the job runs: the job is stopped, all of it, and the operator is told.
+//!
+//! Every loss is a real one: a session ended by an administrator, a server that crashes or restarts, a backend that
+//! is frozen. Network cuts are in `partition`.
+
+use crate::support::journal::{Journal, now, state};
+use crate::support::pglock::{Output, Running};
+use crate::support::server::Server;
+use crate::support::unique;
+use crate::support::wait::{SOON, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::time::{Duration, Instant};
+
+/// The process of the server that holds the lock for this pglock.
+fn backend(server: &Server, running: &Running) -> Pid {
+    let tail = format!(":{}", running.pid());
+    let sql = format!("SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pglock:%{tail}'");
+    Pid::from_raw(server.value(&sql).parse().unwrap())
+}
+
+fn terminate(server: &Server, running: &Running) {
+    server.sql(&format!("SELECT pg_terminate_backend({})", backend(server, running)));
+}
+
+/// Exit 74 and one line that names the key.
+#[track_caller]
+fn assert_lost(output: &Output, key: &str, why: &str, done: &str) {
+    let line = output.code(74).stderr_line();
+    let begin = format!("lost the lock on key \"{key}\" at 20");
+    assert!(
+        line.starts_with(&begin) && line.contains(why) && line.ends_with(done),
+        "{line}"
+    );
+}
+
+/// "pg_terminate_backend: the job gets TERM within 100 ms (median measured and reported)."
+#[test]
+fn an_ended_session_is_noticed_in_milliseconds() {
+    let server = Server::shared();
+    let mut delays: Vec<u128> = (0..9)
+        .map(|_| {
+            let (key, journal) = (unique("key"), Journal::new());
+            let job = format!(
+                "{}; trap 'note TERM; exit 0' TERM; note ready; while :; do sleep 1 & wait $!; done",
+                journal.note()
+            );
+            let running = server.run(&key).sh(&job).spawn();
+            journal.await_count("ready", 1);
+            let pid = backend(server, &running);
+            let mut client = server.client();
+            let began = now();
+            client
+                .simple_query(&format!("SELECT pg_terminate_backend({pid})"))
+                .unwrap();
+            let output = running.finish();
+            assert_lost(
+                &output,
+                &key,
+                "terminating connection due to administrator command",
+                "terminated the job with SIGTERM",
+            );
+            assert_eq!(journal.count("TERM"), 1);
+            journal.first("TERM").saturating_sub(began) / 1_000_000
+        })
+        .collect();
+    delays.sort_unstable();
+    println!("from pg_terminate_backend to the job's TERM handler, ms: {delays:?}");
+    assert!(delays[delays.len() / 2] <= 100, "{delays:?}");
+}
+
+/// "`pg_ctl stop -m immediate`, `pg_ctl restart`: the job gets TERM, exit 74."
+#[test]
+fn a_crashed_or_restarted_server_stops_the_job() {
+    let server = Server::start();
+    for (key, go) in [
+        ("crash", Server::stop_immediate as fn(&Server)),
+        ("restart", Server::restart),
+    ] {
+        let journal = Journal::new();
+        let running = server.run(key).sh(&journal.of_signals("INT")).spawn();
+        journal.await_count("ready", 1);
+        go(&server);
+        assert_lost(&running.finish(), key, "", "terminated the job with SIGTERM");
+        server.restart();
+    }
+}
+
+/// "A TERM-ignoring job with grandchildren is gone G later, exit 74."
+#[test]
+fn what_ignores_term_is_killed_with_all_its_children() {
+    let server = Server::shared();
+    let (key, journal) = (unique("key"), Journal::new());
+    let running = server
+        .run(&key)
+        .args(["--kill-after", "0.7"])
+        .sh(&journal.stubborn())
+        .spawn();
+    eventually(SOON, "three processes", || journal.pids().len() == 3);
+    let began = Instant::now();
+    terminate(server, &running);
+    let output = running.finish();
+    let took = began.elapsed();
+    assert_lost(
+        &output,
+        &key,
+        "terminating connection",
+        "terminated the job with SIGTERM, then SIGKILL",
+    );
+    assert!(
+        took >= Duration::from_millis(700) && took < Duration::from_secs(5),
+        "{took:?}"
+    );
+    assert!(
+        journal.pids().iter().all(|pid| state(*pid).is_none()),
+        "{:?}",
+        journal.pids()
+    );
+}
+
+/// A child that still cleans up after the leader of the group has ended has the whole grace, and no more than it needs.
+#[test]
+fn the_rest_of_the_group_has_its_grace() {
+    let server = Server::shared();
+    let (key, journal) = (unique("key"), Journal::new());
+    let job = format!(
+        "{}; (trap 'sleep 0.3; note clean; exit 0' TERM; note ready; while :; do sleep 0.05; done) & wait",
+        journal.note()
+    );
+    let running = server.run(&key).args(["--kill-after", "20"]).sh(&job).spawn();
+    journal.await_count("ready", 1);
+    terminate(server, &running);
+    let output = running.finish();
+    assert_lost(&output, &key, "", "terminated the job with SIGTERM");
+    assert_eq!(journal.count("clean"), 1);
+    assert!(output.took < Duration::from_secs(15), "{output}");
+}
+
+/// "`--on-lost ignore`: say it, let the job end, exit the job's code - and say in the line that it ran unguarded."
+#[test]
+fn an_ignored_loss_is_said_and_the_job_runs_to_its_end() {
+    let server = Server::shared();
+    for variable in [false, true] {
+        let (key, journal) = (unique("key"), Journal::new());
+        let run = match variable {
+            true => server.run(&key).env("PGLOCK_ON_LOST", "ignore"),
+            false => server.run(&key).args(["--on-lost", "ignore"]),
+        };
+        let running = run.sh(&journal.of_signals("TERM")).spawn();
+        journal.await_count("ready", 1);
+        terminate(server, &running);
+        running.await_stderr("\n");
+        running.signal(Signal::SIGUSR2);
+        let output = running.finish();
+        let line = output.code(3).stderr_line();
+        assert!(
+            line.ends_with("the job continues without the lock (--on-lost ignore)"),
+            "{line}"
+        );
+        assert_eq!(journal.count("TERM"), 0);
+    }
+}
+
+/// "Second TERM while stopping is passed on too."
+#[test]
+fn signals_are_passed_on_while_the_job_is_being_stopped() {
+    let server = Server::shared();
+    let (key, journal) = (unique("key"), Journal::new());
+    let running = server
+        .run(&key)
+        .args(["--kill-after", "60"])
+        .sh(&journal.of_signals("TERM"))
+        .spawn();
+    journal.await_count("ready", 1);
+    terminate(server, &running);
+    journal.await_count("TERM", 1);
+    running.signal(Signal::SIGTERM);
+    journal.await_count("TERM", 2);
+    running.signal(Signal::SIGUSR2);
+    assert_lost(&running.finish(), &key, "", "terminated the job with SIGTERM");
+}
+
+/// A job that is stopped when the lock is lost sees its TERM all the same.
+#[test]
+fn a_stopped_job_is_continued_to_be_stopped() {
+    let server = Server::shared();
+    let (key, journal) = (unique("key"), Journal::new());
+    let job = format!(
+        "{}; trap 'note TERM; exit' TERM; note \"pid $$\"; while :; do sleep 0.05; done",
+        journal.note()
+    );
+    let running = server.run(&key).args(["--kill-after", "60"]).sh(&job).spawn();
+    eventually(SOON, "the job", || journal.pids().len() == 1);
+    let job = journal.pids()[0];
+    kill(job, Signal::SIGSTOP).unwrap();
+    eventually(SOON, "the stop", || state(job) == Some('T'));
+    terminate(server, &running);
+    assert_lost(&running.finish(), &key, "", "terminated the job with SIGTERM");
+    assert_eq!(journal.count("TERM"), 1);
+}
+
+/// "SIGSTOP of the server backend during a hold: bounded, as documented": H + D + G.
+#[test]
+fn a_frozen_server_is_a_lost_lock_after_the_documented_time() {
+    let server = Server::shared();
+    let (key, journal) = (unique("key"), Journal::new());
+    let limits = ["--heartbeat", "0.4", "--kill-after", "0.4"];
+    let running = server.run(&key).args(limits).sh(&journal.stubborn()).spawn();
+    eventually(SOON, "three processes", || journal.pids().len() == 3);
+    let frozen = backend(server, &running);
+    kill(frozen, Signal::SIGSTOP).unwrap();
+    let at = now();
+    let output = running.finish();
+    kill(frozen, Signal::SIGCONT).unwrap();
+    assert_lost(
+        &output,
+        &key,
+        "the server did not respond within 400ms",
+        "TERM, then KILL",
+    );
+    let last = Duration::from_nanos(journal.last("beat").saturating_sub(at) as u64);
+    println!("the job's last sign of life, after the freeze: {last:?}");
+    // 1.2 s by the rule, and what a busy machine adds.
+    assert!(
+        last >= Duration::from_millis(700) && last < Duration::from_millis(2200),
+        "{last:?}"
+    );
+    // The connection was cut, so nothing is left once the server runs again.
+    server.await_locks(&key, 0, 0);
+}
+
+/// "Release is confirmed within a bound; a server that does not answer the unlock does not hang pglock (it closes the
+/// connection, says so with -v; the job's code stands)."
+#[test]
+fn a_server_that_is_frozen_during_the_release_does_not_hang_pglock() {
+    let server = Server::shared();
+    let key = unique("key");
+    let mut running = server
+        .run(&key)
+        .args(["-v", "--heartbeat", "0.5"])
+        .sh("sleep 60 & echo $!; read -r _; exit 6")
+        .spawn();
+    running.await_stdout("\n");
+    let left_behind = Pid::from_raw(running.stdout().trim().parse().unwrap());
+    let frozen = backend(server, &running);
+    kill(frozen, Signal::SIGSTOP).unwrap();
+    let began = Instant::now();
+    std::io::Write::write_all(running.stdin(), b"go\n").unwrap();
+    eventually(SOON, "the end of pglock", || !running.lives());
+    let took = began.elapsed();
+    kill(frozen, Signal::SIGCONT).unwrap();
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert!(
+        running.stderr().contains("closed the connection"),
+        "{}",
+        running.stderr()
+    );
+    // Neither lock nor session is left, although what the job left behind has inherited the socket.
+    server.await_locks(&key, 0, 0);
+    let session = format!("SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'");
+    eventually(SOON, "the end of the session", || server.sql(&session).is_empty());
+    assert!(state(left_behind).is_some());
+    kill(left_behind, Signal::SIGKILL).unwrap();
+    running.finish().code(6);
+}
+
+/// A pglock that was stopped itself for longer than any deadline finds its session well when it goes on.
+#[test]
+fn a_stopped_pglock_does_not_take_its_own_sleep_for_a_silent_server() {
+    let server = Server::shared();
+    let (key, journal) = (unique("key"), Journal::new());
+    let job = journal.of_signals("TERM");
+    let running = server.run(&key).args(["--heartbeat", "0.4"]).sh(&job).spawn();
+    journal.await_count("ready", 1);
+    running.signal(Signal::SIGSTOP);
+    eventually(SOON, "the stop", || state(running.pid()) == Some('T'));
+    // Longer than period and deadline together: this much of the clock must pass, there is nothing to wait for.
+    let stopped = Instant::now();
+    eventually(SOON, "a second", || stopped.elapsed() > Duration::from_secs(1));
+    running.signal(Signal::SIGCONT);
+    let resumed = Instant::now();
+    eventually(SOON, "a second", || resumed.elapsed() > Duration::from_secs(1));
+    running.signal(Signal::SIGUSR2);
+    running.finish().code(3).silent();
+    assert_eq!(journal.count("TERM"), 0);
+}

@@ -1,0 +1,87 @@
+//! `--min-hold`: the lock is kept for a while, for jobs that are shorter than the clocks of their hosts differ.
+
+use crate::support::server::Server;
+use crate::support::unique;
+use crate::support::wait::{SOON, eventually, until};
+use nix::sys::signal::Signal;
+use std::time::{Duration, Instant};
+
+/// "The lock is kept at least so long after it was acquired, however short the job; [...] the exit status is the job's."
+#[test]
+fn the_lock_is_kept_after_a_short_job() {
+    let (server, key) = (Server::shared(), unique("key"));
+    let running = server
+        .run(&key)
+        .args(["--min-hold", "1.5"])
+        .sh("echo done; exit 4")
+        .spawn();
+    running.await_stdout("done\n");
+    server.run(&key).args(["--no-wait", "true"]).output().code(75);
+    let output = running.finish();
+    output.code(4).silent();
+    assert!(output.took >= Duration::from_millis(1500), "{output}");
+    assert_eq!(server.locks(&key).granted, 0);
+}
+
+/// It costs a long job nothing.
+#[test]
+fn a_long_job_has_kept_it_long_enough() {
+    let (server, key) = (Server::shared(), unique("key"));
+    let mut running = server
+        .run(&key)
+        .args(["--min-hold", "0.3"])
+        .sh("read -r _; date +%s%N")
+        .spawn();
+    let began = Instant::now();
+    eventually(SOON, "the time", || began.elapsed() > Duration::from_millis(400));
+    std::io::Write::write_all(running.stdin(), b"go\n").unwrap();
+    let output = running.finish();
+    let ended: u128 = output.stdout().trim().parse().unwrap();
+    let since = crate::support::journal::now() - ended;
+    assert!(since < 250_000_000, "{since} ns after the job's end");
+}
+
+/// "Signals still end pglock at once."
+#[test]
+fn a_signal_ends_the_keeping() {
+    let (server, key) = (Server::shared(), unique("key"));
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        let running = server
+            .run(&key)
+            .args(["--min-hold", "600"])
+            .sh("echo $$; exit 4")
+            .spawn();
+        running.await_stdout("\n");
+        let job = running.stdout().trim().parse().unwrap();
+        let job = nix::unistd::Pid::from_raw(job);
+        eventually(SOON, "the job to be reaped", || {
+            nix::sys::signal::kill(job, None).is_err()
+        });
+        running.signal(signal);
+        running.finish().code(4).silent();
+        assert_eq!(server.locks(&key).granted, 0);
+    }
+}
+
+/// The README's crontab line on two hosts whose clocks differ by a second: with `--min-hold` the job runs once, without
+/// it twice.
+#[test]
+fn a_crontab_on_hosts_with_clocks_a_second_apart_runs_the_job_once() {
+    let server = Server::shared();
+    for (min_hold, times) in [("5", 1), ("0", 2)] {
+        let (key, directory) = (unique("nightly"), tempfile::tempdir().unwrap());
+        let ran = directory.path().join("ran");
+        let at = Instant::now();
+        let hosts = [Duration::ZERO, Duration::from_secs(1)].map(|behind| {
+            // The host's own clock says that it is time.
+            until(behind, || at.elapsed() >= behind);
+            let cron = server.run(&key).args(["-n", "-E", "0", "-q", "--min-hold", min_hold]);
+            cron.sh(&format!("echo ran >> {}", ran.display())).spawn()
+        });
+        for host in hosts {
+            host.finish().code(0).silent();
+        }
+        let lines = std::fs::read_to_string(&ran).unwrap().lines().count();
+        assert_eq!(lines, times, "--min-hold {min_hold}");
+    }
+}

@@ -1,0 +1,246 @@
+//! Signals and the job, away from a terminal; and strange parents.
+//!
+//! The oracle for what a job should find is the job without pglock.
+
+use crate::support::command::command;
+use crate::support::journal::{Journal, state};
+use crate::support::pglock::Pglock;
+use crate::support::server::Server;
+use crate::support::unique;
+use crate::support::wait::{SOON, eventually};
+use nix::sys::signal::Signal;
+
+/// "Each of the forwarded signals arrives exactly once, from `kill`", and the job has its own process group.
+#[test]
+fn each_signal_arrives_once() {
+    let server = Server::shared();
+    let (key, journal) = (unique("key"), Journal::new());
+    let running = server
+        .run(&key)
+        .sh(&journal.of_signals("TERM INT HUP QUIT USR1 WINCH CONT"))
+        .spawn();
+    journal.await_count("ready", 1);
+    let signals = [
+        ("TERM", Signal::SIGTERM),
+        ("INT", Signal::SIGINT),
+        ("HUP", Signal::SIGHUP),
+        ("QUIT", Signal::SIGQUIT),
+        ("USR1", Signal::SIGUSR1),
+        ("WINCH", Signal::SIGWINCH),
+        ("CONT", Signal::SIGCONT),
+    ];
+    for (name, signal) in signals {
+        running.signal(signal);
+        journal.await_count(name, 1);
+    }
+    running.signal(Signal::SIGUSR2);
+    running.finish().code(3).silent();
+    let mut words: Vec<String> = journal.entries().into_iter().map(|entry| entry.word).collect();
+    words.retain(|word| word != "ready");
+    assert_eq!(words, ["TERM", "INT", "HUP", "QUIT", "USR1", "WINCH", "CONT", "USR2"]);
+}
+
+/// "Elsewhere: own process group, signalled as a group": a child of the job gets the signal too.
+#[test]
+fn the_whole_group_is_signalled() {
+    let server = Server::shared();
+    let (key, journal) = (unique("key"), Journal::new());
+    let job = format!(
+        "{}; trap 'wait; exit 4' TERM; (trap 'note child; exit' TERM; note ready; while :; do sleep 0.05; done) & wait",
+        journal.note()
+    );
+    let running = server.run(&key).sh(&job).spawn();
+    journal.await_count("ready", 1);
+    running.signal(Signal::SIGTERM);
+    running.finish().code(4);
+    assert_eq!(journal.count("child"), 1);
+}
+
+/// TSTP and CONT "in sense": job and pglock stop and go on together, and the lock is held meanwhile.
+#[test]
+fn stop_and_continuation_reach_job_and_pglock() {
+    let server = Server::shared();
+    let (key, journal) = (unique("key"), Journal::new());
+    let job = format!(
+        "{}; note \"pid $$\"; trap 'exit 3' USR2; while :; do sleep 0.05 & wait $!; done",
+        journal.note()
+    );
+    let running = server.run(&key).sh(&job).spawn();
+    eventually(SOON, "the job", || journal.pids().len() == 1);
+    let job = journal.pids()[0];
+    running.signal(Signal::SIGTSTP);
+    eventually(SOON, "both to stop", || {
+        [job, running.pid()].iter().all(|pid| state(*pid) == Some('T'))
+    });
+    assert_eq!(server.locks(&key).granted, 1);
+    running.signal(Signal::SIGCONT);
+    eventually(SOON, "both to go on", || {
+        [job, running.pid()].iter().all(|pid| state(*pid) != Some('T'))
+    });
+    running.signal(Signal::SIGUSR2);
+    running.finish().code(3);
+}
+
+/// "A signal ignored on entry (nohup) stays ignored", for pglock and for the job.
+#[test]
+fn what_was_ignored_on_entry_stays_ignored() {
+    let server = Server::shared();
+    let (key, journal) = (unique("key"), Journal::new());
+    // A shell cannot trap what was ignored when it began, so a HUP that reached the job would leave no trace; a child
+    // that is not a shell tells what it finds.
+    let running = wrapped(server, &["nohup"], &key)
+        .sh(&format!(
+            "{}; note ready; sed -n s/SigIgn:.//p /proc/self/status; read -r _; exit 0",
+            journal.note()
+        ))
+        .spawn();
+    journal.await_count("ready", 1);
+    running.signal(Signal::SIGHUP);
+    running.signal(Signal::SIGHUP);
+    let output = running.finish();
+    output.code(0);
+    let ignored = u64::from_str_radix(String::from_utf8_lossy(&output.stdout).trim(), 16).unwrap();
+    assert_eq!(ignored & 1, 1, "{output}");
+}
+
+/// `pglock run --key KEY`, started by something else.
+fn wrapped(server: &Server, wrapper: &[&str], key: &str) -> Pglock {
+    server
+        .around(wrapper[0])
+        .args(&wrapper[1..])
+        .args([env!("CARGO_BIN_EXE_pglock"), "run", "--key", key])
+}
+
+/// The signals 1 to 31 of each line; 32 and 33 are the C library's own, and exist for no program.
+fn masks(status: &[u8]) -> Vec<u64> {
+    let text = String::from_utf8_lossy(status);
+    let masks = text
+        .lines()
+        .map(|line| u64::from_str_radix(line.rsplit('\t').next().unwrap(), 16).unwrap());
+    masks.map(|mask| mask & 0x7fff_ffff).collect()
+}
+
+/// The job's standard output under a strange parent, bare and under pglock.
+#[track_caller]
+fn assert_same(wrapper: &[&str], job: &[&str]) {
+    let server = Server::shared();
+    let bare = server.around(wrapper[0]).args(&wrapper[1..]).args(job).output();
+    let under = wrapped(server, wrapper, &unique("key")).arg("--").args(job).output();
+    assert_eq!(
+        masks(&bare.stdout),
+        masks(&under.stdout),
+        "{wrapper:?}\n{bare}\n{under}"
+    );
+    assert_eq!(bare.status, under.status);
+    assert!(masks(&bare.stdout).len() >= 4, "nothing was compared: {bare}");
+}
+
+/// "Mask and dispositions of the job are what they would be without pglock": blocked, ignored and caught signals,
+/// "with SIGCHLD ignored by the parent, with all signals blocked on entry".
+#[cfg(target_os = "linux")]
+#[test]
+fn the_job_finds_mask_and_dispositions_as_without_pglock() {
+    let job = ["grep", "-E", "^(Sig(Blk|Ign|Cgt)|ShdPnd)", "/proc/self/status"];
+    assert_same(&["env"], &job);
+    assert_same(&["env", "--block-signal"], &job);
+    assert_same(&["env", "--ignore-signal"], &job);
+    assert_same(&["env", "--ignore-signal=CHLD"], &job);
+    assert_same(&["env", "--ignore-signal=PIPE"], &job);
+    assert_same(&["env", "--default-signal=PIPE"], &job);
+    assert_same(&["nohup"], &job);
+}
+
+/// "With stdin/stdout/stderr closed": the job finds them closed.
+#[cfg(target_os = "linux")]
+#[test]
+fn closed_standard_streams_stay_closed() {
+    let server = Server::shared();
+    for closed in ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"] {
+        let found = |under: bool| {
+            let journal = Journal::new();
+            let job = format!(
+                "for n in 0 1 2; do [ -e /proc/self/fd/$n ] && echo open $n; done > {}; exit 9",
+                journal.path().display()
+            );
+            let script = format!("exec \"$@\" {closed}");
+            let wrapper = ["sh", "-c", &script, "sh"];
+            let run = match under {
+                true => wrapped(server, &wrapper, &unique("key")).args(["--", "sh", "-c", &job]),
+                false => server.around("sh").args(&wrapper[1..]).args(["sh", "-c", &job]),
+            };
+            run.output().code(9);
+            std::fs::read_to_string(journal.path()).unwrap()
+        };
+        // The shell redirects its own output into the file, so 1 is open in either case.
+        assert_eq!(found(true), found(false), "{closed}");
+        assert!(!found(true).contains("open 0") || !closed.contains("<&-"));
+    }
+}
+
+/// "1,000 inherited descriptors": all reach the job, and the session's socket is still told apart.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_thousand_inherited_descriptors_reach_the_job() {
+    let open = "ulimit -n 4096; for ((n = 10; n < 1010; n++)); do eval \"exec $n</dev/null\"; done; exec \"$@\"";
+    let server = Server::shared();
+    let output = wrapped(server, &["bash", "-c", open, "bash"], &unique("key"))
+        .arg("-v")
+        .sh("ls -l /proc/self/fd | grep -c null; ls -l /proc/self/fd | grep -c socket")
+        .output();
+    output.code(0);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "1000\n1\n", "{output}");
+    assert!(
+        !String::from_utf8_lossy(&output.stderr).contains("cannot tell"),
+        "{output}"
+    );
+}
+
+/// "As PID 1 in a container": the exit status and the orphans are dealt with, and a signal's death is told as 128+n.
+#[cfg(target_os = "linux")]
+#[test]
+fn as_process_1_of_a_container() {
+    let allowed = command("unshare")
+        .args(["-pf", "true"])
+        .output()
+        .is_ok_and(|o| o.status.success());
+    if !allowed {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "CI must be able to make process namespaces"
+        );
+        println!("SKIPPED: process namespaces are not to be had; run as root to test process 1");
+        return;
+    }
+    let server = Server::shared();
+    let run = |job: &str| wrapped(server, &["unshare", "-pf", "--mount-proc"], &unique("key")).sh(job);
+    run("exit 7").output().code(7).silent();
+    run("kill -TERM $$").output().code(128 + 15).silent();
+    // An orphan becomes a child of process 1, which must reap it.
+    let orphan = "(sh -c 'echo $PPID; exec sleep 0.1' &) ; until [ $(ps -A | grep -c sleep) = 0 ]; do sleep 0.05; done; ps -A | grep -c defunct; true";
+    let output = run(orphan).output();
+    assert!(output.stdout().ends_with("\n0\n"), "{output}");
+    let running = run("trap 'exit 5' TERM; echo ready; while :; do sleep 0.05 & wait $!; done").spawn();
+    running.await_stdout("ready");
+    // From outside, process 1 gets the signals that it handles.
+    let tree = command("pgrep")
+        .args(["-P", &running.pid().to_string()])
+        .output()
+        .unwrap();
+    let one = String::from_utf8_lossy(&tree.stdout).trim().parse().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(one), Signal::SIGTERM).unwrap();
+    running.finish().code(5);
+}
+
+/// "Nested pglocks on two keys": both are held, the inner one's names are the job's, and both are given back.
+#[test]
+fn nested_pglocks() {
+    let server = Server::shared();
+    let (outer, inner) = (unique("outer"), unique("inner"));
+    let mut run = server.run(&outer).arg("--shared").arg("--");
+    run = run.args([env!("CARGO_BIN_EXE_pglock"), "run", "--key", &inner]);
+    let running = run.sh("echo $PGLOCK_KEY $PGLOCK_MODE; read -r _; exit 0").spawn();
+    running.await_stdout(&format!("{inner} exclusive\n"));
+    assert_eq!((server.locks(&outer).granted, server.locks(&inner).granted), (1, 1));
+    running.finish().code(0);
+    assert_eq!((server.locks(&outer).granted, server.locks(&inner).granted), (0, 0));
+}

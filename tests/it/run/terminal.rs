@@ -1,0 +1,229 @@
+//! On a terminal: keys, job control, and the script around pglock behave as they do without it.
+
+use crate::support::command::command;
+use crate::support::journal::{Journal, state};
+use crate::support::server::Server;
+use crate::support::terminal::Terminal;
+use crate::support::unique;
+use crate::support::wait::{SOON, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::os::unix::process::ExitStatusExt;
+
+const INTERRUPT: &str = "\x03";
+const END: &str = "\x04";
+const SUSPEND: &str = "\x1a";
+const QUIT: &str = "\x1c";
+
+/// Whether the process is in the foreground of its terminal, as ps(1) tells.
+fn is_in_foreground(pid: Pid) -> bool {
+    let mut ps = command("ps");
+    let output = ps.args(["-o", "stat=", "-p", &pid.to_string()]).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).contains('+')
+}
+
+/// The youngest process that pgrep(1) finds.
+fn pgrep(arguments: &[&str]) -> Pid {
+    let found = command("pgrep").args(arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&found.stdout).into_owned();
+    Pid::from_raw(text.lines().next_back().expect("a process").parse().unwrap())
+}
+
+/// The pglock that runs under this key. The shell around it has the same text in its command line, and is older.
+fn pglock(key: &str) -> Pid {
+    pgrep(&["-f", &format!("pglock run -k {key} ")])
+}
+
+/// "A script around pglock gets Ctrl-C: the script's next line must not run." It does not without pglock either,
+/// because bash sees that the command died by SIGINT.
+#[test]
+fn ctrl_c_ends_the_script_around() {
+    let key = unique("key");
+    // The job itself, and a shell that waits for it, which is only reliable once its child is there.
+    for (job, sleep) in [("sleep 30.1", "sleep 30.1"), ("sh -c 'sleep 30.2; :'", "sleep 30.2")] {
+        let script = format!("\"$PGLOCK\" run -k {key} -- {job}; echo NEXT LINE");
+        let mut terminal = Terminal::run(Server::shared(), &["bash", "-c", &script]);
+        let found = || command("pgrep").args(["-x", "-f", sleep]).output().unwrap();
+        eventually(SOON, "the job", || found().status.success());
+        terminal.keys(INTERRUPT);
+        assert_eq!(
+            terminal.end().signal(),
+            Some(Signal::SIGINT as i32),
+            "{}",
+            terminal.screen()
+        );
+        assert!(!terminal.screen().contains("NEXT LINE"), "{}", terminal.screen());
+        Server::shared().await_locks(&key, 0, 0);
+    }
+}
+
+/// Ctrl-C during the wait ends script and wait alike.
+#[test]
+fn ctrl_c_ends_a_wait() {
+    let (server, key) = (Server::shared(), unique("key"));
+    let holder = server.run(&key).holding();
+    let script = format!("\"$PGLOCK\" run -k {key} -- true; echo NEXT LINE");
+    let mut terminal = Terminal::run(server, &["bash", "-c", &script]);
+    server.await_locks(&key, 1, 1);
+    terminal.keys(INTERRUPT);
+    assert_eq!(terminal.end().signal(), Some(Signal::SIGINT as i32));
+    assert!(!terminal.screen().contains("NEXT LINE"), "{}", terminal.screen());
+    server.await_locks(&key, 1, 0);
+    holder.finish().code(0);
+}
+
+/// "Each of the forwarded signals arrives exactly once, from `kill`, from a terminal."
+#[test]
+fn the_job_sees_each_signal_once() {
+    let (server, key, journal) = (Server::shared(), unique("key"), Journal::new());
+    let directory = tempfile::tempdir().unwrap();
+    let job = directory.path().join("job");
+    std::fs::write(&job, journal.of_signals("INT QUIT WINCH TERM HUP USR1")).unwrap();
+    // The shell around gets the keys too, and would end by them.
+    let script = format!(
+        "trap : QUIT; \"$PGLOCK\" run -k {key} -- sh {}; echo \"status $?\"",
+        job.display()
+    );
+    let mut terminal = Terminal::run(server, &["sh", "-c", &script]);
+    journal.await_count("ready", 1);
+    let pglock = pglock(&key);
+    terminal.keys(QUIT);
+    journal.await_count("QUIT", 1);
+    terminal.resize(91);
+    journal.await_count("WINCH", 1);
+    let sent = [
+        ("INT", Signal::SIGINT),
+        ("QUIT", Signal::SIGQUIT),
+        ("WINCH", Signal::SIGWINCH),
+        ("TERM", Signal::SIGTERM),
+        ("HUP", Signal::SIGHUP),
+        ("USR1", Signal::SIGUSR1),
+    ];
+    for (name, signal) in sent {
+        let before = journal.count(name);
+        kill(pglock, signal).unwrap();
+        journal.await_count(name, before + 1);
+    }
+    kill(pglock, Signal::SIGUSR2).unwrap();
+    terminal.expect("status 3");
+    let words: Vec<String> = journal.entries().into_iter().map(|entry| entry.word).collect();
+    let expected = [
+        "ready", "QUIT", "WINCH", "INT", "QUIT", "WINCH", "TERM", "HUP", "USR1", "USR2",
+    ];
+    assert_eq!(words, expected);
+}
+
+/// "Ctrl-Z stops job and pglock, fg resumes both, the lock is held meanwhile", and bg, as the shell expects it.
+#[test]
+fn job_control_of_an_interactive_shell() {
+    let (server, key) = (Server::shared(), unique("key"));
+    let mut terminal = Terminal::run(server, &["bash", "--norc", "--noprofile", "-i"]);
+    terminal.expect("prompt> ");
+    terminal.keys(&format!("\"$PGLOCK\" run -k {key} -- sleep 61\n"));
+    eventually(SOON, "the lock", || server.locks(&key).granted == 1);
+    let pglock = pglock(&key);
+    let has_job = || {
+        command("pgrep")
+            .args(["-P", &pglock.to_string()])
+            .output()
+            .unwrap()
+            .status
+            .success()
+    };
+    eventually(SOON, "the job", has_job);
+    let both = [pgrep(&["-P", &pglock.to_string()]), pglock];
+    let go_on = || {
+        both.iter()
+            .all(|pid| is_in_foreground(*pid) && state(*pid) == Some('S'))
+    };
+    eventually(SOON, "the foreground", go_on);
+    for _ in 0..2 {
+        terminal.keys(SUSPEND);
+        terminal.expect("Stopped");
+        terminal.expect("prompt> ");
+        assert!(both.iter().all(|pid| state(*pid) == Some('T')), "{}", terminal.screen());
+        assert_eq!(server.locks(&key).granted, 1);
+        terminal.keys("fg\n");
+        eventually(SOON, "both to go on", go_on);
+    }
+    terminal.keys(SUSPEND);
+    terminal.expect("Stopped");
+    terminal.keys("bg\n");
+    eventually(SOON, "both to go on", || {
+        both.iter().all(|pid| state(*pid) == Some('S'))
+    });
+    terminal.keys("jobs\n");
+    terminal.expect("Running");
+    terminal.keys("fg\n");
+    eventually(SOON, "the foreground", go_on);
+    terminal.keys(INTERRUPT);
+    terminal.expect("prompt> ");
+    terminal.keys("echo status $?\n");
+    terminal.expect("status 130");
+    server.await_locks(&key, 0, 0);
+}
+
+/// A pglock that was started in the background is stopped when its job wants to read, is continued by fg, and the job
+/// then has the terminal, as without pglock.
+#[test]
+fn a_background_job_gets_the_terminal_by_fg() {
+    let (server, key) = (Server::shared(), unique("key"));
+    let mut terminal = Terminal::run(server, &["bash", "--norc", "--noprofile", "-i"]);
+    terminal.expect("prompt> ");
+    terminal.keys(&format!("\"$PGLOCK\" run -k {key} -- cat &\n"));
+    terminal.expect("prompt> ");
+    eventually(SOON, "pglock to be stopped", || {
+        server.locks(&key).granted == 1 && state(pglock(&key)) == Some('T')
+    });
+    let cat = pgrep(&["-P", &pglock(&key).to_string()]);
+    terminal.keys("fg\n");
+    eventually(SOON, "the foreground", || is_in_foreground(cat));
+    terminal.keys("hello\n");
+    terminal.expect("hello\r\nhello");
+    terminal.keys(SUSPEND);
+    terminal.expect("Stopped");
+    terminal.keys("fg\n");
+    eventually(SOON, "the foreground", || is_in_foreground(cat));
+    terminal.keys("again\n");
+    terminal.expect("again\r\nagain");
+    terminal.keys(END);
+    terminal.expect("prompt> ");
+    terminal.keys("echo status $?\n");
+    terminal.expect("status 0");
+    server.await_locks(&key, 0, 0);
+}
+
+/// ""Stop the job" means all of it: the group, or on a terminal the job and its descendants", orphans too; the script
+/// around is not the job, and goes on.
+#[test]
+fn a_lost_lock_stops_the_descendants_and_not_the_script() {
+    let (server, key, journal) = (Server::shared(), unique("key"), Journal::new());
+    let directory = tempfile::tempdir().unwrap();
+    let (child, job) = (directory.path().join("child"), directory.path().join("job"));
+    let stubborn = format!(
+        "trap '' TERM; {}; note \"pid $$\"; while :; do sleep 0.05; done",
+        journal.note()
+    );
+    std::fs::write(&child, stubborn).unwrap();
+    // One child, and one whose parent has ended.
+    std::fs::write(&job, format!("sh {c} & (sh {c} &) ; wait", c = child.display())).unwrap();
+    let script = format!(
+        "\"$PGLOCK\" run -k {key} --kill-after 0.3 -- sh {}; echo \"status $?\"; echo NEXT LINE",
+        job.display()
+    );
+    let mut terminal = Terminal::run(server, &["sh", "-c", &script]);
+    eventually(SOON, "both children", || journal.pids().len() == 2);
+    assert!(journal.pids().iter().all(|pid| state(*pid).is_some()));
+    server.sql(&format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'"
+    ));
+    terminal.expect("lost the lock on key");
+    terminal.expect("status 74");
+    assert!(
+        journal.pids().iter().all(|pid| state(*pid).is_none()),
+        "{:?}",
+        journal.pids()
+    );
+    terminal.expect("NEXT LINE");
+    assert_eq!(terminal.end().code(), Some(0));
+}

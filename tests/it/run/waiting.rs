@@ -1,0 +1,400 @@
+//! "It does no harm while it waits": no long snapshot, no noise in the log, no ghost in the queue, and exact limits.
+
+use crate::support::proxy::Proxy;
+use crate::support::server::{Locks, Server, rows};
+use crate::support::unique;
+use crate::support::wait::{SOON, eventually, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::time::{Duration, Instant};
+
+/// "Waiters do not hang `CREATE INDEX CONCURRENTLY` run by the holder's own job with three pglocks waiting"
+#[test]
+fn waiters_do_not_hang_the_holders_create_index_concurrently() {
+    let server = Server::shared();
+    let (key, database) = (unique("index"), server.database());
+    let run = || server.run(&key).env("PGDATABASE", &database);
+    // The job ends when its index is there and not before; that this process speaks for it, the server cannot know.
+    let holder = run().holding();
+    let waiters: Vec<_> = (0..3).map(|_| run().arg("true").spawn()).collect();
+    server.await_locks(&key, 1, 3);
+    let mut job = server.client_of(&database);
+    rows(&mut job, "CREATE TABLE t AS SELECT generate_series(1, 1000) AS n");
+    rows(&mut job, "SET statement_timeout = '20s'");
+    rows(&mut job, "CREATE INDEX CONCURRENTLY i ON t (n)");
+    assert_eq!(server.locks(&key).waiting, 3, "they were to wait meanwhile");
+    holder.finish().code(0);
+    for waiter in waiters {
+        waiter.finish().code(0).silent();
+    }
+}
+
+/// "VACUUM is not held back for longer than a slice"
+#[test]
+fn waiters_do_not_hold_vacuum_back_for_longer_than_a_slice() {
+    let server = Server::shared();
+    let (key, database) = (unique("vacuum"), server.database());
+    let run = || server.run(&key).env("PGDATABASE", &database);
+    let holder = run().holding();
+    let waiters: Vec<_> = (0..3).map(|_| run().arg("true").spawn()).collect();
+    server.await_locks(&key, 1, 3);
+    let mut client = server.client_of(&database);
+    rows(&mut client, "CREATE TABLE t AS SELECT generate_series(1, 1000) AS n");
+    rows(&mut client, "DELETE FROM t");
+    let deleted = rows(&mut client, "SELECT txid_current()").concat().concat();
+    let held_back = format!(
+        "SELECT backend_xmin FROM pg_stat_activity WHERE datname = '{database}' \
+         AND pid <> pg_backend_pid() AND backend_xmin::text::bigint <= {deleted}"
+    );
+    // A slice is 900 ms, and VACUUM itself may look between two slices.
+    eventually(Duration::from_secs(3), "dead rows that VACUUM may remove", || {
+        rows(&mut client, "VACUUM t");
+        rows(&mut client, "SELECT pg_relation_size('t')") == [["0"]]
+    });
+    assert_eq!(rows(&mut client, &held_back), [[""; 0]; 0]);
+    assert_eq!(server.locks(&key).waiting, 3, "they were to wait meanwhile");
+    holder.finish().code(0);
+    for waiter in waiters {
+        waiter.finish().code(0);
+    }
+}
+
+/// "Ghosts leave the queue": a waiter that is killed has no say, and its session ends with its slice.
+#[test]
+fn a_killed_waiter_leaves_the_queue_within_a_slice() {
+    let server = Server::shared();
+    let key = unique("killed");
+    let holder = server.run(&key).holding();
+    let waiter = server.run(&key).arg("true").spawn();
+    server.await_locks(&key, 1, 1);
+    waiter.signal(Signal::SIGKILL);
+    // Between two slices nobody is in the queue for a moment; a ghost would be back, and it has no session then.
+    let sessions = format!(
+        "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %:{}'",
+        waiter.pid()
+    );
+    eventually(Duration::from_secs(3), "the ghost's end", || {
+        server.sql(&sessions).is_empty()
+    });
+    server.await_locks(&key, 1, 0);
+    holder.finish().code(0);
+}
+
+/// A wait can be longer than the heartbeat and its deadline: the silence before the grant is no loss of the lock after it.
+/// The line is so long that the first heartbeat is not answered before the job would find that out.
+#[test]
+fn the_wait_is_not_taken_for_a_missing_heartbeat() {
+    let server = Server::shared();
+    let key = unique("period");
+    let number = crate::support::server::number(&key);
+    let long_line = Proxy::of_length(server, Duration::from_millis(50));
+    let mut holder = server.client();
+    rows(&mut holder, &format!("SELECT pg_advisory_lock({number})"));
+    let waiter = server
+        .run(&key)
+        .args(["-d", &long_line.dsn(), "--heartbeat", "0.4"])
+        .sh("sleep 0.2; echo mine")
+        .spawn();
+    // Two periods are over when the grant arrives.
+    let late_in_a_slice = format!(
+        "SELECT pg_sleep(extract(epoch FROM query_start + interval '0.7 s' - clock_timestamp())) \
+         FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %' \
+         AND wait_event = 'advisory' AND clock_timestamp() < query_start + interval '0.5 s'"
+    );
+    eventually(SOON, "a late moment of a slice", || {
+        !rows(&mut holder, &late_in_a_slice).is_empty()
+    });
+    rows(&mut holder, &format!("SELECT pg_advisory_unlock({number})"));
+    assert_eq!(waiter.finish().stdout(), "mine\n");
+}
+
+/// A contended stretch: each of ten waits over many slices, and one gives up.
+fn contended_stretch(server: &Server) {
+    let key = unique("log");
+    let holder = server.run(&key).holding();
+    let runs: Vec<_> = (0..10)
+        .map(|_| server.run(&key).args(["sleep", "0.3"]).spawn())
+        .collect();
+    let impatient = server.run(&key).args(["-w", "1", "true"]).spawn();
+    impatient.finish().code(75);
+    holder.finish().code(0).silent();
+    for run in runs {
+        run.finish().code(0).silent();
+    }
+}
+
+/// What the server has logged since it was started, but for what it says of itself: its checkpoints, and that it was
+/// not ready yet when the harness asked.
+fn complaints(server: &Server) -> Vec<String> {
+    let log = server.log();
+    let (_, since) = log.split_once("ready to accept connections\n").unwrap();
+    let own = |line: &&str| !line.contains("checkpoint") && !line.contains("is starting up");
+    since.lines().filter(own).map(str::to_owned).collect()
+}
+
+/// "the server log of a contended minute contains no ERROR from us"
+#[test]
+fn a_contended_stretch_leaves_no_trace_in_the_servers_log() {
+    let server = Server::start();
+    contended_stretch(&server);
+    assert_eq!(complaints(&server), [""; 0]);
+}
+
+/// "Keep the slice under `deadlock_timeout` (else `log_lock_waits` logs every slice) and under
+/// `log_min_duration_statement`"
+#[test]
+fn nor_does_it_where_the_server_logs_long_waits_and_slow_statements() {
+    let server = Server::with(&["log_lock_waits=on", "log_min_duration_statement=500"]);
+    contended_stretch(&server);
+    assert_eq!(complaints(&server), [""; 0]);
+    // Since version 13, of a sample, which is all by default.
+    if server.version() >= 13 {
+        let server = Server::with(&["log_min_duration_sample=200"]);
+        contended_stretch(&server);
+        assert_eq!(complaints(&server), [""; 0]);
+    }
+}
+
+/// In a session that has given the lock back once: how many it holds yet.
+const STILL_HELD: &str = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()";
+
+/// "a grant that arrives as the timeout fires raises the error *and leaves the session-level lock held*; the retry
+/// then holds it twice and one unlock does not free it". Here the grant is made to arrive at that moment: the
+/// waiter's backend is stopped, the lock is given to it, and its time runs out before it goes on.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_grant_that_comes_as_the_slice_ends_is_held_once() {
+    let server = Server::start();
+    let key = unique("race");
+    let number = crate::support::server::number(&key);
+    let proxy = Proxy::asking(&server, STILL_HELD);
+    let mut holder = server.client();
+    rows(&mut holder, &format!("SELECT pg_advisory_lock({number})"));
+    let waiter = server.run(&key).args(["-d", &proxy.dsn(), "echo", "mine"]).spawn();
+    let mut observer = server.client();
+    let mut waiting = || {
+        let backends = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'advisory'";
+        rows(&mut observer, backends)
+            .concat()
+            .concat()
+            .parse()
+            .ok()
+            .map(Pid::from_raw)
+    };
+    let mut stopped = None;
+    eventually(SOON, "a backend that is stopped within a slice", || {
+        let Some(backend) = waiting() else {
+            return false;
+        };
+        kill(backend, Signal::SIGSTOP).unwrap();
+        let has_stopped = || process_state(backend, "State:").contains('T');
+        eventually(SOON, "the stop of the backend", has_stopped);
+        // Between two slices it may hold what the others need to go on.
+        if waiting() != Some(backend) {
+            kill(backend, Signal::SIGCONT).unwrap();
+            return false;
+        }
+        stopped = Some(backend);
+        true
+    });
+    let backend = stopped.unwrap();
+    rows(&mut holder, &format!("SELECT pg_advisory_unlock({number})"));
+    assert_eq!(server.locks(&key), Locks { granted: 1, waiting: 0 });
+    eventually(SOON, "the end of the slice", || {
+        let pending = u64::from_str_radix(&process_state(backend, "ShdPnd:"), 16).unwrap();
+        pending >> (Signal::SIGALRM as u32 - 1) & 1 == 1
+    });
+    kill(backend, Signal::SIGCONT).unwrap();
+    assert_eq!(waiter.finish().stdout(), "mine\n");
+    eventually(SOON, "its last word", || !proxy.answers().is_empty());
+    assert_eq!(proxy.answers(), ["0"], "the lock is still held after one unlock");
+}
+
+#[cfg(target_os = "linux")]
+fn process_state(pid: Pid, field: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    line.unwrap().trim().to_owned()
+}
+
+/// "the race leaves the lock held exactly once (one unlock frees it)": many hand-offs, and tiny slices, so that
+/// many a grant comes about as a slice ends.
+#[test]
+fn many_hand_offs_leave_nothing_held() {
+    let server = Server::with(&["deadlock_timeout=20ms"]);
+    let key = unique("handoffs");
+    let proxy = Proxy::asking(&server, STILL_HELD);
+    let dsn = proxy.dsn();
+    std::thread::scope(|threads| {
+        for _ in 0..6 {
+            threads.spawn(|| {
+                for _ in 0..20 {
+                    let run = server.run(&key).args(["-d", &dsn, "sleep", "0.01"]);
+                    run.output().code(0).silent();
+                }
+            });
+        }
+    });
+    eventually(SOON, "all last words", || proxy.answers().len() == 120);
+    assert_eq!(proxy.answers(), ["0"; 120]);
+    assert_eq!(server.locks(&key), Locks::default());
+    assert_eq!(complaints(&server), [""; 0]);
+}
+
+/// "Role with statement_timeout, lock_timeout, idle_session_timeout, idle_in_transaction_session_timeout of 1 s: a
+/// 4 s job and a 4 s wait both live."
+#[test]
+fn timeouts_of_the_role_end_neither_a_long_job_nor_a_long_wait() {
+    let server = Server::shared();
+    let (key, role) = (unique("patient"), unique("impatient_role"));
+    server.sql(&format!("CREATE ROLE {role} LOGIN"));
+    let mut settings = vec![
+        "statement_timeout",
+        "lock_timeout",
+        "idle_in_transaction_session_timeout",
+    ];
+    settings.extend((server.version() >= 14).then_some("idle_session_timeout"));
+    settings.extend((server.version() >= 17).then_some("transaction_timeout"));
+    for setting in settings {
+        server.sql(&format!("ALTER ROLE {role} SET {setting} = '1s'"));
+    }
+    let run = || server.run(&key).env("PGUSER", &role).env("PGDATABASE", "postgres");
+    let job = run().sh("echo ready; sleep 4").spawn();
+    job.await_stdout("ready");
+    let waiter = run().args(["echo", "mine"]).spawn();
+    // It tries seldom, and its session is idle between two tries.
+    let asking = run()
+        .args(["--scope", "transaction", "--poll", "3", "echo", "mine"])
+        .spawn();
+    for output in [waiter.finish(), asking.finish()] {
+        assert_eq!(output.stdout(), "mine\n");
+        assert!(output.took > Duration::from_secs(3), "{output}");
+    }
+    assert_eq!(job.finish().stdout(), "ready\n");
+}
+
+/// "`--wait 1.5` on a held key ends with 75 after 1.5 s (not before; soon after)"
+#[test]
+fn a_limited_wait_ends_when_it_is_over() {
+    let server = Server::shared();
+    let key = unique("limited");
+    let holder = server.run(&key).holding();
+    for (limit, seconds) in [("1.5", 1.5), ("300ms", 0.3), ("0.05", 0.05)] {
+        let output = server.run(&key).args(["--wait", limit, "true"]).output();
+        let line = output.code(75).stderr_line();
+        let late = output.took.as_secs_f64() - seconds;
+        assert!((0.0..0.7).contains(&late), "{late} s late: {output}");
+        assert!(line.contains("; gave up after "), "{output}");
+        assert_eq!(server.locks(&key).waiting, 0);
+    }
+    // And one that gets the lock in time does not wait on.
+    let waiter = server.run(&key).args(["--wait", "1h", "echo", "mine"]).spawn();
+    server.await_locks(&key, 1, 1);
+    holder.finish().code(0);
+    let freed = Instant::now();
+    assert_eq!(waiter.finish().stdout(), "mine\n");
+    assert!(freed.elapsed() < Duration::from_secs(1), "{:?}", freed.elapsed());
+}
+
+const ENDS_A_WAIT: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+
+/// "while waiting for the lock, INT/TERM/HUP end the wait at once, leave the queue, and pglock dies by that signal"
+#[test]
+fn a_signal_ends_the_wait_at_once_and_leaves_no_waiter() {
+    let server = Server::shared();
+    let key = unique("signalled");
+    let holder = server.run(&key).holding();
+    for signal in ENDS_A_WAIT {
+        let waiter = server.run(&key).args(["echo", "mine"]).spawn();
+        server.await_locks(&key, 1, 1);
+        let sent = Instant::now();
+        waiter.signal(signal);
+        let output = waiter.finish();
+        let took = sent.elapsed();
+        output.signal(signal).silent();
+        assert_eq!(server.locks(&key), Locks { granted: 1, waiting: 0 });
+        assert!(took < Duration::from_millis(500), "{took:?} after {signal}");
+        assert_eq!(output.stdout, b"", "no job was to be started");
+    }
+    holder.finish().code(0);
+}
+
+/// The same at any moment, be it while connecting or between two slices.
+#[test]
+fn a_signal_ends_the_wait_at_any_moment() {
+    let server = Server::with(&["deadlock_timeout=20ms"]);
+    let key = unique("moments");
+    let holder = server.run(&key).holding();
+    for n in 0..40 {
+        let waiter = server.run(&key).args(["echo", "mine"]).spawn();
+        until(Duration::from_millis(n), || false);
+        let sent = Instant::now();
+        waiter.signal(Signal::SIGTERM);
+        waiter.finish().signal(Signal::SIGTERM).silent();
+        let took = sent.elapsed();
+        assert!(took < Duration::from_millis(1500), "{took:?} when sent after {n} ms");
+    }
+    server.await_locks(&key, 1, 0);
+    holder.finish().code(0);
+}
+
+/// "Without plpgsql: fall back to polling `pg_try_advisory_lock`"; what holds for a wait holds for that one.
+#[test]
+fn without_plpgsql_it_polls() {
+    let server = Server::shared();
+    let (key, database, role) = (unique("polled"), server.database(), unique("polling_role"));
+    let mut client = server.client_of(&database);
+    rows(&mut client, "REVOKE USAGE ON LANGUAGE plpgsql FROM PUBLIC");
+    rows(&mut client, &format!("CREATE ROLE {role} LOGIN"));
+    let run = || server.run(&key).env("PGDATABASE", &database).env("PGUSER", &role);
+    let mut await_polling = || {
+        let polling = format!(
+            "SELECT 1 FROM pg_stat_activity WHERE usename = '{role}' AND state = 'idle' \
+             AND query LIKE '%pg_try_advisory_lock%' AND query NOT LIKE '%application_name%'"
+        );
+        eventually(SOON, "a waiter that polls", || rows(&mut client, &polling).len() == 1);
+    };
+    let holder = server.run(&key).env("PGDATABASE", &database).holding();
+
+    let output = run().args(["-w", "0.4", "true"]).output();
+    output.code(75).stderr_line();
+    assert!((0.4..1.1).contains(&output.took.as_secs_f64()), "{output}");
+
+    for signal in ENDS_A_WAIT {
+        let waiter = run().args(["echo", "mine"]).spawn();
+        await_polling();
+        let sent = Instant::now();
+        waiter.signal(signal);
+        waiter.finish().signal(signal).silent();
+        let took = sent.elapsed();
+        assert!(took < Duration::from_millis(500), "{took:?} after {signal}");
+    }
+
+    let waiter = run().args(["echo", "mine"]).spawn();
+    await_polling();
+    assert_eq!(server.locks(&key), Locks { granted: 1, waiting: 0 }, "it polls");
+    holder.finish().code(0);
+    assert_eq!(waiter.finish().stdout(), "mine\n");
+    assert_eq!(server.locks(&key), Locks::default());
+}
+
+/// When the wait is over and the server has said nothing, nobody is said to hold the lock.
+#[test]
+fn a_server_that_falls_silent_is_not_taken_for_a_conflict() {
+    let (server, key) = (Server::shared(), unique("key"));
+    let holder = server.run(&key).holding();
+    let waiter = server.run(&key).args(["--wait", "1", "true"]).spawn();
+    server.await_locks(&key, 1, 1);
+    let backend = server.value(&format!(
+        "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %:{}'",
+        waiter.pid()
+    ));
+    let backend = Pid::from_raw(backend.parse().unwrap());
+    kill(backend, Signal::SIGSTOP).unwrap();
+    let output = waiter.finish();
+    kill(backend, Signal::SIGCONT).unwrap();
+    let expected =
+        format!("could not acquire the lock on key \"{key}\"; the holder could not be determined; gave up after 1s");
+    assert_eq!(output.code(75).stderr_line(), expected);
+    holder.finish().code(0);
+}
