@@ -4,7 +4,7 @@ use super::history::{End, Run, now};
 use super::plan::{Plan, Request};
 use super::support::command::command;
 use super::support::probe::example;
-use super::support::wait::until;
+use super::support::wait::{SOON, until};
 use super::world::{HOSTS, World};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
@@ -196,7 +196,7 @@ impl Crowd {
             }
             self.is_over() && running.is_empty()
         };
-        while !until(Duration::from_millis(200), || false) && !all_ended() {}
+        while !until(SOON, all_ended) {}
     }
 }
 

@@ -36,7 +36,7 @@ mod world;
 use check::{Verdict, check};
 use crowd::Crowd;
 use history::{Fault, History, Target, now};
-use nemesis::{Nemesis, living_jobs};
+use nemesis::{Nemesis, let_pass, living_jobs};
 use plan::{Kind, Plan};
 use std::fs::File;
 use std::io::Write;
@@ -170,7 +170,7 @@ fn meet(plan: &Plan, world: &World, crowd: &Crowd) -> Vec<Fault> {
         });
         let nemeses: Vec<_> = nemeses.collect();
         let watcher = scope.spawn(|| stalls(crowd));
-        until(Duration::from_secs(plan.seconds), || false);
+        let_pass(Duration::from_secs(plan.seconds));
         crowd.call_off();
         let all = nemeses.into_iter().chain([watcher]);
         all.flat_map(|thread| thread.join().unwrap()).collect()
@@ -183,7 +183,7 @@ fn stalls(crowd: &Crowd) -> Vec<Fault> {
     let mut found = Vec::new();
     let mut before = now();
     while !crowd.is_over() {
-        until(Duration::from_millis(10), || false);
+        until(Duration::from_millis(10), || crowd.is_over());
         let after = now();
         if after - before > STALL {
             found.push(Fault {

@@ -255,7 +255,12 @@ fn signal_for_a_while(strike: &Strike, signal: Signal, whom: impl Fn() -> Option
 
 /// For as long as the fault lasts.
 fn rest(strike: &Strike) {
-    until(millis(strike.lasts), || false);
+    let_pass(millis(strike.lasts));
+}
+
+/// Lets a planned time pass: the length of a fault or of a run, which is an input and no wait for a condition.
+pub fn let_pass(time: Duration) {
+    std::thread::sleep(time);
 }
 
 fn millis(count: u64) -> Duration {

@@ -5,12 +5,13 @@
 
 use super::mutation::{Mutation, Step};
 use super::wire::{asks_for_tls, grants, read_message};
+use crate::support::wait::until;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How far a session is, as the relay sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -358,11 +359,8 @@ impl Session {
 
     /// Does nothing for so long, or until it is over.
     fn idle(&self, time: Option<Duration>) {
-        let began = Instant::now();
         let limit = time.unwrap_or(Duration::from_secs(120));
-        crate::support::wait::until(limit, || {
-            time.is_some_and(|time| began.elapsed() >= time) || self.shared.is_over.load(Ordering::SeqCst)
-        });
+        until(limit, || self.shared.is_over.load(Ordering::SeqCst));
     }
 
     fn send(&self, bytes: &[u8], out: &mut Output) -> io::Result<()> {

@@ -271,12 +271,18 @@ fn a_continued_pglock_does_not_blame_the_server() {
     journal.await_count("ready", 1);
     running.signal(Signal::SIGSTOP);
     eventually(SOON, "the stop", || state(running.pid()) == Some('T'));
-    // Longer than period and deadline together: this much of the clock must pass, there is nothing to wait for.
-    let stopped = Instant::now();
-    eventually(SOON, "a second", || stopped.elapsed() > Duration::from_secs(1));
+    // Longer than interval and deadline together.
+    let session = format!("FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'");
+    let is_silent = format!("SELECT clock_timestamp() - state_change > '1 s' {session}");
+    eventually(SOON, "a silent session", || server.value(&is_silent) == "t");
     running.signal(Signal::SIGCONT);
-    let resumed = Instant::now();
-    eventually(SOON, "a second", || resumed.elapsed() > Duration::from_secs(1));
+    let heartbeat = format!("SELECT state_change {session}");
+    let mut heartbeats = vec![server.value(&heartbeat)];
+    eventually(SOON, "two more heartbeats", || {
+        heartbeats.push(server.value(&heartbeat));
+        heartbeats.dedup();
+        heartbeats.len() > 2
+    });
     running.signal(Signal::SIGUSR2);
     running.finish().code(3).silent();
     assert_eq!(journal.count("TERM"), 0);

@@ -71,11 +71,11 @@ fn two_hundred_kills_at_random_times() {
             scope.spawn(|| {
                 for _ in 0..200 / lanes {
                     let mut running = server.run(&key).sh(&job).spawn();
-                    // At random up to 120 ms: before, while and after it waits, holds and releases, with the lock
-                    // going round among the five.
-                    let moment = Duration::from_micros(RandomState::new().hash_one(()) % 120_000);
-                    until(moment, || false);
-                    if running.lives() {
+                    // Within 120 ms: before, during and after it waits, holds and releases, while the lock circulates
+                    // among the five.
+                    let limit = Duration::from_micros(RandomState::new().hash_one(()) % 120_000);
+                    let has_ended = until(limit, || !running.lives());
+                    if !has_ended {
                         running.signal(Signal::SIGKILL);
                     }
                     eventually(SOON, "the end of pglock", || !running.lives());

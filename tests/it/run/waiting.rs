@@ -323,8 +323,9 @@ fn a_signal_ends_the_wait_at_any_time() {
     let key = unique("moments");
     let holder = server.run(&key).holding();
     for n in 0..40 {
-        let waiter = server.run(&key).args(["echo", "mine"]).spawn();
-        until(Duration::from_millis(n), || false);
+        let mut waiter = server.run(&key).args(["echo", "mine"]).spawn();
+        let has_ended = until(Duration::from_millis(n), || !waiter.lives());
+        assert!(!has_ended, "it did not wait");
         let sent = Instant::now();
         waiter.signal(Signal::SIGTERM);
         waiter.finish().signal(Signal::SIGTERM).silent();

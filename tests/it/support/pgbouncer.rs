@@ -9,7 +9,7 @@ use super::server::{SUPERUSER, Server, free_port, rows};
 use super::wait::{SOON, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use postgres::{Client, NoTls};
+use postgres::{Client, NoTls, SimpleQueryMessage};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -115,6 +115,18 @@ impl PgBouncer<'_> {
     /// The answer of the administrator's console.
     pub fn admin(&self, command: &str) -> Vec<Vec<String>> {
         rows(&mut self.client_of("pgbouncer"), command)
+    }
+
+    /// Returns a column of `SHOW POOLS` for this database.
+    pub fn pool(&self, database: &str, column: &str) -> usize {
+        let messages = self.client_of("pgbouncer").simple_query("SHOW POOLS").unwrap();
+        let value = messages.into_iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(pool) if pool.get("database") == Some(database) => {
+                Some(pool.get(column).unwrap().parse().unwrap())
+            }
+            _ => None,
+        });
+        value.unwrap_or_else(|| panic!("no pool of {database}"))
     }
 
     /// Its process.
