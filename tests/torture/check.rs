@@ -141,7 +141,7 @@ impl<'a> Check<'a> {
                 lasted / 1_000_000,
                 first.run,
                 second.run,
-                self.faults.around(first, second)
+                self.faults.program(first, second)
             )),
         }
     }
@@ -250,7 +250,7 @@ impl<'a> Faults<'a> {
     }
 
     /// Those that met one of the two, to be told.
-    fn around(&self, first: Holder, second: Holder) -> Vec<&'a Fault> {
+    fn program(&self, first: Holder, second: Holder) -> Vec<&'a Fault> {
         let from = first.run.began.min(second.run.began);
         let until = first.stay.last.max(second.stay.last);
         let met = |fault: &&Fault| {

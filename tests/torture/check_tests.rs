@@ -440,7 +440,7 @@ fn a_job_without_a_run_is_caught() {
 #[test]
 fn the_lines_of_the_jobs_are_read_and_what_is_none_is_told() {
     let text = "enter 5 1 77 2 A\nwritten 6 1 a:2\nenter 6 2 78 - -\nalive 7 1\nrefused 8 1 a:2\nleave 9 1\n";
-    let stays = History::stays_of(text).unwrap();
+    let stays = History::stays_from(text).unwrap();
     let [first, second] = &stays[..] else {
         panic!("{stays:?}");
     };
@@ -450,7 +450,7 @@ fn the_lines_of_the_jobs_are_read_and_what_is_none_is_told() {
     assert_eq!(accepted, [true, false]);
     assert_eq!((second.pid, second.left), (78, false));
     assert_eq!((second.slot, second.token.as_deref()), (None, None));
-    let wrong = |text| History::stays_of(text).unwrap_err();
+    let wrong = |text| History::stays_from(text).unwrap_err();
     assert!(wrong("enter 5 1 77 - -\nenter 6 1 78 - -\n").contains("started its job twice"));
     for line in ["enter", "enter x 1 2 - -", "enter 5 1 77", "gone 5 1", "leave 5 1 6"] {
         assert!(wrong(line).contains("a line that is not one"), "{line}");

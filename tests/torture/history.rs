@@ -86,7 +86,7 @@ pub struct History {
 
 impl History {
     /// The stays that the jobs' lines tell of. A line that cannot be is told in the error.
-    pub fn stays_of(text: &str) -> Result<Vec<Stay>, String> {
+    pub fn stays_from(text: &str) -> Result<Vec<Stay>, String> {
         let mut stays: BTreeMap<usize, Stay> = BTreeMap::new();
         let mut twice = BTreeSet::new();
         for line in text.lines() {

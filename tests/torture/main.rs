@@ -139,7 +139,7 @@ fn run(plan: &Plan, world: &World, pglock: &Path) -> (History, Verdict) {
     };
     let are_gone = until(SETTLING, || living_jobs(&crowd.history()).is_empty());
     history.runs = std::mem::take(&mut *crowd.runs.lock().unwrap());
-    let stays = History::stays_of(&crowd.history());
+    let stays = History::stays_from(&crowd.history());
     let mut violations = Vec::new();
     match stays {
         Ok(stays) => history.stays = stays,

@@ -276,7 +276,7 @@ fn is_child_of(pid: Pid, data: &Path) -> bool {
 }
 
 /// The jobs of these lines, which may have ended.
-fn jobs_of(history: &str) -> BTreeMap<usize, Pid> {
+fn jobs_in(history: &str) -> BTreeMap<usize, Pid> {
     let enters = history.lines().filter(|line| line.starts_with("enter "));
     let jobs = enters.filter_map(|line| {
         let words: Vec<&str> = line.split(' ').collect();
@@ -296,7 +296,7 @@ fn is_job(pid: Pid, run: usize) -> bool {
 
 /// The jobs of these lines that live.
 pub fn living_jobs(history: &str) -> BTreeMap<usize, Pid> {
-    let mut jobs = jobs_of(history);
+    let mut jobs = jobs_in(history);
     jobs.retain(|number, pid| is_job(*pid, *number));
     jobs
 }

@@ -168,7 +168,7 @@ impl Stage {
         const WHERE: &str = "SELECT current_setting('port'), session_user, current_database(), \
             split_part(current_setting('application_name'), ' ', 1), inet_client_addr() IS NOT NULL, \
             (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid())";
-        let psql = self.dress(Pglock::of("psql"), case);
+        let psql = self.dress(Pglock::for_program("psql"), case);
         let mut psql = psql.args(["-X", "-w", "-A", "-t", "-F", "\x1f", "-c", WHERE]);
         if let Some(dsn) = &case.dsn {
             psql = psql.args(["-d", &fill(dsn, &self.names)]);

@@ -52,7 +52,7 @@ fn assert_pool_is_clean(server: &Server, bouncer: &PgBouncer, database: &str, si
     direct.user(SUPERUSER).dbname(database);
     let fresh = settings(&mut direct.connect(NoTls).unwrap());
     // All in a transaction at the same time, so that each occupies a session.
-    let mut clients: Vec<Client> = (0..size).map(|_| bouncer.client_of(database)).collect();
+    let mut clients: Vec<Client> = (0..size).map(|_| bouncer.client_in(database)).collect();
     for client in &mut clients {
         rows(client, "BEGIN");
         assert_eq!(settings(client), fresh);
@@ -236,7 +236,7 @@ fn a_crowd_behind_a_pool_of_five_takes_turns_and_does_not_hog_it() {
 
 /// Measures how long another client of the pool waits for each reply, until told to stop.
 fn latencies(bouncer: &PgBouncer, database: &str, stop: &AtomicBool, replies: &AtomicUsize) -> Vec<Duration> {
-    let mut client = bouncer.client_of(database);
+    let mut client = bouncer.client_in(database);
     let mut latencies = Vec::new();
     while !stop.load(Ordering::SeqCst) {
         let sent = Instant::now();
@@ -286,8 +286,8 @@ fn neither_holder_nor_waiters_block_create_index_concurrently() {
         .collect();
     await_polling(&bouncer, &database, 4);
     for (name, mut job) in [
-        ("pooled", bouncer.client_of(&database)),
-        ("direct", server.client_of(&database)),
+        ("pooled", bouncer.client_in(&database)),
+        ("direct", server.client_in(&database)),
     ] {
         let table = format!("CREATE TABLE {name} AS SELECT generate_series(1, 1000) AS n");
         rows(&mut job, &table);

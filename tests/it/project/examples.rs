@@ -89,7 +89,7 @@ fn systemd_accepts_the_service() {
     desk.program("leader", "");
     let unit = desk.file("leader.service");
     fs::write(&unit, desk.text("leader.service")).unwrap();
-    let verify = Pglock::of("systemd-analyze").arg("verify").arg(&unit);
+    let verify = Pglock::for_program("systemd-analyze").arg("verify").arg(&unit);
     assert_eq!(verify.output().stdout(), "");
 }
 
@@ -106,7 +106,7 @@ fn a_service_has_a_hot_standby() {
     let start = || {
         let (name, value) = unit.value("Environment").split_once('=').unwrap();
         let mut arguments = unit.value("ExecStart").split(' ');
-        let main = Pglock::of(arguments.next().unwrap()).args(arguments);
+        let main = Pglock::for_program(arguments.next().unwrap()).args(arguments);
         main.env(name, value).spawn()
     };
 
@@ -364,7 +364,7 @@ impl Desk {
     /// Puts a program of the operator's on the PATH. A shell writes it: if a concurrent test forks, a file that this
     /// process has just written could still be open for writing, and could not be executed.
     fn program(&self, name: &str, script: &str) {
-        let write = Pglock::of("sh").args(["-c", "cat > \"$0\"; chmod +x \"$0\""]);
+        let write = Pglock::for_program("sh").args(["-c", "cat > \"$0\"; chmod +x \"$0\""]);
         let text = format!("#!/bin/sh\n{script}\n");
         let output = write.arg(self.file(name)).output_with(text.as_bytes());
         assert_eq!(output.stdout(), "");
@@ -378,7 +378,7 @@ impl Desk {
     fn on_path(&self, program: &str) -> Pglock {
         let path = std::env::var("PATH").unwrap();
         let path = format!("{}:{path}", self.directory().display());
-        let around = self.server.around(program).env("PATH", path);
+        let around = self.server.program(program).env("PATH", path);
         around.env("PGDATABASE", &self.database)
     }
 
@@ -400,7 +400,7 @@ impl Desk {
 
     /// Returns a command line of a crontab as cron runs it, with cron's bare environment.
     fn cron(&self, variables: &[(String, String)], command: &str) -> Pglock {
-        let mut cron = Pglock::of("/bin/sh").args(["-c", command]);
+        let mut cron = Pglock::for_program("/bin/sh").args(["-c", command]);
         cron.command().env_clear().current_dir(self.directory());
         let bare = [("HOME", "/"), ("LOGNAME", SUPERUSER), ("SHELL", "/bin/sh")];
         cron.command().envs(bare).env("PATH", "/usr/bin:/bin");
@@ -410,7 +410,7 @@ impl Desk {
 
     /// Returns the value of a statement in this desk's database.
     fn sql(&self, sql: &str) -> String {
-        let mut client = self.server.client_of(&self.database);
+        let mut client = self.server.client_in(&self.database);
         rows(&mut client, sql).concat().concat()
     }
 

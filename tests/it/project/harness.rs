@@ -65,7 +65,7 @@ fn the_tests_pass_with_signals_ignored_and_blocked() {
         "run::terminal::ctrl_c_ends_a_wait",
     ];
     let tests = std::env::current_exe().unwrap();
-    let mut run = Pglock::of("env")
+    let mut run = Pglock::for_program("env")
         .arg("--block-signal")
         .arg("--ignore-signal=HUP,INT,QUIT,TERM,USR1,USR2,WINCH,CONT,TSTP,TTIN,TTOU")
         .arg(tests)
@@ -127,7 +127,7 @@ fn the_probe_records_each_signal_and_its_sender() {
     use nix::sys::signal::Signal;
     let directory = tempfile::tempdir().unwrap();
     let record = directory.path().join("record");
-    let probe = Server::shared().around(probe::path()).arg(&record);
+    let probe = Server::shared().program(probe::path()).arg(&record);
     let probe = probe.args(["--end-on", "TERM", "--beat"]).spawn();
     probe.await_stdout(&format!("ready (pid {})\n", probe.pid()));
     let read = || fs::read_to_string(&record).unwrap();

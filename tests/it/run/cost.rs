@@ -78,7 +78,7 @@ fn a_run_starts_one_thread_and_opens_no_unused_file() {
 #[cfg(target_os = "linux")]
 fn traced(server: &Server, arguments: &[&str]) -> Vec<String> {
     let file = server.directory().join(unique("trace"));
-    let run = Pglock::of("setsid")
+    let run = Pglock::for_program("setsid")
         .env("PGLOCK_DSN", server.dsn())
         .args(["--wait", "strace", "-f", "-qq", "-s", "64", "-e", "signal=none", "-o"])
         .arg(&file)

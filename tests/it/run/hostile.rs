@@ -25,7 +25,7 @@ use tempfile::TempDir;
 fn functions_in_the_search_path_are_not_run() {
     let server = Server::shared();
     let database = server.database();
-    let mut client = server.client_of(&database);
+    let mut client = server.client_in(&database);
     rows(
         &mut client,
         "CREATE SCHEMA evil; CREATE TABLE public.hits (who text);
@@ -172,7 +172,7 @@ fn without_proc_a_job_that_ignores_term_is_killed_too() {
     let hide = "mount -t tmpfs none /proc; exec \"$@\"";
     let pglock = env!("CARGO_BIN_EXE_pglock");
     let running = server
-        .around("unshare")
+        .program("unshare")
         .args([
             "-m",
             "sh",
@@ -229,7 +229,7 @@ fn too_few_descriptors_are_reported() {
     for limit in 7..16 {
         let limit = format!("ulimit -n {limit}; exec \"$@\"");
         let run = server
-            .around("sh")
+            .program("sh")
             .args(["-c", &limit, "sh", env!("CARGO_BIN_EXE_pglock")]);
         let output = run.args(["run", "--key", &key, "true"]).output();
         if output.status.code() != Some(0) {
@@ -246,7 +246,7 @@ fn a_blocked_signal_ends_the_wait() {
     for signal in [Signal::SIGTERM, Signal::SIGQUIT] {
         let pglock = env!("CARGO_BIN_EXE_pglock");
         let run = server
-            .around("env")
+            .program("env")
             .args(["--block-signal", pglock, "run", "--key", &key, "true"]);
         let waiter = run.spawn();
         server.await_locks(&key, 1, 1);
@@ -354,7 +354,7 @@ impl Unread {
     fn run(&self, server: &Server, key: &str) -> Pglock {
         let path = self.directory.path().join("pipe");
         let pglock = env!("CARGO_BIN_EXE_pglock");
-        let sh = server.around("sh").args(["-c", "exec \"$@\" 2>\"$0\""]);
+        let sh = server.program("sh").args(["-c", "exec \"$@\" 2>\"$0\""]);
         sh.arg(path).args([pglock, "run", "--key", key])
     }
 

@@ -48,7 +48,7 @@ fn a_signal_that_terminates_the_job_terminates_pglock() {
         let die = format!("kill -s {name} $$");
         // The job may dump core, as without pglock. pglock's status tells whether it did too.
         let with_cores = format!("ulimit -c $(ulimit -Hc); exec \"$@\" sh -c '{die}'");
-        let mut run = server.around("sh").args(["-c", &with_cores, "sh"]);
+        let mut run = server.program("sh").args(["-c", &with_cores, "sh"]);
         run.command().current_dir(directory.path());
         let key = unique("signal");
         let pglock = env!("CARGO_BIN_EXE_pglock");
@@ -122,7 +122,7 @@ fn a_scenario_is_the_same_with_and_without_pglock() {
             "umask 027; exec \"$@\" sh -c '{}' 2>&1",
             SCENARIO.replace('\'', "'\\''")
         );
-        let mut run = server.around("sh").args(["-c", &script, "sh"]).args(prefix);
+        let mut run = server.program("sh").args(["-c", &script, "sh"]).args(prefix);
         run.command().current_dir(directory.path());
         run.output_with(input)
     };
@@ -137,7 +137,7 @@ fn a_scenario_is_the_same_with_and_without_pglock() {
     assert!(bare.stdout == guarded.stdout, "{bare}{guarded}");
     // Each stream by itself too; above, they were one.
     let job = ["sh", "-c", SCENARIO];
-    let bare = server.around("sh").args(&job[1..]).output_with(input);
+    let bare = server.program("sh").args(&job[1..]).output_with(input);
     let guarded = server.run(&key).arg("--").args(job).output_with(input);
     assert!(
         bare.stdout == guarded.stdout && bare.stderr == guarded.stderr,

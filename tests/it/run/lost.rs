@@ -78,7 +78,7 @@ fn a_crashed_or_restarted_server_terminates_the_job() {
         ("restart", Server::restart),
     ] {
         let journal = Journal::new();
-        let running = server.run(key).sh(&journal.of_signals("INT")).spawn();
+        let running = server.run(key).sh(&journal.recording("INT")).spawn();
         journal.await_count("ready", 1);
         go(&server);
         assert_lost(&running.finish(), key, "", "stopped the job with TERM");
@@ -147,7 +147,7 @@ fn an_ignored_loss_is_reported_and_the_job_runs_to_its_end() {
             true => server.run(&key).env("PGLOCK_ON_LOST", "ignore"),
             false => server.run(&key).args(["--on-lost", "ignore"]),
         };
-        let running = run.sh(&journal.of_signals("TERM")).spawn();
+        let running = run.sh(&journal.recording("TERM")).spawn();
         journal.await_count("ready", 1);
         terminate(server, &running);
         running.await_stderr("\n");
@@ -167,7 +167,7 @@ fn signals_are_forwarded_while_the_job_is_being_terminated() {
     let running = server
         .run(&key)
         .args(["--kill-after", "60"])
-        .sh(&journal.of_signals("TERM"))
+        .sh(&journal.recording("TERM"))
         .spawn();
     journal.await_count("ready", 1);
     terminate(server, &running);
@@ -266,7 +266,7 @@ fn a_server_that_is_frozen_during_the_release_does_not_hang_pglock() {
 fn a_continued_pglock_does_not_blame_the_server() {
     let server = Server::shared();
     let (key, journal) = (unique("key"), Journal::new());
-    let job = journal.of_signals("TERM");
+    let job = journal.recording("TERM");
     let running = server.run(&key).args(["--heartbeat", "0.4"]).sh(&job).spawn();
     journal.await_count("ready", 1);
     running.signal(Signal::SIGSTOP);

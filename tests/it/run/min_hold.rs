@@ -67,7 +67,7 @@ fn a_crontab_on_hosts_with_clocks_a_second_apart_runs_the_job_once() {
         let ran = directory.path().join("ran");
         let hosts = ["0", "1"].map(|seconds_behind| {
             let cron = server
-                .around("sh")
+                .program("sh")
                 .args(["-c", "sleep $0; exec \"$@\"", seconds_behind]);
             let cron = cron.args([env!("CARGO_BIN_EXE_pglock"), "run", "--key", &key]);
             let cron = cron.args(["-n", "-E", "0", "-q", "--min-hold", min_hold]);

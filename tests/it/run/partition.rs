@@ -22,7 +22,7 @@ const SLACK: Duration = Duration::from_secs(3);
 
 /// Returns `pglock run` on a host.
 fn run_on(host: &Host, server: &Server, key: &str) -> Pglock {
-    let pglock = server.around("nsenter").args(host.entrance()).arg("--");
+    let pglock = server.program("nsenter").args(host.entrance()).arg("--");
     pglock
         .env("PGHOST", "10.77.0.1")
         .args([env!("CARGO_BIN_EXE_pglock"), "run", "--key", key])
@@ -197,7 +197,7 @@ fn behind_a_pooler_the_job_is_dead_before_the_lock_is_freed() {
         eventually(SOON, "the job", || journal.pids().len() == 3);
         holder
     };
-    let through = |program: &str| server.around(program).env("PGPORT", pools[1].port().to_string());
+    let through = |program: &str| server.program(program).env("PGPORT", pools[1].port().to_string());
     let holders = [
         hold(pools[0].run("far"), &journals[0]),
         hold(

@@ -17,7 +17,7 @@ fn each_signal_arrives_once() {
     let (key, journal) = (unique("key"), Journal::new());
     let running = server
         .run(&key)
-        .sh(&journal.of_signals("TERM INT HUP QUIT USR1 WINCH CONT"))
+        .sh(&journal.recording("TERM INT HUP QUIT USR1 WINCH CONT"))
         .spawn();
     journal.await_count("ready", 1);
     let signals = [
@@ -109,7 +109,7 @@ fn what_was_ignored_on_entry_stays_ignored() {
 /// Returns `pglock run --key KEY`, started by another program.
 fn wrapped(server: &Server, wrapper: &[&str], key: &str) -> Pglock {
     server
-        .around(wrapper[0])
+        .program(wrapper[0])
         .args(&wrapper[1..])
         .args([env!("CARGO_BIN_EXE_pglock"), "run", "--key", key])
 }
@@ -127,7 +127,7 @@ fn masks(status: &[u8]) -> Vec<u64> {
 #[track_caller]
 fn assert_same(wrapper: &[&str], job: &[&str]) {
     let server = Server::shared();
-    let bare = server.around(wrapper[0]).args(&wrapper[1..]).args(job).output();
+    let bare = server.program(wrapper[0]).args(&wrapper[1..]).args(job).output();
     let under = wrapped(server, wrapper, &unique("key")).arg("--").args(job).output();
     assert_eq!(
         masks(&bare.stdout),
@@ -168,7 +168,7 @@ fn closed_standard_streams_stay_closed() {
             let wrapper = ["sh", "-c", &script, "sh"];
             let run = match under {
                 true => wrapped(server, &wrapper, &unique("key")).args(["--", "sh", "-c", &job]),
-                false => server.around("sh").args(&wrapper[1..]).args(["sh", "-c", &job]),
+                false => server.program("sh").args(&wrapper[1..]).args(["sh", "-c", &job]),
             };
             run.output().code(9);
             std::fs::read_to_string(journal.path()).unwrap()

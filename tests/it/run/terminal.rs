@@ -77,7 +77,7 @@ fn the_job_sees_each_signal_once() {
     let (server, key, journal) = (Server::shared(), unique("key"), Journal::new());
     let directory = tempfile::tempdir().unwrap();
     let job = directory.path().join("job");
-    std::fs::write(&job, journal.of_signals("INT QUIT WINCH TERM HUP USR1")).unwrap();
+    std::fs::write(&job, journal.recording("INT QUIT WINCH TERM HUP USR1")).unwrap();
     // The shell around gets the keys too, and would die of them.
     let script = format!(
         "trap : QUIT; \"$PGLOCK\" run -k {key} -- sh {}; echo \"status $?\"",

@@ -18,7 +18,7 @@ fn waiters_do_not_block_create_index_concurrently() {
     let holder = run().holding();
     let waiters: Vec<_> = (0..3).map(|_| run().arg("true").spawn()).collect();
     server.await_locks(&key, 1, 3);
-    let mut job = server.client_of(&database);
+    let mut job = server.client_in(&database);
     rows(&mut job, "CREATE TABLE t AS SELECT generate_series(1, 1000) AS n");
     rows(&mut job, "SET statement_timeout = '20s'");
     rows(&mut job, "CREATE INDEX CONCURRENTLY i ON t (n)");
@@ -38,7 +38,7 @@ fn waiters_do_not_hold_back_vacuum() {
     let holder = run().holding();
     let waiters: Vec<_> = (0..3).map(|_| run().arg("true").spawn()).collect();
     server.await_locks(&key, 1, 3);
-    let mut client = server.client_of(&database);
+    let mut client = server.client_in(&database);
     rows(&mut client, "CREATE TABLE t AS SELECT generate_series(1, 1000) AS n");
     rows(&mut client, "DELETE FROM t");
     let deleted = rows(&mut client, "SELECT txid_current()").concat().concat();
@@ -87,7 +87,7 @@ fn the_wait_is_not_taken_for_a_missing_heartbeat() {
     let server = Server::shared();
     let key = unique("period");
     let number = number(&key);
-    let slow_line = Proxy::of_length(server, Duration::from_millis(50));
+    let slow_line = Proxy::with_delay(server, Duration::from_millis(50));
     let mut holder = server.client();
     rows(&mut holder, &format!("SELECT pg_advisory_lock({number})"));
     let waiter = server
@@ -341,7 +341,7 @@ fn a_signal_ends_the_wait_at_any_time() {
 fn without_plpgsql_pglock_polls() {
     let server = Server::shared();
     let (key, database, role) = (unique("polled"), server.database(), unique("polling_role"));
-    let mut client = server.client_of(&database);
+    let mut client = server.client_in(&database);
     rows(&mut client, "REVOKE USAGE ON LANGUAGE plpgsql FROM PUBLIC");
     rows(&mut client, &format!("CREATE ROLE {role} LOGIN"));
     let run = || server.run(&key).env("PGDATABASE", &database).env("PGUSER", &role);

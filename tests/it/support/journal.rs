@@ -50,7 +50,7 @@ impl Journal {
     }
 
     /// A job that notes these signals, each time they come, until USR2 ends it with status 3.
-    pub fn of_signals(&self, signals: &str) -> String {
+    pub fn recording(&self, signals: &str) -> String {
         format!(
             "{}
             for s in {signals}; do trap \"note $s\" $s; done

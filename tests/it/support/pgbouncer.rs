@@ -105,7 +105,7 @@ impl PgBouncer<'_> {
     }
 
     /// A client of the pool of this database.
-    pub fn client_of(&self, database: &str) -> Client {
+    pub fn client_in(&self, database: &str) -> Client {
         let mut config = postgres::Config::new();
         config.host(self.server.host()).port(self.port);
         config.user(SUPERUSER).dbname(database);
@@ -114,12 +114,12 @@ impl PgBouncer<'_> {
 
     /// The answer of the administrator's console.
     pub fn admin(&self, command: &str) -> Vec<Vec<String>> {
-        rows(&mut self.client_of("pgbouncer"), command)
+        rows(&mut self.client_in("pgbouncer"), command)
     }
 
     /// Returns a column of `SHOW POOLS` for this database.
     pub fn pool(&self, database: &str, column: &str) -> usize {
-        let messages = self.client_of("pgbouncer").simple_query("SHOW POOLS").unwrap();
+        let messages = self.client_in("pgbouncer").simple_query("SHOW POOLS").unwrap();
         let value = messages.into_iter().find_map(|message| match message {
             SimpleQueryMessage::Row(pool) if pool.get("database") == Some(database) => {
                 Some(pool.get(column).unwrap().parse().unwrap())

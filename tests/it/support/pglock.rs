@@ -30,7 +30,7 @@ pub struct Pglock {
 impl Server {
     /// A pglock that finds this server by `PGHOST`, `PGPORT` and `PGUSER`.
     pub fn pglock(&self) -> Pglock {
-        self.around(env!("CARGO_BIN_EXE_pglock"))
+        self.program(env!("CARGO_BIN_EXE_pglock"))
     }
 
     /// `pglock run --key KEY`; options and the command follow.
@@ -39,9 +39,9 @@ impl Server {
     }
 
     /// A program in the environment that [`Server::pglock`] gives pglock.
-    pub fn around(&self, program: &str) -> Pglock {
+    pub fn program(&self, program: &str) -> Pglock {
         let port = self.port().to_string();
-        Pglock::of(program)
+        Pglock::for_program(program)
             .env("PGHOST", self.host())
             .env("PGPORT", port)
             .env("PGUSER", SUPERUSER)
@@ -52,11 +52,11 @@ impl Server {
 impl Pglock {
     /// A pglock that knows of no server.
     pub fn alone() -> Pglock {
-        Pglock::of(env!("CARGO_BIN_EXE_pglock"))
+        Pglock::for_program(env!("CARGO_BIN_EXE_pglock"))
     }
 
     /// Another program, to compare with.
-    pub fn of(program: &str) -> Pglock {
+    pub fn for_program(program: &str) -> Pglock {
         let mut command = command(program);
         command.process_group(0);
         Pglock { command }

@@ -41,7 +41,7 @@ impl Proxy {
     }
 
     /// Passes everything on this much later, each way.
-    pub fn of_length(server: &Server, delay: Duration) -> Proxy {
+    pub fn with_delay(server: &Server, delay: Duration) -> Proxy {
         Proxy {
             port: listen(server.port(), move |_, client, server| {
                 let (from, to) = (server.try_clone().unwrap(), client.try_clone().unwrap());

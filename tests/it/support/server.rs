@@ -257,11 +257,11 @@ impl Server {
 
     /// A session of the superuser.
     pub fn client(&self) -> Client {
-        self.client_of("postgres")
+        self.client_in("postgres")
     }
 
     /// A session of the superuser, in this database.
-    pub fn client_of(&self, database: &str) -> Client {
+    pub fn client_in(&self, database: &str) -> Client {
         self.config().dbname(database).connect(NoTls).unwrap()
     }
 
