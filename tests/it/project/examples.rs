@@ -78,7 +78,7 @@ fn a_crontab_runs_the_weekly_job_on_every_host_in_turn() {
     for host in hosts {
         host.finish().code(0).silent();
     }
-    let events: Vec<_> = journal.entries().into_iter().map(|entry| entry.word).collect();
+    let events: Vec<_> = journal.entries().into_iter().map(|entry| entry.event).collect();
     assert_eq!(events, ["begin", "end", "begin", "end"]);
 }
 

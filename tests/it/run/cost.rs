@@ -1,15 +1,13 @@
 //! The costs of a run that do not depend on the machine: round trips, threads, processes, files. `make bench` measures
 //! the others.
 
+use crate::support::delay_line::Relay;
 use crate::support::pglock::Pglock;
 use crate::support::server::{SUPERUSER, Server, WITH_PASSWORD};
 use crate::support::unique;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
-
-#[path = "../../../benches/wire.rs"]
-mod wire;
 
 /// P93, from connecting to exiting; the TCP handshake does not count.
 #[test]
@@ -18,27 +16,27 @@ fn a_run_takes_three_round_trips_and_five_with_scram() {
     server.sql(&format!(
         "SET password_encryption = 'scram-sha-256'; CREATE ROLE {WITH_PASSWORD} LOGIN PASSWORD 'x'"
     ));
-    let relay = wire::Relay::to(server.port(), Duration::ZERO);
-    let turns = |user: &str, arguments: &[&str]| {
+    let relay = Relay::to(server.port(), Duration::ZERO);
+    let round_trips = |user: &str, arguments: &[&str]| {
         let dsn = format!(
             "host=127.0.0.1 port={} user={user} password=x dbname=postgres sslmode=disable",
             relay.port()
         );
         let run = Pglock::alone().env("PGLOCK_DSN", dsn);
-        run.args(["run", "--key", &unique("turns")])
+        run.args(["run", "--key", &unique("round_trips")])
             .args(arguments)
             .arg("true")
             .output()
             .code(0)
             .silent();
-        relay.turns()
+        relay.round_trips()
     };
-    assert_eq!(turns(SUPERUSER, &[]), 3, "connect, lock, unlock");
-    assert_eq!(turns(WITH_PASSWORD, &[]), 5, "two more for the password");
-    assert_eq!(turns(SUPERUSER, &["--shared", "--key", "42", "--key", "1,2"]), 3);
-    assert_eq!(turns(SUPERUSER, &["--slots", "3"]), 3);
-    assert_eq!(turns(SUPERUSER, &["--hash", "hashtext"]), 3);
-    assert_eq!(turns(SUPERUSER, &["--token"]), 4, "the token takes one");
+    assert_eq!(round_trips(SUPERUSER, &[]), 3, "connect, lock, unlock");
+    assert_eq!(round_trips(WITH_PASSWORD, &[]), 5, "two more for the password");
+    assert_eq!(round_trips(SUPERUSER, &["--shared", "--key", "42", "--key", "1,2"]), 3);
+    assert_eq!(round_trips(SUPERUSER, &["--slots", "3"]), 3);
+    assert_eq!(round_trips(SUPERUSER, &["--hash", "hashtext"]), 3);
+    assert_eq!(round_trips(SUPERUSER, &["--token"]), 4, "the token takes one");
 }
 
 /// P93: no roots of trust and no name service are loaded unless they are used.

@@ -84,7 +84,7 @@ fn two_hundred_kills_at_random_times() {
         }
     });
     server.await_locks(&key, 0, 0);
-    let words: Vec<String> = journal.entries().into_iter().map(|entry| entry.word).collect();
+    let words: Vec<String> = journal.entries().into_iter().map(|entry| entry.event).collect();
     let expected: Vec<&str> = ["in", "out"].into_iter().cycle().take(words.len()).collect();
     println!("jobs that ran: {}", words.len() / 2);
     assert_eq!(words, expected);

@@ -35,7 +35,7 @@ fn each_signal_arrives_once() {
     }
     running.signal(Signal::SIGUSR2);
     running.finish().code(3).silent();
-    let mut received: Vec<String> = journal.entries().into_iter().map(|entry| entry.word).collect();
+    let mut received: Vec<String> = journal.entries().into_iter().map(|entry| entry.event).collect();
     received.retain(|word| word != "ready");
     assert_eq!(
         received,

@@ -105,7 +105,7 @@ fn the_job_sees_each_signal_once() {
     }
     kill(pglock, Signal::SIGUSR2).unwrap();
     terminal.expect("status 3");
-    let received: Vec<String> = journal.entries().into_iter().map(|entry| entry.word).collect();
+    let received: Vec<String> = journal.entries().into_iter().map(|entry| entry.event).collect();
     let expected = [
         "ready", "QUIT", "WINCH", "INT", "QUIT", "WINCH", "TERM", "HUP", "USR1", "USR2",
     ];
