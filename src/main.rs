@@ -47,44 +47,47 @@ use std::process;
 use std::time::Instant;
 
 fn main() -> process::ExitCode {
-    let began = Instant::now();
+    let started_at = Instant::now();
     sys::share_heap();
     message::report_panics();
-    // A fault of ours has its own place in the table; it has been said by then. A fault of the session's thread never
-    // comes here: it is a lost session, and the job is stopped.
-    let outcome = panic::catch_unwind(|| outcome(began)).unwrap_or(Ok(Outcome::Failed(ExitCode::Internal)));
-    end(outcome.unwrap_or_else(|failure| {
+    // A panic has its own exit status; the panic hook has reported it. A panic of the session's thread does not arrive
+    // here: it counts as a lost session, and the job is terminated.
+    let result = panic::catch_unwind(|| run_subcommand(started_at)).unwrap_or(Ok(Outcome::Failed(ExitCode::Internal)));
+    let outcome = result.unwrap_or_else(|failure| {
         message::error(&failure);
         Outcome::Failed(failure.code)
-    }))
+    });
+    exit_with(outcome)
 }
 
-/// Parses the command line and runs the subcommand.
-fn outcome(began: Instant) -> Result<Outcome, Failure> {
+/// Parses the command line and runs the subcommand. The wait for a lock is counted from `started_at`.
+///
+/// # Errors
+/// The command line is not valid, or the subcommand fails.
+fn run_subcommand(started_at: Instant) -> Result<Outcome, Failure> {
     match cli::parse(std::env::args_os())? {
-        Invocation::Run(options) => commands::run::run(*options, began),
+        Invocation::Run(options) => commands::run::run(*options, started_at),
         Invocation::List(options) => commands::list::run(&options),
         Invocation::Evict(options) => commands::evict::run(&options),
         Invocation::Check(options) => commands::check::run(&options),
-        Invocation::Key(query) => commands::key::run(&query),
-        Invocation::Completions(shell) => commands::completions::run(shell),
+        Invocation::Key(options) => commands::key::run(&options),
+        Invocation::Completions(target) => commands::completions::run(target),
         Invocation::Text(text) => stdout::print(&text).map(|_| Outcome::Success),
     }
 }
 
-/// Ends as the outcome says: by exit status, or by the signal that ended the job or the wait.
-fn end(outcome: Outcome) -> process::ExitCode {
-    // The session's thread may be asking for a password at this moment.
+/// Returns the exit status, or ends this process with the signal that ended the job or the wait.
+fn exit_with(outcome: Outcome) -> process::ExitCode {
+    // The session's thread may be prompting for a password.
     connection::prompt::restore_echo();
-    let by_signal = |number: i32| {
-        signals::die_by(number);
-        // Still alive, as process 1 of a container is: the way a shell would say it.
-        process::ExitCode::from(128u8.saturating_add(number as u8))
-    };
     match outcome {
         Outcome::Success => process::ExitCode::SUCCESS,
         Outcome::Job(ExitReason::Code(code)) | Outcome::Conflict(code) => code.into(),
-        Outcome::Job(ExitReason::Signal(number)) | Outcome::Interrupted(number) => by_signal(number),
+        Outcome::Job(ExitReason::Signal(signal)) | Outcome::Interrupted(signal) => {
+            signals::die_with(signal);
+            // Process 1 of a container survives its own signal. Report the signal as a shell does.
+            128u8.saturating_add(signal as u8).into()
+        }
         Outcome::Failed(code) => (code as u8).into(),
     }
 }

@@ -1,90 +1,87 @@
-//! How a run ended, and the one table of exit codes.
+//! How a run of pglock ends, and the table of exit statuses.
 //!
-//! Where pglock itself failed the codes are those of sysexits(3), so that they rarely collide with a job's own.
-//! The table below is the source for `--help` and the manual, and a test holds the README to it.
-//! The codes are part of the stable interface.
+//! pglock's own failures use the statuses of sysexits(3), so that they rarely collide with the job's. The table is the
+//! source for `--help` and the manual, and a test compares the README with it. The statuses are part of the stable
+//! interface.
 
 use std::fmt;
 
-/// pglock's own ways to end. A job's own ending is [`ExitReason`].
+/// The exit statuses of pglock's own failures; see [`ExitReason`] for the job's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ExitCode {
-    /// The arguments are wrong.
+    /// The arguments are invalid.
     Usage = 64,
-    /// The database cannot be reached, or refuses us.
+    /// The database is unreachable or rejected the connection.
     Unavailable = 69,
-    /// A fault of pglock's own, or of the system under it.
+    /// A bug in pglock, or a failure of the operating system.
     Internal = 70,
     /// The lock was lost while the job ran.
     Lost = 74,
-    /// Not acquired: held by someone else, or the wait timed out. `--conflict-exit-code` replaces it.
+    /// The lock is held or the wait timed out; `--conflict-exit-code` replaces this status.
     Conflict = 75,
-    /// Authentication or permission.
+    /// Authentication failed or permission was denied.
     Permission = 77,
-    /// A setting is wrong, or this server cannot give a real lock.
+    /// The configuration is invalid, or this server cannot provide a real lock.
     Config = 78,
-    /// The command was found and cannot be executed.
+    /// The command was found but cannot be executed.
     CannotExecute = 126,
     /// The command was not found.
     NotFound = 127,
 }
 
-/// The exit table as users read it.
+/// The exit table as the help, the manual and the README print it.
 pub const EXIT_TABLE: &[(&str, &str)] = &[
     (
         "the job's own",
-        "it ran; if a signal ended it, pglock ends by the same signal (128+n in a shell)",
+        "the job ran; if a signal killed it, pglock dies by that signal (128+n in a shell)",
     ),
-    ("64", "usage"),
-    ("69", "the database cannot be reached, or refuses us"),
+    ("64", "usage error"),
+    ("69", "the database is unreachable or rejected the connection"),
     ("70", "internal error"),
-    ("74", "the lock was lost while the job ran; the job was stopped"),
-    (
-        "75",
-        "not acquired: held by someone else, or the wait timed out (-E changes it)",
-    ),
-    ("77", "authentication or permission"),
-    ("78", "a setting is wrong, or this server cannot give a real lock"),
-    ("126", "the command cannot be executed (the lock is released first)"),
-    ("127", "the command is not found (the lock is released first)"),
+    ("74", "the lock was lost while the job ran; the job was terminated"),
+    ("75", "the lock is held, or the wait timed out (-E changes this status)"),
+    ("77", "authentication failed or permission denied"),
+    ("78", "invalid configuration, or this server cannot provide a real lock"),
+    ("126", "the command cannot be executed (the lock is released)"),
+    ("127", "the command was not found (the lock is released)"),
 ];
 
-/// How the job ended, as wait(2) tells it.
+/// How the job ended, as wait(2) reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExitReason {
     /// It exited with this status.
     Code(u8),
-    /// This signal ended it.
+    /// This signal killed it.
     Signal(i32),
 }
 
 /// How pglock ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Everything asked for was done, and there was no job whose end to repeat.
+    /// The subcommand succeeded; it had no job.
     Success,
-    /// As the job ended.
+    /// Like the job, by exit status or by signal.
     Job(ExitReason),
-    /// By the signal that ended the wait for the lock.
+    /// By the signal that interrupted the wait for the lock.
     Interrupted(i32),
-    /// The lock was not acquired; the code is the user's to choose.
+    /// Without the lock, with the conflict exit status that the user chose.
     Conflict(u8),
-    /// As pglock's own fault demands.
+    /// With the exit status of a failure that has been reported.
     Failed(ExitCode),
 }
 
-/// A fault that ends pglock: the code to exit with, and the words for it.
+/// An error that ends pglock: its exit status and its message.
 #[derive(Debug)]
 pub struct Failure {
-    /// What the shell gets.
+    /// The exit status.
     pub code: ExitCode,
-    /// What the operator reads: the outermost context first, then the causes.
+    /// The message: the outermost context first, then the causes.
     pub error: anyhow::Error,
 }
 
 impl Failure {
-    /// A failure with these words.
+    /// Makes a failure from an error that has a message of its own.
     pub fn new(code: ExitCode, error: impl Into<anyhow::Error>) -> Failure {
         Failure {
             code,
@@ -92,18 +89,23 @@ impl Failure {
         }
     }
 
-    /// A failure that is said in one sentence.
-    pub fn say(code: ExitCode, words: impl fmt::Display) -> Failure {
+    /// Makes a failure from a message.
+    pub fn msg(code: ExitCode, message: impl fmt::Display) -> Failure {
         Failure {
             code,
-            error: anyhow::anyhow!("{words}"),
+            error: anyhow::anyhow!("{message}"),
         }
     }
 
-    /// The same failure, with what was being done said in front of it.
-    pub fn context(self, words: impl fmt::Display + Send + Sync + 'static) -> Failure {
+    /// Makes a failure from a message; an older name of [`Failure::msg`].
+    pub fn say(code: ExitCode, message: impl fmt::Display) -> Failure {
+        Failure::msg(code, message)
+    }
+
+    /// Prefixes the message with what pglock was doing.
+    pub fn context(self, context: impl fmt::Display + Send + Sync + 'static) -> Failure {
         Failure {
-            error: self.error.context(words),
+            error: self.error.context(context),
             ..self
         }
     }
@@ -120,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_has_every_code_once() {
+    fn the_table_lists_every_code_once() {
         use ExitCode::*;
         let codes = [
             Usage,
@@ -134,7 +136,7 @@ mod tests {
             NotFound,
         ];
         let table: Vec<String> = EXIT_TABLE[1..].iter().map(|(code, _)| code.to_string()).collect();
-        let listed: Vec<String> = codes.iter().map(|code| (*code as u8).to_string()).collect();
-        assert_eq!(table, listed);
+        let codes: Vec<String> = codes.iter().map(|code| (*code as u8).to_string()).collect();
+        assert_eq!(table, codes);
     }
 }

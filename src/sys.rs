@@ -1,9 +1,8 @@
-//! The only unsafe code: what neither std nor nix offers safely.
+//! The only unsafe code: system calls that neither std nor nix offers through a safe interface.
 //!
-//! Each function is one system fact with one reason. Five subjects: how this process was started (before
-//! Rust's runtime changed it), the heap, descriptors, what the child does between fork and exec, and waiting for a child
-//! without reaping it. Nothing here decides anything.
-#![expect(unsafe_code, reason = "the one place for it")]
+//! There are five subjects: how this process was started (before Rust's runtime changed it), the heap, descriptors, the
+//! child between fork and exec, and waiting for a child without reaping it. Nothing here makes a decision.
+#![expect(unsafe_code, reason = "all unsafe code is in this file")]
 
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
@@ -15,94 +14,94 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// Bit n: descriptor n (0..=2) was closed on entry. Bit 3: SIGPIPE was ignored on entry.
-static ENTRY: AtomicU8 = AtomicU8::new(0);
-const PIPE_IGNORED: u8 = 1 << 3;
+/// State of this process on entry. Bit n (0..=2): descriptor n was closed. Bit 3: SIGPIPE was ignored.
+static ENTRY_STATE: AtomicU8 = AtomicU8::new(0);
+const SIGPIPE_IGNORED_BIT: u8 = 1 << 3;
 
-/// Runs before Rust's runtime, which ignores SIGPIPE and opens /dev/null on a closed descriptor 0, 1 or 2:
-/// the job must find both as pglock's caller left them.
+/// Records the state on entry, before Rust's runtime ignores SIGPIPE and opens /dev/null on a closed descriptor 0, 1
+/// or 2: the job must find both as pglock's caller left them.
 extern "C" fn record_entry() {
-    let mut entry = 0;
+    let mut state = 0;
     for fd in 0..=2 {
-        // SAFETY: F_GETFD reads a flag; on a closed descriptor it fails with EBADF.
+        // SAFETY: F_GETFD only reads a flag; on a closed descriptor it fails with EBADF.
         if unsafe { libc::fcntl(fd, libc::F_GETFD) } == -1 {
-            entry |= 1 << fd;
+            state |= 1 << fd;
         }
     }
     if is_ignored(Signal::SIGPIPE) {
-        entry |= PIPE_IGNORED;
+        state |= SIGPIPE_IGNORED_BIT;
     }
-    ENTRY.store(entry, Ordering::Relaxed);
+    ENTRY_STATE.store(state, Ordering::Relaxed);
 }
 
-// SAFETY: the section holds pointers to functions that the C runtime calls once, before main; record_entry
-// calls only async-signal-safe functions and needs nothing of Rust's runtime.
+// SAFETY: the C runtime calls the functions in this section once, before main, and record_entry does not depend on
+// Rust's runtime.
 #[used]
 #[cfg_attr(target_vendor = "apple", unsafe(link_section = "__DATA,__mod_init_func"))]
 #[cfg_attr(not(target_vendor = "apple"), unsafe(link_section = ".init_array"))]
 static RECORD_ENTRY: extern "C" fn() = record_entry;
 
-/// Has all threads share one heap. glibc would give each thread one of its own, which costs more memory, page faults and
-/// system calls than the few allocations of a thread that mostly sleeps.
+/// Makes all threads share one heap. By default glibc gives each thread its own, which costs more memory, page faults
+/// and system calls than the few allocations of a thread that mostly sleeps are worth.
 pub fn share_heap() {
-    // SAFETY: sets a number in the allocator's state, before any other thread runs.
+    // SAFETY: mallopt sets a parameter of the allocator, and no other thread runs yet.
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 
-/// Whether SIGPIPE was ignored when this process began.
-pub fn pipe_was_ignored() -> bool {
-    ENTRY.load(Ordering::Relaxed) & PIPE_IGNORED != 0
+/// Returns whether SIGPIPE was ignored when this process started.
+pub fn sigpipe_was_ignored() -> bool {
+    ENTRY_STATE.load(Ordering::Relaxed) & SIGPIPE_IGNORED_BIT != 0
 }
 
-/// Whether the signal is ignored now.
+/// Returns whether the signal is ignored now.
 pub fn is_ignored(signal: Signal) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: a null new action only queries; all-zero bytes are a valid sigaction.
+    // SAFETY: a null new action makes sigaction a query; all-zero bytes are a valid sigaction.
     unsafe {
         libc::sigaction(signal as libc::c_int, std::ptr::null(), action.as_mut_ptr()) == 0
             && action.assume_init().sa_sigaction == libc::SIG_IGN
     }
 }
 
-/// Gives the signal its default effect.
+/// Restores the default action of the signal.
 fn set_default(signal: Signal) {
-    // SAFETY: SIG_DFL is no handler, so nothing of ours can run in a signal's context.
+    // SAFETY: SIG_DFL is not a handler, so no Rust code runs in signal context.
     unsafe { libc::signal(signal as libc::c_int, libc::SIG_DFL) };
 }
 
-/// Sends this process the signal, with its default effect and not blocked, and puts everything back as it was for
-/// when it survives that: a stop and continuation, or a signal that has no effect. By number, since a real-time
-/// signal has no name in nix.
+/// Raises the signal, unblocked and with its default action. If the process survives (it was stopped and continued,
+/// or the signal has no effect), restores the previous action and mask. Takes a number because nix has no names for
+/// real-time signals.
 pub fn raise_default(signal: libc::c_int) {
-    let mut default = MaybeUninit::<libc::sigaction>::zeroed();
-    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
-    let mut only = MaybeUninit::<libc::sigset_t>::zeroed();
-    let mut mask = MaybeUninit::<libc::sigset_t>::zeroed();
-    // SAFETY: all-zero bytes are a valid sigaction, and sigemptyset makes the set valid before it is used; SIG_DFL is
-    // no handler. What is put back is what the same calls returned.
+    let mut default_action = MaybeUninit::<libc::sigaction>::zeroed();
+    let mut previous_action = MaybeUninit::<libc::sigaction>::zeroed();
+    let mut signal_set = MaybeUninit::<libc::sigset_t>::zeroed();
+    let mut previous_mask = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: all-zero bytes are a valid sigaction, sigemptyset initializes the set, and what is restored was filled in
+    // by the calls before.
     unsafe {
-        (*default.as_mut_ptr()).sa_sigaction = libc::SIG_DFL;
-        libc::sigemptyset(only.as_mut_ptr());
-        libc::sigaddset(only.as_mut_ptr(), signal);
-        libc::sigaction(signal, default.as_ptr(), action.as_mut_ptr());
-        libc::pthread_sigmask(libc::SIG_UNBLOCK, only.as_ptr(), mask.as_mut_ptr());
+        (*default_action.as_mut_ptr()).sa_sigaction = libc::SIG_DFL;
+        libc::sigemptyset(signal_set.as_mut_ptr());
+        libc::sigaddset(signal_set.as_mut_ptr(), signal);
+        libc::sigaction(signal, default_action.as_ptr(), previous_action.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, signal_set.as_ptr(), previous_mask.as_mut_ptr());
         libc::raise(signal);
-        libc::pthread_sigmask(libc::SIG_SETMASK, mask.as_ptr(), std::ptr::null_mut());
-        libc::sigaction(signal, action.as_ptr(), std::ptr::null_mut());
+        libc::pthread_sigmask(libc::SIG_SETMASK, previous_mask.as_ptr(), std::ptr::null_mut());
+        libc::sigaction(signal, previous_action.as_ptr(), std::ptr::null_mut());
     }
 }
 
-/// The descriptors among 0, 1 and 2 that were closed when this process began.
+/// Returns which of the descriptors 0, 1 and 2 were closed when this process started.
 pub fn closed_on_entry() -> impl Iterator<Item = RawFd> {
-    let entry = ENTRY.load(Ordering::Relaxed);
-    (0..=2).filter(move |fd| entry & (1 << fd) != 0)
+    let state = ENTRY_STATE.load(Ordering::Relaxed);
+    (0..=2).filter(move |fd| state & (1 << fd) != 0)
 }
 
-/// Has the child of `command` set these signals and its mask up, and close what was closed on entry, right before it
-/// executes the job.
+/// Makes the child of `command` set its signal actions and mask, and close the descriptors that were closed on entry,
+/// right before it executes the job.
 pub fn before_exec(command: &mut Command, default: &[Signal], ignored: &[Signal], mask: SigSet) {
     let (default, ignored) = (default.to_vec(), ignored.to_vec());
     let closed: Vec<RawFd> = closed_on_entry().collect();
@@ -111,112 +110,129 @@ pub fn before_exec(command: &mut Command, default: &[Signal], ignored: &[Signal]
             set_default(*signal);
         }
         for signal in &ignored {
-            // SAFETY: SIG_IGN is no handler.
+            // SAFETY: SIG_IGN is not a handler, so no Rust code runs in signal context.
             unsafe { libc::signal(*signal as libc::c_int, libc::SIG_IGN) };
         }
         for fd in &closed {
-            // SAFETY: what is open on it is the runtime's /dev/null, which nobody in this child owns.
+            // SAFETY: this descriptor is the /dev/null that Rust's runtime opened, and nothing in the child owns it.
             unsafe { libc::close(*fd) };
         }
-        // Last, so that no signal finds a handler of pglock's in the child.
+        // Last, so that no signal reaches one of pglock's handlers in the child.
         mask.thread_set_mask().map_err(io::Error::from)
     };
-    // SAFETY: the closure only makes async-signal-safe calls (signal, close, pthread_sigmask) and allocates nothing.
+    // SAFETY: the closure only makes async-signal-safe calls (signal, close, pthread_sigmask) and does not allocate.
     unsafe { command.pre_exec(set_up) };
 }
 
-/// What has become of a child.
+/// A status change of a child, as waitid(2) reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WaitStatus {
-    /// It exited with this status, and waits to be reaped: until then its pid and its group's are not reused.
+    /// The child exited with this status. Until it is reaped, its pid and process group id are not reused.
     Exited(i32),
-    /// This signal ended it; it waits to be reaped as well.
-    Killed(i32),
-    /// This signal stopped it.
+    /// A signal ended the child, which is not reaped yet either.
+    Signaled(i32),
+    /// A signal stopped the child.
     Stopped(i32),
-    /// It goes on.
+    /// The child was continued.
     Continued,
 }
 
-/// The next change of this child, if there is one, without reaping it (waitid(2) with WNOWAIT for an end).
-pub fn child_change(pid: Pid) -> io::Result<Option<WaitStatus>> {
+/// Returns the next status change of this child, if any. Does not reap it: an exit is reported again by every call.
+///
+/// # Errors
+/// waitid(2) fails: this process has no such child.
+pub fn poll_child(pid: Pid) -> io::Result<Option<WaitStatus>> {
     let id = pid.as_raw() as libc::id_t;
-    // A stop or continuation is consumed by asking, an end must not be: ask for the end first.
-    let end = wait(libc::P_PID, id, libc::WEXITED | libc::WNOWAIT)?;
-    let change = match end {
-        Some(_) => end,
+    // Query the exit first: with WNOWAIT it stays reported, while stops and continuations are consumed.
+    let exit = wait(libc::P_PID, id, libc::WEXITED | libc::WNOWAIT)?;
+    let change = match exit {
+        Some(_) => exit,
         None => wait(libc::P_PID, id, libc::WSTOPPED | libc::WCONTINUED)?,
     };
-    Ok(change.map(|(_, change)| change))
+    Ok(change.map(|(_, status)| status))
 }
 
-/// Whether this child has ended, be it reaped or not.
-pub fn has_ended(pid: Pid) -> bool {
+/// Returns whether this child has exited, reaped or not.
+pub fn has_exited(pid: Pid) -> bool {
     let id = pid.as_raw() as libc::id_t;
     !matches!(wait(libc::P_PID, id, libc::WEXITED | libc::WNOWAIT), Ok(None))
 }
 
-/// Whether this process has any child.
+/// Returns whether this process has any children.
 pub fn has_children() -> bool {
     wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOWAIT).is_ok()
 }
 
-/// Some child that has ended and waits to be reaped, be it ours or an orphan that the system gave us.
-pub fn ended_child() -> io::Result<Option<Pid>> {
+/// Returns a child that has exited and is not reaped yet, if any: one that pglock started, or an adopted orphan.
+///
+/// # Errors
+/// waitid(2) fails: this process has no children.
+pub fn exited_child() -> io::Result<Option<Pid>> {
     Ok(wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOWAIT)?.map(|(pid, _)| pid))
 }
 
-fn wait(kind: libc::idtype_t, id: libc::id_t, what: libc::c_int) -> io::Result<Option<(Pid, WaitStatus)>> {
+/// # Errors
+/// waitid(2) fails.
+fn wait(id_type: libc::idtype_t, id: libc::id_t, options: libc::c_int) -> io::Result<Option<(Pid, WaitStatus)>> {
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
-    // SAFETY: waitid fills the siginfo, which all-zero bytes make valid before.
+    // SAFETY: all-zero bytes are a valid siginfo, and waitid fills it in.
     let info = unsafe {
-        if libc::waitid(kind, id, info.as_mut_ptr(), what | libc::WNOHANG) == -1 {
+        if libc::waitid(id_type, id, info.as_mut_ptr(), options | libc::WNOHANG) == -1 {
             return Err(io::Error::last_os_error());
         }
         info.assume_init()
     };
-    // SAFETY: si_pid and si_status are the fields that waitid fills; si_pid stays 0 when nothing changed.
-    let (changed, status) = unsafe { (info.si_pid(), info.si_status()) };
-    let change = match info.si_code {
-        _ if changed == 0 => return Ok(None),
-        libc::CLD_EXITED => WaitStatus::Exited(status),
-        libc::CLD_KILLED | libc::CLD_DUMPED => WaitStatus::Killed(status),
-        libc::CLD_STOPPED | libc::CLD_TRAPPED => WaitStatus::Stopped(status),
+    // SAFETY: waitid fills in si_pid and si_status, or leaves both 0 when no status changed.
+    let (pid, value) = unsafe { (info.si_pid(), info.si_status()) };
+    if pid == 0 {
+        return Ok(None);
+    }
+    let status = match info.si_code {
+        libc::CLD_EXITED => WaitStatus::Exited(value),
+        libc::CLD_KILLED | libc::CLD_DUMPED => WaitStatus::Signaled(value),
+        libc::CLD_STOPPED | libc::CLD_TRAPPED => WaitStatus::Stopped(value),
         libc::CLD_CONTINUED => WaitStatus::Continued,
         _ => return Ok(None),
     };
-    Ok(Some((Pid::from_raw(changed), change)))
+    Ok(Some((Pid::from_raw(pid), status)))
 }
 
-/// Whether so many descriptors (two at least) can still be opened: the client library panics when it gets none.
-/// A pipe needs no file, of which a container that has only this program may have none.
-pub fn descriptor_headroom(count: usize) -> io::Result<()> {
-    let (_reader, writer) = io::pipe()?;
-    let more: io::Result<Vec<io::PipeWriter>> = (2..count).map(|_| writer.try_clone()).collect();
-    more.map(drop)
-}
-
-/// The descriptors below N that are open.
+/// Checks that this many descriptors (at least two) can still be opened; the client library panics when it gets none.
+/// Opens a pipe rather than a file because a container with only this program in it may have no files.
 ///
 /// # Errors
-/// N is more than this process may have (RLIMIT_NOFILE).
+/// The limit on open descriptors (RLIMIT_NOFILE, or the system's) is too low.
+pub fn check_free_descriptors(count: usize) -> io::Result<()> {
+    let (_reader, writer) = io::pipe()?;
+    let clones: io::Result<Vec<io::PipeWriter>> = (2..count).map(|_| writer.try_clone()).collect();
+    clones.map(drop)
+}
+
+/// Returns the open descriptors below N.
+///
+/// # Errors
+/// N exceeds the limit on open descriptors (RLIMIT_NOFILE).
 pub fn open_descriptors<const N: usize>() -> io::Result<Vec<RawFd>> {
-    let mut all: [libc::pollfd; N] = std::array::from_fn(|fd| libc::pollfd {
+    let mut entries: [libc::pollfd; N] = std::array::from_fn(|fd| libc::pollfd {
         fd: fd as RawFd,
         events: 0,
         revents: 0,
     });
-    // SAFETY: poll(2) writes to the N entries only, and asks for no event; of what is not open it says POLLNVAL.
-    if unsafe { libc::poll(all.as_mut_ptr(), N as libc::nfds_t, 0) } == -1 {
+    // SAFETY: poll(2) writes to these N entries only; it requests no events and reports POLLNVAL for closed
+    // descriptors.
+    if unsafe { libc::poll(entries.as_mut_ptr(), N as libc::nfds_t, 0) } == -1 {
         return Err(io::Error::last_os_error());
     }
-    let open = all.iter().filter(|it| it.revents & libc::POLLNVAL == 0);
-    Ok(open.map(|it| it.fd).collect())
+    let open = entries.iter().filter(|entry| entry.revents & libc::POLLNVAL == 0);
+    Ok(open.map(|entry| entry.fd).collect())
 }
 
-/// A second descriptor for what is open on `fd`, numbered `lowest` or above, closed on exec.
+/// Duplicates `fd` to a descriptor numbered `lowest` or above, closed on exec.
+///
+/// # Errors
+/// `fd` is not open, or no descriptor is free.
 pub fn duplicate_from(fd: RawFd, lowest: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: F_DUPFD_CLOEXEC fails on a descriptor that is not open, and its result is new and ours alone.
+    // SAFETY: F_DUPFD_CLOEXEC returns a new descriptor that nothing else owns, or fails if `fd` is not open.
     unsafe {
         match libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, lowest) {
             -1 => Err(io::Error::last_os_error()),

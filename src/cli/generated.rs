@@ -1,21 +1,24 @@
-//! The completions and the manual page in `completions/`: made from the command line's own definitions.
+//! Tests that keep the files in `completions/` and parts of the README in step with the clap definitions.
 //!
-//! They are committed, so that neither the binary nor its build needs a generator, and the tests here fail when
-//! they are stale. `make completions` rewrites them. What clap cannot know is in `src/cli/generated/`: how the shells
-//! complete the job as the command that it is, and the prose of the manual page.
+//! The completions and the manual page are committed, so that neither the binary nor its build needs a generator. The
+//! tests fail if a file is stale, and `make completions` rewrites it. `src/cli/generated/` has what clap cannot know:
+//! how the shells complete the job as a command of its own, and the prose of the manual page.
 
-use crate::cli;
-use crate::key::hash::{Subject, TABLE};
+use super::args::command;
+use super::help::{self, MAX_WIDTH};
+use super::options::CompletionsTarget;
+use crate::key::hash::{SCHEMES, SchemeInput};
 use crate::outcome::EXIT_TABLE;
 use clap::{Arg, ValueEnum, ValueHint};
 use clap_complete::Shell;
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 const JOB_IN_BASH: &str = include_str!("generated/job.bash");
 const JOB_IN_FISH: &str = include_str!("generated/job.fish");
-/// Those that have options.
+/// The subcommands that have options.
 const SUBCOMMANDS: [&str; 5] = ["run", "list", "evict", "check", "key"];
 
 const MANUAL: &str = include_str!("generated/pglock.1.in");
@@ -35,16 +38,16 @@ fn bash_is_up_to_date() {
             return\n    \
         fi\n";
     let script = replace_first(&script, "    COMPREPLY=()\n", offset);
-    is_up_to_date("pglock.bash", &script);
+    assert_up_to_date("pglock.bash", &script);
 }
 
 #[test]
 fn zsh_is_up_to_date() {
     let script = complete(Shell::Zsh);
-    // From its first word on, the rest is a command line of its own.
+    // The job is a command line of its own.
     let script = replace_once(&script, "'*::command -- ", "'(-)*:::command -- ");
     let script = replace_once(&script, ":_cmdambivalent'", ":_normal'");
-    is_up_to_date("_pglock", &script);
+    assert_up_to_date("_pglock", &script);
 }
 
 #[test]
@@ -54,13 +57,13 @@ fn fish_is_up_to_date() {
         "\"__fish_pglock_using_subcommand run\"",
         "\"__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null\"",
     );
-    // clap leaves out the values of an argument that is no option.
-    let shells = cli::Shell::value_variants()
+    // clap omits the values of positional arguments.
+    let targets = CompletionsTarget::value_variants()
         .iter()
-        .filter_map(|shell| shell.to_possible_value());
-    let shells: Vec<String> = shells.map(|shell| shell.get_name().to_owned()).collect();
-    let job = replace_once(&with_options(JOB_IN_FISH), "@SHELLS@", &shells.join(" "));
-    is_up_to_date("pglock.fish", &format!("{script}\n{job}"));
+        .filter_map(|target| target.to_possible_value());
+    let targets: Vec<String> = targets.map(|target| target.get_name().to_owned()).collect();
+    let job = replace_once(&with_options(JOB_IN_FISH), "@TARGETS@", &targets.join(" "));
+    assert_up_to_date("pglock.fish", &format!("{script}\n{job}"));
 }
 
 #[test]
@@ -70,22 +73,21 @@ fn the_manual_is_up_to_date() {
         let mark = format!("@OPTIONS {name}@\n");
         manual = replace_once(&manual, &mark, &options_in_roff(name));
     }
-    for (mark, subject) in [
-        ("@SCHEMES name@\n", Subject::Name),
-        ("@SCHEMES database@\n", Subject::Database),
-        ("@SCHEMES nothing@\n", Subject::Nothing),
+    for (mark, input) in [
+        ("@SCHEMES name@\n", SchemeInput::LockName),
+        ("@SCHEMES database@\n", SchemeInput::DatabaseName),
+        ("@SCHEMES nothing@\n", SchemeInput::Nothing),
     ] {
-        manual = replace_once(&manual, mark, &schemes_in_roff(subject));
+        manual = replace_once(&manual, mark, &schemes_in_roff(input));
     }
-    is_up_to_date(
+    assert_up_to_date(
         "pglock.1",
         &replace_once(&manual, "@EXIT STATUS@\n", &exit_table_in_roff()),
     );
 }
 
-/// Every long option, and every variable named in the help, stands in whatever describes the options.
 #[test]
-fn every_option_is_described_everywhere() {
+fn every_long_option_is_in_the_completions_the_manual_and_the_readme() {
     let readme = root().join("README.md");
     let files = ["pglock.bash", "_pglock", "pglock.fish", "pglock.1"].map(|file| root().join("completions").join(file));
     for file in files.iter().chain([&readme]) {
@@ -93,13 +95,43 @@ fn every_option_is_described_everywhere() {
             .expect("the file is committed")
             .replace("\\-", "-");
         for name in long_options() {
-            // Fish names the option without its dashes.
-            let named = [format!("--{name}"), format!("-l {name}")];
+            // fish writes the option without its dashes.
+            let spellings = [format!("--{name}"), format!("-l {name}")];
             assert!(
-                named.iter().any(|name| text.contains(name)),
+                spellings.iter().any(|spelling| text.contains(spelling)),
                 "{} lacks --{name}",
                 file.display()
             );
+        }
+    }
+}
+
+#[test]
+fn every_variable_of_the_help_is_in_the_manual_and_the_readme() {
+    let options = SUBCOMMANDS.into_iter().flat_map(options_of);
+    let texts: Vec<String> = options.map(|option| help::help_of(&option).1).collect();
+    let names = texts
+        .iter()
+        .flat_map(|text| text.split(|c: char| !c.is_ascii_uppercase() && c != '_'));
+    let variables: BTreeSet<&str> = names.filter(|name| name.starts_with("PGLOCK_")).collect();
+    assert!(variables.len() >= 12, "{variables:?}");
+    for file in ["README.md", "completions/pglock.1"] {
+        let text = fs::read_to_string(root().join(file)).expect("the file is committed");
+        for variable in &variables {
+            assert!(text.contains(variable), "{file} lacks {variable}");
+        }
+    }
+}
+
+/// At its full width, `-h` has one line per option.
+#[test]
+fn short_help_has_one_line_per_option() {
+    for name in SUBCOMMANDS {
+        let help = short_help(name);
+        let (_, options) = help.split_once("Options:\n").expect("clap's format");
+        let (options, _) = options.split_once("\n\n").unwrap_or((options, ""));
+        for line in options.lines() {
+            assert!(line.trim_start().starts_with('-'), "pglock {name} -h: {line:?}");
         }
     }
 }
@@ -112,36 +144,35 @@ fn the_readme_has_the_exit_table() {
         .map(|(code, meaning)| format!("| {code} | {meaning} |\n"));
     assert!(
         readme.contains(&rows.collect::<String>()),
-        "the exit table of the README is not that of outcome.rs"
+        "the exit table in the README is not that in outcome.rs"
     );
 }
 
 #[test]
 fn the_readme_has_the_schemes() {
     let readme = fs::read_to_string(root().join("README.md")).expect("the README is committed");
-    let rows = TABLE.iter().map(|row| format!("| `{}` | {} |\n", row.name, row.users));
-    let rows = rows.collect::<String>();
+    let rows: String = SCHEMES
+        .iter()
+        .map(|info| format!("| `{}` | {} |\n", info.name, info.users))
+        .collect();
     assert!(
         readme.contains(&rows),
-        "the schemes of the README are not those of key/hash.rs:\n{rows}"
+        "the schemes in the README are not those in key/hash.rs:\n{rows}"
     );
 }
 
-/// The README's part about usage is what `--help` prints, at the width of the page.
+/// The README quotes `pglock run -h` at its full width.
 #[test]
 fn the_readme_has_the_options() {
     let readme = fs::read_to_string(root().join("README.md")).expect("the README is committed");
-    let mut command = cli::command().term_width(100);
-    command.build();
-    let run = command.find_subcommand_mut("run").expect("it is defined");
-    let help = run.render_help().to_string();
+    let help = short_help("run");
     let usage = help.find("Usage:").expect("clap's format");
     let (before, options) = help[usage..].split_once("Options:\n").expect("clap's format");
     let (options, _) = options.split_once("\n\n").expect("clap's format");
     let block = format!("```\n{before}Options:\n{options}\n```\n");
     assert!(
         readme.contains(&block),
-        "the options of the README are not those of --help:\n{block}"
+        "the options in the README are not those of pglock run -h:\n{block}"
     );
 }
 
@@ -149,27 +180,34 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Compares the committed file with what it should be, or makes it so where `PGLOCK_REGENERATE` is set.
+fn short_help(subcommand: &str) -> String {
+    let mut command = command().term_width(MAX_WIDTH);
+    command.build();
+    let subcommand = command.find_subcommand_mut(subcommand).expect("the subcommand exists");
+    subcommand.render_help().to_string()
+}
+
+/// Compares the committed file with the generated text, or rewrites it if `PGLOCK_REGENERATE` is set.
 #[track_caller]
-fn is_up_to_date(name: &str, wanted: &str) {
+fn assert_up_to_date(name: &str, generated: &str) {
     let path = Path::new("completions").join(name);
     if std::env::var_os("PGLOCK_REGENERATE").is_some() {
-        return fs::write(root().join(path), wanted).expect("the folder is ours to write");
+        return fs::write(root().join(path), generated).expect("completions/ is writable");
     }
     let found = fs::read_to_string(root().join(&path)).expect("the file is committed");
-    assert!(found == wanted, "{} is stale; run: make completions", path.display());
+    assert!(found == generated, "{} is stale; run: make completions", path.display());
 }
 
 fn complete(shell: Shell) -> String {
-    // No value of an option is the name of a file, which the shells would complete.
+    // The value of an option is never a file name, which the shells would complete by default.
     let not_a_file = |option: Arg| match option.get_value_hint() {
         ValueHint::Unknown if option.get_action().takes_values() && option.get_possible_values().is_empty() => {
             option.value_hint(ValueHint::Other)
         }
         _ => option,
     };
-    let mut command = cli::command();
-    // Each subcommand is defined when it is needed.
+    let mut command = command();
+    // Defines the subcommands, which are deferred.
     command.build();
     for name in SUBCOMMANDS {
         command = command.mut_subcommand(name, |command| command.mut_args(not_a_file));
@@ -179,7 +217,7 @@ fn complete(shell: Shell) -> String {
     String::from_utf8(script).expect("clap's definitions are UTF-8")
 }
 
-/// Fails when clap's output is not what the change was written for.
+/// Fails if a new version of clap generates something else than expected here.
 #[track_caller]
 fn replace_once(text: &str, old: &str, new: &str) -> String {
     assert_eq!(text.matches(old).count(), 1, "{old:?}");
@@ -192,11 +230,11 @@ fn replace_first(text: &str, old: &str, new: &str) -> String {
     text.replacen(old, new, 1)
 }
 
-/// The options of a subcommand, as clap knows them after it has added its own.
+/// Returns the options of a subcommand, `--help` included.
 fn options_of(subcommand: &str) -> Vec<Arg> {
-    let mut command = cli::command();
+    let mut command = command();
     command.build();
-    let subcommand = command.find_subcommand(subcommand).expect("it is defined");
+    let subcommand = command.find_subcommand(subcommand).expect("the subcommand exists");
     subcommand
         .get_arguments()
         .filter(|arg| !arg.is_positional())
@@ -215,7 +253,7 @@ fn long_options() -> Vec<String> {
         .collect()
 }
 
-/// Tells the templates which of `run`'s options are followed by a value.
+/// Fills in which options of `run` take a value.
 fn with_options(template: &str) -> String {
     let options = options_of("run");
     let (values, flags): (Vec<&Arg>, Vec<&Arg>) = options.iter().partition(|option| option.get_action().takes_values());
@@ -244,24 +282,33 @@ fn options_in_roff(subcommand: &str) -> String {
             .chain(long)
             .map(|name| format!("\\fB{}\\fR", in_roff(&name)))
             .collect();
-        let value = match option.get_action().takes_values() {
-            true => option.get_value_names().unwrap_or_default().join(" "),
-            false => String::new(),
-        };
-        let value = if value.is_empty() {
-            value
-        } else {
+        let value = if option.get_action().takes_values() {
+            let value = option.get_value_names().unwrap_or_default().join(" ");
             format!(" \\fI{}\\fR", in_roff(&value))
+        } else {
+            String::new()
         };
-        let help = in_roff(&option.get_help().expect("every option has a help").to_string());
-        write!(roff, ".TP\n{}{value}\n{help}.\n", names.join(", ")).expect("a string takes everything");
+        let text = help_in_roff(&option);
+        write!(roff, ".TP\n{}{value}\n{text}", names.join(", ")).expect("writing to a string cannot fail");
     }
     roff
 }
 
-fn schemes_in_roff(subject: Subject) -> String {
-    let rows = TABLE.iter().filter(|row| row.subject == subject);
-    rows.map(|row| format!(".TP\n\\fB{}\\fR\n{}.\n", in_roff(row.name), in_roff(row.users)))
+/// Returns the text of `--help` as one paragraph of sentences, then the notes in brackets.
+fn help_in_roff(option: &Arg) -> String {
+    let (_, text) = help::help_of(option);
+    let mut roff = String::new();
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        roff += &in_roff(line);
+        roff += if line.ends_with(['.', ']']) { "\n" } else { ".\n" };
+    }
+    roff
+}
+
+fn schemes_in_roff(input: SchemeInput) -> String {
+    let schemes = SCHEMES.iter().filter(|info| info.input == input);
+    schemes
+        .map(|info| format!(".TP\n\\fB{}\\fR\n{}.\n", in_roff(info.name), in_roff(info.users)))
         .collect()
 }
 
@@ -270,7 +317,7 @@ fn exit_table_in_roff() -> String {
     EXIT_TABLE.iter().map(row).collect()
 }
 
-/// Text for a line of roff that does not begin with a dot or a quote, as none of ours does.
+/// Escapes text for a line of roff. A line that begins with a dot or a quote would need more, but there is none.
 fn in_roff(text: &str) -> String {
     text.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq")
 }

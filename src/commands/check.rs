@@ -7,7 +7,7 @@
 use crate::cli::CheckOptions;
 use crate::connection::{Connection, Settings};
 use crate::key::KeyId;
-use crate::lock::{self, ClientInfo, Keys, Lock, Mode, Scope, ScopeChoice, Server, TryOutcome};
+use crate::lock::{self, Acquisition, ClientInfo, Keys, Lock, Mode, Scope, ScopeChoice, Server, TryOutcome};
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::protocol::name;
 use crate::run::session::timing::Timing;
@@ -96,7 +96,7 @@ fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<Ch
     let caller = ClientInfo {
         application_name,
         choice,
-        limit: None,
+        server_limit: None,
     };
     let lock = Lock {
         keys: Keys::All(vec![id]),
@@ -107,7 +107,7 @@ fn report(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<Ch
         Ok(answer) => answer,
         Err(failure) => return failure.refusal().map(CheckReport::of_no_postgresql),
     };
-    let scope = server.fit(choice).ok();
+    let scope = server.usable_scope(choice).ok();
     let mut inspection = Inspection {
         settings,
         client,
@@ -310,7 +310,7 @@ impl Inspection<'_> {
             false => "direct",
         };
         match self.server.scope(self.choice) {
-            Err(why) => self.refuse("connection", why.into()),
+            Err(why) => self.refuse("connection", why.to_string()),
             Ok(scope) => {
                 let fact = format!("{way}; a lock lives as long as its {}", scope.name());
                 match (self.choice, self.server.pooled) {
@@ -529,8 +529,8 @@ impl Inspection<'_> {
 
     /// Whether the lock that was taken is a real one, and gives it back.
     fn lock(&mut self, lock: &Lock, attempt: TryOutcome) -> Result<(), Failure> {
-        let refusal = match attempt.outcome() {
-            Ok(Ok(grant)) => {
+        let refusal = match attempt.into_acquisition() {
+            Ok(Acquisition::Acquired(grant)) => {
                 let released = lock.release(&mut self.client)?;
                 let still = lock.is_held(&mut self.client)?;
                 match released && !still {
@@ -545,7 +545,7 @@ impl Inspection<'_> {
                     false => "taken, but not given back".into(),
                 }
             }
-            Ok(Err(_)) => "a key that nobody else knows is held by someone else".into(),
+            Ok(Acquisition::Busy { .. }) => "a key that nobody else knows is held by someone else".into(),
             Err(failure) => failure.to_string(),
         };
         self.refuse("lock", refusal);

@@ -34,7 +34,7 @@ const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// # Errors
 /// There is no terminal to ask on, or as for [`evict`].
 pub fn run(options: &EvictOptions) -> Result<Outcome, Failure> {
-    if !options.yes && !terminal::can_ask() {
+    if !options.yes && !terminal::can_confirm() {
         return Err(Failure::say(
             ExitCode::Usage,
             "there is no terminal to ask on: give --yes to evict without being asked",
@@ -65,9 +65,9 @@ fn evict(client: &mut Client, keys: &[Key], waiters: bool, yes: bool) -> Result<
         return stdout::print(&format!("nobody holds {}\n", key::describe(keys))).map(drop);
     }
     let backends = without_duplicates(&wanted.entries);
-    let width = terminal::page().map(|(columns, _)| columns);
+    let width = terminal::stdout_size().map(|(columns, _)| columns);
     stdout::print(&list::table(&wanted, width))?;
-    if !yes && !terminal::ask(&question(backends.len())) {
+    if !yes && !terminal::confirm(&question(backends.len())) {
         return Err(Failure::say(ExitCode::Conflict, "nobody was evicted"));
     }
     stdout::print(&end(client, &backends)?)?;

@@ -1,87 +1,90 @@
-//! `pglock key`: which number a key stands for, or which SQL computes it. No server is asked.
+//! `pglock key`: prints the number of a key, or the SQL that computes it, without connecting to a server.
 //!
-//! A script that reads one number gets it or a failure. The table of all schemes is for people, and says in words what
-//! cannot be known here.
+//! For the keys on the command line, a script gets either every number or a failure. The table of all schemes is for
+//! people: where a number cannot be computed locally, it says why.
 
-use crate::cli::{KeyFormat, KeyQuery};
-use crate::key::hash::{Subject, TABLE};
+use crate::cli::{KeyFormat, KeyOptions, KeySelection};
+use crate::key::hash::{SCHEMES, SchemeInput};
 use crate::key::{Key, KeyId, Number};
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::ui::stdout;
 
-/// Prints the numbers of the keys.
+/// Runs `pglock key`.
 ///
 /// # Errors
-/// As for [`lines`], or standard output cannot be written.
-pub fn run(query: &KeyQuery) -> Result<Outcome, Failure> {
-    stdout::print(&lines(query)?).map(|_| Outcome::Success)
+/// Fails if a number depends on a server, if `--dbname` has no effect, or if standard output cannot be written.
+pub fn run(options: &KeyOptions) -> Result<Outcome, Failure> {
+    let text = match &options.selection {
+        KeySelection::Keys(keys) => print_keys(keys, &options.format)?,
+        KeySelection::AllSchemes(name) => print_all_schemes(name, &options.format),
+    };
+    stdout::print(&text)?;
+    Ok(Outcome::Success)
 }
 
-/// The answer, as lines.
-///
-/// # Errors
-/// A number is asked for that only a server can tell, or a database is given that does not matter.
-fn lines(question: &KeyQuery) -> Result<String, Failure> {
-    match question {
-        KeyQuery::Keys { keys, answer } => {
-            let lines = keys.iter().map(|key| line(key, answer));
-            lines.map(|line| Ok(line? + "\n")).collect()
-        }
-        KeyQuery::AllSchemes { name, answer } => Ok(table(name, answer)),
+fn print_keys(keys: &[Key], format: &KeyFormat) -> Result<String, Failure> {
+    let mut text = String::new();
+    for key in keys {
+        text += &print_key(key, format)?;
+        text.push('\n');
     }
+    Ok(text)
 }
 
-fn line(key: &Key, answer: &KeyFormat) -> Result<String, Failure> {
-    let KeyFormat::Number { database } = answer else {
+fn print_key(key: &Key, format: &KeyFormat) -> Result<String, Failure> {
+    let KeyFormat::Number { database } = format else {
         return Ok(key.sql());
     };
-    let unknown = |words: String| Err(Failure::say(ExitCode::Usage, words));
-    match (key.number(), database) {
-        (Number::Known(id), None) => Ok(id.to_string()),
-        (Number::Known(_), Some(_)) => unknown(format!(
-            "--dbname is without use: key {key} does not depend on the database"
-        )),
-        (Number::Computed(_), _) => match id_in(key, database.as_deref()) {
-            Some(id) => Ok(id.to_string()),
-            None => unknown(format!(
-                "the number of key {key} cannot be known here: it is {}",
-                who_knows(key)
-            )),
-        },
+    if database.is_some() && key.number().known().is_some() {
+        return Err(Failure::msg(
+            ExitCode::Usage,
+            format!("--dbname has no effect: key {key} does not depend on the database"),
+        ));
+    }
+    match id_in(key, database.as_deref()) {
+        Some(id) => Ok(id.to_string()),
+        None => {
+            let verb = if key.name().is_some() { "is " } else { "" };
+            let reason = why_unknown(key);
+            Err(Failure::msg(
+                ExitCode::Usage,
+                format!("the number of key {key} {verb}{reason}"),
+            ))
+        }
     }
 }
 
-fn table(name: &Key, answer: &KeyFormat) -> String {
-    let width = TABLE.iter().map(|row| row.name.len()).max().unwrap_or_default();
-    let lines = TABLE.iter().map(|row| {
-        let key = match row.subject {
-            Subject::Name => name.clone().hashed_by(row.scheme),
-            Subject::Database | Subject::Nothing => Key::of_tool(row.scheme),
+fn print_all_schemes(name: &Key, format: &KeyFormat) -> String {
+    let width = SCHEMES.iter().map(|info| info.name.len()).max().unwrap_or_default();
+    let mut text = String::new();
+    for info in &SCHEMES {
+        let key = match info.input {
+            SchemeInput::LockName => name.clone().hashed_by(info.scheme),
+            SchemeInput::DatabaseName | SchemeInput::Nothing => Key::for_tool(info.scheme),
         };
-        let said = match answer {
+        let value = match format {
             KeyFormat::Sql => key.sql(),
             KeyFormat::Number { database } => match id_in(&key, database.as_deref()) {
                 Some(id) => id.to_string(),
-                None => who_knows(&key),
+                None => why_unknown(&key),
             },
         };
-        format!("{:<width$}  {said}\n", row.name)
-    });
-    lines.collect()
+        text += &format!("{:<width$}  {value}\n", info.name);
+    }
+    text
 }
 
 fn id_in(key: &Key, database: Option<&str>) -> Option<KeyId> {
-    match (key.number(), database) {
-        (Number::Known(id), _) => Some(id),
-        (Number::Computed(_), Some(database)) => key.id_in(database),
-        (Number::Computed(_), None) => None,
+    match key.number() {
+        Number::Known(id) => Some(id),
+        Number::Computed(_) => key.id_in(database?),
     }
 }
 
-/// Where the number is to be had that is not known here.
-fn who_knows(key: &Key) -> String {
-    match key.name() {
-        Some(_) => format!("computed by the server: {}", key.sql()),
-        None => "made of the name of the database: give --dbname NAME".into(),
+fn why_unknown(key: &Key) -> String {
+    if key.name().is_some() {
+        format!("computed by the server: {}", key.sql())
+    } else {
+        "depends on the database: use --dbname NAME".to_owned()
     }
 }

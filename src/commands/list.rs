@@ -15,7 +15,7 @@ use postgres::Client;
 use serde_json::{Value, json};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
-use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+use unicode_width::UnicodeWidthStr;
 
 /// Lists the locks, once or until interrupted.
 ///
@@ -96,7 +96,7 @@ pub fn show(client: &mut Client, keys: &[Key], json: bool, watch: bool) -> Resul
         let is_read = stdout::print(&match (json, watch) {
             (true, false) => format!("{:#}\n", self::json(&overview)),
             (true, true) => format!("{}\n", self::json(&overview)),
-            (false, false) => table(&overview, terminal::page().map(|(columns, _)| columns)),
+            (false, false) => table(&overview, terminal::stdout_size().map(|(columns, _)| columns)),
             (false, true) => screen(&overview),
         })?;
         if !watch || !is_read {
@@ -110,13 +110,13 @@ pub fn show(client: &mut Client, keys: &[Key], json: bool, watch: bool) -> Resul
 fn screen(overview: &Overview) -> String {
     let now = humantime::format_rfc3339_seconds(SystemTime::now());
     let head = format!("pglock list, database {:?}, {now}", overview.database);
-    let Some((columns, lines)) = terminal::page() else {
+    let Some((columns, lines)) = terminal::stdout_size() else {
         return format!("{head}\n{}\n", table(overview, None));
     };
     let table = table(overview, Some(columns));
     let all: Vec<String> = std::iter::once(head.as_str())
         .chain(table.lines())
-        .map(|line| truncate_to_width(line, columns))
+        .map(|line| terminal::truncate_to_width(line, columns))
         .collect();
     let shown = match all.len() > lines {
         true => &all[..lines.saturating_sub(1)],
@@ -283,24 +283,10 @@ fn shrink(widths: &mut [usize], width: usize) {
 
 fn line(cells: Vec<String>, widths: &[usize]) -> String {
     let padded = cells.iter().zip(widths).map(|(cell, width)| {
-        let cell = truncate_to_width(cell, *width);
+        let cell = terminal::truncate_to_width(cell, *width);
         let blanks = width.saturating_sub(cell.width());
         format!("{cell}{}", " ".repeat(blanks))
     });
     let padded: Vec<String> = padded.collect();
     format!("{}\n", padded.join("  ").trim_end())
-}
-
-/// What fits into so many columns of a terminal, with `~` at the end where something is left out.
-pub fn truncate_to_width(text: &str, width: usize) -> String {
-    if text.width() <= width {
-        return text.to_owned();
-    }
-    let mut room = width.saturating_sub(1);
-    let fits = |c: &char| {
-        let fits = c.width().unwrap_or_default() <= room;
-        room = room.saturating_sub(c.width().unwrap_or_default());
-        fits
-    };
-    text.chars().take_while(fits).chain(['~']).collect()
 }

@@ -1,17 +1,19 @@
-//! One attempt to connect to one address, within its limit, and what its failure means for the next.
+//! One attempt to connect to one address within its time limit, and what its failure means for the next.
 //!
-//! libpq's rules: an address that cannot be reached leads to the next one, a server of the wrong role or one that
-//! is starting to the next host, and anything else that a server says ends the search: another server's answer
-//! must not hide that a password is wrong. The one addition is that a connection closed without a word counts as
-//! not reached: proxies do that whose server is gone.
+//! The rules are libpq's: an unreachable address leads to the next one, a server in the wrong role or still starting
+//! leads to the next host, and any other error of a server ends the search, because the reply of another server must not
+//! hide a wrong password. There is one addition: a connection that is closed without an error message counts as
+//! unreachable, because proxies do that when their server is down.
 
-use super::code_of;
-use super::connector::{Connector, HandshakeInfo, Opening};
-use super::settings::{Host, Place, Secret, Settings, TargetSessionAttrs};
+use super::connector::{Connector, Encryption, HandshakeInfo};
+use super::error::{
+    ClientErrorKind, ConnectError, RetryScope, describe_io_error, exit_code_for, root_cause, tls_alert,
+};
+use super::settings::{Host, HostAddress, Secret, Settings, TargetSessionAttrs};
 use super::tls;
-use crate::outcome::{ExitCode, Failure};
+use crate::outcome::ExitCode;
 use postgres::config::{SslMode, SslNegotiation};
-use postgres::error::SqlState;
+use postgres::error::{DbError, SqlState};
 use postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use std::error::Error;
 use std::net::IpAddr;
@@ -20,130 +22,61 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-/// What to try.
+/// What to connect to.
 pub struct ConnectAttempt<'a> {
-    /// The name of the session.
+    /// The application name of the session.
     pub application_name: &'a str,
-    /// Everything that does not depend on the host.
+    /// The settings for all hosts.
     pub settings: &'a Settings,
     /// The host.
     pub host: &'a Host,
-    /// One of its addresses; `None`: its Unix socket.
+    /// One of its addresses; `None` for its Unix socket.
     pub address: Option<IpAddr>,
-    /// What the session must be like.
+    /// The required kind of session.
     pub target: TargetSessionAttrs,
-    /// The password for it.
+    /// The password for this host.
     pub password: Option<&'a Secret>,
 }
 
-/// What to try after a failure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RetryScope {
-    /// The next address of the host, or the next host.
-    Address,
-    /// The next host.
-    Host,
-    /// Nothing.
-    Nothing,
-}
-
-/// Why there is no connection.
-pub struct ConnectError {
-    /// For the operator.
-    pub failure: Failure,
-    /// What may still help.
-    pub next: RetryScope,
-    /// TLS failed, or could not begin.
-    pub is_of_tls: bool,
-    /// The connection was encrypted.
-    pub encrypted: bool,
-    /// The server said no before it was content with who we are: pg_hba.conf may say otherwise with or without TLS.
-    pub before_authentication: bool,
-    /// The server asks for a password, and there is none.
-    pub wants_password: bool,
-}
-
-impl ConnectError {
-    fn new(code: ExitCode, words: String, next: RetryScope) -> ConnectError {
-        ConnectError {
-            failure: Failure::say(code, words),
-            next,
-            is_of_tls: false,
-            encrypted: false,
-            before_authentication: false,
-            wants_password: false,
-        }
-    }
-
-    /// Nobody answers there.
-    pub fn unreachable(words: String) -> ConnectError {
-        ConnectError::new(ExitCode::Unavailable, words, RetryScope::Address)
-    }
-
-    /// A setting is wrong that only concerns this host.
-    pub fn config(words: String) -> ConnectError {
-        ConnectError::new(ExitCode::Config, words, RetryScope::Host)
-    }
-
-    /// One side does not trust the other.
-    pub fn permission(words: String) -> ConnectError {
-        ConnectError::new(ExitCode::Permission, words, RetryScope::Nothing)
-    }
-
-    /// TLS cannot begin, for a fault of the settings or of their files.
-    pub fn tls_settings(words: String) -> ConnectError {
-        ConnectError {
-            is_of_tls: true,
-            ..ConnectError::new(ExitCode::Config, words, RetryScope::Nothing)
-        }
-    }
-
-    /// This failure, and then that of the second way to the same server.
-    pub fn and(self, way: &str, second: ConnectError) -> ConnectError {
-        let (one, two) = (self.failure.to_string(), second.failure.to_string());
-        let words = match one == two {
-            true => one,
-            false => format!("{two} ({way}; before that: {one})"),
-        };
-        ConnectError {
-            failure: Failure::say(second.failure.code, words),
-            ..second
-        }
-    }
-}
-
 impl ConnectAttempt<'_> {
-    /// Connects, and sees whether the session is what is wanted; within the limit, if one is given.
-    pub fn run(&self, opening: Opening, limit: Option<Duration>) -> Result<(Client, Option<Connector>), ConnectError> {
+    /// Connects, and verifies that the session is of the required kind; within the time limit, if there is one.
+    ///
+    /// # Errors
+    /// The error tells what is still worth trying.
+    pub fn run(
+        &self,
+        encryption: Encryption,
+        limit: Option<Duration>,
+    ) -> Result<(Client, Option<Connector>), ConnectError> {
         let config = self.config()?;
         let settings = self.settings;
         let connector = self
             .address
-            .map(|_| Connector::new(opening, settings.require_auth.clone(), settings.longest_answer));
+            .map(|_| Connector::new(encryption, settings.require_auth.clone(), settings.max_reply_bytes));
         if connector.is_none() {
-            self.check_unix()?;
+            self.check_unix_socket()?;
         }
-        let (target, used) = (self.target, connector.clone());
+        let (target, used_connector) = (self.target, connector.clone());
         let connected = within(limit, move || {
-            let mut client = match used {
+            let mut client = match used_connector {
                 Some(connector) => config.connect(connector),
                 None => config.connect(NoTls),
             }?;
-            let mismatch = mismatch(&mut client, target)?;
+            let mismatch = find_mismatch(&mut client, target)?;
             Ok((client, mismatch))
         });
         let handshake = connector.as_ref().map(Connector::handshake_info).unwrap_or_default();
         match connected {
             None => Err(ConnectError::unreachable(self.timed_out())),
-            Some(Err(error)) => Err(self.refusal(&error, &handshake)),
-            Some(Ok((_, Some(words)))) => Err(ConnectError::new(ExitCode::Unavailable, words.into(), RetryScope::Host)),
+            Some(Err(error)) => Err(self.connect_error(&error, &handshake)),
+            Some(Ok((_, Some(mismatch)))) => Err(ConnectError::new(ExitCode::Unavailable, mismatch, RetryScope::Host)),
             Some(Ok((client, None))) => Ok((client, connector)),
         }
     }
 
     fn timed_out(&self) -> String {
-        let limit = self.settings.limit.unwrap_or_default();
-        format!("no connection within {}", humantime::format_duration(limit))
+        let timeout = self.settings.connect_timeout.unwrap_or_default();
+        format!("timeout expired after {}", humantime::format_duration(timeout))
     }
 
     fn config(&self) -> Result<Config, ConnectError> {
@@ -161,140 +94,144 @@ impl ConnectAttempt<'_> {
         if let Some(password) = self.password {
             config.password(password.expose());
         }
-        if let Some(limit) = settings.limit {
-            config.connect_timeout(limit);
+        if let Some(timeout) = settings.connect_timeout {
+            config.connect_timeout(timeout);
         }
-        match (&self.host.place, self.address) {
-            (Place::Folder(folder), _) => {
-                // Linux's abstract namespace is told by a zero byte.
-                config.host_path(folder.replacen('@', "\0", usize::from(folder.starts_with('@'))));
+        match (&self.host.address, self.address) {
+            (HostAddress::SocketDirectory(directory), _) => {
+                // The client library marks Linux's abstract namespace with a zero byte, libpq with "@".
+                let abstract_marks = usize::from(directory.starts_with('@'));
+                config.host_path(directory.replacen('@', "\0", abstract_marks));
                 config.ssl_mode(SslMode::Disable);
             }
             (_, Some(address)) => {
-                // With an address of its own, a host can be called anything, also by the path of a folder.
-                let name = match self.host.name.starts_with('/') {
-                    true => address.to_string(),
-                    false => self.host.name.clone(),
+                // A host with a numeric address can have any name, even the path of a directory.
+                let name = if self.host.name.starts_with('/') {
+                    address.to_string()
+                } else {
+                    self.host.name.clone()
                 };
                 config.host(&name).hostaddr(address);
-                // Whatever sslmode says: see `connector`.
+                // Whatever sslmode is: this makes the library leave everything to the connector.
                 config
                     .ssl_mode(SslMode::Require)
                     .ssl_negotiation(SslNegotiation::Direct);
-                self.watch_over(&mut config);
+                self.set_tcp_options(&mut config);
             }
-            (_, None) => return Err(ConnectError::config("the host has no address".into())),
+            (_, None) => return Err(ConnectError::host_settings("the host has no address")),
         }
         Ok(config)
     }
 
-    fn watch_over(&self, config: &mut Config) {
+    fn set_tcp_options(&self, config: &mut Config) {
         let tcp = &self.settings.tcp;
-        config.keepalives(!tcp.no_keepalives);
-        if let Some(idle) = tcp.idle {
+        config.keepalives(tcp.has_keepalives);
+        if let Some(idle) = tcp.keepalive_idle {
             config.keepalives_idle(idle);
         }
-        if let Some(interval) = tcp.interval {
+        if let Some(interval) = tcp.keepalive_interval {
             config.keepalives_interval(interval);
         }
-        if let Some(count) = tcp.count {
+        if let Some(count) = tcp.keepalive_count {
             config.keepalives_retries(count);
         }
-        if let Some(limit) = tcp.user_timeout {
-            config.tcp_user_timeout(limit);
+        if let Some(timeout) = tcp.user_timeout {
+            config.tcp_user_timeout(timeout);
         }
     }
 
-    /// What has to be known of a Unix socket before anything is sent over it.
-    fn check_unix(&self) -> Result<(), ConnectError> {
-        let Place::Folder(folder) = &self.host.place else {
+    /// Checks what must hold for a Unix socket before anything is sent over it.
+    fn check_unix_socket(&self) -> Result<(), ConnectError> {
+        let HostAddress::SocketDirectory(directory) = &self.host.address else {
             return Ok(());
         };
-        let required = &self.settings.require_auth.given;
-        if !required.is_empty() {
-            return Err(ConnectError::new(
-                ExitCode::Config,
-                "require_auth cannot be had on a Unix socket; requirepeer can".into(),
-                RetryScope::Nothing,
+        if !self.settings.require_auth.given.is_empty() {
+            return Err(ConnectError::settings(
+                "require_auth is not supported on Unix sockets; use requirepeer",
             ));
         }
         if let Some(owner) = &self.settings.require_peer {
-            let path = format!("{folder}/.s.PGSQL.{}", self.host.port);
-            let probe = UnixStream::connect(path).map_err(|error| ConnectError::unreachable(plain(&error)))?;
+            let path = format!("{directory}/.s.PGSQL.{}", self.host.port);
+            let probe =
+                UnixStream::connect(path).map_err(|error| ConnectError::unreachable(describe_io_error(&error)))?;
             check_peer(Some(&probe), owner)?;
         }
         Ok(())
     }
 
-    fn refusal(&self, error: &postgres::Error, handshake: &HandshakeInfo) -> ConnectError {
-        let base = match error.as_db_error() {
-            Some(db) => {
-                let next = match *db.code() {
-                    SqlState::CANNOT_CONNECT_NOW => RetryScope::Host,
-                    _ => RetryScope::Nothing,
-                };
-                let mut words = db.message().to_owned();
-                let from_file = self.settings.password.is_none() && self.host.password.is_some();
-                if from_file
-                    && *db.code() == SqlState::INVALID_PASSWORD
-                    && let Some(path) = &self.settings.passfile
-                {
-                    words += &format!(" (with the password of {})", path.display());
-                }
-                ConnectError {
-                    before_authentication: !handshake.authenticated && next == RetryScope::Nothing,
-                    ..ConnectError::new(code_of(db.code().code()), words, next)
-                }
-            }
-            None => self.refusal_without_words(error, handshake),
+    fn connect_error(&self, error: &postgres::Error, handshake: &HandshakeInfo) -> ConnectError {
+        let connect_error = match error.as_db_error() {
+            Some(db) => self.refused_by_server(db, handshake),
+            None => self.failed_without_message(error, handshake),
         };
         ConnectError {
-            encrypted: handshake.encrypted,
-            ..base
+            is_encrypted: handshake.is_encrypted,
+            ..connect_error
         }
     }
 
-    /// The server has not said why.
-    fn refusal_without_words(&self, error: &postgres::Error, handshake: &HandshakeInfo) -> ConnectError {
-        let cause = error.source().map(ToString::to_string).unwrap_or_default();
-        if let Some(words) = &handshake.tls_failure {
+    /// The server sent an error message.
+    fn refused_by_server(&self, db: &DbError, handshake: &HandshakeInfo) -> ConnectError {
+        let retry = if *db.code() == SqlState::CANNOT_CONNECT_NOW {
+            RetryScope::Host
+        } else {
+            RetryScope::Nothing
+        };
+        let mut message = db.message().to_owned();
+        let is_from_passfile = self.settings.password.is_none() && self.host.password.is_some();
+        if is_from_passfile
+            && *db.code() == SqlState::INVALID_PASSWORD
+            && let Some(path) = &self.settings.passfile
+        {
+            message += &format!(" (password retrieved from file {})", path.display());
+        }
+        ConnectError {
+            is_before_authentication: !handshake.is_authenticated && retry == RetryScope::Nothing,
+            ..ConnectError::new(exit_code_for(db.code().code()), message, retry)
+        }
+    }
+
+    /// The server did not say why, or the failure is on our side.
+    fn failed_without_message(&self, error: &postgres::Error, handshake: &HandshakeInfo) -> ConnectError {
+        if let Some(message) = &handshake.tls_failure {
             return ConnectError {
-                is_of_tls: true,
-                ..ConnectError::new(ExitCode::Unavailable, words.clone(), RetryScope::Nothing)
+                is_tls_failure: true,
+                ..ConnectError::new(ExitCode::Unavailable, message, RetryScope::Nothing)
             };
         }
-        let method = handshake.method.unwrap_or("that");
-        if handshake.unwanted {
-            let required = &self.settings.require_auth.given;
-            return ConnectError::permission(match method {
-                "none" => {
-                    format!("the server asks for no authentication, and require_auth is {required}")
-                }
-                _ => format!("the server asks for {method} authentication, and require_auth is {required}"),
-            });
+        if let Some(method) = handshake.method {
+            if handshake.is_method_refused {
+                let requested = if method == "none" { "no" } else { method };
+                let required = &self.settings.require_auth.given;
+                return ConnectError::permission(format!(
+                    "the server requested {requested} authentication, but require_auth is {required}"
+                ));
+            }
+            if UNSUPPORTED_METHODS.contains(&method) {
+                return ConnectError::permission(format!(
+                    "the server requested {method} authentication, which is not supported"
+                ));
+            }
         }
-        if cause == "password missing" {
-            return ConnectError {
-                wants_password: true,
+        match ClientErrorKind::from_error(error) {
+            ClientErrorKind::PasswordMissing => ConnectError {
+                is_password_missing: true,
                 ..ConnectError::permission(format!(
-                    "the server asks for a password, and none is given (PGPASSWORD, or a line in {})",
+                    "no password supplied, but the server requested one; set PGPASSWORD, or add a line to {}",
                     self.passfile()
                 ))
-            };
-        }
-        match cause.as_str() {
-            "unsupported authentication method" => ConnectError::permission(format!(
-                "the server asks for {method} authentication, which cannot be had"
-            )),
-            _ if error.to_string().starts_with("authentication error") => ConnectError::permission(cause),
-            "" if error.is_closed() => {
-                ConnectError::unreachable("the server closed the connection without a word".into())
-            }
-            _ => match alert(error) {
-                // TLS 1.3 tells only after the handshake what the server thinks of our certificate.
-                Some(alert) if tls::is_about_our_certificate(alert) => ConnectError::permission(innermost(error)),
-                _ => ConnectError::unreachable(innermost(error)),
             },
+            ClientErrorKind::Authentication => {
+                ConnectError::permission(error.source().map(ToString::to_string).unwrap_or_default())
+            }
+            ClientErrorKind::Other if error.is_closed() => {
+                ConnectError::unreachable("the server closed the connection unexpectedly")
+            }
+            // With TLS 1.3, the server rejects our certificate only after the handshake.
+            ClientErrorKind::Other if tls_alert(error).is_some_and(tls::is_about_client_certificate) => {
+                ConnectError::permission(root_cause(error))
+            }
+            ClientErrorKind::Other => ConnectError::unreachable(root_cause(error)),
         }
     }
 
@@ -306,89 +243,44 @@ impl ConnectAttempt<'_> {
     }
 }
 
-/// What is wrong with the session, for the purpose; `None`: nothing.
-fn mismatch(client: &mut Client, target: TargetSessionAttrs) -> Result<Option<&'static str>, postgres::Error> {
+/// The authentication methods that the client library refuses, as [`HandshakeInfo`] names them.
+const UNSUPPORTED_METHODS: [&str; 4] = ["gss", "sspi", "kerberos", "scm"];
+
+/// Returns why the session is not of the required kind; `None` if it is.
+fn find_mismatch(client: &mut Client, target: TargetSessionAttrs) -> Result<Option<&'static str>, postgres::Error> {
     if target == TargetSessionAttrs::Any {
         return Ok(None);
     }
-    let rows = client.simple_query(
+    let messages = client.simple_query(
         "SELECT pg_catalog.pg_is_in_recovery(), \
          pg_catalog.pg_is_in_recovery() OR pg_catalog.current_setting('default_transaction_read_only')::bool",
     )?;
-    let row = rows.iter().find_map(|message| match message {
+    let row = messages.iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
     });
-    // What is not there is not so.
-    let is = |column: usize| row.and_then(|row| row.try_get(column).ok()?) == Some("t");
-    let (standby, read_only) = (is(0), is(1));
+    // A missing value counts as false.
+    let is_true = |column: usize| row.and_then(|row| row.try_get(column).ok()?) == Some("t");
+    let (is_standby, is_read_only) = (is_true(0), is_true(1));
     Ok(match target {
-        TargetSessionAttrs::ReadWrite if read_only => Some("the session is read-only"),
-        TargetSessionAttrs::ReadOnly if !read_only => Some("the session is not read-only"),
-        TargetSessionAttrs::Primary if standby => Some("the server is a hot standby"),
-        TargetSessionAttrs::Standby if !standby => Some("the server is not a hot standby"),
+        TargetSessionAttrs::ReadWrite if is_read_only => Some("session is read-only"),
+        TargetSessionAttrs::ReadOnly if !is_read_only => Some("session is not read-only"),
+        TargetSessionAttrs::Primary if is_standby => Some("server is in hot standby mode"),
+        TargetSessionAttrs::Standby if !is_standby => Some("server is not in hot standby mode"),
         _ => None,
     })
 }
 
-impl From<postgres::Error> for Failure {
-    fn from(error: postgres::Error) -> Failure {
-        // What the server says is enough where it says something; the rest is the library's framing.
-        match error.as_db_error() {
-            Some(db) => Failure::say(code_of(db.code().code()), db.message()),
-            None => Failure::new(ExitCode::Unavailable, error),
-        }
-    }
-}
-
-/// The cause of all, as people write it.
-fn innermost(error: &(dyn Error + 'static)) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source().filter(|_| !cause.is::<std::io::Error>()) {
-        cause = next;
-    }
-    match cause.downcast_ref::<std::io::Error>() {
-        Some(error) => plain(error),
-        None => cause.to_string(),
-    }
-}
-
-/// What TLS has told us at the end, if it has.
-fn alert(error: &postgres::Error) -> Option<rustls::AlertDescription> {
-    let error = error.source()?.downcast_ref::<std::io::Error>()?;
-    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
-        rustls::Error::AlertReceived(alert) => Some(*alert),
-        _ => None,
-    }
-}
-
-/// An error of the system without its number, or one of TLS.
-pub fn plain(error: &std::io::Error) -> String {
-    if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
-        return tls::words(error);
-    }
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    let text = text
-        .strip_prefix("failed to lookup address information: ")
-        .unwrap_or(text);
-    let mut chars = text.chars();
-    match chars.next() {
-        Some(first) => first.to_lowercase().chain(chars).collect(),
-        None => "the connection failed".into(),
-    }
-}
-
-/// Does it on a thread of its own, and waits no longer than the limit: nothing in it can be interrupted. `None`:
-/// the time is up. What comes too late is dropped, and a session closed by that.
-pub fn within<T: Send + 'static>(limit: Option<Duration>, act: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+/// Runs the function on a thread of its own, because it cannot be interrupted, and returns `None` when the time limit is
+/// over. A result that comes later is dropped, which closes a connection.
+pub fn within<T: Send + 'static>(limit: Option<Duration>, function: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let Some(limit) = limit else {
-        return Some(act());
+        return Some(function());
     };
     let (sender, receiver) = channel();
     let spawned = std::thread::Builder::new().name("connect".into()).spawn(move || {
-        // Nobody waits any more for what comes too late.
-        let _ = sender.send(act());
+        // Fails if the result comes too late.
+        let _ = sender.send(function());
     });
     match spawned {
         Ok(_) => receiver.recv_timeout(limit).ok(),
@@ -396,21 +288,23 @@ pub fn within<T: Send + 'static>(limit: Option<Duration>, act: impl FnOnce() -> 
     }
 }
 
-/// Whether the process at the other end of a Unix socket is this user's (`requirepeer`).
+/// Verifies that the process at the other end of a Unix socket belongs to this user (`requirepeer`).
+///
+/// # Errors
+/// It belongs to another user, or that cannot be determined.
 pub fn check_peer(socket: Option<&impl AsFd>, owner: &str) -> Result<(), ConnectError> {
-    let found = socket.and_then(peer_of);
-    match found {
-        Some(found) if found == owner => Ok(()),
-        Some(found) => Err(ConnectError::permission(format!(
-            "requirepeer is {owner:?}, and the server belongs to {found:?}"
+    match socket.and_then(peer_user) {
+        Some(user) if user == owner => Ok(()),
+        Some(user) => Err(ConnectError::permission(format!(
+            "requirepeer specifies {owner:?}, but actual peer user name is {user:?}"
         ))),
         None => Err(ConnectError::permission(format!(
-            "requirepeer is {owner:?}, and whose the server is cannot be told"
+            "requirepeer specifies {owner:?}, but the peer user name could not be determined"
         ))),
     }
 }
 
-fn peer_of(socket: &impl AsFd) -> Option<String> {
+fn peer_user(socket: &impl AsFd) -> Option<String> {
     #[cfg(target_os = "linux")]
     let uid = {
         use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};

@@ -1,13 +1,13 @@
-//! What happens on a new TCP connection before PostgreSQL's own protocol begins, and a look at its first answers.
+//! TLS negotiation on a new TCP connection, and a look at how the server authenticates us.
 //!
-//! The client library is told to start TLS directly, and calls this instead: it asks the server for TLS, or does
-//! not, as `sslmode` has it, and returns a stream. Of what the server sends up to the end of authentication the
-//! stream takes note: what the server asks for is compared with `require_auth` before a password is sent, and
-//! whether it was an error before or after authentication decides whether another attempt makes sense. All that the
-//! server sends goes through a [`ReplyFilter`].
+//! The client library is configured to start TLS directly, and calls this connector to do so. The connector requests TLS
+//! or not, as `sslmode` demands, and returns a stream. Until authentication is complete, the stream records what the server
+//! sends: the requested method is compared with `require_auth` before a password is sent, and whether the server refuses us
+//! before or after authentication decides whether another attempt makes sense. Everything that the server sends goes
+//! through a [`ReplyFilter`].
 
-use super::attempt::plain;
-use super::reply_filter::ReplyFilter;
+use super::error::describe_io_error;
+use super::reply_filter::{MESSAGE_HEADER_BYTES, ReplyFilter};
 use super::settings::RequireAuth;
 use postgres::Socket;
 use postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
@@ -21,236 +21,242 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// How to begin.
+/// Whether, and how, to encrypt the connection.
 #[derive(Clone)]
-pub enum Opening {
-    /// In plain text.
-    Plain,
-    /// With TLS.
+pub enum Encryption {
+    /// No TLS.
+    Plaintext,
+    /// TLS.
     Tls {
-        /// How.
+        /// The configuration for the host.
         config: Arc<ClientConfig>,
-        /// Without asking first.
-        direct: bool,
-        /// If the server has no TLS, in plain text after all.
-        or_plain: bool,
+        /// Start TLS without asking the server first (`sslnegotiation=direct`).
+        is_direct: bool,
+        /// Continue in plaintext if the server does not support TLS.
+        allows_plaintext: bool,
     },
 }
 
-/// What became known of an attempt.
+/// What an attempt has learned about the server, even if it failed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HandshakeInfo {
-    /// Why there is no TLS connection, in words.
+    /// Why there is no TLS connection.
     pub tls_failure: Option<String>,
     /// The connection is encrypted.
-    pub encrypted: bool,
-    /// What the server asked for to authenticate us.
+    pub is_encrypted: bool,
+    /// The authentication method that the server requested, as `require_auth` names it.
     pub method: Option<&'static str>,
-    /// It is content with us.
-    pub authenticated: bool,
-    /// It asked for what `require_auth` does not allow.
-    pub unwanted: bool,
+    /// The server has accepted us.
+    pub is_authenticated: bool,
+    /// `require_auth` does not allow the requested method.
+    pub is_method_refused: bool,
 }
 
-/// The connector for one attempt, and for the cancel request of its session.
+/// The connector of one attempt, and of the cancel requests of its session.
 #[derive(Clone)]
 pub struct Connector {
-    opening: Opening,
+    encryption: Encryption,
     require_auth: RequireAuth,
-    longest_answer: usize,
+    max_reply_bytes: usize,
     handshake: Arc<Mutex<HandshakeInfo>>,
 }
 
 impl Connector {
-    /// For one attempt, with these ways of authentication, and answers of so many bytes at the most.
-    pub fn new(opening: Opening, require_auth: RequireAuth, longest_answer: usize) -> Connector {
+    /// Creates a connector that allows these authentication methods, and replies of at most so many bytes.
+    pub fn new(encryption: Encryption, require_auth: RequireAuth, max_reply_bytes: usize) -> Connector {
         Connector {
-            opening,
+            encryption,
             require_auth,
-            longest_answer,
+            max_reply_bytes,
             handshake: Arc::default(),
         }
     }
 
-    /// What became known.
+    /// Returns what has been learned about the server.
     pub fn handshake_info(&self) -> HandshakeInfo {
-        self.note().clone()
+        self.lock_handshake().clone()
     }
 
-    fn note(&self) -> MutexGuard<'_, HandshakeInfo> {
+    fn lock_handshake(&self) -> MutexGuard<'_, HandshakeInfo> {
         self.handshake.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn open(self, host: String, mut socket: Socket) -> io::Result<Stream> {
-        let inner = match self.opening.clone() {
-            Opening::Plain => Inner::Plain(socket),
-            Opening::Tls {
+    async fn connect(self, host: String, mut socket: Socket) -> io::Result<Stream> {
+        let transport = match self.encryption.clone() {
+            Encryption::Plaintext => Transport::Plaintext(socket),
+            Encryption::Tls {
                 config,
-                direct,
-                or_plain,
-            } => match direct || self.negotiate(&mut socket).await? {
-                true => Inner::Tls(Box::new(self.handshake(config, host, socket).await?)),
-                false if or_plain => Inner::Plain(socket),
-                false => {
-                    return Err(self.fail("the server does not support TLS, and sslmode demands it".into()));
+                is_direct,
+                allows_plaintext,
+            } => {
+                if is_direct || self.request_tls(&mut socket).await? {
+                    Transport::Tls(Box::new(self.start_tls(config, host, socket).await?))
+                } else if allows_plaintext {
+                    Transport::Plaintext(socket)
+                } else {
+                    return Err(self.fail("the server does not support TLS, but sslmode requires it".into()));
                 }
-            },
+            }
         };
-        self.note().encrypted = matches!(inner, Inner::Tls(_));
+        self.lock_handshake().is_encrypted = matches!(transport, Transport::Tls(_));
         Ok(Stream {
-            inner,
-            reply_filter: ReplyFilter::new(self.longest_answer),
-            dial: self,
-            head: Vec::new(),
-            skip: 0,
+            transport,
+            reply_filter: ReplyFilter::new(self.max_reply_bytes),
+            connector: self,
+            header: Vec::new(),
+            skipped_bytes: 0,
         })
     }
 
-    /// Asks for TLS: whether the server has it.
-    async fn negotiate(&self, socket: &mut Socket) -> io::Result<bool> {
-        // SSLRequest: its length, and a number that is no version of the protocol.
+    /// Requests TLS, and returns whether the server supports it.
+    async fn request_tls(&self, socket: &mut Socket) -> io::Result<bool> {
+        // SSLRequest: its length, and a code in place of a protocol version.
         socket.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).await?;
-        let mut answer = [0];
-        socket.read_exact(&mut answer).await?;
-        match answer[0] {
+        let mut reply = [0];
+        socket.read_exact(&mut reply).await?;
+        match reply[0] {
             b'S' => Ok(true),
             b'N' => Ok(false),
-            // What follows an 'E' comes from nobody that we know.
-            _ => Err(self.fail("the server answered the question for TLS with an error".into())),
+            // An error message may follow, but it must not be trusted: the server is not authenticated (CVE-2024-10977).
+            _ => Err(self.fail("the server sent an error response to the TLS request".into())),
         }
     }
 
-    async fn handshake(&self, config: Arc<ClientConfig>, host: String, socket: Socket) -> io::Result<RustlsStream> {
-        // A name that is none in the DNS is not told to the server, and is compared by our own rules.
-        let name = match ServerName::try_from(host.as_str()) {
+    async fn start_tls(&self, config: Arc<ClientConfig>, host: String, socket: Socket) -> io::Result<RustlsStream> {
+        // A name that is not a valid DNS name is not sent to the server. The verifier compares it in any case.
+        let server_name = match ServerName::try_from(host.as_str()) {
             Ok(_) => host,
             Err(_) => "0.0.0.0".into(),
         };
         let mut maker = MakeRustlsConnect::new(ClientConfig::clone(&config));
-        let connector = MakeTlsConnect::<Socket>::make_tls_connect(&mut maker, &name);
-        let connector = connector.map_err(io::Error::other)?;
-        match connector.connect(socket).await {
+        let rustls_connect = MakeTlsConnect::<Socket>::make_tls_connect(&mut maker, &server_name);
+        let rustls_connect = rustls_connect.map_err(io::Error::other)?;
+        match rustls_connect.connect(socket).await {
             Ok(stream) => Ok(stream),
-            Err(error) => Err(self.fail(tls_words(&error))),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(self.fail("the server closed the connection during the TLS handshake".into()))
+            }
+            Err(error) => Err(self.fail(describe_io_error(&error))),
         }
     }
 
-    fn fail(&self, words: String) -> io::Error {
-        self.note().tls_failure = Some(words.clone());
-        io::Error::other(words)
-    }
-}
-
-/// An error of the handshake, in words.
-fn tls_words(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::UnexpectedEof => "the server closed the connection in the middle of the TLS handshake".into(),
-        _ => plain(error),
+    /// Records why TLS failed.
+    fn fail(&self, message: String) -> io::Error {
+        self.lock_handshake().tls_failure = Some(message.clone());
+        io::Error::other(message)
     }
 }
 
 impl MakeTlsConnect<Socket> for Connector {
     type Stream = Stream;
-    type TlsConnect = ConnectorHost;
+    type TlsConnect = HostConnector;
     type Error = io::Error;
 
-    fn make_tls_connect(&mut self, host: &str) -> io::Result<ConnectorHost> {
-        Ok(ConnectorHost {
-            dial: self.clone(),
+    fn make_tls_connect(&mut self, host: &str) -> io::Result<HostConnector> {
+        Ok(HostConnector {
+            connector: self.clone(),
             host: host.to_owned(),
         })
     }
 }
 
 /// The connector for one host.
-pub struct ConnectorHost {
-    dial: Connector,
+pub struct HostConnector {
+    connector: Connector,
     host: String,
 }
 
-impl TlsConnect<Socket> for ConnectorHost {
+impl TlsConnect<Socket> for HostConnector {
     type Stream = Stream;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = io::Result<Stream>> + Send>>;
 
     fn connect(self, socket: Socket) -> Self::Future {
-        Box::pin(self.dial.open(self.host, socket))
+        Box::pin(self.connector.connect(self.host, socket))
     }
 }
 
 type RustlsStream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
 
-enum Inner {
-    Plain(Socket),
+enum Transport {
+    Plaintext(Socket),
     Tls(Box<RustlsStream>),
 }
 
-/// The connection. It listens until authentication is over.
+/// The connection. It observes the server's messages until authentication is complete.
 pub struct Stream {
-    inner: Inner,
+    transport: Transport,
     reply_filter: ReplyFilter,
-    dial: Connector,
-    /// The first bytes of the message that is being read: type, length, and for an authentication its kind.
-    head: Vec<u8>,
-    /// How many bytes of it are not of interest.
-    skip: usize,
+    connector: Connector,
+    /// The beginning of the current message: its type, its length, and for an authentication message its code.
+    header: Vec<u8>,
+    /// How many bytes of the current message are still to be skipped.
+    skipped_bytes: usize,
 }
 
-/// 'R', four bytes of length, four of kind.
-const MESSAGE_HEADER_LEN: usize = 9;
+/// The header of an authentication message, and the code that follows it.
+const AUTHENTICATION_HEADER_BYTES: usize = MESSAGE_HEADER_BYTES + 4;
 
 impl Stream {
-    /// Looks at what has come.
-    fn listen(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+    /// Follows the messages in these bytes.
+    fn observe(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            let skipped = self.skip.min(bytes.len());
-            self.skip -= skipped;
+            let skipped = self.skipped_bytes.min(bytes.len());
+            self.skipped_bytes -= skipped;
             bytes = &bytes[skipped..];
             let Some((first, rest)) = bytes.split_first() else {
                 break;
             };
-            self.head.push(*first);
+            self.header.push(*first);
             bytes = rest;
-            let kind_matters = self.head[0] == b'R';
-            if self.head.len() == if kind_matters { MESSAGE_HEADER_LEN } else { 5 } {
-                let head = std::mem::take(&mut self.head);
-                let number = |at: usize| <[u8; 4]>::try_from(&head[at..at + 4]).map_or(0, u32::from_be_bytes);
-                self.skip = (number(1) as usize).saturating_sub(head.len() - 1);
-                if kind_matters && self.judge(number(5))? {
-                    break;
-                }
+            let is_authentication = self.header[0] == b'R';
+            let header_bytes = if is_authentication {
+                AUTHENTICATION_HEADER_BYTES
+            } else {
+                MESSAGE_HEADER_BYTES
+            };
+            if self.header.len() < header_bytes {
+                continue;
+            }
+            let header = std::mem::take(&mut self.header);
+            let number = |at: usize| <[u8; 4]>::try_from(&header[at..at + 4]).map_or(0, u32::from_be_bytes);
+            self.skipped_bytes = (number(1) as usize).saturating_sub(header.len() - 1);
+            if is_authentication && self.record_authentication(number(MESSAGE_HEADER_BYTES))? {
+                break;
             }
         }
         Ok(())
     }
 
-    /// Takes note of an authentication message; whether it was the last one.
-    fn judge(&mut self, kind: u32) -> io::Result<bool> {
-        let mut handshake = self.dial.note();
-        let method = match kind {
+    /// Records an authentication message, and returns whether authentication is complete.
+    fn record_authentication(&mut self, code: u32) -> io::Result<bool> {
+        let mut handshake = self.connector.lock_handshake();
+        let method = match code {
             0 => handshake.method.unwrap_or("none"),
+            2 => "kerberos",
             3 => "password",
             5 => "md5",
+            6 => "scm",
             7 | 8 => "gss",
             9 => "sspi",
             10..=12 => "scram-sha-256",
             _ => "unknown",
         };
-        handshake.authenticated = kind == 0;
+        handshake.is_authenticated = code == 0;
         handshake.method = Some(method);
-        if !self.dial.require_auth.allows(method) {
-            handshake.unwanted = true;
-            return Err(io::Error::other("require_auth"));
+        if !self.connector.require_auth.allows(method) {
+            handshake.is_method_refused = true;
+            return Err(io::Error::other("authentication method not allowed by require_auth"));
         }
-        Ok(kind == 0)
+        Ok(code == 0)
     }
 }
 
 impl TlsStream for Stream {
     fn channel_binding(&self) -> ChannelBinding {
-        match &self.inner {
-            Inner::Plain(_) => ChannelBinding::none(),
-            Inner::Tls(stream) => stream.channel_binding(),
+        match &self.transport {
+            Transport::Plaintext(_) => ChannelBinding::none(),
+            Transport::Tls(stream) => stream.channel_binding(),
         }
     }
 }
@@ -259,20 +265,21 @@ impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         loop {
-            let read = match &mut self.inner {
-                Inner::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
-                Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buffer),
+            let read = match &mut self.transport {
+                Transport::Plaintext(socket) => Pin::new(socket).poll_read(cx, buffer),
+                Transport::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buffer),
             };
-            let come = buffer.filled().len() - before;
-            if !matches!(read, Poll::Ready(Ok(()))) || come == 0 {
+            let received = buffer.filled().len() - before;
+            if !matches!(read, Poll::Ready(Ok(()))) || received == 0 {
                 return read;
             }
-            let kept = self.reply_filter.sift(&mut buffer.filled_mut()[before..])?;
+            let kept = self.reply_filter.filter(&mut buffer.filled_mut()[before..])?;
             buffer.set_filled(before + kept);
-            if !self.dial.note().authenticated {
-                self.listen(&buffer.filled()[before..])?;
+            let is_authenticated = self.connector.lock_handshake().is_authenticated;
+            if !is_authenticated {
+                self.observe(&buffer.filled()[before..])?;
             }
-            // Nothing would mean the end of the connection.
+            // Zero bytes would mean the end of the connection, so read on.
             if kept > 0 {
                 return read;
             }
@@ -282,24 +289,24 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.reply_filter.asked();
-        match &mut self.inner {
-            Inner::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
-            Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, bytes),
+        self.reply_filter.start_reply();
+        match &mut self.transport {
+            Transport::Plaintext(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Transport::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, bytes),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.inner {
-            Inner::Plain(socket) => Pin::new(socket).poll_flush(cx),
-            Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+        match &mut self.transport {
+            Transport::Plaintext(socket) => Pin::new(socket).poll_flush(cx),
+            Transport::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.inner {
-            Inner::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
-            Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+        match &mut self.transport {
+            Transport::Plaintext(socket) => Pin::new(socket).poll_shutdown(cx),
+            Transport::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
         }
     }
 }

@@ -1,17 +1,17 @@
-//! The password file, as libpq reads it: `host:port:database:user:password`, the first line that fits.
+//! The password file, as libpq reads it: `host:port:database:user:password`; the first matching line counts.
 //!
-//! A field matches character by character with a backslash keeping the next one as it is, so that `::1` works
-//! unescaped in the first field too. A file that others may read is ignored, with a warning: whoever can read it
-//! may already have the password, and whoever set it up is to notice.
+//! Fields are compared character by character, where a backslash escapes the next one, so `::1` also works unescaped as
+//! the first field. A file that others can read is ignored with a warning: its passwords may have leaked already, and
+//! its owner should notice.
 
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// What a line must be for.
-pub struct Wanted<'a> {
-    /// The host as it was given; `localhost` for the default folder of Unix sockets.
+/// The connection that a line must match.
+pub struct PassfileQuery<'a> {
+    /// The host as it was given; `localhost` for the default directory of Unix sockets.
     pub host: &'a str,
     /// The port.
     pub port: u16,
@@ -21,65 +21,75 @@ pub struct Wanted<'a> {
     pub user: &'a str,
 }
 
-/// The text of the file; `None` where there is none, `Err` with a warning where it must not be used.
-pub fn read(path: &Path) -> Result<Option<String>, String> {
+/// What reading a password file came to.
+pub enum Passfile {
+    /// It does not exist or cannot be read.
+    Missing,
+    /// It must not be used, for the reason in this warning.
+    Ignored(String),
+    /// Its text.
+    Text(String),
+}
+
+/// Reads the file, if it exists and nobody else has access to it.
+pub fn read(path: &Path) -> Passfile {
     let Ok(mut file) = File::open(path) else {
-        return Ok(None);
+        return Passfile::Missing;
     };
     let Ok(metadata) = file.metadata() else {
-        return Ok(None);
+        return Passfile::Missing;
     };
-    let shown = path.display();
+    let path = path.display();
     if !metadata.is_file() {
-        return Err(format!("the password file {shown} is not a plain file, and is ignored"));
+        return Passfile::Ignored(format!("ignoring password file {path}: it is not a regular file"));
     }
     if metadata.mode() & 0o077 != 0 {
-        return Err(format!(
-            "the password file {shown} has group or world access, and is ignored; make it private with chmod 0600"
+        return Passfile::Ignored(format!(
+            "ignoring password file {path}: it has group or world access; permissions should be 0600 or less"
         ));
     }
     let mut bytes = Vec::new();
     if file.read_to_end(&mut bytes).is_err() {
-        return Ok(None);
+        return Passfile::Missing;
     }
-    // One odd line of another user's password must not make the others useless.
-    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+    // One line that is not UTF-8 must not make the others useless.
+    Passfile::Text(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The password of the first line that fits. Pure.
-pub fn find(text: &str, wanted: &Wanted) -> Option<String> {
-    let port = wanted.port.to_string();
-    let fields = [wanted.host, &port, wanted.dbname, wanted.user];
+/// Finds the password in the first matching line. Pure.
+pub fn find(text: &str, query: &PassfileQuery) -> Option<String> {
+    let port = query.port.to_string();
+    let fields = [query.host, &port, query.dbname, query.user];
     text.split('\n')
         .map(|line| line.trim_end_matches(['\r', '\n']))
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .find_map(|line| fields.iter().try_fold(line, |rest, field| behind(rest, field)))
-        .map(unescaped)
+        .find_map(|line| fields.iter().try_fold(line, |rest, field| strip_field(rest, field)))
+        .map(unescape)
 }
 
-/// What follows the field, if it matches.
-fn behind<'a>(line: &'a str, token: &str) -> Option<&'a str> {
+/// Returns what follows the first field of the line, if that field matches.
+fn strip_field<'a>(line: &'a str, wanted: &str) -> Option<&'a str> {
     if let Some(rest) = line.strip_prefix("*:") {
         return Some(rest);
     }
-    let mut token = token.chars();
+    let mut wanted = wanted.chars();
     let mut chars = line.char_indices();
     loop {
         let (at, mut c) = chars.next()?;
-        let escaped = c == '\\';
-        if escaped {
+        let is_escaped = c == '\\';
+        if is_escaped {
             c = chars.next()?.1;
         }
-        match token.next() {
-            None if c == ':' && !escaped => return Some(&line[at + 1..]),
+        match wanted.next() {
+            None if c == ':' && !is_escaped => return Some(&line[at + 1..]),
             Some(wanted) if wanted == c => {}
             _ => return None,
         }
     }
 }
 
-/// The rest of the line up to an unescaped colon.
-fn unescaped(text: &str) -> String {
+/// Removes the backslashes, up to an unescaped colon.
+fn unescape(text: &str) -> String {
     let mut password = String::new();
     let mut chars = text.chars();
     while let Some(c) = chars.next().filter(|c| *c != ':') {
@@ -97,19 +107,17 @@ mod tests {
     use proptest::prelude::*;
 
     fn lookup(text: &str, host: &str, port: u16, dbname: &str, user: &str) -> Option<String> {
-        find(
-            text,
-            &Wanted {
-                host,
-                port,
-                dbname,
-                user,
-            },
-        )
+        let query = PassfileQuery {
+            host,
+            port,
+            dbname,
+            user,
+        };
+        find(text, &query)
     }
 
     #[test]
-    fn the_first_line_that_fits() {
+    fn the_first_matching_line_counts() {
         let text = "# h:1:d:u:comment\n\nh:1:d:other:no\r\nh:1:*:u:first\r\nh:1:d:u:second\n*:*:*:*:last";
         assert_eq!(lookup(text, "h", 1, "d", "u").as_deref(), Some("first"));
         assert_eq!(lookup(text, "x", 9, "y", "z").as_deref(), Some("last"));
@@ -118,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn escapes() {
+    fn backslashes_escape_colons_and_backslashes() {
         assert_eq!(
             lookup("\\:\\:1:5432:a\\\\b:u:p\\:q\\\\r:rest", "::1", 5432, "a\\b", "u").as_deref(),
             Some("p:q\\r")
@@ -129,7 +137,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_field_can_be_written(host in "[a-z:\\\\*é]{1,8}", dbname in "\\PC{1,8}", user in "\\PC{1,8}", password in "\\PC{0,12}") {
+        fn any_field_can_be_escaped(host in "[a-z:\\\\*é]{1,8}", dbname in "\\PC{1,8}", user in "\\PC{1,8}", password in "\\PC{0,12}") {
             let escaped = |text: &str| text.replace('\\', "\\\\").replace(':', "\\:");
             let line = format!("x:1:y:z:no\n{}:7:{}:{}:{}\n", escaped(&host), escaped(&dbname), escaped(&user), escaped(&password));
             prop_assume!(!host.starts_with('#'));
@@ -137,7 +145,7 @@ mod tests {
         }
 
         #[test]
-        fn nothing_makes_it_panic(text in "\\PC*[:\\\\*\n\r]*\\PC*", host in "\\PC*") {
+        fn no_input_makes_it_panic(text in "\\PC*[:\\\\*\n\r]*\\PC*", host in "\\PC*") {
             let _ = lookup(&text, &host, 1, "d", "u");
         }
     }

@@ -1,7 +1,7 @@
-//! Asking for a password on the terminal, without echo, as psql does.
+//! Prompts for a password on the terminal, without echo, as psql does.
 //!
-//! Only when the server has asked for one and none is given, and only in the foreground of a terminal. The thread
-//! that asks cannot be interrupted; whoever ends this process meanwhile calls [`restore_echo`] first.
+//! Only if the server requested one and none is given, and only in the foreground of a terminal. The thread that prompts
+//! cannot be interrupted; whatever exits this process in the meantime calls [`restore_echo`] first.
 
 use super::settings::Secret;
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
@@ -10,14 +10,14 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The terminal whose echo is off, and how it was.
+/// The terminal whose echo is off, and its attributes before that.
 static SILENCED: Mutex<Option<(File, Termios)>> = Mutex::new(None);
 
 fn silenced() -> MutexGuard<'static, Option<(File, Termios)>> {
     SILENCED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Puts the terminal back as it was, if a password is being asked for.
+/// Restores the attributes of the terminal, if a password prompt is open.
 pub fn restore_echo() {
     if let Some((terminal, before)) = silenced().take() {
         let _ = tcsetattr(&terminal, SetArg::TCSANOW, &before);
@@ -25,30 +25,30 @@ pub fn restore_echo() {
     }
 }
 
-/// The terminal that can be asked on.
-pub fn terminal() -> Option<File> {
+/// Opens the terminal, if there is one and this process is in its foreground.
+pub fn open_terminal() -> Option<File> {
     let terminal = File::options().read(true).write(true).open("/dev/tty").ok()?;
-    let in_foreground = tcgetpgrp(&terminal).is_ok_and(|group| group == getpgrp());
-    in_foreground.then_some(terminal)
+    let is_in_foreground = tcgetpgrp(&terminal).is_ok_and(|group| group == getpgrp());
+    is_in_foreground.then_some(terminal)
 }
 
-/// Asks. `None`: no answer, or an empty one.
-pub fn ask(mut terminal: File, user: &str) -> Option<Secret> {
+/// Prompts for the password. Returns `None` if none or an empty one is entered.
+pub fn read_password(mut terminal: File, user: &str) -> Option<Secret> {
     let before = tcgetattr(&terminal).ok()?;
     let mut silent = before.clone();
     silent.local_flags.remove(LocalFlags::ECHO);
     silent.local_flags.insert(LocalFlags::ICANON);
     *silenced() = Some((terminal.try_clone().ok()?, before));
-    let answer = tcsetattr(&terminal, SetArg::TCSAFLUSH, &silent)
+    let password = tcsetattr(&terminal, SetArg::TCSAFLUSH, &silent)
         .ok()
         .and_then(|()| write!(terminal, "Password for user {user}: ").ok())
-        .and_then(|()| line(&mut terminal));
+        .and_then(|()| read_line(&mut terminal));
     restore_echo();
-    answer.filter(|answer| !answer.is_empty()).map(Secret::new)
+    password.filter(|password| !password.is_empty()).map(Secret::new)
 }
 
-/// One line, byte by byte: what is typed after it is for others.
-fn line(terminal: &mut File) -> Option<String> {
+/// Reads one line, byte by byte, so that what is typed after it is left to the next reader.
+fn read_line(terminal: &mut File) -> Option<String> {
     let mut bytes = Vec::new();
     let mut byte = [0];
     while terminal.read(&mut byte).ok()? == 1 && byte[0] != b'\n' {

@@ -1,116 +1,121 @@
-//! What of the server's bytes goes on to the client library: what was asked for, and not without end.
+//! Which of the server's bytes reach the client library: only replies, and only so many of them.
 //!
-//! What a server tells unasked (settings, notices, notifications) is of no interest to a lock, and the library keeps
-//! all of it; so it is sifted out. What is an answer must end: one that is longer than any that we ask for is an error,
-//! before it has filled the memory. Until the session is ready everything counts, since nothing ends it there but the
-//! server's own word. Pure.
+//! What a server sends on its own (parameter changes, notices, notifications) does not matter to a lock, and the library
+//! would keep all of it, so it is filtered out. A reply must end: one that is longer than any legitimate reply is an error
+//! before it fills the memory. Until the session is ready everything counts, because at that stage nothing but the server
+//! decides when it ends. Pure.
 
 use std::io;
 
-/// The longest answer to what `run` and `check` ask: a list of holders is the longest, and thousands have room in it.
-pub const LONGEST_ANSWER: usize = 4 << 20;
-/// The longest answer where every lock of a database is asked for.
-pub const LONGEST_LIST: usize = 16 << 20;
+/// The limit for a reply to the queries of `run` and `check`. The longest is a list of holders; thousands fit.
+pub const MAX_REPLY_BYTES: usize = 4 << 20;
+/// The limit for a reply that lists every lock of a database.
+pub const MAX_LIST_REPLY_BYTES: usize = 16 << 20;
 
-/// Where in the stream of messages we are.
+/// The type and the length of a message; the length includes its own four bytes.
+pub const MESSAGE_HEADER_BYTES: usize = 5;
+
+/// A position in the stream of messages.
 #[derive(Debug)]
 pub struct ReplyFilter {
-    /// The most bytes between two of our messages.
-    limit: usize,
-    received: usize,
-    /// The session has been ready once.
-    is_ready: bool,
-    /// How much of the head of a message, its type and its length, has been seen.
-    head: usize,
-    kind: u8,
-    /// Its length, and then how much of its body is to come.
-    left: u32,
+    /// The most bytes to accept between two requests.
+    max_reply_bytes: usize,
+    received_bytes: usize,
+    /// The session has been ready for a query once.
+    was_ready: bool,
+    /// How many bytes of the current message's header have been read.
+    header_bytes: usize,
+    message_type: u8,
+    /// The length while the header is read, then the bytes of the body that are still to come.
+    remaining_bytes: u32,
 }
 
-/// A type and four bytes of length, which count themselves.
-const MESSAGE_HEADER_LEN: usize = 5;
-
 impl ReplyFilter {
-    /// With answers of so many bytes at the most.
-    pub fn new(limit: usize) -> ReplyFilter {
+    /// Creates a filter with this limit for each reply.
+    pub fn new(max_reply_bytes: usize) -> ReplyFilter {
         ReplyFilter {
-            limit,
-            received: 0,
-            is_ready: false,
-            head: 0,
-            kind: 0,
-            left: 0,
+            max_reply_bytes,
+            received_bytes: 0,
+            was_ready: false,
+            header_bytes: 0,
+            message_type: 0,
+            remaining_bytes: 0,
         }
     }
 
-    /// We have sent something, and an answer begins.
-    pub fn asked(&mut self) {
-        self.received = 0;
+    /// Starts to count again, because a request has been sent.
+    pub fn start_reply(&mut self) {
+        self.received_bytes = 0;
     }
 
-    /// Moves what goes on to the front, and says how much that is.
+    /// Moves the bytes to keep to the front, and returns their number.
     ///
     /// # Errors
-    /// The server sends without end, or no messages at all.
-    pub fn sift(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+    /// The reply is too long, or the bytes are not a message of the protocol.
+    pub fn filter(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let (mut at, mut kept) = (0, 0);
         while at < bytes.len() {
-            let from = at;
-            at += match self.head < MESSAGE_HEADER_LEN {
-                true => self.read_head(bytes[at])?,
-                false => self.skip(bytes.len() - at),
-            };
-            if self.is_wanted() {
-                bytes.copy_within(from..at, kept);
-                kept += at - from;
+            let start = at;
+            if self.header_bytes < MESSAGE_HEADER_BYTES {
+                self.read_header_byte(bytes[at])?;
+                at += 1;
+            } else {
+                at += self.skip_body(bytes.len() - at);
             }
-            if self.is_wanted() || !self.is_ready {
-                self.received += at - from;
+            if self.is_reply() {
+                bytes.copy_within(start..at, kept);
+                kept += at - start;
             }
-            if self.head == MESSAGE_HEADER_LEN && self.left == 0 {
-                self.is_ready |= self.kind == b'Z';
-                self.head = 0;
+            if self.is_reply() || !self.was_ready {
+                self.received_bytes += at - start;
+            }
+            if self.header_bytes == MESSAGE_HEADER_BYTES && self.remaining_bytes == 0 {
+                self.was_ready |= self.message_type == b'Z';
+                self.header_bytes = 0;
             }
         }
-        match self.received > self.limit {
-            true => Err(self.endless()),
-            false => Ok(kept),
+        if self.received_bytes > self.max_reply_bytes {
+            Err(self.reply_too_long())
+        } else {
+            Ok(kept)
         }
     }
 
-    /// Takes a byte of a head.
-    fn read_head(&mut self, byte: u8) -> io::Result<usize> {
-        match self.head {
-            0 => (self.kind, self.left) = (byte, 0),
-            _ => self.left = (self.left << 8) | u32::from(byte),
+    fn read_header_byte(&mut self, byte: u8) -> io::Result<()> {
+        if self.header_bytes == 0 {
+            (self.message_type, self.remaining_bytes) = (byte, 0);
+        } else {
+            self.remaining_bytes = (self.remaining_bytes << 8) | u32::from(byte);
         }
-        self.head += 1;
-        if self.head == MESSAGE_HEADER_LEN {
-            let body = self.left.checked_sub(MESSAGE_HEADER_LEN as u32 - 1);
-            self.left = body.ok_or_else(|| io::Error::other("the server sends a message of an impossible length"))?;
-            if self.left as usize > self.limit {
-                return Err(self.endless());
+        self.header_bytes += 1;
+        if self.header_bytes == MESSAGE_HEADER_BYTES {
+            let body_bytes = self.remaining_bytes.checked_sub(MESSAGE_HEADER_BYTES as u32 - 1);
+            self.remaining_bytes =
+                body_bytes.ok_or_else(|| io::Error::other("the server sent a message with an invalid length"))?;
+            if self.remaining_bytes as usize > self.max_reply_bytes {
+                return Err(self.reply_too_long());
             }
         }
-        Ok(1)
+        Ok(())
     }
 
-    /// Takes as much of a body as there is.
-    fn skip(&mut self, there: usize) -> usize {
-        let body = there.min(self.left as usize);
-        self.left -= body as u32;
-        body
+    /// Skips as much of the body as is available, and returns how much that is.
+    fn skip_body(&mut self, available: usize) -> usize {
+        let skipped = available.min(self.remaining_bytes as usize);
+        self.remaining_bytes -= skipped as u32;
+        skipped
     }
 
-    /// Not the settings (S), notices (N) and notifications (A), which a server sends by itself.
-    fn is_wanted(&self) -> bool {
-        !matches!(self.kind, b'S' | b'N' | b'A')
+    /// Returns whether the current message is part of a reply, and not a ParameterStatus (S), NoticeResponse (N) or
+    /// NotificationResponse (A), which a server sends on its own.
+    fn is_reply(&self) -> bool {
+        !matches!(self.message_type, b'S' | b'N' | b'A')
     }
 
-    fn endless(&self) -> io::Error {
+    fn reply_too_long(&self) -> io::Error {
         io::Error::other(format!(
-            "the server sends more than {} MiB for one answer",
-            self.limit >> 20
+            "the server sent more than {} MiB in reply to one query",
+            self.max_reply_bytes >> 20
         ))
     }
 }
@@ -125,44 +130,44 @@ mod tests {
         [&[kind], &length[..], body].concat()
     }
 
-    fn sifted(reply_filter: &mut ReplyFilter, bytes: &[u8]) -> io::Result<Vec<u8>> {
+    fn filtered(reply_filter: &mut ReplyFilter, bytes: &[u8]) -> io::Result<Vec<u8>> {
         let mut bytes = bytes.to_vec();
-        let kept = reply_filter.sift(&mut bytes)?;
+        let kept = reply_filter.filter(&mut bytes)?;
         bytes.truncate(kept);
         Ok(bytes)
     }
 
     #[test]
-    fn an_answer_ends() {
+    fn a_reply_must_end() {
         let limit = 1000;
         let row = message(b'D', &[0; 93]);
         let mut reply_filter = ReplyFilter::new(limit);
         for _ in 0..100 {
-            reply_filter.asked();
-            assert!(sifted(&mut reply_filter, &row.repeat(10)).is_ok());
+            reply_filter.start_reply();
+            assert!(filtered(&mut reply_filter, &row.repeat(10)).is_ok());
         }
-        let error = sifted(&mut reply_filter, &row).expect_err("too long");
-        assert!(error.to_string().contains("for one answer"));
-        // A length that is too long is not waited for.
+        let error = filtered(&mut reply_filter, &row).expect_err("the reply is too long");
+        assert!(error.to_string().contains("in reply to one query"));
+        // A length that exceeds the limit is an error at once.
         let announced = [&b"D"[..], &0x7fff_ffffu32.to_be_bytes()].concat();
-        assert!(sifted(&mut ReplyFilter::new(limit), &announced).is_err());
-        assert!(sifted(&mut ReplyFilter::new(limit), b"N\0\0\0\x03").is_err());
+        assert!(filtered(&mut ReplyFilter::new(limit), &announced).is_err());
+        assert!(filtered(&mut ReplyFilter::new(limit), b"N\0\0\0\x03").is_err());
     }
 
     #[test]
-    fn what_nobody_asked_for_counts_only_until_the_session_is_ready() {
+    fn unsolicited_messages_count_only_until_the_session_is_ready() {
         let notice = message(b'N', &[0; 95]);
         let mut reply_filter = ReplyFilter::new(1000);
-        assert!(sifted(&mut reply_filter, &notice.repeat(10)).is_ok());
-        assert!(sifted(&mut reply_filter, &notice).is_err());
+        assert!(filtered(&mut reply_filter, &notice.repeat(10)).is_ok());
+        assert!(filtered(&mut reply_filter, &notice).is_err());
         let mut reply_filter = ReplyFilter::new(1000);
-        assert!(sifted(&mut reply_filter, &message(b'Z', b"I")).is_ok());
-        assert!(sifted(&mut reply_filter, &notice.repeat(100)).is_ok_and(|kept| kept.is_empty()));
+        assert!(filtered(&mut reply_filter, &message(b'Z', b"I")).is_ok());
+        assert!(filtered(&mut reply_filter, &notice.repeat(100)).is_ok_and(|kept| kept.is_empty()));
     }
 
     proptest! {
         #[test]
-        fn what_is_wanted_goes_on_whole_however_it_comes(
+        fn replies_are_kept_whole_however_they_are_split(
             messages in prop::collection::vec((prop::sample::select(&b"RSTDNCAZKE"[..]), prop::collection::vec(any::<u8>(), 0..40)), 0..20),
             cuts in prop::collection::vec(0usize..800, 0..20),
         ) {
@@ -175,14 +180,14 @@ mod tests {
             let mut reply_filter = ReplyFilter::new(1 << 20);
             let mut kept = Vec::new();
             for part in cuts.windows(2) {
-                kept.extend(sifted(&mut reply_filter, &whole[part[0]..part[1]]).expect("good messages"));
+                kept.extend(filtered(&mut reply_filter, &whole[part[0]..part[1]]).expect("valid messages"));
             }
             prop_assert_eq!(kept, wanted);
         }
 
         #[test]
-        fn nothing_makes_it_panic(bytes in prop::collection::vec(prop::sample::select(&b"\0\0\0\0\x01\x03\x04\x09\xffDNZ"[..]), 0..300)) {
-            let _ = sifted(&mut ReplyFilter::new(100), &bytes);
+        fn no_input_makes_it_panic(bytes in prop::collection::vec(prop::sample::select(&b"\0\0\0\0\x01\x03\x04\x09\xffDNZ"[..]), 0..300)) {
+            let _ = filtered(&mut ReplyFilter::new(100), &bytes);
         }
     }
 }

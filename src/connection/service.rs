@@ -1,52 +1,60 @@
-//! The service file: named sets of settings, `[name]` and lines of `keyword=value`, as libpq reads it.
+//! The service file: named groups of parameters, `[name]` and lines of `keyword=value`, as libpq reads it.
 //!
-//! The user's file is asked first, then the system's; the first that has the name is the only one that counts.
-//! Within a service the first mention of a setting wins, unlike in a connection string.
+//! The user's file is searched first, then the system's; only the first file that defines the service counts. Within a
+//! service the first value of a parameter wins, unlike in a connection string.
 
-use super::keyword::Values;
-use super::parse;
-use std::path::{Path, PathBuf};
+use super::parameter::Values;
+use super::redact::{is_like_parameter_name, quoted};
+use super::settings_error::SettingsError;
+use std::path::PathBuf;
 
-/// Where to look.
-pub struct Files {
-    /// `servicefile` or PGSERVICEFILE: must be readable, if it is named.
-    pub named: Option<PathBuf>,
-    /// `~/.pg_service.conf`, used if nothing is named.
-    pub home: Option<PathBuf>,
-    /// The system's.
+/// The files to search.
+pub struct ServiceFiles {
+    /// `servicefile` or `PGSERVICEFILE`; it must be readable if it is given.
+    pub explicit: Option<PathBuf>,
+    /// `~/.pg_service.conf`, used if none is given.
+    pub user: Option<PathBuf>,
+    /// The file of the whole system.
     pub system: PathBuf,
 }
 
-/// The settings of the service.
-pub fn read(name: &str, files: &Files) -> Result<Values, String> {
-    let users = match &files.named {
-        Some(named) => Some(named),
-        None => files.home.as_ref().filter(|path| path.exists()),
+/// Reads the parameters of a service.
+///
+/// # Errors
+/// A file cannot be read or has an invalid line in the service, or no file defines it.
+pub fn read(name: &str, files: &ServiceFiles) -> Result<Values, SettingsError> {
+    let user = match &files.explicit {
+        Some(explicit) => Some(explicit),
+        None => files.user.as_ref().filter(|path| path.exists()),
     };
     let system = Some(&files.system).filter(|path| path.exists());
-    for path in users.into_iter().chain(system) {
-        let text =
-            std::fs::read(path).map_err(|error| format!("cannot read the service file {}: {error}", path.display()))?;
-        let text = String::from_utf8_lossy(&text);
-        let found = find(&text, name).map_err(|(line, what)| wrong(path, line, &what))?;
+    for path in user.into_iter().chain(system) {
+        let file_error = |problem: String| SettingsError::file("service file", path, problem);
+        let bytes = std::fs::read(path).map_err(|error| file_error(format!("cannot read it: {error}")))?;
+        let text = String::from_utf8_lossy(&bytes);
+        let found = find(&text, name).map_err(|error| file_error(format!("line {}: {}", error.line, error.problem)))?;
         if let Some(values) = found {
             return Ok(values);
         }
     }
-    Err(format!(
-        "there is no service {} in the service file",
-        parse::quoted(name)
-    ))
+    Err(SettingsError::inconsistent(format!(
+        "service {} is not defined in any service file",
+        quoted(name)
+    )))
 }
 
-fn wrong(path: &Path, line: usize, what: &str) -> String {
-    format!("line {line} of the service file {}: {what}", path.display())
+/// An invalid line of a service file.
+#[derive(Debug)]
+struct LineError {
+    /// Counted from 1.
+    line: usize,
+    problem: String,
 }
 
-/// The service's settings, or the number of a line that is wrong and what is. Pure.
-pub fn find(text: &str, name: &str) -> Result<Option<Values>, (usize, String)> {
+/// Finds the parameters of a service. Pure.
+fn find(text: &str, name: &str) -> Result<Option<Values>, LineError> {
     let mut found: Option<Values> = None;
-    for (n, line) in text.lines().enumerate() {
+    for (index, line) in text.lines().enumerate() {
         let line = line.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b');
         if line.is_empty() || line.starts_with('#') {
             continue;
@@ -61,29 +69,34 @@ pub fn find(text: &str, name: &str) -> Result<Option<Values>, (usize, String)> {
             continue;
         }
         if let Some(values) = &mut found {
-            let set = setting(line).map_err(|what| (n + 1, what))?;
-            values.fill(set);
+            let parsed = parse_line(line).map_err(|problem| LineError {
+                line: index + 1,
+                problem,
+            })?;
+            values.fill(parsed);
         }
     }
     Ok(found)
 }
 
-fn setting(line: &str) -> Result<Values, String> {
+fn parse_line(line: &str) -> Result<Values, String> {
     if line.starts_with("ldap:") {
-        return Err("settings from LDAP are not supported".into());
+        return Err("LDAP lookups are not supported".into());
     }
-    let Some((keyword, value)) = line.split_once('=') else {
-        return Err("there is no \"=\"".into());
+    let Some((parameter, value)) = line.split_once('=') else {
+        return Err("missing \"=\"".into());
     };
-    if ["service", "servicefile"].contains(&keyword) {
-        return Err("a service cannot name another".into());
+    if ["service", "servicefile"].contains(&parameter) {
+        return Err("a service cannot refer to another service".into());
     }
     let mut values = Values::default();
-    match values.set(keyword, value) {
-        true => Ok(values),
-        // What is not a word may be the rest of a password.
-        false if parse::is_word(keyword) => Err(format!("{keyword:?} is no setting")),
-        false => Err("what is before the \"=\" is no setting".into()),
+    if values.set(parameter, value) {
+        Ok(values)
+    } else if is_like_parameter_name(parameter) {
+        Err(format!("unknown connection parameter {parameter:?}"))
+    } else {
+        // This may be part of a password.
+        Err("the text before \"=\" is not a connection parameter".into())
     }
 }
 
@@ -93,52 +106,52 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_first_mention_in_the_first_section_counts() {
+    fn the_first_value_in_the_first_section_counts() {
         let text = "host=outside\n# c\n[a]\nhost=no\n[b]\r\n  host=h  \nport=1=2\nhost=late\n[b]\nuser=u\n";
-        let found = find(text, "b").expect("a good file").expect("the service");
+        let found = find(text, "b").expect("a valid file").expect("the service");
         let pairs: Vec<_> = found.iter().collect();
         assert_eq!(pairs, [("host", "h"), ("port", "1=2")]);
-        assert!(find(text, "c").expect("a good file").is_none());
+        assert!(find(text, "c").expect("a valid file").is_none());
     }
 
     #[test]
-    fn wrong_lines_are_told_by_number() {
+    fn errors_have_the_line_number() {
         for (text, line) in [
             ("[a]\nhost", 2),
             ("[a]\n\nhots=x", 3),
             ("[a]\nservice=b", 2),
             ("[a]\nldap://x", 2),
         ] {
-            assert_eq!(find(text, "a").err().map(|e| e.0), Some(line), "{text}");
+            assert_eq!(find(text, "a").err().map(|error| error.line), Some(line), "{text}");
             assert!(find(text, "b").is_ok_and(|found| found.is_none()));
         }
     }
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back(
+        fn a_written_service_reads_back(
             pairs in prop::collection::btree_map(prop::sample::select(&["host", "port", "user", "password", "sslmode"][..]), "[!-~]([ -~]{0,10}[!-~])?", 0..5),
             name in "[a-z0-9_-]{1,8}",
         ) {
             let lines: String = pairs.iter().map(|(keyword, value)| format!("{keyword}={value}\n")).collect();
             let text = format!("[x{name}]\nhost=no\n[{name}]\n{lines}[y]\nhost=no\n");
-            let found = find(&text, &name).expect("a good file").expect("the service");
+            let found = find(&text, &name).expect("a valid file").expect("the service");
             let wanted: Vec<_> = pairs.iter().map(|(keyword, value)| (*keyword, value.as_str())).collect();
             prop_assert_eq!(found.iter().collect::<Vec<_>>(), wanted);
         }
 
-        /// However carelessly a password is put into the file; and whatever else is in it.
+        /// Wherever a badly written password ends up in the file.
         #[test]
-        fn no_error_has_a_piece_of_a_password(
+        fn no_error_contains_any_part_of_a_password(
             before in "(password|pass word|PASSWORD|passwrod|user=u password|)( ?[=: ] ?)",
             secret in "[XYZ]{3}[ :/@#\\[\\]'\"=]{0,2}[XYZ]{3}=?[a-w]{0,3}",
             more in "[a-w0-9=:#\\[\\] \u{e9}]{0,20}",
         ) {
             for text in [format!("[a]\n{before}{secret}\n{more}"), format!("[a]\n{more}\n{before}\n{secret}")] {
-                if let Err((line, error)) = find(&text, "a") {
-                    // A bare word before an equals sign is what a misspelt setting looks like.
-                    let is_word = text.lines().nth(line - 1).is_some_and(|line| line.trim().starts_with(secret.split('=').next().unwrap_or_default()));
-                    prop_assert!(is_word || !error.contains(['X', 'Y', 'Z']), "{text:?}: {error:?}");
+                if let Err(LineError { line, problem }) = find(&text, "a") {
+                    // A single word before an equals sign is what a misspelled parameter looks like.
+                    let is_single_word = text.lines().nth(line - 1).is_some_and(|line| line.trim().starts_with(secret.split('=').next().unwrap_or_default()));
+                    prop_assert!(is_single_word || !problem.contains(['X', 'Y', 'Z']), "{text:?}: {problem:?}");
                 }
             }
         }

@@ -1,141 +1,147 @@
-//! How other tools make the number of a lock, so that pglock can take the same one.
+//! The hash schemes: how pglock and other tools turn a name into the number of a lock.
 //!
-//! Most schemes make it of a name, some of the name of the database, and some tools have one number for all. Each
-//! is part of the stable interface, with golden vectors below: a changed number would exclude nobody, silently.
-//! What a scheme computes can also be said in SQL, so that an application or the server itself comes to the same.
+//! Most schemes hash the name of the lock, some hash the name of the database, and some tools always use one number.
+//! Every scheme is part of the stable interface, held by the golden vectors below: with a different number, pglock and
+//! the tool would silently stop excluding each other. Most schemes also exist as an SQL expression, so that an
+//! application or the server can compute the same number.
 //!
-//! CRC-32 and FNV are a few lines each and fixed for all time, so they are here; SHA-256, MD5 and HMAC are those
-//! that the client library of PostgreSQL brings along.
+//! CRC-32 and FNV are a few lines each and will never change, so they are written out here. SHA-256, MD5 and HMAC
+//! come with the PostgreSQL client library anyway.
 
-use super::KeyId;
-use hmac::{Hmac, KeyInit, Mac};
+use super::id::KeyId;
+use hkdf::Hkdf;
 use sha2::{Digest, Sha256};
 use std::str::FromStr;
 
-/// A way to make the number of a lock. The order is that of [`TABLE`].
+/// A way to compute the number of a lock, in the order of [`SCHEMES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
-    /// SHA-256, the first eight bytes, big-endian.
+    /// The first eight bytes of SHA-256, big-endian.
     Sha256,
-    /// The same bytes, little-endian.
+    /// The first eight bytes of SHA-256, little-endian.
     Sha256Le,
     /// FNV-1a, 64 bits.
     Fnv1a,
     /// FNV-1, 64 bits.
     Fnv1,
-    /// MD5, the first eight bytes, big-endian.
+    /// The first eight bytes of MD5, big-endian.
     Md5,
-    /// HKDF with SHA-256, eight bytes, little-endian.
+    /// Eight bytes of HKDF with SHA-256, little-endian.
     Sqlx,
-    /// CRC-32 as a positive number.
+    /// CRC-32 as an unsigned number.
     Crc32,
-    /// CRC-32 as a 32-bit signed number.
+    /// CRC-32 as a signed 32-bit number.
     Crc32Signed,
-    /// A pair: CRC-32 without its highest bit, and 0.
+    /// The pair of CRC-32 without its highest bit, and 0.
     WithAdvisoryLock,
-    /// A pair: the lowest integer, and CRC-32 as a 32-bit signed number.
+    /// The pair of the smallest `int`, and CRC-32 as a signed 32-bit number.
     PgLock,
-    /// A function of the server.
+    /// The server's `hashtext`.
     Hashtext,
-    /// A function of the server.
+    /// The server's `hashtextextended`.
     Hashtextextended,
-    /// CRC-32 of the database, times a number.
+    /// CRC-32 of the database name, times [`RAILS_SALT`].
     RailsMigrate,
-    /// CRC-32 of the database, times another.
+    /// CRC-32 of the database name, times [`SQLX_SALT`].
     SqlxMigrate,
-    /// CRC-32 of schema, table and the path of the URL, times a third.
+    /// CRC-32 of schema, table and the path of the URL, times [`GOLANG_MIGRATE_SALT`].
     GolangMigrateUrl,
-    /// CRC-32 of schema, table and database, times the same.
+    /// CRC-32 of schema, table and database name, times [`GOLANG_MIGRATE_SALT`].
     GolangMigrateInstance,
-    /// A constant.
+    /// Prisma's constant.
     PrismaMigrate,
-    /// A constant.
+    /// goose's constant.
     Goose,
-    /// A constant.
+    /// node-pg-migrate's constant.
     NodePgMigrate,
 }
 
-/// What a scheme makes the number of.
+/// What a scheme computes the number from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Subject {
+pub enum SchemeInput {
     /// The name of the lock.
-    Name,
-    /// The name of the database; the lock has none.
-    Database,
-    /// Nothing: there is one number.
+    LockName,
+    /// The name of the database; the lock itself has no name.
+    DatabaseName,
+    /// Nothing: the number is a constant.
     Nothing,
 }
 
-/// A scheme as users read it.
+/// A scheme as the help, the manual and the README describe it.
 pub struct SchemeInfo {
     /// The scheme.
     pub scheme: Scheme,
-    /// As `--hash` takes it.
+    /// The value of `--hash`.
     pub name: &'static str,
-    /// What it makes the number of.
-    pub subject: Subject,
-    /// Who uses it.
+    /// What the number is computed from.
+    pub input: SchemeInput,
+    /// The tools that use it.
     pub users: &'static str,
 }
 
-const fn row(scheme: Scheme, name: &'static str, subject: Subject, users: &'static str) -> SchemeInfo {
+const fn info(scheme: Scheme, name: &'static str, input: SchemeInput, users: &'static str) -> SchemeInfo {
     SchemeInfo {
         scheme,
         name,
-        subject,
+        input,
         users,
     }
 }
 
-/// Every scheme, as the help, the manual and the README list them.
-pub const TABLE: [SchemeInfo; 19] = {
+/// Every scheme, in the order in which the help, the manual and the README list them.
+pub const SCHEMES: [SchemeInfo; 19] = {
     use Scheme::*;
-    use Subject::*;
+    use SchemeInput::*;
     [
-        row(Sha256, "sha256", Name, "pglock itself; django-pglocks 2.0 and later"),
-        row(Sha256Le, "sha256-le", Name, "django-pglock"),
-        row(
+        info(
+            Sha256,
+            "sha256",
+            LockName,
+            "pglock itself; django-pglocks 2.0 and later",
+        ),
+        info(Sha256Le, "sha256-le", LockName, "django-pglock"),
+        info(
             Fnv1a,
             "fnv1a",
-            Name,
-            "go-pglock (as its documentation does), rotationalio/pglock",
+            LockName,
+            "go-pglock (as in its documentation), rotationalio/pglock",
         ),
-        row(Fnv1, "fnv1", Name, "coder"),
-        row(Md5, "md5", Name, "GoodJob (Ruby)"),
-        row(Sqlx, "sqlx", Name, "PgAdvisoryLock of sqlx (Rust)"),
-        row(Crc32, "crc32", Name, "the lock component of Symfony (PHP)"),
-        row(Crc32Signed, "crc32-signed", Name, "django-pglocks before 2.0"),
-        row(
+        info(Fnv1, "fnv1", LockName, "coder"),
+        info(Md5, "md5", LockName, "GoodJob (Ruby)"),
+        info(Sqlx, "sqlx", LockName, "PgAdvisoryLock of sqlx (Rust)"),
+        info(Crc32, "crc32", LockName, "Symfony Lock component (PHP)"),
+        info(Crc32Signed, "crc32-signed", LockName, "django-pglocks before 2.0"),
+        info(
             WithAdvisoryLock,
             "with-advisory-lock",
-            Name,
+            LockName,
             "with_advisory_lock (Ruby), without a prefix: a pair",
         ),
-        row(PgLock, "pg-lock", Name, "heroku/pg_lock (Ruby): a pair"),
-        row(Hashtext, "hashtext", Name, "hashtext(name) in SQL"),
-        row(
+        info(PgLock, "pg-lock", LockName, "heroku/pg_lock (Ruby): a pair"),
+        info(Hashtext, "hashtext", LockName, "hashtext(name) in SQL"),
+        info(
             Hashtextextended,
             "hashtextextended",
-            Name,
+            LockName,
             "hashtextextended(name, 0) in SQL, PostgreSQL 11 and later",
         ),
-        row(RailsMigrate, "rails-migrate", Database, "the migrations of Rails"),
-        row(SqlxMigrate, "sqlx-migrate", Database, "the migrations of sqlx (Rust)"),
-        row(
+        info(RailsMigrate, "rails-migrate", DatabaseName, "Rails migrations"),
+        info(SqlxMigrate, "sqlx-migrate", DatabaseName, "sqlx migrations (Rust)"),
+        info(
             GolangMigrateUrl,
             "golang-migrate-url",
-            Database,
-            "golang-migrate, given a URL, as its command is",
+            DatabaseName,
+            "golang-migrate, given a URL, as on its command line",
         ),
-        row(
+        info(
             GolangMigrateInstance,
             "golang-migrate-instance",
-            Database,
+            DatabaseName,
             "golang-migrate, given an open connection (WithInstance)",
         ),
-        row(PrismaMigrate, "prisma-migrate", Nothing, "Prisma Migrate"),
-        row(Goose, "goose", Nothing, "the session locker of goose"),
-        row(NodePgMigrate, "node-pg-migrate", Nothing, "node-pg-migrate"),
+        info(PrismaMigrate, "prisma-migrate", Nothing, "Prisma Migrate"),
+        info(Goose, "goose", Nothing, "goose session locker"),
+        info(NodePgMigrate, "node-pg-migrate", Nothing, "node-pg-migrate"),
     ]
 };
 
@@ -143,29 +149,33 @@ impl FromStr for Scheme {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Scheme, String> {
-        let found = TABLE.iter().find(|row| row.name == name);
-        found
-            .map(|row| row.scheme)
-            .ok_or_else(|| "a scheme is expected that 'pglock key --help' lists".into())
+        let info = SCHEMES.iter().find(|info| info.name == name);
+        info.map(|info| info.scheme)
+            .ok_or_else(|| "expected a scheme listed by 'pglock key --help'".into())
     }
 }
 
 impl Scheme {
-    /// Its row of the table.
-    pub fn row(self) -> &'static SchemeInfo {
-        &TABLE[self as usize]
+    /// Returns the scheme's entry in [`SCHEMES`].
+    pub fn info(self) -> &'static SchemeInfo {
+        &SCHEMES[self as usize]
     }
 
-    /// As `--hash` takes it.
+    /// Returns the scheme as a value of `--hash`.
     pub fn name(self) -> &'static str {
-        self.row().name
+        self.info().name
     }
 
-    /// The number for this name, or for the database of this name, whichever it is made of; `None` where only the
-    /// server can compute it.
-    pub fn id(self, subject: &str) -> Option<KeyId> {
+    /// Returns what the scheme computes the number from.
+    pub fn input(self) -> SchemeInput {
+        self.info().input
+    }
+
+    /// Computes the number from the name of the lock or of the database, whichever the scheme hashes. Returns `None`
+    /// if only the server can compute it.
+    pub fn id(self, name: &str) -> Option<KeyId> {
         use Scheme::*;
-        let bytes = subject.as_bytes();
+        let bytes = name.as_bytes();
         let times_crc32 = |salt: i64| KeyId::Bigint(salt * i64::from(crc32(bytes)));
         Some(match self {
             Sha256 => KeyId::Bigint(i64::from_be_bytes(sha256_prefix(bytes))),
@@ -173,7 +183,7 @@ impl Scheme {
             Fnv1a => KeyId::Bigint(fnv(bytes, |hash, byte| (hash ^ byte).wrapping_mul(FNV_PRIME))),
             Fnv1 => KeyId::Bigint(fnv(bytes, |hash, byte| hash.wrapping_mul(FNV_PRIME) ^ byte)),
             Md5 => KeyId::Bigint(i64::from_be_bytes(prefix(&md5::Md5::digest(bytes)))),
-            Sqlx => KeyId::Bigint(i64::from_le_bytes(hkdf(bytes, SQLX_INFO))),
+            Sqlx => KeyId::Bigint(i64::from_le_bytes(hkdf(bytes, SQLX_INFO)?)),
             Crc32 => KeyId::Bigint(crc32(bytes).into()),
             Crc32Signed => KeyId::Bigint((crc32(bytes) as i32).into()),
             WithAdvisoryLock => KeyId::IntPair((crc32(bytes) & 0x7fff_ffff) as i32, 0),
@@ -181,22 +191,24 @@ impl Scheme {
             Hashtext | Hashtextextended => return None,
             RailsMigrate => times_crc32(RAILS_SALT),
             SqlxMigrate => times_crc32(SQLX_SALT),
-            GolangMigrateUrl => golang_migrate(&format!("/{subject}")),
-            GolangMigrateInstance => golang_migrate(subject),
+            GolangMigrateUrl => golang_migrate(&format!("/{name}")),
+            GolangMigrateInstance => golang_migrate(name),
             PrismaMigrate => KeyId::Bigint(72_707_369),
             Goose => KeyId::Bigint(5_887_940_537_704_921_958),
             NodePgMigrate => KeyId::Bigint(7_241_865_325_823_964),
         })
     }
 
-    /// The SQL expression (or two, for a pair) that computes it, of an expression for the name or the database.
-    /// `None` where that would be a page long, or there is nothing to compute. Where it runs is not known, so what
-    /// the server itself is asked to compute names the functions in full.
-    pub fn sql(self, subject: &str) -> Option<String> {
+    /// Returns the SQL expression (or two, for a pair) that computes the number from `name`, an SQL expression for the
+    /// name of the lock or the database. Returns `None` if it would be a page long, or the number is a constant.
+    ///
+    /// Expressions that pglock itself sends to the server qualify every function, because the `search_path` is not
+    /// under its control.
+    pub fn sql(self, name: &str) -> Option<String> {
         use Scheme::*;
-        let bytes = format!("pg_catalog.convert_to({subject},'UTF8')");
+        let bytes = format!("pg_catalog.convert_to({name},'UTF8')");
         let crc32 = || crc32_in_sql(&bytes);
-        // Without its sign, a number of 32 bits is as far above the middle as it is below it with it.
+        // Flips the highest bit and subtracts 2^31: reads an unsigned 32-bit number as a signed one.
         let signed = || format!("({} # 2147483648) - 2147483648", crc32());
         let golang_migrate = |prefix: &str| {
             let crc32 = crc32_in_sql(&format!("pg_catalog.decode('{prefix}','hex')||{bytes}"));
@@ -204,7 +216,7 @@ impl Scheme {
         };
         Some(match self {
             Sha256 => {
-                format!("('x'||substr(encode(sha256(convert_to({subject},'UTF8')),'hex'),1,16))::bit(64)::bigint")
+                format!("('x'||substr(encode(sha256(convert_to({name},'UTF8')),'hex'),1,16))::bit(64)::bigint")
             }
             Sha256Le => format!(
                 "(SELECT ('x'||string_agg(substr(hex,n,2),'' ORDER BY n DESC))::bit(64)::bigint \
@@ -217,8 +229,8 @@ impl Scheme {
             Crc32Signed => signed(),
             WithAdvisoryLock => format!("({} & 2147483647)::int, 0", crc32()),
             PgLock => format!("'{}'::int, ({})::int", i32::MIN, signed()),
-            Hashtext => format!("pg_catalog.hashtext({subject})::bigint"),
-            Hashtextextended => format!("pg_catalog.hashtextextended({subject},0)"),
+            Hashtext => format!("pg_catalog.hashtext({name})::bigint"),
+            Hashtextextended => format!("pg_catalog.hashtextextended({name},0)"),
             RailsMigrate => format!("{RAILS_SALT} * {}", crc32()),
             SqlxMigrate => format!("{SQLX_SALT} * {}", crc32()),
             GolangMigrateUrl => golang_migrate(&(hex(GOLANG_MIGRATE_TABLE) + "2f")),
@@ -228,13 +240,13 @@ impl Scheme {
     }
 }
 
-/// The info text of sqlx's HKDF.
+/// The HKDF info that sqlx passes.
 const SQLX_INFO: &[u8] = b"SQLx (Rust) Postgres advisory lock";
-/// What the migrations of Rails, sqlx and golang-migrate multiply with.
+/// The factors by which the migration tools multiply a CRC-32.
 const RAILS_SALT: i64 = 2_053_462_845;
 const SQLX_SALT: i64 = 0x3d32_ad9e;
 const GOLANG_MIGRATE_SALT: u32 = 1_486_364_155;
-/// The schema and table of golang-migrate's migrations, where nothing else is configured.
+/// golang-migrate's default schema and table.
 const GOLANG_MIGRATE_TABLE: &[u8] = b"public\0schema_migrations\0";
 
 /// Returns the first `N` bytes of the SHA-256 of a message, from which `from_be_bytes` makes the integer of a key.
@@ -248,33 +260,26 @@ fn prefix<const N: usize>(digest: &[u8]) -> [u8; N] {
     prefix
 }
 
-/// The first eight bytes of HKDF with SHA-256, without a salt: less than a block, so one round of it.
-fn hkdf(secret: &[u8], info: &[u8]) -> [u8; 8] {
-    let key = hmac(&[], &[secret]);
-    prefix(&hmac(&key, &[info, &[1]]))
+/// Returns the first eight bytes of HKDF-SHA-256 without a salt. HKDF fails only above 8160 bytes, so never here.
+fn hkdf(secret: &[u8], info: &[u8]) -> Option<[u8; 8]> {
+    let mut bytes = [0; 8];
+    Hkdf::<Sha256>::new(None, secret).expand(info, &mut bytes).ok()?;
+    Some(bytes)
 }
 
-/// HMAC with SHA-256 and a key of at most a block, which a shorter one is filled up to with zeros.
-fn hmac(key: &[u8], message: &[&[u8]]) -> [u8; 32] {
-    let mut block = [0; 64];
-    block[..key.len()].copy_from_slice(key);
-    let mut hmac = Hmac::<Sha256>::new(&block.into());
-    message.iter().for_each(|part| hmac.update(part));
-    hmac.finalize().into_bytes().into()
-}
-
-/// As Ethernet and zlib have it.
+/// Computes the CRC-32 of Ethernet and zlib.
 fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(u32::MAX, |crc, byte| {
+    let crc = bytes.iter().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
             (crc >> 1) ^ (CRC32_POLYNOMIAL * (crc & 1))
         })
-    })
+    });
+    !crc
 }
 
 const CRC32_POLYNOMIAL: u32 = 0xedb8_8320;
 
-/// Fowler, Noll and Vo's hash; the order of its two steps makes the difference between 1 and 1a.
+/// Computes a Fowler-Noll-Vo hash. FNV-1 and FNV-1a differ only in the order of the two operations in `step`.
 fn fnv(bytes: &[u8], step: impl Fn(u64, u64) -> u64) -> i64 {
     let hash = bytes.iter().fold(FNV_BASIS, |hash, byte| step(hash, u64::from(*byte)));
     hash as i64
@@ -292,7 +297,8 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// CRC-32 of an expression for bytes, bit by bit: PostgreSQL has had a function for it only since 18.
+/// Returns the SQL for the CRC-32 of a `bytea` expression, bit by bit: the function `crc32` exists only since
+/// PostgreSQL 18.
 fn crc32_in_sql(bytes: &str) -> String {
     format!(
         "(WITH RECURSIVE crc(n, c) AS (SELECT 0, 4294967295 UNION ALL \
@@ -303,8 +309,8 @@ fn crc32_in_sql(bytes: &str) -> String {
     )
 }
 
-/// FNV of an expression for bytes. `step` makes the next hash of the hash `h` and the number `byte`; in `numeric`,
-/// because a product that exceeds 64 bits is an error for `bigint`.
+/// Returns the SQL for the FNV hash of a `bytea` expression. `step` computes the next hash from the hash `h` and the
+/// number `byte`, in `numeric`, because `bigint` raises an error when a product exceeds 64 bits.
 fn fnv_in_sql(bytes: &str, step: &str) -> String {
     format!(
         "(WITH RECURSIVE fnv(n, h) AS (SELECT 0, {FNV_BASIS} UNION ALL SELECT n + 1, {step} FROM \
@@ -319,7 +325,7 @@ fn fnv_product(hash: &str) -> String {
     format!("mod({hash} * {FNV_PRIME}, 18446744073709551616)")
 }
 
-/// There is no exclusive or for `numeric`; only the lowest byte changes.
+/// XORs the lowest byte only: `numeric` has no XOR operator, and the other bytes stay the same.
 fn fnv_xor(hash: &str) -> String {
     format!("({hash} - mod({hash}, 256) + (mod({hash}, 256)::int # byte))")
 }
@@ -331,18 +337,18 @@ mod tests {
 
     #[test]
     fn the_table_has_every_scheme_in_order() {
-        for (n, row) in TABLE.iter().enumerate() {
-            assert_eq!(row.scheme as usize, n, "{}", row.name);
-            assert_eq!(row.scheme.row().name, row.name);
+        for (n, info) in SCHEMES.iter().enumerate() {
+            assert_eq!(info.scheme as usize, n, "{}", info.name);
+            assert_eq!(info.scheme.name(), info.name);
         }
         let last = NodePgMigrate as usize;
-        assert_eq!(TABLE.len(), last + 1, "a scheme without a row");
+        assert_eq!(SCHEMES.len(), last + 1, "a scheme without an entry");
     }
 
-    /// The golden vectors of the schemes that hash a name: never change one. The second name has a CRC-32 with its
-    /// highest bit set, and is not ASCII.
+    /// Golden vectors of the schemes that hash the name of the lock: never change one. The second name is not ASCII,
+    /// and its CRC-32 has the highest bit set.
     #[test]
-    fn names_become_the_numbers_that_the_tools_make_of_them() {
+    fn lock_names_hash_to_the_numbers_of_the_other_tools() {
         let bigints = [
             (Sha256, 6111399565520850680, 955943806777422632),
             (Sha256Le, -518379636727623596, 2950759170027111437),
@@ -365,16 +371,16 @@ mod tests {
             assert_eq!(scheme.id("backup"), Some(KeyId::IntPair(a, b)), "{scheme:?}");
             assert_eq!(scheme.id("schlüssel-鍵"), Some(KeyId::IntPair(c, d)), "{scheme:?}");
         }
-        // The vector of sqlx's own documentation.
+        // From sqlx's documentation.
         let documented = Sqlx.id("my first Postgres advisory lock!");
         assert_eq!(documented, Some(KeyId::Bigint(-5560419505042474287)));
         assert_eq!(Hashtext.id("backup"), None);
         assert_eq!(Hashtextextended.id("backup"), None);
     }
 
-    /// Those of the migrations, for the databases `app` and `lock`.
+    /// Golden vectors of the migration tools, for the databases `app` and `lock`: never change one.
     #[test]
-    fn databases_become_the_numbers_that_the_tools_make_of_them() {
+    fn database_names_hash_to_the_numbers_of_the_other_tools() {
         let vectors = [
             (RailsMigrate, 6939591962871035475, 4670263450421423190),
             (SqlxMigrate, 3469795979745788610, 2335131724073543844),
@@ -390,9 +396,8 @@ mod tests {
         }
     }
 
-    /// The check values that are published with the algorithms.
     #[test]
-    fn the_algorithms_have_their_published_check_values() {
+    fn the_algorithms_reproduce_their_published_check_values() {
         assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
         assert_eq!(crc32(b""), 0);
         assert_eq!(
@@ -401,6 +406,7 @@ mod tests {
         );
         assert_eq!(Fnv1.id("foobar"), Some(KeyId::Bigint(0x340d_8765_a4dd_a9c2)));
         // RFC 5869, test case 3: neither salt nor info.
-        assert_eq!(hkdf(&[0x0b; 22], b""), [0x8d, 0xa4, 0xe7, 0x75, 0xa5, 0x63, 0xc1, 0x8f]);
+        let rfc_5869 = [0x8d, 0xa4, 0xe7, 0x75, 0xa5, 0x63, 0xc1, 0x8f];
+        assert_eq!(hkdf(&[0x0b; 22], b""), Some(rfc_5869));
     }
 }

@@ -1,95 +1,55 @@
-//! What a lock is called: a bigint, a pair of 32-bit integers, a name that is hashed, or the lock of another tool.
+//! The name of a lock: a bigint, a pair of 32-bit integers, a name that is hashed, or the lock of another tool.
 //!
-//! PostgreSQL keeps the two kinds of number in disjoint spaces: `(7)` and `(0,7)` are different locks.
-//! Unless another scheme is asked for (see [`hash`]), a name is hashed with SHA-256 and its first eight bytes are
-//! read as a big-endian signed integer, which is what django-pglocks (2.0 and later) does, and what one line of SQL
-//! can compute. That is part of the stable interface: do not change it, or two versions of pglock would no longer
-//! exclude each other.
+//! Unless another scheme is selected (see [`hash`]), a name is hashed with SHA-256, and the first eight bytes are read
+//! as a big-endian signed integer. django-pglocks 2.0 and later does the same, and one line of SQL can compute it. This
+//! is part of the stable interface: two versions of pglock with different hashes would not exclude each other.
 //!
-//! Nothing that looks like a number is ever silently taken for a name: see [`Key::parse`].
+//! Text that looks like a number is never silently hashed as a name: see [`Key::parse`].
 
 pub mod hash;
+mod id;
 
-use hash::{Scheme, Subject, TABLE};
+pub use id::KeyId;
+
+use hash::{SCHEMES, Scheme, SchemeInput};
 use std::fmt;
 
-/// Marks what follows as a name, whatever it looks like: `name:007`.
+/// Forces the rest of a key to be read as a name: `name:007`.
 const NAME_PREFIX: &str = "name:";
 
-/// The number (or pair of numbers) that PostgreSQL knows a lock by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum KeyId {
-    /// `pg_advisory_lock(bigint)`; in `pg_locks`, `objsubid` is 1.
-    Bigint(i64),
-    /// `pg_advisory_lock(int, int)`; in `pg_locks`, `objsubid` is 2.
-    IntPair(i32, i32),
-}
+/// The scheme for names unless `--hash` or `PGLOCK_HASH` selects another.
+pub const DEFAULT_SCHEME: Scheme = Scheme::Sha256;
 
-impl KeyId {
-    /// The columns `classid`, `objid` and `objsubid` of `pg_locks`.
-    pub fn in_pg_locks(self) -> (u32, u32, u8) {
-        match self {
-            KeyId::Bigint(id) => ((id >> 32) as u32, id as u32, 1),
-            KeyId::IntPair(a, b) => (a as u32, b as u32, 2),
-        }
-    }
-
-    /// The first of two integers.
-    pub fn class(self) -> Option<i32> {
-        match self {
-            KeyId::Bigint(_) => None,
-            KeyId::IntPair(class, _) => Some(class),
-        }
-    }
-
-    /// From these columns.
-    pub fn from_pg_locks(classid: u32, objid: u32, objsubid: u32) -> KeyId {
-        match objsubid {
-            1 => KeyId::Bigint((i64::from(classid) << 32) | i64::from(objid)),
-            _ => KeyId::IntPair(classid as i32, objid as i32),
-        }
-    }
-
-    /// The argument list of `pg_advisory_lock`. A minus sign binds less tightly than a cast, and `-(2^63)::bigint`
-    /// would overflow; hence the quotes.
-    pub fn literals(self) -> String {
-        match self {
-            KeyId::Bigint(id) => format!("'{id}'::bigint"),
-            KeyId::IntPair(a, b) => format!("'{a}'::int, '{b}'::int"),
-        }
-    }
-}
-
-/// A key as it was given, and what it stands for.
+/// A key as the user wrote it, and what it stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
     given: String,
-    what: What,
+    kind: KeyKind,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum What {
+enum KeyKind {
     Number(KeyId),
     Name {
         name: String,
         scheme: Scheme,
     },
-    /// The one lock that a tool has, or has in each database.
+    /// A tool's own lock, one for the server or one in each database.
     Tool(Scheme),
 }
 
-/// The number of a key, as far as it is known without a server.
+/// The number of a key, if it can be computed without a server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Number {
-    /// It is this.
+    /// Known without a server.
     Known(KeyId),
-    /// The server computes it, a bigint, by this SQL expression: it is made by a function of the server's, or of the
-    /// name of the database, which only the server knows for sure.
+    /// A bigint that the server computes from this SQL expression, because the scheme uses a function of the server or
+    /// the name of the database, which only the server knows for certain.
     Computed(String),
 }
 
 impl Number {
-    /// The number, where it is known.
+    /// Returns the number if it is known without a server.
     pub fn known(&self) -> Option<KeyId> {
         match self {
             Number::Known(id) => Some(*id),
@@ -98,7 +58,7 @@ impl Number {
     }
 }
 
-/// Why an argument is not a key. The text names the argument and says what is accepted.
+/// The reason why an argument is not a key; the message names the argument and what is accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidKey(String);
 
@@ -111,28 +71,28 @@ impl fmt::Display for InvalidKey {
 impl std::error::Error for InvalidKey {}
 
 impl Key {
-    /// Reads a key as the command line gives it.
+    /// Parses a key from the command line.
     ///
-    /// * a canonical integer (`42`, `-5`) is the bigint key itself;
-    /// * two canonical integers with a comma between them (`1,2`) are the int-pair key;
-    /// * `name:` in front makes a name of whatever follows;
-    /// * anything else is a name.
+    /// * A canonical integer (`42`, `-5`) is a bigint key.
+    /// * Two canonical integers separated by a comma (`1,2`) are an int-pair key.
+    /// * Text after `name:` is a name, whatever it looks like.
+    /// * Anything else is a name.
     ///
     /// # Errors
-    /// What looks like a number or a pair but is not one as PostgreSQL prints it (`007`, `+5`, ` 5`, `1, 2`,
-    /// or a value out of range) is refused, because both readings of it would surprise somebody. So are the
-    /// empty name (most often an unset shell variable) and a NUL byte, which no PostgreSQL text can hold.
+    /// Fails if the text looks like a number or a pair but is not written as PostgreSQL prints it (`007`, `+5`, ` 5`,
+    /// `1, 2`) or is out of range, because users would disagree about its meaning. Also fails for an empty name, which
+    /// is most often an unset shell variable, and for a NUL byte, which PostgreSQL text cannot contain.
     pub fn parse(given: &str) -> Result<Key, InvalidKey> {
         let explicit_name = given.strip_prefix(NAME_PREFIX);
         let name = explicit_name.unwrap_or(given);
         if name.is_empty() {
             return Err(InvalidKey(
-                "the key is empty; give a name, an integer, or two integers A,B".into(),
+                "the key is empty; use a name, an integer, or two integers A,B".into(),
             ));
         }
         if name.contains('\0') {
             return Err(InvalidKey(format!(
-                "key {given:?} has a NUL byte, which PostgreSQL cannot hold in a text"
+                "key {given:?} contains a NUL byte, which PostgreSQL text cannot contain"
             )));
         }
         let number = if explicit_name.is_some() {
@@ -140,154 +100,149 @@ impl Key {
         } else {
             parse_number(given)?
         };
+        let kind = match number {
+            Some(id) => KeyKind::Number(id),
+            None => KeyKind::Name {
+                name: name.to_owned(),
+                scheme: DEFAULT_SCHEME,
+            },
+        };
         Ok(Key {
             given: given.to_owned(),
-            what: match number {
-                Some(id) => What::Number(id),
-                None => What::Name {
-                    name: name.to_owned(),
-                    scheme: Scheme::Sha256,
-                },
-            },
+            kind,
         })
     }
 
-    /// The same key, hashed by this scheme if it is a name; a number stays what it is.
-    pub fn hashed_by(mut self, by: Scheme) -> Key {
-        if let What::Name { scheme, .. } = &mut self.what {
-            *scheme = by;
+    /// Sets the scheme that hashes the name; a number stays as it is.
+    pub fn hashed_by(mut self, new_scheme: Scheme) -> Key {
+        if let KeyKind::Name { scheme, .. } = &mut self.kind {
+            *scheme = new_scheme;
         }
         self
     }
 
-    /// The lock of a tool, for a scheme that needs no name: it goes by the name of the scheme.
-    pub fn of_tool(scheme: Scheme) -> Key {
+    /// Returns a tool's own lock, which is named after its scheme.
+    pub fn for_tool(scheme: Scheme) -> Key {
         Key {
             given: scheme.name().to_owned(),
-            what: What::Tool(scheme),
+            kind: KeyKind::Tool(scheme),
         }
     }
 
-    /// All keys that are given by this text, whatever the scheme. The usual scheme comes first.
+    /// Returns every key that a user can have written like this: one for each scheme, the default scheme first.
     pub fn readings(given: &str) -> Vec<Key> {
-        let tools = TABLE.iter().filter(|row| row.subject != Subject::Name);
-        let tools = tools.filter(|row| row.name == given);
         let mut readings: Vec<Key> = match Key::parse(given) {
-            Ok(key) if key.name().is_some() => {
-                let schemes = TABLE.iter().filter(|row| row.subject == Subject::Name);
-                schemes.map(|row| key.clone().hashed_by(row.scheme)).collect()
-            }
+            Ok(key) if key.name().is_some() => SCHEMES
+                .iter()
+                .filter(|info| info.input == SchemeInput::LockName)
+                .map(|info| key.clone().hashed_by(info.scheme))
+                .collect(),
             Ok(number) => vec![number],
             Err(_) => Vec::new(),
         };
-        readings.extend(tools.map(|row| Key::of_tool(row.scheme)));
+        let tools = SCHEMES
+            .iter()
+            .filter(|info| info.input != SchemeInput::LockName && info.name == given);
+        readings.extend(tools.map(|info| Key::for_tool(info.scheme)));
         readings
     }
 
-    /// The key as it was given, for messages and for `PGLOCK_KEY`.
+    /// Returns the key as the user wrote it, for messages and `PGLOCK_KEY`.
     pub fn given(&self) -> &str {
         &self.given
     }
 
-    /// The number that the server knows it by, or how the server comes to know it.
+    /// Returns the number of the lock, or the SQL expression that computes it.
     pub fn number(&self) -> Number {
-        let id = match &self.what {
-            What::Number(id) => Some(*id),
-            What::Name { name, scheme } => scheme.id(name),
-            What::Tool(scheme) if scheme.row().subject == Subject::Database => None,
-            What::Tool(scheme) => scheme.id(""),
+        let known = match &self.kind {
+            KeyKind::Number(id) => Some(*id),
+            KeyKind::Name { name, scheme } => scheme.id(name),
+            KeyKind::Tool(scheme) if scheme.input() == SchemeInput::DatabaseName => None,
+            KeyKind::Tool(scheme) => scheme.id(""),
         };
-        id.map_or_else(|| Number::Computed(self.sql()), Number::Known)
+        match known {
+            Some(id) => Number::Known(id),
+            None => Number::Computed(self.sql()),
+        }
     }
 
-    /// The number in the database of this name.
+    /// Returns the number in the database of this name, or `None` if only the server can compute it.
     pub fn id_in(&self, database: &str) -> Option<KeyId> {
-        match &self.what {
-            What::Tool(scheme) => scheme.id(database),
-            What::Number(_) | What::Name { .. } => self.number().known(),
+        match &self.kind {
+            KeyKind::Tool(scheme) => scheme.id(database),
+            KeyKind::Number(_) | KeyKind::Name { .. } => self.number().known(),
         }
     }
 
-    /// The name, where the key is one.
+    /// Returns the name, if the key has one.
     pub fn name(&self) -> Option<&str> {
-        match &self.what {
-            What::Name { name, .. } => Some(name),
-            What::Number(_) | What::Tool(_) => None,
+        match &self.kind {
+            KeyKind::Name { name, .. } => Some(name),
+            KeyKind::Number(_) | KeyKind::Tool(_) => None,
         }
     }
 
-    /// A SQL expression (or two, for a pair) that computes the key: the argument list of `pg_advisory_lock`. What SQL
-    /// cannot compute at a reasonable length is said as the number that it is.
-    /// The one for a name needs PostgreSQL 11 (`sha256`), unless its scheme says otherwise.
+    /// Returns an SQL expression (or two, for a pair) that computes the key: the argument list of `pg_advisory_lock`.
+    /// Falls back to the number itself if SQL cannot compute it at a reasonable length. With the default scheme a name
+    /// needs PostgreSQL 11 or later, for `sha256`.
     pub fn sql(&self) -> String {
-        let (scheme, name, subject) = match &self.what {
-            What::Number(id) => return id.literals(),
-            What::Name { name, scheme } => (scheme, name.as_str(), sql_literal(name)),
-            What::Tool(scheme) => (scheme, "", "pg_catalog.current_database()".to_owned()),
+        let (scheme, name, name_in_sql) = match &self.kind {
+            KeyKind::Number(id) => return id.literals(),
+            KeyKind::Name { name, scheme } => (scheme, name.as_str(), sql_literal(name)),
+            KeyKind::Tool(scheme) => (scheme, "", "pg_catalog.current_database()".to_owned()),
         };
+        // Every scheme has a number or an expression.
         scheme
-            .sql(&subject)
+            .sql(&name_in_sql)
             .or_else(|| scheme.id(name).map(KeyId::literals))
             .unwrap_or_default()
     }
 }
 
-/// The keys as a sentence names them.
+/// Returns the keys for use in a message: `key "a"`, or `keys "a", 42`.
 pub fn describe(keys: &[Key]) -> String {
     let names: Vec<String> = keys.iter().map(Key::to_string).collect();
-    match names.len() {
-        1 => format!("key {}", names[0]),
-        _ => format!("keys {}", names.join(", ")),
-    }
+    let noun = if names.len() == 1 { "key" } else { "keys" };
+    format!("{noun} {}", names.join(", "))
 }
 
-/// As a person reads it: the name in quotes, the number, or the scheme.
+/// Prints the key for people: the name in quotes, the number, or the scheme.
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.what {
-            What::Number(id) => id.fmt(f),
-            What::Name { name, .. } => write!(f, "{name:?}"),
-            What::Tool(scheme) => f.write_str(scheme.name()),
+        match &self.kind {
+            KeyKind::Number(id) => id.fmt(f),
+            KeyKind::Name { name, .. } => write!(f, "{name:?}"),
+            KeyKind::Tool(scheme) => f.write_str(scheme.name()),
         }
     }
 }
 
-/// As `pg_advisory_lock` takes it: `42`, or `1,2`.
-impl fmt::Display for KeyId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            KeyId::Bigint(id) => write!(f, "{id}"),
-            KeyId::IntPair(a, b) => write!(f, "{a},{b}"),
-        }
-    }
-}
-
-/// The number that `given` is, `None` where it does not look like one.
+/// Parses a canonical number or pair; returns `None` if the text does not look like one.
 fn parse_number(given: &str) -> Result<Option<KeyId>, InvalidKey> {
     let parts: Vec<&str> = given.split(',').collect();
     if parts.len() > 2 || !parts.iter().all(|part| looks_like_integer(part.trim())) {
         return Ok(None);
     }
     let (id, kind) = match parts[..] {
-        [a, b] => (
-            a.parse().ok().zip(b.parse().ok()).map(|(a, b)| KeyId::IntPair(a, b)),
-            "a pair of 32-bit integers",
-        ),
+        [first, second] => {
+            let pair = first.parse().ok().zip(second.parse().ok());
+            (pair.map(|(a, b)| KeyId::IntPair(a, b)), "a pair of 32-bit integers")
+        }
         _ => (given.parse().ok().map(KeyId::Bigint), "a 64-bit integer"),
     };
-    match id {
-        // Only what prints back as it was written is canonical: not 007, +5 or -0.
-        Some(id) if id.to_string() == given => Ok(Some(id)),
-        Some(id) => Err(InvalidKey(format!(
+    let reason = match id {
+        // Only canonical numbers print as they were written: not 007, +5 or -0.
+        Some(id) if id.to_string() == given => return Ok(Some(id)),
+        Some(id) => format!(
             "key {given:?} could be a number or a name; write {id} for the number, or {NAME_PREFIX}{given} for the name"
-        ))),
-        None => Err(InvalidKey(match given.contains(char::is_whitespace) {
-            true => format!(
-                "key {given:?} could be a number or a name; write the number without blanks, or {NAME_PREFIX}... for the name"
-            ),
-            false => format!("key {given:?} is out of range for {kind}; write {NAME_PREFIX}{given} for the name"),
-        })),
-    }
+        ),
+        None if given.contains(char::is_whitespace) => format!(
+            "key {given:?} could be a number or a name; write the number without whitespace, \
+             or {NAME_PREFIX}... for the name"
+        ),
+        None => format!("key {given:?} is out of range for {kind}; write {NAME_PREFIX}{given} for the name"),
+    };
+    Err(InvalidKey(reason))
 }
 
 fn looks_like_integer(text: &str) -> bool {
@@ -295,12 +250,13 @@ fn looks_like_integer(text: &str) -> bool {
     !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// A literal that means the same under either setting of `standard_conforming_strings`.
+/// Quotes text as an SQL literal that means the same under either setting of `standard_conforming_strings`.
 pub fn sql_literal(text: &str) -> String {
     let quoted = text.replace('\'', "''");
-    match quoted.contains('\\') {
-        true => format!("E'{}'", quoted.replace('\\', "\\\\")),
-        false => format!("'{quoted}'"),
+    if quoted.contains('\\') {
+        format!("E'{}'", quoted.replace('\\', "\\\\"))
+    } else {
+        format!("'{quoted}'")
     }
 }
 
@@ -318,14 +274,14 @@ mod tests {
     }
 
     fn hash(name: &str) -> KeyId {
-        Scheme::Sha256.id(name).expect("it needs no server")
+        Scheme::Sha256.id(name).expect("SHA-256 needs no server")
     }
 
-    fn refusal(given: &str) -> String {
+    fn error(given: &str) -> String {
         Key::parse(given).expect_err(given).to_string()
     }
 
-    /// The golden vectors: never change one.
+    /// Golden vectors: never change one.
     #[test]
     fn names_hash_to_the_published_numbers() {
         assert_eq!(id("backup"), KeyId::Bigint(6111399565520850680));
@@ -353,13 +309,10 @@ mod tests {
     }
 
     #[test]
-    fn what_only_looks_like_a_number_is_refused() {
+    fn text_that_only_looks_like_a_number_is_rejected() {
         for given in ["007", "+5", "-0", " 5", "5 ", "1, 2", "+1,2", "01,2"] {
-            assert!(
-                refusal(given).contains("could be a number or a name"),
-                "{given}: {}",
-                refusal(given)
-            );
+            let error = error(given);
+            assert!(error.contains("could be a number or a name"), "{given}: {error}");
         }
         for given in [
             "9223372036854775808",
@@ -367,11 +320,12 @@ mod tests {
             "1,99999999999",
             "2147483648,0",
         ] {
-            assert!(refusal(given).contains("out of range"), "{given}: {}", refusal(given));
+            let error = error(given);
+            assert!(error.contains("out of range"), "{given}: {error}");
         }
-        assert!(refusal("").contains("empty"));
-        assert!(refusal("name:").contains("empty"));
-        assert!(refusal("a\0b").contains("NUL"));
+        assert!(error("").contains("empty"));
+        assert!(error("name:").contains("empty"));
+        assert!(error("a\0b").contains("NUL"));
     }
 
     #[test]
@@ -393,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn sql_quotes_what_it_must() {
+    fn sql_quotes_names_and_numbers() {
         assert!(
             Key::parse("o'clock")
                 .expect("a name")
@@ -425,26 +379,26 @@ mod tests {
     }
 
     #[test]
-    fn what_only_the_server_knows_is_left_to_it() {
+    fn keys_that_only_the_server_can_compute_are_left_to_it() {
         let name = Key::parse("o'clock").expect("a name");
         let computed = |sql: &str| Number::Computed(sql.to_owned());
         assert_eq!(
             name.hashed_by(Scheme::Hashtext).number(),
             computed("pg_catalog.hashtext('o''clock')::bigint")
         );
-        let rails = Key::of_tool(Scheme::RailsMigrate);
+        let rails = Key::for_tool(Scheme::RailsMigrate);
         assert_eq!(rails.number(), computed(&rails.sql()));
         assert!(rails.sql().contains("current_database()"));
         assert_eq!(rails.id_in("app"), Some(KeyId::Bigint(6939591962871035475)));
-        let goose = Key::of_tool(Scheme::Goose);
+        let goose = Key::for_tool(Scheme::Goose);
         assert_eq!(goose.number(), Number::Known(KeyId::Bigint(5887940537704921958)));
         assert_eq!((goose.given(), goose.to_string().as_str()), ("goose", "goose"));
     }
 
     proptest! {
-        /// Whatever the name, every scheme has a number for it or an expression, and the name stays one literal.
+        /// Every scheme has a number or an expression for any name, and the name stays one SQL literal.
         #[test]
-        fn every_scheme_takes_every_name(name in "[^\u{0}]{1,40}|['\\\\\"$;-]{1,12}") {
+        fn every_scheme_accepts_every_name(name in "[^\u{0}]{1,40}|['\\\\\"$;-]{1,12}") {
             for key in Key::readings(&format!("name:{name}")) {
                 let sql = key.sql();
                 prop_assert!(!sql.is_empty() && !sql.contains('\0'), "{key:?}: {sql:?}");
@@ -453,13 +407,20 @@ mod tests {
                 }
             }
             let literal = sql_literal(&name);
-            let inside = literal.trim_start_matches('E').strip_prefix('\'').and_then(|it| it.strip_suffix('\''));
+            let inside = literal.trim_start_matches('E').strip_prefix('\'').and_then(|rest| rest.strip_suffix('\''));
             let pairs_removed = inside.expect("quotes").replace("\\\\", "").replace("''", "");
             prop_assert!(!pairs_removed.contains(['\'', '\\']), "{literal:?}");
         }
 
         #[test]
-        fn what_is_no_key_is_named(given in "[-+ ,0-9]{1,30}|-?[1-9][0-9]{18,25}|[1-9][0-9]{0,12},-?[1-9][0-9]{9,12}|\\PC{0,9}\u{0}\\PC{0,9}") {
+        fn every_error_names_the_key_in_one_line(
+            given in prop_oneof![
+                "[-+ ,0-9]{1,30}",
+                "-?[1-9][0-9]{18,25}",
+                "[1-9][0-9]{0,12},-?[1-9][0-9]{9,12}",
+                "\\PC{0,9}\u{0}\\PC{0,9}",
+            ],
+        ) {
             if let Err(error) = Key::parse(&given) {
                 let error = error.to_string();
                 prop_assert!(error.contains(&format!("{given:?}")) && !error.contains('\n'), "{error:?}");
@@ -467,7 +428,7 @@ mod tests {
         }
 
         #[test]
-        fn every_number_is_the_one_of_its_row(id: i64, a: i32, b: i32) {
+        fn every_number_survives_the_columns_of_pg_locks(id: i64, a: i32, b: i32) {
             for id in [KeyId::Bigint(id), KeyId::IntPair(a, b)] {
                 let (classid, objid, objsubid) = id.in_pg_locks();
                 prop_assert_eq!(KeyId::from_pg_locks(classid, objid, objsubid.into()), id);
@@ -476,7 +437,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics_and_every_number_prints_as_it_was_given(given in "[-+ ,0-9a-z:]{0,24}|\\PC*") {
+        fn no_text_panics_and_numbers_print_as_they_were_given(given in "[-+ ,0-9a-z:]{0,24}|\\PC*") {
             if let Ok(key) = Key::parse(&given) {
                 prop_assert_eq!(key.given(), given.as_str());
                 if key.name().is_none() {

@@ -1,84 +1,103 @@
-//! Asking the server, and reading its answers and refusals.
+//! Running queries, and reading their results and errors.
 //!
-//! Everything goes through the simple query protocol, one round trip a message, and through [`ask`].
+//! Everything goes through the simple query protocol, one round trip per query, and through [`simple_query`].
 
-use super::{Grant, Keys, TryOutcome};
+use super::sql::{GOT_COLUMN, PROVEN_COLUMN};
+use super::types::{Grant, Keys, TryOutcome};
 use crate::key::KeyId;
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::query_tag::QueryTag;
-use postgres::error::SqlState;
+use postgres::error::{DbError, SqlState};
 use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use std::time::Instant;
 
-/// The condition that a row of `pg_locks` is of the database we are in.
-pub const IN_THIS_DATABASE: &str =
-    "database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())";
-
-/// The column in which the rows of a proof are true.
-pub(super) const PROVEN: &str = "proven";
-
-/// Sends a message and waits for the answer.
+/// Runs a query and returns its result.
 ///
-/// Nothing but what is PostgreSQL's own is looked up: whoever may create functions and operators in a schema of our
-/// role's search path could otherwise have them run with our rights. The setting lasts as long as the message's
-/// transaction.
-pub fn ask(client: &mut Client, sql: &str) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
-    ask_noting(client, sql, QueryTag::ProgramOnly)
+/// Only PostgreSQL's own functions and operators are found: anyone who may create some in a schema of our role's search
+/// path could otherwise run code with our privileges. The setting lasts for the query's transaction.
+///
+/// # Errors
+/// The server reports an error, or the connection is lost.
+pub fn simple_query(client: &mut Client, sql: &str) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
+    simple_query_tagged(client, sql, QueryTag::ProgramOnly)
 }
 
-/// The same, with something to say besides.
-fn ask_noting(client: &mut Client, sql: &str, note: QueryTag) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
-    client.simple_query(&note.prepend_to(&format!("SET LOCAL search_path TO pg_catalog, pg_temp; {sql}")))
+fn simple_query_tagged(
+    client: &mut Client,
+    sql: &str,
+    tag: QueryTag,
+) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
+    client.simple_query(&tag.prepend_to(&format!("SET LOCAL search_path TO pg_catalog, pg_temp; {sql}")))
 }
 
-/// A column's text; `None` for NULL, and where whoever answers has no such column or text.
+/// Returns a column's text; `None` if it is NULL, missing or not text.
 pub fn cell<'a>(row: &'a SimpleQueryRow, column: &str) -> Option<&'a str> {
     row.try_get(column).ok()?
 }
 
-/// The rows that a message returns, and when the message was sent. Its statements have one row each, and no column in
-/// common; but for the proof of a lock, which has as many as there are keys.
+/// The rows that a query returned, and when the query was sent.
+///
+/// Each statement of the query returns one row, and no two share a column; but the proof of a lock returns one row for
+/// each key.
 pub struct QueryResult {
     rows: Vec<SimpleQueryRow>,
-    asked: Instant,
+    query_sent: Instant,
+}
+
+/// What a try claims to have done, before it is proven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// The lock was acquired: of several candidates, the one with this index.
+    Acquired { key_index: usize },
+    /// The key with this index is held by another client.
+    Busy { key_index: usize },
+    /// Nothing was tried.
+    Untried,
 }
 
 impl QueryResult {
-    /// Sends the message and waits for the answer.
-    pub fn to(client: &mut Client, sql: &str) -> Result<QueryResult, postgres::Error> {
-        QueryResult::noting(client, sql, QueryTag::ProgramOnly)
+    /// Runs a query and returns its rows.
+    ///
+    /// # Errors
+    /// The server reports an error, or the connection is lost.
+    pub fn fetch(client: &mut Client, sql: &str) -> Result<QueryResult, postgres::Error> {
+        QueryResult::fetch_tagged(client, sql, QueryTag::ProgramOnly)
     }
 
-    /// The same, with something to say besides.
-    pub(super) fn noting(client: &mut Client, sql: &str, note: QueryTag) -> Result<QueryResult, postgres::Error> {
-        let asked = Instant::now();
-        let messages = ask_noting(client, sql, note)?.into_iter();
-        let rows = messages.filter_map(|message| match message {
+    /// The former name of [`QueryResult::fetch`].
+    pub fn to(client: &mut Client, sql: &str) -> Result<QueryResult, postgres::Error> {
+        QueryResult::fetch(client, sql)
+    }
+
+    /// Runs a query that also tells observers what we are doing, and returns its rows.
+    pub(super) fn fetch_tagged(client: &mut Client, sql: &str, tag: QueryTag) -> Result<QueryResult, postgres::Error> {
+        let query_sent = Instant::now();
+        let messages = simple_query_tagged(client, sql, tag)?;
+        let rows = messages.into_iter().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,
         });
         Ok(QueryResult {
             rows: rows.collect(),
-            asked,
+            query_sent,
         })
     }
 
-    /// Whether there was a row at all.
     pub(super) fn has_row(&self) -> bool {
         !self.rows.is_empty()
     }
 
-    /// A column's text; `None` for NULL.
+    /// Returns a column's text; `None` if it is NULL or missing.
     pub fn get(&self, column: &str) -> Option<&str> {
         self.rows.iter().find_map(|row| cell(row, column))
     }
 
-    /// Whether a column is true.
+    /// Returns whether a boolean column is true.
     pub fn is_true(&self, column: &str) -> bool {
         self.get(column) == Some("t")
     }
 
-    /// A column's number.
+    /// Returns a column's number.
     pub fn number(&self, column: &str) -> Option<f64> {
         self.get(column)?.parse().ok()
     }
@@ -87,78 +106,93 @@ impl QueryResult {
         self.number("backend_pid").unwrap_or_default() as i32
     }
 
-    /// A bigint key that the server has computed.
+    /// Returns a bigint key that the server computed.
     pub(super) fn key(&self, column: &str) -> Option<KeyId> {
         self.get(column)?.parse().ok().map(KeyId::Bigint)
     }
 
-    /// What became of a try of these keys.
-    pub(super) fn attempt<K>(&self, keys: &Keys<K>) -> TryOutcome {
-        match self.taken(keys) {
-            Some(Ok(which)) => self.proven(keys, which),
-            Some(Err(busy)) => TryOutcome::Busy(busy),
-            None => TryOutcome::Untried,
+    /// Returns the outcome of a query that tried these keys and proved them.
+    pub(super) fn try_outcome<K>(&self, keys: &Keys<K>) -> TryOutcome {
+        match self.claim(keys) {
+            Claim::Acquired { key_index } => self.prove(keys, key_index),
+            Claim::Busy { key_index } => TryOutcome::Busy { key_index },
+            Claim::Untried => TryOutcome::Untried,
         }
     }
 
-    /// What was taken, as [`super::Lock::tries`] tells it: the key, of one of several; else which is somebody else's. Whatever
-    /// number comes, it is that of one of them in the end.
-    pub(super) fn taken<K>(&self, keys: &Keys<K>) -> Option<Result<usize, usize>> {
-        let got = self.number("got")?;
-        let (count, is_acquired) = match keys {
-            Keys::All(keys) => (keys.len(), got == keys.len() as f64),
-            Keys::OneOf(keys, _) => (keys.len(), got >= 0.0),
+    /// Reads [`GOT_COLUMN`]. Whatever number a server sends, the index is that of one of the keys.
+    pub(super) fn claim<K>(&self, keys: &Keys<K>) -> Claim {
+        let Some(got) = self.number(GOT_COLUMN) else {
+            return Claim::Untried;
         };
-        let which = (got.max(0.0) as usize).min(count.saturating_sub(1));
-        Some(if is_acquired { Ok(which) } else { Err(which) })
+        let count = keys.as_slice().len();
+        let is_acquired = match keys {
+            Keys::All(_) => got == count as f64,
+            Keys::OneOf { .. } => got >= 0.0,
+        };
+        let key_index = (got.max(0.0) as usize).min(count.saturating_sub(1));
+        if is_acquired {
+            Claim::Acquired { key_index }
+        } else {
+            Claim::Busy { key_index }
+        }
     }
 
-    /// The lock of these keys that the server says is ours, if it has proved it.
-    pub(super) fn proven<K>(&self, keys: &Keys<K>, which: usize) -> TryOutcome {
-        match self.proves(keys) {
-            true => TryOutcome::Acquired(Grant {
+    /// Returns the outcome of a try whose claim to have acquired the lock this result must prove.
+    pub(super) fn prove<K>(&self, keys: &Keys<K>, key_index: usize) -> TryOutcome {
+        if self.proves(keys) {
+            TryOutcome::Acquired(Grant {
                 backend_pid: self.backend_pid(),
-                which,
-                asked: self.asked,
-            }),
-            false => TryOutcome::Unproven,
+                key_index,
+                query_sent: self.query_sent,
+            })
+        } else {
+            TryOutcome::Unproven
         }
     }
 
-    /// Whether the session has its own granted rows of the lock, where [`super::Lock::proof`] was asked for them.
+    /// Returns whether the proof found the session's own granted rows: one for each key, or one for any candidate.
     pub(super) fn proves<K>(&self, keys: &Keys<K>) -> bool {
-        let is_proof = |row: &&SimpleQueryRow| cell(row, PROVEN) == Some("t");
-        let proofs = self.rows.iter().filter(is_proof).count();
+        let is_proof = |row: &&SimpleQueryRow| cell(row, PROVEN_COLUMN) == Some("t");
+        let proof_count = self.rows.iter().filter(is_proof).count();
         match keys {
-            Keys::All(keys) => proofs == keys.len(),
-            Keys::OneOf(..) => proofs > 0,
+            Keys::All(keys) => proof_count == keys.len(),
+            Keys::OneOf { .. } => proof_count > 0,
         }
     }
 }
 
-/// The first message asks for nothing that PostgreSQL cannot do: an error that says so comes from something else.
-pub(super) fn unlike_postgresql(error: postgres::Error) -> Failure {
-    let code = error.code().map(|code| code.code().to_owned());
-    match (code.as_deref(), error.as_db_error()) {
-        (Some("42501"), _) | (None, _) | (_, None) => Failure::from(error),
-        // By class, which are the first two characters; a server that is none may send fewer.
-        (Some(code), Some(db)) if ["0A", "22", "42"].iter().any(|it| code.starts_with(it)) => Failure::say(
-            ExitCode::Config,
-            format!("this server cannot give a lock as PostgreSQL does: {}", db.message()),
-        ),
-        _ => Failure::from(error),
-    }
-}
-
-/// Whether a PgBouncer says so. Its errors all have the same code.
-pub(super) fn pools_statements(error: &postgres::Error) -> bool {
-    let says_so = |db: &postgres::error::DbError| {
-        *db.code() == SqlState::PROTOCOL_VIOLATION && db.message().contains("statement pooling")
+/// Converts an error of the first query. That query uses nothing that PostgreSQL lacks, so an error that says so comes
+/// from something else.
+pub(super) fn first_query_failure(error: postgres::Error) -> Failure {
+    let message = match error.as_db_error() {
+        Some(db_error) if is_unlike_postgresql(db_error.code()) => db_error.message(),
+        _ => return Failure::from(error),
     };
-    error.as_db_error().is_some_and(says_so)
+    Failure::say(
+        ExitCode::Config,
+        format!("this server does not support advisory locks as PostgreSQL does: {message}"),
+    )
 }
 
-/// Whether the error says that this server has no plpgsql for us.
+/// Returns whether PostgreSQL never answers the first query with this error: `feature_not_supported`, a data exception,
+/// or a syntax error or access rule violation other than `insufficient_privilege`.
+fn is_unlike_postgresql(code: &SqlState) -> bool {
+    // By class, the first two characters; other servers may send shorter codes.
+    let classes = ["0A", "22", "42"];
+    *code != SqlState::INSUFFICIENT_PRIVILEGE && classes.iter().any(|class| code.code().starts_with(class))
+}
+
+/// Returns whether a PgBouncer reports that it uses statement pooling. Only the text tells: all its errors have the
+/// same code.
+pub(super) fn is_statement_pooling(error: &postgres::Error) -> bool {
+    let is_by_pgbouncer = |error: &DbError| {
+        *error.code() == SqlState::PROTOCOL_VIOLATION && error.message().contains("statement pooling")
+    };
+    error.as_db_error().is_some_and(is_by_pgbouncer)
+}
+
+/// Returns whether our role cannot use plpgsql on this server.
 pub(super) fn lacks_plpgsql(error: &postgres::Error) -> bool {
     let codes = [
         SqlState::INSUFFICIENT_PRIVILEGE,

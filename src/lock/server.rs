@@ -1,83 +1,90 @@
-//! What a server is like, and whether a lock of it protects anything.
+//! What a server is like, and whether its locks protect anything.
 //!
-//! Decided from the first message's answer alone; what is refused here is refused with the remedy. `pglock check` says the
-//! same, by the same code.
+//! Decided from the result of the first query alone; every refusal names the remedy. `pglock check` reports the same,
+//! by the same code.
 
-use super::{Scope, ScopeChoice};
+use super::query::QueryResult;
+use super::settings::{LOG_THRESHOLD_SETTINGS, max_slice};
+use super::types::{HOT_STANDBY, Scope, ScopeChoice};
 use crate::outcome::{ExitCode, Failure};
 use std::time::Duration;
 
-/// What the first message tells of the server.
+/// What the first query reports about the server.
 #[derive(Clone, Debug)]
 pub struct Server {
-    /// Something between us and the server answers in its name.
+    /// The connection goes through a pooler.
     pub pooled: bool,
-    /// The server is a hot standby, whose locks nobody else sees.
+    /// The server is a hot standby, whose locks no other server sees.
     pub standby: bool,
-    /// The database, in which all locks live.
+    /// The database, to which all locks belong.
     pub database: String,
-    /// What the server calls itself.
+    /// What `version()` returns.
     pub version: String,
-    /// The process of the server that has answered.
+    /// The backend that ran the first query.
     pub backend_pid: i32,
-    /// How long one stay in its queue may be.
-    pub slice: Duration,
+    /// The longest uninterrupted stay in its queue.
+    pub max_slice: Duration,
 }
 
-/// A server that gives locks in name only.
+/// Servers whose advisory locks are stubs: what `version()` contains, and the product's name.
 const STUBS: [(&str, &str); 2] = [("CockroachDB", "CockroachDB"), ("Redshift", "Amazon Redshift")];
 
 impl Server {
-    /// The product, for one of which it is known that its advisory locks protect nothing.
-    pub fn stub(&self) -> Option<&'static str> {
-        let is_it = |(sign, _): &&(&str, &str)| self.version.contains(sign);
-        STUBS.iter().find(is_it).map(|(_, product)| *product)
-    }
-
-    /// Why no lock of this server protects anything, and what to do.
-    pub fn refusal(&self) -> Option<String> {
-        if let Some(product) = self.stub() {
-            return Some(format!(
-                "this is {product}, whose advisory locks protect nothing; give the address of a PostgreSQL server"
-            ));
+    /// Reads the result of the first query of a session that gave itself this `application_name`.
+    pub(super) fn from_first_result(result: &QueryResult, application_name: &str) -> Server {
+        Server {
+            pooled: result.get("name") != Some(application_name),
+            standby: result.is_true("standby"),
+            database: result.get("database").unwrap_or_default().to_owned(),
+            version: result.get("version").unwrap_or_default().to_owned(),
+            backend_pid: result.backend_pid(),
+            max_slice: max_slice(LOG_THRESHOLD_SETTINGS.map(|name| result.get(name))),
         }
-        self.standby.then(|| STANDBY.to_owned())
     }
 
-    /// The scope that is right for this connection.
+    /// Returns the product's name, if its advisory locks are known to protect nothing.
+    pub fn stub(&self) -> Option<&'static str> {
+        let stub = STUBS.iter().find(|(marker, _)| self.version.contains(marker));
+        stub.map(|(_, product)| *product)
+    }
+
+    /// Returns the scope for this connection.
     ///
     /// # Errors
-    /// What was asked for protects nothing here; and what to do.
-    pub fn scope(&self, choice: ScopeChoice) -> Result<Scope, &'static str> {
+    /// [`ExitCode::Config`] if the chosen scope protects nothing behind a pooler.
+    pub fn scope(&self, choice: ScopeChoice) -> Result<Scope, Failure> {
         match (choice, self.pooled) {
-            (ScopeChoice::Session, true) => Err(
-                "the connection goes through a pooler, where the lock of a session protects nothing; give the port \
-                 of the PostgreSQL server itself, or leave --scope out (--scope session-pooled is for a pooler that \
-                 pools whole sessions)",
-            ),
+            (ScopeChoice::Session, true) => Err(Failure::say(ExitCode::Config, SESSION_BEHIND_POOLER)),
             (ScopeChoice::SessionPooled, _) | (ScopeChoice::Auto | ScopeChoice::Session, false) => Ok(Scope::Session),
             (ScopeChoice::Transaction, _) | (ScopeChoice::Auto, true) => Ok(Scope::Transaction),
         }
     }
 
-    /// The scope of a lock that is to protect something.
+    /// Returns the scope of a lock on this server that protects something.
     ///
     /// # Errors
-    /// There is none; and what to do.
-    pub fn fit(&self, choice: ScopeChoice) -> Result<Scope, Failure> {
-        if let Some(words) = self.refusal() {
-            return Err(Failure::say(ExitCode::Config, words));
+    /// [`ExitCode::Config`] if no lock of this server protects anything, or none of the chosen scope does.
+    pub fn usable_scope(&self, choice: ScopeChoice) -> Result<Scope, Failure> {
+        if let Some(product) = self.stub() {
+            return Err(Failure::say(
+                ExitCode::Config,
+                format!("this is {product}, whose advisory locks protect nothing; connect to a PostgreSQL server"),
+            ));
+        }
+        if self.standby {
+            return Err(Failure::say(ExitCode::Config, HOT_STANDBY));
         }
         self.scope(choice)
-            .map_err(|words| Failure::say(ExitCode::Config, words))
     }
 }
 
-pub(super) const STANDBY: &str = "the server is a hot standby, and the primary does not see its locks; give the address of the \
-     primary, or all hosts with target_session_attrs=primary";
+const SESSION_BEHIND_POOLER: &str = "the connection goes through a pooler, where a session lock protects nothing; \
+     connect to the port of the PostgreSQL server itself, or leave --scope out (--scope session-pooled is for a pooler \
+     with session pooling)";
 
-pub(super) const STATEMENT_POOLING: &str = "the pooler ends the connection at BEGIN, as one does that pools statements, and no \
-     lock outlives a statement there; give the port of the PostgreSQL server itself, or a pool with pool_mode = \
+/// Why a pooler with statement pooling is refused, and what to do.
+pub(super) const STATEMENT_POOLING: &str = "the pooler closes the connection at BEGIN, as in statement pooling, where \
+     no lock outlives a statement; connect to the port of the PostgreSQL server itself, or to a pool with pool_mode = \
      transaction";
 
 #[cfg(test)]
@@ -91,12 +98,12 @@ mod tests {
             database: "app".into(),
             version: version.into(),
             backend_pid: 1,
-            slice: Duration::ZERO,
+            max_slice: Duration::ZERO,
         }
     }
 
     #[test]
-    fn the_scope_is_the_one_that_is_right_for_the_connection() {
+    fn the_scope_suits_the_connection() {
         use ScopeChoice::*;
         let scope = |choice, pooled| server(pooled, false, "PostgreSQL 15.20").scope(choice).ok();
         assert_eq!(scope(Auto, false), Some(Scope::Session));
@@ -111,13 +118,16 @@ mod tests {
 
     #[test]
     fn servers_whose_locks_protect_nothing_are_refused() {
-        let refusal = |standby, version| server(false, standby, version).refusal();
+        let refusal = |standby, version| {
+            let scope = server(false, standby, version).usable_scope(ScopeChoice::Auto);
+            scope.err().map(|failure| failure.to_string())
+        };
         assert_eq!(refusal(false, "PostgreSQL 18.4 on x86_64"), None);
-        let told = |standby, version| refusal(standby, version).expect("a refusal");
-        assert!(told(true, "PostgreSQL 18.4").contains("target_session_attrs=primary"));
-        assert!(told(false, "CockroachDB CCL v25.1.0 (x86_64)").contains("CockroachDB"));
-        assert!(told(false, "PostgreSQL 8.0.2 on i686, Redshift 1.0.77467").contains("Redshift"));
-        // Whether that one's are real depends on its version and settings, which the proof finds out.
+        let refused = |standby, version| refusal(standby, version).expect("a refusal");
+        assert!(refused(true, "PostgreSQL 18.4").contains("target_session_attrs=primary"));
+        assert!(refused(false, "CockroachDB CCL v25.1.0 (x86_64)").contains("CockroachDB"));
+        assert!(refused(false, "PostgreSQL 8.0.2 on i686, Redshift 1.0.77467").contains("Redshift"));
+        // Whether YugabyteDB's locks are real depends on its version and settings; the proof finds out.
         assert_eq!(refusal(false, "PostgreSQL 15.2-YB-2025.1.0.0-b0"), None);
     }
 }

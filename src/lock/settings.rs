@@ -1,16 +1,15 @@
 //! The settings that a session or a transaction needs in order to hold or wait for a lock.
 //!
-//! They neutralise the timeouts of the role, the database and the server, for us alone, and make the server notice in time
-//! that our host has vanished. They ride in the message that takes the lock, so that no lock of ours is ever without
-//! them, and whoever has to wait can begin to at once.
+//! They neutralise the timeouts of the role, the database and the server, for this session alone, and make the server
+//! notice in time that our host has vanished. They are part of the query that acquires the lock, so that no lock of
+//! ours is ever without them and a waiter needs no further round trip.
 
-use super::ask;
-use postgres::Client;
+use super::types::Scope;
 use std::time::Duration;
 
-/// Settings that would end a session that only holds a lock, or cancel one that waits. Each is unknown to some
-/// supported version.
-pub const TIMEOUTS: [&str; 5] = [
+/// Timeouts that would end a session that merely holds a lock, or cancel one that waits. No supported version knows
+/// all of them.
+pub const TIMEOUT_SETTINGS: [&str; 5] = [
     "statement_timeout",
     "lock_timeout",
     "idle_in_transaction_session_timeout",
@@ -18,16 +17,15 @@ pub const TIMEOUTS: [&str; 5] = [
     "transaction_timeout",
 ];
 
-/// In front of what is asked before the settings are made: a role's transactions may be deferrable, and such a one
-/// can wait for others before it does anything.
-pub const AT_ONCE: &str = "SET TRANSACTION NOT DEFERRABLE; ";
+/// Prefix of every query that runs before our settings apply. A role's transactions may be deferrable by default, and
+/// a deferrable one may wait for others before it does anything.
+pub const NOT_DEFERRABLE: &str = "SET TRANSACTION NOT DEFERRABLE; ";
 
-/// A setting of ours, and its value.
+/// A configuration parameter and the value we set.
 struct Setting {
     name: &'static str,
     value: String,
-    /// Every version that we know has it.
-    is_everywhere: bool,
+    in_every_version: bool,
 }
 
 impl Setting {
@@ -35,35 +33,37 @@ impl Setting {
         Setting {
             name,
             value: value.to_string(),
-            is_everywhere: true,
+            in_every_version: true,
         }
     }
 
     fn if_known(name: &'static str, value: impl ToString) -> Setting {
         Setting {
-            is_everywhere: false,
+            in_every_version: false,
             ..Setting::new(name, value)
         }
     }
 
-    /// The expression that makes it, for the session or for the transaction alone.
-    fn expression(&self, local: bool) -> String {
+    /// Returns the SQL expression that sets it for the session, or for the transaction alone.
+    fn expression(&self, scope: Scope) -> String {
         let Setting { name, value, .. } = self;
-        let set = format!("pg_catalog.set_config('{name}', '{value}', {local})");
-        match self.is_everywhere {
-            true => set,
-            false => format!("CASE WHEN pg_catalog.current_setting('{name}', true) IS NOT NULL THEN {set} END"),
+        let is_local = scope == Scope::Transaction;
+        let set_config = format!("pg_catalog.set_config('{name}', '{value}', {is_local})");
+        if self.in_every_version {
+            set_config
+        } else {
+            format!("CASE WHEN pg_catalog.current_setting('{name}', true) IS NOT NULL THEN {set_config} END")
         }
     }
 }
 
-/// What makes the server notice within `limit` that whoever it talks to has vanished.
+/// Returns the settings that make the server notice within `server_limit` that the client has vanished.
 ///
-/// Both kinds of TCP limit are needed: keepalives see nothing while an answer is unacknowledged, the user
-/// timeout nothing on an idle session. On a Unix socket they have no effect, and need none.
-fn watch(limit: Duration) -> [Setting; 4] {
-    // Seconds, as keepalives are counted in; three probes one second apart fill the end of the limit.
-    let seconds = limit.as_millis().div_ceil(1000).max(4);
+/// Both kinds of TCP limit are needed: keepalives are not sent while data is unacknowledged, and the user timeout does
+/// not expire on an idle connection. On a Unix socket neither has an effect, nor is one needed.
+fn dead_client_settings(server_limit: Duration) -> [Setting; 4] {
+    // Keepalives count in seconds; three probes, one second apart, end at the limit.
+    let seconds = server_limit.as_millis().div_ceil(1000).max(4);
     [
         Setting::new("tcp_keepalives_idle", seconds - 3),
         Setting::new("tcp_keepalives_interval", 1),
@@ -72,44 +72,42 @@ fn watch(limit: Duration) -> [Setting; 4] {
     ]
 }
 
-/// The expressions that neutralise all the timeouts, and make the server notice within `limit` that we have vanished: for
-/// the session, or for the transaction alone.
-pub(super) fn settings(limit: Duration, local: bool) -> Vec<String> {
-    let timeouts = TIMEOUTS.map(|name| Setting::if_known(name, 0));
-    // See [`AT_ONCE`].
-    let at_once = Setting::new("default_transaction_deferrable", "off");
-    let all = timeouts.into_iter().chain(watch(limit)).chain([at_once]);
-    all.map(|setting| setting.expression(local)).collect()
+/// Returns the SQL expressions that neutralise all timeouts and make the server notice within `server_limit` that the
+/// client has vanished, for the session or for the transaction alone.
+pub(super) fn setting_expressions(server_limit: Duration, scope: Scope) -> Vec<String> {
+    let timeouts = TIMEOUT_SETTINGS.map(|name| Setting::if_known(name, 0));
+    // See [`NOT_DEFERRABLE`].
+    let not_deferrable = Setting::new("default_transaction_deferrable", "off");
+    let settings = timeouts
+        .into_iter()
+        .chain(dead_client_settings(server_limit))
+        .chain([not_deferrable]);
+    settings.map(|setting| setting.expression(scope)).collect()
 }
 
-/// Makes a session what the message that takes the lock makes it.
-pub fn set_up(client: &mut Client, limit: Duration) -> Result<(), postgres::Error> {
-    let sql = format!("{AT_ONCE}SELECT {}", settings(limit, false).join(", "));
-    ask(client, &sql).map(drop)
-}
-
-/// The settings that say after what time the server logs a wait or a statement: each that waits for a lock
-/// (`log_lock_waits`), each slow one, and each slow one of a sample, which are all by default (PostgreSQL 13 and later).
-pub(super) const LOGGED_AFTER: [&str; 3] = [
+/// Settings that name the time after which the server logs something: a wait for a lock (`log_lock_waits`), a slow
+/// statement, or a slow statement of a sample, which by default is every one (PostgreSQL 13 and later).
+pub(super) const LOG_THRESHOLD_SETTINGS: [&str; 3] = [
     "deadlock_timeout",
     "log_min_duration_statement",
     "log_min_duration_sample",
 ];
 
-/// The longest slice of waiting, and so the longest that a waiter which is at an end stays in the queue.
+/// The longest slice, and so the longest that a waiter whose client is gone stays in the queue.
 const LONGEST_SLICE: Duration = Duration::from_millis(900);
 
-/// The shortest: below it the queue would be left more often than is good for anybody.
+/// The shortest slice: anything below would leave the queue too often.
 const SHORTEST_SLICE: Duration = Duration::from_millis(20);
 
-/// A slice that stays under all of [`LOGGED_AFTER`], or each one would be logged. They come as the server writes them: `1s`,
-/// `-1` for never.
-pub(super) fn slice(logged_after: [Option<&str>; LOGGED_AFTER.len()]) -> Duration {
-    // What even the shortest slice exceeds is logged anyhow, the less often the longer the slices are.
-    let limits = logged_after.into_iter().flatten();
-    limits
-        .filter_map(|limit| humantime::parse_duration(limit).ok())
-        .map(|limit| limit.mul_f64(0.9))
+/// Returns the longest slice that stays below all of [`LOG_THRESHOLD_SETTINGS`], or the server would log each one. The
+/// values come as the server prints them: `1s`, or `-1` for never.
+pub(super) fn max_slice(log_thresholds: [Option<&str>; LOG_THRESHOLD_SETTINGS.len()]) -> Duration {
+    // A threshold that even the shortest slice exceeds is ignored: longer slices then mean fewer log lines.
+    log_thresholds
+        .into_iter()
+        .flatten()
+        .filter_map(|threshold| humantime::parse_duration(threshold).ok())
+        .map(|threshold| threshold.mul_f64(0.9))
         .filter(|slice| *slice >= SHORTEST_SLICE)
         .fold(LONGEST_SLICE, Duration::min)
 }
@@ -119,9 +117,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slice_stays_under_what_the_server_would_log() {
+    fn a_slice_stays_below_what_the_server_would_log() {
         let ms = Duration::from_millis;
-        for (logged_after, expected) in [
+        for (log_thresholds, expected) in [
             (["1s", "-1", "-1"], 900),
             (["1s", "0", "-1"], 900),
             (["500ms", "-1", "-1"], 450),
@@ -132,9 +130,30 @@ mod tests {
             (["1h", "1d", "1d"], 900),
             (["nonsense", "99999999999999999999s", ""], 900),
         ] {
-            let text = logged_after.map(Some);
-            assert_eq!(slice(text), ms(expected), "{logged_after:?}");
+            assert_eq!(max_slice(log_thresholds.map(Some)), ms(expected), "{log_thresholds:?}");
         }
-        assert_eq!(slice([None; 3]), ms(900));
+        assert_eq!(max_slice([None; 3]), ms(900));
+    }
+
+    #[test]
+    fn settings_apply_to_the_session_or_to_the_transaction() {
+        let limit = Duration::from_secs(23);
+        let session = setting_expressions(limit, Scope::Session);
+        assert_eq!(
+            session[0],
+            "CASE WHEN pg_catalog.current_setting('statement_timeout', true) IS NOT NULL \
+             THEN pg_catalog.set_config('statement_timeout', '0', false) END"
+        );
+        assert_eq!(session[5], "pg_catalog.set_config('tcp_keepalives_idle', '20', false)");
+        assert_eq!(
+            session[8],
+            "CASE WHEN pg_catalog.current_setting('tcp_user_timeout', true) IS NOT NULL \
+             THEN pg_catalog.set_config('tcp_user_timeout', '23000', false) END"
+        );
+        let transaction = setting_expressions(limit, Scope::Transaction);
+        assert_eq!(
+            transaction[9],
+            "pg_catalog.set_config('default_transaction_deferrable', 'off', true)"
+        );
     }
 }

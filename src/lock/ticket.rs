@@ -1,89 +1,113 @@
-//! A line of waiters in the order in which they came, made of nothing but locks.
+//! A queue in order of arrival, made of nothing but locks.
 //!
-//! Each waiter holds a *ticket*: the int-pair lock whose first number stands for the key, and whose second is the
-//! server's clock when it came. It finds the ticket right before its own in `pg_locks`, and waits until that one is
-//! given back; the first in line has none before it. A waiter that is killed loses its ticket with its session, and
-//! the line closes up.
+//! Each waiter holds a *ticket*: an int-pair lock whose first number is derived from the key, and whose second is the
+//! server's clock on arrival. A waiter finds the ticket right before its own in `pg_locks` and waits until that one is
+//! released; the head of the queue has none before it. A waiter that is killed loses its ticket with its session, and
+//! the queue closes the gap.
 //!
-//! Slots need a line because PostgreSQL can wait for one lock only: the first in line asks for all slots, again and
-//! again, and nobody else does. `--fair` needs it because waiting in slices rotates the server's own queue.
+//! Slots need tickets because PostgreSQL can only wait for one lock: the head of the queue tries all slots again and
+//! again, and no other waiter does. `--fair` needs them because waiting in slices rotates the server's own queue.
 
+use super::query::{QueryResult, simple_query};
+use super::queue::{QueueOutcome, WaitObserver, wait_in_queue};
+use super::sql;
+use super::types::{Mode, OnGrant, WaitOptions};
 use crate::key::KeyId;
-use crate::lock::{IN_THIS_DATABASE, QueryResult, ask};
+use crate::outcome::{ExitCode, Failure};
 use crate::protocol::derived_keys;
 use postgres::Client;
+use std::time::Duration;
 
-/// The line for one key.
+/// The ticket queue of one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TicketQueue {
     class: i32,
 }
 
-/// A place in a line.
+/// A place in a ticket queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket {
-    line: TicketQueue,
-    /// As `pg_locks` shows it: not signed.
+    class: i32,
+    /// As `pg_locks` shows it: unsigned.
     number: u32,
 }
 
+/// Result of waiting to reach the head of a ticket queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// We are at the head, and hold this ticket.
+    Reached(Ticket),
+    /// The wait timed out before.
+    TimedOut,
+}
+
 impl TicketQueue {
-    /// Returns the queue of all clients that want this key.
+    /// Returns the queue of all clients that wait for this key.
     pub fn for_key(key: KeyId) -> TicketQueue {
         TicketQueue {
             class: derived_keys::ticket_class(key),
         }
     }
 
-    /// A condition: somebody stands in the line.
-    pub fn is_occupied(self) -> String {
-        format!("EXISTS ({})", self.tickets("1"))
+    /// Returns the first number of the tickets' keys.
+    pub(super) fn class(self) -> i32 {
+        self.class
     }
 
-    /// Takes a ticket behind all others.
-    pub fn join(self, client: &mut Client) -> Result<Ticket, postgres::Error> {
-        // Hundredths of a second since 1970, cut to 31 bits: they begin anew every 248 days. A line that is never
-        // empty then counts on in the upper half of the 32 bits.
-        let clock = "(extract(epoch FROM pg_catalog.clock_timestamp()) * 100)::bigint % 2147483648";
-        let last = self.tickets("pg_catalog.max(objid::bigint)");
+    /// Takes a ticket and waits until no other is before it.
+    ///
+    /// # Errors
+    /// The wait was cancelled, the server has no plpgsql for us or reports another error, or the connection is lost.
+    pub fn wait_for_turn(
+        self,
+        client: &mut Client,
+        options: WaitOptions,
+        observer: &mut impl WaitObserver,
+    ) -> Result<Turn, Failure> {
+        observer.before_query(Duration::ZERO);
+        let ticket = self.take_ticket(client)?;
         loop {
-            // Two that come at once find the same number free; one of them gets it.
-            let sql = format!(
-                "SELECT number, pg_catalog.pg_try_advisory_lock('{}'::int, number::bit(32)::int) AS acquired FROM (\
-                 SELECT CASE WHEN last >= clock THEN last + 1 ELSE clock END AS number \
-                 FROM (SELECT {clock} AS clock, ({last}) AS last OFFSET 0) AS line OFFSET 0) AS ticket",
-                self.class
-            );
-            let answer = QueryResult::to(client, &sql)?;
-            if answer.is_true("acquired") {
-                let number = answer.number("number").unwrap_or_default() as u32;
-                return Ok(Ticket { line: self, number });
+            observer.before_query(Duration::ZERO);
+            let Some(predecessor) = ticket.predecessor(client)? else {
+                return Ok(Turn::Reached(ticket));
+            };
+            match wait_in_queue(client, predecessor, Mode::Shared, OnGrant::Release, options, observer)? {
+                QueueOutcome::Acquired(_) => {}
+                QueueOutcome::TimedOut => return Ok(Turn::TimedOut),
+                QueueOutcome::NoQueue => return Err(Failure::say(ExitCode::Config, NO_PLPGSQL)),
             }
         }
     }
 
-    fn tickets(self, columns: &str) -> String {
-        format!(
-            "SELECT {columns} FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND objsubid = 2 \
-             AND classid = {} AND granted AND mode = 'ExclusiveLock' AND {IN_THIS_DATABASE}",
-            self.class as u32
-        )
+    /// Takes a ticket behind all others.
+    fn take_ticket(self, client: &mut Client) -> Result<Ticket, postgres::Error> {
+        let class = self.class;
+        loop {
+            let result = QueryResult::fetch(client, &sql::take_ticket(class))?;
+            if result.is_true("acquired") {
+                let number = result.number("number").unwrap_or_default() as u32;
+                return Ok(Ticket { class, number });
+            }
+        }
     }
 }
 
 impl Ticket {
-    /// The ticket right before this one, as the key to wait for; `None` for the first in line.
-    pub fn predecessor(self, client: &mut Client) -> Result<Option<KeyId>, postgres::Error> {
-        let before = self.line.tickets("pg_catalog.max(objid::bigint) AS before");
-        let sql = format!("{before} AND objid::bigint < {}", self.number);
-        let before = QueryResult::to(client, &sql)?.number("before");
-        Ok(before.map(|number| KeyId::IntPair(self.line.class, number as u32 as i32)))
+    /// Returns the key of the ticket right before this one; `None` at the head of the queue.
+    fn predecessor(self, client: &mut Client) -> Result<Option<KeyId>, postgres::Error> {
+        let sql = sql::preceding_ticket(self.class, self.number);
+        let number = QueryResult::fetch(client, &sql)?.number("before");
+        Ok(number.map(|number| KeyId::IntPair(self.class, number as u32 as i32)))
     }
 
-    /// Gives the ticket back: the next one is the first in line now.
-    pub fn leave(self, client: &mut Client) -> Result<(), postgres::Error> {
-        let (class, number) = (self.line.class, self.number as i32);
-        let sql = format!("SELECT pg_catalog.pg_advisory_unlock('{class}'::int, '{number}'::int)");
-        ask(client, &sql).map(drop)
+    /// Releases the ticket, which makes the next one the head of the queue.
+    ///
+    /// # Errors
+    /// The server reports an error, or the connection is lost.
+    pub fn release(self, client: &mut Client) -> Result<(), postgres::Error> {
+        simple_query(client, &sql::release_ticket(self.class, self.number)).map(drop)
     }
 }
+
+const NO_PLPGSQL: &str = "waiting with --fair or --slots requires the language plpgsql, which this role may not use; \
+     GRANT USAGE ON LANGUAGE plpgsql to it, or wait without --fair and --slots";

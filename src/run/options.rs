@@ -1,4 +1,4 @@
-//! What `pglock run` was asked to do, validated.
+//! The validated options of `pglock run`.
 
 use crate::connection::ConnectionOptions;
 use crate::key::Key;
@@ -11,27 +11,27 @@ use std::time::Duration;
 /// The options of `pglock run`, validated.
 #[derive(Debug)]
 pub struct RunOptions {
-    /// Where and how to connect.
+    /// The server and how to connect to it.
     pub connection: ConnectionOptions,
-    /// The keys, at least one.
+    /// The keys to lock, at least one.
     pub keys: Vec<Key>,
-    /// Acquire one of this many slots of the only key, instead of the key.
+    /// Acquire one of this many slots of the only key, instead of the key itself.
     pub slots: Option<u16>,
     /// Exclusive or shared.
     pub mode: Mode,
     /// The lifetime of the lock.
     pub scope: ScopeChoice,
-    /// Wait in strict order of arrival.
+    /// Acquire the lock strictly in order of arrival among fair waiters.
     pub fair: bool,
-    /// Acquire a fencing token.
+    /// Pass the job a fencing token.
     pub token: bool,
-    /// How long to wait, connecting included; zero tries once, `None` waits indefinitely.
+    /// The time limit for connecting and waiting; zero tries once, `None` waits indefinitely.
     pub wait: Option<Duration>,
-    /// The longest pause between two tries where the server has no queue for us.
+    /// The maximum interval between attempts where the server has no queue for us.
     pub poll: Duration,
     /// Exit statuses and time limits.
     pub policy: Policy,
-    /// Whether the job inherits the session's socket.
+    /// Let the job inherit the connection's socket.
     pub inherit_socket: bool,
     /// How much to print.
     pub verbosity: Verbosity,

@@ -1,46 +1,49 @@
-//! What somebody who watches a wait on a terminal reads: what is waited for, who holds it since when, how long so far.
+//! The status line of a wait on a terminal: which lock, for how long so far, who holds it and since when.
 
-use crate::commands::list::truncate_to_width;
 use crate::inspect::backend::{Backend, age};
+use crate::ui::terminal::truncate_to_width;
 use std::time::{Duration, Instant};
 use unicode_width::UnicodeWidthStr;
 
-/// Who held the lock when it was last looked.
+/// The holders of the lock as last seen.
 pub struct WaitProgress {
     /// The holders.
     pub holders: Vec<Backend>,
-    /// When they were seen.
+    /// When the holders were queried.
     pub seen: Instant,
 }
 
 impl WaitProgress {
-    /// All of it.
-    pub fn sentence(&self, key: &str, waited: Duration) -> String {
-        format!("waiting for {key} for {}; {}", age(waited), self.held())
+    /// Returns the status in full.
+    pub fn sentence(&self, keys: &str, waited: Duration) -> String {
+        format!("waiting for {keys} for {}; {}", age(waited), self.holder())
     }
 
-    /// As much of it as has room, the holder last.
-    pub fn line(&self, key: &str, waited: Duration, width: usize) -> String {
-        let whole = format!("pglock: {}", self.sentence(key, waited));
-        match whole.width() <= width {
-            true => whole,
-            false => truncate_to_width(&format!("{}: {key}; {}", age(waited), self.held()), width),
+    /// Returns the status shortened to this many columns. The holder is at the end, so it is cut off first.
+    pub fn line(&self, keys: &str, waited: Duration, columns: usize) -> String {
+        let full = format!("pglock: {}", self.sentence(keys, waited));
+        if full.width() <= columns {
+            return full;
         }
+        truncate_to_width(&format!("{}: {keys}; {}", age(waited), self.holder()), columns)
     }
 
-    fn held(&self) -> String {
+    fn holder(&self) -> String {
         let Some(first) = self.holders.first() else {
-            return "held until a moment ago".into();
+            return "just released".into();
+        };
+        let held_for = match first.since {
+            Some(since) => {
+                let duration = Duration::from_secs_f64(since.ago) + self.seen.elapsed();
+                format!(" for {}", age(duration))
+            }
+            None => String::new(),
         };
         let more = match self.holders.len() {
             1 => String::new(),
-            all => format!(" and {} more", all - 1),
+            count => format!(" and {} more", count - 1),
         };
-        let since = first.since.map_or_else(String::new, |since| {
-            let ago = Duration::from_secs_f64(since.ago) + self.seen.elapsed();
-            format!(" for {}", age(ago))
-        });
-        format!("held by {}{since}{more}", first.who())
+        format!("held by {}{held_for}{more}", first.who())
     }
 }
 
@@ -49,12 +52,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_says_what_has_room() {
-        let waiting = WaitProgress {
+    fn the_line_is_shortened_to_the_terminal() {
+        let progress = WaitProgress {
             holders: vec![Backend::named("pglock:backup web1:77"), Backend::default()],
             seen: Instant::now(),
         };
-        let line = |width| waiting.line("key \"backup\"", Duration::from_secs(12), width);
+        let line = |columns| progress.line("key \"backup\"", Duration::from_secs(12), columns);
         assert_eq!(
             line(80),
             "pglock: waiting for key \"backup\" for 12s; held by web1:77 and 1 more"

@@ -1,12 +1,12 @@
-//! Which signals pglock takes part in, and how it was started with respect to them.
+//! Signals: which ones pglock handles, what it inherited, and delivery to the main loop.
 //!
-//! Handlers do nothing but write to one socket pair, whose other end the main loop polls; other threads write
-//! to it too, so that the loop waits in one place ([`Waker`]). Signals and their origins come through `signal-hook`;
-//! SIGINT comes through `ctrlc` first, where there is a terminal to type it on. A signal that was ignored on entry
-//! (nohup) is not handled at all, and so stays ignored for pglock and for the job.
+//! Handlers only write to a socket pair whose other end the main loop polls. Other threads write to it as well, so that
+//! the loop waits in one place ([`Waker`]). `signal-hook` delivers the signals and their origins; SIGINT goes to
+//! `ctrlc` first if there is a terminal to press Ctrl-C on. A signal that was ignored on entry (nohup) is not handled,
+//! so it stays ignored for pglock and for the job.
 //!
-//! All threads but the main one block every signal. A handler thus runs on the main thread only, and has
-//! finished when the main loop looks at what it left.
+//! All threads except the main one block every signal. Handlers therefore run on the main thread only, and have
+//! finished by the time the main loop reads what they left.
 
 use crate::sys;
 use crate::ui::terminal;
@@ -20,8 +20,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-/// What pglock handles: the signals that it passes on, those of job control, and the end of a child.
-const HANDLED: [Signal; 10] = [
+/// The signals pglock handles: those it forwards, those of job control, and SIGCHLD.
+const HANDLED_SIGNALS: [Signal; 10] = [
     Signal::SIGINT,
     Signal::SIGTERM,
     Signal::SIGHUP,
@@ -34,137 +34,159 @@ const HANDLED: [Signal; 10] = [
     Signal::SIGCHLD,
 ];
 
-/// How pglock's caller had set up signals: what the job must find again.
+/// The signal setup that pglock inherited, to be restored for the job.
 #[derive(Clone, Debug)]
 pub struct SignalDispositions {
     /// The signal mask.
     pub mask: SigSet,
-    /// The signals among those that pglock changes which were ignored.
+    /// The ignored signals, among those whose action pglock changes.
     pub ignored: Vec<Signal>,
 }
 
-/// A signal that arrived.
+/// A received signal and its origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SignalInfo {
-    /// Which one.
+    /// The signal.
     pub signal: Signal,
-    /// The kernel sent it (a key on the terminal, a hangup, a resized window), and therefore to the whole
-    /// foreground process group at once; else a process did, with kill(2).
+    /// Whether the terminal driver sent it (Ctrl-C, a hangup, a resized window), and thus to the whole foreground
+    /// process group. Otherwise a process sent it with kill(2).
     pub from_terminal: bool,
 }
 
-/// Wakes the main loop, from any thread.
+/// A handle that wakes the main loop, from any thread.
 #[derive(Clone)]
 pub struct Waker(Arc<UnixStream>);
 
 impl Waker {
-    /// One that wakes nobody.
+    /// Creates a waker that is not connected to a loop.
+    ///
+    /// # Errors
+    /// No socket pair can be created.
     #[cfg(test)]
-    pub fn of_nobody() -> io::Result<Waker> {
+    pub fn new_disconnected() -> io::Result<Waker> {
         Ok(Waker(Arc::new(UnixStream::pair()?.0)))
     }
 
-    /// Makes the loop look at what there is.
+    /// Makes the loop process what is pending.
     pub fn wake(&self) {
-        // A full buffer means that a wake-up is on its way already.
+        // If the buffer is full, a wake-up is already pending.
         let _ = (&*self.0).write(b"w");
     }
 }
 
-/// All signals are blocked, and none is handled yet: other threads may begin.
-pub struct Blocked {
-    entry: SignalDispositions,
+/// All signals blocked, and none handled yet. Threads created now inherit the blocked mask.
+pub struct BlockedSignals {
+    on_entry: SignalDispositions,
     has_terminal: bool,
     read: UnixStream,
     waker: Waker,
 }
 
-impl Blocked {
-    /// Blocks every signal in the calling thread, and so in the threads that it then makes.
-    pub fn all() -> io::Result<Blocked> {
+impl BlockedSignals {
+    /// Blocks every signal in the calling thread, and thus in the threads it creates afterwards.
+    ///
+    /// # Errors
+    /// No socket pair can be created.
+    pub fn block_all() -> io::Result<BlockedSignals> {
         let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
-        let mut ignored: Vec<Signal> = HANDLED.into_iter().filter(|s| sys::is_ignored(*s)).collect();
-        if sys::pipe_was_ignored() {
+        let mut ignored: Vec<Signal> = HANDLED_SIGNALS
+            .into_iter()
+            .filter(|signal| sys::is_ignored(*signal))
+            .collect();
+        if sys::sigpipe_was_ignored() {
             ignored.push(Signal::SIGPIPE);
         }
         let (read, write) = UnixStream::pair()?;
         write.set_nonblocking(true)?;
-        Ok(Blocked {
-            entry: SignalDispositions { mask, ignored },
-            // Asked now, since the session's thread looks for what is open, and this opens and closes.
-            has_terminal: terminal::foreground().is_some(),
+        Ok(BlockedSignals {
+            on_entry: SignalDispositions { mask, ignored },
+            // Now, before the session's thread starts: this opens and closes a descriptor, and that thread determines
+            // which descriptors connecting opens.
+            has_terminal: terminal::foreground_group().is_some(),
             read,
             waker: Waker(Arc::new(write)),
         })
     }
 
-    /// What wakes the loop that polls [`Signals::as_fd`].
+    /// Returns a handle that wakes the loop polling [`Signals::as_fd`].
     pub fn waker(&self) -> Waker {
         self.waker.clone()
     }
 
-    /// Has the signals handled; [`Signals::listen`] lets them through to the main thread.
+    /// Installs the signal handlers. [`Signals::unblock`] then lets signals through to the main thread.
+    ///
+    /// # Errors
+    /// A handler cannot be installed.
     pub fn handle(self) -> io::Result<Signals> {
-        let Blocked {
-            entry,
+        let BlockedSignals {
+            on_entry,
             has_terminal,
             read,
             waker,
         } = self;
-        // Whether a child's end is told cannot be left to the caller: without SIGCHLD nothing can be supervised.
-        let handled: Vec<Signal> = HANDLED
+        // SIGCHLD is handled even if it was ignored on entry: without it nothing can be supervised.
+        let handled: Vec<Signal> = HANDLED_SIGNALS
             .into_iter()
-            .filter(|s| !entry.ignored.contains(s) || *s == Signal::SIGCHLD)
+            .filter(|signal| !on_entry.ignored.contains(signal) || *signal == Signal::SIGCHLD)
             .collect();
         let write = waker.0.try_clone()?;
-        // A key is what ctrlc is for. Without a terminal nobody can type it, and ctrlc has a thread.
+        // ctrlc costs a thread, so it is installed only if there is a terminal to press Ctrl-C on.
         if handled.contains(&Signal::SIGINT) && has_terminal {
             ctrlc::try_set_handler(move || waker.wake()).map_err(io::Error::other)?;
         }
-        // signal-hook keeps ctrlc's handler for SIGINT in place and tells us the origin in addition.
+        // signal-hook chains to ctrlc's handler for SIGINT, and adds the origin.
         let numbers = handled.iter().map(|signal| *signal as i32);
         let delivery = SignalDelivery::with_pipe(read, write, WithOrigin::default(), numbers)?;
-        Ok(Signals { entry, delivery })
+        Ok(Signals { on_entry, delivery })
     }
 }
 
-/// The signals of this process, handled until it ends.
+/// The handled signals of this process.
 pub struct Signals {
-    entry: SignalDispositions,
+    on_entry: SignalDispositions,
     delivery: SignalDelivery<UnixStream, WithOrigin>,
 }
 
 impl Signals {
-    /// Lets the handled signals through to the calling thread, whatever the caller of pglock had blocked: an
-    /// operator must be able to end a wait, and what the job does with a signal is the job's affair.
-    pub fn listen(&self) -> io::Result<()> {
-        let mut mask = self.entry.mask;
-        HANDLED.into_iter().for_each(|signal| mask.remove(signal));
+    /// Unblocks the handled signals in the calling thread, even those that pglock's caller had blocked: an operator
+    /// must be able to end a wait. The job still starts with the caller's mask.
+    ///
+    /// # Errors
+    /// pthread_sigmask(3) fails.
+    pub fn unblock(&self) -> io::Result<()> {
+        let mut mask = self.on_entry.mask;
+        for signal in HANDLED_SIGNALS {
+            mask.remove(signal);
+        }
         Ok(mask.thread_set_mask()?)
     }
 
-    /// How it was before.
-    pub fn entry(&self) -> &SignalDispositions {
-        &self.entry
+    /// Returns the dispositions that pglock inherited.
+    pub fn on_entry(&self) -> &SignalDispositions {
+        &self.on_entry
     }
 
-    /// What has arrived since the last call; it also takes the wake-ups out of the descriptor.
-    pub fn arrived(&mut self) -> Vec<SignalInfo> {
-        let arrivals = self.delivery.pending().filter_map(|origin| {
-            let signal = Signal::try_from(origin.signal).ok()?;
-            let from_kernel = origin.process.is_none();
-            Some(SignalInfo {
-                signal,
-                from_terminal: from_kernel && reaches_the_group(signal),
-            })
-        });
-        arrivals.collect()
+    /// Returns the signals received since the last call, and drains the wake-ups from the descriptor.
+    pub fn received(&mut self) -> Vec<SignalInfo> {
+        let mut received = Vec::new();
+        for origin in self.delivery.pending() {
+            if let Ok(signal) = Signal::try_from(origin.signal) {
+                let from_kernel = origin.process.is_none();
+                received.push(SignalInfo {
+                    signal,
+                    from_terminal: from_kernel && reaches_foreground_group(signal),
+                });
+            }
+        }
+        received
     }
 
-    /// The signals that the job must find with their default effect again.
+    /// Returns the signals whose default action must be restored for the job.
     pub fn to_default(&self) -> impl Iterator<Item = Signal> {
-        let ignored = &self.entry.ignored;
-        HANDLED.into_iter().filter(move |signal| !ignored.contains(signal))
+        let ignored = &self.on_entry.ignored;
+        HANDLED_SIGNALS
+            .into_iter()
+            .filter(move |signal| !ignored.contains(signal))
     }
 }
 
@@ -174,23 +196,23 @@ impl AsFd for Signals {
     }
 }
 
-/// Whether the kernel sends this signal to the whole foreground group. A hangup it sends to the leader of the session
-/// alone, who may be us (`ssh -t host pglock run ...`); the group only gets it when that leader ends.
-fn reaches_the_group(signal: Signal) -> bool {
+/// Returns whether the kernel sends this signal to the whole foreground group. It sends SIGHUP to the session leader
+/// only, which may be pglock itself (`ssh -t host pglock run ...`); the group gets it when that leader exits.
+fn reaches_foreground_group(signal: Signal) -> bool {
     signal != Signal::SIGHUP || getsid(None) != Ok(Pid::this())
 }
 
-/// Stops this process by the signal, as the job was stopped, until it is continued. In an orphaned process group, where
-/// nobody could continue it, the kernel lets the signals of job control have no effect.
-pub fn stop_by(signal: i32) {
+/// Stops this process with the signal that stopped the job, until it is continued. In an orphaned process group, which
+/// no shell could continue, the kernel ignores the signals of job control.
+pub fn stop_with(signal: i32) {
     sys::raise_default(signal);
 }
 
-/// Ends this process by the signal, without a core dump of its own. Returns where the signal has no effect:
-/// for process 1 of a container, which the kernel shields from its own signals.
-pub fn die_by(signal: i32) {
+/// Ends this process with the signal, without dumping core. Returns if the signal has no effect: the kernel protects
+/// process 1 of a container from the signals it sends itself.
+pub fn die_with(signal: i32) {
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
-    // A core that is piped to a program knows no limit.
+    // RLIMIT_CORE does not apply if core_pattern pipes core dumps to a program (core(5)).
     #[cfg(target_os = "linux")]
     let _ = nix::sys::prctl::set_dumpable(false);
     sys::raise_default(signal);

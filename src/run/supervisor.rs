@@ -1,7 +1,8 @@
-//! The one loop: waits for whatever happens, lets `step` decide, and acts.
+//! The one loop: waits for events, passes them to the state machine in `state`, and performs its actions.
 //!
-//! It is the only place that sees both the session and the job. It sleeps in one poll(2), on the descriptor that
-//! signals and the session's thread write to, until the next deadline.
+//! This is the only place that sees both the session and the job. The loop sleeps in one poll(2), on the descriptor
+//! that signal handlers and the session's thread write to, until the next deadline. Every blocking call happens
+//! elsewhere.
 
 use crate::connection::{Canceller, Settings};
 use crate::key;
@@ -9,398 +10,309 @@ use crate::lock::Wait;
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::protocol::query_tag;
 use crate::run::job::{self, Group, Job, Launch};
+use crate::run::messages::{self, LockLoss, Termination};
 use crate::run::options::RunOptions;
 use crate::run::progress::WaitProgress;
 use crate::run::session::{self, Held, Session, SessionEvent, SessionPlan};
-use crate::run::signals::{self, Blocked, SignalInfo, Signals};
+use crate::run::signals::{self, BlockedSignals, SignalInfo, Signals};
 use crate::run::state::{Action, Event, RunState};
 use crate::sys::WaitStatus;
 use crate::ui::message;
-use crate::ui::terminal::{self, Live};
+use crate::ui::terminal::{self, StatusStyle};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-/// Runs the command under the lock and returns how pglock exits. The wait is counted from `began`.
+/// How long to wait for the session's thread to find out who evicted the session. The job has exited by then.
+const EVICTOR_LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often to update the status line of a wait.
+const STATUS_UPDATE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often to check whether any process of a job that is being terminated is left.
+const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// The width assumed for a terminal that does not report one.
+const DEFAULT_COLUMNS: usize = 80;
+
+/// Runs the command under the lock and returns how pglock exits. The wait is counted from `started_at`.
 ///
 /// # Errors
 /// This process cannot be set up: no thread, no socket pair, no signal handler.
-pub fn run(options: RunOptions, settings: Settings, began: Instant, blocked: Blocked) -> Result<Outcome, Failure> {
+pub fn run(
+    options: RunOptions,
+    settings: Settings,
+    started_at: Instant,
+    blocked: BlockedSignals,
+) -> Result<Outcome, Failure> {
     let internal = |error: std::io::Error| Failure::new(ExitCode::Internal, error);
     if let Some(program) = options.command.first() {
         query_tag::set_job_program(program);
     }
     let wait = match options.wait {
         Some(limit) if limit.is_zero() => Wait::Try,
-        Some(limit) => Wait::Until(began + limit),
-        None => Wait::Forever,
+        Some(limit) => Wait::Until(started_at + limit),
+        None => Wait::Indefinitely,
     };
     let options = Arc::new(options);
     let address = settings.address();
-    // It connects while the signals are being set up.
-    let session = Session::start(
-        SessionPlan {
-            options: options.clone(),
-            settings,
-            wait,
-            is_watched: !message::is_quiet() && terminal::live().is_some(),
-        },
-        blocked.waker(),
-    )
-    .map_err(internal)?;
-    let signals = blocked.handle().map_err(internal)?;
-    signals.listen().map_err(internal)?;
-    let mut supervisor = Supervisor {
-        name: key::describe(&options.keys),
-        state: RunState::new(options.policy, wait.deadline()),
-        options,
-        address,
-        signals,
-        session,
+    let plan = SessionPlan {
+        options: options.clone(),
+        settings,
         wait,
-        began,
-        connected: false,
-        canceller: None,
-        held: None,
-        job: None,
-        words: None,
-        lost: None,
-        evictor: None,
-        stopped: Stopped::No,
-        waiting: None,
-        has_said_wait: false,
+        is_watched: !message::is_quiet() && terminal::status_style().is_some(),
     };
-    Ok(supervisor.run())
+    // The session connects while the signal handlers are being installed.
+    let session = Session::start(plan, blocked.waker()).map_err(internal)?;
+    let signals = blocked.handle().map_err(internal)?;
+    signals.unblock().map_err(internal)?;
+    Ok(Supervisor::new(options, address, wait, started_at, session, signals).run())
 }
 
 struct Supervisor {
     options: Arc<RunOptions>,
-    /// The keys as a sentence names them.
-    name: String,
+    /// The keys as sentences name them.
+    keys: String,
     address: String,
     signals: Signals,
     session: Session,
     state: RunState,
     wait: Wait,
-    began: Instant,
-    connected: bool,
+    started_at: Instant,
+    is_connected: bool,
     canceller: Option<Canceller>,
     held: Option<Held>,
     job: Option<Job>,
-    /// What to say at the end, of a failure or a conflict.
-    words: Option<String>,
-    lost: Option<LockLoss>,
-    evictor: Option<String>,
-    stopped: Stopped,
-    /// Who held the lock when it was last looked, for whoever watches.
-    waiting: Option<WaitProgress>,
-    has_said_wait: bool,
+    /// Why the lock was not acquired or the job not started, to be printed at the end.
+    failure: Option<String>,
+    loss: Option<LockLoss>,
+    termination: Termination,
+    /// The holders of the lock as last seen, for the status line.
+    progress: Option<WaitProgress>,
+    is_wait_reported: bool,
 }
-
-/// What was done to the job when the lock was lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stopped {
-    No,
-    Term,
-    Kill,
-    /// The system did not let us: it had become another user's.
-    Denied,
-}
-
-/// The lock was lost: why, and when that was noticed.
-struct LockLoss {
-    why: String,
-    at: SystemTime,
-    noticed: Instant,
-}
-
-/// How long to wait for the session's thread to find out who has ended the session. The job is over then.
-const EVICTOR_LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How often the time that somebody waits is shown anew.
-const WAIT_DISPLAY_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How often to look whether a job that is being stopped is gone.
-const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 impl Supervisor {
-    fn run(&mut self) -> Outcome {
+    fn new(
+        options: Arc<RunOptions>,
+        address: String,
+        wait: Wait,
+        started_at: Instant,
+        session: Session,
+        signals: Signals,
+    ) -> Supervisor {
+        Supervisor {
+            keys: key::describe(&options.keys),
+            state: RunState::new(options.policy, wait.deadline()),
+            options,
+            address,
+            signals,
+            session,
+            wait,
+            started_at,
+            is_connected: false,
+            canceller: None,
+            held: None,
+            job: None,
+            failure: None,
+            loss: None,
+            termination: Termination::NotNeeded,
+            progress: None,
+            is_wait_reported: false,
+        }
+    }
+
+    fn run(mut self) -> Outcome {
         loop {
-            let outcome = match self.state.is_starting() {
-                true => self.start(),
-                false => self.look(),
+            let outcome = if self.state.is_starting() {
+                self.start_job()
+            } else {
+                self.process_events()
             };
             if let Some(outcome) = outcome {
-                self.say_how_it_ended(outcome);
+                self.report(outcome);
                 return outcome;
             }
             if !self.state.is_starting() {
-                self.show_wait();
+                self.show_progress();
                 self.sleep();
             }
         }
     }
 
-    /// Handles all that has happened since the last look.
-    fn look(&mut self) -> Option<Outcome> {
-        let mut events = self.what_happened().into_iter();
-        events.find_map(|event| self.handle(event))
+    /// Handles everything that happened since the last call. Returns the outcome if the run has ended.
+    fn process_events(&mut self) -> Option<Outcome> {
+        for event in self.pending_events() {
+            let outcome = self.handle(event);
+            if outcome.is_some() {
+                return outcome;
+            }
+        }
+        None
     }
 
-    /// Starts the job, unless something has happened that forbids it: to have said that the lock is ours can have taken a
-    /// while. Every signal is blocked meanwhile: one that came before the job existed must not be taken for one that the
-    /// terminal has given to it.
-    fn start(&mut self) -> Option<Outcome> {
-        // It has succeeded before, as has the other below.
-        let _ = SigSet::all().thread_block();
-        let mut outcome = self.look();
-        if outcome.is_none() && self.state.is_starting() {
-            let event = self.start_job();
-            outcome = self.handle(event);
-        }
-        let _ = self.signals.listen();
-        outcome
-    }
-
-    /// Tells whoever watches what is waited for.
-    fn show_wait(&mut self) {
-        let Some(waiting) = &self.waiting else {
-            return;
-        };
-        match terminal::live() {
-            Some(Live::Updated) => {
-                // The last column stays free: some terminals go on to the next line after it.
-                let width = terminal::width().unwrap_or(80).saturating_sub(1);
-                message::live(&waiting.line(&self.name, self.began.elapsed(), width));
-            }
-            Some(Live::Once) if !self.has_said_wait => {
-                message::notice(waiting.sentence(&self.name, self.began.elapsed()));
-                self.has_said_wait = true;
-            }
-            Some(Live::Once) | None => {}
-        }
-    }
-
-    fn say_how_it_ended(&mut self, outcome: Outcome) {
-        message::erase();
-        if outcome == Outcome::Failed(ExitCode::Lost) && self.evictor.is_none() {
-            let until = self.lost.as_ref().map(|lost| lost.noticed + EVICTOR_LOOKUP_TIMEOUT);
-            self.evictor = until.and_then(|until| self.session.evictor(until));
-        }
-        let words = self.words.as_deref();
-        match outcome {
-            Outcome::Conflict(_) => {
-                let held = words.map_or_else(
-                    || {
-                        format!(
-                            "{} was not acquired, and the server has not said who holds it",
-                            self.name
-                        )
-                    },
-                    str::to_owned,
-                );
-                message::notice(format_args!("{held}; {}", self.patience_sentence()));
-            }
-            Outcome::Failed(ExitCode::Lost) => {
-                let lost = self.loss_sentence();
-                let done = match self.stopped {
-                    Stopped::No => "the job had ended by then, and may not have been alone",
-                    Stopped::Term => "stopped the job with TERM",
-                    Stopped::Kill => "stopped the job with TERM, then KILL",
-                    Stopped::Denied => "the job could not be stopped, and has ended by itself",
-                };
-                message::error(format_args!("{lost}; {done}"));
-            }
-            Outcome::Failed(_) => message::error(match (words, &self.lost) {
-                (Some(words), _) => words.to_owned(),
-                (None, Some(_)) => format!("{}; the job was not started", self.loss_sentence()),
-                (None, None) => self.silence_sentence(),
-            }),
-            Outcome::Success | Outcome::Job(_) | Outcome::Interrupted(_) => {}
-        }
-    }
-
-    /// Everything that has happened since the last look. The session comes first: a lock that was lost before the
-    /// job ended must not pass for a good end.
-    fn what_happened(&mut self) -> Vec<Event> {
-        let arrivals = self.signals.arrived();
+    /// Returns the events since the last call. The session's come first: a lock that was lost before the job exited
+    /// must not pass for a success.
+    fn pending_events(&mut self) -> Vec<Event> {
+        // This drains the wake-ups, so it must precede reading what they announce.
+        let received = self.signals.received();
         let mut events = Vec::new();
-        for report in self.session.events() {
-            events.push(self.event_of(report));
+        for session_event in self.session.events() {
+            events.push(self.record(session_event));
         }
         if let Some(job) = &self.job {
             job.reap_orphans();
-            while let Ok(Some(change)) = job.change() {
-                events.push(match (job::end_of(change), change) {
-                    (Some(end), _) => Event::Ended(end),
-                    (None, WaitStatus::Stopped(signal)) => Event::Stopped {
-                        signal,
-                        by_terminal: job.is_stopped_by_terminal(signal),
-                    },
-                    (None, _) => Event::Continued,
-                });
-                if job::end_of(change).is_some() {
-                    break;
-                }
-            }
+            push_job_events(job, &mut events);
         }
-        // What the terminal sends does not reach a job that has left our group.
-        let left_us = self.job.as_ref().is_some_and(|job| job.own_group().is_some());
-        // After the job's own changes: a continuation that reached the whole group need not be passed on.
-        events.extend(arrivals.into_iter().map(|arrival| {
-            let from_terminal = arrival.from_terminal && !left_us;
-            Event::Arrived(SignalInfo {
-                from_terminal,
-                ..arrival
-            })
-        }));
-        if self.state.is_draining() && self.is_job_gone() {
+        // The terminal's signals do not reach a job that has left pglock's group.
+        let has_own_group = self.job.as_ref().is_some_and(|job| job.own_group().is_some());
+        // After the job's own changes: a SIGCONT that has reached the whole group need not be forwarded.
+        for info in received {
+            events.push(Event::Signal(SignalInfo {
+                from_terminal: info.from_terminal && !has_own_group,
+                ..info
+            }));
+        }
+        if self.state.is_draining() && self.is_group_empty() {
             events.push(Event::GroupEmpty);
         }
         events.push(Event::Tick);
         events
     }
 
-    /// What a report means for the decisions; what only concerns the acting is kept here.
-    fn event_of(&mut self, report: SessionEvent) -> Event {
-        match report {
+    /// Records what the session reports, and translates it for the state machine.
+    fn record(&mut self, session_event: SessionEvent) -> Event {
+        match session_event {
             SessionEvent::Connected => {
-                self.connected = true;
+                self.is_connected = true;
                 Event::Connected
             }
             SessionEvent::Direct(canceller) => {
                 self.canceller = Some(canceller);
                 Event::Connected
             }
-            SessionEvent::Alive(until) => Event::Alive(until),
+            SessionEvent::Alive(next_due) => Event::Alive { next_due },
             SessionEvent::Waiting(holders) => {
-                self.waiting = Some(WaitProgress {
-                    holders,
-                    seen: Instant::now(),
-                });
+                let seen = Instant::now();
+                self.progress = Some(WaitProgress { holders, seen });
                 Event::Tick
             }
-            SessionEvent::Held(held) => {
-                self.waiting = None;
-                message::erase();
-                message::detail(format_args!(
-                    "acquired the lock on {} after {}",
-                    self.name,
-                    rounded(self.began.elapsed())
-                ));
-                self.held = Some(held);
-                Event::Held
-            }
-            SessionEvent::Conflict(words) => {
-                self.words = Some(words);
-                Event::NotHeld(Outcome::Conflict(self.options.policy.conflict_status))
+            SessionEvent::Held(held) => self.record_acquisition(held),
+            SessionEvent::Conflict(holder) => {
+                self.failure = Some(holder);
+                Event::NotAcquired(Outcome::Conflict(self.options.policy.conflict_status))
             }
             SessionEvent::Failed(failure) => {
-                self.words = Some(failure.to_string());
-                Event::NotHeld(Outcome::Failed(failure.code))
+                self.failure = Some(failure.to_string());
+                Event::NotAcquired(Outcome::Failed(failure.code))
             }
-            SessionEvent::Lost(why) => {
-                self.lost.get_or_insert(LockLoss::now(why));
-                Event::Lost
+            SessionEvent::Lost(reason) => {
+                self.loss.get_or_insert_with(|| LockLoss::new(reason));
+                Event::LockLost
             }
-            SessionEvent::Evicted(by) => {
-                self.evictor = Some(by);
+            SessionEvent::Evicted(evictor) => {
+                if let Some(loss) = &mut self.loss {
+                    loss.evictor = Some(evictor);
+                }
                 Event::Tick
             }
             SessionEvent::Released { was_held, session } => {
-                // An explicit goodbye: a process that the job left behind has the socket too, and must not keep the
-                // session alive.
+                // Closes the session explicitly: a process that the job left behind has the socket too, and must not
+                // keep the session open.
                 drop(session);
                 Event::Released { was_held }
             }
-            SessionEvent::Broken => {
-                let why = "an internal error has ended the session";
-                match self.held {
-                    Some(_) => self.event_of(SessionEvent::Lost(why.into())),
-                    None => self.event_of(SessionEvent::Failed(Failure::say(ExitCode::Internal, why))),
-                }
-            }
+            SessionEvent::Broken => self.record_panic(),
         }
     }
 
-    /// Whether nothing of the job is left. Where the system does not tell, it is not taken for gone.
-    fn is_job_gone(&self) -> bool {
-        let living = self.job.as_ref().and_then(Job::living);
-        living.is_some_and(|living| living.is_empty())
+    fn record_acquisition(&mut self, held: Held) -> Event {
+        self.progress = None;
+        message::clear_status();
+        message::detail(messages::acquired(&self.keys, self.started_at.elapsed()));
+        self.held = Some(held);
+        Event::Acquired
     }
 
-    /// What became of the wait.
-    fn patience_sentence(&self) -> String {
-        match self.wait.deadline() {
-            Some(end) => format!("gave up after {}", rounded(end.saturating_duration_since(self.began))),
-            None => "not waiting".into(),
+    /// Records a panic of the session's thread. A lock that was held counts as lost.
+    fn record_panic(&mut self) -> Event {
+        if self.held.is_some() {
+            self.loss
+                .get_or_insert_with(|| LockLoss::new(messages::SESSION_PANICKED));
+            Event::LockLost
+        } else {
+            self.failure = Some(messages::SESSION_PANICKED.into());
+            Event::NotAcquired(Outcome::Failed(ExitCode::Internal))
         }
     }
 
-    /// The server has not reported in time, so it has said nothing that could be repeated.
-    fn silence_sentence(&self) -> String {
-        let waited = rounded(self.began.elapsed());
-        match self.connected {
-            true => format!("the server does not answer any more, {waited} after the start"),
-            false => format!("cannot connect to {} within {waited}", self.address),
-        }
+    /// Returns whether no process of the job is left. If the system does not show all processes, some may be.
+    fn is_group_empty(&self) -> bool {
+        let running = self.job.as_ref().and_then(Job::running_processes);
+        running.is_some_and(|processes| processes.is_empty())
     }
 
-    /// Lets the event be decided, and acts.
+    /// Passes the event to the state machine and performs its actions. Returns the outcome if the run has ended.
     fn handle(&mut self, event: Event) -> Option<Outcome> {
-        for action in self.state.step(event, Instant::now()) {
-            match action {
-                Action::Finish(outcome) => return Some(outcome),
-                _ => self.act(action),
+        for action in self.state.handle(event, Instant::now()) {
+            if let Action::Finish(outcome) = action {
+                return Some(outcome);
             }
+            self.perform(action);
         }
         None
     }
 
-    fn act(&mut self, action: Action) {
+    fn perform(&mut self, action: Action) {
         match action {
-            Action::Cancel => self.cancel(),
+            Action::CancelWait => self.cancel_wait(),
             Action::Forward(signal) => {
                 self.signal_job(signal, |job| job.signal(signal));
             }
-            Action::SignalAll(signal) => {
-                self.note_silence();
-                let had_ended = self.job.as_ref().is_some_and(Job::has_ended);
-                let sent = self.signal_job(signal, |job| job.signal_all(signal));
-                self.stopped = match signal {
-                    _ if had_ended && self.stopped == Stopped::No => Stopped::No,
-                    _ if !sent => Stopped::Denied,
-                    Signal::SIGKILL => Stopped::Kill,
-                    _ => Stopped::Term,
-                };
-            }
-            Action::Resume => {
+            Action::SignalAll(signal) => self.terminate_job(signal),
+            Action::ContinueJob => {
                 self.signal_job(Signal::SIGCONT, Job::resume);
             }
             Action::StopSelf(signal) => {
-                message::erase();
-                signals::stop_by(signal);
+                message::clear_status();
+                signals::stop_with(signal);
             }
-            Action::Reap => self.job.take().into_iter().for_each(Job::reap),
+            Action::Reap => {
+                if let Some(job) = self.job.take() {
+                    job.reap();
+                }
+            }
             Action::Release => self.session.release(),
-            Action::Cut => self.cut(),
-            Action::SayUnguarded => {
-                self.note_silence();
-                let lost = self.loss_sentence();
-                message::error(format_args!("{lost}; the job goes on unguarded (--on-lost ignore)"));
+            Action::Disconnect => self.disconnect(),
+            Action::ReportUnguarded => {
+                let heartbeat = self.options.policy.timing.heartbeat;
+                let loss = self.loss.get_or_insert_with(|| LockLoss::new_unresponsive(heartbeat));
+                message::error(loss.ignored(&self.keys));
             }
             Action::Finish(_) => {}
         }
     }
 
-    fn start_job(&mut self) -> Event {
-        let group = Group::choose();
+    /// Starts the job, unless a pending event forbids that: reporting the acquisition may have taken a while. All
+    /// signals are blocked meanwhile, because a signal that precedes the job must not be mistaken for one that the
+    /// terminal has sent to the job as well.
+    fn start_job(&mut self) -> Option<Outcome> {
+        // Neither this nor unblocking can fail: the same calls have succeeded before.
+        let _ = SigSet::all().thread_block();
+        let mut outcome = self.process_events();
+        if outcome.is_none() && self.state.is_starting() {
+            let event = self.launch_job();
+            outcome = self.handle(event);
+        }
+        let _ = self.signals.unblock();
+        outcome
+    }
+
+    fn launch_job(&mut self) -> Event {
+        let group = Group::for_terminal();
         let Some(held) = &self.held else {
-            self.words = Some("there is no lock to run the job under".into());
-            return Event::NotStarted(ExitCode::Internal);
+            self.failure = Some(messages::NO_LOCK_TO_START.into());
+            return Event::JobNotStarted(ExitCode::Internal);
         };
         let launch = Launch {
             command: &self.options.command,
@@ -415,99 +327,156 @@ impl Supervisor {
         match Job::start(&launch, group, &self.signals) {
             Ok(job) => {
                 self.job = Some(job);
-                Event::Started {
-                    callers_group: group == Group::Caller,
-                }
+                let in_callers_group = group == Group::Caller;
+                Event::JobStarted { in_callers_group }
             }
             Err(failure) => {
-                self.words = Some(failure.to_string());
-                Event::NotStarted(failure.code)
+                self.failure = Some(failure.to_string());
+                Event::JobNotStarted(failure.code)
             }
         }
     }
 
-    /// Signals the job. Whether the system let us.
+    /// Sends a signal to the whole job because the lock is lost.
+    fn terminate_job(&mut self, signal: Signal) {
+        let heartbeat = self.options.policy.timing.heartbeat;
+        // If the session has not reported a loss, the missing report is the loss.
+        self.loss.get_or_insert_with(|| LockLoss::new_unresponsive(heartbeat));
+        let had_exited = self.job.as_ref().is_some_and(Job::has_exited);
+        let is_sent = self.signal_job(signal, |job| job.signal_all(signal));
+        if had_exited && self.termination == Termination::NotNeeded {
+            return;
+        }
+        self.termination = match signal {
+            _ if !is_sent => Termination::Denied,
+            Signal::SIGKILL => Termination::Kill,
+            _ => Termination::Term,
+        };
+    }
+
+    /// Sends a signal to the job. Returns whether the system permitted it, and reports it if not.
     fn signal_job(&self, signal: Signal, send: impl FnOnce(&Job) -> nix::Result<()>) -> bool {
         match self.job.as_ref().map(send) {
-            // Not reaped yet, but nothing is left that could take a signal.
+            // ESRCH: the job is not reaped yet, but no process is left that could receive a signal.
             None | Some(Ok(()) | Err(Errno::ESRCH)) => true,
             Some(Err(error)) => {
-                message::error(format_args!("cannot send {signal} to the job: {}", error.desc()));
+                message::error(messages::signal_failure(signal, error));
                 false
             }
         }
     }
 
-    /// Interrupts the wait on a thread of its own: it takes a connection, and the loop does not wait for one.
-    /// The session is told as well, since between two messages there is nothing to interrupt, and through a pooler
-    /// nothing is interrupted.
-    fn cancel(&mut self) {
+    /// Cancels the wait for the lock. The cancel request needs a connection of its own, so a thread sends it and the
+    /// loop does not block. The session is ordered to release as well: between two queries there is nothing to cancel,
+    /// and through a pooler nothing is cancelled.
+    fn cancel_wait(&mut self) {
         self.session.release();
-        let Some(canceller) = self.canceller.clone() else {
-            return;
-        };
-        // Without the thread, the end of this process ends the wait: the server notices within a second.
-        let _ = std::thread::Builder::new().spawn(move || canceller.cancel());
-    }
-
-    fn cut(&self) {
-        if let Some(socket) = self.held.as_ref().and_then(|held| held.socket.as_ref()) {
-            session::shut_down_socket(socket);
-            message::detail("closed the connection, without the server's word that the lock is given back");
+        if let Some(canceller) = self.canceller.clone() {
+            // If no thread can be created, pglock's exit ends the wait: the server notices within a second.
+            let _ = std::thread::Builder::new().spawn(move || canceller.cancel());
         }
     }
 
-    /// The loss that nobody reported: the report is what did not come.
-    fn note_silence(&mut self) {
-        let limit = rounded(self.options.policy.timing.heartbeat);
-        self.lost
-            .get_or_insert_with(|| LockLoss::now(format!("the server has not answered within {limit}")));
+    fn disconnect(&self) {
+        if let Some(socket) = self.held.as_ref().and_then(|held| held.socket.as_ref()) {
+            session::shut_down_socket(socket);
+            message::detail(messages::DISCONNECTED);
+        }
+    }
+
+    /// Shows a person at the terminal what pglock waits for.
+    fn show_progress(&mut self) {
+        let Some(progress) = &self.progress else {
+            return;
+        };
+        let waited = self.started_at.elapsed();
+        match terminal::status_style() {
+            Some(StatusStyle::InPlace) => {
+                // Leave the last column empty: some terminals move to the next line after a character there.
+                let columns = terminal::stderr_columns().unwrap_or(DEFAULT_COLUMNS).saturating_sub(1);
+                message::show_status(&progress.line(&self.keys, waited, columns));
+            }
+            Some(StatusStyle::Once) if !self.is_wait_reported => {
+                message::notice(progress.sentence(&self.keys, waited));
+                self.is_wait_reported = true;
+            }
+            Some(StatusStyle::Once) | None => {}
+        }
     }
 
     fn sleep(&self) {
-        let left = self
+        let until_deadline = self
             .state
             .deadline()
-            .map(|at| at.saturating_duration_since(Instant::now()));
-        let tick = match (self.state.is_draining(), &self.waiting) {
-            (true, _) => Some(TERMINATION_POLL_INTERVAL),
-            (false, Some(_)) => Some(WAIT_DISPLAY_INTERVAL),
-            (false, None) => None,
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let interval = if self.state.is_draining() {
+            Some(TERMINATION_POLL_INTERVAL)
+        } else if self.progress.is_some() {
+            Some(STATUS_UPDATE_INTERVAL)
+        } else {
+            None
         };
-        let limit = left.into_iter().chain(tick).min();
-        let timeout = limit.map_or(PollTimeout::NONE, session::timeout);
-        // An interruption is a signal, which has been noted.
+        let limit = until_deadline.into_iter().chain(interval).min();
+        let timeout = limit.map_or(PollTimeout::NONE, session::poll_timeout);
+        // EINTR is a signal, which is pending by now.
         let _ = poll(&mut [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], timeout);
     }
 
-    fn loss_sentence(&self) -> String {
-        let (why, at) = match &self.lost {
-            Some(LockLoss { why, at, .. }) => (why.as_str(), *at),
-            None => ("something gave it back on the server", SystemTime::now()),
-        };
-        let by = match &self.evictor {
-            Some(by) => format!(" (evicted by {by})"),
-            None => String::new(),
-        };
-        format!(
-            "lost the lock on {} at {}: {why}{by}",
-            self.name,
-            humantime::format_rfc3339_seconds(at)
-        )
+    /// Prints why the run ended, unless it ended as the job did.
+    fn report(&mut self, outcome: Outcome) {
+        message::clear_status();
+        match outcome {
+            Outcome::Conflict(_) => {
+                let wait_limit = self
+                    .wait
+                    .deadline()
+                    .map(|end| end.saturating_duration_since(self.started_at));
+                let holder = self.failure.as_deref();
+                message::notice(messages::conflict(&self.keys, holder, wait_limit));
+            }
+            Outcome::Failed(ExitCode::Lost) => {
+                self.look_up_evictor();
+                let loss = self.loss.get_or_insert_with(LockLoss::new_at_release);
+                message::error(loss.with_termination(&self.keys, self.termination));
+            }
+            Outcome::Failed(_) => message::error(self.failure_message()),
+            Outcome::Success | Outcome::Job(_) | Outcome::Interrupted(_) => {}
+        }
     }
-}
 
-impl LockLoss {
-    fn now(why: String) -> LockLoss {
-        LockLoss {
-            why,
-            at: SystemTime::now(),
-            noticed: Instant::now(),
+    fn look_up_evictor(&mut self) {
+        if let Some(loss) = &mut self.loss
+            && loss.evictor.is_none()
+        {
+            loss.evictor = self.session.evictor(loss.noticed_at + EVICTOR_LOOKUP_TIMEOUT);
+        }
+    }
+
+    fn failure_message(&self) -> String {
+        let elapsed = self.started_at.elapsed();
+        match (&self.failure, &self.loss) {
+            (Some(failure), _) => failure.clone(),
+            (None, Some(loss)) => loss.before_start(&self.keys),
+            // The session failed to report in time.
+            (None, None) if self.is_connected => messages::unresponsive(elapsed),
+            (None, None) => messages::connect_timeout(&self.address, elapsed),
         }
     }
 }
 
-/// A duration as people read it, to the millisecond.
-fn rounded(duration: Duration) -> humantime::FormattedDuration {
-    humantime::format_duration(Duration::from_millis(duration.as_millis() as u64))
+/// Appends the job's status changes since the last call.
+fn push_job_events(job: &Job, events: &mut Vec<Event>) {
+    while let Ok(Some(status)) = job.poll_status() {
+        if let Some(reason) = job::exit_reason(status) {
+            events.push(Event::JobExited(reason));
+            return;
+        }
+        events.push(match status {
+            WaitStatus::Stopped(signal) => Event::JobStopped {
+                signal,
+                by_terminal: job.is_stopped_by_terminal(signal),
+            },
+            _ => Event::JobContinued,
+        });
+    }
 }

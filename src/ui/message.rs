@@ -1,7 +1,7 @@
-//! What pglock says, and where: `pglock: ...` on standard error, one line at a time.
+//! Messages: `pglock: ...` on standard error, one line each.
 //!
-//! Standard output belongs to the job. Nothing here can panic or fail: a closed or broken standard error must
-//! not end a pglock that guards a running job, so errors of writing are dropped, and so is a line that nobody reads.
+//! Standard output belongs to the job. Nothing here panics or fails: a closed or broken standard error must not end a
+//! pglock that guards a running job, so write errors are ignored, and a line that nobody reads is dropped.
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -11,12 +11,12 @@ use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How much pglock says.
+/// How much pglock prints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verbosity {
-    /// `-q`: not even that the lock is held by someone else.
+    /// `-q`: errors only. Does not report that the lock is held.
     Quiet,
-    /// Nothing on a good day, one line on a bad one.
+    /// Nothing on success, one line otherwise.
     #[default]
     Normal,
     /// `-v`: each step.
@@ -25,109 +25,112 @@ pub enum Verbosity {
 
 static VERBOSITY: OnceLock<Verbosity> = OnceLock::new();
 
-/// Whether a line that changes is on the terminal, and the cursor behind it.
-static IS_LIVE: Mutex<bool> = Mutex::new(false);
+/// Whether a status line is on the terminal, with the cursor at its end.
+static STATUS_LINE_SHOWN: Mutex<bool> = Mutex::new(false);
 
-/// Sets the verbosity, once, before the first word.
+/// The longest line. A pipe that polls as writable takes PIPE_BUF bytes without blocking; POSIX guarantees 512, Linux
+/// has 4096.
+const MAX_LINE_LEN: usize = 4096;
+/// How long to wait for a reader to make room. A reader that has stalled must not delay the job or its exit.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Erases from the cursor to the end of the line (ECMA-48 EL).
+const ERASE_TO_END: &str = "\x1b[K";
+/// Erases the line the cursor is in.
+const ERASE_LINE: &str = "\r\x1b[K";
+
+/// Sets the verbosity. To be called once, before the first message.
 pub fn set_verbosity(verbosity: Verbosity) {
-    // A second call would be a fault in main, and changes nothing.
+    // A second call would be a bug in main; it has no effect.
     let _ = VERBOSITY.set(verbosity);
 }
 
-/// Has a fault of ours said like everything else: in one line, and nothing in it that a terminal would obey.
+/// Installs a panic hook that prints a panic like any other message: on one line, without control characters.
 pub fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
         error(format_args!("internal error: {panic}"));
     }));
 }
 
-/// Says what the operator must know: an error, or a lost lock.
-pub fn error(words: impl Display) {
-    say(words);
+/// Prints an error, or that the lock was lost. Never silenced.
+pub fn error(text: impl Display) {
+    print(text);
 }
 
-/// Says what `-q` silences: that the lock is held by someone else.
-pub fn notice(words: impl Display) {
+/// Prints what `-q` silences: that the lock is held.
+pub fn notice(text: impl Display) {
     if verbosity() >= Verbosity::Normal {
-        say(words);
+        print(text);
     }
 }
 
-/// Says what only `-v` asks for.
-pub fn detail(words: impl Display) {
+/// Prints a step, with `-v` only.
+pub fn detail(text: impl Display) {
     if is_verbose() {
-        say(words);
+        print(text);
     }
 }
 
-/// Whether [`notice`] says nothing.
+/// Returns whether [`notice`] prints nothing.
 pub fn is_quiet() -> bool {
     verbosity() == Verbosity::Quiet
 }
 
-/// Whether [`detail`] says anything, for details that cost something to find out.
+/// Returns whether [`detail`] prints anything, so that callers can skip details that are expensive to obtain.
 pub fn is_verbose() -> bool {
     verbosity() >= Verbosity::Verbose
 }
 
-/// Shows a line in place of the one that was shown before, on a terminal that is wide enough for it.
-pub fn live(line: &str) {
-    let mut is_live = is_live();
-    *is_live = true;
+/// Shows a status line, replacing the previous one. The line must fit the width of the terminal.
+pub fn show_status(line: &str) {
+    let mut is_shown = lock_status_line();
+    *is_shown = true;
     let line = line.replace(char::is_control, " ");
-    // It comes again, so a terminal that is stopped by Ctrl-S is not waited for.
-    write(format_args!("\r{line}\x1b[K"), Duration::ZERO);
+    // The line is refreshed soon, so do not wait for a terminal that Ctrl-S has suspended.
+    write(format_args!("\r{line}{ERASE_TO_END}"), Duration::ZERO);
 }
 
-/// Takes the changing line away.
-pub fn erase() {
-    let mut is_live = is_live();
-    if std::mem::take(&mut *is_live) {
-        write(format_args!("\r\x1b[K"), WRITE_TIMEOUT);
+/// Removes the status line, if there is one.
+pub fn clear_status() {
+    let mut is_shown = lock_status_line();
+    if std::mem::take(&mut *is_shown) {
+        write(format_args!("{ERASE_LINE}"), WRITE_TIMEOUT);
     }
 }
 
-/// The lock is held while something is written, so that two threads do not write into each other's line.
-fn is_live() -> MutexGuard<'static, bool> {
-    IS_LIVE.lock().unwrap_or_else(PoisonError::into_inner)
+/// Locks the status line. Held while it is drawn or cleared, so that two threads do not draw over each other.
+fn lock_status_line() -> MutexGuard<'static, bool> {
+    STATUS_LINE_SHOWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn verbosity() -> Verbosity {
     VERBOSITY.get().copied().unwrap_or_default()
 }
 
-/// The longest line: a pipe that has room at all takes this much without blocking (POSIX's PIPE_BUF is at least 512,
-/// Linux's 4096).
-const MAX_LINE_LEN: usize = 4096;
-/// How long a reader may take to make room. Whoever does not read must not keep us from our job, or from its end.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
-
-fn say(words: impl Display) {
-    // One write, so that lines of several pglocks do not mix; one line, whatever a server's message holds, and
-    // nothing in it that a terminal would obey.
-    let mut line = format!("pglock: {words}").replace(char::is_control, " ");
+fn print(text: impl Display) {
+    // One write, so that the lines of several pglocks do not mix. One line without control characters, whatever a
+    // server put into its message, so that the terminal does not interpret any of it.
+    let mut line = format!("pglock: {text}").replace(char::is_control, " ");
     if line.len() >= MAX_LINE_LEN {
         let end = (0..MAX_LINE_LEN - 4).rev().find(|end| line.is_char_boundary(*end));
         line.truncate(end.unwrap_or_default());
         line.push_str("...");
     }
-    let before = match std::mem::take(&mut *is_live()) {
-        true => "\r\x1b[K",
-        false => "",
-    };
-    write(format_args!("{before}{line}\n"), WRITE_TIMEOUT);
+    let had_status = std::mem::take(&mut *lock_status_line());
+    let erase = if had_status { ERASE_LINE } else { "" };
+    write(format_args!("{erase}{line}\n"), WRITE_TIMEOUT);
 }
 
-/// Writes if there is room, or will be within this time.
-fn write(text: fmt::Arguments, patience: Duration) {
+/// Writes to standard error, unless it does not become writable within the timeout.
+fn write(text: fmt::Arguments, timeout: Duration) {
     let stderr = std::io::stderr();
-    let end = Instant::now() + patience;
+    let deadline = Instant::now() + timeout;
     loop {
-        let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-        let left = end.saturating_duration_since(Instant::now());
-        match poll(&mut room, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+        let mut descriptors = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        let poll_timeout = PollTimeout::try_from(remaining).unwrap_or(PollTimeout::MAX);
+        match poll(&mut descriptors, poll_timeout) {
             Ok(0) => return,
-            // A signal, and no room.
+            // Interrupted by a signal; standard error may still be full.
             Err(Errno::EINTR) => {}
             _ => break,
         }

@@ -1,4 +1,4 @@
-//! What a person reads: standard error, standard output, the terminal.
+//! What a person reads: messages on standard error, results on standard output, and the terminal itself.
 
 pub mod message;
 pub mod stdout;

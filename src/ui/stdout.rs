@@ -1,12 +1,12 @@
-//! What goes to standard output, of the commands that have no job: `run` leaves it to the job.
+//! Standard output of the subcommands that run no job. `pglock run` leaves standard output to the job.
 
 use crate::outcome::{ExitCode, Failure};
 use std::io::{self, Write};
 
-/// Prints a text, whole. Whether anybody reads on: a reader that has seen enough (`| head`) is no error.
+/// Prints the whole text. Returns `false` if the reader has closed the pipe (`| head`), which is not an error.
 ///
 /// # Errors
-/// It cannot be written, as on a full disk.
+/// The text cannot be written, for example because the disk is full.
 pub fn print(text: &str) -> Result<bool, Failure> {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(text.as_bytes());

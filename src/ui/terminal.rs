@@ -1,4 +1,4 @@
-//! The terminal: its foreground, its size, and whether a line there can be updated in place.
+//! The terminal: its foreground process group, its size, and what it can show.
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
@@ -6,49 +6,52 @@ use std::env;
 use std::fs::File;
 use std::io::{IsTerminal, Write, stderr, stdin, stdout};
 use std::os::fd::AsFd;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// How a line that changes can be shown on standard error.
+/// How to show a status that changes, on standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Live {
-    /// In place.
-    Updated,
-    /// Once, as it is then: the terminal cannot move its cursor, or what it shows is kept as a log.
+pub enum StatusStyle {
+    /// Updated in place.
+    InPlace,
+    /// Printed once: the terminal cannot move its cursor, or its output is kept as a log.
     Once,
 }
 
-/// How a changing line can be shown, if anybody watches: the terminal is there, and we are in its foreground.
-pub fn live() -> Option<Live> {
-    let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
+/// Returns how to show a status; `None` unless standard error is a terminal and pglock runs in its foreground.
+pub fn status_style() -> Option<StatusStyle> {
     if !stderr().is_terminal() || tcgetpgrp(stderr()) != Ok(getpgrp()) {
         return None;
     }
     let is_plain = env::var_os("TERM").is_none_or(|term| term == "dumb" || term.is_empty());
-    match is_plain || is_set("CI") {
-        true => Some(Live::Once),
-        false => Some(Live::Updated),
+    let is_ci = env::var_os("CI").is_some_and(|value| !value.is_empty());
+    if is_plain || is_ci {
+        Some(StatusStyle::Once)
+    } else {
+        Some(StatusStyle::InPlace)
     }
 }
 
-/// Whether somebody can be asked: who reads standard error, and types standard input.
-pub fn can_ask() -> bool {
+/// Returns whether a person can be asked to confirm: standard input and standard error are terminals.
+pub fn can_confirm() -> bool {
     stdin().is_terminal() && stderr().is_terminal()
 }
 
-/// Asks a question that is answered by yes or no, and waits for the answer.
-pub fn ask(question: &str) -> bool {
+/// Prints a yes/no question and waits for the answer.
+pub fn confirm(question: &str) -> bool {
     let mut answer = String::new();
-    let asked = stderr().write_all(question.as_bytes());
-    let answered = asked.and_then(|()| stdin().read_line(&mut answer));
-    answered.is_ok() && matches!(answer.trim().to_lowercase().as_str(), "y" | "yes")
+    if stderr().write_all(question.as_bytes()).is_err() || stdin().read_line(&mut answer).is_err() {
+        return false;
+    }
+    matches!(answer.trim().to_lowercase().as_str(), "y" | "yes")
 }
 
-/// The columns and lines of the terminal that standard output is, if it is one.
-pub fn page() -> Option<(usize, usize)> {
+/// Returns the columns and lines of standard output, if it is a terminal.
+pub fn stdout_size() -> Option<(usize, usize)> {
     size(stdout())
 }
 
-/// The columns of the terminal that standard error is.
-pub fn width() -> Option<usize> {
+/// Returns the columns of standard error, if it is a terminal.
+pub fn stderr_columns() -> Option<usize> {
     size(stderr()).map(|(columns, _)| columns)
 }
 
@@ -57,25 +60,45 @@ fn size(terminal: impl AsFd) -> Option<(usize, usize)> {
     Some((columns.0.into(), lines.0.into()))
 }
 
-/// The foreground process group of our terminal; `None` without a terminal.
-pub fn foreground() -> Option<Pid> {
-    // Where there is no /dev/tty, as in a sparse container, the terminal may still be one of the standard streams.
-    let terminal = File::open("/dev/tty").ok().and_then(|tty| tcgetpgrp(tty).ok());
-    let stdin = || tcgetpgrp(stdin()).ok();
-    terminal.or_else(stdin).or_else(|| tcgetpgrp(stderr()).ok())
+/// Truncates the text to this many columns; a `~` at the end marks what was cut off.
+pub fn truncate_to_width(text: &str, columns: usize) -> String {
+    if text.width() <= columns {
+        return text.to_owned();
+    }
+    let mut remaining = columns.saturating_sub(1);
+    let mut truncated = String::new();
+    for character in text.chars() {
+        let width = character.width().unwrap_or_default();
+        if width > remaining {
+            break;
+        }
+        remaining -= width;
+        truncated.push(character);
+    }
+    truncated.push('~');
+    truncated
 }
 
-/// Gives the terminal to a process group of our session.
-pub fn set_foreground(group: Pid) {
+/// Returns the foreground process group of the controlling terminal; `None` without a terminal.
+pub fn foreground_group() -> Option<Pid> {
+    // Without /dev/tty, as in a minimal container, one of the standard streams may still be the terminal.
+    let from_tty = File::open("/dev/tty").ok().and_then(|tty| tcgetpgrp(tty).ok());
+    let from_stdin = || tcgetpgrp(stdin()).ok();
+    let from_stderr = || tcgetpgrp(stderr()).ok();
+    from_tty.or_else(from_stdin).or_else(from_stderr)
+}
+
+/// Makes a process group of this session the foreground process group of the terminal.
+pub fn set_foreground_group(group: Pid) {
     let Ok(terminal) = File::open("/dev/tty") else {
         return;
     };
-    // From the background, this stops the caller with SIGTTOU unless that is blocked.
-    let mut only = SigSet::empty();
-    only.add(Signal::SIGTTOU);
-    let Ok(before) = only.thread_swap_mask(SigmaskHow::SIG_BLOCK) else {
+    // tcsetpgrp(3) from the background stops the caller with SIGTTOU unless that is blocked.
+    let mut sigttou = SigSet::empty();
+    sigttou.add(Signal::SIGTTOU);
+    let Ok(previous_mask) = sigttou.thread_swap_mask(SigmaskHow::SIG_BLOCK) else {
         return;
     };
     let _ = tcsetpgrp(terminal, group);
-    let _ = before.thread_set_mask();
+    let _ = previous_mask.thread_set_mask();
 }

@@ -126,13 +126,13 @@ fn overlap() -> Story {
 
 /// Returns the same story, after the session of the first one ended at 400, which it reports.
 fn explained_overlap(kind: Kind) -> Story {
-    let lost = "pglock: lost the lock on key \"a\" at noon: because; stopped the job with TERM\n";
+    let lost = "pglock: lost the lock on key \"a\" at noon: because; terminated the job with SIGTERM\n";
     let tale = overlap().fault(kind, Target::Run(1), 400, 401);
     tale.end(1, End::Code(74), lost).job(1, |stay| stay.left = false)
 }
 
 const OVERLAP: &str = " overlap for ";
-const LOST: &str = "pglock: lost the lock on key \"a\" at noon: because; stopped the job with TERM\n";
+const LOST: &str = "pglock: lost the lock on key \"a\" at noon: because; terminated the job with SIGTERM\n";
 const GAVE_UP: &str = "pglock: key \"a\" in database \"postgres\" is held by vm:1001 (backend 7); gave up after 5s\n";
 
 #[test]
@@ -352,7 +352,7 @@ fn a_loss_that_was_not_noticed_is_caught() {
 #[test]
 fn a_loss_is_reported_with_its_reason() {
     let lost = |kind, why: &str| {
-        let line = format!("pglock: lost the lock on key \"a\" at noon: {why}; stopped the job\n");
+        let line = format!("pglock: lost the lock on key \"a\" at noon: {why}; terminated the job\n");
         explained_overlap(Kind::EndSession)
             .end(1, End::Code(74), &line)
             .fault(kind, Target::Run(1), 300, 350)
@@ -361,7 +361,7 @@ fn a_loss_is_reported_with_its_reason() {
     lost(Kind::EndSession, command).passes();
     lost(Kind::EndSession, &format!("{command} (evicted by root@ops)")).fails_for("nobody evicted it");
     lost(Kind::Evict, &format!("{command} (evicted by root@ops)")).passes();
-    let silent = "the server has not answered within 1s";
+    let silent = "the server did not respond within 1s";
     lost(Kind::EndSession, silent).fails_for("nobody was silent");
     lost(Kind::Cut, silent).passes();
     let silent = explained_overlap(Kind::EndSession).end(1, End::Code(74), "pglock: oh\n");

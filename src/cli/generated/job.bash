@@ -1,9 +1,9 @@
-# Where in COMP_WORDS the job begins, in $job; fails where the cursor is not in it.
+# Sets $job to the index in COMP_WORDS where the job begins; fails if the cursor is not in the job.
 _pglock_job() {
     local line=$COMP_LINE i word first='' value='' keyed=''
     for ((i = 0; i <= COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
-        # Bash splits words at = and : too; only a blank begins a new argument.
+        # Bash also splits at = and :, but only whitespace begins a new argument.
         if ((i > 0)) && [[ $line != [[:blank:]]* ]]; then
             [[ $word != = ]] || value=''
             line=${line#"$word"}

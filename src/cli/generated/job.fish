@@ -1,29 +1,29 @@
-# The words of the job that stand before the cursor, a line each; fails where the cursor is not in the job.
+# Prints the arguments of the job before the cursor, one per line; fails if the cursor is not in the job.
 function __fish_pglock_job
-    set -l words (commandline -opc)
-    test "$words[2]" = run
+    set -l arguments (commandline -opc)
+    test "$arguments[2]" = run
     or return 1
-    set -e words[1..2]
+    set -e arguments[1..2]
     set -l keyed
-    while set -q words[1]
-        set -l word $words[1]
-        if string match -qr -- '^(--key|-[@FLAGS@]*k)' $word
+    while set -q arguments[1]
+        set -l argument $arguments[1]
+        if string match -qr -- '^(--key|-[@FLAGS@]*k)' $argument
             set keyed yes
         end
-        if test "$word" = --
-            set -e words[1]
-            string escape -- $words
+        if test "$argument" = --
+            set -e arguments[1]
+            string escape -- $arguments
             return 0
-        else if string match -qr -- '^(@LONG@|-[@FLAGS@]*[@LETTERS@])$' $word
-            # The value of an option.
-            set -q words[2]
+        else if string match -qr -- '^(@LONG@|-[@FLAGS@]*[@LETTERS@])$' $argument
+            # Skips the value of the option.
+            set -q arguments[2]
             or return 1
-            set -e words[1]
-        else if not string match -q -- '-*' $word
-            string escape -- $words
+            set -e arguments[1]
+        else if not string match -q -- '-*' $argument
+            string escape -- $arguments
             return 0
         end
-        set -e words[1]
+        set -e arguments[1]
     end
     set -l current (commandline -ct)
     test -n "$keyed$current"
@@ -35,6 +35,6 @@ function __fish_pglock_complete_job
 end
 
 complete -c pglock -n "__fish_pglock_job >/dev/null" -x -a "(__fish_pglock_complete_job)"
-complete -c pglock -n "__fish_pglock_using_subcommand completions" -a "@SHELLS@"
-# No word of pglock's own is the name of a file.
+complete -c pglock -n "__fish_pglock_using_subcommand completions" -a "@TARGETS@"
+# pglock's own arguments are never file names.
 complete -c pglock -f

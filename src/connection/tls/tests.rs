@@ -1,11 +1,24 @@
-//! What the files of TLS can hold: whatever is in them, an error that names the file and shows nothing of it.
+//! Random contents of the TLS files: whatever they contain, the error names the file and quotes nothing of it.
 //!
-//! A good certificate and a good revocation list (of nobody, made for this, without their key) are mutilated at random.
+//! The input is a valid certificate and a valid revocation list (made for this test, without their key), corrupted at
+//! random.
 
-use super::*;
+use super::TlsConfig;
+use super::certificate::{CertificateInfo, PublicKey};
+use super::problem::explain_rejection;
+use super::trust::Trust;
+use crate::connection::settings::{ClientCertificateMode, RootSource, SettingsFile, SslMode, TlsSettings, TlsVersion};
+use crate::connection::settings_error::SettingsError;
 use proptest::prelude::*;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use std::fs;
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
 
 const CERTIFICATE: &str = "\
 -----BEGIN CERTIFICATE-----
@@ -31,79 +44,80 @@ IHt0LNFMRxOn5LkuZalsj9lhPLF6AEwPvGK9bFp15qk4
 -----END X509 CRL-----
 ";
 
-/// Settings with these files, and no others.
-fn ssl(roots: &Path, crl: &Path, certificate: &Path, key: &Path) -> Ssl {
-    Ssl {
+/// Settings with these files only.
+fn settings(roots: &Path, revocation_list: &Path, certificate: &Path, key: &Path) -> TlsSettings {
+    TlsSettings {
         mode: SslMode::VerifyFull,
-        direct: false,
-        roots: Roots::File {
-            path: roots.into(),
-            given: true,
-        },
-        crl: Some((crl.into(), true)),
-        crl_folder: None,
-        certificate: Some((certificate.into(), true)),
-        key: Some(key.into()),
-        cert_mode: CertMode::Allow,
-        sni: true,
-        min: TlsVersion::V12,
-        max: TlsVersion::V13,
+        is_direct: false,
+        roots: RootSource::File(roots.into()),
+        revocation_list: Some(SettingsFile {
+            path: revocation_list.into(),
+            is_explicit: true,
+        }),
+        revocation_directory: None,
+        client_certificate: Some(certificate.into()),
+        client_key: Some(key.into()),
+        client_certificate_mode: ClientCertificateMode::Allow,
+        has_sni: true,
+        min_version: TlsVersion::V12,
+        max_version: TlsVersion::V13,
     }
 }
 
-/// The error of loading files with these texts, which must be told with the name of the one that is wrong.
-fn loaded(roots: &[u8], crl: &[u8], certificate: &[u8], key: &[u8]) -> Result<Tls, String> {
-    let folder = tempfile::tempdir().expect("a folder");
-    let write = |name: &str, text: &[u8]| {
-        let path = folder.path().join(name);
-        fs::write(&path, text).expect("room");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is ours");
+/// Loads files with these contents. An error must contain the name of the offending one.
+fn load(roots: &[u8], revocation_list: &[u8], certificate: &[u8], key: &[u8]) -> Result<TlsConfig, SettingsError> {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let write = |name: &str, contents: &[u8]| {
+        let path = directory.path().join(name);
+        fs::write(&path, contents).expect("the file is writable");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("the file is ours");
         path
     };
-    let [roots, crl] = [write("roots.pem", roots), write("crl.pem", crl)];
+    let [roots, revocation_list] = [write("roots.pem", roots), write("crl.pem", revocation_list)];
     let [certificate, key] = [write("own.pem", certificate), write("own.key", key)];
-    Tls::load(&ssl(&roots, &crl, &certificate, &key))
+    TlsConfig::load(&settings(&roots, &revocation_list, &certificate, &key))
 }
 
-/// How a file is spoilt: a byte changed, a part cut out, a part twice, something put in.
+/// A random corruption of a file: a byte changed, a part removed or repeated, or bytes inserted.
 #[derive(Clone, Debug)]
-enum Spoiling {
+enum Corruption {
     Flip(usize, u8),
     Cut(usize, usize),
-    Twice(usize, usize),
+    Repeat(usize, usize),
     Insert(usize, Vec<u8>),
 }
 
-fn spoiling() -> impl Strategy<Value = Spoiling> {
+fn corruption() -> impl Strategy<Value = Corruption> {
+    let bytes = prop::collection::vec(any::<u8>(), 1..40);
     prop_oneof![
-        (any::<usize>(), 1u8..).prop_map(|(at, by)| Spoiling::Flip(at, by)),
-        (any::<usize>(), 1usize..60).prop_map(|(at, count)| Spoiling::Cut(at, count)),
-        (any::<usize>(), 1usize..200).prop_map(|(at, count)| Spoiling::Twice(at, count)),
-        (any::<usize>(), prop::collection::vec(any::<u8>(), 1..40)).prop_map(|(at, bytes)| Spoiling::Insert(at, bytes)),
+        (any::<usize>(), 1u8..).prop_map(|(at, mask)| Corruption::Flip(at, mask)),
+        (any::<usize>(), 1usize..60).prop_map(|(at, count)| Corruption::Cut(at, count)),
+        (any::<usize>(), 1usize..200).prop_map(|(at, count)| Corruption::Repeat(at, count)),
+        (any::<usize>(), bytes).prop_map(|(at, bytes)| Corruption::Insert(at, bytes)),
     ]
 }
 
-fn spoilt(good: &[u8], how: &[Spoiling]) -> Vec<u8> {
-    let mut bytes = good.to_vec();
-    for spoiling in how {
-        let place = |at: &usize, count: &usize| {
-            let at = at % bytes.len().max(1);
-            at..(at + count).min(bytes.len())
+fn corrupted(valid: &[u8], corruptions: &[Corruption]) -> Vec<u8> {
+    let mut bytes = valid.to_vec();
+    for corruption in corruptions {
+        let range = |at: &usize, count: &usize| {
+            let start = at % bytes.len().max(1);
+            start..(start + count).min(bytes.len())
         };
-        match spoiling {
-            Spoiling::Flip(at, by) => {
-                let at = place(at, &1);
-                bytes[at].iter_mut().for_each(|byte| *byte ^= by);
+        match corruption {
+            Corruption::Flip(at, mask) => {
+                let range = range(at, &1);
+                bytes[range].iter_mut().for_each(|byte| *byte ^= mask);
             }
-            Spoiling::Cut(at, count) => drop(bytes.drain(place(at, count))),
-            Spoiling::Twice(at, count) => {
-                let part = bytes[place(at, count)].to_vec();
-                let at = place(at, &0).start.min(bytes.len());
-                drop(bytes.splice(at..at, part));
+            Corruption::Cut(at, count) => drop(bytes.drain(range(at, count))),
+            Corruption::Repeat(at, count) => {
+                let part = bytes[range(at, count)].to_vec();
+                let start = range(at, &0).start.min(bytes.len());
+                drop(bytes.splice(start..start, part));
             }
-            Spoiling::Insert(at, more) => {
-                let at = place(at, &0).start.min(bytes.len());
-                drop(bytes.splice(at..at, more.iter().copied()));
+            Corruption::Insert(at, more) => {
+                let start = range(at, &0).start.min(bytes.len());
+                drop(bytes.splice(start..start, more.iter().copied()));
             }
         }
     }
@@ -111,34 +125,56 @@ fn spoilt(good: &[u8], how: &[Spoiling]) -> Vec<u8> {
 }
 
 fn der() -> CertificateDer<'static> {
-    CertificateDer::from_pem_slice(CERTIFICATE.as_bytes()).expect("a good certificate")
+    CertificateDer::from_pem_slice(CERTIFICATE.as_bytes()).expect("a valid certificate")
 }
 
 #[test]
-fn the_good_files_are_good() {
-    let facts = certificate::facts(&der()).expect("a good certificate");
-    assert!(facts.is_for("db.example") && facts.is_for("a.db.example") && facts.is_for("::1"));
-    let error = loaded(
-        CERTIFICATE.as_bytes(),
-        REVOCATIONS.as_bytes(),
-        CERTIFICATE.as_bytes(),
-        b"",
-    );
-    // All but the key, which nobody has.
-    assert!(error.is_err_and(|error| error.contains("own.key")));
+fn the_uncorrupted_files_are_valid() {
+    let info = CertificateInfo::from_der(&der()).expect("a valid certificate");
+    assert!(info.is_for("db.example") && info.is_for("a.db.example") && info.is_for("::1"));
+    let [certificate, revocations] = [CERTIFICATE.as_bytes(), REVOCATIONS.as_bytes()];
+    let error = load(certificate, revocations, certificate, b"")
+        .err()
+        .map(|error| error.to_string());
+    // All but the private key, which does not exist any more.
+    assert!(error.is_some_and(|error| error.contains("own.key")));
+}
+
+/// `explain_rejection` recognizes this error by the text of webpki, which an update can change.
+#[test]
+fn a_ca_certificate_used_by_a_server_is_recognized() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let roots = directory.path().join("roots.pem");
+    fs::write(&roots, CERTIFICATE).expect("the file is writable");
+    let nonexistent = directory.path().join("nonexistent");
+    let settings = TlsSettings {
+        revocation_list: None,
+        ..settings(&roots, &nonexistent, &nonexistent, &nonexistent)
+    };
+    let trust = Trust::load(&settings, &Arc::new(ring::default_provider()));
+    let trust = trust.ok().flatten().expect("valid roots");
+    let name = ServerName::from(IpAddr::from([0, 0, 0, 0]));
+    let verified = trust
+        .chain_verifier
+        .verify_server_cert(&der(), &[], &name, &[], UnixTime::now());
+    let error = verified.expect_err("the certificate is that of a CA");
+    let info = CertificateInfo::default();
+    let explanation = explain_rejection(&error, &info, &trust.source);
+    assert!(explanation.contains("is the certificate of a CA"), "{explanation}");
 }
 
 proptest! {
     #[test]
-    fn no_file_makes_it_panic_and_the_error_names_it(
-        roots in prop::collection::vec(spoiling(), 0..3),
-        crl in prop::collection::vec(spoiling(), 0..3),
-        own in prop::collection::vec(spoiling(), 0..3),
+    fn no_file_makes_it_panic_and_errors_name_the_file(
+        roots in prop::collection::vec(corruption(), 0..3),
+        revocations in prop::collection::vec(corruption(), 0..3),
+        own in prop::collection::vec(corruption(), 0..3),
         key in "(-----BEGIN (RSA |EC |ENCRYPTED |)PRIVATE KEY-----\n)?SECRET[A-Za-z0-9+/=\n]{0,90}(\n-----END PRIVATE KEY-----\n)?",
     ) {
-        let of = |how: &[Spoiling]| spoilt(CERTIFICATE.as_bytes(), how);
-        let crl = spoilt(REVOCATIONS.as_bytes(), &crl);
-        if let Err(error) = loaded(&of(&roots), &crl, &of(&own), key.as_bytes()) {
+        let certificate = |corruptions: &[Corruption]| corrupted(CERTIFICATE.as_bytes(), corruptions);
+        let revocations = corrupted(REVOCATIONS.as_bytes(), &revocations);
+        if let Err(error) = load(&certificate(&roots), &revocations, &certificate(&own), key.as_bytes()) {
+            let error = error.to_string();
             let names = ["roots.pem", "crl.pem", "own.pem", "own.key"];
             prop_assert!(names.iter().any(|name| error.contains(name)), "{error:?}");
             prop_assert!(!error.contains("SECRET"), "{error:?}");
@@ -147,16 +183,19 @@ proptest! {
 }
 
 proptest! {
-    // They are read in no time, and what matters of one is a small part of it.
+    // A case takes microseconds, and only a small part of the certificate matters, so there can be many.
     #![proptest_config(ProptestConfig::with_cases(8 * ProptestConfig::default().cases))]
 
     #[test]
-    fn no_certificate_of_a_server_makes_it_panic(how in prop::collection::vec(spoiling(), 0..4), host in "\\PC{0,30}") {
-        let bytes = CertificateDer::from(spoilt(&der(), &how));
-        let _ = certificate::public_key(&bytes);
-        if let Some(facts) = certificate::facts(&bytes) {
-            let _ = facts.is_for(&host);
-            prop_assert!(!facts.names().is_empty() || !how.is_empty());
+    fn no_server_certificate_makes_it_panic(
+        corruptions in prop::collection::vec(corruption(), 0..4),
+        host in "\\PC{0,30}",
+    ) {
+        let certificate = CertificateDer::from(corrupted(&der(), &corruptions));
+        let _ = PublicKey::from_certificate(&certificate);
+        if let Some(info) = CertificateInfo::from_der(&certificate) {
+            let _ = info.is_for(&host);
+            prop_assert!(!info.names().is_empty() || !corruptions.is_empty());
         }
     }
 }

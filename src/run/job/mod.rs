@@ -1,11 +1,11 @@
-//! The job: starting the command, signalling it, and learning how it ended.
+//! The job: starting the command, signalling it, and learning how it exited.
 //!
-//! Its standard streams, working directory and arguments are pglock's own, untouched. Its process group
-//! depends on where pglock runs. In the foreground of a terminal it stays in the caller's group, so that the
-//! terminal's keys reach it and the script around it exactly as without pglock. Everywhere else it leads a group of
-//! its own, and is signalled as that group.
+//! The job gets pglock's standard streams, working directory and arguments unchanged. Its process group depends on
+//! where pglock runs. In the foreground of a terminal the job stays in the caller's group, so that Ctrl-C and Ctrl-Z
+//! reach the job and the surrounding script exactly as without pglock. Everywhere else the job leads its own group and
+//! is signalled as that group.
 //!
-//! A pid is only used while it cannot belong to anybody else: from the start until [`Job::reap`].
+//! A pid is used only while it cannot be reused: from the start of the job until [`Job::reap`].
 
 pub mod processes;
 pub mod spawn;
@@ -31,19 +31,19 @@ use std::process::Command;
 pub struct Launch<'a> {
     /// The command and its arguments.
     pub command: &'a [OsString],
-    /// The keys that are held, for the environment.
+    /// The keys as given, for `PGLOCK_KEY`.
     pub keys: &'a [Key],
-    /// Their numbers.
+    /// The numbers of the keys, for `PGLOCK_KEY_ID`.
     pub ids: &'a [KeyId],
-    /// How it is held, for the environment.
+    /// Exclusive or shared, for `PGLOCK_MODE`.
     pub mode: Mode,
-    /// The slot that is held, for the environment.
+    /// The acquired slot, for `PGLOCK_SLOT`.
     pub slot: Option<usize>,
-    /// The fencing token, for the environment.
+    /// The fencing token, for `PGLOCK_TOKEN`.
     pub token: Option<&'a str>,
-    /// Who holds it on the server, for the environment.
+    /// The backend that holds the lock, for `PGLOCK_BACKEND_PID`.
     pub backend_pid: i32,
-    /// The session's socket, for the job to inherit: the lock then outlives a pglock that is killed.
+    /// The session's socket, if the job inherits it: the lock then outlives a pglock that is killed.
     pub socket: Option<&'a OwnedFd>,
 }
 
@@ -51,80 +51,95 @@ pub struct Launch<'a> {
 pub struct Job {
     pid: Pid,
     group: Group,
-    /// Children that we had before, because a shell has become us by exec.
-    others: Vec<Pid>,
+    /// Children inherited when a shell `exec`ed pglock; they are not part of the job.
+    inherited_children: Vec<Pid>,
 }
 
-/// Which process group the job is in.
+/// The process group of the job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
-    /// The one that pglock's caller made: the terminal's foreground.
+    /// pglock's own, which is in the foreground of the terminal.
     Caller,
-    /// Its own.
+    /// A new group that the job leads.
     Own,
 }
 
 impl Group {
-    /// What fits the moment.
-    pub fn choose() -> Group {
-        match terminal::foreground() {
-            Some(group) if group == getpgrp() => Group::Caller,
-            _ => Group::Own,
+    /// Returns the caller's group if pglock runs in the foreground of a terminal, else a new one.
+    pub fn for_terminal() -> Group {
+        if terminal::foreground_group() == Some(getpgrp()) {
+            Group::Caller
+        } else {
+            Group::Own
         }
     }
 }
 
 impl Job {
-    /// Starts the command. The caller has all signals blocked: none must reach the child before it is the job.
+    /// Starts the command. The caller has blocked all signals, so that none reaches the child before it is the job.
     ///
     /// # Errors
     /// [`ExitCode::NotFound`] or [`ExitCode::CannotExecute`].
     pub fn start(launch: &Launch, group: Group, signals: &Signals) -> Result<Job, Failure> {
-        let (program, arguments) = launch.command.split_first().ok_or_else(|| {
-            Failure::say(ExitCode::Internal, "no command") // The command line asks for one.
-        })?;
-        let mut others = Vec::new();
+        let Some((program, arguments)) = launch.command.split_first() else {
+            // A bug: the command line requires a command.
+            return Err(Failure::say(ExitCode::Internal, "no command"));
+        };
+        let mut inherited_children = Vec::new();
         if group == Group::Caller {
-            // Orphans of the job become our children, so that stopping it finds them.
+            // Adopt the job's orphans, so that terminating the job finds them.
             processes::adopt_orphans();
             if sys::has_children() {
-                others = processes::children();
+                inherited_children = processes::children();
             }
         }
         let setup = Setup {
             own_group: group == Group::Own,
-            mask: signals.entry().mask,
+            mask: signals.on_entry().mask,
             default: signals.to_default().collect(),
-            ignored: signals.entry().ignored.clone(),
+            ignored: signals.on_entry().ignored.clone(),
             inherit: launch.socket,
         };
-        let mut command = launch.command_of(program);
+        let mut command = launch.to_command(program);
         command.args(arguments);
-        let spawned = match spawn(command, &setup) {
-            // execvp(3) runs a file without a known header by the shell; posix_spawnp(3) does not everywhere.
-            Err(error) if error.raw_os_error() == Some(Errno::ENOEXEC as i32) => {
-                let mut shell = launch.command_of(OsStr::new("/bin/sh"));
-                shell.arg(find_in_path(program).unwrap_or_else(|| program.into()));
-                shell.args(arguments);
-                spawn(shell, &setup)
-            }
-            spawned => spawned,
-        };
-        let job = spawned.map(|pid| Job { pid, group, others });
-        job.map_err(|error| cannot_start(program, error))
+        let mut spawned = spawn(command, &setup);
+        // execvp(3) runs a file of unknown format with the shell; posix_spawnp(3) does not on every system.
+        if let Err(error) = &spawned
+            && error.raw_os_error() == Some(Errno::ENOEXEC as i32)
+        {
+            let mut shell = launch.to_command(OsStr::new("/bin/sh"));
+            shell.arg(find_in_path(program).unwrap_or_else(|| program.into()));
+            shell.args(arguments);
+            spawned = spawn(shell, &setup);
+        }
+        match spawned {
+            Ok(pid) => Ok(Job {
+                pid,
+                group,
+                inherited_children,
+            }),
+            Err(error) => Err(start_failure(program, error)),
+        }
     }
 
-    /// What has become of the job since the last call. An end is told again until it is reaped.
-    pub fn change(&self) -> io::Result<Option<WaitStatus>> {
-        sys::child_change(self.pid)
+    /// Returns the next status change of the job, if any. An exit is reported again by every call until the job is
+    /// reaped.
+    ///
+    /// # Errors
+    /// waitid(2) fails.
+    pub fn poll_status(&self) -> io::Result<Option<WaitStatus>> {
+        sys::poll_child(self.pid)
     }
 
-    /// Whether it has ended, whatever it has left behind.
-    pub fn has_ended(&self) -> bool {
-        sys::has_ended(self.pid)
+    /// Returns whether the command has exited. Processes it started may still be running.
+    pub fn has_exited(&self) -> bool {
+        sys::has_exited(self.pid)
     }
 
-    /// Passes a signal on: to the group, where the job has its own.
+    /// Sends a signal to the job's own group, or to the command alone if it is in the caller's group.
+    ///
+    /// # Errors
+    /// kill(2) fails.
     pub fn signal(&self, signal: Signal) -> nix::Result<()> {
         match self.own_group() {
             Some(group) => killpg(group, signal),
@@ -132,8 +147,8 @@ impl Job {
         }
     }
 
-    /// The job's process group, if it is not ours: from the start, or because the job has left ours, as timeout(1) does.
-    /// The terminal's keys do not reach it there.
+    /// Returns the job's process group unless it is pglock's. Signals from the terminal do not reach that group. The
+    /// job may have left pglock's group itself, as timeout(1) does.
     pub fn own_group(&self) -> Option<Pid> {
         match self.group {
             Group::Own => Some(self.pid),
@@ -141,58 +156,62 @@ impl Job {
         }
     }
 
-    /// Signals all of the job: the group, or the job and its descendants.
+    /// Sends a signal to the whole job: to its group, or to the command and its descendants.
+    ///
+    /// # Errors
+    /// The command (or its group) could not be signalled.
     pub fn signal_all(&self, signal: Signal) -> nix::Result<()> {
-        let signalled = self.signal(signal);
+        let result = self.signal(signal);
         if self.group == Group::Caller {
-            let others = self
-                .living()
-                .unwrap_or_default()
-                .into_iter()
-                .filter(|pid| *pid != self.pid);
-            for pid in others {
-                // One that has ended in the meantime needs no signal.
-                let _ = kill(pid, signal);
+            for pid in self.running_processes().unwrap_or_default() {
+                if pid != self.pid {
+                    // A descendant that has exited in the meantime needs no signal.
+                    let _ = kill(pid, signal);
+                }
             }
         }
-        signalled
+        result
     }
 
-    /// The processes of the job that still live; `None` where the system does not tell.
-    pub fn living(&self) -> Option<Vec<Pid>> {
+    /// Returns the processes of the job that are still running; `None` if the system does not show all processes.
+    pub fn running_processes(&self) -> Option<Vec<Pid>> {
         match self.group {
             Group::Own => processes::in_group(self.pid),
-            Group::Caller => processes::descendants(&self.others),
+            Group::Caller => processes::descendants(&self.inherited_children),
         }
     }
 
-    /// Whether this stop is the terminal's doing, and so concerns the shell that pglock runs under.
+    /// Returns whether the terminal caused this stop, which then concerns the shell that pglock runs under.
     pub fn is_stopped_by_terminal(&self, signal: i32) -> bool {
-        let asks_for_it = [Signal::SIGTTIN as i32, Signal::SIGTTOU as i32].contains(&signal);
-        asks_for_it || terminal::foreground() == Some(self.pid)
+        let is_terminal_access = signal == Signal::SIGTTIN as i32 || signal == Signal::SIGTTOU as i32;
+        is_terminal_access || terminal::foreground_group() == Some(self.pid)
     }
 
-    /// Continues a stopped job, in the foreground if that is where pglock is.
+    /// Continues a stopped job, in the foreground if pglock is in the foreground.
+    ///
+    /// # Errors
+    /// kill(2) fails.
     pub fn resume(&self) -> nix::Result<()> {
-        if self.group == Group::Own && terminal::foreground() == Some(getpgrp()) {
-            terminal::set_foreground(self.pid);
+        if self.group == Group::Own && terminal::foreground_group() == Some(getpgrp()) {
+            terminal::set_foreground_group(self.pid);
         }
         self.signal(Signal::SIGCONT)
     }
 
-    /// Reaps the ended job. Its pid may belong to anybody from now on, hence the end of this value.
+    /// Reaps the exited job. Consumes the value because the pid may be reused from now on.
     pub fn reap(self) {
-        if self.group == Group::Own && terminal::foreground() == Some(self.pid) {
-            terminal::set_foreground(getpgrp());
+        if self.group == Group::Own && terminal::foreground_group() == Some(self.pid) {
+            terminal::set_foreground_group(getpgrp());
         }
         let _ = waitpid(self.pid, None);
     }
 
-    /// Reaps children that are not the job: a container's first process, and the adopter of the job's orphans,
-    /// is given them.
+    /// Reaps exited children other than the job. pglock gets them if it is process 1 of a container, or has adopted the
+    /// job's orphans.
     pub fn reap_orphans(&self) {
-        while let Ok(Some(pid)) = sys::ended_child() {
-            // The job's own end hides the others' until it is reaped; so be it.
+        while let Ok(Some(pid)) = sys::exited_child() {
+            // Once the job itself has exited, it may be reported before the orphans, which then stay until it is
+            // reaped.
             if pid == self.pid || waitpid(pid, None).is_err() {
                 return;
             }
@@ -200,25 +219,28 @@ impl Job {
     }
 }
 
-/// How the job ended, if that is what changed.
-pub fn end_of(change: WaitStatus) -> Option<ExitReason> {
-    match change {
+/// Returns how the job exited, if this status change is its exit.
+pub fn exit_reason(status: WaitStatus) -> Option<ExitReason> {
+    match status {
         WaitStatus::Exited(code) => Some(ExitReason::Code(code as u8)),
-        WaitStatus::Killed(signal) => Some(ExitReason::Signal(signal)),
+        WaitStatus::Signaled(signal) => Some(ExitReason::Signal(signal)),
         WaitStatus::Stopped(_) | WaitStatus::Continued => None,
     }
 }
 
 impl Launch<'_> {
-    /// The program, with the variables that tell it of the lock.
-    fn command_of(&self, program: &OsStr) -> Command {
+    /// Returns the program with the variables that describe the lock.
+    fn to_command(&self, program: &OsStr) -> Command {
         let mut command = Command::new(program);
         command
-            .env("PGLOCK_KEY", lines(self.keys.iter().map(|key| key.given().to_owned())))
-            .env("PGLOCK_KEY_ID", lines(self.ids.iter().map(KeyId::to_string)))
+            .env(
+                "PGLOCK_KEY",
+                join_lines(self.keys.iter().map(|key| key.given().to_owned())),
+            )
+            .env("PGLOCK_KEY_ID", join_lines(self.ids.iter().map(KeyId::to_string)))
             .env("PGLOCK_MODE", self.mode.name())
             .env("PGLOCK_BACKEND_PID", self.backend_pid.to_string());
-        // What a surrounding pglock set would not be true of this lock.
+        // Variables that an outer pglock set describe its lock, not this one: override or remove them.
         let slot = self.slot.map(|slot| slot.to_string());
         for (name, value) in [("PGLOCK_SLOT", slot.as_deref()), ("PGLOCK_TOKEN", self.token)] {
             match value {
@@ -230,37 +252,39 @@ impl Launch<'_> {
     }
 }
 
-/// Several keys, a line each.
-fn lines(texts: impl Iterator<Item = String>) -> String {
-    texts.collect::<Vec<_>>().join("\n")
+fn join_lines(lines: impl Iterator<Item = String>) -> String {
+    lines.collect::<Vec<_>>().join("\n")
 }
 
-fn cannot_start(program: &OsStr, error: io::Error) -> Failure {
+/// Describes why the command cannot be started, in the terms of a shell.
+fn start_failure(program: &OsStr, error: io::Error) -> Failure {
     let name = program.to_string_lossy();
-    let not_found = || Failure::say(ExitCode::NotFound, format!("command {name:?} is not found"));
+    let not_found = || Failure::say(ExitCode::NotFound, format!("command {name:?} not found"));
     match (error.kind(), find_in_path(program)) {
         (io::ErrorKind::NotFound, None) => not_found(),
-        // For execvp(3), a folder of PATH that we may not search could have had it. To a shell it is not found.
+        // execvp(3) reports EACCES if PATH contains a directory that it may not search. A shell says "not found".
         (io::ErrorKind::PermissionDenied, None) if !program.as_encoded_bytes().contains(&b'/') => not_found(),
         (io::ErrorKind::NotFound, Some(path)) => Failure::say(
             ExitCode::CannotExecute,
-            format!("cannot execute {:?}: its interpreter is not found", path.display()),
+            format!("cannot execute {:?}: interpreter not found", path.display()),
         ),
         _ => {
-            let why = error.raw_os_error().map(Errno::from_raw).unwrap_or(Errno::UnknownErrno);
-            let words = format!("cannot execute {name:?}: {}", why.desc());
-            Failure::say(ExitCode::CannotExecute, words)
+            let errno = error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
+            Failure::say(
+                ExitCode::CannotExecute,
+                format!("cannot execute {name:?}: {}", errno.desc()),
+            )
         }
     }
 }
 
-/// The file that execvp(3) would execute.
+/// Returns the file that execvp(3) would execute.
 fn find_in_path(program: &OsStr) -> Option<PathBuf> {
     if program.as_encoded_bytes().contains(&b'/') {
         return Path::new(program).exists().then(|| program.into());
     }
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
     std::env::split_paths(&path)
-        .map(|folder| folder.join(program))
+        .map(|directory| directory.join(program))
         .find(|file| file.is_file())
 }

@@ -1,12 +1,12 @@
-//! Which processes belong to the job: those of its process group, or its descendants.
+//! The processes of the job: the members of its process group, or its descendants.
 //!
-//! Only asked while a job is being stopped, so it costs nothing on a good day. The answer is a picture that is
-//! old when it arrives; whoever stops the job asks until nobody is left.
+//! Listed only while a job is being terminated, so a normal run pays nothing. Each list is a snapshot that is stale
+//! when it arrives, so the caller repeats the query until no process is left.
 
 use nix::unistd::Pid;
 use std::collections::HashSet;
 
-/// A process that has not ended.
+/// A running process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Process {
     pid: i32,
@@ -14,24 +14,26 @@ struct Process {
     group: i32,
 }
 
-/// The living members of a process group; `None` where the system does not tell.
+/// Returns the running members of a process group; `None` if the system does not show all processes.
 pub fn in_group(group: Pid) -> Option<Vec<Pid>> {
-    let members = living()?.into_iter().filter(|p| p.group == group.as_raw());
-    Some(members.map(|p| Pid::from_raw(p.pid)).collect())
+    let members = running()?.into_iter().filter(|process| process.group == group.as_raw());
+    Some(members.map(|process| Pid::from_raw(process.pid)).collect())
 }
 
-/// The living descendants of this process, those nearest to it first, but for these children and what is theirs;
-/// `None` where the system does not tell.
+/// Returns the running descendants of this process, parents before children, without the children `except` and their
+/// descendants; `None` if the system does not show all processes.
 pub fn descendants(except: &[Pid]) -> Option<Vec<Pid>> {
-    let all = living()?;
+    let processes = running()?;
     let mut found: Vec<i32> = Vec::new();
     let mut parents = HashSet::from([Pid::this().as_raw()]);
-    // Each round finds one generation; a process found once is not looked at again.
+    // Each round finds one generation. Skipping what was found before ends the loop even if the snapshot has a cycle.
     loop {
-        let is_new = |p: &&Process| {
-            parents.contains(&p.parent) && !found.contains(&p.pid) && !except.contains(&Pid::from_raw(p.pid))
+        let is_new = |process: &&Process| {
+            parents.contains(&process.parent)
+                && !found.contains(&process.pid)
+                && !except.contains(&Pid::from_raw(process.pid))
         };
-        let generation: Vec<i32> = all.iter().filter(is_new).map(|p| p.pid).collect();
+        let generation: Vec<i32> = processes.iter().filter(is_new).map(|process| process.pid).collect();
         if generation.is_empty() {
             return Some(found.into_iter().map(Pid::from_raw).collect());
         }
@@ -40,33 +42,35 @@ pub fn descendants(except: &[Pid]) -> Option<Vec<Pid>> {
     }
 }
 
-/// The children of this process, which has some if a shell has become it by exec.
+/// Returns the running children of this process. Before the job starts there are some only if a shell `exec`ed pglock.
 pub fn children() -> Vec<Pid> {
-    let me = Pid::this().as_raw();
-    let children = living().into_iter().flatten().filter(|p| p.parent == me);
-    children.map(|p| Pid::from_raw(p.pid)).collect()
+    let this = Pid::this().as_raw();
+    let processes = running().unwrap_or_default();
+    let children = processes.into_iter().filter(|process| process.parent == this);
+    children.map(|process| Pid::from_raw(process.pid)).collect()
 }
 
-/// Has orphaned descendants become children of this process, instead of process 1's. Without it (elsewhere than on
-/// Linux) a process whose parent has ended is not found among the descendants.
+/// Makes orphaned descendants children of this process instead of process 1. Elsewhere than on Linux, a process whose
+/// parent has exited is not found among the descendants.
 pub fn adopt_orphans() {
     #[cfg(target_os = "linux")]
     let _ = nix::sys::prctl::set_child_subreaper(true);
 }
 
-/// Every process that has not ended (a zombie has). Where /proc is not mounted, or hides processes, we do not know of
-/// all; that is so when process 1 or our own is not among them.
+/// Returns all processes except zombies; `None` if /proc is not mounted or hides processes, which is assumed if it does
+/// not show process 1 and pglock itself.
 #[cfg(target_os = "linux")]
-fn living() -> Option<Vec<Process>> {
+fn running() -> Option<Vec<Process>> {
     let entries = std::fs::read_dir("/proc").ok()?;
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
     let stat = |pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
-    let all: Vec<Process> = pids.filter_map(|pid| parse_stat(pid, &stat(pid)?)).collect();
-    let sees = |pid| all.iter().any(|process| process.pid == pid);
-    (sees(1) && sees(Pid::this().as_raw())).then_some(all)
+    let processes: Vec<Process> = pids.filter_map(|pid| parse_stat(pid, &stat(pid)?)).collect();
+    let shows = |pid| processes.iter().any(|process| process.pid == pid);
+    (shows(1) && shows(Pid::this().as_raw())).then_some(processes)
 }
 
-/// proc(5): `pid (name) state ppid pgrp ...`; the name may hold blanks and parentheses.
+/// Parses `/proc/<pid>/stat` (proc(5)): `pid (name) state ppid pgrp ...`. The name may contain spaces and parentheses.
+/// Returns `None` for a zombie.
 #[cfg(any(target_os = "linux", test))]
 fn parse_stat(pid: i32, stat: &str) -> Option<Process> {
     let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
@@ -79,13 +83,13 @@ fn parse_stat(pid: i32, stat: &str) -> Option<Process> {
     (!matches!(state, "Z" | "X")).then_some(process)
 }
 
-/// Every process that has not ended (a zombie has), as ps(1) of POSIX lists them.
+/// Returns all processes except zombies, as ps(1) lists them.
 #[cfg(not(target_os = "linux"))]
-fn living() -> Option<Vec<Process>> {
+fn running() -> Option<Vec<Process>> {
     let mut ps = std::process::Command::new("ps");
     let output = ps.args(["-A", "-o", "pid=,ppid=,pgid=,stat="]).output().ok()?;
-    let all = String::from_utf8_lossy(&output.stdout);
-    let living = all.lines().filter_map(|line| {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let running = text.lines().filter_map(|line| {
         let mut fields = line.split_ascii_whitespace();
         let mut number = || fields.next()?.parse::<i32>().ok();
         let process = Process {
@@ -95,7 +99,7 @@ fn living() -> Option<Vec<Process>> {
         };
         (!fields.next()?.starts_with('Z')).then_some(process)
     });
-    Some(living.collect())
+    Some(running.collect())
 }
 
 #[cfg(test)]
@@ -103,13 +107,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_with_parentheses_does_not_confuse() {
-        let living = Process {
+    fn parse_stat_accepts_parentheses_in_the_name() {
+        let running = Process {
             pid: 7,
             parent: 3,
             group: 5,
         };
-        assert_eq!(parse_stat(7, "7 (a) b) (c) S 3 5 1 0 -1"), Some(living));
+        assert_eq!(parse_stat(7, "7 (a) b) (c) S 3 5 1 0 -1"), Some(running));
         assert_eq!(parse_stat(7, "7 (x) Z 3 5 1"), None);
         assert_eq!(parse_stat(7, ""), None);
     }

@@ -1,9 +1,8 @@
-//! Starting a process that finds everything as pglock's caller left it.
+//! Starting a process with the signal setup and descriptors that pglock inherited.
 //!
-//! By posix_spawn(3), which shares our memory with the child until it executes the job: fork(2) would copy the page
-//! tables of it all, and every page that we touch afterwards, which takes longer than starting a small job. What
-//! posix_spawn cannot do is to have a signal ignored that we do not ignore ourselves, which concerns SIGCHLD alone;
-//! that is left to fork.
+//! Uses posix_spawn(3), which shares pglock's memory with the child until it executes the job. fork(2) copies the page
+//! tables, and then every page that pglock writes to, which takes longer than starting a small job. posix_spawn cannot
+//! make the child ignore a signal that pglock does not ignore itself. That can only be SIGCHLD, and then fork is used.
 
 use crate::sys;
 use nix::errno::Errno;
@@ -19,37 +18,50 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// What the process finds, beyond what a [`Command`] tells.
+/// The setup of the new process, beyond what a [`Command`] describes.
 pub struct Setup<'a> {
-    /// It leads a process group of its own, rather than being in ours.
+    /// Whether it leads its own process group instead of joining pglock's.
     pub own_group: bool,
     /// The signal mask.
     pub mask: SigSet,
-    /// Signals that pglock handles, back to their default effect.
+    /// Signals to reset to their default action, because pglock handles them.
     pub default: Vec<Signal>,
-    /// Signals that were ignored when pglock began, ignored still.
+    /// Signals to ignore, because they were ignored when pglock started.
     pub ignored: Vec<Signal>,
-    /// A close-on-exec descriptor that it inherits all the same.
+    /// A close-on-exec descriptor that it inherits nevertheless.
     pub inherit: Option<&'a OwnedFd>,
 }
 
-/// Starts the program of the command, with its arguments and variables; nothing else of the command counts. The caller
-/// has all signals blocked, and no other thread starts processes.
+/// Starts the program of the command with its arguments and variables, and disregards the command's other settings. The
+/// caller has blocked all signals, and no other thread starts processes.
+///
+/// # Errors
+/// The program cannot be executed, or the system cannot create a process.
 pub fn spawn(command: Command, setup: &Setup) -> io::Result<Pid> {
-    let set_flag = |flag| {
-        let set = |socket| fcntl(socket, FcntlArg::F_SETFD(flag));
-        setup.inherit.map_or(Ok(0), set)
+    set_inherited_flags(setup, FdFlag::empty())?;
+    let spawned = if setup.ignored.contains(&Signal::SIGCHLD) {
+        fork(command, setup)
+    } else {
+        posix_spawn(&command, setup)
     };
-    set_flag(FdFlag::empty())?;
-    let spawned = match setup.ignored.contains(&Signal::SIGCHLD) {
-        true => fork(command, setup),
-        false => posix_spawn(&command, setup),
-    };
-    // It was open a moment ago; and a process that has been started must be told of in any case.
-    let _ = set_flag(FdFlag::FD_CLOEXEC);
+    // Cannot fail, as the descriptor is open; and a process that has started must be reported in any case.
+    let _ = set_inherited_flags(setup, FdFlag::FD_CLOEXEC);
     spawned
 }
 
+/// Sets the flags of the inherited descriptor, if there is one.
+///
+/// # Errors
+/// The descriptor is not open.
+fn set_inherited_flags(setup: &Setup, flags: FdFlag) -> nix::Result<()> {
+    if let Some(descriptor) = setup.inherit {
+        fcntl(descriptor, FcntlArg::F_SETFD(flags))?;
+    }
+    Ok(())
+}
+
+/// # Errors
+/// posix_spawnp(3) fails, or a string contains a NUL byte.
 fn posix_spawn(command: &Command, setup: &Setup) -> io::Result<Pid> {
     let mut flags = PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF;
     flags.set(PosixSpawnFlags::POSIX_SPAWN_SETPGROUP, setup.own_group);
@@ -58,7 +70,7 @@ fn posix_spawn(command: &Command, setup: &Setup) -> io::Result<Pid> {
     attributes.set_pgroup(Pid::from_raw(0))?;
     attributes.set_sigmask(&setup.mask)?;
     let mut default: SigSet = setup.default.iter().copied().collect();
-    // Rust's runtime has it ignored.
+    // Rust's runtime ignores SIGPIPE.
     if !setup.ignored.contains(&Signal::SIGPIPE) {
         default.add(Signal::SIGPIPE);
     }
@@ -73,7 +85,10 @@ fn posix_spawn(command: &Command, setup: &Setup) -> io::Result<Pid> {
     Ok(pid)
 }
 
-/// Our variables, with the command's changes.
+/// Returns pglock's environment with the command's changes applied.
+///
+/// # Errors
+/// A variable contains a NUL byte.
 fn environment(command: &Command) -> io::Result<Vec<CString>> {
     let mut variables: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
     for (name, value) in command.get_envs() {
@@ -91,10 +106,14 @@ fn environment(command: &Command) -> io::Result<Vec<CString>> {
     variables.into_iter().map(pair).collect()
 }
 
+/// # Errors
+/// The text contains a NUL byte.
 fn c_string(text: &OsStr) -> io::Result<CString> {
     CString::new(text.as_bytes()).map_err(|_| Errno::EINVAL.into())
 }
 
+/// # Errors
+/// fork(2) or execvp(3) fails.
 fn fork(mut command: Command, setup: &Setup) -> io::Result<Pid> {
     if setup.own_group {
         command.process_group(0);

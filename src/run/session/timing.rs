@@ -1,32 +1,39 @@
-//! The timing rule: how long a lost session can go unnoticed, and when the server gives its lock away.
+//! The timing rule: how long a lost session can go unnoticed, and when the server releases its lock.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// The timing rule, a lease without leases. The last message that the server received from us was sent at most
-/// one period ago; its missing answer is noticed within the deadline, and the job is dead within the grace
-/// after that. The server's own limit on a silent client is longer than all of it, so that on a network cut the
-/// job is dead before the lock can be given to another. No clocks are compared.
+/// The timing rule, a lease without leases.
+///
+/// We sent the last query that the server received at most one heartbeat interval ago. We notice its missing reply
+/// within the reply deadline, and the job is dead within the grace period after that. The server waits longer than all
+/// of this before it ends a silent session, so after a network failure the job is dead before another client can
+/// acquire the lock. No clocks are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// H: how often the server is asked for a sign of life; and D: how long it may take to give it.
+    /// H, the interval between heartbeats, and D, the time allowed for each reply.
     pub heartbeat: Duration,
-    /// G: how long a job that is being stopped has between TERM and KILL.
+    /// G, the time between SIGTERM and SIGKILL for a job that must end.
     pub kill_after: Duration,
 }
 
 impl Timing {
-    /// What lies between the job's latest end and the server's earliest giving away: for the kernel to deliver a
-    /// KILL on a busy machine, and for the coarse timers of TCP.
+    /// Time between the latest end of the job and the earliest release by the server: for the kernel to deliver SIGKILL
+    /// on a busy machine, and for the coarse timers of TCP.
     const MARGIN: Duration = Duration::from_secs(3);
 
-    /// H + D + G: how long after the server last heard of us the job may run.
+    /// Returns H + D + G, the longest that the job may run after the server last received something from us.
     pub fn job_limit(self) -> Duration {
         self.heartbeat * 2 + self.kill_after
     }
 
-    /// After how long a silence the server gives the lock away.
+    /// Returns how long the server must wait before it ends a silent session.
     pub fn server_limit(self) -> Duration {
         self.job_limit() + Timing::MARGIN
+    }
+
+    /// Returns by when the reply to the next heartbeat is due if the last query was sent at `query_sent`: H + D later.
+    pub(super) fn next_reply_deadline(self, query_sent: Instant) -> Instant {
+        query_sent + self.heartbeat * 2
     }
 }
 
@@ -35,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_job_is_dead_before_the_server_gives_the_lock_away() {
+    fn the_job_is_dead_before_the_server_releases_the_lock() {
         let timing = Timing {
             heartbeat: Duration::from_secs(5),
             kill_after: Duration::from_secs(10),

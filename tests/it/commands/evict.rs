@@ -53,7 +53,7 @@ fn the_evicted_holder_terminates_its_job_and_names_the_evictor() {
         .unwrap()
         .name;
     let by = format!(
-        "(evicted by {user}@{}:{evictor} as role \"postgres\"); stopped the job with TERM",
+        "(evicted by {user}@{}:{evictor} as role \"postgres\"); terminated the job with SIGTERM",
         host()
     );
     assert!(line.contains(&by), "{line}");

@@ -54,14 +54,14 @@ fn the_password_file() {
     let stderr = String::from_utf8_lossy(&output.code(77).stderr).into_owned();
     let lines: Vec<&str> = stderr.lines().collect();
     assert!(
-        lines[0].contains("group or world access") && lines[1].contains("asks for a password"),
+        lines[0].contains("group or world access") && lines[1].contains("no password supplied"),
         "{stderr}"
     );
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     fs::write(&file, "*:*:*:*:wr0ng\n").unwrap();
     let line = run().args(["-v", "--", "true"]).output().code(77).stderr_line();
     assert!(
-        line.contains("(with the password of ") && !line.contains("wr0ng"),
+        line.contains("(password retrieved from file ") && !line.contains("wr0ng"),
         "{line}"
     );
 }
@@ -98,7 +98,7 @@ fn a_terminal_is_prompted() {
 
     // Without a terminal, the failure comes at once.
     let line = pglock(&dsn()).args(["--", "true"]).output().code(77).stderr_line();
-    assert!(line.contains("asks for a password, and none is given"), "{line}");
+    assert!(line.contains("no password supplied"), "{line}");
 }
 
 /// P83: when the wait is over, and after Ctrl-C.

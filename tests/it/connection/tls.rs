@@ -48,7 +48,7 @@ fn certificates_good_and_bad() {
     fails(
         &dsn("localhost", "verify-ca", "/nonexistent/root.crt"),
         78,
-        "root.crt is not there",
+        "root.crt: it does not exist",
     );
     fails(
         &server
@@ -82,7 +82,7 @@ fn certificates_good_and_bad() {
         ("expired", "has expired"),
         ("version1", "is of version 1"),
         ("version1rsa", "subjectAltName=DNS:"),
-        ("self", "is self-signed, and is not in the roots"),
+        ("self", "is self-signed and is not among the roots"),
     ] {
         server.show(name);
         fails(&full("localhost"), 69, expected);
@@ -136,7 +136,7 @@ fn authentication_methods_work() {
     );
     for (user, method) in [("md5", "md5"), ("clear", "password"), ("without_tls", "no")] {
         let dsn = at(&format!("user={user} sslmode=disable require_auth=scram-sha-256"));
-        fails(&dsn, 77, &format!("the server asks for {method} authentication"));
+        fails(&dsn, 77, &format!("the server requested {method} authentication"));
     }
     works(&at("user=md5 sslmode=require require_auth=!password,!none"));
     works(&at("user=without_tls sslmode=disable require_auth=none"));
@@ -149,7 +149,7 @@ fn authentication_methods_work() {
     fails(
         &at("user=kerberos"),
         77,
-        "asks for gss authentication, which cannot be had",
+        "requested gss authentication, which is not supported",
     );
     let with = |certificate: &str, key: &str| {
         let (certificate, key) = (server.pki(certificate), server.pki(key));
@@ -201,7 +201,7 @@ fn modes_choose_between_tls_and_plain_text() {
             server.pki("other.crt")
         )),
         77,
-        "before that",
+        "first attempt",
     );
     server.sql("ALTER SYSTEM SET ssl = off");
     server.restart();
@@ -301,7 +301,7 @@ fn tls_can_start_without_a_request() {
         (head[0], body)
     });
     let dsn = format!("host=localhost port={port} user=u sslmode=require sslnegotiation=direct");
-    fails(&dsn, 69, "in the middle of the TLS handshake");
+    fails(&dsn, 69, "during the TLS handshake");
     let (kind, body) = hello.join().unwrap();
     let contains = |name: &[u8]| body.windows(name.len()).any(|part| part == name);
     assert_eq!(kind, 22, "a handshake");

@@ -190,7 +190,10 @@ fn a_complete_lie_is_believed() {
 fn a_reply_without_a_row_is_refused() {
     let nothing = [message(b'C', b"SELECT 0\0"), message(b'Z', b"I")].concat();
     let line = run_against(nothing.clone(), &NO_WAIT_RUN).code(78).stderr_line();
-    assert_eq!(line, "the server has answered without a row, as no PostgreSQL does");
+    assert_eq!(
+        line,
+        "the server returned no row for the first query, as no PostgreSQL server does"
+    );
     run_against(nothing.clone(), &["list"]).code(0);
     run_against(nothing, &["check"]).code(78);
 }
@@ -331,7 +334,7 @@ fn assert_endured(flood: Flood, what: Endless) {
     let output = running.finish();
     assert!(memory < MOST_MEMORY_KB, "{flood:?} {what:?}: {memory} kB\n{output}");
     let stderr = String::from_utf8_lossy(&output.stderr);
-    let is_reported = stderr.contains("the server sends more than 4 MiB for one answer");
+    let is_reported = stderr.contains("the server sent more than 4 MiB in reply to one query");
     assert!(is_reported || !is_cut_off, "{flood:?} {what:?}: {output}");
     let expected: &[i32] = match flood {
         // The flood can start right after the grant, and the reply to a heartbeat get through, or not.

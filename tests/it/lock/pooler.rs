@@ -72,7 +72,7 @@ fn a_pooler_that_ends_at_begin_is_not_taken_for_one_that_pools_statements() {
             run.args(["--dsn", &proxy.dsn(), "-n", "true"]).output()
         };
         let line = run().code(69).stderr_line();
-        assert!(!line.contains("pools statements"), "{line}");
+        assert!(!line.contains("statement pooling"), "{line}");
         run().code(0).silent();
     }
 }
@@ -121,7 +121,7 @@ fn each_kind_of_pool_gets_the_right_scope_or_a_refusal() {
                     let output = run(&bouncer, &key, &database).args(["--scope", scope]);
                     let output = output.args(["echo", "ran"]).output();
                     let line = output.code(78).stderr_line();
-                    assert!(line.contains("give the port of the PostgreSQL server itself"));
+                    assert!(line.contains("connect to the port of the PostgreSQL server itself"));
                 }
             };
             try_scope("auto", auto);
@@ -326,7 +326,10 @@ fn loses(holder: Running, what: &str, lose: impl FnOnce()) {
     let noticed = began.elapsed();
     let output = holder.finish();
     output.code(74);
-    assert!(output.stderr.ends_with(b"stopped the job with TERM\n"), "{output}");
+    assert!(
+        output.stderr.ends_with(b"terminated the job with SIGTERM\n"),
+        "{output}"
+    );
     assert!(noticed < Duration::from_secs(2), "{what}: {noticed:?}");
     println!("{what}: noticed after {noticed:?}");
 }
@@ -513,6 +516,6 @@ fn a_pooler_that_stops_responding_is_noticed_by_the_heartbeat() {
     let holder = holder.sh("echo ready; exec sleep 60").spawn();
     holder.await_stdout("ready\n");
     kill(bouncer.pid(), Signal::SIGSTOP).unwrap();
-    holder.await_stderr("has not answered within 300ms");
+    holder.await_stderr("did not respond within 300ms");
     holder.finish().code(74);
 }

@@ -94,7 +94,7 @@ fn a_loss_that_is_noticed_after_the_jobs_end_is_still_a_loss() {
     let output = running.finish();
     let text = String::from_utf8_lossy(&output.code(74).stderr).into_owned();
     assert!(
-        text.contains("lost the lock") && text.contains("may not have been alone"),
+        text.contains("lost the lock") && text.contains("another job may have run concurrently"),
         "{text}"
     );
 }

@@ -58,7 +58,7 @@ fn an_ended_session_is_noticed_in_milliseconds() {
                 &output,
                 &key,
                 "terminating connection due to administrator command",
-                "stopped the job with TERM",
+                "terminated the job with SIGTERM",
             );
             assert_eq!(journal.count("TERM"), 1);
             journal.first("TERM").saturating_sub(began) / 1_000_000
@@ -81,7 +81,7 @@ fn a_crashed_or_restarted_server_terminates_the_job() {
         let running = server.run(key).sh(&journal.recording("INT")).spawn();
         journal.await_count("ready", 1);
         go(&server);
-        assert_lost(&running.finish(), key, "", "stopped the job with TERM");
+        assert_lost(&running.finish(), key, "", "terminated the job with SIGTERM");
         server.restart();
     }
 }
@@ -105,7 +105,7 @@ fn a_job_that_ignores_term_is_killed_with_its_children() {
         &output,
         &key,
         "terminating connection",
-        "stopped the job with TERM, then KILL",
+        "terminated the job with SIGTERM, then SIGKILL",
     );
     assert!(
         took >= Duration::from_millis(700) && took < Duration::from_secs(5),
@@ -132,7 +132,7 @@ fn the_rest_of_the_group_has_its_grace() {
     journal.await_count("ready", 1);
     terminate(server, &running);
     let output = running.finish();
-    assert_lost(&output, &key, "", "stopped the job with TERM");
+    assert_lost(&output, &key, "", "terminated the job with SIGTERM");
     assert_eq!(journal.count("clean"), 1);
     assert!(output.took < Duration::from_secs(15), "{output}");
 }
@@ -154,7 +154,10 @@ fn an_ignored_loss_is_reported_and_the_job_runs_to_its_end() {
         running.signal(Signal::SIGUSR2);
         let output = running.finish();
         let line = output.code(3).stderr_line();
-        assert!(line.ends_with("the job goes on unguarded (--on-lost ignore)"), "{line}");
+        assert!(
+            line.ends_with("the job continues without the lock (--on-lost ignore)"),
+            "{line}"
+        );
         assert_eq!(journal.count("TERM"), 0);
     }
 }
@@ -175,7 +178,7 @@ fn signals_are_forwarded_while_the_job_is_being_terminated() {
     running.signal(Signal::SIGTERM);
     journal.await_count("TERM", 2);
     running.signal(Signal::SIGUSR2);
-    assert_lost(&running.finish(), &key, "", "stopped the job with TERM");
+    assert_lost(&running.finish(), &key, "", "terminated the job with SIGTERM");
 }
 
 /// P21: a job that is stopped (SIGSTOP) when the lock is lost still handles its TERM.
@@ -193,7 +196,7 @@ fn a_stopped_job_is_continued_to_be_terminated() {
     kill(job, Signal::SIGSTOP).unwrap();
     eventually(SOON, "the stop", || state(job) == Some('T'));
     terminate(server, &running);
-    assert_lost(&running.finish(), &key, "", "stopped the job with TERM");
+    assert_lost(&running.finish(), &key, "", "terminated the job with SIGTERM");
     assert_eq!(journal.count("TERM"), 1);
 }
 
@@ -213,7 +216,7 @@ fn a_frozen_server_is_a_lost_lock_after_the_documented_time() {
     assert_lost(
         &output,
         &key,
-        "the server has not answered within 400ms",
+        "the server did not respond within 400ms",
         "TERM, then KILL",
     );
     let last = Duration::from_nanos(journal.last("beat").saturating_sub(at) as u64);

@@ -392,7 +392,7 @@ fn a_server_that_falls_silent_is_not_taken_for_a_conflict() {
     let output = waiter.finish();
     kill(backend, Signal::SIGCONT).unwrap();
     let expected =
-        format!("key \"{key}\" was not acquired, and the server has not said who holds it; gave up after 1s");
+        format!("could not acquire the lock on key \"{key}\"; the holder could not be determined; gave up after 1s");
     assert_eq!(output.code(75).stderr_line(), expected);
     holder.finish().code(0);
 }

@@ -94,7 +94,7 @@ impl Ending<'_> {
         }
         let is_pooled = self.run.request.pooled;
         match self.line {
-            line if line.contains("has not answered within") => match is_pooled {
+            line if line.contains("did not respond within") => match is_pooled {
                 // A pooler can be silent because its server is gone.
                 true => self.was_hit("nobody was silent", |kind| silences(kind) || ends_sessions(kind)),
                 false => self.was_hit("nobody was silent", silences),

@@ -1,16 +1,16 @@
-//! Every setting that libpq knows, and the values that a source gives for them.
+//! The connection parameters that libpq knows, and the values that one source gives for them.
 //!
-//! The table is that of libpq 18: a newer setting is accepted, or refused with its reason, also where the
-//! installed psql is too old to know it. What no table has is refused by name, since a misspelt `sslmode` that
-//! is dropped is a connection without TLS.
+//! The table is that of libpq 18, so a newer parameter is accepted, or refused with the reason, even where the installed
+//! psql is too old to know it. A name that is not in the table is an error: ignoring a misspelled `sslmode` would mean
+//! connecting without TLS.
 
 use std::collections::BTreeMap;
 
-/// A setting, and the variable that gives it where nothing else does.
-pub type Keyword = (&'static str, Option<&'static str>);
+/// The name of a parameter, and the environment variable that sets it if nothing else does.
+pub type Parameter = (&'static str, Option<&'static str>);
 
-/// The settings.
-pub const KEYWORDS: &[Keyword] = &[
+/// Every parameter of libpq 18.
+pub const PARAMETERS: &[Parameter] = &[
     ("application_name", Some("PGAPPNAME")),
     ("channel_binding", Some("PGCHANNELBINDING")),
     ("client_encoding", Some("PGCLIENTENCODING")),
@@ -64,101 +64,104 @@ pub const KEYWORDS: &[Keyword] = &[
     ("user", Some("PGUSER")),
 ];
 
-/// What one source, or several, have given. An empty value is given, too: it keeps later sources from filling
-/// the setting, and then means its default.
+/// The parameter values that one or more sources give. An empty value counts as given: it keeps later sources from
+/// setting the parameter, which then has its default.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Values(BTreeMap<&'static str, Value>);
 
 #[derive(Clone, PartialEq, Eq)]
 struct Value {
     text: String,
-    /// The variable that it comes from, or the setting's own name.
-    source: &'static str,
+    /// The variable that set it, or else the name of the parameter.
+    origin: &'static str,
 }
 
 impl Values {
-    /// The value, if it is given and not empty.
-    pub fn get(&self, keyword: &str) -> Option<&str> {
-        self.0
-            .get(keyword)
-            .map(|value| value.text.as_str())
-            .filter(|value| !value.is_empty())
+    /// Returns the value, if one is given and not empty.
+    pub fn get(&self, parameter: &str) -> Option<&str> {
+        self.get_given(parameter).filter(|value| !value.is_empty())
     }
 
-    /// Whether it is given, be it empty.
-    pub fn has(&self, keyword: &str) -> bool {
-        self.0.contains_key(keyword)
+    /// Returns the value, if one is given, even if it is empty.
+    pub fn get_given(&self, parameter: &str) -> Option<&str> {
+        self.0.get(parameter).map(|value| value.text.as_str())
     }
 
-    /// What to call it where it is wrong: the variable that gave it, or the setting.
-    pub fn source<'a>(&self, keyword: &'a str) -> &'a str {
-        self.0.get(keyword).map_or(keyword, |value| value.source)
+    /// Returns whether a value is given, even if it is empty.
+    pub fn has(&self, parameter: &str) -> bool {
+        self.0.contains_key(parameter)
     }
 
-    /// Sets it from a variable.
-    pub fn set_from(&mut self, variable: &'static str, keyword: &'static str, text: String) {
-        let source = variable;
-        self.0.insert(keyword, Value { text, source });
+    /// Returns what to call the parameter in an error: the variable that set it, or its own name.
+    pub fn origin<'a>(&self, parameter: &'a str) -> &'a str {
+        self.0.get(parameter).map_or(parameter, |value| value.origin)
     }
 
-    /// Sets it, as a later mention of the same source does. `false`: there is no such setting.
-    pub fn set(&mut self, keyword: &str, value: &str) -> bool {
-        // libpq's first word for sslmode, from before there was a choice.
-        let (keyword, value) = match (keyword, value.as_bytes().first()) {
+    /// Sets a parameter from an environment variable.
+    pub fn set_from(&mut self, variable: &'static str, parameter: &'static str, text: String) {
+        let origin = variable;
+        self.0.insert(parameter, Value { text, origin });
+    }
+
+    /// Sets a parameter, replacing an earlier value of the same source. Returns `false` if there is no such parameter.
+    #[must_use]
+    pub fn set(&mut self, parameter: &str, value: &str) -> bool {
+        // The boolean predecessor of sslmode, which libpq still accepts.
+        let (parameter, value) = match (parameter, value.as_bytes().first()) {
             ("requiressl", Some(b'1')) => ("sslmode", "require"),
             ("requiressl", _) => ("sslmode", "prefer"),
-            _ => (keyword, value),
+            _ => (parameter, value),
         };
-        let known = KEYWORDS.iter().find(|(name, _)| *name == keyword);
+        let known = PARAMETERS.iter().find(|(name, _)| *name == parameter);
         if let Some((name, _)) = known {
             let text = value.to_owned();
-            self.0.insert(name, Value { text, source: name });
+            self.0.insert(name, Value { text, origin: name });
         }
         known.is_some()
     }
 
-    /// Fills what is open from the next source.
+    /// Adds the values of the next source for the parameters that are not given yet.
     pub fn fill(&mut self, next: Values) {
-        for (keyword, value) in next.0 {
-            self.0.entry(keyword).or_insert(value);
+        for (parameter, value) in next.0 {
+            self.0.entry(parameter).or_insert(value);
         }
     }
 
-    /// Everything that is given.
+    /// Iterates over all given values.
     #[cfg(test)]
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        self.0.iter().map(|(k, v)| (*k, v.text.as_str()))
+        self.0.iter().map(|(name, value)| (*name, value.text.as_str()))
     }
 }
 
-/// The setting that a misspelt name is likely to mean.
-pub fn similar(name: &str) -> Option<&'static str> {
-    let plain = |text: &str| -> String {
+/// Returns the parameter that a misspelled name probably stands for.
+pub fn find_similar(name: &str) -> Option<&'static str> {
+    let normalize = |text: &str| -> String {
         let kept = text.chars().filter(|c| c.is_ascii_alphanumeric());
         kept.collect::<String>().to_ascii_lowercase()
     };
-    let wanted = match plain(name).as_str() {
+    let wanted = match normalize(name).as_str() {
         "username" => "user".to_owned(),
         "database" | "db" => "dbname".to_owned(),
         "hostname" => "host".to_owned(),
         "ssl" => "sslmode".to_owned(),
         other => other.to_owned(),
     };
-    let close = |known: &str| {
-        let known = plain(known);
+    let is_close = |known: &str| {
+        let known = normalize(known);
         known == wanted || is_one_edit_away(&known, &wanted)
     };
-    KEYWORDS
+    PARAMETERS
         .iter()
         .map(|(known, _)| *known)
-        .find(|known| wanted.len() > 3 && close(known))
+        .find(|known| wanted.len() > 3 && is_close(known))
 }
 
-/// One letter too many, too few or wrong.
+/// Returns whether one insertion, deletion or substitution turns one text into the other.
 fn is_one_edit_away(a: &str, b: &str) -> bool {
     let (a, b) = (a.as_bytes(), b.as_bytes());
-    let same_start = a.iter().zip(b).take_while(|(x, y)| x == y).count();
-    let (rest_a, rest_b) = (&a[same_start..], &b[same_start..]);
+    let common_prefix = a.iter().zip(b).take_while(|(x, y)| x == y).count();
+    let (rest_a, rest_b) = (&a[common_prefix..], &b[common_prefix..]);
     match a.len().abs_diff(b.len()) {
         0 => rest_a.get(1..) == rest_b.get(1..),
         1 if a.len() > b.len() => &rest_a[1..] == rest_b,
@@ -172,21 +175,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn misspelt_names_are_recognised() {
-        assert_eq!(similar("ssl_mode"), Some("sslmode"));
-        assert_eq!(similar("sslmod"), Some("sslmode"));
-        assert_eq!(similar("database"), Some("dbname"));
-        assert_eq!(similar("pool_size"), None);
-        assert_eq!(similar("x"), None);
+    fn misspelled_names_are_recognized() {
+        assert_eq!(find_similar("ssl_mode"), Some("sslmode"));
+        assert_eq!(find_similar("sslmod"), Some("sslmode"));
+        assert_eq!(find_similar("database"), Some("dbname"));
+        assert_eq!(find_similar("pool_size"), None);
+        assert_eq!(find_similar("x"), None);
     }
 
     #[test]
-    fn what_is_given_empty_stays_given() {
+    fn an_empty_value_is_not_filled_from_the_next_source() {
         let mut values = Values::default();
         assert!(values.set("host", ""));
         let mut next = Values::default();
-        next.set("host", "elsewhere");
-        next.set("port", "1");
+        assert!(next.set("host", "elsewhere") && next.set("port", "1"));
         values.fill(next);
         assert_eq!((values.get("host"), values.get("port")), (None, Some("1")));
         assert!(values.has("host") && !values.set("hots", "x"));

@@ -1,0 +1,297 @@
+//! The clap definitions of the command line.
+//!
+//! A doc comment here is help text: its first paragraph is what `-h` prints, in one line where possible, and `--help`
+//! and the manual have the whole. Structs have no doc comments, because clap would print them as the description of
+//! the subcommand.
+
+use super::defaults;
+use super::help::{self, ArgNotes};
+use super::options::CompletionsTarget;
+use super::value::{self, SchemeSelection};
+use super::variables;
+use crate::key::hash::Scheme;
+use crate::key::{DEFAULT_SCHEME, Key};
+use crate::lock::ScopeChoice;
+use crate::run::state::OnLost;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
+use humantime::format_duration;
+use std::ffi::OsString;
+use std::time::Duration;
+
+/// Defines the whole command line, for parsing, completions and the manual.
+pub(super) fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Run a command on one machine at a time, using the PostgreSQL server you already have
+#[derive(Debug, Parser)]
+#[command(name = "pglock", version, max_term_width = help::MAX_WIDTH, subcommand_required = true)]
+#[command(disable_help_subcommand = true, arg_required_else_help = false)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+// clap defines only the subcommand that is used: to define them all takes longer than most of what pglock does itself.
+#[derive(Debug, Subcommand)]
+#[command(defer = true)]
+pub(super) enum Command {
+    /// Run a command while holding a lock
+    Run(RunArgs),
+    /// List the holders and waiters of a database's advisory locks
+    List(ListArgs),
+    /// Terminate the sessions that hold a lock; their pglocks then terminate the jobs
+    Evict(EvictArgs),
+    /// Check whether the connection is suitable for locks: server, pooler, timeouts
+    Check(CheckArgs),
+    /// Print the number of a key, without connecting to a server
+    Key(KeyArgs),
+    /// Print shell completions or the manual page
+    Completions(CompletionsArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "pglock run [OPTIONS] --key <KEY> [--] <COMMAND> [ARG]...",
+    after_help = help::exit_table(),
+    after_long_help = format!("{}\n{}", help::exit_table(), help::scheme_table())
+)]
+pub(super) struct RunArgs {
+    /// Lock to acquire: a name, an integer, or two integers A,B.
+    ///
+    /// name:42 is the name 42. With several keys, pglock acquires all of the locks or none.
+    #[arg(short, long, value_parser = value::key, allow_hyphen_values = true, required_unless_present = "hash")]
+    pub key: Vec<Key>,
+
+    /// Hash scheme for names, to share a lock with another tool.
+    ///
+    /// A scheme that is a tool's own lock takes no --key.
+    #[arg(long, value_name = "SCHEME", value_parser = value::scheme_parser(), hide_possible_values = true)]
+    #[arg(default_note = DEFAULT_SCHEME.name(), variable_note = variables::PGLOCK_HASH.name)]
+    pub hash: Option<Scheme>,
+
+    /// Acquire a shared lock instead of an exclusive one
+    #[arg(short, long)]
+    pub shared: bool,
+
+    /// Do not wait if the lock is held
+    #[arg(short, long, visible_alias = "nonblock", conflicts_with = "wait")]
+    pub no_wait: bool,
+
+    /// Time limit for connecting and waiting; 0 is --no-wait.
+    ///
+    /// Without a limit, pglock waits indefinitely.
+    #[arg(short, long, visible_alias = "timeout", value_name = "DURATION", value_parser = value::duration)]
+    #[arg(variable_note = variables::PGLOCK_WAIT.name)]
+    pub wait: Option<Duration>,
+
+    /// Exit status if the lock is held or the wait times out
+    #[arg(short = 'E', long, value_name = "N", value_parser = value::exit_status)]
+    #[arg(default_note = defaults::DEFAULT_CONFLICT_EXIT_CODE)]
+    #[arg(variable_note = variables::PGLOCK_CONFLICT_EXIT_CODE.name)]
+    pub conflict_exit_code: Option<u8>,
+
+    /// Allow up to N holders at once; all users of the key must give the same N.
+    ///
+    /// The job finds the number of its slot, 0 to N-1, in PGLOCK_SLOT.
+    #[arg(long, value_name = "N", value_parser = value::slot_count, conflicts_with = "shared")]
+    pub slots: Option<u16>,
+
+    /// Queue for the lock: waiters with --fair acquire it strictly in order of arrival
+    #[arg(long, conflicts_with = "no_wait")]
+    pub fair: bool,
+
+    /// Pass a fencing token to the job in PGLOCK_TOKEN.
+    ///
+    /// The token is greater than that of every earlier holder, even across crashes and failovers of the server.
+    #[arg(long)]
+    pub token: bool,
+
+    /// Hold the lock for at least this long, even if the job ends earlier
+    #[arg(long, value_name = "DURATION", value_parser = value::duration)]
+    #[arg(default_note = format_duration(defaults::DEFAULT_MIN_HOLD))]
+    pub min_hold: Option<Duration>,
+
+    /// If the lock is lost, stop the job or let it run on without the lock
+    #[arg(long, value_name = "stop|ignore", value_parser = value::choice_parser(value::ON_LOST_CHOICES))]
+    #[arg(hide_possible_values = true)]
+    #[arg(default_note = value::name_of(value::ON_LOST_CHOICES, defaults::DEFAULT_ON_LOST))]
+    #[arg(variable_note = variables::PGLOCK_ON_LOST.name)]
+    pub on_lost: Option<OnLost>,
+
+    /// After the lock is lost, time between SIGTERM and SIGKILL
+    #[arg(long, value_name = "DURATION", value_parser = value::duration)]
+    #[arg(default_note = format_duration(defaults::DEFAULT_KILL_AFTER))]
+    #[arg(variable_note = variables::PGLOCK_KILL_AFTER.name)]
+    pub kill_after: Option<Duration>,
+
+    /// Interval between heartbeats, and the time allowed for each reply
+    #[arg(long, value_name = "DURATION", value_parser = value::duration)]
+    #[arg(default_note = format_duration(defaults::DEFAULT_HEARTBEAT))]
+    #[arg(variable_note = variables::PGLOCK_HEARTBEAT.name)]
+    pub heartbeat: Option<Duration>,
+
+    /// Maximum interval between attempts to acquire the lock by polling.
+    ///
+    /// pglock polls where it cannot wait in the server's queue: behind a pooler, and without PL/pgSQL.
+    #[arg(long, value_name = "DURATION", value_parser = value::duration)]
+    #[arg(default_note = format_duration(defaults::DEFAULT_POLL))]
+    #[arg(variable_note = variables::PGLOCK_POLL.name)]
+    pub poll: Option<Duration>,
+
+    /// Do not let the job inherit the connection.
+    ///
+    /// The lock is then released if pglock is killed, even while the job runs.
+    #[arg(short = 'o', long)]
+    pub close: bool,
+
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
+
+    #[command(flatten)]
+    pub scope: ScopeArgs,
+
+    /// Do not report that the lock is already held
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// Log each step to standard error
+    #[arg(short, long)]
+    pub verbose: bool,
+
+    /// Command to run, and its arguments, which are passed unchanged
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    #[arg(value_hint = ValueHint::CommandWithArguments)]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ConnectionArgs {
+    /// Server to connect to: a postgresql:// URI or key=value pairs
+    #[arg(short, long, value_name = "DSN")]
+    #[arg(variable_note = "PGLOCK_DSN, else DATABASE_URL, else PG*")]
+    pub dsn: Option<String>,
+
+    /// Time limit for connecting to one address; 0 disables it.
+    ///
+    /// Overrides connect_timeout in the connection string and PGCONNECT_TIMEOUT.
+    #[arg(long, value_name = "DURATION", value_parser = value::duration)]
+    #[arg(default_note = format_duration(defaults::DEFAULT_CONNECT_TIMEOUT))]
+    #[arg(variable_note = variables::PGLOCK_CONNECT_TIMEOUT.name)]
+    pub connect_timeout: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ScopeArgs {
+    /// Lifetime of the lock: session, transaction, or session-pooled.
+    ///
+    /// auto picks transaction behind a pooler and session otherwise. session-pooled asserts that the pooler uses
+    /// session pooling, which pglock cannot verify.
+    #[arg(long, value_name = "SCOPE", value_parser = value::choice_parser(value::SCOPE_CHOICES))]
+    #[arg(hide_possible_values = true)]
+    #[arg(default_note = value::name_of(value::SCOPE_CHOICES, defaults::DEFAULT_SCOPE))]
+    #[arg(variable_note = variables::PGLOCK_SCOPE.name)]
+    pub scope: Option<ScopeChoice>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct HashArgs {
+    /// Hash scheme for names, as for run
+    #[arg(long, value_name = "SCHEME", value_parser = value::scheme_parser(), hide_possible_values = true)]
+    #[arg(default_note = DEFAULT_SCHEME.name(), variable_note = variables::PGLOCK_HASH.name)]
+    pub hash: Option<Scheme>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ListArgs {
+    /// Show only this key, with its slots and waiters; exit with status 75 if it is held
+    #[arg(short, long, value_parser = value::key, allow_hyphen_values = true)]
+    pub key: Vec<Key>,
+
+    #[command(flatten)]
+    pub hash: HashArgs,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Refresh every 2 seconds until interrupted
+    #[arg(long)]
+    pub watch: bool,
+
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct EvictArgs {
+    /// Lock whose holders to terminate, including its slots
+    #[arg(short, long, value_parser = value::key, allow_hyphen_values = true, required_unless_present = "hash")]
+    pub key: Vec<Key>,
+
+    #[command(flatten)]
+    pub hash: HashArgs,
+
+    /// Terminate the waiters, too
+    #[arg(long)]
+    pub waiters: bool,
+
+    /// Skip the confirmation prompt; required without a terminal
+    #[arg(short, long)]
+    pub yes: bool,
+
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CheckArgs {
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
+
+    #[command(flatten)]
+    pub scope: ScopeArgs,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = help::scheme_table())]
+pub(super) struct KeyArgs {
+    /// Keys, as for run --key
+    #[arg(required_unless_present = "hash", value_parser = Key::parse)]
+    #[arg(allow_negative_numbers = true, value_name = "NAME")]
+    pub names: Vec<Key>,
+
+    /// Hash scheme for names, as for run; all prints every scheme
+    #[arg(long, value_name = "SCHEME", value_parser = value::scheme_selection_parser(), hide_possible_values = true)]
+    #[arg(default_note = DEFAULT_SCHEME.name(), variable_note = variables::PGLOCK_HASH.name)]
+    pub hash: Option<SchemeSelection>,
+
+    /// Name of the database, for schemes that hash it
+    #[arg(long, value_name = "NAME", conflicts_with = "sql")]
+    pub dbname: Option<String>,
+
+    /// Print the SQL expression that computes the number
+    #[arg(long)]
+    pub sql: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CompletionsArgs {
+    /// bash, zsh or fish for the completions, or man for the manual page
+    #[arg(value_enum, hide_possible_values = true)]
+    pub shell: CompletionsTarget,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        command().debug_assert();
+    }
+}

@@ -1,0 +1,89 @@
+//! The validated options of the subcommands; those of `run` belong to `run::options`.
+
+use crate::connection::ConnectionOptions;
+use crate::key::Key;
+use crate::lock::ScopeChoice;
+use crate::run::session::timing::Timing;
+use clap::ValueEnum;
+
+/// The options of `pglock list`.
+#[derive(Debug)]
+pub struct ListOptions {
+    /// The server and how to connect to it.
+    pub connection: ConnectionOptions,
+    /// The keys to show; empty for all.
+    pub keys: Vec<Key>,
+    /// Print JSON instead of a table.
+    pub json: bool,
+    /// Refresh until interrupted.
+    pub watch: bool,
+}
+
+/// The options of `pglock evict`.
+#[derive(Debug)]
+pub struct EvictOptions {
+    /// The server and how to connect to it.
+    pub connection: ConnectionOptions,
+    /// The keys, at least one.
+    pub keys: Vec<Key>,
+    /// Terminate the waiters, too.
+    pub waiters: bool,
+    /// Skip the confirmation prompt.
+    pub yes: bool,
+}
+
+/// The options of `pglock check`.
+#[derive(Debug)]
+pub struct CheckOptions {
+    /// The server and how to connect to it.
+    pub connection: ConnectionOptions,
+    /// The lifetime of the lock.
+    pub scope: ScopeChoice,
+    /// The timing that `run` would use with the same environment.
+    pub timing: Timing,
+    /// Print JSON instead of lines.
+    pub json: bool,
+}
+
+/// The options of `pglock key`.
+#[derive(Debug)]
+pub struct KeyOptions {
+    /// The keys to print.
+    pub selection: KeySelection,
+    /// The form in which to print them.
+    pub format: KeyFormat,
+}
+
+/// The keys that `pglock key` prints.
+#[derive(Debug)]
+pub enum KeySelection {
+    /// These keys, one per line.
+    Keys(Vec<Key>),
+    /// This name under every scheme, one per line, each after the name of the scheme.
+    AllSchemes(Key),
+}
+
+/// The form in which `pglock key` prints a key.
+#[derive(Debug)]
+pub enum KeyFormat {
+    /// The number, in the database of this name if it depends on the database.
+    Number {
+        /// The name of the database, if given.
+        database: Option<String>,
+    },
+    /// The SQL expression that computes the number.
+    Sql,
+}
+
+/// The text that `pglock completions` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CompletionsTarget {
+    /// Completions for bash, with bash-completion
+    Bash,
+    /// Completions for zsh
+    Zsh,
+    /// Completions for fish
+    Fish,
+    /// Manual page, for man(1)
+    Man,
+}

@@ -1,0 +1,263 @@
+//! From parsed arguments to validated options: applies variables and defaults, and rejects what makes no sense.
+
+use super::args::{CheckArgs, ConnectionArgs, EvictArgs, KeyArgs, ListArgs, RunArgs, ScopeArgs};
+use super::defaults;
+use super::options::{CheckOptions, EvictOptions, KeyFormat, KeyOptions, KeySelection, ListOptions};
+use super::value::SchemeSelection;
+use super::variables;
+use crate::connection::ConnectionOptions;
+use crate::key::Key;
+use crate::key::hash::{Scheme, SchemeInput};
+use crate::lock::{Mode, ScopeChoice};
+use crate::outcome::{ExitCode, Failure};
+use crate::run::options::RunOptions;
+use crate::run::session::timing::Timing;
+use crate::run::state::Policy;
+use crate::ui::message::Verbosity;
+use humantime::format_duration;
+use std::collections::HashSet;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+impl RunArgs {
+    /// # Errors
+    /// Fails if a variable is invalid, a value is out of range, or options contradict each other.
+    pub fn validate(self) -> Result<RunOptions, Failure> {
+        let wait = if self.no_wait {
+            Some(Duration::ZERO)
+        } else {
+            variables::PGLOCK_WAIT.or_option(self.wait)?
+        };
+        let on_lost = variables::PGLOCK_ON_LOST.or_option(self.on_lost)?;
+        let poll = variables::PGLOCK_POLL.or_option(self.poll)?;
+        let poll = poll.unwrap_or(defaults::DEFAULT_POLL);
+        check_range("--poll", poll, &defaults::POLL_RANGE)?;
+        let timing = timing(self.heartbeat, self.kill_after)?;
+        let connection = self.connection.validate()?;
+        let scope = self.scope.validate()?;
+        if self.slots.is_some() && self.key.len() > 1 {
+            return Err(usage("--slots cannot be used with several keys"));
+        }
+        if self.fair {
+            check_fair(self.key.len(), wait, scope)?;
+        }
+        let keys = distinct(resolve_keys(self.key, self.hash)?);
+        let conflict_status = variables::PGLOCK_CONFLICT_EXIT_CODE.or_option(self.conflict_exit_code)?;
+        Ok(RunOptions {
+            connection,
+            keys,
+            slots: self.slots,
+            mode: if self.shared { Mode::Shared } else { Mode::Exclusive },
+            scope,
+            fair: self.fair,
+            token: self.token,
+            wait,
+            poll,
+            policy: Policy {
+                conflict_status: conflict_status.unwrap_or(defaults::DEFAULT_CONFLICT_EXIT_CODE),
+                on_lost: on_lost.unwrap_or(defaults::DEFAULT_ON_LOST),
+                min_hold: self.min_hold.unwrap_or(defaults::DEFAULT_MIN_HOLD),
+                timing,
+            },
+            inherit_socket: !self.close,
+            verbosity: match (self.quiet, self.verbose) {
+                (true, _) => Verbosity::Quiet,
+                (false, true) => Verbosity::Verbose,
+                (false, false) => Verbosity::Normal,
+            },
+            command: self.command,
+        })
+    }
+}
+
+/// Rejects what `--fair` cannot queue for.
+fn check_fair(key_count: usize, wait: Option<Duration>, scope: ScopeChoice) -> Result<(), Failure> {
+    if key_count > 1 {
+        return Err(usage("--fair cannot be used with several keys"));
+    }
+    if wait == Some(Duration::ZERO) {
+        return Err(usage("--fair cannot be used with a wait of 0: it queues for the lock"));
+    }
+    if scope == ScopeChoice::Transaction {
+        return Err(usage(
+            "--fair cannot be used with --scope transaction: a place in the queue needs a session",
+        ));
+    }
+    Ok(())
+}
+
+impl ListArgs {
+    /// # Errors
+    /// Fails if a variable is invalid or the scheme does not suit the keys.
+    pub fn validate(self) -> Result<ListOptions, Failure> {
+        let shows_all = self.key.is_empty() && self.hash.hash.is_none();
+        let keys = if shows_all {
+            Vec::new()
+        } else {
+            resolve_keys(self.key, self.hash.hash)?
+        };
+        Ok(ListOptions {
+            keys,
+            connection: self.connection.validate()?,
+            json: self.json,
+            watch: self.watch,
+        })
+    }
+}
+
+impl EvictArgs {
+    /// # Errors
+    /// Fails if a variable is invalid or the scheme does not suit the keys.
+    pub fn validate(self) -> Result<EvictOptions, Failure> {
+        Ok(EvictOptions {
+            keys: distinct(resolve_keys(self.key, self.hash.hash)?),
+            connection: self.connection.validate()?,
+            waiters: self.waiters,
+            yes: self.yes,
+        })
+    }
+}
+
+impl CheckArgs {
+    /// # Errors
+    /// Fails if a variable is invalid or out of range.
+    pub fn validate(self) -> Result<CheckOptions, Failure> {
+        Ok(CheckOptions {
+            connection: self.connection.validate()?,
+            scope: self.scope.validate()?,
+            timing: timing(None, None)?,
+            json: self.json,
+        })
+    }
+}
+
+impl KeyArgs {
+    /// # Errors
+    /// Fails if a variable is invalid or the scheme does not suit the keys.
+    pub fn validate(self) -> Result<KeyOptions, Failure> {
+        let format = if self.sql {
+            KeyFormat::Sql
+        } else {
+            KeyFormat::Number { database: self.dbname }
+        };
+        let selection = match self.hash {
+            Some(SchemeSelection::All) => KeySelection::AllSchemes(only_name(self.names)?),
+            Some(SchemeSelection::One(scheme)) => KeySelection::Keys(resolve_keys(self.names, Some(scheme))?),
+            None => KeySelection::Keys(resolve_keys(self.names, None)?),
+        };
+        Ok(KeyOptions { selection, format })
+    }
+}
+
+fn only_name(keys: Vec<Key>) -> Result<Key, Failure> {
+    match <[Key; 1]>::try_from(keys) {
+        Ok([key]) if key.name().is_some() => Ok(key),
+        _ => Err(usage("--hash all takes a single name; write name:42 for the name 42")),
+    }
+}
+
+impl ConnectionArgs {
+    /// # Errors
+    /// Fails if a variable is invalid.
+    fn validate(self) -> Result<ConnectionOptions, Failure> {
+        let connect_timeout = variables::PGLOCK_CONNECT_TIMEOUT.or_option(self.connect_timeout)?;
+        let dsn_is_argument = self.dsn.is_some();
+        let mut dsn = self.dsn;
+        if dsn.is_none() {
+            dsn = variables::PGLOCK_DSN.get()?;
+        }
+        if dsn.is_none() {
+            dsn = variables::DATABASE_URL.get()?;
+        }
+        Ok(ConnectionOptions {
+            dsn,
+            dsn_is_argument,
+            connect_timeout,
+        })
+    }
+}
+
+impl ScopeArgs {
+    /// # Errors
+    /// Fails if the variable is invalid.
+    fn validate(self) -> Result<ScopeChoice, Failure> {
+        let scope = variables::PGLOCK_SCOPE.or_option(self.scope)?;
+        Ok(scope.unwrap_or(defaults::DEFAULT_SCOPE))
+    }
+}
+
+/// Returns the given keys, hashed by the scheme, or the one lock that the scheme stands for.
+fn resolve_keys(given: Vec<Key>, scheme: Option<Scheme>) -> Result<Vec<Key>, Failure> {
+    if given.is_empty() {
+        return Ok(vec![tool_key(scheme)?]);
+    }
+    given.into_iter().map(|key| hashed_key(key, scheme)).collect()
+}
+
+fn tool_key(scheme: Option<Scheme>) -> Result<Key, Failure> {
+    match scheme {
+        Some(scheme) if scheme.input() != SchemeInput::LockName => Ok(Key::for_tool(scheme)),
+        Some(scheme) => Err(usage(format!(
+            "the key is missing: --hash {} needs a name",
+            scheme.name()
+        ))),
+        None => Err(usage("the key is missing")),
+    }
+}
+
+/// Applies the scheme from the option or else the variable. The variable cannot select a tool's own lock: what names
+/// the lock has no variable.
+fn hashed_key(key: Key, scheme: Option<Scheme>) -> Result<Key, Failure> {
+    let hashes_names = |scheme: Scheme| scheme.input() == SchemeInput::LockName;
+    if let Some(scheme) = scheme {
+        if hashes_names(scheme) {
+            return Ok(key.hashed_by(scheme));
+        }
+        return Err(usage(format!(
+            "--hash {} is a tool's own lock and takes no key; remove {key}",
+            scheme.name()
+        )));
+    }
+    match variables::PGLOCK_HASH.get()? {
+        None => Ok(key),
+        Some(scheme) if hashes_names(scheme) => Ok(key.hashed_by(scheme)),
+        Some(scheme) => Err(variables::PGLOCK_HASH.invalid(
+            scheme.name(),
+            "expected a scheme that hashes names; use --hash for a tool's own lock",
+        )),
+    }
+}
+
+/// Removes repeated keys, as far as their numbers are known without a server.
+fn distinct(keys: Vec<Key>) -> Vec<Key> {
+    let mut seen = HashSet::new();
+    keys.into_iter().filter(|key| seen.insert(key.number())).collect()
+}
+
+fn timing(heartbeat: Option<Duration>, kill_after: Option<Duration>) -> Result<Timing, Failure> {
+    let heartbeat = variables::PGLOCK_HEARTBEAT.or_option(heartbeat)?;
+    let kill_after = variables::PGLOCK_KILL_AFTER.or_option(kill_after)?;
+    let timing = Timing {
+        heartbeat: heartbeat.unwrap_or(defaults::DEFAULT_HEARTBEAT),
+        kill_after: kill_after.unwrap_or(defaults::DEFAULT_KILL_AFTER),
+    };
+    check_range("--heartbeat", timing.heartbeat, &defaults::HEARTBEAT_RANGE)?;
+    if timing.kill_after > defaults::MAX_KILL_AFTER {
+        let limit = format_duration(defaults::MAX_KILL_AFTER);
+        return Err(usage(format!("--kill-after must be at most {limit}")));
+    }
+    Ok(timing)
+}
+
+fn check_range(option: &str, value: Duration, range: &RangeInclusive<Duration>) -> Result<(), Failure> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let (start, end) = (format_duration(*range.start()), format_duration(*range.end()));
+    Err(usage(format!("{option} must be between {start} and {end}")))
+}
+
+fn usage(message: impl Display) -> Failure {
+    Failure::msg(ExitCode::Usage, message)
+}

@@ -1,0 +1,200 @@
+//! Parsers for the values of options and environment variables.
+//!
+//! Errors say what is accepted: `expected ...`. The caller adds the value and the name of the option or variable.
+
+use crate::key::Key;
+use crate::key::hash::{SCHEMES, Scheme};
+use crate::lock::ScopeChoice;
+use crate::protocol::derived_keys::MAX_SLOTS;
+use crate::run::state::OnLost;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use std::time::Duration;
+
+/// A longer time overflows the clock's arithmetic on some systems, and nobody waits that long.
+const MAX_DURATION: Duration = Duration::from_secs(100 * 365 * 86400);
+
+/// Parses a duration: seconds with or without a fraction, or with units as in `1m30s`.
+///
+/// # Errors
+/// Fails for anything else, negative numbers included.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let is_plain_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let duration = if is_plain_number {
+        let seconds = text.parse().ok();
+        seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+    } else {
+        humantime::parse_duration(text).ok()
+    };
+    match duration {
+        Some(duration) => Ok(duration.min(MAX_DURATION)),
+        None => Err("expected a duration: seconds (10, 1.5) or with units (500ms, 90s, 5m, 1h30m)".into()),
+    }
+}
+
+/// Parses an exit status.
+///
+/// # Errors
+/// Fails for anything but an integer from 0 to 255.
+pub(super) fn exit_status(text: &str) -> Result<u8, String> {
+    text.parse()
+        .map_err(|_| "expected an exit status from 0 to 255".to_owned())
+}
+
+/// Parses a number of slots.
+///
+/// # Errors
+/// Fails for anything but an integer from 1 to [`MAX_SLOTS`].
+pub(super) fn slot_count(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(count @ 1..=MAX_SLOTS) => Ok(count),
+        _ => Err(format!("expected a number of slots from 1 to {MAX_SLOTS}")),
+    }
+}
+
+/// Parses the value of `--key`. clap lets it begin with a dash, because `-1,2` is a key; but `--shared` in this place
+/// is an option before which the key was forgotten.
+///
+/// # Errors
+/// Fails for an option, and as [`Key::parse`] does.
+pub(super) fn key(text: &str) -> Result<Key, String> {
+    if let Some(rest) = text.strip_prefix('-')
+        && !rest.is_empty()
+        && !rest.starts_with(|c: char| c.is_ascii_digit())
+    {
+        return Err(format!("the key is missing; write name:{text} to use this as a name"));
+    }
+    Key::parse(text).map_err(|error| error.to_string())
+}
+
+/// The name of a value, its description for shell completions, and the value.
+pub(super) type Choice<T> = (&'static str, &'static str, T);
+
+pub(super) const ON_LOST_CHOICES: &[Choice<OnLost>] = &[
+    ("stop", "Terminate the job: SIGTERM, then SIGKILL", OnLost::Stop),
+    ("ignore", "Let the job run on without the lock", OnLost::Ignore),
+];
+
+pub(super) const SCOPE_CHOICES: &[Choice<ScopeChoice>] = &[
+    (
+        "auto",
+        "Transaction behind a pooler, session otherwise",
+        ScopeChoice::Auto,
+    ),
+    ("session", "Session of a direct connection", ScopeChoice::Session),
+    ("transaction", "Open transaction", ScopeChoice::Transaction),
+    (
+        "session-pooled",
+        "Session, through a pooler that uses session pooling",
+        ScopeChoice::SessionPooled,
+    ),
+];
+
+/// Finds a value by its name.
+///
+/// # Errors
+/// Fails if no choice has this name.
+pub(super) fn choose<T: Copy>(choices: &[Choice<T>], text: &str) -> Result<T, String> {
+    if let Some((.., value)) = choices.iter().find(|(name, ..)| *name == text) {
+        return Ok(*value);
+    }
+    let names: Vec<&str> = choices.iter().map(|(name, ..)| *name).collect();
+    match names.split_last() {
+        Some((last, rest)) if !rest.is_empty() => Err(format!("expected {} or {last}", rest.join(", "))),
+        _ => Err(format!("expected {}", names.concat())),
+    }
+}
+
+/// Returns the name of a value.
+pub(super) fn name_of<T: PartialEq>(choices: &[Choice<T>], value: T) -> &'static str {
+    let choice = choices.iter().find(|(.., candidate)| *candidate == value);
+    choice.map_or("", |(name, ..)| name)
+}
+
+/// Parses the value of an option, and tells clap the choices, so that the shells can complete them.
+pub(super) fn choice_parser<T>(choices: &'static [Choice<T>]) -> impl TypedValueParser<Value = T>
+where
+    T: Copy + Send + Sync + 'static,
+{
+    let names = choices
+        .iter()
+        .map(|(name, help, _)| PossibleValue::new(*name).help(*help));
+    PossibleValuesParser::new(names).try_map(move |name| choose(choices, &name))
+}
+
+/// The value of `pglock key --hash`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SchemeSelection {
+    One(Scheme),
+    All,
+}
+
+const ALL_SCHEMES: &str = "all";
+
+/// Parses the value of `--hash`.
+pub(super) fn scheme_parser() -> impl TypedValueParser<Value = Scheme> {
+    PossibleValuesParser::new(scheme_values()).try_map(|name| name.parse::<Scheme>())
+}
+
+/// Parses the value of `pglock key --hash`.
+pub(super) fn scheme_selection_parser() -> impl TypedValueParser<Value = SchemeSelection> {
+    let all = PossibleValue::new(ALL_SCHEMES).help("all of them");
+    PossibleValuesParser::new(scheme_values().chain([all])).try_map(|name| match name.as_str() {
+        ALL_SCHEMES => Ok(SchemeSelection::All),
+        name => name.parse().map(SchemeSelection::One),
+    })
+}
+
+fn scheme_values() -> impl Iterator<Item = PossibleValue> {
+    SCHEMES
+        .iter()
+        .map(|info| PossibleValue::new(info.name).help(info.users))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::time::Instant;
+
+    #[test]
+    fn durations_are_seconds_or_have_units() {
+        let milliseconds = |text: &str| duration(text).map(|duration| duration.as_millis());
+        assert_eq!(milliseconds("10"), Ok(10_000));
+        assert_eq!(milliseconds("1.5"), Ok(1_500));
+        assert_eq!(milliseconds("0"), Ok(0));
+        assert_eq!(milliseconds(".25"), Ok(250));
+        assert_eq!(milliseconds("500ms"), Ok(500));
+        assert_eq!(milliseconds("1m30s"), Ok(90_000));
+        for invalid in ["", "-1", "1.5.5", "ten", "5 parsecs", "NaN", "inf", "1e3", "."] {
+            assert!(milliseconds(invalid).is_err(), "{invalid:?}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_choice_is_answered_with_the_known_ones() {
+        let error = |text: &str| choose(SCOPE_CHOICES, text).expect_err("not a scope");
+        assert_eq!(error("x"), "expected auto, session, transaction or session-pooled");
+        for (name, _, scope) in SCOPE_CHOICES {
+            assert_eq!(choose(SCOPE_CHOICES, name), Ok(*scope));
+            assert_eq!(name_of(SCOPE_CHOICES, *scope), *name);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn printed_durations_parse_to_the_same_time(milliseconds in 0u64..4_000_000_000_000) {
+            let original = Duration::from_millis(milliseconds);
+            let printed = humantime::format_duration(original).to_string();
+            prop_assert_eq!(duration(&printed), Ok(original.min(MAX_DURATION)));
+            let seconds = milliseconds / 1000;
+            prop_assert_eq!(duration(&seconds.to_string()), Ok(Duration::from_secs(seconds).min(MAX_DURATION)));
+        }
+
+        #[test]
+        fn every_duration_fits_the_clock(text in "[0-9.]{0,25}|[0-9]{1,22}[a-z ]{0,6}|\\PC{0,9}") {
+            if let Ok(duration) = duration(&text) {
+                let _ = Instant::now() + duration + duration;
+            }
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Why a connection attempt failed, as text and as what to try next.
+
+use super::tls;
+use crate::outcome::{ExitCode, Failure};
+use rustls::AlertDescription;
+use std::error::Error;
+use std::io;
+
+/// What is still worth trying after a failed attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryScope {
+    /// The next address of the host, or the next host.
+    Address,
+    /// The next host.
+    Host,
+    /// Nothing.
+    Nothing,
+}
+
+/// A failed connection attempt.
+#[derive(Debug)]
+pub struct ConnectError {
+    /// The exit status if no other attempt succeeds.
+    pub code: ExitCode,
+    /// What to tell the operator.
+    pub message: String,
+    /// What is still worth trying.
+    pub retry: RetryScope,
+    /// TLS failed, or could not be set up.
+    pub is_tls_failure: bool,
+    /// The connection was encrypted.
+    pub is_encrypted: bool,
+    /// The server refused us before authentication was complete: pg_hba.conf may have another rule for the same
+    /// connection with TLS, or without.
+    pub is_before_authentication: bool,
+    /// The server requested a password, and there is none.
+    pub is_password_missing: bool,
+}
+
+impl ConnectError {
+    /// Creates an error of which nothing else is known.
+    pub fn new(code: ExitCode, message: impl Into<String>, retry: RetryScope) -> ConnectError {
+        ConnectError {
+            code,
+            message: message.into(),
+            retry,
+            is_tls_failure: false,
+            is_encrypted: false,
+            is_before_authentication: false,
+            is_password_missing: false,
+        }
+    }
+
+    /// Reports that no server responds at this address.
+    pub fn unreachable(message: impl Into<String>) -> ConnectError {
+        ConnectError::new(ExitCode::Unavailable, message, RetryScope::Address)
+    }
+
+    /// Reports invalid settings of this host, while other hosts may work.
+    pub fn host_settings(message: impl Into<String>) -> ConnectError {
+        ConnectError::new(ExitCode::Config, message, RetryScope::Host)
+    }
+
+    /// Reports invalid settings for all hosts.
+    pub fn settings(message: impl Into<String>) -> ConnectError {
+        ConnectError::new(ExitCode::Config, message, RetryScope::Nothing)
+    }
+
+    /// Reports that one side does not trust the other.
+    pub fn permission(message: impl Into<String>) -> ConnectError {
+        ConnectError::new(ExitCode::Permission, message, RetryScope::Nothing)
+    }
+
+    /// Combines this error with that of a second attempt at the same server, `how` ("with TLS").
+    pub fn and_then(self, how: &str, second: ConnectError) -> ConnectError {
+        let message = if self.message == second.message {
+            self.message
+        } else {
+            format!("{} ({how}; first attempt: {})", second.message, self.message)
+        };
+        ConnectError { message, ..second }
+    }
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Failure {
+        Failure::new(error.code, anyhow::Error::msg(error.message))
+    }
+}
+
+impl From<postgres::Error> for Failure {
+    fn from(error: postgres::Error) -> Failure {
+        // The message of the server says it all; the rest is the library's framing.
+        match error.as_db_error() {
+            Some(db) => Failure::new(
+                exit_code_for(db.code().code()),
+                anyhow::Error::msg(db.message().to_owned()),
+            ),
+            None => Failure::new(ExitCode::Unavailable, error),
+        }
+    }
+}
+
+/// Returns the exit status for an error of the server with this SQLSTATE.
+pub fn exit_code_for(sqlstate: &str) -> ExitCode {
+    match sqlstate {
+        // insufficient_privilege
+        "42501" => ExitCode::Permission,
+        // Invalid Authorization Specification
+        code if code.starts_with("28") => ExitCode::Permission,
+        // Invalid Catalog Name
+        code if code.starts_with("3D") => ExitCode::Config,
+        _ => ExitCode::Unavailable,
+    }
+}
+
+/// The failures of authentication that the client library tells apart by its text only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientErrorKind {
+    /// The server requested a password, and the library has none.
+    PasswordMissing,
+    /// The library does not accept how the server authenticates.
+    Authentication,
+    /// Any other.
+    Other,
+}
+
+impl ClientErrorKind {
+    /// Classifies an error. Over TCP the handshake is observed, but over a Unix socket the library talks to the server
+    /// alone, and it keeps the kind of its errors private. A test holds these texts to the library's.
+    pub fn from_error(error: &postgres::Error) -> ClientErrorKind {
+        if error
+            .source()
+            .is_some_and(|source| source.to_string() == "password missing")
+        {
+            ClientErrorKind::PasswordMissing
+        } else if error.to_string().starts_with("authentication error") {
+            ClientErrorKind::Authentication
+        } else {
+            ClientErrorKind::Other
+        }
+    }
+}
+
+/// Describes the root cause of an error.
+pub fn root_cause(error: &(dyn Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source().filter(|_| !cause.is::<io::Error>()) {
+        cause = next;
+    }
+    match cause.downcast_ref::<io::Error>() {
+        Some(error) => describe_io_error(error),
+        None => cause.to_string(),
+    }
+}
+
+/// Returns the TLS alert that ended the connection, if there was one.
+pub fn tls_alert(error: &postgres::Error) -> Option<AlertDescription> {
+    let error = error.source()?.downcast_ref::<io::Error>()?;
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::AlertReceived(alert) => Some(*alert),
+        _ => None,
+    }
+}
+
+/// Describes an error of the system, without its number, or of TLS.
+pub fn describe_io_error(error: &io::Error) -> String {
+    if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        return tls::describe(error);
+    }
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let text = text
+        .strip_prefix("failed to lookup address information: ")
+        .unwrap_or(text);
+    let mut chars = text.chars();
+    match chars.next() {
+        Some(first) => first.to_lowercase().chain(chars).collect(),
+        None => "connection failed".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use postgres::config::ChannelBinding;
+    use postgres::{Config, NoTls};
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    /// Connects to a server that sends this authentication request, and returns the error of the library.
+    fn error_after(request: &'static [u8], config: &mut Config) -> postgres::Error {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let listener = UnixListener::bind(directory.path().join(".s.PGSQL.1")).expect("a free path");
+        let server = thread::spawn(move || -> io::Result<()> {
+            let (mut client, _) = listener.accept()?;
+            let mut length = [0; 4];
+            client.read_exact(&mut length)?;
+            let mut startup = vec![0; u32::from_be_bytes(length) as usize - 4];
+            client.read_exact(&mut startup)?;
+            client.write_all(request)
+        });
+        let connected = config.host_path(directory.path()).port(1).user("u").connect(NoTls);
+        server.join().expect("no panic").expect("a connection");
+        connected.err().expect("authentication is never completed")
+    }
+
+    /// Update the version after checking that `tokio-postgres` still has the texts that `ClientErrorKind` compares.
+    #[test]
+    fn errors_of_the_client_library_are_told_apart_by_their_text() {
+        let lock_file = include_str!("../../Cargo.lock");
+        assert!(
+            lock_file.contains("name = \"tokio-postgres\"\nversion = \"0.7.18\""),
+            "tokio-postgres was updated: check the texts in connect_raw.rs, then name its version here"
+        );
+        let cleartext = b"R\0\0\0\x08\0\0\0\x03";
+        let sspi = b"R\0\0\0\x08\0\0\0\x09";
+        let kind = |request, config: &mut Config| ClientErrorKind::from_error(&error_after(request, config));
+        assert_eq!(kind(cleartext, &mut Config::new()), ClientErrorKind::PasswordMissing);
+        assert_eq!(kind(sspi, &mut Config::new()), ClientErrorKind::Authentication);
+        let mut bound = Config::new();
+        bound.channel_binding(ChannelBinding::Require).password("p");
+        assert_eq!(kind(cleartext, &mut bound), ClientErrorKind::Authentication);
+        // The server closes the connection before the authentication is complete.
+        assert_eq!(kind(cleartext, Config::new().password("p")), ClientErrorKind::Other);
+    }
+}

@@ -1,0 +1,36 @@
+//! What may be quoted in an error: nothing that could contain a password.
+//!
+//! A connection string is easily given in the wrong place, and a password that is not quoted properly spills over into
+//! the names and values that follow it.
+
+/// Returns whether the text could be a connection string with a password, given where a plain value belongs.
+pub fn may_have_password(text: &str) -> bool {
+    text.contains("://") || text.to_ascii_lowercase().contains("password")
+}
+
+/// Quotes a value for an error, unless it could contain a password.
+pub fn quoted(value: &str) -> String {
+    if may_have_password(value) {
+        "a connection string".into()
+    } else {
+        format!("{value:?}")
+    }
+}
+
+/// Returns whether the value of this parameter is secret.
+pub fn is_secret(parameter: &str) -> bool {
+    let secrets = [
+        "password",
+        "sslpassword",
+        "oauth_client_secret",
+        "scram_client_key",
+        "scram_server_key",
+    ];
+    secrets.contains(&parameter)
+}
+
+/// Returns whether the text looks like a parameter name, possibly misspelled. Anything else may be part of a password.
+pub fn is_like_parameter_name(text: &str) -> bool {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    !text.is_empty() && text.len() <= 40 && text.chars().all(is_allowed)
+}

@@ -1,0 +1,101 @@
+//! Errors in the connection settings: the text that the user reads, and what it is about.
+//!
+//! No variant carries a secret. Whoever builds one decides with [`super::redact`] what of the input may be quoted,
+//! because a password in the wrong place (a URI in `PGPORT`, an unquoted value) must not be printed.
+
+use crate::outcome::{ExitCode, Failure};
+use std::error::Error;
+use std::fmt::{self, Display};
+use std::path::Path;
+
+/// A mistake in a connection string, a parameter, a variable, or one of the files that they name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SettingsError {
+    /// The connection string cannot be parsed.
+    ConnectionString {
+        /// What is wrong, and where.
+        problem: String,
+    },
+    /// A parameter has a value that it does not accept.
+    InvalidValue {
+        /// The variable that set the parameter, or else the parameter itself.
+        origin: String,
+        /// The value in quotes, or `None` if it could be part of a password.
+        value: Option<String>,
+        /// What the parameter accepts.
+        expected: String,
+    },
+    /// libpq supports this and pglock does not.
+    NotSupported {
+        /// The parameter, with its value where that matters.
+        parameter: String,
+        /// The rest of the sentence, with its punctuation: why not, and what to use instead.
+        detail: String,
+    },
+    /// Values that are valid alone contradict each other, or a required one is missing.
+    Inconsistent {
+        /// The whole sentence, which names the parameters.
+        problem: String,
+    },
+    /// A file cannot be read or used.
+    File {
+        /// The kind of file and its path.
+        file: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl SettingsError {
+    /// Reports values that contradict each other, or a missing one.
+    pub fn inconsistent(problem: impl Into<String>) -> SettingsError {
+        SettingsError::Inconsistent {
+            problem: problem.into(),
+        }
+    }
+
+    /// Reports a parameter, or one of its values, that pglock does not support.
+    pub fn not_supported(parameter: impl Into<String>, detail: impl Into<String>) -> SettingsError {
+        SettingsError::NotSupported {
+            parameter: parameter.into(),
+            detail: detail.into(),
+        }
+    }
+
+    /// Reports a problem with a file of this kind ("service file", "private key").
+    pub fn file(kind: &str, path: &Path, problem: impl Display) -> SettingsError {
+        SettingsError::File {
+            file: format!("{kind} {}", path.display()),
+            problem: problem.to_string(),
+        }
+    }
+}
+
+impl Display for SettingsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SettingsError::ConnectionString { problem } => write!(f, "invalid connection string: {problem}"),
+            SettingsError::InvalidValue {
+                origin,
+                value: Some(value),
+                expected,
+            } => write!(f, "{origin} is {value}; expected {expected}"),
+            SettingsError::InvalidValue {
+                origin,
+                value: None,
+                expected,
+            } => write!(f, "{origin} is invalid; expected {expected}"),
+            SettingsError::NotSupported { parameter, detail } => write!(f, "{parameter} is not supported{detail}"),
+            SettingsError::Inconsistent { problem } => f.write_str(problem),
+            SettingsError::File { file, problem } => write!(f, "{file}: {problem}"),
+        }
+    }
+}
+
+impl Error for SettingsError {}
+
+impl From<SettingsError> for Failure {
+    fn from(error: SettingsError) -> Failure {
+        Failure::new(ExitCode::Config, error)
+    }
+}

@@ -1,0 +1,121 @@
+//! Finds the descriptor of the session's socket, which the client library does not reveal.
+
+use crate::sys;
+use nix::sys::socket::{SockaddrStorage, getpeername};
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::os::fd::{OwnedFd, RawFd};
+
+/// The connected sockets of this process before a connection attempt.
+pub struct SocketSnapshot {
+    /// All descriptors were listed, not only the low ones.
+    has_all: bool,
+    sockets: HashSet<RawFd>,
+}
+
+/// The number of descriptors that count as low. A new descriptor gets the lowest free number, so it is enough to list the
+/// low ones as long as more of them are free than a connection needs. Listing all takes ten times as long.
+const LOW_DESCRIPTORS: usize = 256;
+/// The number of low descriptors that must be free.
+const DESCRIPTOR_RESERVE: usize = 50;
+/// Where to put the duplicate, in order of preference. Scripts use descriptors 3 to 9 for themselves, and bash uses 255. Below
+/// 64, because to enlarge the descriptor table of a process with threads Linux waits for an RCU grace period, which
+/// takes longer than everything else together.
+const DUPLICATE_FLOORS: [RawFd; 2] = [56, 10];
+
+impl SocketSnapshot {
+    /// Lists the sockets that are connected now.
+    pub fn take() -> SocketSnapshot {
+        let low = sys::open_descriptors::<LOW_DESCRIPTORS>().ok();
+        let low = low.filter(|low| low.len() < LOW_DESCRIPTORS - DESCRIPTOR_RESERVE);
+        let has_all = low.is_none();
+        let descriptors = low.unwrap_or_else(list_descriptors).into_iter();
+        SocketSnapshot {
+            has_all,
+            sockets: descriptors.filter(|fd| peer(*fd).is_some()).collect(),
+        }
+    }
+
+    /// Returns a duplicate of the one socket that was opened since and is connected to a server: by TCP at this address, or
+    /// else through a Unix socket with a name. Meanwhile, other threads may open what they need, such as socket pairs,
+    /// which have no name, or close a socket that is not connected yet, of an abandoned attempt.
+    ///
+    /// Comparing the peer alone would not be enough: a pglock inside the job of another has inherited that one's socket.
+    pub fn find_new(&self, address: Option<SocketAddr>) -> Option<OwnedFd> {
+        let descriptors = if self.has_all {
+            list_descriptors()
+        } else {
+            sys::open_descriptors::<LOW_DESCRIPTORS>().unwrap_or_default()
+        };
+        let mut new = descriptors
+            .into_iter()
+            .filter(|fd| !self.sockets.contains(fd) && peer(*fd).is_some_and(|peer| is_server(&peer, address)));
+        let (Some(fd), None) = (new.next(), new.next()) else {
+            return None;
+        };
+        DUPLICATE_FLOORS
+            .into_iter()
+            .find_map(|lowest| sys::duplicate_from(fd, lowest).ok())
+    }
+}
+
+fn peer(fd: RawFd) -> Option<SockaddrStorage> {
+    getpeername(fd).ok()
+}
+
+/// Returns whether the peer is the server at this address, or any Unix socket with a name.
+fn is_server(peer: &SockaddrStorage, address: Option<SocketAddr>) -> bool {
+    match address {
+        Some(SocketAddr::V4(address)) => peer
+            .as_sockaddr_in()
+            .is_some_and(|peer| (peer.ip(), peer.port()) == (*address.ip(), address.port())),
+        Some(SocketAddr::V6(address)) => peer
+            .as_sockaddr_in6()
+            .is_some_and(|peer| (peer.ip(), peer.port()) == (*address.ip(), address.port())),
+        None => peer
+            .as_unix_addr()
+            .is_some_and(|peer| peer.path().is_some() || peer.as_abstract().is_some()),
+    }
+}
+
+fn list_descriptors() -> Vec<RawFd> {
+    let Ok(entries) = std::fs::read_dir("/dev/fd") else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    use nix::unistd::dup2;
+    use std::net::{TcpListener, TcpStream};
+
+    /// An abandoned attempt has a socket that is not connected yet and closes it at any time; the next attempt may get its
+    /// number. Or the abandoned attempt connects late.
+    #[test]
+    fn the_session_socket_is_found_among_others() -> std::io::Result<()> {
+        let listen = || TcpListener::bind(("127.0.0.1", 0));
+        let (server, other) = (listen()?, listen()?);
+        let address = server.local_addr()?;
+        let (family, kind) = (AddressFamily::Inet, SockType::Stream);
+        let mut abandoned = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
+        let _inherited = TcpStream::connect(address)?;
+
+        let snapshot = SocketSnapshot::take();
+        assert!(snapshot.find_new(Some(address)).is_none());
+        let late = TcpStream::connect(other.local_addr()?)?;
+        let session = TcpStream::connect(address)?;
+        let local_address = session.local_addr()?;
+        dup2(&session, &mut abandoned)?;
+        drop(session);
+
+        let found = snapshot.find_new(Some(address)).expect("a new socket");
+        assert_eq!(TcpStream::from(found).local_addr()?, local_address);
+        drop(late);
+        Ok(())
+    }
+}

@@ -1,0 +1,251 @@
+//! Acquiring a lock: the first try, tries in a transaction, retries, and the wait.
+//!
+//! Behind a pooler the lock belongs to an open transaction, which pins the server's session to us. Such a lock is never
+//! waited for but tried again and again, so that waiters occupy no session of the pool between two tries.
+//!
+//! A lock counts as acquired when the session's own row in `pg_locks` was seen: some servers report success and lock
+//! nothing.
+
+use super::backoff::Backoff;
+use super::query::{Claim, QueryResult, first_query_failure, is_statement_pooling, simple_query};
+use super::queue::{QueueOutcome, WaitObserver, cancelled, wait_in_queue};
+use super::server::{STATEMENT_POOLING, Server};
+use super::sql::{self, KeySql};
+use super::ticket::TicketQueue;
+use super::types::{Acquisition, ClientInfo, Keys, Lock, Mode, OnGrant, Scope, TryOutcome, WaitOptions};
+use crate::key::KeyId;
+use crate::outcome::{ExitCode, Failure};
+use crate::protocol::query_tag::QueryTag;
+use postgres::Client;
+use std::time::{Duration, Instant};
+
+/// Result of the first query where the server also computes the number of the key.
+#[derive(Debug)]
+pub struct ComputedTry {
+    /// The server.
+    pub server: Server,
+    /// The number; `None` if the server did not compute it.
+    pub id: Option<KeyId>,
+    /// Result of the try.
+    pub outcome: TryOutcome,
+}
+
+impl Lock {
+    /// Examines the server and, where a session lock is right, tries the lock, all in one round trip.
+    ///
+    /// Through a pooler (unless the user chose [`SessionPooled`](super::ScopeChoice::SessionPooled)) and on a standby
+    /// the lock is not even tried: it would protect nothing, and might stay behind. Where it is tried, the session also
+    /// gets the settings of a holder. If `queue` has tickets, nothing is tried and the lock counts as busy.
+    ///
+    /// A pooler gives itself away by `application_name`: reset to its initial value, it must be the name in our startup
+    /// packet. A pooler applies a client's name later, by SET.
+    ///
+    /// # Errors
+    /// The server is not PostgreSQL or reports an error, or the connection is lost.
+    pub fn first_try(
+        &self,
+        client: &mut Client,
+        client_info: &ClientInfo,
+        queue: Option<TicketQueue>,
+    ) -> Result<(Server, TryOutcome), Failure> {
+        let ticket_class = queue.map(TicketQueue::class);
+        let sql = self.to_sql().first_query(client_info, ticket_class, None);
+        let (server, result) = run_first_query(client, &sql, client_info)?;
+        Ok((server, result.try_outcome(&self.keys)))
+    }
+
+    /// Tries for the first time in a transaction, and finds out whether there can be one.
+    ///
+    /// A PgBouncer with statement pooling reports an error and closes the connection; the client library, if it sees
+    /// both at once, only reports the latter. A pooler that is shut down at that time looks the same, and so does one
+    /// that has lost its server. `reconnect` therefore opens further connections, to see whether BEGIN ends each of
+    /// them.
+    ///
+    /// # Errors
+    /// [`ExitCode::Config`] behind statement pooling; else the server reports an error, or the connection is lost.
+    pub fn first_try_in_transaction(
+        &self,
+        client: &mut Client,
+        server_limit: Duration,
+        max_pause: Duration,
+        mut reconnect: impl FnMut() -> Option<Client>,
+    ) -> Result<TryOutcome, Failure> {
+        let began = Instant::now();
+        let error = match self.try_in_transaction(client, server_limit, max_pause) {
+            Ok(outcome) => return Ok(outcome),
+            Err(error) => error,
+        };
+        let was_closed_at_once = error.is_closed() && began.elapsed() < Duration::from_secs(1);
+        let mut is_closed_again = |_| reconnect().is_some_and(is_closed_by_begin);
+        if is_statement_pooling(&error) || was_closed_at_once && (0..BEGIN_PROBE_COUNT).all(&mut is_closed_again) {
+            Err(Failure::say(ExitCode::Config, STATEMENT_POOLING))
+        } else {
+            Err(Failure::from(error))
+        }
+    }
+
+    /// Tries once, in a transaction that stays open if the lock is ours and is rolled back otherwise.
+    fn try_in_transaction(
+        &self,
+        client: &mut Client,
+        server_limit: Duration,
+        max_pause: Duration,
+    ) -> Result<TryOutcome, postgres::Error> {
+        let lock = self.to_sql();
+        let outcome = match QueryResult::fetch(client, &lock.begin_and_try())?.claim(&self.keys) {
+            Claim::Acquired { key_index } => {
+                let sql = lock.confirm_in_transaction(server_limit);
+                QueryResult::fetch(client, &sql)?.prove(&self.keys, key_index)
+            }
+            Claim::Busy { key_index } => TryOutcome::Busy { key_index },
+            Claim::Untried => TryOutcome::Untried,
+        };
+        if !matches!(outcome, TryOutcome::Acquired(_)) {
+            // A session of the pool shows this as its last query until another client uses it.
+            let tag = QueryTag::Polling(Backoff::longest_pause(max_pause));
+            client.simple_query(&tag.prepend_to("ROLLBACK"))?;
+        }
+        Ok(outcome)
+    }
+
+    /// Waits for the lock, of which we already hold the keys before `first_busy`: key after key in the server's queue,
+    /// or, where there is no queue for us, by trying again and again.
+    ///
+    /// # Errors
+    /// The wait was cancelled, the lock would protect nothing, the server reports an error, or the connection is lost.
+    pub fn wait(
+        &self,
+        client: &mut Client,
+        options: WaitOptions,
+        first_busy: usize,
+        observer: &mut impl WaitObserver,
+    ) -> Result<Acquisition, Failure> {
+        let (Scope::Session, Keys::All(ids)) = (self.scope, &self.keys) else {
+            return self.wait_by_polling(client, options, first_busy, observer);
+        };
+        let mut acquisition = Acquisition::Busy { key_index: first_busy };
+        for (key_index, id) in ids.iter().enumerate().skip(first_busy) {
+            acquisition = match wait_in_queue(client, *id, self.mode, OnGrant::Keep, options, observer)? {
+                QueueOutcome::Acquired(grant) => Acquisition::Acquired(grant),
+                QueueOutcome::TimedOut => return Ok(Acquisition::Busy { key_index }),
+                QueueOutcome::NoQueue => return self.wait_by_polling(client, options, key_index, observer),
+            };
+        }
+        Ok(acquisition)
+    }
+
+    /// Tries the keys from `first_busy` on, again and again.
+    fn wait_by_polling(
+        &self,
+        client: &mut Client,
+        options: WaitOptions,
+        mut first_busy: usize,
+        observer: &mut impl WaitObserver,
+    ) -> Result<Acquisition, Failure> {
+        let mut backoff = Backoff::new(options.max_pause);
+        let mut try_duration = Duration::ZERO;
+        loop {
+            let pause = backoff.next_pause(try_duration, options.wait.time_left());
+            if !observer.pause(client, pause) {
+                return Err(cancelled());
+            }
+            let is_last_try = options.wait.time_left() == Some(Duration::ZERO);
+            let began = Instant::now();
+            observer.before_query(Duration::ZERO);
+            let outcome = match self.scope {
+                Scope::Transaction => self.try_in_transaction(client, options.server_limit, options.max_pause)?,
+                Scope::Session => self.try_again(client, first_busy, options.max_pause)?,
+            };
+            try_duration = began.elapsed();
+            match outcome.into_acquisition()? {
+                Acquisition::Busy { key_index } if !is_last_try => {
+                    // A transaction that was rolled back holds no keys.
+                    if self.scope == Scope::Session {
+                        first_busy = key_index;
+                    }
+                }
+                acquisition => return Ok(acquisition),
+            }
+        }
+    }
+
+    /// Tries the keys from `first_busy` on, for the session. The outcome counts all keys.
+    fn try_again(
+        &self,
+        client: &mut Client,
+        first_busy: usize,
+        max_pause: Duration,
+    ) -> Result<TryOutcome, postgres::Error> {
+        let (keys, keys_before) = match &self.keys {
+            Keys::All(ids) => (Keys::All(ids[first_busy..].to_vec()), first_busy),
+            candidates => (candidates.clone(), 0),
+        };
+        let remaining = Lock { keys, ..*self };
+        let tag = QueryTag::Polling(Backoff::longest_pause(max_pause));
+        let result = QueryResult::fetch_tagged(client, &remaining.to_sql().retry(), tag)?;
+        Ok(match result.try_outcome(&remaining.keys) {
+            TryOutcome::Busy { key_index } => TryOutcome::Busy {
+                key_index: keys_before + key_index,
+            },
+            outcome => outcome,
+        })
+    }
+}
+
+/// Like [`Lock::first_try`], for one key whose number the server computes by this expression in the same query.
+///
+/// # Errors
+/// The server is not PostgreSQL or reports an error, or the connection is lost.
+pub fn first_try_computed(
+    client: &mut Client,
+    expression: &str,
+    mode: Mode,
+    client_info: &ClientInfo,
+) -> Result<ComputedTry, Failure> {
+    let lock = Lock {
+        keys: Keys::All(vec![KeySql::computed()]),
+        mode,
+        scope: Scope::Session,
+    };
+    let sql = lock.first_query(client_info, None, Some(expression));
+    let (server, result) = run_first_query(client, &sql, client_info)?;
+    Ok(ComputedTry {
+        server,
+        id: result.key("key"),
+        outcome: result.try_outcome(&lock.keys),
+    })
+}
+
+fn run_first_query(client: &mut Client, sql: &str, client_info: &ClientInfo) -> Result<(Server, QueryResult), Failure> {
+    let result = QueryResult::fetch(client, sql).map_err(first_query_failure)?;
+    if !result.has_row() {
+        return Err(Failure::say(
+            ExitCode::Config,
+            "the server returned no row for the first query, as no PostgreSQL server does",
+        ));
+    }
+    let server = Server::from_first_result(&result, &client_info.application_name);
+    Ok((server, result))
+}
+
+/// Gives the session the settings that the first query gives a holder's.
+///
+/// # Errors
+/// The server reports an error, or the connection is lost.
+pub fn configure_session(client: &mut Client, server_limit: Duration) -> Result<(), postgres::Error> {
+    simple_query(client, &sql::configure_session(server_limit)).map(drop)
+}
+
+/// How many further connections BEGIN must end before the pooler is taken for one with statement pooling: a pooler that
+/// cannot reach its server ends many connections at a time, and then no more.
+const BEGIN_PROBE_COUNT: u32 = 10;
+
+/// The pause before each of [`BEGIN_PROBE_COUNT`] connections.
+pub const BEGIN_PROBE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Returns whether BEGIN, and no earlier query, ends this connection: a pooler whose server is gone ends it earlier.
+fn is_closed_by_begin(mut client: Client) -> bool {
+    let is_alive = client.simple_query("SELECT 1").is_ok();
+    let begun = client.simple_query("BEGIN");
+    is_alive && begun.is_err_and(|error| error.is_closed() || is_statement_pooling(&error))
+}

@@ -1,0 +1,37 @@
+//! The numbers of keys that only the server can compute.
+
+use super::query::{QueryResult, first_query_failure};
+use super::sql;
+use crate::key::{Key, KeyId, Number};
+use crate::outcome::{ExitCode, Failure};
+use postgres::Client;
+
+/// Returns the numbers of the keys, in one query if the server must compute some, else without any.
+///
+/// # Errors
+/// The server does not compute a number, reports another error, or the connection is lost.
+pub fn key_ids(client: &mut Client, keys: &[Key]) -> Result<Vec<KeyId>, Failure> {
+    let numbers: Vec<Number> = keys.iter().map(Key::number).collect();
+    if let Some(ids) = numbers.iter().map(Number::known).collect() {
+        return Ok(ids);
+    }
+    let result = QueryResult::fetch(client, &sql::key_numbers(&numbers)).map_err(first_query_failure)?;
+    let ids = keys.iter().zip(numbers).enumerate().map(|(index, (key, number))| {
+        let id = number.known().or_else(|| result.key(&sql::key_column(index)));
+        require_computed(key, id)
+    });
+    ids.collect()
+}
+
+/// Returns the number that the server computed for the key.
+///
+/// # Errors
+/// [`ExitCode::Config`] if it computed none.
+pub fn require_computed(key: &Key, id: Option<KeyId>) -> Result<KeyId, Failure> {
+    id.ok_or_else(|| {
+        Failure::say(
+            ExitCode::Config,
+            format!("the server did not compute a number for key {key}"),
+        )
+    })
+}

@@ -1,0 +1,55 @@
+//! Holding and releasing a lock.
+
+use super::query::{QueryResult, simple_query};
+use super::sql;
+use super::types::{Lock, Scope};
+use crate::protocol::query_tag::QueryTag;
+use postgres::Client;
+use std::time::Duration;
+
+impl Lock {
+    /// Releases the lock. Returns whether we held it until then.
+    ///
+    /// # Errors
+    /// The server reports an error, or the connection is lost.
+    pub fn release(&self, client: &mut Client) -> Result<bool, postgres::Error> {
+        match self.scope {
+            Scope::Session => {
+                let result = QueryResult::fetch(client, &self.to_sql().release())?;
+                Ok(result.is_true("released"))
+            }
+            Scope::Transaction => {
+                let result = QueryResult::fetch(client, &self.to_sql().prove_and_commit())?;
+                Ok(result.proves(&self.keys))
+            }
+        }
+    }
+
+    /// Returns whether we hold the lock now.
+    ///
+    /// # Errors
+    /// The server reports an error, or the connection is lost.
+    pub fn is_held(&self, client: &mut Client) -> Result<bool, postgres::Error> {
+        let result = QueryResult::fetch(client, &self.to_sql().proof())?;
+        Ok(result.proves(&self.keys))
+    }
+}
+
+/// Releases whatever the session holds.
+///
+/// # Errors
+/// The server reports an error, or the connection is lost.
+pub fn release_all(client: &mut Client) -> Result<(), postgres::Error> {
+    simple_query(client, sql::RELEASE_ALL).map(drop)
+}
+
+/// Sends an empty query and waits for the reply, which shows that the session lives. Its tag says for how long the lock
+/// has been held.
+///
+/// # Errors
+/// The server reports an error, or the connection is lost.
+pub fn heartbeat(client: &mut Client, held_for: Duration) -> Result<(), postgres::Error> {
+    client
+        .simple_query(&QueryTag::Holding(held_for).prepend_to(""))
+        .map(drop)
+}

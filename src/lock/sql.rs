@@ -1,0 +1,558 @@
+//! The text of every query that acquires, proves or releases a lock.
+//!
+//! Pure functions from a request to SQL; nothing here talks to a server. All names are schema-qualified, because
+//! anyone who may create functions in a schema of our role's search path could otherwise run code with our privileges.
+
+use super::settings::{LOG_THRESHOLD_SETTINGS, NOT_DEFERRABLE, setting_expressions};
+use super::types::{ClientInfo, Keys, Lock, Mode, OnGrant, Scope, ScopeChoice};
+use crate::key::{KeyId, Number};
+use std::time::Duration;
+
+/// The condition that a row of `pg_locks` belongs to the current database.
+pub const IN_THIS_DATABASE: &str =
+    "database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())";
+
+/// The column in which every row of a proof is true.
+pub(super) const PROVEN_COLUMN: &str = "proven";
+
+/// The column that reports what a try acquired: of all keys, how many; of several candidates, which one, or -1.
+pub(super) const GOT_COLUMN: &str = "got";
+
+/// The value of [`GOT_COLUMN`] after a wait that the server reported as granted but for which `pg_locks` has no row.
+pub(super) const GOT_UNPROVEN: &str = "unproven";
+
+/// The value of [`GOT_COLUMN`] after a wait that was cancelled on the server.
+pub(super) const GOT_CANCELLED: &str = "cancelled";
+
+/// The key that the server computed in the first statement of the query.
+const COMPUTED_KEY: &str = "pg_catalog.current_setting('pglock.key')::bigint";
+
+/// The name that the session had when it began: ours, if it began with us. A pooler that gives each client its name by
+/// SET cannot change that. It is part of the expression that needs it, not of a statement before, because anything that
+/// splits queries or handles SET itself could run such a statement elsewhere, or not at all.
+const INITIAL_NAME: &str = "pg_catalog.set_config('application_name', NULL, true)";
+
+/// The condition that locks conflict with those of other clients: the primary does not see the locks of a hot standby.
+const IS_PRIMARY: &str = "NOT pg_catalog.pg_is_in_recovery()";
+
+/// What a statement stored with [`store_result`], for the statements that follow it in the same query.
+const STORED_RESULT: &str = "pg_catalog.current_setting('pglock.got')";
+
+/// Returns the expression that stores a text expression for the rest of the transaction.
+fn store_result(text: &str) -> String {
+    format!("pg_catalog.set_config('pglock.got', {text}, true)")
+}
+
+/// How a key is written in SQL: as literals, or as the expression by which the server computes it.
+#[derive(Clone, Debug)]
+pub(super) struct KeySql {
+    /// The arguments of `pg_advisory_lock`.
+    arguments: String,
+    /// The condition that a row of `pg_locks` is that key's.
+    row_condition: String,
+}
+
+impl KeySql {
+    fn from_id(id: KeyId) -> KeySql {
+        let (classid, objid, objsubid) = id.in_pg_locks();
+        KeySql {
+            arguments: id.literals(),
+            row_condition: format!("classid = '{classid}' AND objid = '{objid}' AND objsubid = '{objsubid}'"),
+        }
+    }
+
+    /// Returns the key that the server computes in the same query; see [`Lock::first_query`].
+    pub(super) fn computed() -> KeySql {
+        KeySql {
+            arguments: COMPUTED_KEY.to_owned(),
+            row_condition: format!(
+                "classid::bigint = ({COMPUTED_KEY} >> 32) & 4294967295 \
+                 AND objid::bigint = {COMPUTED_KEY} & 4294967295 AND objsubid = '1'"
+            ),
+        }
+    }
+
+    /// Returns a call of one of PostgreSQL's advisory lock functions.
+    fn call(&self, function: &str, mode: Mode) -> String {
+        let suffix = match mode {
+            Mode::Exclusive => "",
+            Mode::Shared => "_shared",
+        };
+        format!("pg_catalog.{function}{suffix}({})", self.arguments)
+    }
+}
+
+impl Lock {
+    /// Returns the lock with its keys written in SQL.
+    pub(super) fn to_sql(&self) -> Lock<KeySql> {
+        Lock {
+            keys: self.keys.map(|id| KeySql::from_id(*id)),
+            mode: self.mode,
+            scope: self.scope,
+        }
+    }
+}
+
+impl Lock<KeySql> {
+    /// Returns the first query: it describes the server and, where a session lock is right, tries the lock.
+    ///
+    /// If `key_expression` is given, the server evaluates it once, before, for [`KeySql::computed`]. If there are
+    /// tickets of `ticket_class`, the lock counts as busy and nothing is tried.
+    ///
+    /// One level and two statements, because in a new session each subselect costs as much as all columns together, and
+    /// a proof within an expression as much again. The proof is unconditional, because a condition would cost every run
+    /// 0.06 ms; in exchange, a run that fails to acquire has the server scan its locks once.
+    pub(super) fn first_query(
+        &self,
+        client_info: &ClientInfo,
+        ticket_class: Option<i32>,
+        key_expression: Option<&str>,
+    ) -> String {
+        let name = &client_info.application_name;
+        let is_usable = match client_info.choice {
+            ScopeChoice::SessionPooled => IS_PRIMARY.into(),
+            _ => format!("{INITIAL_NAME} = '{name}' AND {IS_PRIMARY}"),
+        };
+        let try_if_usable = match client_info.choice {
+            ScopeChoice::Transaction => "NULL".into(),
+            _ => format!("CASE WHEN {is_usable} THEN {} END", self.try_expression(ticket_class)),
+        };
+        let settings = client_info.server_limit.map_or_else(String::new, |server_limit| {
+            let expressions = setting_expressions(server_limit, Scope::Session).join(", ");
+            format!("CASE WHEN {is_usable} THEN ARRAY[{expressions}] END, ")
+        });
+        let compute_key = key_expression.map_or_else(String::new, |expression| {
+            format!("SELECT pg_catalog.set_config('pglock.key', ({expression})::text, true) AS key; ")
+        });
+        let log_thresholds = LOG_THRESHOLD_SETTINGS
+            .map(|name| format!("pg_catalog.current_setting('{name}', true) AS {name}"))
+            .join(", ");
+        format!(
+            "{NOT_DEFERRABLE}{compute_key}SELECT {INITIAL_NAME} AS name, pg_catalog.version() AS version, \
+             pg_catalog.current_database() AS database, pg_catalog.pg_is_in_recovery() AS standby, \
+             pg_catalog.pg_backend_pid() AS backend_pid, {log_thresholds}, {settings}{try_if_usable} \
+             AS {GOT_COLUMN}; {}",
+            self.proof(),
+        )
+    }
+
+    /// Returns the query that opens a transaction and tries the lock in it.
+    ///
+    /// READ COMMITTED, so that an idle transaction has no snapshot and does not hold back VACUUM. A waiter repeats this
+    /// query, so it is the shortest that does the job: settings and proof would make it five times as expensive, and
+    /// come with [`Lock::confirm_in_transaction`].
+    pub(super) fn begin_and_try(&self) -> String {
+        format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT CASE WHEN {IS_PRIMARY} THEN {} END AS {GOT_COLUMN}",
+            self.try_expression(None)
+        )
+    }
+
+    /// Returns the query that makes the settings of an open transaction and proves its lock.
+    pub(super) fn confirm_in_transaction(&self, server_limit: Duration) -> String {
+        format!(
+            "SELECT {}, pg_catalog.pg_backend_pid() AS backend_pid; {}",
+            setting_expressions(server_limit, Scope::Transaction).join(", "),
+            self.proof()
+        )
+    }
+
+    /// Returns the query that tries the lock again in a session, and proves it if it was acquired.
+    pub(super) fn retry(&self) -> String {
+        let is_acquired = match &self.keys {
+            Keys::All(keys) => format!("{STORED_RESULT} = '{}'", keys.len()),
+            Keys::OneOf { .. } => format!("{STORED_RESULT} <> '-1'"),
+        };
+        format!(
+            "SELECT pg_catalog.pg_backend_pid() AS backend_pid, {} AS {GOT_COLUMN}; {}",
+            store_result(&format!("({})::text", self.try_expression(None))),
+            proof(self.keys.as_slice(), self.mode, Some(&is_acquired))
+        )
+    }
+
+    /// Returns the query that releases every key of a session lock, even after one that was no longer ours.
+    pub(super) fn release(&self) -> String {
+        let keys = self.keys.as_slice().iter();
+        let unlocks: Vec<String> = keys.map(|key| key.call("pg_advisory_unlock", self.mode)).collect();
+        let released = match unlocks.as_slice() {
+            [unlock] => unlock.clone(),
+            unlocks => format!("LEAST({})", unlocks.join(", ")),
+        };
+        format!("{NOT_DEFERRABLE}SELECT {released} AS released")
+    }
+
+    /// Returns the query that proves a transaction's lock and ends the transaction.
+    pub(super) fn prove_and_commit(&self) -> String {
+        format!("{}; COMMIT", self.proof())
+    }
+
+    /// Returns the expression that tries the lock, for [`GOT_COLUMN`].
+    fn try_expression(&self, ticket_class: Option<i32>) -> String {
+        let function = match self.scope {
+            Scope::Session => "pg_try_advisory_lock",
+            Scope::Transaction => "pg_try_advisory_xact_lock",
+        };
+        let busy_if_queued = |value: &str| match ticket_class {
+            Some(class) => format!("WHEN {} THEN {value} ", has_tickets(class)),
+            None => String::new(),
+        };
+        // CASE evaluates its conditions in order, and none after the first that holds.
+        match &self.keys {
+            Keys::All(keys) => {
+                let busy_branches: String = keys
+                    .iter()
+                    .enumerate()
+                    .map(|(index, key)| format!("WHEN NOT {} THEN {index} ", key.call(function, self.mode)))
+                    .collect();
+                format!("CASE {}{busy_branches}ELSE {} END", busy_if_queued("0"), keys.len())
+            }
+            Keys::OneOf { keys, start } => {
+                let from_start = keys.iter().enumerate().cycle().skip(*start).take(keys.len());
+                let acquired_branches: String = from_start
+                    .map(|(index, key)| format!("WHEN {} THEN {index} ", key.call(function, self.mode)))
+                    .collect();
+                format!("CASE {}{acquired_branches}ELSE -1 END", busy_if_queued("-1"))
+            }
+        }
+    }
+
+    /// Returns the statement that proves the lock; see [`QueryResult::proves`].
+    pub(super) fn proof(&self) -> String {
+        proof(self.keys.as_slice(), self.mode, None)
+    }
+}
+
+/// Returns the query that waits in the server's queue for one key, for up to `slice`. [`GOT_COLUMN`] is then 1, 0 after
+/// a timeout, [`GOT_CANCELLED`] or [`GOT_UNPROVEN`].
+///
+/// One expression reports whether the lock is ours and proven. It is planned before the wait begins, because what
+/// follows the wait delays the handover from one job to the next.
+///
+/// The transaction-level lock comes first: a grant that arrives as the timeout fires raises the error and still leaves
+/// a *session*-level lock held, whereas a transaction-level lock is undone with the block. The session-level lock that
+/// follows is granted at once, to the same owner. The error is raised where the server next checks for interrupts,
+/// which must happen between the two, and does in the proof: a scan of `pg_locks` checks at each row. CASE evaluates
+/// its conditions in order; none of them is ever NULL on a server whose locks are real.
+///
+/// The caught errors leave no trace in the server's log. A cancellation is caught twice, because the postmaster signals
+/// the process and then its group, and the second signal may arrive after the first was handled.
+pub(super) fn wait_slice(id: KeyId, mode: Mode, on_grant: OnGrant, slice: Duration) -> String {
+    // A lock_timeout of 0 would mean no limit. Rounded up, so that the wait does not end early.
+    let milliseconds = slice.as_micros().div_ceil(1000).max(1);
+    let key = KeySql::from_id(id);
+    let keep = match on_grant {
+        OnGrant::Keep => format!(
+            "WHEN {} IS NULL THEN '{GOT_UNPROVEN}' ",
+            key.call("pg_advisory_lock", mode)
+        ),
+        OnGrant::Release => String::new(),
+    };
+    let store_cancelled = store_result(&format!("'{GOT_CANCELLED}'"));
+    let lock_and_prove = store_result(&format!(
+        "CASE WHEN pg_catalog.set_config('lock_timeout', '{milliseconds}ms', true) IS NULL THEN '{GOT_UNPROVEN}' \
+         WHEN {} IS NULL THEN '{GOT_UNPROVEN}' WHEN NOT EXISTS ({}) THEN '{GOT_UNPROVEN}' {keep}ELSE '1' END",
+        key.call("pg_advisory_xact_lock", mode),
+        proof(&[key], mode, None),
+    ));
+    format!(
+        "DO $$ BEGIN BEGIN PERFORM {lock_and_prove}; \
+         EXCEPTION WHEN lock_not_available THEN PERFORM {}; \
+         WHEN query_canceled THEN PERFORM {store_cancelled}; END; \
+         EXCEPTION WHEN query_canceled THEN PERFORM {store_cancelled}; END $$; \
+         SELECT {STORED_RESULT} AS {GOT_COLUMN}, {STORED_RESULT} = '1' AS {PROVEN_COLUMN}, \
+         pg_catalog.pg_backend_pid() AS backend_pid",
+        store_result("'0'"),
+    )
+}
+
+/// Returns the statement that proves a lock: one row with [`PROVEN_COLUMN`] for each of the keys that this session
+/// holds.
+///
+/// A query that is repeated has a condition: without one, the server would scan all its locks after each failed try.
+fn proof(keys: &[KeySql], mode: Mode, condition: Option<&str>) -> String {
+    let condition = condition.map_or_else(String::new, |condition| format!("{condition} AND "));
+    let mode = match mode {
+        Mode::Exclusive => "ExclusiveLock",
+        Mode::Shared => "ShareLock",
+    };
+    let is_row_of_a_key = match keys {
+        [key] => key.row_condition.clone(),
+        keys => {
+            let conditions: Vec<&str> = keys.iter().map(|key| key.row_condition.as_str()).collect();
+            format!("({})", conditions.join(" OR "))
+        }
+    };
+    format!(
+        "SELECT true AS {PROVEN_COLUMN} FROM pg_catalog.pg_locks WHERE {condition}locktype = 'advisory' AND granted \
+         AND pid = pg_catalog.pg_backend_pid() AND mode = '{mode}' AND {is_row_of_a_key}"
+    )
+}
+
+/// Returns the query that applies a holder's settings to the session.
+pub(super) fn configure_session(server_limit: Duration) -> String {
+    let expressions = setting_expressions(server_limit, Scope::Session).join(", ");
+    format!("{NOT_DEFERRABLE}SELECT {expressions}")
+}
+
+/// The query that releases whatever the session holds.
+pub(super) const RELEASE_ALL: &str = "SELECT pg_catalog.pg_advisory_unlock_all()";
+
+/// Returns the query for the numbers that only the server can compute, in columns named by [`key_column`].
+pub(super) fn key_numbers(numbers: &[Number]) -> String {
+    let columns: Vec<String> = numbers
+        .iter()
+        .enumerate()
+        .map(|(index, number)| match number {
+            Number::Computed(expression) => format!("{expression} AS {}", key_column(index)),
+            Number::Known(_) => format!("NULL AS {}", key_column(index)),
+        })
+        .collect();
+    format!("{NOT_DEFERRABLE}SELECT {}", columns.join(", "))
+}
+
+/// Returns the column of [`key_numbers`] for the number at `index`.
+pub(super) fn key_column(index: usize) -> String {
+    format!("k{index}")
+}
+
+/// Returns the query for a fencing token, in the column `token`; see [`super::token::fencing_token`].
+pub(super) fn fencing_token() -> String {
+    format!(
+        "{NOT_DEFERRABLE}SELECT pg_catalog.set_config('synchronous_commit', 'on', true); \
+         SELECT pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) \
+         || pg_catalog.lpad(pg_catalog.split_part(lsn, '/', 1), 8, '0') \
+         || pg_catalog.lpad(pg_catalog.split_part(lsn, '/', 2), 8, '0') AS token \
+         FROM (SELECT pg_catalog.pg_logical_emit_message(true, 'pglock', '')::text AS lsn OFFSET 0) AS message"
+    )
+}
+
+/// Returns the query that tries to lock a ticket behind all others of this class: `number` is its number, `acquired`
+/// whether we got it. Two waiters that arrive together compute the same number, and one of them gets it.
+///
+/// The number is the server's clock in hundredths of a second since 1970, modulo 2^31, so it wraps around every 248
+/// days. A queue that is never empty then counts on in the upper half of the 32 bits.
+pub(super) fn take_ticket(class: i32) -> String {
+    let clock = "(extract(epoch FROM pg_catalog.clock_timestamp()) * 100)::bigint % 2147483648";
+    let last = select_tickets(class, "pg_catalog.max(objid::bigint)");
+    format!(
+        "SELECT number, pg_catalog.pg_try_advisory_lock('{class}'::int, number::bit(32)::int) AS acquired FROM (\
+         SELECT CASE WHEN last >= clock THEN last + 1 ELSE clock END AS number \
+         FROM (SELECT {clock} AS clock, ({last}) AS last OFFSET 0) AS line OFFSET 0) AS ticket"
+    )
+}
+
+/// Returns the query for the highest ticket number of this class below `number`, in the column `before`.
+pub(super) fn preceding_ticket(class: i32, number: u32) -> String {
+    let highest = select_tickets(class, "pg_catalog.max(objid::bigint) AS before");
+    format!("{highest} AND objid::bigint < {number}")
+}
+
+/// Returns the query that releases a ticket.
+pub(super) fn release_ticket(class: i32, number: u32) -> String {
+    let number = number as i32;
+    format!("SELECT pg_catalog.pg_advisory_unlock('{class}'::int, '{number}'::int)")
+}
+
+/// Returns the condition that there are tickets of this class.
+fn has_tickets(class: i32) -> String {
+    format!("EXISTS ({})", select_tickets(class, "1"))
+}
+
+fn select_tickets(class: i32, columns: &str) -> String {
+    format!(
+        "SELECT {columns} FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND objsubid = 2 \
+         AND classid = {} AND granted AND mode = 'ExclusiveLock' AND {IN_THIS_DATABASE}",
+        class as u32
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(23);
+
+    fn lock(keys: Keys, mode: Mode, scope: Scope) -> Lock<KeySql> {
+        Lock { keys, mode, scope }.to_sql()
+    }
+
+    fn all(ids: &[KeyId]) -> Keys {
+        Keys::All(ids.to_vec())
+    }
+
+    fn client_info(choice: ScopeChoice) -> ClientInfo {
+        ClientInfo {
+            application_name: "pglock:a web1:7".into(),
+            choice,
+            server_limit: None,
+        }
+    }
+
+    #[test]
+    fn tries_name_function_mode_and_keys() {
+        let (bigint, pair) = (KeyId::Bigint(-5), KeyId::IntPair(1, -2));
+        let candidates = || Keys::OneOf {
+            keys: vec![KeyId::Bigint(10), KeyId::Bigint(11), KeyId::Bigint(12)],
+            start: 2,
+        };
+        for (lock, expected) in [
+            (
+                lock(all(&[bigint]), Mode::Exclusive, Scope::Session),
+                "CASE WHEN NOT pg_catalog.pg_try_advisory_lock('-5'::bigint) THEN 0 ELSE 1 END",
+            ),
+            (
+                lock(all(&[bigint, pair]), Mode::Shared, Scope::Transaction),
+                "CASE WHEN NOT pg_catalog.pg_try_advisory_xact_lock_shared('-5'::bigint) THEN 0 \
+                 WHEN NOT pg_catalog.pg_try_advisory_xact_lock_shared('1'::int, '-2'::int) THEN 1 ELSE 2 END",
+            ),
+            (
+                lock(candidates(), Mode::Exclusive, Scope::Session),
+                "CASE WHEN pg_catalog.pg_try_advisory_lock('12'::bigint) THEN 2 \
+                 WHEN pg_catalog.pg_try_advisory_lock('10'::bigint) THEN 0 \
+                 WHEN pg_catalog.pg_try_advisory_lock('11'::bigint) THEN 1 ELSE -1 END",
+            ),
+        ] {
+            assert_eq!(lock.try_expression(None), expected);
+        }
+    }
+
+    #[test]
+    fn a_queue_with_tickets_counts_as_busy() {
+        let one = lock(all(&[KeyId::Bigint(1)]), Mode::Exclusive, Scope::Session);
+        assert!(one.try_expression(Some(-3)).starts_with(
+            "CASE WHEN EXISTS (SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND objsubid = 2 \
+             AND classid = 4294967293 AND granted AND mode = 'ExclusiveLock' AND database = (SELECT oid FROM \
+             pg_catalog.pg_database WHERE datname = pg_catalog.current_database())) THEN 0 WHEN NOT "
+        ));
+    }
+
+    #[test]
+    fn proofs_name_mode_and_rows() {
+        let one = lock(all(&[KeyId::Bigint(-1)]), Mode::Exclusive, Scope::Session);
+        assert_eq!(
+            one.proof(),
+            "SELECT true AS proven FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted AND pid = \
+             pg_catalog.pg_backend_pid() AND mode = 'ExclusiveLock' AND classid = '4294967295' AND objid = \
+             '4294967295' AND objsubid = '1'"
+        );
+        let two = lock(
+            all(&[KeyId::Bigint(2), KeyId::IntPair(3, 4)]),
+            Mode::Shared,
+            Scope::Session,
+        );
+        assert!(two.proof().ends_with(
+            "mode = 'ShareLock' AND (classid = '0' AND objid = '2' AND objsubid = '1' \
+             OR classid = '3' AND objid = '4' AND objsubid = '2')"
+        ));
+        assert!(
+            two.retry()
+                .contains("WHERE pg_catalog.current_setting('pglock.got') = '2' AND locktype")
+        );
+    }
+
+    #[test]
+    fn the_first_query_tries_only_where_a_session_lock_is_right() {
+        let one = lock(all(&[KeyId::Bigint(1)]), Mode::Exclusive, Scope::Session);
+        let has_name = "pg_catalog.set_config('application_name', NULL, true) = 'pglock:a web1:7'";
+        let is_primary = "NOT pg_catalog.pg_is_in_recovery()";
+        for (choice, expected) in [
+            (
+                ScopeChoice::Auto,
+                format!("CASE WHEN {has_name} AND {is_primary} THEN CASE WHEN NOT "),
+            ),
+            (
+                ScopeChoice::SessionPooled,
+                format!("log_min_duration_sample, CASE WHEN {is_primary} THEN CASE WHEN NOT "),
+            ),
+            (
+                ScopeChoice::Transaction,
+                "log_min_duration_sample, NULL AS got; SELECT true AS proven".into(),
+            ),
+        ] {
+            let sql = one.first_query(&client_info(choice), None, None);
+            assert!(sql.contains(&expected), "{choice:?}: {sql}");
+            assert!(sql.starts_with("SET TRANSACTION NOT DEFERRABLE; SELECT pg_catalog.set_config("));
+        }
+    }
+
+    #[test]
+    fn the_server_computes_a_key_once() {
+        let computed = Lock {
+            keys: Keys::All(vec![KeySql::computed()]),
+            mode: Mode::Exclusive,
+            scope: Scope::Session,
+        };
+        let sql = computed.first_query(&client_info(ScopeChoice::Auto), None, Some("f('x')"));
+        assert_eq!(sql.matches("f('x')").count(), 1);
+        assert!(sql.contains("; SELECT pg_catalog.set_config('pglock.key', (f('x'))::text, true) AS key; SELECT "));
+        assert!(sql.contains("pg_try_advisory_lock(pg_catalog.current_setting('pglock.key')::bigint)"));
+    }
+
+    #[test]
+    fn a_slice_waits_for_at_least_a_millisecond() {
+        let sql = |on_grant, slice| wait_slice(KeyId::Bigint(1), Mode::Shared, on_grant, slice);
+        for (slice, expected) in [(0, "'1ms'"), (1_000, "'1ms'"), (1_001, "'2ms'"), (900_000, "'900ms'")] {
+            let slice = Duration::from_micros(slice);
+            let expected = format!("set_config('lock_timeout', {expected}, true)");
+            assert!(sql(OnGrant::Keep, slice).contains(&expected), "{slice:?}");
+        }
+        let session_lock = "pg_catalog.pg_advisory_lock_shared('1'::bigint)";
+        assert!(sql(OnGrant::Keep, Duration::ZERO).contains(session_lock));
+        assert!(!sql(OnGrant::Release, Duration::ZERO).contains(session_lock));
+    }
+
+    #[test]
+    fn a_transactions_settings_come_with_its_proof() {
+        let one = lock(all(&[KeyId::Bigint(1)]), Mode::Exclusive, Scope::Transaction);
+        assert_eq!(
+            one.begin_and_try(),
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN CASE WHEN \
+             NOT pg_catalog.pg_try_advisory_xact_lock('1'::bigint) THEN 0 ELSE 1 END END AS got"
+        );
+        let confirm = one.confirm_in_transaction(LIMIT);
+        assert!(
+            confirm.contains("set_config('tcp_keepalives_idle', '20', true)"),
+            "{confirm}"
+        );
+        assert!(confirm.ends_with(&format!("AS backend_pid; {}", one.proof())));
+        assert_eq!(one.prove_and_commit(), format!("{}; COMMIT", one.proof()));
+    }
+
+    #[test]
+    fn a_session_releases_each_key() {
+        let release = |ids: &[KeyId]| lock(all(ids), Mode::Shared, Scope::Session).release();
+        assert_eq!(
+            release(&[KeyId::Bigint(1)]),
+            "SET TRANSACTION NOT DEFERRABLE; SELECT pg_catalog.pg_advisory_unlock_shared('1'::bigint) AS released"
+        );
+        assert_eq!(
+            release(&[KeyId::Bigint(1), KeyId::IntPair(2, 3)]),
+            "SET TRANSACTION NOT DEFERRABLE; SELECT LEAST(pg_catalog.pg_advisory_unlock_shared('1'::bigint), \
+             pg_catalog.pg_advisory_unlock_shared('2'::int, '3'::int)) AS released"
+        );
+    }
+
+    #[test]
+    fn tickets_are_int_pairs() {
+        assert!(take_ticket(-3).starts_with(
+            "SELECT number, pg_catalog.pg_try_advisory_lock('-3'::int, number::bit(32)::int) AS acquired FROM ("
+        ));
+        assert!(preceding_ticket(-3, u32::MAX).ends_with(" AND objid::bigint < 4294967295"));
+        assert_eq!(
+            release_ticket(-3, u32::MAX),
+            "SELECT pg_catalog.pg_advisory_unlock('-3'::int, '-1'::int)"
+        );
+    }
+
+    #[test]
+    fn only_unknown_numbers_are_computed() {
+        let numbers = [
+            Number::Known(KeyId::Bigint(1)),
+            Number::Computed("hashtext('x')".into()),
+        ];
+        assert_eq!(
+            key_numbers(&numbers),
+            "SET TRANSACTION NOT DEFERRABLE; SELECT NULL AS k0, hashtext('x') AS k1"
+        );
+    }
+}

@@ -1,0 +1,274 @@
+//! The vocabulary of locking: what a caller requests, and what a try or a wait results in.
+//!
+//! These types hold no SQL and talk to no server, so that every other file of this wing can use them.
+
+use crate::key::KeyId;
+use crate::outcome::{ExitCode, Failure};
+use std::time::{Duration, Instant};
+
+/// Which other holders the lock excludes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// All of them.
+    #[default]
+    Exclusive,
+    /// Exclusive holders only.
+    Shared,
+}
+
+impl Mode {
+    /// Returns the value of `PGLOCK_MODE`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Exclusive => "exclusive",
+            Mode::Shared => "shared",
+        }
+    }
+}
+
+/// Lifetime of the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// That of the session, which must be ours alone.
+    Session,
+    /// That of an open transaction, which also works behind a pooler.
+    Transaction,
+}
+
+impl Scope {
+    /// Returns the name that messages and `check --json` use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scope::Session => "session",
+            Scope::Transaction => "transaction",
+        }
+    }
+}
+
+/// The value of `--scope`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ScopeChoice {
+    /// Transaction behind a pooler, session otherwise.
+    #[default]
+    Auto,
+    /// A session, refused behind a pooler.
+    Session,
+    /// A transaction.
+    Transaction,
+    /// A session, even behind a pooler: the user asserts that it uses session pooling.
+    SessionPooled,
+}
+
+/// The keys to lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Keys<K = KeyId> {
+    /// All of them, in this order. Every pglock acquires several keys in the order of [`KeyId`], so that two of them
+    /// never wait for each other.
+    All(Vec<K>),
+    /// Any one of them.
+    OneOf {
+        /// The candidates.
+        keys: Vec<K>,
+        /// Index of the candidate to try first; the search wraps around.
+        start: usize,
+    },
+}
+
+impl<K> Keys<K> {
+    /// Returns the keys, all or candidates.
+    pub fn as_slice(&self) -> &[K] {
+        match self {
+            Keys::All(keys) | Keys::OneOf { keys, .. } => keys,
+        }
+    }
+
+    /// Applies `convert` to every key.
+    pub(super) fn map<T>(&self, convert: impl FnMut(&K) -> T) -> Keys<T> {
+        match self {
+            Keys::All(keys) => Keys::All(keys.iter().map(convert).collect()),
+            Keys::OneOf { keys, start } => Keys::OneOf {
+                keys: keys.iter().map(convert).collect(),
+                start: *start,
+            },
+        }
+    }
+}
+
+/// A lock to request: keys, mode and lifetime. A key is a number, or the SQL that stands for it in a query.
+#[derive(Clone, Debug)]
+pub struct Lock<K = KeyId> {
+    /// What to lock.
+    pub keys: Keys<K>,
+    /// Exclusive or shared.
+    pub mode: Mode,
+    /// Session or transaction.
+    pub scope: Scope,
+}
+
+impl Lock {
+    /// Returns the keys, all or candidates.
+    pub fn ids(&self) -> &[KeyId] {
+        self.keys.as_slice()
+    }
+
+    /// Returns the lock that `grant` gives us: of several candidates, only the acquired one.
+    pub fn held(&self, grant: Grant) -> Lock {
+        let keys = match &self.keys {
+            Keys::OneOf { keys, .. } => Keys::All(vec![keys[grant.key_index]]),
+            all => all.clone(),
+        };
+        Lock { keys, ..*self }
+    }
+}
+
+/// How long to wait for the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Not at all: try once.
+    Try,
+    /// Until this instant.
+    Until(Instant),
+    /// Without a limit.
+    Indefinitely,
+}
+
+impl Wait {
+    /// Returns when the wait times out; `None` without a wait or without a limit.
+    pub fn deadline(self) -> Option<Instant> {
+        match self {
+            Wait::Until(deadline) => Some(deadline),
+            Wait::Try | Wait::Indefinitely => None,
+        }
+    }
+
+    /// Returns the time left; `None` without a limit.
+    pub(super) fn time_left(self) -> Option<Duration> {
+        match self {
+            Wait::Try => Some(Duration::ZERO),
+            Wait::Until(deadline) => Some(deadline.saturating_duration_since(Instant::now())),
+            Wait::Indefinitely => None,
+        }
+    }
+}
+
+/// Limits of a wait.
+#[derive(Clone, Copy, Debug)]
+pub struct WaitOptions {
+    /// How long to wait.
+    pub wait: Wait,
+    /// The longest uninterrupted stay in the server's queue.
+    pub max_slice: Duration,
+    /// The longest pause between two tries where the server has no queue for us (`--poll`).
+    pub max_pause: Duration,
+    /// After how long without an acknowledgement the server must end our session.
+    pub server_limit: Duration,
+}
+
+/// What to do with a key when the server's queue grants it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OnGrant {
+    /// Hold it.
+    Keep,
+    /// Release it at once: the wait was only for its holder to release it.
+    Release,
+}
+
+/// A lock that we hold, proven by its row in `pg_locks`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The backend that holds it for us.
+    pub backend_pid: i32,
+    /// When we sent the query whose result proves the lock: the server received something from us after this.
+    pub query_sent: Instant,
+    /// Index of the acquired key in [`Keys::OneOf`].
+    pub key_index: usize,
+}
+
+/// What the first query must know about the client.
+#[derive(Clone, Debug)]
+pub struct ClientInfo {
+    /// The `application_name` in our startup packet.
+    pub application_name: String,
+    /// The requested lifetime.
+    pub choice: ScopeChoice,
+    /// After how long without an acknowledgement the server must end our session; `None` leaves the session's
+    /// settings alone.
+    pub server_limit: Option<Duration>,
+}
+
+/// Result of one try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TryOutcome {
+    /// We hold the lock.
+    Acquired(Grant),
+    /// Another client holds a key. We hold all keys before it.
+    Busy {
+        /// Index of that key.
+        key_index: usize,
+    },
+    /// The server reported success, but `pg_locks` has no row for the lock.
+    Unproven,
+    /// The server did not try: the lock would protect nothing, and might stay behind.
+    Untried,
+}
+
+/// Result of a try or a wait on a server whose locks are real.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acquisition {
+    /// We hold the lock.
+    Acquired(Grant),
+    /// Another client still holds a key. We hold all keys before it.
+    Busy {
+        /// Index of that key.
+        key_index: usize,
+    },
+}
+
+impl TryOutcome {
+    /// Rules out a lock that would protect nothing.
+    ///
+    /// # Errors
+    /// [`ExitCode::Config`] if the lock is not proven, or was not tried.
+    pub fn into_acquisition(self) -> Result<Acquisition, Failure> {
+        match self {
+            TryOutcome::Acquired(grant) => Ok(Acquisition::Acquired(grant)),
+            TryOutcome::Busy { key_index } => Ok(Acquisition::Busy { key_index }),
+            TryOutcome::Unproven => Err(Failure::say(ExitCode::Config, UNPROVEN)),
+            TryOutcome::Untried => Err(Failure::say(ExitCode::Config, HOT_STANDBY)),
+        }
+    }
+}
+
+const UNPROVEN: &str = "the server reported the lock as acquired, but it is not in pg_locks and would protect nothing; \
+     connect to a PostgreSQL server";
+
+/// Why a hot standby is refused, and what to do.
+pub(super) const HOT_STANDBY: &str = "the server is a hot standby, whose locks the primary does not see; connect \
+     to the primary, or list all hosts with target_session_attrs=primary";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_not_proven_is_refused() {
+        let grant = Grant {
+            backend_pid: 7,
+            key_index: 0,
+            query_sent: Instant::now(),
+        };
+        let acquisition = |outcome: TryOutcome| outcome.into_acquisition().ok();
+        assert_eq!(
+            acquisition(TryOutcome::Acquired(grant)),
+            Some(Acquisition::Acquired(grant))
+        );
+        assert_eq!(
+            acquisition(TryOutcome::Busy { key_index: 2 }),
+            Some(Acquisition::Busy { key_index: 2 })
+        );
+        for outcome in [TryOutcome::Unproven, TryOutcome::Untried] {
+            let failure = outcome.into_acquisition().expect_err("a refusal");
+            assert_eq!(failure.code, ExitCode::Config);
+        }
+    }
+}

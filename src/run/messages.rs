@@ -1,0 +1,166 @@
+//! The sentences that `pglock run` prints: pure functions of the facts. The supervisor decides when to print them.
+
+use humantime::{FormattedDuration, format_duration, format_rfc3339_seconds};
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use std::time::{Duration, Instant, SystemTime};
+
+/// Why the lock is lost, or was not acquired, after a panic of the session's thread.
+pub const SESSION_PANICKED: &str = "an internal error ended the session";
+/// A bug: the state machine starts the job without a lock.
+pub const NO_LOCK_TO_START: &str = "cannot start the command: no lock is held";
+/// With `-v`: the connection was shut down instead of waiting for a release.
+pub const DISCONNECTED: &str = "closed the connection without confirmation that the lock was released";
+
+/// A lost lock.
+pub struct LockLoss {
+    reason: String,
+    at: SystemTime,
+    /// The same time on the monotonic clock.
+    pub noticed_at: Instant,
+    /// The client that evicted the session, if known.
+    pub evictor: Option<String>,
+}
+
+/// How far pglock went to terminate the job after the lock was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Termination {
+    /// Nothing: the job had exited by then.
+    NotNeeded,
+    /// Sent SIGTERM.
+    Term,
+    /// Sent SIGTERM, then SIGKILL.
+    Kill,
+    /// The system denied permission: the job had changed to another user.
+    Denied,
+}
+
+impl LockLoss {
+    /// Creates a loss that is noticed now.
+    pub fn new(reason: impl Into<String>) -> LockLoss {
+        LockLoss {
+            reason: reason.into(),
+            at: SystemTime::now(),
+            noticed_at: Instant::now(),
+            evictor: None,
+        }
+    }
+
+    /// Creates the loss of a lock that the server no longer had when pglock released it.
+    pub fn new_at_release() -> LockLoss {
+        LockLoss::new("the server had already released it")
+    }
+
+    /// Creates the loss due to a server that did not answer a heartbeat within this time.
+    pub fn new_unresponsive(heartbeat: Duration) -> LockLoss {
+        LockLoss::new(format!("the server did not respond within {}", rounded(heartbeat)))
+    }
+
+    /// Returns the loss and the end of the job.
+    pub fn with_termination(&self, keys: &str, termination: Termination) -> String {
+        let consequence = match termination {
+            Termination::NotNeeded => "the job had already exited; another job may have run concurrently",
+            Termination::Term => "terminated the job with SIGTERM",
+            Termination::Kill => "terminated the job with SIGTERM, then SIGKILL",
+            Termination::Denied => "the job could not be terminated and exited on its own",
+        };
+        format!("{}; {consequence}", self.sentence(keys))
+    }
+
+    /// Returns the loss of a lock under which no job was started.
+    pub fn before_start(&self, keys: &str) -> String {
+        format!("{}; the job was not started", self.sentence(keys))
+    }
+
+    /// Returns the loss with `--on-lost ignore`.
+    pub fn ignored(&self, keys: &str) -> String {
+        format!(
+            "{}; the job continues without the lock (--on-lost ignore)",
+            self.sentence(keys)
+        )
+    }
+
+    fn sentence(&self, keys: &str) -> String {
+        let evictor = match &self.evictor {
+            Some(evictor) => format!(" (evicted by {evictor})"),
+            None => String::new(),
+        };
+        format!(
+            "lost the lock on {keys} at {}: {}{evictor}",
+            format_rfc3339_seconds(self.at),
+            self.reason
+        )
+    }
+}
+
+/// With `-v`: the lock is acquired.
+pub fn acquired(keys: &str, waited: Duration) -> String {
+    format!("acquired the lock on {keys} after {}", rounded(waited))
+}
+
+/// The lock was not acquired: who holds it, if known, and how long pglock waited, if it did.
+pub fn conflict(keys: &str, holder: Option<&str>, wait_limit: Option<Duration>) -> String {
+    let held = match holder {
+        Some(sentence) => sentence.to_owned(),
+        None => format!("could not acquire the lock on {keys}; the holder could not be determined"),
+    };
+    match wait_limit {
+        Some(limit) => format!("{held}; gave up after {}", rounded(limit)),
+        None => format!("{held}; not waiting"),
+    }
+}
+
+/// The server could not be reached in time.
+pub fn connect_timeout(address: &str, waited: Duration) -> String {
+    format!("cannot connect to {address} within {}", rounded(waited))
+}
+
+/// The server stopped responding before the lock was acquired.
+pub fn unresponsive(since_startup: Duration) -> String {
+    format!("the server stopped responding {} after startup", rounded(since_startup))
+}
+
+/// A signal could not be sent to the job.
+pub fn signal_failure(signal: Signal, error: Errno) -> String {
+    format!("cannot send {signal} to the job: {}", error.desc())
+}
+
+/// Formats a duration, rounded down to the millisecond.
+fn rounded(duration: Duration) -> FormattedDuration {
+    format_duration(Duration::from_millis(duration.as_millis() as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conflict_names_the_holder_and_the_wait() {
+        assert_eq!(
+            conflict("key \"a\"", Some("key \"a\" is held by web1:7"), None),
+            "key \"a\" is held by web1:7; not waiting"
+        );
+        assert_eq!(
+            conflict("key \"a\"", None, Some(Duration::from_micros(2_500_700))),
+            "could not acquire the lock on key \"a\"; the holder could not be determined; gave up after 2s 500ms"
+        );
+    }
+
+    #[test]
+    fn a_loss_names_the_reason_the_evictor_and_the_consequence() {
+        let mut loss = LockLoss::new_unresponsive(Duration::from_secs(5));
+        loss.at = SystemTime::UNIX_EPOCH;
+        assert_eq!(
+            loss.before_start("key \"a\""),
+            "lost the lock on key \"a\" at 1970-01-01T00:00:00Z: the server did not respond within 5s; \
+             the job was not started"
+        );
+        loss.reason = "terminating connection due to administrator command".into();
+        loss.evictor = Some("root@ops1:18412".into());
+        assert_eq!(
+            loss.with_termination("key \"a\"", Termination::Term),
+            "lost the lock on key \"a\" at 1970-01-01T00:00:00Z: terminating connection due to administrator command \
+             (evicted by root@ops1:18412); terminated the job with SIGTERM"
+        );
+    }
+}

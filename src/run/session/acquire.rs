@@ -1,0 +1,326 @@
+//! Acquiring the lock, on the session's thread: the first try, the wait, the fencing token, or the conflict.
+
+use super::connect;
+use super::events::SessionEvent;
+use super::orders::Orders;
+use super::plan::SessionPlan;
+use super::reporter::Reporter;
+use super::wait_observer::{SessionWaitObserver, max_pool_wait};
+use crate::connection::Canceller;
+use crate::inspect::backend;
+use crate::key::{KeyId, Number};
+use crate::lock::{
+    self, Acquisition, ClientInfo, ComputedTry, Grant, Keys, Lock, Scope, Server, Ticket, TicketQueue, TryOutcome,
+    Turn, Wait, WaitOptions,
+};
+use crate::outcome::{ExitCode, Failure};
+use crate::protocol::derived_keys::slot_keys;
+use crate::run::options::RunOptions;
+use crate::ui::message;
+use postgres::Client;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+/// The longest pause between two tries of the head of a ticket queue, which may try often: no other waiter tries.
+const HEAD_OF_QUEUE_MAX_PAUSE: Duration = Duration::from_millis(20);
+
+/// Acquires the lock of a plan.
+pub(super) struct Acquirer<'a> {
+    pub(super) plan: &'a SessionPlan,
+    pub(super) orders: &'a Orders,
+    pub(super) reporter: &'a Reporter,
+}
+
+/// How acquiring ended.
+pub(super) enum AcquireOutcome {
+    Acquired(AcquiredLock),
+    /// Another client holds the lock; the message for the user.
+    Conflict(String),
+}
+
+/// The lock that we acquired.
+pub(super) struct AcquiredLock {
+    /// The numbers of the keys, in the order in which they were given.
+    pub(super) ids: Vec<KeyId>,
+    /// What is held, and to be released.
+    pub(super) lock: Lock,
+    pub(super) grant: Grant,
+    /// Our place in the ticket queue, to be given up.
+    pub(super) ticket: Option<Ticket>,
+    pub(super) token: Option<String>,
+}
+
+/// What we request, and the server, whose locks are fit for it.
+struct LockRequest {
+    /// The numbers of the keys, in the order in which they were given.
+    ids: Vec<KeyId>,
+    lock: Lock,
+    server: Server,
+}
+
+/// How the wait ended.
+enum WaitOutcome {
+    Acquired { grant: Grant, ticket: Option<Ticket> },
+    Busy { key_index: usize },
+}
+
+impl Acquirer<'_> {
+    /// Acquires the lock and, if requested, a fencing token.
+    pub(super) fn acquire(&self, client: &mut Client, canceller: Canceller) -> Result<AcquireOutcome, Failure> {
+        let (request, acquisition) = self.first_try(client, canceller)?;
+        let (mut grant, ticket) = match acquisition {
+            Acquisition::Acquired(grant) => (grant, None),
+            Acquisition::Busy { key_index } => match self.wait(client, &request, key_index)? {
+                WaitOutcome::Acquired { grant, ticket } => (grant, ticket),
+                WaitOutcome::Busy { key_index } => {
+                    let message = self.give_up(client, &request, key_index)?;
+                    return Ok(AcquireOutcome::Conflict(message));
+                }
+            },
+        };
+        let token = if self.options().token {
+            Some(self.fencing_token(client, &request.lock, &mut grant)?)
+        } else {
+            None
+        };
+        // The timing rule counts from when the last query was sent, and its reply may have been a long wait.
+        if grant.query_sent.elapsed() >= self.options().policy.timing.heartbeat {
+            self.refresh_grant(client, &mut grant)?;
+        }
+        Ok(AcquireOutcome::Acquired(AcquiredLock {
+            lock: request.lock.held(grant),
+            ids: request.ids,
+            grant,
+            ticket,
+            token,
+        }))
+    }
+
+    fn options(&self) -> &RunOptions {
+        &self.plan.options
+    }
+
+    /// Examines the server and tries the lock for the first time: in the same query, unless that takes a transaction.
+    fn first_try(&self, client: &mut Client, canceller: Canceller) -> Result<(LockRequest, Acquisition), Failure> {
+        let (request, outcome) = self.first_query(client)?;
+        let server = &request.server;
+        // A cancel request through a pooler has hardly anything to interrupt, and can make PgBouncer 1.18 exit, with
+        // the locks of all its clients.
+        if !server.pooled {
+            self.reporter.report(SessionEvent::Direct(canceller));
+        }
+        message::detail(format_args!(
+            "connected to database {:?}, backend {}{}",
+            server.database,
+            server.backend_pid,
+            if server.pooled { ", through a pooler" } else { "" },
+        ));
+        let outcome = match request.lock.scope {
+            Scope::Session => outcome,
+            Scope::Transaction => self.first_try_in_transaction(client, &request)?,
+        };
+        let acquisition = outcome.into_acquisition()?;
+        Ok((request, acquisition))
+    }
+
+    fn first_try_in_transaction(&self, client: &mut Client, request: &LockRequest) -> Result<TryOutcome, Failure> {
+        if self.options().fair {
+            return Err(Failure::say(
+                ExitCode::Config,
+                "--fair requires a session of its own, and the connection goes through a pooler; connect to the port \
+                 of the PostgreSQL server itself, or leave --fair out",
+            ));
+        }
+        self.reporter.expect_reply_within(max_pool_wait(&request.server));
+        let reconnect = || {
+            if self.orders.is_release_ordered_within(lock::BEGIN_PROBE_PAUSE) {
+                return None;
+            }
+            let connection = connect::open(self.plan, self.reporter).ok()?;
+            Some(connection.client)
+        };
+        let server_limit = self.options().policy.timing.server_limit();
+        let max_pause = self.options().poll;
+        request
+            .lock
+            .first_try_in_transaction(client, server_limit, max_pause, reconnect)
+    }
+
+    /// Examines the server and tries the lock if it is a session's.
+    fn first_query(&self, client: &mut Client) -> Result<(LockRequest, TryOutcome), Failure> {
+        if let Some(expression) = self.only_key_expression() {
+            return self.first_query_computing(client, &expression);
+        }
+        let ids = self.key_ids(client)?;
+        let lock = self.lock(&ids, Scope::Session);
+        self.reporter.expect_reply_within(Duration::ZERO);
+        let (server, outcome) = lock.first_try(client, &self.client_info(), self.ticket_queue(&ids))?;
+        let scope = server.usable_scope(self.options().scope)?;
+        let lock = Lock { scope, ..lock };
+        Ok((LockRequest { ids, lock, server }, outcome))
+    }
+
+    /// Does the same for a key whose number the server computes by this expression in the same query.
+    fn first_query_computing(
+        &self,
+        client: &mut Client,
+        expression: &str,
+    ) -> Result<(LockRequest, TryOutcome), Failure> {
+        self.reporter.expect_reply_within(Duration::ZERO);
+        let mode = self.options().mode;
+        let ComputedTry { server, id, outcome } =
+            lock::first_try_computed(client, expression, mode, &self.client_info())?;
+        let scope = server.usable_scope(self.options().scope)?;
+        let ids = vec![lock::require_computed(&self.options().keys[0], id)?];
+        let lock = self.lock(&ids, scope);
+        Ok((LockRequest { ids, lock, server }, outcome))
+    }
+
+    fn client_info(&self) -> ClientInfo {
+        ClientInfo {
+            application_name: self.plan.application_name(),
+            choice: self.options().scope,
+            server_limit: Some(self.options().policy.timing.server_limit()),
+        }
+    }
+
+    /// Returns the numbers of the keys. Those that only the server knows take a query of their own: the order of
+    /// several keys, the keys of slots and the ticket queue derive from them, which the query that tries cannot do.
+    fn key_ids(&self, client: &mut Client) -> Result<Vec<KeyId>, Failure> {
+        let keys = &self.options().keys;
+        if keys.iter().any(|key| matches!(key.number(), Number::Computed(_))) {
+            self.reporter.expect_reply_within(Duration::ZERO);
+        }
+        lock::key_ids(client, keys)
+    }
+
+    /// Returns the expression for the number of the only key, if only the server knows it and nothing derives from it.
+    fn only_key_expression(&self) -> Option<String> {
+        let [key] = &self.options().keys[..] else {
+            return None;
+        };
+        if self.options().slots.is_some() || self.options().fair {
+            return None;
+        }
+        match key.number() {
+            Number::Computed(expression) => Some(expression),
+            Number::Known(_) => None,
+        }
+    }
+
+    /// Returns the lock to request for keys with these numbers.
+    fn lock(&self, ids: &[KeyId], scope: Scope) -> Lock {
+        let keys = match self.options().slots {
+            // From a random slot on, so that clients that start together do not all try the same one first.
+            Some(count) => Keys::OneOf {
+                keys: ids.iter().flat_map(|id| slot_keys(*id, count)).collect(),
+                start: fastrand::usize(..usize::from(count)),
+            },
+            None => {
+                let sorted: BTreeSet<KeyId> = ids.iter().copied().collect();
+                Keys::All(sorted.into_iter().collect())
+            }
+        };
+        Lock {
+            keys,
+            mode: self.options().mode,
+            scope,
+        }
+    }
+
+    /// Returns the ticket queue to wait in, if the wait needs one.
+    fn ticket_queue(&self, ids: &[KeyId]) -> Option<TicketQueue> {
+        let needs_tickets = self.options().fair || self.options().slots.is_some();
+        if !needs_tickets || self.plan.wait == Wait::Try {
+            return None;
+        }
+        ids.first().map(|id| TicketQueue::for_key(*id))
+    }
+
+    /// Waits for the lock, if it is to be waited for at all.
+    fn wait(&self, client: &mut Client, request: &LockRequest, key_index: usize) -> Result<WaitOutcome, Failure> {
+        if self.plan.wait == Wait::Try {
+            return Ok(WaitOutcome::Busy { key_index });
+        }
+        if message::is_verbose() {
+            let conflict = self.conflict_message(client, request, key_index);
+            message::detail(format_args!("{conflict}; waiting"));
+        }
+        let LockRequest { ids, lock, server } = request;
+        let mut wait_options = WaitOptions {
+            wait: self.plan.wait,
+            max_slice: server.max_slice,
+            max_pause: self.options().poll,
+            server_limit: self.options().policy.timing.server_limit(),
+        };
+        let mut observer = SessionWaitObserver::new(self.plan, self.orders, self.reporter, server, lock.ids());
+        let mut ticket = None;
+        if let (Some(queue), Scope::Session) = (self.ticket_queue(ids), lock.scope) {
+            ticket = match queue.wait_for_turn(client, wait_options, &mut observer)? {
+                Turn::Reached(ticket) => Some(ticket),
+                Turn::TimedOut => return Ok(WaitOutcome::Busy { key_index }),
+            };
+            wait_options.max_pause = wait_options.max_pause.min(HEAD_OF_QUEUE_MAX_PAUSE);
+        }
+        Ok(match lock.wait(client, wait_options, key_index, &mut observer)? {
+            Acquisition::Acquired(grant) => WaitOutcome::Acquired { grant, ticket },
+            Acquisition::Busy { key_index } => WaitOutcome::Busy { key_index },
+        })
+    }
+
+    /// Returns a fencing token. Afterwards the server has received another query from the session.
+    fn fencing_token(&self, client: &mut Client, lock: &Lock, grant: &mut Grant) -> Result<String, Failure> {
+        let token = match lock.scope {
+            Scope::Session => {
+                self.reporter.expect_reply_within(Duration::ZERO);
+                grant.query_sent = Instant::now();
+                lock::fencing_token(client)
+            }
+            Scope::Transaction => {
+                // On another connection: the query assigns a transaction ID, and a transaction with one holds back
+                // VACUUM for as long as it is open.
+                let token = lock::fencing_token(&mut connect::open(self.plan, self.reporter)?.client);
+                self.refresh_grant(client, grant)?;
+                token
+            }
+        };
+        token.map_err(|error| {
+            Failure::from(error).context("cannot create a fencing token (requires PostgreSQL 10 or later)")
+        })
+    }
+
+    /// Has the server receive another query from the session before the lock is reported as ours.
+    fn refresh_grant(&self, client: &mut Client, grant: &mut Grant) -> Result<(), Failure> {
+        self.reporter.expect_reply_within(Duration::ZERO);
+        grant.query_sent = Instant::now();
+        lock::heartbeat(client, Duration::ZERO).map_err(Failure::from)
+    }
+
+    /// Releases the keys that were acquired, and returns the message that says who holds the lock.
+    fn give_up(&self, client: &mut Client, request: &LockRequest, key_index: usize) -> Result<String, Failure> {
+        let message = self.conflict_message(client, request, key_index);
+        if request.lock.scope == Scope::Session && key_index > 0 {
+            lock::release_all(client)?;
+        }
+        Ok(message)
+    }
+
+    /// Returns the message that says which key is held, and by whom.
+    fn conflict_message(&self, client: &mut Client, request: &LockRequest, key_index: usize) -> String {
+        self.reporter.expect_reply_within(max_pool_wait(&request.server));
+        let busy_ids = match &request.lock.keys {
+            Keys::All(ids) => &ids[key_index..=key_index],
+            Keys::OneOf { keys, .. } => keys,
+        };
+        let holders = backend::of(client, busy_ids).ok();
+        // Slot 0 is the key itself.
+        let given_index = request.ids.iter().position(|id| *id == busy_ids[0]).unwrap_or_default();
+        backend::sentence(
+            &self.options().keys[given_index],
+            request.ids[given_index],
+            self.options().slots,
+            &request.server.database,
+            holders.as_deref(),
+        )
+    }
+}

@@ -1,0 +1,33 @@
+//! Opening the session's connection while the main thread watches the time.
+
+use super::plan::SessionPlan;
+use super::reporter::Reporter;
+use crate::connection::Connection;
+use crate::outcome::{ExitCode, Failure};
+use crate::sys;
+use crate::ui::message;
+
+/// The most descriptors that a connection needs: the socket and its duplicate, those of the client library, of name
+/// resolution and of certificates.
+const DESCRIPTOR_HEADROOM: usize = 12;
+
+/// Opens the connection that is to hold the lock.
+pub(super) fn connect(plan: &SessionPlan, reporter: &Reporter) -> Result<Connection, Failure> {
+    sys::check_free_descriptors(DESCRIPTOR_HEADROOM).map_err(|error| {
+        Failure::new(ExitCode::Internal, error).context("too few file descriptors left to connect (see ulimit -n)")
+    })?;
+    let connection = open(plan, reporter)?;
+    if connection.socket.is_none() {
+        message::detail(
+            "cannot tell which descriptor is the session's socket: a lost session is noticed later, \
+             and the job does not inherit the connection",
+        );
+    }
+    Ok(connection)
+}
+
+/// Opens a connection with the name of the session.
+pub(super) fn open(plan: &SessionPlan, reporter: &Reporter) -> Result<Connection, Failure> {
+    let mut watch = |limit| reporter.expect_within(limit);
+    plan.settings.open(&plan.application_name(), Some(&mut watch))
+}

@@ -1,0 +1,56 @@
+//! What the session's thread reports to the main thread.
+
+use crate::connection::Canceller;
+use crate::inspect::backend::Backend;
+use crate::key::KeyId;
+use crate::outcome::Failure;
+use postgres::Client;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A report, in the usual order.
+pub enum SessionEvent {
+    /// Connected to a server or a pooler.
+    Connected,
+    /// Connected to the server itself, so this can interrupt the wait.
+    Direct(Canceller),
+    /// The session is alive. If there is no further report by this time, it is not.
+    Alive(Instant),
+    /// Who holds the lock, as seen during the wait.
+    Waiting(Vec<Backend>),
+    /// The lock is ours.
+    Held(Held),
+    /// The lock is held by another client; the message for the user.
+    Conflict(String),
+    /// The lock could not be acquired.
+    Failed(Failure),
+    /// The session ended while it held the lock; the reason.
+    Lost(String),
+    /// Who evicted us.
+    Evicted(String),
+    /// The lock is released.
+    Released {
+        /// Whether we held it until then.
+        was_held: bool,
+        /// The session, for the main thread to close: the exit of the backend could otherwise take the processor on
+        /// which the main thread would handle this report.
+        session: Box<Client>,
+    },
+    /// The thread panicked. No further report follows.
+    Broken,
+}
+
+/// The lock that we hold.
+pub struct Held {
+    /// The numbers of the keys, in the order in which they were given.
+    pub ids: Vec<KeyId>,
+    /// Our slot, with `--slots`.
+    pub slot: Option<usize>,
+    /// The fencing token, with `--token`.
+    pub token: Option<String>,
+    /// The backend that holds it for us.
+    pub backend_pid: i32,
+    /// The session's socket, where it is known.
+    pub socket: Option<Arc<OwnedFd>>,
+}

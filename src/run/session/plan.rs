@@ -1,0 +1,27 @@
+//! What the session's thread is to do.
+
+use crate::connection::Settings;
+use crate::lock::Wait;
+use crate::protocol::name;
+use crate::run::options::RunOptions;
+use std::sync::Arc;
+
+/// The lock to acquire, and how.
+pub struct SessionPlan {
+    /// The options of `pglock run`.
+    pub options: Arc<RunOptions>,
+    /// How to connect, from all of libpq's sources.
+    pub settings: Settings,
+    /// How long to wait.
+    pub wait: Wait,
+    /// Whether a user watches the wait and is shown who holds the lock.
+    pub is_watched: bool,
+}
+
+impl SessionPlan {
+    /// Returns the `application_name` of the session.
+    pub(super) fn application_name(&self) -> String {
+        let configured = self.settings.application_name();
+        name::for_run(configured, &self.options.keys, self.options.slots)
+    }
+}

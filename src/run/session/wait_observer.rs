@@ -1,0 +1,79 @@
+//! Reports of a wait, to the main thread and to a user who watches it.
+
+use super::events::SessionEvent;
+use super::orders::Orders;
+use super::plan::SessionPlan;
+use super::reporter::Reporter;
+use crate::inspect::backend;
+use crate::key::KeyId;
+use crate::lock::{Server, WaitObserver};
+use postgres::Client;
+use std::time::{Duration, Instant};
+
+/// How often a user who watches is shown who holds the lock.
+const HOLDER_REFRESH_INTERVAL: Duration = Duration::from_millis(850);
+
+/// Announces each query and each pause of a wait, and ends the wait on the order to release.
+pub(super) struct SessionWaitObserver<'a> {
+    plan: &'a SessionPlan,
+    orders: &'a Orders,
+    reporter: &'a Reporter,
+    server: &'a Server,
+    ids: &'a [KeyId],
+    holders_refreshed: Instant,
+}
+
+impl<'a> SessionWaitObserver<'a> {
+    pub(super) fn new(
+        plan: &'a SessionPlan,
+        orders: &'a Orders,
+        reporter: &'a Reporter,
+        server: &'a Server,
+        ids: &'a [KeyId],
+    ) -> SessionWaitObserver<'a> {
+        SessionWaitObserver {
+            plan,
+            orders,
+            reporter,
+            server,
+            ids,
+            holders_refreshed: Instant::now(),
+        }
+    }
+
+    fn refresh_holders(&mut self, client: &mut Client) {
+        self.reporter.expect_reply_within(max_pool_wait(self.server));
+        // On an error nothing is shown; the wait itself finds out what is wrong.
+        if let Ok(mut holders) = backend::of(client, self.ids) {
+            holders.retain(|holder| holder.pid != Some(self.server.backend_pid));
+            self.reporter.report(SessionEvent::Waiting(holders));
+        }
+        self.holders_refreshed = Instant::now();
+    }
+}
+
+impl WaitObserver for SessionWaitObserver<'_> {
+    fn before_query(&mut self, max_reply_time: Duration) {
+        let max_pool_wait = max_pool_wait(self.server);
+        self.reporter.expect_reply_within(max_reply_time.max(max_pool_wait));
+    }
+
+    fn pause(&mut self, client: &mut Client, pause: Duration) -> bool {
+        if self.plan.is_watched && self.holders_refreshed.elapsed() > HOLDER_REFRESH_INTERVAL {
+            self.refresh_holders(client);
+        }
+        // No query is sent meanwhile, so no reply is due.
+        self.reporter.expect_reply_within(pause);
+        !self.orders.is_release_ordered_within(pause)
+    }
+}
+
+/// Returns how long a waiter's query may be delayed before a backend receives it. A pooler lets it wait for a free
+/// session of its pool, by PgBouncer's default (`query_wait_timeout`) for two minutes; a holder has a session already.
+pub(super) fn max_pool_wait(server: &Server) -> Duration {
+    if server.pooled {
+        Duration::from_secs(120)
+    } else {
+        Duration::ZERO
+    }
+}
