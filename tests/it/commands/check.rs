@@ -84,7 +84,7 @@ fn a_direct_connection_is_fit() {
 fn timeouts_and_a_missing_plpgsql_are_reported() {
     let server = Server::shared();
     let (role, database) = (unique("poor_role"), server.database());
-    let mut client = server.client_of(&database);
+    let mut client = server.client_in(&database);
     let prepare = format!(
         "CREATE ROLE {role} LOGIN; ALTER ROLE {role} SET statement_timeout = '7s'; \
          ALTER ROLE {role} SET idle_in_transaction_session_timeout = '1min'; \

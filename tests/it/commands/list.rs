@@ -242,7 +242,7 @@ fn keys_are_named_for_every_scheme_and_locks_of_other_clients_are_shown() {
         run(&["--hash", "rails-migrate"]),
         run(&["-k", "-7,8", "-k", "-9"]),
     ];
-    let mut psql = server.client_of(&database);
+    let mut psql = server.client_in(&database);
     rows(&mut psql, "SET application_name = 'an old script'");
     rows(&mut psql, "BEGIN; SELECT pg_advisory_xact_lock_shared(4711)");
     let found = locks(here(list(server)));
@@ -251,7 +251,7 @@ fn keys_are_named_for_every_scheme_and_locks_of_other_clients_are_shown() {
         .map(|lock| format!("{}={}", lock["key"].as_str().unwrap(), lock["name"]))
         .collect();
     names.sort();
-    let value = |sql: &str| rows(&mut server.client_of(&database), sql).concat().concat();
+    let value = |sql: &str| rows(&mut server.client_in(&database), sql).concat().concat();
     let rails = server
         .pglock()
         .args(["key", "--hash", "rails-migrate", "--dbname", &database]);
@@ -389,7 +389,7 @@ fn watch_repeats_until_the_reader_closes_the_pipe() {
     for line in &lines {
         assert!(serde_json::from_str::<Value>(line).is_ok(), "{line}");
     }
-    let head = server.around("sh").args([
+    let head = server.program("sh").args([
         "-c",
         &format!("'{}' list --watch | head -n 2", env!("CARGO_BIN_EXE_pglock")),
     ]);

@@ -4,3 +4,4 @@ mod completions;
 mod examples;
 mod gates;
 mod harness;
+mod promises;
