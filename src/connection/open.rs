@@ -4,7 +4,7 @@ use super::attempt::{ConnectAttempt, check_peer, within};
 use super::connector::{Connector, Encryption};
 use super::error::{ConnectError, RetryScope, describe_io_error};
 use super::prompt;
-use super::settings::{Host, HostAddress, Secret, Settings, SslMode, TargetSessionAttrs};
+use super::settings::{Host, HostAddress, Settings, SslMode, TargetSessionAttrs};
 use super::settings_error::SettingsError;
 use super::sockets::SocketSnapshot;
 use super::tls::TlsConfig;
@@ -63,30 +63,32 @@ impl Settings {
         application_name: &'a str,
         observer: Option<TimeLimitObserver<'a>>,
     ) -> Result<Connection, Failure> {
-        let mut opener = Opener {
-            settings: self,
-            application_name,
-            prompted_password: None,
-            tls: None,
-            observer,
-            is_last_attempt: false,
-        };
+        let mut opener = Opener::new(self, application_name, observer);
         let error = match opener.try_hosts() {
             Ok(connection) => return Ok(connection),
             Err(error) => error,
         };
-        if !error.is_password_missing {
+        if !error.is_password_missing || self.prompted_password.get().is_some() {
             return Err(error.into());
         }
         let Some(terminal) = prompt::open_terminal() else {
             return Err(error.into());
         };
         opener.announce(PASSWORD_PROMPT_TIMEOUT);
-        opener.prompted_password = prompt::read_password(terminal, &self.user);
-        if opener.prompted_password.is_none() {
+        let Some(password) = prompt::read_password(terminal, &self.user) else {
             return Err(error.into());
-        }
+        };
+        self.prompted_password.get_or_init(|| password);
         Ok(opener.try_hosts()?)
+    }
+
+    /// Connects again under this application name, without asking for a password: with the one that was typed before, if
+    /// any.
+    ///
+    /// # Errors
+    /// As for [`Settings::open`].
+    pub(crate) fn reopen(&self, application_name: &str) -> Result<Connection, Failure> {
+        Ok(Opener::new(self, application_name, None).try_hosts()?)
     }
 }
 
@@ -94,7 +96,6 @@ impl Settings {
 struct Opener<'a> {
     settings: &'a Settings,
     application_name: &'a str,
-    prompted_password: Option<Secret>,
     /// Loaded for the first attempt with TLS.
     tls: Option<Result<TlsConfig, SettingsError>>,
     observer: Option<TimeLimitObserver<'a>>,
@@ -102,7 +103,17 @@ struct Opener<'a> {
     is_last_attempt: bool,
 }
 
-impl Opener<'_> {
+impl<'a> Opener<'a> {
+    fn new(settings: &'a Settings, application_name: &'a str, observer: Option<TimeLimitObserver<'a>>) -> Opener<'a> {
+        Opener {
+            settings,
+            application_name,
+            tls: None,
+            observer,
+            is_last_attempt: false,
+        }
+    }
+
     fn try_hosts(&mut self) -> Result<Connection, ConnectError> {
         let targets: &[TargetSessionAttrs] = match &self.settings.target {
             TargetSessionAttrs::PreferStandby => &[TargetSessionAttrs::Standby, TargetSessionAttrs::Any],
@@ -278,7 +289,7 @@ impl Opener<'_> {
     ) -> Result<Connection, ConnectError> {
         self.announce_attempt();
         let settings = self.settings;
-        let prompted = self.prompted_password.as_ref();
+        let prompted = settings.prompted_password.get();
         let attempt = ConnectAttempt {
             application_name: self.application_name,
             settings,

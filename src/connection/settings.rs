@@ -6,6 +6,7 @@
 use super::reply_filter::MAX_LIST_REPLY_BYTES;
 use postgres::config::ChannelBinding;
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// The connection options of the command line.
@@ -220,6 +221,8 @@ pub(crate) struct Settings {
     pub(super) is_address_doubtful: bool,
     /// How much the server may send in reply to one query.
     pub(super) max_reply_bytes: usize,
+    /// What the user typed at the prompt, so that nobody is asked twice.
+    pub(super) prompted_password: Arc<OnceLock<Secret>>,
 }
 
 impl Settings {

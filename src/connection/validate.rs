@@ -13,6 +13,7 @@ use super::settings::{
 use super::settings_error::SettingsError;
 use postgres::config::ChannelBinding;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// libpq's default directory for Unix sockets: Debian's, and the one of the PostgreSQL sources.
@@ -62,6 +63,7 @@ pub(super) fn validate(
         is_password_in_dsn: false,
         is_address_doubtful,
         max_reply_bytes: MAX_REPLY_BYTES,
+        prompted_password: Arc::default(),
     })
 }
 

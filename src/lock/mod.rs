@@ -3,7 +3,8 @@
 //! | file | what it is |
 //! |---|---|
 //! | `acquire` | the first try, tries in a transaction, retries, the wait |
-//! | `release` | heartbeat, proof and release |
+//! | `heartbeat` | whether the session lives and still holds the lock, and whether it is evicted |
+//! | `release` | proof and release |
 //! | `token` | fencing tokens |
 //! | `ticket` | waiting in order of arrival |
 //! | `queue` | waiting in the server's queue, in slices |
@@ -17,6 +18,7 @@
 
 mod acquire;
 mod backoff;
+mod heartbeat;
 mod key_ids;
 mod query;
 mod queue;
@@ -29,10 +31,11 @@ mod token;
 mod types;
 
 pub(crate) use acquire::{BEGIN_PROBE_PAUSE, ComputedTry, configure_session, first_try_computed};
+pub(crate) use heartbeat::HeartbeatReply;
 pub(crate) use key_ids::{key_ids, require_computed};
 pub(crate) use query::{QueryResult, cell, simple_query};
 pub(crate) use queue::WaitObserver;
-pub(crate) use release::{heartbeat, release_all};
+pub(crate) use release::release_all;
 pub(crate) use server::Server;
 pub(crate) use settings::{NOT_DEFERRABLE, TIMEOUT_SETTINGS};
 pub(crate) use sql::IN_THIS_DATABASE;

@@ -1,11 +1,9 @@
-//! Holding and releasing a lock.
+//! Proving and releasing a lock.
 
 use super::query::{QueryResult, simple_query};
 use super::sql;
 use super::types::{Lock, Scope};
-use crate::protocol::query_tag::QueryTag;
 use postgres::Client;
-use std::time::Duration;
 
 impl Lock {
     /// Releases the lock. Returns whether we held it until then.
@@ -41,15 +39,4 @@ impl Lock {
 /// The server reports an error, or the connection is lost.
 pub(crate) fn release_all(client: &mut Client) -> Result<(), postgres::Error> {
     simple_query(client, sql::RELEASE_ALL).map(drop)
-}
-
-/// Sends an empty query and waits for the reply, which shows that the session lives. Its tag says for how long the lock
-/// has been held.
-///
-/// # Errors
-/// The server reports an error, or the connection is lost.
-pub(crate) fn heartbeat(client: &mut Client, held_for: Duration) -> Result<(), postgres::Error> {
-    client
-        .simple_query(&QueryTag::Holding(held_for).prepend_to(""))
-        .map(drop)
 }

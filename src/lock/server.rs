@@ -22,9 +22,15 @@ pub(crate) struct Server {
     pub version: String,
     /// The backend that ran the first query.
     pub backend_pid: i32,
+    /// How many seconds ago it started, or restarted after a crash.
+    age_seconds: Option<f64>,
     /// The longest uninterrupted stay in its queue.
     pub max_slice: Duration,
 }
+
+/// How long a newcomer leaves a server alone that has just started. A pglock that lost its lock in the restart acquires
+/// it again within that time, to guard the end of its job.
+pub(super) const MIN_SERVER_AGE: Duration = Duration::from_millis(500);
 
 /// Servers whose advisory locks are stubs: what `version()` contains, and the product's name.
 const STUBS: [(&str, &str); 2] = [("CockroachDB", "CockroachDB"), ("Redshift", "Amazon Redshift")];
@@ -38,8 +44,17 @@ impl Server {
             database: result.get("database").unwrap_or_default().to_owned(),
             version: result.get("version").unwrap_or_default().to_owned(),
             backend_pid: result.backend_pid(),
+            age_seconds: result.number("server_age"),
             max_slice: max_slice(LOG_THRESHOLD_SETTINGS.map(|name| result.get(name))),
         }
+    }
+
+    /// Returns how long a newcomer has to wait before it may try a lock; `None` if not at all.
+    pub(crate) fn settling_time(&self) -> Option<Duration> {
+        let min_age = MIN_SERVER_AGE.as_secs_f64();
+        let age = self.age_seconds.filter(|age| (0.0..=min_age).contains(age))?;
+        // A little more, so that the server agrees.
+        Some(Duration::from_secs_f64(min_age - age) + Duration::from_millis(1))
     }
 
     /// Returns the product's name, if its advisory locks are known to protect nothing.
@@ -98,7 +113,25 @@ mod tests {
             database: "app".into(),
             version: version.into(),
             backend_pid: 1,
+            age_seconds: None,
             max_slice: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn a_newcomer_waits_for_a_server_that_has_just_started() {
+        let settling_time = |age_seconds| {
+            let server = Server {
+                age_seconds,
+                ..server(false, false, "PostgreSQL 15.20")
+            };
+            server.settling_time()
+        };
+        assert_eq!(settling_time(Some(0.0)), Some(Duration::from_millis(501)));
+        assert_eq!(settling_time(Some(0.4)), Some(Duration::from_millis(101)));
+        // Old enough, a clock that was set back, and a server that does not say.
+        for age in [Some(0.6), Some(1e9), Some(-0.1), Some(f64::NAN), None] {
+            assert_eq!(settling_time(age), None, "{age:?}");
         }
     }
 

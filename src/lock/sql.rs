@@ -3,6 +3,7 @@
 //! Pure functions from a request to SQL; nothing here talks to a server. All names are schema-qualified, because
 //! anyone who may create functions in a schema of our role's search path could otherwise run code with our privileges.
 
+use super::server::MIN_SERVER_AGE;
 use super::settings::{LOG_THRESHOLD_SETTINGS, NOT_DEFERRABLE, setting_expressions};
 use super::types::{ClientInfo, Keys, Lock, Mode, OnGrant, Scope, ScopeChoice};
 use crate::key::{KeyId, Number};
@@ -34,6 +35,12 @@ const INITIAL_NAME: &str = "pg_catalog.set_config('application_name', NULL, true
 
 /// The condition that locks conflict with those of other clients: the primary does not see the locks of a hot standby.
 const IS_PRIMARY: &str = "NOT pg_catalog.pg_is_in_recovery()";
+
+/// How many seconds ago the server started, or restarted after a crash: then its statistics are reset (from PostgreSQL
+/// 15 on; before, to ask for them could take 10 ms). All sessions ended at that time, and jobs may still be terminating.
+const SERVER_AGE: &str = "extract(epoch FROM pg_catalog.clock_timestamp() - GREATEST(\
+     pg_catalog.pg_postmaster_start_time(), CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 150000 \
+     THEN pg_catalog.pg_stat_get_bgwriter_stat_reset_time() END))";
 
 /// What a statement stored with [`store_result`], for the statements that follow it in the same query.
 const STORED_RESULT: &str = "pg_catalog.current_setting('pglock.got')";
@@ -113,9 +120,21 @@ impl Lock<KeySql> {
             ScopeChoice::SessionPooled => IS_PRIMARY.into(),
             _ => format!("{INITIAL_NAME} = '{name}' AND {IS_PRIMARY}"),
         };
+        let is_settled = if client_info.ignores_server_age {
+            String::new()
+        } else {
+            // Unknown is old enough; so is the future, of a clock that was set back.
+            format!(
+                " AND coalesce({SERVER_AGE} NOT BETWEEN 0 AND {}, true)",
+                MIN_SERVER_AGE.as_secs_f64()
+            )
+        };
         let try_if_usable = match client_info.choice {
             ScopeChoice::Transaction => "NULL".into(),
-            _ => format!("CASE WHEN {is_usable} THEN {} END", self.try_expression(ticket_class)),
+            _ => format!(
+                "CASE WHEN {is_usable}{is_settled} THEN {} END",
+                self.try_expression(ticket_class)
+            ),
         };
         let settings = client_info.server_limit.map_or_else(String::new, |server_limit| {
             let expressions = setting_expressions(server_limit, Scope::Session).join(", ");
@@ -130,7 +149,8 @@ impl Lock<KeySql> {
         format!(
             "{NOT_DEFERRABLE}{compute_key}SELECT {INITIAL_NAME} AS name, pg_catalog.version() AS version, \
              pg_catalog.current_database() AS database, pg_catalog.pg_is_in_recovery() AS standby, \
-             pg_catalog.pg_backend_pid() AS backend_pid, {log_thresholds}, {settings}{try_if_usable} \
+             pg_catalog.pg_backend_pid() AS backend_pid, {SERVER_AGE} AS server_age, {log_thresholds}, \
+             {settings}{try_if_usable} \
              AS {GOT_COLUMN}; {}",
             self.proof(),
         )
@@ -167,6 +187,24 @@ impl Lock<KeySql> {
             "SELECT pg_catalog.pg_backend_pid() AS backend_pid, {} AS {GOT_COLUMN}; {}",
             store_result(&format!("({})::text", self.try_expression(None))),
             proof(self.keys.as_slice(), self.mode, Some(&is_acquired))
+        )
+    }
+
+    /// Returns the heartbeat: the backend that answers, the number of keys that it holds for us, and whether `pglock
+    /// evict` has marked it.
+    ///
+    /// One scan answers all of it. A lock can vanish from a session that lives: by `pg_advisory_unlock_all()` or
+    /// `DISCARD ALL` of a pooler, or by a job that uses the socket it inherited.
+    pub(super) fn heartbeat(&self, eviction_mark: (u32, u8)) -> String {
+        let (mark_class, mark_objsubid) = eviction_mark;
+        let backend_pid = "pg_catalog.pg_backend_pid()";
+        format!(
+            "SELECT {backend_pid} AS backend_pid, \
+             pg_catalog.count(*) FILTER (WHERE {}) AS held, \
+             coalesce(pg_catalog.bool_or(objsubid = '{mark_objsubid}' AND classid = '{mark_class}' \
+             AND objid::bigint = {backend_pid}), false) AS marked \
+             FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted",
+            own_row_condition(self.keys.as_slice(), self.mode),
         )
     }
 
@@ -271,6 +309,15 @@ pub(super) fn wait_slice(id: KeyId, mode: Mode, on_grant: OnGrant, slice: Durati
 /// A query that is repeated has a condition: without one, the server would scan all its locks after each failed try.
 fn proof(keys: &[KeySql], mode: Mode, condition: Option<&str>) -> String {
     let condition = condition.map_or_else(String::new, |condition| format!("{condition} AND "));
+    format!(
+        "SELECT true AS {PROVEN_COLUMN} FROM pg_catalog.pg_locks WHERE {condition}locktype = 'advisory' AND granted \
+         AND {}",
+        own_row_condition(keys, mode)
+    )
+}
+
+/// Returns the condition that a row of `pg_locks` is this session's, for one of the keys and in this mode.
+fn own_row_condition(keys: &[KeySql], mode: Mode) -> String {
     let mode = match mode {
         Mode::Exclusive => "ExclusiveLock",
         Mode::Shared => "ShareLock",
@@ -282,10 +329,7 @@ fn proof(keys: &[KeySql], mode: Mode, condition: Option<&str>) -> String {
             format!("({})", conditions.join(" OR "))
         }
     };
-    format!(
-        "SELECT true AS {PROVEN_COLUMN} FROM pg_catalog.pg_locks WHERE {condition}locktype = 'advisory' AND granted \
-         AND pid = pg_catalog.pg_backend_pid() AND mode = '{mode}' AND {is_row_of_a_key}"
-    )
+    format!("pid = pg_catalog.pg_backend_pid() AND mode = '{mode}' AND {is_row_of_a_key}")
 }
 
 /// Returns the query that applies a holder's settings to the session.
@@ -385,6 +429,7 @@ mod tests {
             application_name: "pglock:a web1:7".into(),
             choice,
             server_limit: None,
+            ignores_server_age: false,
         }
     }
 

@@ -194,6 +194,8 @@ pub(crate) struct ClientInfo {
     /// After how long without an acknowledgement the server must end our session; `None` leaves the session's
     /// settings alone.
     pub server_limit: Option<Duration>,
+    /// Whether to try on a server that has just started too, as the guard of a lost lock does.
+    pub ignores_server_age: bool,
 }
 
 /// Result of one try.

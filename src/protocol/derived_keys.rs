@@ -12,6 +12,9 @@ pub(crate) const MAX_SLOTS: u16 = 1000;
 /// The first integer of every eviction mark: the first four bytes of the SHA-256 of `pglock evict`.
 const EVICTION_MARK_CLASS: i32 = -613_922_599;
 
+/// The first integer of every mark of a forced eviction: the first four bytes of the SHA-256 of `pglock evict force`.
+const FORCED_EVICTION_MARK_CLASS: i32 = 30_756_868;
+
 /// Returns the keys of the first `count` slots of a key. They do not depend on `count`, so clients that disagree on the
 /// number of slots still compete for the same ones.
 pub(crate) fn slot_keys(key: KeyId, count: u16) -> Vec<KeyId> {
@@ -33,14 +36,26 @@ pub(crate) fn ticket_class(key: KeyId) -> i32 {
     i32::from_be_bytes(sha256_prefix(format!("pglock line {key}").as_bytes()))
 }
 
-/// Returns the lock that `pglock evict` holds, shared, while it terminates the backend with this process ID.
+/// Returns the lock that `pglock evict` holds, shared, while it requests the session of the backend with this process ID
+/// to terminate its job, or terminates the session.
 pub(crate) fn eviction_mark(backend_pid: i32) -> KeyId {
     KeyId::IntPair(EVICTION_MARK_CLASS, backend_pid)
 }
 
+/// Returns the lock that `pglock evict --force` holds besides: the evicted must not acquire the key again while its job
+/// terminates.
+pub(crate) fn forced_eviction_mark(backend_pid: i32) -> KeyId {
+    KeyId::IntPair(FORCED_EVICTION_MARK_CLASS, backend_pid)
+}
+
+/// Returns the notification channel on which the session of this backend hears that it is marked.
+pub(crate) fn eviction_channel(backend_pid: i32) -> String {
+    format!("pglock_{backend_pid}")
+}
+
 /// Returns whether a lock is an eviction mark rather than a lock.
 pub(crate) fn is_eviction_mark(id: KeyId) -> bool {
-    id.class() == Some(EVICTION_MARK_CLASS)
+    matches!(id.class(), Some(EVICTION_MARK_CLASS | FORCED_EVICTION_MARK_CLASS))
 }
 
 #[cfg(test)]
@@ -97,6 +112,10 @@ mod tests {
     fn an_eviction_mark_has_the_published_class() {
         assert_eq!(eviction_mark(4242), KeyId::IntPair(-613922599, 4242));
         assert_eq!(EVICTION_MARK_CLASS, i32::from_be_bytes(sha256_prefix(b"pglock evict")));
-        assert!(is_eviction_mark(eviction_mark(-1)) && !is_eviction_mark(BACKUP));
+        assert_eq!(forced_eviction_mark(4242), KeyId::IntPair(30756868, 4242));
+        let forced_class = i32::from_be_bytes(sha256_prefix(b"pglock evict force"));
+        assert_eq!(FORCED_EVICTION_MARK_CLASS, forced_class);
+        assert!(is_eviction_mark(eviction_mark(-1)) && is_eviction_mark(forced_eviction_mark(1)));
+        assert!(!is_eviction_mark(BACKUP));
     }
 }

@@ -35,7 +35,17 @@ pub(crate) enum QueryTag {
     /// The session waits, and tries again within this time.
     Polling(Duration),
     /// The session has held the lock for this long.
-    Holding(Duration),
+    Holding {
+        /// Since it was acquired.
+        held_for: Duration,
+        /// How long the job may live on after the server last heard from the session.
+        job_limit: Duration,
+    },
+    /// The session lost the lock, and holds it again only until its job is dead.
+    Guarding {
+        /// How long the job may live on.
+        job_limit: Duration,
+    },
 }
 
 impl QueryTag {
@@ -52,7 +62,14 @@ impl QueryTag {
             QueryTag::ProgramOnly => String::new(),
             QueryTag::Queueing(slice) => format!("waits {:.3} ", slice.as_secs_f64()),
             QueryTag::Polling(pause) => format!("asks {:.3} ", pause.as_secs_f64()),
-            QueryTag::Holding(time) => format!("holds {:.3} ", time.as_secs_f64()),
+            QueryTag::Holding { held_for, job_limit } => {
+                format!(
+                    "holds {:.3} limit {:.3} ",
+                    held_for.as_secs_f64(),
+                    job_limit.as_secs_f64()
+                )
+            }
+            QueryTag::Guarding { job_limit } => format!("guards limit {:.3} ", job_limit.as_secs_f64()),
         };
         format!("{QUERY_TAG_PREFIX}{state}job {program} */ ")
     }
@@ -63,8 +80,12 @@ impl QueryTag {
 pub(crate) struct QueryTagInfo<'a> {
     /// For how many seconds the lock had been held when the query was sent.
     pub held_seconds: Option<f64>,
+    /// For how many seconds the job may live on after this query.
+    pub job_limit_seconds: Option<f64>,
     /// Whether the session waits by trying again and again.
     pub is_polling: bool,
+    /// Whether the session holds the lock only until its job is dead.
+    pub is_guard: bool,
     /// The job's program.
     pub program: Option<&'a str>,
 }
@@ -77,16 +98,27 @@ impl<'a> QueryTagInfo<'a> {
         let program = text
             .split_once(" */")
             .and_then(|(text, _)| Some(text.split_once("job ")?.1));
-        let held_seconds = text.strip_prefix("holds ").and_then(|text| {
-            let (seconds, _) = text.split_once(' ')?;
-            seconds.parse().ok().filter(|seconds: &f64| seconds.is_finite())
-        });
+        let holding = text.strip_prefix("holds ");
+        let after_state = match holding {
+            Some(text) => text.split_once(' ').map(|(_, rest)| rest),
+            None => text.strip_prefix("guards "),
+        };
         Some(QueryTagInfo {
-            held_seconds,
+            held_seconds: holding.and_then(leading_seconds),
+            job_limit_seconds: after_state
+                .and_then(|text| text.strip_prefix("limit "))
+                .and_then(leading_seconds),
             is_polling: text.starts_with("asks "),
+            is_guard: text.starts_with("guards "),
             program,
         })
     }
+}
+
+/// Parses the number of seconds at the beginning of a text, up to a space.
+fn leading_seconds(text: &str) -> Option<f64> {
+    let (seconds, _) = text.split_once(' ')?;
+    seconds.parse().ok().filter(|seconds: &f64| seconds.is_finite())
 }
 
 /// Returns the first characters of a program's name, with `?` for those that could end the comment, begin another, or
@@ -114,8 +146,15 @@ mod tests {
         assert_eq!(queueing, "/* pglock waits 0.900 job sh */ ");
         let polling = QueryTag::Polling(Duration::from_secs(4)).comment("sh");
         assert_eq!(polling, "/* pglock asks 4.000 job sh */ ");
-        let holding = QueryTag::Holding(Duration::from_secs(125)).comment("sh");
-        assert_eq!(holding, "/* pglock holds 125.000 job sh */ ");
+        let holding = QueryTag::Holding {
+            held_for: Duration::from_secs(125),
+            job_limit: Duration::from_secs(20),
+        };
+        assert_eq!(holding.comment("sh"), "/* pglock holds 125.000 limit 20.000 job sh */ ");
+        let guarding = QueryTag::Guarding {
+            job_limit: Duration::from_secs(20),
+        };
+        assert_eq!(guarding.comment("sh"), "/* pglock guards limit 20.000 job sh */ ");
         assert_eq!(plain_ascii(&"x".repeat(500)).len(), MAX_PROGRAM_LEN);
     }
 
@@ -125,7 +164,13 @@ mod tests {
             QueryTag::ProgramOnly,
             QueryTag::Queueing(Duration::from_millis(900)),
             QueryTag::Polling(Duration::from_secs(4)),
-            QueryTag::Holding(Duration::from_secs(125)),
+            QueryTag::Holding {
+                held_for: Duration::from_secs(125),
+                job_limit: Duration::from_secs(20),
+            },
+            QueryTag::Guarding {
+                job_limit: Duration::from_secs(20),
+            },
         ];
         let rows = document::rows("### Examples of query tags");
         assert_eq!(rows.len(), tags.len());
@@ -142,7 +187,9 @@ mod tests {
         assert_eq!(QueryTagInfo::parse("SELECT 1 /* pglock job x */"), None);
         let nothing = QueryTagInfo {
             held_seconds: None,
+            job_limit_seconds: None,
             is_polling: false,
+            is_guard: false,
             program: None,
         };
         assert_eq!(QueryTagInfo::parse("/* pglock "), Some(nothing));
@@ -162,7 +209,8 @@ mod tests {
         fn a_tag_is_one_comment(program in "\\PC{0,120}|[/*' \\\\]{0,20}", millis in 0u64..1_000_000_000_000) {
             let time = Duration::from_millis(millis);
             let tags = [
-                QueryTag::ProgramOnly, QueryTag::Queueing(time), QueryTag::Polling(time), QueryTag::Holding(time),
+                QueryTag::ProgramOnly, QueryTag::Queueing(time), QueryTag::Polling(time),
+                QueryTag::Holding { held_for: time, job_limit: time }, QueryTag::Guarding { job_limit: time },
             ];
             for tag in tags {
                 let program = plain_ascii(&program);
@@ -174,8 +222,11 @@ mod tests {
                 prop_assert!(comment.len() <= MAX_QUERY_TAG_LEN);
                 let query = format!("{comment}SELECT 1 /* pglock asks 1.000 job other */");
                 prop_assert_eq!(QueryTagInfo::parse(&query), Some(QueryTagInfo {
-                    held_seconds: matches!(tag, QueryTag::Holding(_)).then(|| time.as_secs_f64()),
+                    held_seconds: matches!(tag, QueryTag::Holding { .. }).then(|| time.as_secs_f64()),
+                    job_limit_seconds: matches!(tag, QueryTag::Holding { .. } | QueryTag::Guarding { .. })
+                        .then(|| time.as_secs_f64()),
                     is_polling: matches!(tag, QueryTag::Polling(_)),
+                    is_guard: matches!(tag, QueryTag::Guarding { .. }),
                     program: Some(program.as_str()),
                 }));
             }

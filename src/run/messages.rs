@@ -18,8 +18,10 @@ pub(crate) struct LockLoss {
     at: SystemTime,
     /// The same time on the monotonic clock.
     pub noticed_at: Instant,
-    /// The client that evicted the session, if known.
-    pub evictor: Option<String>,
+    /// Who evicted the session, if anybody did, once that is known.
+    explanation: Option<Option<String>>,
+    /// Who has the key already, if the job could not be guarded to its end.
+    pub guard_failure: Option<String>,
 }
 
 /// How far pglock went to terminate the job after the lock was lost.
@@ -42,8 +44,27 @@ impl LockLoss {
             reason: reason.into(),
             at: SystemTime::now(),
             noticed_at: Instant::now(),
-            evictor: None,
+            explanation: None,
+            guard_failure: None,
         }
+    }
+
+    /// Creates the loss of a lock that is given up because a client requests it.
+    pub(crate) fn new_evicted(evictor: &str) -> LockLoss {
+        LockLoss {
+            explanation: Some(None),
+            ..LockLoss::new(format!("evicted by {evictor}"))
+        }
+    }
+
+    /// Adds who evicted the session, or that nobody did.
+    pub(crate) fn explain(&mut self, evictor: Option<String>) {
+        self.explanation.get_or_insert(evictor);
+    }
+
+    /// Returns whether it is known who evicted the session, or that nobody did.
+    pub(crate) fn is_explained(&self) -> bool {
+        self.explanation.is_some()
     }
 
     /// Creates the loss of a lock that the server no longer had when pglock released it.
@@ -64,7 +85,11 @@ impl LockLoss {
             Termination::Kill => "terminated the job with SIGTERM, then SIGKILL",
             Termination::Denied => "the job could not be terminated and exited on its own",
         };
-        format!("{}; {consequence}", self.sentence(keys))
+        let taken = match &self.guard_failure {
+            Some(message) => format!("; {message}"),
+            None => String::new(),
+        };
+        format!("{}; {consequence}{taken}", self.sentence(keys))
     }
 
     /// Returns the loss of a lock under which no job was started.
@@ -81,7 +106,7 @@ impl LockLoss {
     }
 
     fn sentence(&self, keys: &str) -> String {
-        let evictor = match &self.evictor {
+        let evictor = match self.explanation.as_ref().and_then(Option::as_ref) {
             Some(evictor) => format!(" (evicted by {evictor})"),
             None => String::new(),
         };
@@ -156,7 +181,7 @@ mod tests {
              the job was not started"
         );
         loss.reason = "terminating connection due to administrator command".into();
-        loss.evictor = Some("root@ops1:18412".into());
+        loss.explain(Some("root@ops1:18412".into()));
         assert_eq!(
             loss.with_termination("key \"a\"", Termination::Term),
             "lost the lock on key \"a\" at 1970-01-01T00:00:00Z: terminating connection due to administrator command \

@@ -210,9 +210,19 @@ impl Supervisor {
                 self.loss.get_or_insert_with(|| LockLoss::new(reason));
                 Event::LockLost
             }
-            SessionEvent::Evicted(evictor) => {
+            SessionEvent::EvictionRequested(evictor) => {
+                self.loss.get_or_insert_with(|| LockLoss::new_evicted(&evictor));
+                Event::EvictionRequested
+            }
+            SessionEvent::LossExplained { evictor } => {
                 if let Some(loss) = &mut self.loss {
-                    loss.evictor = Some(evictor);
+                    loss.explain(evictor);
+                }
+                Event::Tick
+            }
+            SessionEvent::GuardFailed(message) => {
+                if let Some(loss) = &mut self.loss {
+                    loss.guard_failure = Some(message);
                 }
                 Event::Tick
             }
@@ -435,7 +445,7 @@ impl Supervisor {
                 message::notice(messages::conflict(&self.keys, holder, wait_limit));
             }
             Outcome::Failed(ExitCode::Lost) => {
-                self.look_up_evictor();
+                self.await_explanation();
                 let loss = self.loss.get_or_insert_with(LockLoss::new_at_release);
                 message::error(loss.with_termination(&self.keys, self.termination));
             }
@@ -444,11 +454,14 @@ impl Supervisor {
         }
     }
 
-    fn look_up_evictor(&mut self) {
-        if let Some(loss) = &mut self.loss
-            && loss.evictor.is_none()
-        {
-            loss.evictor = self.session.evictor(loss.noticed_at + EVICTOR_LOOKUP_TIMEOUT);
+    /// Waits for the session's thread to find out who ended the session.
+    fn await_explanation(&mut self) {
+        while let Some(loss) = self.loss.as_ref().filter(|loss| !loss.is_explained()) {
+            let deadline = loss.noticed_at + EVICTOR_LOOKUP_TIMEOUT;
+            let Some(session_event) = self.session.next_event(deadline) else {
+                return;
+            };
+            self.record(session_event);
         }
     }
 

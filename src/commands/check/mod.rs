@@ -58,6 +58,7 @@ fn check(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<Che
         choice,
         // The session is left as it is: its own timeouts are examined first.
         server_limit: None,
+        ignores_server_age: true,
     };
     let (server, first_try) = match lock_of(id, Scope::Session).first_try(&mut client, &client_info, None) {
         Ok(result) => result,

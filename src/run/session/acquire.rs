@@ -15,6 +15,7 @@ use crate::lock::{
 };
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::derived_keys::slot_keys;
+use crate::protocol::query_tag::QueryTag;
 use crate::run::options::RunOptions;
 use crate::ui::message;
 use postgres::Client;
@@ -45,6 +46,8 @@ pub(super) struct AcquiredLock {
     /// What is held, and to be released.
     pub(super) lock: Lock,
     pub(super) grant: Grant,
+    /// Whether the session is the server's own, with no pooler between.
+    pub(super) is_direct: bool,
     /// Our place in the ticket queue, to be given up.
     pub(super) ticket: Option<Ticket>,
     pub(super) token: Option<String>,
@@ -88,12 +91,13 @@ impl Acquirer<'_> {
         };
         // The timing rule counts from when the last query was sent, and its reply may have been a long wait.
         if grant.query_sent.elapsed() >= self.options().policy.timing.heartbeat {
-            self.refresh_grant(client, &mut grant)?;
+            self.refresh_grant(client, &request.lock, &mut grant)?;
         }
         Ok(AcquireOutcome::Acquired(AcquiredLock {
             lock: request.lock.held(grant),
             ids: request.ids,
             grant,
+            is_direct: !request.server.pooled,
             ticket,
             token,
         }))
@@ -108,7 +112,11 @@ impl Acquirer<'_> {
     /// # Errors
     /// As for [`Lock::first_try`] and [`Server::usable_scope`].
     fn first_try(&self, client: &mut Client, canceller: Canceller) -> Result<(LockRequest, Acquisition), Failure> {
-        let (request, outcome) = self.first_query(client)?;
+        let (mut request, mut outcome) = self.first_query(client)?;
+        while let Some(settling_time) = request.server.settling_time() {
+            self.let_server_settle(settling_time)?;
+            (request, outcome) = self.first_query(client)?;
+        }
         let server = &request.server;
         // A cancel request through a pooler has hardly anything to interrupt, and can make PgBouncer 1.18 exit, with
         // the locks of all its clients.
@@ -127,6 +135,19 @@ impl Acquirer<'_> {
         };
         let acquisition = outcome.into_acquisition()?;
         Ok((request, acquisition))
+    }
+
+    /// Leaves a server alone that has just started: whoever lost the lock in the restart comes first.
+    ///
+    /// # Errors
+    /// The order to release came.
+    fn let_server_settle(&self, settling_time: Duration) -> Result<(), Failure> {
+        message::detail("the server has just started; waiting half a second for jobs that lost their locks");
+        self.reporter.expect_reply_within(settling_time);
+        if self.orders.is_release_ordered_within(settling_time) {
+            return Err(Failure::msg(ExitCode::Unavailable, "interrupted"));
+        }
+        Ok(())
     }
 
     /// Tries the lock for the first time in a transaction.
@@ -197,6 +218,7 @@ impl Acquirer<'_> {
             application_name: self.plan.application_name(),
             choice: self.options().scope,
             server_limit: Some(self.options().policy.timing.server_limit()),
+            ignores_server_age: false,
         }
     }
 
@@ -305,7 +327,7 @@ impl Acquirer<'_> {
                 // On another connection: the query assigns a transaction ID, and a transaction with one holds back
                 // VACUUM for as long as it is open.
                 let token = lock::fencing_token(&mut connect::open(self.plan, self.reporter)?.client);
-                self.refresh_grant(client, grant)?;
+                self.refresh_grant(client, lock, grant)?;
                 token
             }
         };
@@ -317,11 +339,22 @@ impl Acquirer<'_> {
     /// Has the server receive another query from the session before the lock is reported as ours.
     ///
     /// # Errors
-    /// The connection is lost.
-    fn refresh_grant(&self, client: &mut Client, grant: &mut Grant) -> Result<(), Failure> {
+    /// The connection is lost, or the lock has vanished.
+    fn refresh_grant(&self, client: &mut Client, lock: &Lock, grant: &mut Grant) -> Result<(), Failure> {
         self.reporter.expect_reply_within(Duration::ZERO);
         grant.query_sent = Instant::now();
-        lock::heartbeat(client, Duration::ZERO).map_err(Failure::from)
+        let tag = QueryTag::Holding {
+            held_for: Duration::ZERO,
+            job_limit: self.options().policy.timing.job_limit(),
+        };
+        let reply = lock.held(*grant).heartbeat(client, grant.backend_pid, tag)?;
+        match reply.loss() {
+            None => Ok(()),
+            Some(why) => Err(Failure::msg(
+                ExitCode::Unavailable,
+                format!("lost the lock before the job was started: {why}"),
+            )),
+        }
     }
 
     /// Releases the keys that were acquired, and returns the message that says who holds the lock.

@@ -27,8 +27,15 @@ pub(crate) enum SessionEvent {
     Failed(Failure),
     /// The session ended while it held the lock; the reason.
     Lost(String),
-    /// Who evicted us.
-    Evicted(String),
+    /// A client that may do so requests the lock to be given up; who it is. The lock is still held.
+    EvictionRequested(String),
+    /// After a loss: who evicted the session, if anybody did and could be found.
+    LossExplained {
+        /// User, host, process and role.
+        evictor: Option<String>,
+    },
+    /// After a loss: another client acquired the key before the guard; the message that names it.
+    GuardFailed(String),
     /// The lock is released.
     Released {
         /// Whether we held it until then.

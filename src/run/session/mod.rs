@@ -12,6 +12,8 @@
 mod acquire;
 mod connect;
 mod events;
+mod guard;
+mod hold;
 mod orders;
 mod plan;
 mod reporter;
@@ -73,15 +75,10 @@ impl Session {
         self.events.try_iter().collect()
     }
 
-    /// Returns who evicted us, if the session reports it by the deadline.
-    pub(crate) fn evictor(&self, deadline: Instant) -> Option<String> {
-        loop {
-            let time_left = deadline.saturating_duration_since(Instant::now());
-            // The thread exits, and the channel closes, after its last report.
-            if let SessionEvent::Evicted(evictor) = self.events.recv_timeout(time_left).ok()? {
-                return Some(evictor);
-            }
-        }
+    /// Waits for the next report, until the deadline.
+    pub(crate) fn next_event(&self, deadline: Instant) -> Option<SessionEvent> {
+        let time_left = deadline.saturating_duration_since(Instant::now());
+        self.events.recv_timeout(time_left).ok()
     }
 
     /// Orders the thread to release the lock, or to stop waiting for it.

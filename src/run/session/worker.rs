@@ -3,20 +3,17 @@
 use super::acquire::{AcquireOutcome, AcquiredLock, Acquirer};
 use super::connect;
 use super::events::{Held, SessionEvent};
-use super::orders::{Orders, WakeReason};
+use super::guard::Guard;
+use super::hold::Holder;
+use super::orders::Orders;
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
 use crate::connection::{Canceller, Connection};
-use crate::inspect::eviction;
-use crate::lock::{self, Grant, Ticket};
+use crate::lock::Lock;
 use crate::outcome::Failure;
-use crate::protocol::name;
 use postgres::Client;
-use postgres::error::SqlState;
-use postgres::fallible_iterator::FallibleIterator;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 /// What the thread works with.
 pub(super) struct Worker {
@@ -29,15 +26,15 @@ pub(super) struct Worker {
 enum SessionEnd {
     /// The lock was released on the main thread's order.
     Released { was_held: bool },
-    /// The reason was reported already.
-    Reported,
-}
-
-/// Why a session that held the lock ended.
-struct SessionLoss {
-    why: String,
-    /// `pg_terminate_backend` ended it, or a shutdown of the server.
-    by_administrator: bool,
+    /// The lock was lost, which was reported already.
+    Lost {
+        lock: Lock,
+        /// The backend that held it.
+        backend_pid: i32,
+        by_administrator: bool,
+    },
+    /// There was no lock, and the reason was reported already.
+    NotAcquired,
 }
 
 impl Worker {
@@ -60,7 +57,23 @@ impl Worker {
                 was_held,
                 session: Box::new(client),
             }),
-            Ok(SessionEnd::Reported) => {}
+            Ok(SessionEnd::Lost {
+                lock,
+                backend_pid,
+                by_administrator,
+            }) => {
+                // What is left of the session must not hold any of the keys while they are acquired again.
+                drop(client);
+                let guard = Guard {
+                    plan: &self.plan,
+                    orders: &self.orders,
+                    reporter: &self.reporter,
+                    lock: &lock,
+                    lost_backend_pid: backend_pid,
+                };
+                guard.stand(by_administrator);
+            }
+            Ok(SessionEnd::NotAcquired) => {}
             Err(failure) => self.reporter.report(SessionEvent::Failed(failure)),
         }
     }
@@ -85,13 +98,14 @@ impl Worker {
             AcquireOutcome::Acquired(acquired) => acquired,
             AcquireOutcome::Conflict(message) => {
                 self.reporter.report(SessionEvent::Conflict(message));
-                return Ok(SessionEnd::Reported);
+                return Ok(SessionEnd::NotAcquired);
             }
         };
         let AcquiredLock {
             ids,
             lock,
             grant,
+            is_direct,
             ticket,
             token,
         } = acquired;
@@ -104,92 +118,27 @@ impl Worker {
             backend_pid: grant.backend_pid,
             socket: socket.clone(),
         }));
-        if let Err(loss) = self.hold(client, socket.as_deref(), grant, ticket) {
-            self.report_loss(loss, grant.backend_pid);
-            return Ok(SessionEnd::Reported);
-        }
-        match lock.release(client) {
+        let holder = Holder {
+            plan: &self.plan,
+            orders: &self.orders,
+            reporter: &self.reporter,
+            lock: &lock,
+            grant,
+            is_direct,
+            is_guard: false,
+        };
+        match holder.hold(client, socket.as_deref(), ticket) {
             Ok(was_held) => Ok(SessionEnd::Released { was_held }),
-            Err(error) => {
-                // It may have been lost at any time since the last heartbeat.
-                let why = Failure::from(error).to_string();
-                self.reporter.report(SessionEvent::Lost(why));
-                Ok(SessionEnd::Reported)
+            Err(loss) => {
+                self.reporter.report(SessionEvent::Lost(loss.why));
+                let backend_pid = grant.backend_pid;
+                let by_administrator = loss.by_administrator;
+                Ok(SessionEnd::Lost {
+                    lock,
+                    backend_pid,
+                    by_administrator,
+                })
             }
-        }
-    }
-
-    /// Watches over the session until the order to release.
-    ///
-    /// # Errors
-    /// The session is lost.
-    fn hold(
-        &self,
-        client: &mut Client,
-        socket: Option<&OwnedFd>,
-        grant: Grant,
-        ticket: Option<Ticket>,
-    ) -> Result<(), SessionLoss> {
-        let heartbeat_interval = self.plan.options.policy.timing.heartbeat;
-        let held_since = Instant::now();
-        let mut last_sent = grant.query_sent;
-        if let Some(ticket) = ticket {
-            ticket.release(client)?;
-        }
-        loop {
-            match self.orders.sleep(socket, last_sent + heartbeat_interval) {
-                WakeReason::ReleaseOrdered => return Ok(()),
-                WakeReason::SocketReadable => read_unsolicited(client)?,
-                WakeReason::HeartbeatDue => {
-                    last_sent = Instant::now();
-                    lock::heartbeat(client, last_sent.duration_since(held_since))?;
-                    self.reporter.expect_reply_after(last_sent);
-                }
-            }
-        }
-    }
-
-    /// Reports the loss at once and then, if it was an eviction, by whom.
-    fn report_loss(&self, loss: SessionLoss, backend_pid: i32) {
-        self.reporter.report(SessionEvent::Lost(loss.why));
-        if loss.by_administrator
-            && let Some(evictor) = self.find_evictor(backend_pid)
-        {
-            self.reporter.report(SessionEvent::Evicted(evictor));
-        }
-    }
-
-    /// Returns who evicted the session with this backend. Opens another connection for it, while the main thread
-    /// terminates the job.
-    fn find_evictor(&self, backend_pid: i32) -> Option<String> {
-        let application_name = name::for_evicted();
-        let mut connection = self.plan.settings.open(&application_name, None).ok()?;
-        eviction::by_whom(&mut connection.client, backend_pid).ok()?
-    }
-}
-
-/// Reads what the server sent without being asked. When an idle session becomes readable, it has most often been ended.
-///
-/// # Errors
-/// The session is lost.
-fn read_unsolicited(client: &mut Client) -> Result<(), SessionLoss> {
-    // Only errors matter, not the notifications.
-    let read = client.notifications().timeout_iter(Duration::from_millis(1)).count();
-    read?;
-    if client.is_closed() {
-        return Err(SessionLoss {
-            why: "the server closed the connection unexpectedly".into(),
-            by_administrator: false,
-        });
-    }
-    Ok(())
-}
-
-impl From<postgres::Error> for SessionLoss {
-    fn from(error: postgres::Error) -> SessionLoss {
-        SessionLoss {
-            by_administrator: error.code() == Some(&SqlState::ADMIN_SHUTDOWN),
-            why: Failure::from(error).to_string(),
         }
     }
 }

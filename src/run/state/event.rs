@@ -43,6 +43,8 @@ pub(crate) enum Event {
     GroupEmpty,
     /// The session ended while it held the lock.
     LockLost,
+    /// A client that may do so requests the lock, which is still held.
+    EvictionRequested,
     /// The session released the lock.
     Released {
         /// Whether it held the lock until then.
@@ -71,7 +73,7 @@ pub(crate) enum Action {
     Release,
     /// Shut the connection down without waiting for the server to confirm a release.
     Disconnect,
-    /// Report that the lock is lost and the job continues.
+    /// Report that the lock is lost or given up, and the job continues.
     ReportUnguarded,
     /// End pglock with this outcome.
     Finish(Outcome),

@@ -41,9 +41,9 @@ enum Phase {
     Starting,
     /// The job runs.
     Running,
-    /// The lock is lost; the job was sent SIGTERM.
+    /// The lock is lost, or another client evicts us; the job was sent SIGTERM.
     Terminating { leader_exited: bool, kill_at: Instant },
-    /// The lock is lost; the job was sent SIGKILL.
+    /// The lock is lost, or another client evicts us; the job was sent SIGKILL.
     Killing { leader_exited_at: Option<Instant> },
     /// The job is reaped; the lock is held until the minimum hold time is over, for jobs shorter than the difference
     /// between the clocks of their hosts.
@@ -71,6 +71,8 @@ pub(crate) struct RunState {
     got_terminating_signal: bool,
     /// The lock is lost, and the user chose to ignore that.
     is_unguarded: bool,
+    /// Another client evicts us: the lock is held until the job is dead, and then released.
+    is_evicted: bool,
     in_callers_group: bool,
     is_job_stopped: bool,
     /// A stop signal was forwarded, so pglock must stop as well once the job has.
@@ -89,6 +91,7 @@ impl RunState {
             min_hold_until: None,
             got_terminating_signal: false,
             is_unguarded: false,
+            is_evicted: false,
             in_callers_group: false,
             is_job_stopped: false,
             stop_forwarded: false,
@@ -218,6 +221,7 @@ impl RunState {
             Event::Signal(info) if is_stop(info) => stop_self(),
             // No job has started, and none may start now.
             Event::LockLost => self.finish(Outcome::Failed(ExitCode::Unavailable)),
+            Event::EvictionRequested => self.release(Outcome::Failed(ExitCode::Unavailable), now),
             Event::Tick if self.is_report_overdue(now) => self.finish(Outcome::Failed(ExitCode::Unavailable)),
             _ => Vec::new(),
         }
@@ -241,6 +245,7 @@ impl RunState {
             }
             Event::LockLost => self.lose_lock(now),
             Event::Tick if self.is_report_overdue(now) => self.lose_lock(now),
+            Event::EvictionRequested if !self.is_unguarded => self.give_way(now),
             _ => Vec::new(),
         }
     }
@@ -269,7 +274,8 @@ impl RunState {
             }
             Event::Signal(info) if !leader_exited => self.forward(info),
             Event::JobStopped { .. } if !leader_exited => vec![Action::ContinueJob],
-            Event::GroupEmpty if leader_exited => self.finish_drained(),
+            Event::GroupEmpty if leader_exited => self.finish_drained(now),
+            Event::LockLost => self.lose_lock_while_evicted(),
             Event::Tick if now >= kill_at => {
                 let leader_exited_at = leader_exited.then_some(now);
                 self.phase = Phase::Killing { leader_exited_at };
@@ -286,9 +292,10 @@ impl RunState {
                 self.phase = Phase::Killing { leader_exited_at };
                 Vec::new()
             }
-            (Event::GroupEmpty, Some(_)) => self.finish_drained(),
+            (Event::GroupEmpty, Some(_)) => self.finish_drained(now),
+            (Event::LockLost, _) => self.lose_lock_while_evicted(),
             // A process that cannot be killed (it is another user's now) must not keep pglock waiting indefinitely.
-            (Event::Tick, Some(at)) if now >= at + DRAIN_TIMEOUT => self.finish_drained(),
+            (Event::Tick, Some(at)) if now >= at + DRAIN_TIMEOUT => self.finish_drained(now),
             // Processes that were forked while the others were being killed.
             (Event::Tick, Some(_)) => vec![Action::SignalAll(Signal::SIGKILL)],
             _ => Vec::new(),
@@ -300,6 +307,7 @@ impl RunState {
     fn handle_keeping_lock(&mut self, outcome: Outcome, until: Instant, event: Event, now: Instant) -> Vec<Action> {
         match event {
             Event::LockLost => self.disconnect(outcome),
+            Event::EvictionRequested => self.release(outcome, now),
             Event::Signal(SignalInfo { signal, .. }) if is_terminating(signal) => self.release(outcome, now),
             Event::Signal(info) if is_stop(info) => stop_self(),
             Event::Tick if now >= until => self.release(outcome, now),
@@ -335,10 +343,16 @@ impl RunState {
         vec![Action::Disconnect, Action::Finish(outcome)]
     }
 
-    /// Finishes after a lost lock, once no process of the job is left or the wait for them is over.
-    fn finish_drained(&mut self) -> Vec<Action> {
+    /// Finishes once no process of the job is left, or the wait for them is over. A lock that is still held is released
+    /// only now.
+    fn finish_drained(&mut self, now: Instant) -> Vec<Action> {
+        let outcome = Outcome::Failed(ExitCode::Lost);
         let mut actions = vec![Action::Reap];
-        actions.extend(self.disconnect(Outcome::Failed(ExitCode::Lost)));
+        actions.extend(if self.is_evicted {
+            self.release(outcome, now)
+        } else {
+            self.disconnect(outcome)
+        });
         actions
     }
 
@@ -358,18 +372,45 @@ impl RunState {
                 self.is_unguarded = true;
                 vec![Action::ReportUnguarded]
             }
+            OnLost::Stop => self.terminate(now.min(due + OVERSLEEP_ALLOWANCE)),
+        }
+    }
+
+    /// Reacts to an eviction: terminates the job while the lock is still held, so that the next holder starts only when
+    /// the job is dead. A job that the user wants to go on without its lock goes on.
+    fn give_way(&mut self, now: Instant) -> Vec<Action> {
+        match self.policy.on_lost {
+            OnLost::Ignore => {
+                self.is_unguarded = true;
+                self.report_due = None;
+                vec![Action::Release, Action::ReportUnguarded]
+            }
             OnLost::Stop => {
-                let kill_at = now.min(due + OVERSLEEP_ALLOWANCE) + self.policy.timing.kill_after;
-                let leader_exited = false;
-                self.phase = Phase::Terminating { leader_exited, kill_at };
-                let mut actions = vec![Action::SignalAll(Signal::SIGTERM)];
-                if self.is_job_stopped {
-                    // A stopped process does not handle SIGTERM before it is continued.
-                    actions.push(Action::ContinueJob);
-                }
-                actions
+                self.is_evicted = true;
+                self.terminate(now)
             }
         }
+    }
+
+    /// Notes that the lock is lost before the evicted job is dead. The job is being terminated already, and its grace
+    /// period has begun before any deadline of the loss.
+    fn lose_lock_while_evicted(&mut self) -> Vec<Action> {
+        self.is_evicted = false;
+        self.report_due = None;
+        Vec::new()
+    }
+
+    /// Begins to terminate the job, whose grace period counts from `began`.
+    fn terminate(&mut self, began: Instant) -> Vec<Action> {
+        let kill_at = began + self.policy.timing.kill_after;
+        let leader_exited = false;
+        self.phase = Phase::Terminating { leader_exited, kill_at };
+        let mut actions = vec![Action::SignalAll(Signal::SIGTERM)];
+        if self.is_job_stopped {
+            // A stopped process does not handle SIGTERM before it is continued.
+            actions.push(Action::ContinueJob);
+        }
+        actions
     }
 
     /// Forwards a signal to the job exactly as received, unless the job has it already: a job in the caller's process

@@ -1,0 +1,97 @@
+//! Heartbeats: whether the server is there, whether it still holds the lock for us, and whether to give way.
+
+use super::query::QueryResult;
+use super::types::Lock;
+use crate::protocol::derived_keys::{eviction_channel, eviction_mark};
+use crate::protocol::query_tag::QueryTag;
+use postgres::Client;
+
+/// What the reply to a heartbeat says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HeartbeatReply {
+    /// The lock is held.
+    Held {
+        /// Whether `pglock evict` has marked the session.
+        is_marked: bool,
+    },
+    /// The session lives, but no longer holds the lock.
+    Vanished,
+    /// Another backend answered: the connection goes through a pooler.
+    OtherBackend {
+        /// Its process ID.
+        pid: i32,
+    },
+}
+
+impl HeartbeatReply {
+    /// Returns why the lock counts as lost; `None` if it is held.
+    pub(crate) fn loss(self) -> Option<String> {
+        match self {
+            HeartbeatReply::Held { .. } => None,
+            HeartbeatReply::Vanished => Some(
+                "the session no longer holds it: something released it on this session (a pooler's reset query, or \
+                 the job through the inherited connection)"
+                    .into(),
+            ),
+            HeartbeatReply::OtherBackend { pid } => Some(format!(
+                "backend {pid} answered instead of the one that holds it: a pooler lends the session to other clients"
+            )),
+        }
+    }
+}
+
+impl Lock {
+    /// Asks the server whether backend `backend_pid` still holds the lock for us. The tag of the query says for how long
+    /// it has been held.
+    ///
+    /// # Errors
+    /// The server reports an error, or the connection is lost.
+    pub(crate) fn heartbeat(
+        &self,
+        client: &mut Client,
+        backend_pid: i32,
+        tag: QueryTag,
+    ) -> Result<HeartbeatReply, postgres::Error> {
+        self.query_heartbeat(client, backend_pid, tag, "")
+    }
+
+    /// Does the same, and has the server send a notification when `pglock evict` marks this session: from then on an
+    /// eviction is noticed at once. A session that a pooler lends must not listen, since the next client would hear it.
+    ///
+    /// # Errors
+    /// As for [`Lock::heartbeat`].
+    pub(crate) fn heartbeat_and_listen(
+        &self,
+        client: &mut Client,
+        backend_pid: i32,
+        tag: QueryTag,
+    ) -> Result<HeartbeatReply, postgres::Error> {
+        let listen = format!("LISTEN {}; ", eviction_channel(backend_pid));
+        self.query_heartbeat(client, backend_pid, tag, &listen)
+    }
+
+    fn query_heartbeat(
+        &self,
+        client: &mut Client,
+        backend_pid: i32,
+        tag: QueryTag,
+        listen: &str,
+    ) -> Result<HeartbeatReply, postgres::Error> {
+        let (mark_class, _, mark_objsubid) = eviction_mark(backend_pid).in_pg_locks();
+        let sql = self.to_sql().heartbeat((mark_class, mark_objsubid));
+        let sql = format!("{listen}{sql}");
+        let result = QueryResult::fetch_tagged(client, &sql, tag)?;
+        let held_keys = result.number("held").unwrap_or_default() as usize;
+        Ok(if result.backend_pid() != backend_pid {
+            HeartbeatReply::OtherBackend {
+                pid: result.backend_pid(),
+            }
+        } else if held_keys != self.keys.as_slice().len() {
+            HeartbeatReply::Vanished
+        } else {
+            HeartbeatReply::Held {
+                is_marked: result.is_true("marked"),
+            }
+        })
+    }
+}

@@ -1,0 +1,169 @@
+//! After the lock is lost: holding the key again until the job is dead.
+//!
+//! When the server ends the session (a restart, a crash, a failover, `pg_terminate_backend`), the lock is free at once,
+//! but the job still has its grace period. So this thread reconnects and acquires the same key in the same mode if it is
+//! free, and nobody starts before the old job is dead. The job is terminated all the same and its status stays 74: this
+//! only keeps others out, and never lets a job go on. pglock's exit closes the connection, which releases the lock.
+//!
+//! A newcomer leaves a server alone for the first half second after its start (`lock::MIN_SERVER_AGE`), so that the
+//! guard comes first.
+
+use super::events::SessionEvent;
+use super::hold::Holder;
+use super::orders::Orders;
+use super::plan::SessionPlan;
+use super::reporter::Reporter;
+use crate::connection::Connection;
+use crate::inspect::{eviction, holders};
+use crate::key;
+use crate::lock::{Acquisition, ClientInfo, Grant, Keys, Lock, Scope};
+use crate::outcome::{ExitCode, Failure};
+use crate::run::state::OnLost;
+use postgres::Client;
+use std::time::{Duration, Instant};
+
+/// The first pauses between two attempts to reconnect are this long ...
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+/// ... for this long, which is as long as most restarts take.
+const FIRST_PAUSE_PERIOD: Duration = Duration::from_secs(5);
+/// The longest pause, well below the half second that newcomers wait.
+const MAX_PAUSE: Duration = Duration::from_millis(200);
+
+/// Guards the end of a job whose lock is lost.
+pub(super) struct Guard<'a> {
+    pub(super) plan: &'a SessionPlan,
+    pub(super) orders: &'a Orders,
+    pub(super) reporter: &'a Reporter,
+    /// What was lost.
+    pub(super) lock: &'a Lock,
+    /// The backend that held it.
+    pub(super) lost_backend_pid: i32,
+}
+
+/// Whether the key is guarded.
+enum GuardTry {
+    Acquired { lock: Lock, grant: Grant, is_direct: bool },
+    Taken { message: String },
+}
+
+impl Guard<'_> {
+    /// Reports who ended the session, and holds the key until the order to release. `by_administrator` says that it may
+    /// have been an eviction.
+    pub(super) fn stand(&self, by_administrator: bool) {
+        let mut explains_loss = by_administrator;
+        if !explains_loss {
+            self.reporter.report(SessionEvent::LossExplained { evictor: None });
+        }
+        if self.plan.options.policy.on_lost == OnLost::Ignore {
+            return;
+        }
+        let began = Instant::now();
+        let mut pause = FIRST_PAUSE;
+        while !self.orders.is_release_ordered_within(pause) {
+            let is_over = self.attempt(explains_loss).unwrap_or_else(|failure| {
+                if explains_loss {
+                    self.reporter.report(SessionEvent::LossExplained { evictor: None });
+                }
+                // Only a server that is away can come back.
+                failure.code != ExitCode::Unavailable
+            });
+            if is_over {
+                return;
+            }
+            explains_loss = false;
+            if began.elapsed() > FIRST_PAUSE_PERIOD {
+                pause = (pause * 3 / 2).min(MAX_PAUSE);
+            }
+        }
+    }
+
+    /// Reconnects, and holds the key if it is free. Returns whether there is nothing more to do.
+    ///
+    /// # Errors
+    /// The server is not there, or its locks protect nothing.
+    fn attempt(&self, explains_loss: bool) -> Result<bool, Failure> {
+        let plan = self.plan;
+        let application_name = plan.application_name();
+        let Connection { mut client, socket, .. } = plan.settings.reopen(&application_name)?;
+        if explains_loss && self.explain_loss(&mut client) {
+            return Ok(true);
+        }
+        let (lock, grant, is_direct) = match self.try_key(&mut client, application_name)? {
+            GuardTry::Acquired { lock, grant, is_direct } => (lock, grant, is_direct),
+            GuardTry::Taken { message } => {
+                self.reporter.report(SessionEvent::GuardFailed(message));
+                return Ok(true);
+            }
+        };
+        let guard = Holder {
+            plan,
+            orders: self.orders,
+            reporter: self.reporter,
+            lock: &lock,
+            grant,
+            is_direct,
+            is_guard: true,
+        };
+        // Lost again, it is acquired again.
+        Ok(guard.hold(&mut client, socket.as_ref(), None).is_ok())
+    }
+
+    /// Reports who ended the session. Returns whether the key must stay free.
+    fn explain_loss(&self, client: &mut Client) -> bool {
+        let evictor = eviction::find_evictor(client, self.lost_backend_pid).ok().flatten();
+        let is_forced = evictor.as_ref().is_some_and(|evictor| evictor.is_forced);
+        let evictor = evictor.map(|evictor| evictor.description);
+        self.reporter.report(SessionEvent::LossExplained { evictor });
+        is_forced
+    }
+
+    /// Tries the lost key in the lost mode.
+    ///
+    /// # Errors
+    /// As for [`Lock::first_try`] and [`Lock::first_try_in_transaction`].
+    fn try_key(&self, client: &mut Client, application_name: String) -> Result<GuardTry, Failure> {
+        let options = &self.plan.options;
+        let server_limit = options.policy.timing.server_limit();
+        let client_info = ClientInfo {
+            application_name,
+            choice: options.scope,
+            server_limit: Some(server_limit),
+            ignores_server_age: true,
+        };
+        let lock = Lock {
+            scope: Scope::Session,
+            ..self.lock.clone()
+        };
+        let (server, outcome) = lock.first_try(client, &client_info, None)?;
+        // A standby can be promoted, or the next host be the primary.
+        let scope = server.usable_scope(options.scope).map_err(|failure| Failure {
+            code: ExitCode::Unavailable,
+            ..failure
+        })?;
+        let lock = Lock { scope, ..lock };
+        let outcome = match scope {
+            Scope::Session => outcome,
+            Scope::Transaction => lock.first_try_in_transaction(client, server_limit, options.poll, || None)?,
+        };
+        Ok(match outcome.into_acquisition()? {
+            Acquisition::Acquired(grant) => GuardTry::Acquired {
+                lock: lock.held(grant),
+                grant,
+                is_direct: !server.pooled,
+            },
+            Acquisition::Busy { .. } => GuardTry::Taken {
+                message: taken_message(client, &lock, &key::describe(&options.keys)),
+            },
+        })
+    }
+}
+
+/// Returns the message that names the client that has the key now.
+fn taken_message(client: &mut Client, lock: &Lock, keys: &str) -> String {
+    let (Keys::All(ids) | Keys::OneOf { keys: ids, .. }) = &lock.keys;
+    let found = holders::find(client, ids).unwrap_or_default();
+    match found.first() {
+        Some(holder) => format!("{keys} was acquired by {holder} before the job was dead"),
+        None => format!("{keys} was acquired by another client before the job was dead"),
+    }
+}
