@@ -1,20 +1,19 @@
-//! What pglock costs, measured beside the floor: a client written by hand that does the least (`floor.c`).
+//! What pglock costs, compared with the floor: a minimal client written by hand (`floor.c`).
 //!
-//! | file | what it is |
+//! | file | contents |
 //! |---|---|
-//! | `main` | what is asked for, and where the results go |
-//! | `works` | the works, who does them, and the bounds |
+//! | `main` | the command line, and where the results go |
+//! | `works` | the tasks, who does them, and the bounds |
 //! | `growth` | how cost grows with the number of holders and waiters |
-//! | `timing` | whole processes, in turn; medians and quartiles |
-//! | `wire` | a relay that counts turns and adds delay |
+//! | `timing` | whole processes, taking turns; medians and quartiles |
 //! | `processes` | memory and CPU time of a process |
-//! | `plot` | the results as pictures |
+//! | `plot` | charts of the results |
 //! | `floor.c`, `floor_tls.rs` | the floor, in plain text and with TLS |
 //!
 //! `make bench` and `make bench-growth` write their results beside this file; `make bench-check` only compares them with
 //! the bounds. Everything runs on this machine, on servers of its own.
-#![expect(clippy::unwrap_used, reason = "a measurement that fails is none")]
-#![expect(clippy::print_stdout, reason = "the results are for whoever asks")]
+#![expect(clippy::unwrap_used, reason = "a failed measurement panics")]
+#![expect(clippy::print_stdout, reason = "the results are the output")]
 
 mod growth;
 mod plot;
@@ -23,7 +22,6 @@ mod processes;
 #[expect(dead_code, reason = "the tests need more of it")]
 mod support;
 mod timing;
-mod wire;
 mod works;
 
 use std::path::{Path, PathBuf};

@@ -3,12 +3,12 @@
 use crate::Programs;
 use crate::processes::{cpu_time, private_memory};
 use crate::support::command::command;
+use crate::support::delay_line::Relay;
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::server::{SUPERUSER, Server, find, free_port};
 use crate::support::tls::{PASSWORD, Secured};
 use crate::support::wait::{SOON, eventually};
 use crate::timing::{Contender, Sample, in_turn, measure_in_turn, milliseconds};
-use crate::wire::Relay;
 use std::fmt::Write as _;
 use std::io::Read;
 use std::path::Path;
@@ -246,9 +246,9 @@ impl Bench<'_> {
     fn turns(&self) -> Vec<Work> {
         let relay = Relay::to(self.server.port(), Duration::ZERO);
         let count = |contender: &Contender| {
-            relay.turns();
+            relay.round_trips();
             contender.time();
-            relay.turns() as f64
+            relay.round_trips() as f64
         };
         let role = "DROP ROLE IF EXISTS with_password; SET password_encryption = 'scram-sha-256'; \
                     CREATE ROLE with_password LOGIN PASSWORD 'x'";

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 /// Result of the first query where the server also computes the number of the key.
 #[derive(Debug)]
-pub struct ComputedTry {
+pub(crate) struct ComputedTry {
     /// The server.
     pub server: Server,
     /// The number; `None` if the server did not compute it.
@@ -42,7 +42,7 @@ impl Lock {
     ///
     /// # Errors
     /// The server is not PostgreSQL or reports an error, or the connection is lost.
-    pub fn first_try(
+    pub(crate) fn first_try(
         &self,
         client: &mut Client,
         client_info: &ClientInfo,
@@ -63,7 +63,7 @@ impl Lock {
     ///
     /// # Errors
     /// [`ExitCode::Config`] behind statement pooling; else the server reports an error, or the connection is lost.
-    pub fn first_try_in_transaction(
+    pub(crate) fn first_try_in_transaction(
         &self,
         client: &mut Client,
         server_limit: Duration,
@@ -85,6 +85,9 @@ impl Lock {
     }
 
     /// Tries once, in a transaction that stays open if the lock is ours and is rolled back otherwise.
+    ///
+    /// # Errors
+    /// The server reports an error, or the connection is lost.
     fn try_in_transaction(
         &self,
         client: &mut Client,
@@ -113,7 +116,7 @@ impl Lock {
     ///
     /// # Errors
     /// The wait was cancelled, the lock would protect nothing, the server reports an error, or the connection is lost.
-    pub fn wait(
+    pub(crate) fn wait(
         &self,
         client: &mut Client,
         options: WaitOptions,
@@ -135,6 +138,9 @@ impl Lock {
     }
 
     /// Tries the keys from `first_busy` on, again and again.
+    ///
+    /// # Errors
+    /// As for [`Lock::wait`].
     fn wait_by_polling(
         &self,
         client: &mut Client,
@@ -170,6 +176,9 @@ impl Lock {
     }
 
     /// Tries the keys from `first_busy` on, for the session. The outcome counts all keys.
+    ///
+    /// # Errors
+    /// The server reports an error, or the connection is lost.
     fn try_again(
         &self,
         client: &mut Client,
@@ -196,7 +205,7 @@ impl Lock {
 ///
 /// # Errors
 /// The server is not PostgreSQL or reports an error, or the connection is lost.
-pub fn first_try_computed(
+pub(crate) fn first_try_computed(
     client: &mut Client,
     expression: &str,
     mode: Mode,
@@ -216,6 +225,10 @@ pub fn first_try_computed(
     })
 }
 
+/// Runs the first query, and reads what it reports about the server.
+///
+/// # Errors
+/// The server is not PostgreSQL or reports an error, or the connection is lost.
 fn run_first_query(client: &mut Client, sql: &str, client_info: &ClientInfo) -> Result<(Server, QueryResult), Failure> {
     let result = QueryResult::fetch(client, sql).map_err(first_query_failure)?;
     if !result.has_row() {
@@ -232,7 +245,7 @@ fn run_first_query(client: &mut Client, sql: &str, client_info: &ClientInfo) -> 
 ///
 /// # Errors
 /// The server reports an error, or the connection is lost.
-pub fn configure_session(client: &mut Client, server_limit: Duration) -> Result<(), postgres::Error> {
+pub(crate) fn configure_session(client: &mut Client, server_limit: Duration) -> Result<(), postgres::Error> {
     simple_query(client, &sql::configure_session(server_limit)).map(drop)
 }
 
@@ -241,7 +254,7 @@ pub fn configure_session(client: &mut Client, server_limit: Duration) -> Result<
 const BEGIN_PROBE_COUNT: u32 = 10;
 
 /// The pause before each of [`BEGIN_PROBE_COUNT`] connections.
-pub const BEGIN_PROBE_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const BEGIN_PROBE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Returns whether BEGIN, and no earlier query, ends this connection: a pooler whose server is gone ends it earlier.
 fn is_closed_by_begin(mut client: Client) -> bool {

@@ -13,7 +13,7 @@ use postgres::Client;
 use std::time::Duration;
 
 /// An observer of a wait, which can also end it.
-pub trait WaitObserver {
+pub(crate) trait WaitObserver {
     /// Notes that a query is about to be sent, whose result the server will send within `max_reply_time`.
     fn before_query(&mut self, max_reply_time: Duration);
 
@@ -31,6 +31,9 @@ pub(super) enum QueueOutcome {
 }
 
 /// Waits in the server's queue for one key, slice by slice.
+///
+/// # Errors
+/// The wait was cancelled, the lock would protect nothing, the server reports an error, or the connection is lost.
 pub(super) fn wait_in_queue(
     client: &mut Client,
     id: KeyId,

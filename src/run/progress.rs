@@ -1,12 +1,13 @@
 //! The status line of a wait on a terminal: which lock, for how long so far, who holds it and since when.
 
-use crate::inspect::backend::{Backend, age};
+use crate::inspect::backend::Backend;
+use crate::inspect::server_time::age;
 use crate::ui::terminal::truncate_to_width;
 use std::time::{Duration, Instant};
 use unicode_width::UnicodeWidthStr;
 
 /// The holders of the lock as last seen.
-pub struct WaitProgress {
+pub(crate) struct WaitProgress {
     /// The holders.
     pub holders: Vec<Backend>,
     /// When the holders were queried.
@@ -15,12 +16,12 @@ pub struct WaitProgress {
 
 impl WaitProgress {
     /// Returns the status in full.
-    pub fn sentence(&self, keys: &str, waited: Duration) -> String {
+    pub(crate) fn sentence(&self, keys: &str, waited: Duration) -> String {
         format!("waiting for {keys} for {}; {}", age(waited), self.holder())
     }
 
     /// Returns the status shortened to this many columns. The holder is at the end, so it is cut off first.
-    pub fn line(&self, keys: &str, waited: Duration, columns: usize) -> String {
+    pub(crate) fn line(&self, keys: &str, waited: Duration, columns: usize) -> String {
         let full = format!("pglock: {}", self.sentence(keys, waited));
         if full.width() <= columns {
             return full;
@@ -34,7 +35,7 @@ impl WaitProgress {
         };
         let held_for = match first.since {
             Some(since) => {
-                let duration = Duration::from_secs_f64(since.ago) + self.seen.elapsed();
+                let duration = since.ago + self.seen.elapsed();
                 format!(" for {}", age(duration))
             }
             None => String::new(),

@@ -39,7 +39,7 @@ const DEFAULT_COLUMNS: usize = 80;
 ///
 /// # Errors
 /// This process cannot be set up: no thread, no socket pair, no signal handler.
-pub fn run(
+pub(crate) fn run(
     options: RunOptions,
     settings: Settings,
     started_at: Instant,
@@ -187,7 +187,7 @@ impl Supervisor {
                 self.is_connected = true;
                 Event::Connected
             }
-            SessionEvent::Direct(canceller) => {
+            SessionEvent::Cancellable(canceller) => {
                 self.canceller = Some(canceller);
                 Event::Connected
             }
@@ -222,7 +222,7 @@ impl Supervisor {
                 drop(session);
                 Event::Released { was_held }
             }
-            SessionEvent::Broken => self.record_panic(),
+            SessionEvent::Panicked => self.record_panic(),
         }
     }
 

@@ -1,11 +1,10 @@
-//! The probe: a job that records each signal that it gets, with the time and the sender, and says when it is ready.
+//! The probe: a job that records each signal that it gets, with time and sender, and reports when it is ready.
 //!
-//! `probe RECORD [--end-on SIGNAL]... [--beat]` appends lines to the file RECORD, the first word of each being the
-//! monotonic clock in nanoseconds, which all processes of a machine share:
-//! `ready PID blocked=MASK ignored=MASK` (as proc(5) shows them, as it was started), `TERM from PID` or
-//! `TERM from kernel`, and with `--beat`, each 10 ms, `beat`. After the first line, it prints `ready (pid PID)`.
-//! A signal that was ignored on entry stays so. It ends by a signal of `--end-on`, by one that cannot be caught,
-//! or by SIGALRM after two minutes, so that none is left behind.
+//! `probe RECORD [--end-on SIGNAL]... [--beat]` appends lines to the file RECORD, each starting with the monotonic
+//! clock in nanoseconds, which all processes of a machine share: `ready PID blocked=MASK ignored=MASK` (its inherited
+//! masks, as in proc(5)), `TERM from PID` or `TERM from kernel`, and with `--beat`, every 10 ms, `beat`. After the
+//! first line it prints `ready (pid PID)`. A signal that was ignored on entry stays ignored. The probe dies of a signal
+//! of `--end-on`, of one that cannot be caught, or of SIGALRM after two minutes, so that none is left behind.
 
 use nix::sys::signal::Signal;
 use nix::time::{ClockId, clock_gettime};
@@ -16,7 +15,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// TSTP, TTIN and TTOU are left to do what they do.
+/// TSTP, TTIN and TTOU keep their default effect.
 const RECORDED: [Signal; 8] = [
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -80,14 +79,14 @@ impl Record {
         Ok(Record(Arc::new(file)))
     }
 
-    /// One write, so that neither two threads nor two probes mix their lines.
-    fn line(&self, words: &str) -> io::Result<()> {
+    /// Appends a line with one write, so that neither two threads nor two probes mix their lines.
+    fn line(&self, event: &str) -> io::Result<()> {
         let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?).as_nanos();
-        (&*self.0).write_all(format!("{now} {words}\n").as_bytes())
+        (&*self.0).write_all(format!("{now} {event}\n").as_bytes())
     }
 }
 
-/// A signal mask of this process; none, where there is no `/proc`.
+/// Returns a signal mask of this process; 0 without `/proc`.
 fn mask(field: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let value = status.lines().find_map(|line| line.strip_prefix(field));

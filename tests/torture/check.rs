@@ -1,11 +1,12 @@
 //! The check: whether a history keeps pglock's promises.
 //!
-//! Two jobs that exclude each other may be inside at once only where a fault has ended the session of one of them, and for
-//! no longer than it takes to stop its job. A cut cable, a slow line or a silent server is no excuse, since pglock stops the
-//! job before the server gives the lock away, unless pglock itself was killed or stopped. Whatever the excuse, the tokens
-//! have to tell who was first, and the store must have refused him after the other had written.
+//! Two jobs that exclude each other may overlap only if a fault ended the session of one of them, and for no longer
+//! than it takes to terminate its job. A cut cable, a slow line or a silent server is no excuse, since pglock
+//! terminates the job before the server frees the lock, unless pglock itself was killed or stopped. Even with an
+//! excuse, the tokens must tell which job was first, and the store must have refused it after the other one had
+//! written.
 //!
-//! [`tokens`]: tokens and the store. [`ends`]: how each pglock ended, and what it said. [`waits`]: those who wait.
+//! [`tokens`]: tokens and the store. [`ends`]: how each pglock ended, and what it printed. [`waits`]: the waiters.
 
 mod ends;
 mod tokens;
@@ -15,25 +16,25 @@ use super::history::{Fault, History, Run, Stay, Target};
 use super::plan::{Kind, Request};
 use std::collections::{BTreeMap, HashMap};
 
-pub const SECOND: u128 = 1_000_000_000;
-/// From the end of a session to the end of the job: it is seen at once, TERM is sent, and a second later KILL
-/// (`--kill-after 1`); behind a cut cable it is seen after two heartbeats. The rest is for a busy machine.
-pub const STOPPING: u128 = 6 * SECOND;
+pub const SECOND_NS: u128 = 1_000_000_000;
+/// From the end of a session to the end of the job: the loss is noticed at once, TERM is sent, and KILL a second later
+/// (`--kill-after 1`); behind a cut cable the loss is noticed after two heartbeats. The rest is for a busy machine.
+pub const TERMINATION_LIMIT_NS: u128 = 6 * SECOND_NS;
 /// From the grant to the job's first line, on a busy machine.
-const STARTING: u128 = 3 * SECOND;
-/// How long a cut or a slow line can make itself felt after its end: until messages are sent again, or the server gives the
-/// connection up.
-pub const ECHO: u128 = 10 * SECOND;
-/// How long after it has met no server the pooler looks for one again (`server_login_retry`), and a bit.
-const RETRY: u128 = 3 * SECOND;
+const START_LIMIT_NS: u128 = 3 * SECOND_NS;
+/// How long a cut or a slow line has effects after its end: until messages are retransmitted, or the server gives up
+/// the connection.
+pub const AFTERMATH_NS: u128 = 10 * SECOND_NS;
+/// How long after finding no server the pooler retries (`server_login_retry`), and a little more.
+const POOLER_RETRY_NS: u128 = 3 * SECOND_NS;
 
-/// What the check has found.
+/// The results of the check.
 #[derive(Debug, Default)]
 pub struct Verdict {
     pub violations: Vec<String>,
     /// Overlaps that a fault explains, by the fault.
     pub explained: BTreeMap<String, Explained>,
-    /// Writes that the store has accepted, and refused.
+    /// Writes that the store accepted, and refused.
     pub accepted: usize,
     pub refused: usize,
 }
@@ -42,13 +43,13 @@ pub struct Verdict {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Explained {
     pub count: usize,
-    /// Those in which both had a token.
+    /// Those in which both jobs had a token.
     pub ordered: usize,
     /// Nanoseconds.
     pub longest: u128,
 }
 
-/// Checks everything that can be told from the history alone.
+/// Checks everything that follows from the history alone.
 pub fn check(history: &History) -> Verdict {
     let mut check = Check {
         history,
@@ -73,7 +74,7 @@ struct Check<'a> {
     verdict: Verdict,
 }
 
-/// A job under a lock, and its pglock.
+/// A job with a lock, and its pglock.
 #[derive(Clone, Copy)]
 struct Holder<'a> {
     stay: &'a Stay,
@@ -85,16 +86,16 @@ impl<'a> Check<'a> {
         self.history.runs.get(&number)
     }
 
-    fn blame(&mut self, words: String) {
-        self.verdict.violations.push(words);
+    fn violation(&mut self, violation: String) {
+        self.verdict.violations.push(violation);
     }
 
-    /// "Never twice at once."
+    /// P10
     fn overlaps(&mut self) {
         let mut by_key: BTreeMap<&str, Vec<Holder>> = BTreeMap::new();
         for stay in &self.history.stays {
             let Some(run) = self.run(stay.run) else {
-                self.blame(format!("a job of run {}, which is unknown", stay.run));
+                self.violation(format!("a job of run {}, which is unknown", stay.run));
                 continue;
             };
             for key in &run.request.keys {
@@ -114,8 +115,8 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// The second one came in while the first one was inside. It can be the second one that had lost the lock, if its job
-    /// was being started when the session ended: its token tells.
+    /// The second job started during the first one. The second may be the one that lost the lock, if its job was being
+    /// started when its session ended: the tokens tell.
     fn overlap(&mut self, key: &str, first: Holder<'a>, second: Holder<'a>) {
         let (a, b) = (first.stay, second.stay);
         let tokens = a.token.as_ref().zip(b.token.as_ref());
@@ -133,47 +134,47 @@ impl<'a> Check<'a> {
                 explained.ordered += usize::from(tokens.is_some());
                 explained.longest = explained.longest.max(lasted);
             }
-            None => self.blame(format!(
-                "{key}: run {} and run {} at once for {} ms, and no fault explains it:\n  {:?}\n  {a:?}\n  {:?}\n  {b:?}\n  \
+            None => self.violation(format!(
+                "{key}: run {} and run {} overlap for {} ms, and no fault explains it:\n  {:?}\n  {a:?}\n  {:?}\n  {b:?}\n  \
                  faults: {:?}",
                 a.run,
                 b.run,
                 lasted / 1_000_000,
                 first.run,
                 second.run,
-                self.faults.around(first, second)
+                self.faults.program(first, second)
             )),
         }
     }
 
-    /// The fault that had ended the session of this holder before somebody else came in.
+    /// Returns the fault that had ended the session of this holder before another job started.
     fn excuse(&self, victim: Holder, until: u128) -> Option<Kind> {
         let Holder { stay, run } = victim;
         let hit = |kinds: &[Kind]| {
             let is = |fault: &Fault| kinds.contains(&fault.kind);
             self.faults.find(stay.run, run, run.began, stay.last, is)
         };
-        // Nobody was there to stop the job at all, or not before this.
+        // No pglock was there to terminate the job, or not before this.
         let is_alone = hit(&[Kind::KillPglock]).is_some();
         let back = hit(&[Kind::StopPglock, Kind::Stall]).map(|fault| fault.ended);
         let is_stopped_in_time = |fault: &Fault| {
             let noticed = fault.ended.max(back.unwrap_or_default());
-            is_alone || stay.last <= noticed + STOPPING
+            is_alone || stay.last <= noticed + TERMINATION_LIMIT_NS
         };
-        let from = stay.entered.saturating_sub(STARTING);
+        let from = stay.entered.saturating_sub(START_LIMIT_NS);
         let found = |is: &dyn Fn(&Fault) -> bool| self.faults.find(stay.run, run, from, until, is);
         let ended = found(&|fault| ends_sessions(fault.kind) && is_stopped_in_time(fault));
-        // The server gives a silent client's lock away.
+        // The server frees the lock of a silent client.
         let is_unguarded = is_alone || back.is_some();
-        let given_away = || {
+        let freed_by_server = || {
             let is = |fault: &Fault| cuts(fault.kind) && is_unguarded && is_stopped_in_time(fault);
             found(&is)
         };
-        ended.or_else(given_away).map(|fault| fault.kind)
+        ended.or_else(freed_by_server).map(|fault| fault.kind)
     }
 }
 
-/// Whether two holders of one key exclude each other. Slot 0 is the key itself.
+/// Returns whether two holders of one key exclude each other. Slot 0 is the key itself.
 fn excludes(a: Holder, b: Holder) -> bool {
     let place = |holder: Holder| match holder.run.request.slots {
         Some(_) => holder.stay.slot,
@@ -182,12 +183,12 @@ fn excludes(a: Holder, b: Holder) -> bool {
     place(a) == place(b) && !(a.run.request.shared && b.run.request.shared)
 }
 
-/// Whether two requests can be in each other's way.
+/// Returns whether two requests can conflict.
 fn share_a_key(a: &Request, b: &Request) -> bool {
     a.keys.iter().any(|key| b.keys.contains(key))
 }
 
-/// The lock is free at once, as the server or the pooler ends the session.
+/// Returns whether the lock is free at once, because the server or the pooler ends the session.
 fn ends_sessions(kind: Kind) -> bool {
     use Kind::*;
     matches!(
@@ -196,22 +197,22 @@ fn ends_sessions(kind: Kind) -> bool {
     )
 }
 
-/// The server does not hear of us, and gives the lock away after a while.
+/// Returns whether the server receives nothing from us, and frees the lock after a while.
 fn cuts(kind: Kind) -> bool {
     matches!(kind, Kind::Cut | Kind::CutServer | Kind::Delay)
 }
 
-/// The server seems silent, or we seem silent to it, while nobody gets the lock.
+/// Returns whether the server seems silent, or we seem silent to it, while no other client acquires the lock.
 fn silences(kind: Kind) -> bool {
     cuts(kind) || matches!(kind, Kind::StopPglock | Kind::StopBackend | Kind::Stall)
 }
 
-/// Something can fail on the way to the lock, or back.
+/// Returns whether acquiring or releasing the lock can fail.
 fn disturbs(kind: Kind) -> bool {
     ends_sessions(kind) || silences(kind) || matches!(kind, Kind::Reconnect | Kind::Exhaust)
 }
 
-/// The faults in their order, to be found by time.
+/// The faults in their order, to be searched by time.
 struct Faults<'a> {
     all: Vec<&'a Fault>,
     longest: u128,
@@ -228,15 +229,15 @@ impl<'a> Faults<'a> {
         }
     }
 
-    /// Those that began so early that they can have lasted until then, or later; and before the end.
+    /// Returns those that may have lasted until `from` or later, and began before `until`.
     fn between(&self, from: u128, until: u128) -> impl Iterator<Item = &'a Fault> {
         let end = self.all.partition_point(|fault| fault.began <= until);
-        let from = from.saturating_sub(self.longest + ECHO);
+        let from = from.saturating_sub(self.longest + AFTERMATH_NS);
         let start = self.all[..end].partition_point(|fault| fault.began < from);
         self.all[start..end].iter().rev().copied()
     }
 
-    /// The last fault that can have met this run between these times, echoes included.
+    /// Returns the last fault that can have hit this run between these times, aftermath included.
     fn find(
         &self,
         number: usize,
@@ -250,7 +251,7 @@ impl<'a> Faults<'a> {
     }
 
     /// Those that met one of the two, to be told.
-    fn around(&self, first: Holder, second: Holder) -> Vec<&'a Fault> {
+    fn program(&self, first: Holder, second: Holder) -> Vec<&'a Fault> {
         let from = first.run.began.min(second.run.began);
         let until = first.stay.last.max(second.stay.last);
         let met = |fault: &&Fault| {
@@ -274,8 +275,8 @@ fn meets(fault: &Fault, number: usize, run: &Run) -> bool {
 
 fn felt_until(fault: &Fault, run: &Run) -> u128 {
     let echo = match fault.kind {
-        kind if cuts(kind) || kind == Kind::StopBackend => ECHO,
-        _ if run.request.pooled && matches!(fault.target, Target::All | Target::Pooled) => RETRY,
+        kind if cuts(kind) || kind == Kind::StopBackend => AFTERMATH_NS,
+        _ if run.request.pooled && matches!(fault.target, Target::All | Target::Pooled) => POOLER_RETRY_NS,
         _ => 0,
     };
     fault.ended + echo

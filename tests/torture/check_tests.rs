@@ -1,4 +1,4 @@
-//! Whether the check can tell: histories that are right pass, and each that is wrong in one way is caught for it.
+//! Whether the check notices: correct histories pass, and each that is wrong in one way is caught for that.
 
 use super::check::{Verdict, check};
 use super::history::{End, Fault, History, Run, Stay, Target, Write};
@@ -6,23 +6,23 @@ use super::plan::{Kind, Request};
 
 /// A history in the making. Times are milliseconds, long after the clock's start.
 #[derive(Default)]
-struct Tale(History);
+struct Story(History);
 
 fn ms(at: u64) -> u128 {
     (u128::from(at) + 1_000_000) * 1_000_000
 }
 
-impl Tale {
-    /// A run for the key `a`, with its job inside for all but 10 ms at both ends.
-    fn holds(self, number: usize, began: u64, ended: u64) -> Tale {
+impl Story {
+    /// Adds a run for the key `a`, whose job runs for all but 10 ms at both ends.
+    fn holds(self, number: usize, began: u64, ended: u64) -> Story {
         self.waits(number, began, ended, 0, "").job(number, |stay| {
             stay.entered = ms(began + 10);
             stay.last = ms(ended - 10);
         })
     }
 
-    /// One that has not got the lock.
-    fn waits(mut self, number: usize, began: u64, ended: u64, code: i32, stderr: &str) -> Tale {
+    /// Adds a run that does not acquire the lock.
+    fn waits(mut self, number: usize, began: u64, ended: u64, code: i32, stderr: &str) -> Story {
         let run = Run {
             request: Request {
                 keys: vec!["a"],
@@ -39,8 +39,8 @@ impl Tale {
         self
     }
 
-    /// The job of a run, which has left unless it is changed.
-    fn job(mut self, number: usize, change: impl FnOnce(&mut Stay)) -> Tale {
+    /// Adds the job of a run, which has left unless it is changed.
+    fn job(mut self, number: usize, change: impl FnOnce(&mut Stay)) -> Story {
         let found = self.0.stays.iter().position(|stay| stay.run == number);
         let index = found.unwrap_or_else(|| {
             self.0.stays.push(Stay {
@@ -54,32 +54,32 @@ impl Tale {
         self
     }
 
-    fn run(mut self, number: usize, change: impl FnOnce(&mut Run)) -> Tale {
+    fn run(mut self, number: usize, change: impl FnOnce(&mut Run)) -> Story {
         change(self.0.runs.get_mut(&number).unwrap());
         self
     }
 
-    fn request(self, number: usize, change: impl FnOnce(&mut Request)) -> Tale {
+    fn request(self, number: usize, change: impl FnOnce(&mut Request)) -> Story {
         self.run(number, |run| change(&mut run.request))
     }
 
-    fn end(self, number: usize, end: End, stderr: &str) -> Tale {
+    fn end(self, number: usize, end: End, stderr: &str) -> Story {
         self.run(number, |run| {
             (run.end, run.stderr) = (end, stderr.to_owned());
         })
     }
 
-    fn token(self, number: usize, token: &str) -> Tale {
+    fn token(self, number: usize, token: &str) -> Story {
         let tale = self.request(number, |request| request.token = true);
         tale.job(number, |stay| stay.token = Some(token.to_owned()))
     }
 
-    fn writes(self, number: usize, at: u64, accepted: bool) -> Tale {
+    fn writes(self, number: usize, at: u64, accepted: bool) -> Story {
         let (at, key) = (ms(at), "a".to_owned());
         self.job(number, |stay| stay.writes.push(Write { at, key, accepted }))
     }
 
-    fn fault(mut self, kind: Kind, target: Target, began: u64, ended: u64) -> Tale {
+    fn fault(mut self, kind: Kind, target: Target, began: u64, ended: u64) -> Story {
         self.0.faults.push(Fault {
             kind,
             target,
@@ -94,55 +94,58 @@ impl Tale {
     }
 
     #[track_caller]
-    fn passes(self) -> Tale {
+    fn passes(self) -> Story {
         assert_eq!(self.verdict().violations, Vec::<String>::new());
         self
     }
 
-    /// This is wrong with it, among others.
+    /// Asserts that this is one of the violations.
     #[track_caller]
-    fn fails_among_others_for(self, words: &str) {
+    fn fails_among_others_for(self, expected: &str) {
         let violations = self.verdict().violations;
-        let is_said = violations.iter().any(|violation| violation.contains(words));
-        assert!(is_said, "{violations:?}");
+        let is_found = violations.iter().any(|violation| violation.contains(expected));
+        assert!(is_found, "{violations:?}");
     }
 
-    /// It is wrong in one way, and for this reason.
+    /// Asserts that this is the only violation.
     #[track_caller]
-    fn fails_for(self, words: &str) {
+    fn fails_for(self, expected: &str) {
         let violations = self.verdict().violations;
-        assert!(violations.len() == 1 && violations[0].contains(words), "{violations:?}");
+        assert!(
+            violations.len() == 1 && violations[0].contains(expected),
+            "{violations:?}"
+        );
     }
 }
 
-/// The first one's job is inside from 10 to 990, the second one's from 510.
-fn overlap() -> Tale {
-    let tale = Tale::default();
+/// Returns a story in which the first job runs from 10 to 990, and the second one from 510.
+fn overlap() -> Story {
+    let tale = Story::default();
     tale.holds(1, 0, 1000).holds(2, 500, 1500)
 }
 
-/// The same, after the first one's session was ended at 400: it says so.
-fn explained_overlap(kind: Kind) -> Tale {
+/// Returns the same story, after the session of the first one ended at 400, which it reports.
+fn explained_overlap(kind: Kind) -> Story {
     let lost = "pglock: lost the lock on key \"a\" at noon: because; terminated the job with SIGTERM\n";
     let tale = overlap().fault(kind, Target::Run(1), 400, 401);
     tale.end(1, End::Code(74), lost).job(1, |stay| stay.left = false)
 }
 
-const AT_ONCE: &str = " at once for ";
+const OVERLAP: &str = " overlap for ";
 const LOST: &str = "pglock: lost the lock on key \"a\" at noon: because; terminated the job with SIGTERM\n";
 const GAVE_UP: &str = "pglock: key \"a\" in database \"postgres\" is held by vm:1001 (backend 7); gave up after 5s\n";
 
 #[test]
 fn one_after_the_other_passes() {
-    let tale = Tale::default().holds(1, 0, 1000).holds(2, 500, 1500);
+    let tale = Story::default().holds(1, 0, 1000).holds(2, 500, 1500);
     let tale = tale.job(2, |stay| stay.entered = ms(995));
     tale.token(1, "1").token(2, "2").passes();
 }
 
 #[test]
 fn a_double_grant_is_caught() {
-    overlap().fails_for(AT_ONCE);
-    // One of them shared does not help; both do.
+    overlap().fails_for(OVERLAP);
+    // One shared holder is not enough; two are.
     let shared = overlap().request(1, |request| request.shared = true);
     assert_eq!(shared.verdict().violations.len(), 1);
     shared.request(2, |request| request.shared = true).passes();
@@ -150,7 +153,7 @@ fn a_double_grant_is_caught() {
     let several = overlap().request(1, |request| request.keys = vec!["a", "b"]);
     several
         .request(2, |request| request.keys = vec!["a", "c"])
-        .fails_for(AT_ONCE);
+        .fails_for(OVERLAP);
     let others = overlap().request(1, |request| request.keys = vec!["b"]);
     others.passes();
 }
@@ -164,11 +167,11 @@ fn a_slot_that_two_have_is_caught() {
         tale.job(2, |stay| stay.slot = second)
     };
     slots(Some(0), Some(1)).passes();
-    slots(Some(1), Some(1)).fails_for(AT_ONCE);
+    slots(Some(1), Some(1)).fails_for(OVERLAP);
     // Slot 0 is the key itself.
     let plain = |slot| slots(slot, None).request(2, |request| request.slots = None);
     plain(Some(1)).passes();
-    plain(Some(0)).fails_for(AT_ONCE);
+    plain(Some(0)).fails_for(OVERLAP);
 }
 
 #[test]
@@ -179,7 +182,7 @@ fn an_overlap_is_excused_by_what_ended_the_session_and_by_nothing_else() {
         assert_eq!(verdict.explained[&kind.name()].count, 1, "{kind:?}");
     }
     for kind in [Cut, CutServer, Delay, StopBackend] {
-        explained_overlap(kind).fails_for(AT_ONCE);
+        explained_overlap(kind).fails_for(OVERLAP);
     }
     for kind in [TermJob, SlowDisk, Exhaust, Reconnect] {
         assert_eq!(explained_overlap(kind).verdict().violations.len(), 2, "{kind:?}");
@@ -187,14 +190,14 @@ fn an_overlap_is_excused_by_what_ended_the_session_and_by_nothing_else() {
 }
 
 #[test]
-fn an_excuse_is_for_whom_it_met_when_it_met_him() {
+fn an_excuse_counts_for_its_target_and_its_time() {
     let met = |target, began, ended| {
         let tale = overlap().fault(Kind::EndSession, target, began, ended);
         tale.verdict().violations.len()
     };
     assert_eq!(met(Target::Run(1), 400, 401), 0);
     assert_eq!(met(Target::Run(3), 400, 401), 1);
-    // After the second one had come in.
+    // After the second job had started.
     assert_eq!(met(Target::Run(1), 600, 601), 1);
     for (target, is_met) in [
         (Target::All, true),
@@ -205,25 +208,25 @@ fn an_excuse_is_for_whom_it_met_when_it_met_him() {
         assert_eq!(met(target, 400, 401) == 0, is_met, "{target:?}");
     }
     // Long before the first one had the lock: its session is a newer one.
-    let late = Tale::default().holds(1, 0, 9000).holds(2, 8000, 9500);
+    let late = Story::default().holds(1, 0, 9000).holds(2, 8000, 9500);
     let late = late.job(1, |stay| stay.entered = ms(7900));
     let late = late.fault(Kind::Crash, Target::All, 4000, 4500);
-    late.fails_for(AT_ONCE);
+    late.fails_for(OVERLAP);
 }
 
 #[test]
 fn a_job_that_is_not_stopped_in_time_is_caught() {
     let lives_on = |until| {
-        let tale = Tale::default().holds(1, 0, until).holds(2, 500, until + 500);
+        let tale = Story::default().holds(1, 0, until).holds(2, 500, until + 500);
         tale.fault(Kind::EndSession, Target::Run(1), 400, 401)
     };
     lives_on(3000).passes();
-    lives_on(8000).fails_for(AT_ONCE);
+    lives_on(8000).fails_for(OVERLAP);
     // Its pglock was stopped, and could not stop it before it went on.
     let stopped = lives_on(8000).fault(Kind::StopPglock, Target::Run(1), 300, 3000);
     stopped.passes();
     let stopped = lives_on(12000).fault(Kind::StopPglock, Target::Run(1), 300, 3000);
-    stopped.fails_for(AT_ONCE);
+    stopped.fails_for(OVERLAP);
 }
 
 #[test]
@@ -240,10 +243,10 @@ fn a_cut_is_an_excuse_only_without_a_pglock() {
 
 #[test]
 fn a_release_before_the_job_is_over_is_caught() {
-    let tale = Tale::default().holds(1, 0, 1000);
+    let tale = Story::default().holds(1, 0, 1000);
     let tale = tale.job(1, |stay| stay.last = ms(1300));
     tale.fails_for("the job lived on for 300 ms");
-    let killed = Tale::default().holds(1, 0, 1000).end(1, End::Signal(9), "");
+    let killed = Story::default().holds(1, 0, 1000).end(1, End::Signal(9), "");
     let killed = killed.job(1, |stay| stay.last = ms(1300));
     let by = |kind| (kind, Target::Run(1), 500, 501);
     let (kind, target, began, ended) = by(Kind::KillPglock);
@@ -256,13 +259,13 @@ fn a_release_before_the_job_is_over_is_caught() {
 #[test]
 fn tokens_that_do_not_order_are_caught() {
     let in_turn = |first, second| {
-        let tale = Tale::default().holds(1, 0, 1000).holds(2, 2000, 3000);
+        let tale = Story::default().holds(1, 0, 1000).holds(2, 2000, 3000);
         tale.token(1, first).token(2, second)
     };
     in_turn("1", "2").passes();
     in_turn("2", "1").fails_for("and run 1 before it had 2");
     in_turn("1", "1").fails_for("and run 1 before it had 1");
-    let none = Tale::default().holds(1, 0, 1000);
+    let none = Story::default().holds(1, 0, 1000);
     none.request(1, |request| request.token = true)
         .fails_for("has no token");
 }
@@ -276,8 +279,8 @@ fn an_overlap_that_the_tokens_do_not_explain_is_caught() {
     let verdict = tale("1", "2").passes().verdict();
     assert_eq!(verdict.explained["EndSession"].ordered, 1);
     // The one whose session was ended has the newer token, or the same.
-    tale("2", "1").fails_among_others_for(AT_ONCE);
-    tale("1", "1").fails_among_others_for(AT_ONCE);
+    tale("2", "1").fails_among_others_for(OVERLAP);
+    tale("1", "1").fails_among_others_for(OVERLAP);
     // The one who came in later has lost the lock before, while its job was being started.
     let late = overlap().token(1, "2").token(2, "1");
     let late = late.run(1, |run| run.began = ms(400));
@@ -296,50 +299,50 @@ fn a_stale_write_is_caught() {
     let verdict = tale(false).passes().verdict();
     assert_eq!((verdict.accepted, verdict.refused), (2, 1));
     tale(true).fails_for("run 1 wrote with 1, where run 2 had written with 2");
-    let refused = Tale::default().holds(1, 0, 1000).token(1, "1");
+    let refused = Story::default().holds(1, 0, 1000).token(1, "1");
     refused.writes(1, 20, false).fails_for("run 1 was refused with 1");
 }
 
 #[test]
 fn a_pglock_that_does_not_end_is_caught() {
-    let hung = Tale::default().waits(1, 0, 90_000, 0, "");
+    let hung = Story::default().waits(1, 0, 90_000, 0, "");
     hung.end(1, End::Hung, "").fails_for("it had to end, and did not");
 }
 
 #[test]
 fn an_end_that_nothing_explains_is_caught() {
-    let holder = || Tale::default().holds(1, 0, 1000);
+    let holder = || Story::default().holds(1, 0, 1000);
     let cases = [
-        (End::Code(1), "", "it must not end so"),
-        (End::Code(70), "pglock: no", "it must not end so"),
-        (End::Code(75), "pglock: no", "it must not end so"),
-        (End::Code(69), "pglock: no", "it must not end so"),
+        (End::Code(1), "", "unexpected exit"),
+        (End::Code(70), "pglock: no", "unexpected exit"),
+        (End::Code(75), "pglock: no", "unexpected exit"),
+        (End::Code(69), "pglock: no", "unexpected exit"),
         (End::Code(74), LOST, "nothing happened to the session"),
         (End::Code(0), "pglock: hello", "it does not say \"\""),
         (End::Signal(9), "", "nobody killed it"),
         (End::Signal(15), "", "nobody ended it"),
-        (End::Signal(11), "", "it must not end so"),
+        (End::Signal(11), "", "unexpected exit"),
     ];
-    for (end, line, words) in cases {
-        holder().end(1, end, line).fails_for(words);
+    for (end, line, expected) in cases {
+        holder().end(1, end, line).fails_for(expected);
     }
     let killed = holder().job(1, |stay| stay.left = false);
-    killed.fails_for("it must not end so");
-    let waiter = Tale::default().waits(1, 0, 1000, 69, "pglock: the server is gone");
+    killed.fails_for("unexpected exit");
+    let waiter = Story::default().waits(1, 0, 1000, 69, "pglock: the server is gone");
     waiter.fails_for("the server was there");
 }
 
 #[test]
 fn a_loss_that_was_not_noticed_is_caught() {
     let crash = |began, ended| {
-        let tale = Tale::default().holds(1, 0, 1000);
+        let tale = Story::default().holds(1, 0, 1000);
         tale.fault(Kind::Crash, Target::All, began, ended)
     };
     crash(400, 800).fails_for("its lock was lost by a Crash, and it did not notice");
     // The job may have been over, or not have had the lock.
     crash(400, 995).passes();
     crash(5, 800).passes();
-    // It could not be told.
+    // It could not be notified.
     let cut = crash(400, 800).fault(Kind::Cut, Target::Host(0), 300, 350);
     cut.passes();
     let pooled = crash(400, 800).request(1, |request| request.pooled = true);
@@ -347,7 +350,7 @@ fn a_loss_that_was_not_noticed_is_caught() {
 }
 
 #[test]
-fn a_loss_is_told_as_it_was() {
+fn a_loss_is_reported_with_its_reason() {
     let lost = |kind, why: &str| {
         let line = format!("pglock: lost the lock on key \"a\" at noon: {why}; terminated the job\n");
         explained_overlap(Kind::EndSession)
@@ -369,7 +372,7 @@ fn a_loss_is_told_as_it_was() {
 
 #[test]
 fn a_wait_that_is_too_short_is_caught() {
-    let gives_up = |ended, line| Tale::default().holds(1, 0, 9000).waits(2, 100, ended, 75, line);
+    let gives_up = |ended, line| Story::default().holds(1, 0, 9000).waits(2, 100, ended, 75, line);
     gives_up(5100, GAVE_UP).passes();
     gives_up(5000, GAVE_UP).fails_for("it gave up after 4900 ms");
     gives_up(5100, "pglock: no; not waiting").fails_for("it does not say \"; gave up after 5s\"");
@@ -379,43 +382,43 @@ fn a_wait_that_is_too_short_is_caught() {
 }
 
 #[test]
-fn a_holder_that_is_none_is_caught() {
+fn a_reported_holder_that_is_none_is_caught() {
     let told_of = |pid: i32| {
         let line = GAVE_UP.replace("1001", &pid.to_string());
-        let tale = Tale::default().holds(1, 0, 9000);
+        let tale = Story::default().holds(1, 0, 9000);
         tale.waits(2, 100, 5100, 75, &line)
     };
     told_of(1001).passes();
-    told_of(1002).fails_for("told of a holder who was none");
-    told_of(1003).fails_for("told of a holder who was none");
+    told_of(1002).fails_for("reported a holder that was none");
+    told_of(1003).fails_for("reported a holder that was none");
     let other = told_of(1001).request(1, |request| request.keys = vec!["b"]);
     let other = other.holds(3, 0, 9000).job(3, |stay| stay.entered = ms(20));
-    other.fails_for("told of a holder who was none");
+    other.fails_for("reported a holder that was none");
 }
 
 #[test]
-fn a_waiter_who_was_forgotten_is_caught() {
+fn a_forgotten_waiter_is_caught() {
     let waits = |free_from| {
-        let tale = Tale::default().holds(1, 0, free_from);
+        let tale = Story::default().holds(1, 0, free_from);
         tale.waits(2, 100, 12_100, 75, &GAVE_UP.replace("5s", "12s"))
             .request(2, |request| request.wait = Some(12))
     };
     waits(11_000).passes();
-    waits(6000).fails_for("run 2 waited in vain, though nobody had a for 6100 ms");
-    // Somebody else had it.
+    waits(6000).fails_for("run 2 waited in vain, though no client held a for 6100 ms");
+    // Another client held it.
     waits(6000).holds(3, 9000, 11_000).passes();
     // The server was gone.
     waits(6000).fault(Kind::Crash, Target::All, 8000, 8500).passes();
-    // What happened to one who does not want it is no matter.
+    // Faults of a client that does not want the key do not count.
     waits(6000)
         .fault(Kind::StopPglock, Target::Run(9), 8000, 8500)
         .fails_for("in vain");
 }
 
 #[test]
-fn a_line_that_is_not_kept_is_caught() {
+fn a_queue_out_of_order_is_caught() {
     let line = |second: u64| {
-        let tale = Tale::default().holds(1, 0, 10_000);
+        let tale = Story::default().holds(1, 0, 10_000);
         let tale = tale.holds(2, 1000, 20_000).holds(3, second, 16_000);
         let tale = tale.job(2, |stay| stay.entered = ms(17_000));
         let tale = tale.job(3, |stay| stay.entered = ms(11_000));
@@ -423,7 +426,7 @@ fn a_line_that_is_not_kept_is_caught() {
         tale.request(2, fair).request(3, fair)
     };
     line(6000).fails_for("run 2 came before run 3 and was served after it");
-    // They came at the same time, as far as can be told.
+    // They came at about the same time.
     line(2000).passes();
     let stopped = line(6000).fault(Kind::StopPglock, Target::Run(2), 9000, 12_000);
     stopped.passes();
@@ -432,15 +435,15 @@ fn a_line_that_is_not_kept_is_caught() {
 
 #[test]
 fn a_job_without_a_run_is_caught() {
-    let mut tale = Tale::default().holds(1, 0, 1000);
+    let mut tale = Story::default().holds(1, 0, 1000);
     tale.0.runs.clear();
     tale.fails_for("a job of run 1, which is unknown");
 }
 
 #[test]
-fn the_lines_of_the_jobs_are_read_and_what_is_none_is_told() {
+fn lines_of_jobs_are_parsed_and_unknown_ones_reported() {
     let text = "enter 5 1 77 2 A\nwritten 6 1 a:2\nenter 6 2 78 - -\nalive 7 1\nrefused 8 1 a:2\nleave 9 1\n";
-    let stays = History::stays_of(text).unwrap();
+    let stays = History::stays_from(text).unwrap();
     let [first, second] = &stays[..] else {
         panic!("{stays:?}");
     };
@@ -450,9 +453,9 @@ fn the_lines_of_the_jobs_are_read_and_what_is_none_is_told() {
     assert_eq!(accepted, [true, false]);
     assert_eq!((second.pid, second.left), (78, false));
     assert_eq!((second.slot, second.token.as_deref()), (None, None));
-    let wrong = |text| History::stays_of(text).unwrap_err();
+    let wrong = |text| History::stays_from(text).unwrap_err();
     assert!(wrong("enter 5 1 77 - -\nenter 6 1 78 - -\n").contains("started its job twice"));
     for line in ["enter", "enter x 1 2 - -", "enter 5 1 77", "gone 5 1", "leave 5 1 6"] {
-        assert!(wrong(line).contains("a line that is not one"), "{line}");
+        assert!(wrong(line).contains("an unknown line"), "{line}");
     }
 }

@@ -1,10 +1,10 @@
-//! Those who want the locks: each worker asks for one thing after the other, and writes down what became of it.
+//! The clients that want locks: each worker makes one request after another, and records the result.
 
 use super::history::{End, Run, now};
 use super::plan::{Plan, Request};
 use super::support::command::command;
 use super::support::probe::example;
-use super::support::wait::until;
+use super::support::wait::{SOON, until};
 use super::world::{HOSTS, World};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
@@ -19,14 +19,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// After its wait and its job's life, all that a pglock can have to wait for: the faults, and a silent server.
-const LATEST: Duration = Duration::from_secs(60);
-/// A message through the pooler may wait for a session of the pool for two minutes.
-const LATEST_POOLED: Duration = Duration::from_secs(180);
-/// Where nothing can be reached, nobody asks at once again.
-const REST: Duration = Duration::from_millis(50);
+/// How long a pglock may take beyond its wait and its job's life: faults, and a silent server.
+const OVERTIME: Duration = Duration::from_secs(60);
+/// A query through the pooler may wait two minutes for a session of the pool.
+const OVERTIME_POOLED: Duration = Duration::from_secs(180);
+/// The pause after a request that reached no server.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
-/// A pglock that runs, for the nemesis to find.
+/// A running pglock, for the nemesis to find.
 #[derive(Clone, Debug)]
 pub struct Running {
     pub pid: Pid,
@@ -34,7 +34,7 @@ pub struct Running {
     due: Instant,
 }
 
-/// What the workers share.
+/// The state that the workers share.
 pub struct Crowd {
     directory: PathBuf,
     pglock: PathBuf,
@@ -47,7 +47,7 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// Those who use this pglock, and write down in this directory what happens.
+    /// Creates a crowd that uses this pglock, and records in this directory.
     pub fn new(directory: &Path, pglock: &Path) -> Crowd {
         fs::create_dir(directory.join("store")).unwrap();
         File::create(directory.join("history")).unwrap();
@@ -63,12 +63,12 @@ impl Crowd {
         }
     }
 
-    /// The lines of all jobs so far.
+    /// Returns the lines of all jobs so far.
     pub fn history(&self) -> String {
         fs::read_to_string(self.directory.join("history")).unwrap()
     }
 
-    /// The last lines.
+    /// Returns the last lines.
     pub fn recent(&self) -> String {
         let mut file = File::open(self.directory.join("history")).unwrap();
         let length = file.metadata().unwrap().len();
@@ -78,7 +78,7 @@ impl Crowd {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// The run that gave its session this name, be it that its job alone is left of it.
+    /// Returns the run whose session has this name, even if only its job is left.
     pub fn whose(&self, name: &str) -> Option<(usize, Request)> {
         let is_it = |pid: i32, request: &Request| {
             let keys = format!("pglock:{} ", request.keys.join(","));
@@ -86,8 +86,8 @@ impl Crowd {
         };
         let running = self.running.lock().unwrap();
         let mut all = running.iter();
-        let found = all.find(|(_, it)| is_it(it.pid.as_raw(), &it.request));
-        let found = found.map(|(number, it)| (*number, it.request.clone()));
+        let found = all.find(|(_, running)| is_it(running.pid.as_raw(), &running.request));
+        let found = found.map(|(number, running)| (*number, running.request.clone()));
         let runs = self.runs.lock().unwrap();
         found.or_else(|| {
             let mut ended = runs.iter().rev();
@@ -104,7 +104,7 @@ impl Crowd {
         self.over.load(Ordering::SeqCst)
     }
 
-    /// Asks again and again, until that is called off.
+    /// Makes requests until called off.
     pub fn work(&self, world: &World, plan: &Plan, worker: usize) {
         for request in plan.requests(worker) {
             if self.is_over() {
@@ -112,26 +112,26 @@ impl Crowd {
             }
             let number = self.next.fetch_add(1, Ordering::SeqCst);
             let run = self.run(world, number, worker, request);
-            let is_unreached = run.end == End::Code(69);
+            let has_reached_no_server = run.end == End::Code(69);
             self.runs.lock().unwrap().insert(number, run);
-            if is_unreached {
-                until(REST, || self.is_over());
+            if has_reached_no_server {
+                until(RETRY_PAUSE, || self.is_over());
             }
         }
     }
 
     fn run(&self, world: &World, number: usize, worker: usize, request: Request) -> Run {
-        let said = self.directory.join(format!("stderr-{worker}"));
+        let stderr = self.directory.join(format!("stderr-{worker}"));
         let mut command = self.command(world, number, &request);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         // A file, since a job that outlives its pglock would keep a pipe open.
-        command.stderr(File::create(&said).unwrap());
+        command.stderr(File::create(&stderr).unwrap());
         let began = now();
         let mut child = command.spawn().unwrap();
         let pid = Pid::from_raw(child.id() as i32);
         let own =
             Duration::from_secs(request.wait.unwrap_or(0)) + Duration::from_millis(request.life + request.min_hold);
-        let latest = if request.pooled { LATEST_POOLED } else { LATEST };
+        let latest = if request.pooled { OVERTIME_POOLED } else { OVERTIME };
         let running = Running {
             pid,
             request: request.clone(),
@@ -145,7 +145,7 @@ impl Crowd {
             began,
             ended: now(),
             end,
-            stderr: fs::read_to_string(&said).unwrap(),
+            stderr: fs::read_to_string(&stderr).unwrap(),
         }
     }
 
@@ -172,7 +172,7 @@ impl Crowd {
         command
     }
 
-    /// Waits for the end. The number is taken off the list before the process id can be another's.
+    /// Waits until it exits. Removes the run from the list before its process id can be reused.
     fn wait(&self, number: usize, child: &mut Child) -> End {
         let pid = Pid::from_raw(child.id() as i32);
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
@@ -186,21 +186,21 @@ impl Crowd {
         }
     }
 
-    /// Kills those that had to end long ago, and did not, until all have ended.
+    /// Kills pglocks that are overdue, until all have exited.
     pub fn oversee(&self) {
         let all_ended = || {
             let running = self.running.lock().unwrap();
-            for (number, it) in running.iter().filter(|(_, it)| it.due < Instant::now()) {
+            for (number, overdue) in running.iter().filter(|(_, running)| running.due < Instant::now()) {
                 self.hung.lock().unwrap().insert(*number);
-                let _ = kill(it.pid, Signal::SIGKILL);
+                let _ = kill(overdue.pid, Signal::SIGKILL);
             }
             self.is_over() && running.is_empty()
         };
-        while !until(Duration::from_millis(200), || false) && !all_ended() {}
+        while !until(SOON, all_ended) {}
     }
 }
 
-/// The options that ask for this.
+/// Returns the options of the request.
 fn options(request: &Request) -> Vec<String> {
     let keys = request.keys.iter();
     let mut options: Vec<String> = keys.map(|key| format!("--key={key}")).collect();
@@ -209,7 +209,7 @@ fn options(request: &Request) -> Vec<String> {
         (request.fair, "--fair"),
         (request.token, "--token"),
     ];
-    let flags = flags.into_iter().filter(|(is, _)| *is);
+    let flags = flags.into_iter().filter(|(is_set, _)| *is_set);
     options.extend(flags.map(|(_, flag)| flag.to_owned()));
     options.extend(request.slots.map(|count| format!("--slots={count}")));
     if request.min_hold > 0 {
@@ -222,7 +222,7 @@ fn options(request: &Request) -> Vec<String> {
     options
 }
 
-/// What lets a program see another time.
+/// Returns the library that shows a program another time.
 pub fn faketime() -> Option<PathBuf> {
     let directories = fs::read_dir("/usr/lib").ok()?;
     let directories = directories.filter_map(|entry| Some(entry.ok()?.path()));

@@ -1,4 +1,4 @@
-//! Chance, from a seed.
+//! Random numbers from a seed.
 
 use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
@@ -6,7 +6,7 @@ use proptest::test_runner::{RngAlgorithm, TestRng};
 pub struct Dice(TestRng);
 
 impl Dice {
-    /// The same seed and stream give the same numbers.
+    /// Creates dice that give the same numbers for the same seed and stream.
     pub fn new(seed: u64, stream: u64) -> Dice {
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
@@ -14,7 +14,7 @@ impl Dice {
         Dice(TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
     }
 
-    /// From `low` to below `high`.
+    /// Returns a number from `low` to below `high`.
     pub fn number(&mut self, low: u64, high: u64) -> u64 {
         low + self.0.next_u64() % (high - low)
     }

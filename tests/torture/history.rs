@@ -1,4 +1,4 @@
-//! What happened: the runs of pglock, the stays of their jobs under the lock, and the faults that were injected.
+//! What happened: the runs of pglock, the times of their jobs under the lock, and the injected faults.
 //!
 //! All times are nanoseconds of the monotonic clock, which the processes of a machine share.
 
@@ -7,7 +7,7 @@ use nix::time::{ClockId, clock_gettime};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// The time.
+/// Returns the time.
 pub fn now() -> u128 {
     let time = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap());
     time.as_nanos()
@@ -18,7 +18,7 @@ pub fn now() -> u128 {
 pub enum End {
     Code(i32),
     Signal(i32),
-    /// It had not ended long after it had to.
+    /// It had not exited long after it should have.
     Hung,
 }
 
@@ -39,16 +39,16 @@ pub struct Stay {
     pub run: usize,
     pub pid: i32,
     pub entered: u128,
-    /// Its last sign of life.
+    /// Its last line.
     pub last: u128,
-    /// It has said that it leaves; otherwise it was killed, after its last line.
+    /// It recorded that it leaves; otherwise it was killed after its last line.
     pub left: bool,
     pub slot: Option<u16>,
     pub token: Option<String>,
     pub writes: Vec<Write>,
 }
 
-/// What the store did with a job's write. The time was taken by whoever had the store to himself.
+/// What the store did with a job's write. The time was taken while the store was locked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Write {
     pub at: u128,
@@ -56,7 +56,7 @@ pub struct Write {
     pub accepted: bool,
 }
 
-/// Whom a fault can have met.
+/// What a fault can have hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     Run(usize),
@@ -75,7 +75,7 @@ pub struct Fault {
     pub ended: u128,
 }
 
-/// Everything, to be checked.
+/// Everything that is to be checked.
 #[derive(Default)]
 pub struct History {
     /// By their numbers.
@@ -85,20 +85,20 @@ pub struct History {
 }
 
 impl History {
-    /// The stays that the jobs' lines tell of. A line that cannot be is told in the error.
-    pub fn stays_of(text: &str) -> Result<Vec<Stay>, String> {
+    /// Returns the stays in the jobs' lines, or an error that quotes an impossible line.
+    pub fn stays_from(text: &str) -> Result<Vec<Stay>, String> {
         let mut stays: BTreeMap<usize, Stay> = BTreeMap::new();
         let mut twice = BTreeSet::new();
         for line in text.lines() {
-            let words: Vec<&str> = line.split(' ').collect();
-            let bad = || format!("a line that is not one: {line:?}");
-            let number = |index: usize| words.get(index).and_then(|word| word.parse().ok());
+            let fields: Vec<&str> = line.split(' ').collect();
+            let bad = || format!("an unknown line: {line:?}");
+            let number = |index: usize| fields.get(index).and_then(|field| field.parse().ok());
             let (Some(at), Some(run)) = (number(1), number(2)) else {
                 return Err(bad());
             };
             let stay = stays.entry(run as usize).or_default();
             stay.last = stay.last.max(at);
-            match (words[0], &words[3..]) {
+            match (fields[0], &fields[3..]) {
                 ("enter", [pid, slot, token]) => {
                     if stay.entered > 0 {
                         twice.insert(run);
@@ -109,10 +109,10 @@ impl History {
                     stay.slot = slot.parse().ok();
                     stay.token = (*token != "-").then(|| (*token).to_owned());
                 }
-                (word @ ("written" | "refused"), [key]) => stay.writes.push(Write {
+                (event @ ("written" | "refused"), [key]) => stay.writes.push(Write {
                     at,
                     key: (*key).to_owned(),
-                    accepted: word == "written",
+                    accepted: event == "written",
                 }),
                 ("leave", []) => stay.left = true,
                 ("alive", []) => {}

@@ -1,8 +1,8 @@
-//! The job of the lock checker: writes down when it has the lock, and writes to a store that its token guards.
+//! The job of the lock checker: records when it holds the lock, and writes to a store that its token guards.
 //!
-//! `torture-job HISTORY STORE RUN MILLISECONDS STATUS [stubborn]` stays for so long and exits with STATUS. Each line that it
-//! appends to HISTORY is whole: the word, the monotonic clock in nanoseconds, which all processes of a machine share, and
-//! RUN. TERM ends it, unless it is stubborn; it ends in any case, so that none is left behind.
+//! `torture-job HISTORY STORE RUN MILLISECONDS STATUS [stubborn]` runs for that long and exits with STATUS. It appends
+//! whole lines to HISTORY: the event, the monotonic clock in nanoseconds, which all processes of a machine share, and
+//! RUN. TERM ends it, unless it is stubborn; it always ends, so that none is left behind.
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::time::{ClockId, clock_gettime};
@@ -16,12 +16,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// How much longer than it was told a stubborn one stays.
-const STUBBORN: Duration = Duration::from_secs(3);
-/// How often it looks whether it was told to end.
-const GLANCE: Duration = Duration::from_millis(5);
-/// How often it shows that it lives; with every tenth of these it writes.
-const BEAT: Duration = Duration::from_millis(25);
+/// How much longer a stubborn job runs after TERM.
+const STUBBORN_EXTENSION: Duration = Duration::from_secs(3);
+/// How often it checks for TERM.
+const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// How often it records that it lives; every tenth time, it also writes to the store.
+const BEAT_INTERVAL: Duration = Duration::from_millis(25);
 
 struct Job {
     history: File,
@@ -38,22 +38,22 @@ fn main() -> io::Result<()> {
     let [history, store, run, life, status, rest @ ..] = arguments.as_slice() else {
         return Err(io::Error::other("usage: see torture/job.rs"));
     };
-    let told = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register(SIGTERM, Arc::clone(&told))?;
-    let of = |name| std::env::var(name).unwrap_or_default();
+    let terminated = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(SIGTERM, Arc::clone(&terminated))?;
+    let variable = |name| std::env::var(name).unwrap_or_default();
     let mut job = Job {
         history: File::options().append(true).open(history)?,
         store: store.into(),
         run: run.clone(),
-        keys: of("PGLOCK_KEY"),
-        slot: of("PGLOCK_SLOT"),
-        token: of("PGLOCK_TOKEN"),
-        is_exclusive: of("PGLOCK_MODE") == "exclusive",
+        keys: variable("PGLOCK_KEY"),
+        slot: variable("PGLOCK_SLOT"),
+        token: variable("PGLOCK_TOKEN"),
+        is_exclusive: variable("PGLOCK_MODE") == "exclusive",
     };
     job.enter()?;
     job.write()?;
     let life = Duration::from_millis(life.parse().unwrap_or(0));
-    let is_ended = job.live(life, &told, !rest.is_empty())?;
+    let is_ended = job.live(life, &terminated, !rest.is_empty())?;
     job.write()?;
     job.note("leave", "")?;
     match is_ended {
@@ -63,8 +63,8 @@ fn main() -> io::Result<()> {
 }
 
 impl Job {
-    fn note(&mut self, word: &str, rest: &str) -> io::Result<()> {
-        let line = format!("{word} {} {}{rest}\n", now(), self.run);
+    fn note(&mut self, event: &str, rest: &str) -> io::Result<()> {
+        let line = format!("{event} {} {}{rest}\n", now(), self.run);
         self.history.write_all(line.as_bytes())
     }
 
@@ -74,24 +74,24 @@ impl Job {
         self.note("enter", &format!(" {} {slot} {token}", std::process::id()))
     }
 
-    /// Stays for so long. Whether TERM has ended it before.
-    fn live(&mut self, life: Duration, told: &AtomicBool, is_stubborn: bool) -> io::Result<bool> {
+    /// Runs for this time. Returns whether TERM has ended it before.
+    fn live(&mut self, life: Duration, terminated: &AtomicBool, is_stubborn: bool) -> io::Result<bool> {
         let mut end = Instant::now() + life;
-        let (mut beat, mut beats) = (Instant::now() + BEAT, 0);
+        let (mut beat, mut beats) = (Instant::now() + BEAT_INTERVAL, 0);
         let mut is_extended = false;
         while Instant::now() < end {
-            sleep(GLANCE.min(end.saturating_duration_since(Instant::now())));
+            sleep(TERMINATION_POLL_INTERVAL.min(end.saturating_duration_since(Instant::now())));
             if Instant::now() >= beat {
                 self.note("alive", "")?;
-                (beat, beats) = (Instant::now() + BEAT, beats + 1);
+                (beat, beats) = (Instant::now() + BEAT_INTERVAL, beats + 1);
                 if beats % 10 == 0 {
                     self.write()?;
                 }
             }
-            match told.load(Ordering::Relaxed) {
+            match terminated.load(Ordering::Relaxed) {
                 true if !is_stubborn => return Ok(true),
                 true if !is_extended => {
-                    end += STUBBORN;
+                    end += STUBBORN_EXTENSION;
                     is_extended = true;
                 }
                 _ => {}
@@ -100,21 +100,21 @@ impl Job {
         Ok(false)
     }
 
-    /// Writes to the store of each key that is ours alone, if there is a token to do it with.
+    /// Writes to the store of each key that the job holds exclusively, if it has a token.
     fn write(&mut self) -> io::Result<()> {
         if self.token.is_empty() || !self.is_exclusive {
             return Ok(());
         }
         for key in self.keys.clone().lines() {
             // Slot 0 is the key itself.
-            let place = match self.slot.as_str() {
+            let name = match self.slot.as_str() {
                 "" | "0" => key.to_owned(),
                 slot => format!("{key}:{slot}"),
             };
-            let mut store = open(&self.store.join(&place))?;
-            let word = guarded_write(&mut store, &self.token)?;
-            // Noted before anybody else can write.
-            self.note(word, &format!(" {place}"))?;
+            let mut store = open(&self.store.join(&name))?;
+            let event = guarded_write(&mut store, &self.token)?;
+            // Recorded before another job can write.
+            self.note(event, &format!(" {name}"))?;
         }
         Ok(())
     }
@@ -127,7 +127,7 @@ fn open(file: &Path) -> io::Result<Flock<File>> {
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
 }
 
-/// Writes to the store, which refuses a token that is older than the newest that it has seen.
+/// Writes to the store, which refuses a token older than the newest that it has seen.
 fn guarded_write(store: &mut File, token: &str) -> io::Result<&'static str> {
     let mut newest = String::new();
     store.read_to_string(&mut newest)?;

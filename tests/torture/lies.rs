@@ -1,4 +1,4 @@
-//! Whether the whole of it notices a pglock that lies: the real one behind a script that, in some runs, does what pglock
+//! Whether the checker notices a pglock that lies: the real one behind a script that does, in some runs, what pglock
 //! must never do. No faults are injected, so nothing is excused.
 
 use super::plan::Plan;
@@ -7,16 +7,16 @@ use super::{ALONE, run};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// How a pglock can lie, and what is said of that.
+/// How a pglock can lie, and the violation that this causes.
 const LIES: [(&str, &str); 8] = [
-    ("no-lock", " at once for "),
-    ("early", " at once for "),
+    ("no-lock", " overlap for "),
+    ("early", " overlap for "),
     ("stale-token", " has token 0000"),
     ("no-token", " has no token"),
-    ("status", "it must not end so"),
+    ("status", "unexpected exit"),
     ("orphan", "the job lived on"),
     ("chatter", "it does not say \"\""),
-    ("false-conflict", "was told of a holder who was none"),
+    ("false-conflict", "reported a holder that was none"),
 ];
 
 #[test]
@@ -26,19 +26,19 @@ fn a_pglock_that_lies_is_caught() {
     let plan = Plan::new(1, 1).with("WORKERS=10 FAULTS=none").unwrap();
     let (_, verdict) = run(&plan, &world, Path::new(env!("CARGO_BIN_EXE_pglock")));
     assert_eq!(verdict.violations, Vec::<String>::new(), "the real one");
-    for (lie, words) in LIES {
+    for (lie, expected) in LIES {
         let liar = liar(directory.path(), lie);
-        // A lie that does no harm in one second may do some in another.
+        // A lie that does no harm in one run may do some in the next.
         let is_caught = (0..20).any(|_| {
             let (_, verdict) = run(&plan, &world, &liar);
-            verdict.violations.iter().any(|said| said.contains(words))
+            verdict.violations.iter().any(|violation| violation.contains(expected))
         });
         assert!(is_caught, "{lie}");
     }
     assert_eq!(world.end(), Vec::<String>::new());
 }
 
-/// A program that lies so.
+/// Returns a program that tells this lie.
 fn liar(directory: &Path, lie: &str) -> PathBuf {
     let file = directory.join(lie);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/torture/liar");

@@ -1,21 +1,21 @@
-//! The lock checker: many pglocks, a nemesis, and a check of what happened.
+//! The lock checker: many pglocks, a nemesis that injects faults, and a check of what happened.
 //!
-//! A run is made from a plan, and that from a seed: what is asked for and what is done to it, though not when exactly.
-//! Without the variables below it takes seconds and is a part of `make test`; `make torture` makes longer ones.
+//! A run is made from a plan, and the plan from a seed: the requests and the faults, though not when exactly they meet.
+//! Without the variables below it takes seconds and is part of `make test`; `make torture` makes longer runs.
 //!
-//! * `PGLOCK_TORTURE`: the plan, as in `SEED=1 SECONDS=600 FAULTS=Cut,Crash WORKERS=4`; what is not said is the usual.
-//! * `PGLOCK_TORTURE_SEEDS`: so many runs, with this seed and those that follow it.
-//! * `PGLOCK_TORTURE_SHRINK`: make a plan that has failed smaller, which takes many times as long as it.
+//! * `PGLOCK_TORTURE`: the plan, as in `SEED=1 SECONDS=600 FAULTS=Cut,Crash WORKERS=4`; the rest has its defaults.
+//! * `PGLOCK_TORTURE_SEEDS`: the number of runs, with this seed and those that follow it.
+//! * `PGLOCK_TORTURE_SHRINK`: shrinks a plan that failed, which takes many times as long as the plan.
 //! * `PGLOCK_TORTURE_REPORT`: a file to which the summary of each run is appended.
 //!
-//! [`plan`]: what is to happen. [`world`]: servers, pooler and hosts. [`crowd`]: those who want locks. [`nemesis`]: the
-//! faults. [`history`]: what happened. [`check`]: whether that was right; `check_tests` and [`lies`]: whether the check can
-//! tell. [`shrink`]: a failing plan made smaller. `job.rs`: the job, a program of its own.
+//! [`plan`]: what is to happen. [`world`]: servers, pooler and hosts. [`crowd`]: the clients that want locks.
+//! [`nemesis`]: the faults. [`history`]: what happened. [`check`]: whether that was right; `check_tests` and [`lies`]:
+//! whether the check notices. [`shrink`]: makes a failing plan smaller. `job.rs`: the job, a program of its own.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(
     clippy::print_stdout,
-    reason = "what a test measured is for whoever asks with --nocapture"
+    reason = "the measurements of a test are shown with --nocapture"
 )]
 
 mod check;
@@ -36,7 +36,7 @@ mod world;
 use check::{Verdict, check};
 use crowd::Crowd;
 use history::{Fault, History, Target, now};
-use nemesis::{Nemesis, living_jobs};
+use nemesis::{Nemesis, let_pass, living_jobs};
 use plan::{Kind, Plan};
 use std::fs::File;
 use std::io::Write;
@@ -46,23 +46,23 @@ use std::time::{Duration, Instant};
 use support::wait::until;
 use world::World;
 
-/// How long the last jobs may take, when everything is healed.
+/// How long the last jobs may take once everything is healed.
 const SETTLING: Duration = Duration::from_secs(30);
-/// One run at a time, or they would be each other's faults.
+/// Runs take turns, or they would be faults of each other.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Plans that have failed once, or that meet what has failed once.
+/// Plans that failed once, or that provoke what failed once.
 const KEPT: &str = include_str!("kept-plans");
 
-/// "Never twice at once", and the rest.
+/// P10, P12, P18, P20, P21, P31, P35
 #[test]
 fn the_promises_are_kept_under_faults() {
     let _alone = ALONE.lock();
-    let of = |name: &str| std::env::var(name).ok();
-    let asked = of("PGLOCK_TORTURE");
-    let first = Plan::new(1, 8).with(asked.as_deref().unwrap_or_default());
+    let variable = |name: &str| std::env::var(name).ok();
+    let given = variable("PGLOCK_TORTURE");
+    let first = Plan::new(1, 8).with(given.as_deref().unwrap_or_default());
     let first = first.unwrap();
-    let seeds = of("PGLOCK_TORTURE_SEEDS").map_or(1, |count| count.parse().unwrap());
+    let seeds = variable("PGLOCK_TORTURE_SEEDS").map_or(1, |count| count.parse().unwrap());
     let failed: Vec<String> = (0..seeds)
         .filter_map(|number| {
             let mut plan = first.clone();
@@ -73,9 +73,9 @@ fn the_promises_are_kept_under_faults() {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
-/// Each line is a plan. They take too long for every `make test`; `make torture` has them.
+/// Each line is a plan. They take too long for `make test`; `make torture` runs them.
 #[test]
-fn what_has_failed_once_does_not_again() {
+fn plans_that_failed_once_pass() {
     let is_plan = |line: &&str| !line.is_empty() && !line.starts_with('#');
     let plans = KEPT.lines().filter(is_plan);
     let plans = plans.map(|line| Plan::new(1, 8).with(line).unwrap());
@@ -89,7 +89,7 @@ fn what_has_failed_once_does_not_again() {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
-/// Makes a run, and tells of it. What is wrong with it, and how to see that again.
+/// Makes a run and prints its summary. Returns what is wrong with it, and how to repeat it.
 fn judge(plan: Plan) -> Option<String> {
     println!("make torture {}", plan.words());
     let (summary, verdict) = torture(&plan);
@@ -112,14 +112,14 @@ fn judge(plan: Plan) -> Option<String> {
         false => plan,
     };
     Some(format!(
-        "{} violations:\n{}\nagain, though perhaps not at once: make torture {}",
+        "{} violations:\n{}\nto repeat it, perhaps not at the first attempt: make torture {}",
         verdict.violations.len(),
         shown.join("\n"),
         smallest.words()
     ))
 }
 
-/// A run in a world of its own, its summary, and what is to be said of it.
+/// Makes a run in a world of its own, and returns its summary and verdict.
 fn torture(plan: &Plan) -> (String, Verdict) {
     let (began, world) = (Instant::now(), World::new());
     let versions = world.versions();
@@ -129,7 +129,7 @@ fn torture(plan: &Plan) -> (String, Verdict) {
     (summary, verdict)
 }
 
-/// A run of this pglock, from the first request until the last job is gone.
+/// Makes a run of this pglock, from the first request until the last job is gone.
 fn run(plan: &Plan, world: &World, pglock: &Path) -> (History, Verdict) {
     let directory = tempfile::tempdir().unwrap();
     let crowd = Crowd::new(directory.path(), pglock);
@@ -139,21 +139,21 @@ fn run(plan: &Plan, world: &World, pglock: &Path) -> (History, Verdict) {
     };
     let are_gone = until(SETTLING, || living_jobs(&crowd.history()).is_empty());
     history.runs = std::mem::take(&mut *crowd.runs.lock().unwrap());
-    let stays = History::stays_of(&crowd.history());
+    let stays = History::stays_from(&crowd.history());
     let mut violations = Vec::new();
     match stays {
         Ok(stays) => history.stays = stays,
         Err(violation) => violations.push(violation),
     }
     if !are_gone {
-        violations.push(format!("jobs are left: {:?}", living_jobs(&crowd.history())));
+        violations.push(format!("jobs still run: {:?}", living_jobs(&crowd.history())));
     }
     let mut verdict = check(&history);
     verdict.violations.extend(violations);
     (history, verdict)
 }
 
-/// Lets the crowd and the nemeses go for as long as is planned. The faults.
+/// Lets the crowd and the nemeses work for the planned time, and returns the faults.
 fn meet(plan: &Plan, world: &World, crowd: &Crowd) -> Vec<Fault> {
     let mut possible = plan.clone();
     let is_possible = |kind: &Kind| world.has_cables() || !kind.needs_cables();
@@ -166,24 +166,24 @@ fn meet(plan: &Plan, world: &World, crowd: &Crowd) -> Vec<Fault> {
         scope.spawn(|| crowd.oversee());
         let nemeses = (0..plan.nemeses).map(|number| {
             let (nemesis, strikes) = (&nemesis, possible.strikes(number));
-            scope.spawn(move || nemesis.rage(strikes))
+            scope.spawn(move || nemesis.run(strikes))
         });
         let nemeses: Vec<_> = nemeses.collect();
         let watcher = scope.spawn(|| stalls(crowd));
-        until(Duration::from_secs(plan.seconds), || false);
+        let_pass(Duration::from_secs(plan.seconds));
         crowd.call_off();
         let all = nemeses.into_iter().chain([watcher]);
         all.flat_map(|thread| thread.join().unwrap()).collect()
     })
 }
 
-/// The times when the machine stood still, by what was noticed of it here: a limit that is declared.
+/// Returns the times when the machine stood still, as noticed here: pglock's documented limits do not cover them.
 fn stalls(crowd: &Crowd) -> Vec<Fault> {
-    const STALL: u128 = check::SECOND / 2;
+    const STALL: u128 = check::SECOND_NS / 2;
     let mut found = Vec::new();
     let mut before = now();
     while !crowd.is_over() {
-        until(Duration::from_millis(10), || false);
+        until(Duration::from_millis(10), || crowd.is_over());
         let after = now();
         if after - before > STALL {
             found.push(Fault {

@@ -1,6 +1,6 @@
-//! The nemesis: does one bad thing after the other, each undone before the end, and writes down what it did and when.
+//! The nemesis: injects one fault after another, heals each, and records what it did and when.
 //!
-//! What it does is planned; to whom depends on who is there. A fault counts as done from the moment at which it is tried.
+//! The plan says what it does; who is hit depends on what is running. A fault counts from when it is attempted.
 
 use super::crowd::{Crowd, Running};
 use super::history::{Fault, Target, now};
@@ -25,8 +25,8 @@ pub struct Nemesis<'a> {
 }
 
 impl Nemesis<'_> {
-    /// Does what is planned until the crowd is called off.
-    pub fn rage(&self, plan: impl Iterator<Item = Strike>) -> Vec<Fault> {
+    /// Injects the planned faults until the crowd is called off.
+    pub fn run(&self, plan: impl Iterator<Item = Strike>) -> Vec<Fault> {
         let mut faults = Vec::new();
         for strike in plan {
             until(millis(strike.pause), || self.crowd.is_over());
@@ -46,7 +46,7 @@ impl Nemesis<'_> {
         faults
     }
 
-    /// Does it. `None` if there was nobody to do it to.
+    /// Injects the fault. Returns `None` if there was nothing to hit.
     fn strike(&self, strike: &Strike) -> Option<Target> {
         match strike.kind {
             Kind::KillPglock => self.signal_pglock(strike, SIGKILL),
@@ -62,26 +62,26 @@ impl Nemesis<'_> {
             Kind::Evict => self.evict(strike),
             Kind::Cut => {
                 let host = self.host(strike);
-                self.world.cut(Some(host), || rest(strike));
+                self.world.cut(Some(host), || wait_for_fault(strike));
                 Some(Target::Host(host))
             }
             Kind::Delay => {
                 let host = self.host(strike);
-                let is_done = self.world.slow_down(host, || rest(strike));
+                let is_done = self.world.slow_down(host, || wait_for_fault(strike));
                 is_done.then_some(Target::Host(host))
             }
             _ => self.strike_all(strike),
         }
     }
 
-    /// What meets everybody, or everybody who comes through the pooler.
+    /// Injects a fault that hits all, or all that connect through the pooler.
     fn strike_all(&self, strike: &Strike) -> Option<Target> {
         match strike.kind {
             Kind::Crash => self.world.crash(),
             Kind::Failover => self.world.fail_over(),
             Kind::KillPooler => self.world.replace_pooler(),
             Kind::Reconnect => self.world.reconnect_pooler(),
-            Kind::CutServer => self.world.cut(None, || rest(strike)),
+            Kind::CutServer => self.world.cut(None, || wait_for_fault(strike)),
             Kind::SlowDisk => self.slow_disk(strike)?,
             Kind::Exhaust => self.exhaust(strike),
             _ => return None,
@@ -90,7 +90,7 @@ impl Nemesis<'_> {
         Some(if is_pooled { Target::Pooled } else { Target::All })
     }
 
-    fn somebody(&self, strike: &Strike) -> Option<(usize, Running)> {
+    fn pick_running(&self, strike: &Strike) -> Option<(usize, Running)> {
         let jobs = match strike.is_aimed {
             true => living_jobs(&self.crowd.recent()),
             false => BTreeMap::new(),
@@ -103,15 +103,15 @@ impl Nemesis<'_> {
     }
 
     fn host(&self, strike: &Strike) -> usize {
-        let aimed = strike.is_aimed.then(|| self.somebody(strike)).flatten();
+        let aimed = strike.is_aimed.then(|| self.pick_running(strike)).flatten();
         let host = aimed.map(|(_, running)| running.request.host);
         host.unwrap_or(strike.pick as usize % HOSTS)
     }
 
     fn signal_pglock(&self, strike: &Strike, signal: Signal) -> Option<Target> {
-        let (number, _) = self.somebody(strike)?;
+        let (number, _) = self.pick_running(strike)?;
         signal_for_a_while(strike, signal, || {
-            // On the list, its process id is its own.
+            // While it is on the list, its process id is not reused.
             let running = self.crowd.running.lock().unwrap();
             running.get(&number).map(|found| found.pid)
         });
@@ -125,19 +125,19 @@ impl Nemesis<'_> {
         Some(Target::Run(*number))
     }
 
-    /// One of the server's sessions that are pglocks': its process, and whose it is.
+    /// Returns the process id of one of the pglocks' sessions, and whose it is.
     fn backend(&self, strike: &Strike) -> Option<(Pid, Target)> {
         let server = self.world.primary();
         let sql = format!(
             "SELECT pid, application_name, client_addr = '{}' FROM pg_stat_activity WHERE application_name LIKE 'pglock:%'",
             server.address()
         );
-        let found = self.ask(&sql)?.into_iter();
+        let found = self.query(&sql)?.into_iter();
         let found = found.filter_map(|row| <[String; 3]>::try_from(row).ok());
         let found: BTreeMap<String, (String, String)> =
             found.map(|[pid, name, is_local]| (pid, (name, is_local))).collect();
         let (backend, (name, is_local)) = picked(strike, &found)?;
-        // A session of the pool keeps the name of its last client, and can be another's by now.
+        // A session of the pool keeps the name of its last client, and may serve another one by now.
         let is_pooled = self.world.has_cables() && is_local == "t";
         let target = match self.crowd.whose(name) {
             Some((number, request)) if !request.pooled && !is_pooled => Target::Run(number),
@@ -148,7 +148,7 @@ impl Nemesis<'_> {
 
     fn end_session(&self, strike: &Strike) -> Option<Target> {
         let (backend, target) = self.backend(strike)?;
-        self.ask(&format!("SELECT pg_terminate_backend({backend})"));
+        self.query(&format!("SELECT pg_terminate_backend({backend})"));
         Some(target)
     }
 
@@ -158,11 +158,11 @@ impl Nemesis<'_> {
         signal_for_a_while(strike, signal, || {
             is_child_of(backend, &server.join("data")).then_some(backend)
         });
-        // A stopped one can be in everybody's way.
+        // A stopped backend may block all others.
         Some(if signal == SIGSTOP { Target::All } else { target })
     }
 
-    /// The server ends all its sessions, and recovers.
+    /// Kills a backend, whereupon the server ends all its sessions and recovers.
     fn kill_backend(&self, strike: &Strike) -> Option<Target> {
         let (backend, _) = self.backend(strike)?;
         let server = self.world.primary();
@@ -177,11 +177,11 @@ impl Nemesis<'_> {
     }
 
     fn await_server(&self) {
-        until(SOON, || self.ask("SELECT 1").is_some());
+        until(SOON, || self.query("SELECT 1").is_some());
     }
 
     fn evict(&self, strike: &Strike) -> Option<Target> {
-        let (_, running) = self.somebody(strike)?;
+        let (_, running) = self.pick_running(strike)?;
         let key = running.request.keys[0];
         let server = self.world.primary();
         let mut evict = command(env!("CARGO_BIN_EXE_pglock"));
@@ -199,15 +199,15 @@ impl Nemesis<'_> {
         Some(Target::Key(key))
     }
 
-    /// Each flush of the WAL waits before it writes.
+    /// Delays each flush of the WAL.
     fn slow_disk(&self, strike: &Strike) -> Option<()> {
-        self.ask("ALTER SYSTEM SET commit_delay = 100000")?;
-        self.ask("SELECT pg_reload_conf()");
-        rest(strike);
-        // Whatever happens to the server meanwhile.
+        self.query("ALTER SYSTEM SET commit_delay = 100000")?;
+        self.query("SELECT pg_reload_conf()");
+        wait_for_fault(strike);
+        // The server may be down meanwhile.
         let heal = "ALTER SYSTEM RESET commit_delay";
-        until(SOON, || self.ask(heal).is_some());
-        self.ask("SELECT pg_reload_conf()");
+        until(SOON, || self.query(heal).is_some());
+        self.query("SELECT pg_reload_conf()");
         Some(())
     }
 
@@ -217,13 +217,13 @@ impl Nemesis<'_> {
         while let Ok(client) = config.connect(NoTls) {
             taken.push(client);
         }
-        rest(strike);
+        wait_for_fault(strike);
         drop(taken);
         self.await_server();
     }
 
-    /// The rows of an answer, over the socket; `None` if the server cannot be asked.
-    fn ask(&self, sql: &str) -> Option<Vec<Vec<String>>> {
+    /// Returns the rows of a query over the socket; `None` if the server is not available.
+    fn query(&self, sql: &str) -> Option<Vec<Vec<String>>> {
         let mut client = self.world.primary().config().connect(NoTls).ok()?;
         let messages = client.simple_query(sql).ok()?;
         let rows = messages.into_iter().filter_map(|message| {
@@ -237,32 +237,38 @@ impl Nemesis<'_> {
     }
 }
 
-/// The one that the strike picks of those that are there.
+/// Returns the item that the strike picks.
 fn picked<'a, K: Ord, V>(strike: &Strike, all: &'a BTreeMap<K, V>) -> Option<(&'a K, &'a V)> {
     let index = strike.pick.checked_rem(all.len() as u64)?;
     all.iter().nth(index as usize)
 }
 
-/// Sends the signal; one that stops is undone after a while. Whoever has ended by then is spared.
+/// Sends the signal; a stop is undone after a while. A process that has exited by then is spared.
 fn signal_for_a_while(strike: &Strike, signal: Signal, whom: impl Fn() -> Option<Pid>) {
     let send = |signal| whom().map(|pid| kill(pid, signal));
     send(signal);
     if signal == SIGSTOP {
-        rest(strike);
+        wait_for_fault(strike);
         send(SIGCONT);
     }
 }
 
-/// For as long as the fault lasts.
-fn rest(strike: &Strike) {
-    until(millis(strike.lasts), || false);
+/// Waits for the length of the fault.
+fn wait_for_fault(strike: &Strike) {
+    let_pass(millis(strike.lasts));
+}
+
+/// Lets a planned time pass: the length of a fault or of a run, which is an input and no wait for a condition.
+pub fn let_pass(time: Duration) {
+    std::thread::sleep(time);
 }
 
 fn millis(count: u64) -> Duration {
     Duration::from_millis(count)
 }
 
-/// Whether this process is one of the server's with this directory, and not somebody else's with the same number.
+/// Returns whether this process is a backend of the server with this data directory, and not another process with the
+/// same id.
 fn is_child_of(pid: Pid, data: &Path) -> bool {
     let postmaster = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -270,28 +276,28 @@ fn is_child_of(pid: Pid, data: &Path) -> bool {
     parent.is_some() && parent == postmaster.lines().next()
 }
 
-/// The jobs of these lines, which may have ended.
-fn jobs_of(history: &str) -> BTreeMap<usize, Pid> {
+/// Returns the jobs in these lines, which may have ended.
+fn jobs_in(history: &str) -> BTreeMap<usize, Pid> {
     let enters = history.lines().filter(|line| line.starts_with("enter "));
     let jobs = enters.filter_map(|line| {
-        let words: Vec<&str> = line.split(' ').collect();
-        let (run, pid) = (words.get(2)?.parse().ok()?, words.get(3)?.parse().ok()?);
+        let fields: Vec<&str> = line.split(' ').collect();
+        let (run, pid) = (fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?);
         Some((run, Pid::from_raw(pid)))
     });
     jobs.collect()
 }
 
-/// Whether this process is the job of this run, and not another one with the same number a minute later.
+/// Returns whether this process is the job of this run, and not another process with the same id.
 fn is_job(pid: Pid, run: usize) -> bool {
     let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let mut words = line.split('\0');
-    let is_program = words.next().is_some_and(|name| name.ends_with("torture-job"));
-    is_program && words.nth(2) == Some(&run.to_string())
+    let mut arguments = line.split('\0');
+    let is_program = arguments.next().is_some_and(|name| name.ends_with("torture-job"));
+    is_program && arguments.nth(2) == Some(&run.to_string())
 }
 
-/// The jobs of these lines that live.
+/// Returns the jobs in these lines that are alive.
 pub fn living_jobs(history: &str) -> BTreeMap<usize, Pid> {
-    let mut jobs = jobs_of(history);
+    let mut jobs = jobs_in(history);
     jobs.retain(|number, pid| is_job(*pid, *number));
     jobs
 }

@@ -1,27 +1,28 @@
-//! The plan of a run, which is made from a seed: what is asked for, and what is done to it.
+//! The plan of a run, made from a seed: the requests, and the faults.
 //!
-//! The same seed makes the same requests and the same strikes, each in its order, and each worker and each nemesis has a
-//! stream of its own. When exactly they meet is up to the machine: a run can be repeated in kind, not to the instruction.
-//! A plan is one line of text, which is also the command that makes it again, and what is kept of a run that failed.
+//! The same seed makes the same requests and the same strikes, each in its order, and each worker and each nemesis has
+//! a stream of its own. When exactly they meet depends on the machine: a run can be repeated in kind, not to the
+//! instruction. A plan is one line of text, which is also the command that repeats it, and what is kept of a run that
+//! failed.
 
 use super::dice::Dice;
 use super::world::HOSTS;
 
-/// Those who want a lock for a moment.
-pub const BRIEF: usize = 15;
-/// Those who want a lock for seconds, so that what takes seconds can happen to them.
-pub const PATIENT: usize = 3;
-/// Several strike at a time, so that faults meet.
+/// Workers that want a lock for a short time.
+pub const BRIEF_WORKERS: usize = 15;
+/// Workers that want a lock for seconds, so that what takes seconds can happen to them.
+pub const PATIENT_WORKERS: usize = 3;
+/// Several strike at a time, so that faults coincide.
 pub const NEMESES: usize = 4;
 
-/// Keys of the brief ones, which one holds, or several share.
+/// The keys of the brief workers.
 const KEYS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
-/// Keys of the patient ones, fewer than there are of them.
+/// The keys of the patient workers, of which there are more.
 const LONG_KEYS: [&str; 2] = ["long", "longer"];
-/// The key of the slots, and how many there are.
+/// The key with slots, and their number.
 const SLOTS: (&str, u16) = ("slots", 3);
 
-/// What a pglock is asked for.
+/// The options of a pglock and of its job.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Request {
     pub keys: Vec<&'static str>,
@@ -31,7 +32,7 @@ pub struct Request {
     pub token: bool,
     /// Through the pooler.
     pub pooled: bool,
-    /// Seconds; `None` for one try.
+    /// Seconds; `None` for `--no-wait`.
     pub wait: Option<u64>,
     /// Milliseconds.
     pub life: u64,
@@ -39,25 +40,25 @@ pub struct Request {
     /// The job's own exit status.
     pub status: i32,
     pub stubborn: bool,
-    /// Which host it runs on.
+    /// The number of the host that it runs on.
     pub host: usize,
 }
 
-/// Something bad that is planned.
+/// A planned fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Strike {
     /// Milliseconds before it.
     pub pause: u64,
     pub kind: Kind,
-    /// Which of those that are there at that moment.
+    /// Selects one of the possible targets.
     pub pick: u64,
-    /// Of those whose job is under the lock, if there are any.
+    /// Prefers a pglock whose job holds the lock.
     pub is_aimed: bool,
-    /// Milliseconds until it is undone, if it is one that can be undone.
+    /// Milliseconds until it is healed, if it can be.
     pub lasts: u64,
 }
 
-/// What the nemesis can do.
+/// The kinds of faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     KillPglock,
@@ -68,11 +69,11 @@ pub enum Kind {
     TermJob,
     /// `pg_terminate_backend`.
     EndSession,
-    /// SIGTERM to a process of the server.
+    /// SIGTERM to a backend.
     TermBackend,
-    /// SIGSTOP to a process of the server, and SIGCONT.
+    /// SIGSTOP to a backend, and SIGCONT.
     StopBackend,
-    /// SIGKILL to a process of the server, which ends all sessions and recovers.
+    /// SIGKILL to a backend, whereupon the server ends all sessions and recovers.
     KillBackend,
     Evict,
     /// Immediate stop and start.
@@ -81,11 +82,11 @@ pub enum Kind {
     KillPooler,
     /// PgBouncer's RECONNECT.
     Reconnect,
-    /// The cable of a client's host is pulled for a while.
+    /// The cable of a client's host is pulled.
     Cut,
-    /// That of the server and the pooler.
+    /// The cable of the server and the pooler is pulled.
     CutServer,
-    /// A line so slow that messages stand in a queue.
+    /// A line so slow that messages queue.
     Delay,
     SlowDisk,
     /// All connections of the server are taken.
@@ -95,7 +96,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Those that can be planned, and how often. What stops everybody is rare, or there would be nothing else.
+    /// The kinds that can be planned, and how often. What stops everything is rare, or nothing else would happen.
     pub const ALL: [(Kind, u64); 20] = [
         (Kind::KillPglock, 20),
         (Kind::StopPglock, 16),
@@ -127,12 +128,12 @@ impl Kind {
         format!("{self:?}")
     }
 
-    /// It needs hosts with cables.
+    /// Returns whether it needs hosts with cables.
     pub fn needs_cables(self) -> bool {
         matches!(self, Kind::Cut | Kind::CutServer | Kind::Delay)
     }
 
-    /// The shortest and the longest that it lasts, in milliseconds; of cuts every other is short.
+    /// Returns the shortest and the longest duration in milliseconds; every other cut is short.
     fn lasts(self, is_short: bool) -> (u64, u64) {
         match self {
             Kind::StopPglock | Kind::StopJob | Kind::StopBackend => (20, 4000),
@@ -147,12 +148,12 @@ impl Kind {
     }
 }
 
-/// What makes a run.
+/// The parameters of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     pub seed: u64,
     pub seconds: u64,
-    /// How many want a lock.
+    /// The number of workers.
     pub workers: usize,
     pub nemeses: usize,
     pub kinds: Vec<Kind>,
@@ -163,30 +164,30 @@ impl Plan {
         Plan {
             seed,
             seconds,
-            workers: BRIEF + PATIENT,
+            workers: BRIEF_WORKERS + PATIENT_WORKERS,
             nemeses: NEMESES,
             kinds: Kind::all(),
         }
     }
 
-    /// A plan in words such as `SEED=1 SECONDS=60 WORKERS=4 FAULTS=Cut,Crash`; what they leave out is as it is here.
-    pub fn with(mut self, words: &str) -> Result<Plan, String> {
-        for word in words.split_whitespace() {
-            let (name, value) = word.split_once('=').ok_or(format!("no value: {word}"))?;
-            let number = || value.parse::<u64>().map_err(|_| format!("no number: {word}"));
+    /// Parses a line such as `SEED=1 SECONDS=60 WORKERS=4 FAULTS=Cut,Crash`, whose omitted parts are those of `self`.
+    pub fn with(mut self, line: &str) -> Result<Plan, String> {
+        for part in line.split_whitespace() {
+            let (name, value) = part.split_once('=').ok_or(format!("no value: {part}"))?;
+            let number = || value.parse::<u64>().map_err(|_| format!("no number: {part}"));
             match name {
                 "SEED" => self.seed = number()?,
                 "SECONDS" => self.seconds = number()?,
                 "WORKERS" => self.workers = number()? as usize,
                 "NEMESES" => self.nemeses = number()? as usize,
                 "FAULTS" => self.kinds = kinds(value)?,
-                _ => return Err(format!("no such part of a plan: {word}")),
+                _ => return Err(format!("unknown part of a plan: {part}")),
             }
         }
         Ok(self)
     }
 
-    /// The plan as [`Plan::with`] reads it.
+    /// Returns the line that [`Plan::with`] parses.
     pub fn words(&self) -> String {
         let names: Vec<String> = self.kinds.iter().map(|kind| kind.name()).collect();
         let faults = match names.is_empty() {
@@ -199,18 +200,18 @@ impl Plan {
         )
     }
 
-    /// What a worker asks for, one thing after the other. Every sixth is a patient one.
+    /// Returns the requests of a worker. Every sixth worker is a patient one.
     pub fn requests(&self, worker: usize) -> impl Iterator<Item = Request> + use<> {
         let mut dice = Dice::new(self.seed, worker as u64);
         let longest = (self.seconds * 250).clamp(1500, 16_000);
-        let each = (BRIEF + PATIENT) / PATIENT;
+        let each = (BRIEF_WORKERS + PATIENT_WORKERS) / PATIENT_WORKERS;
         std::iter::repeat_with(move || match worker % each == each - 1 {
             true => patient(&mut dice, worker / each % HOSTS, longest),
             false => brief(&mut dice, worker % HOSTS),
         })
     }
 
-    /// What a nemesis does, one thing after the other.
+    /// Returns the strikes of a nemesis.
     pub fn strikes(&self, nemesis: usize) -> impl Iterator<Item = Strike> + use<> {
         let mut dice = Dice::new(self.seed, 1_000_000 + nemesis as u64);
         let chances = Kind::ALL.into_iter();
@@ -231,7 +232,7 @@ fn kinds(names: &str) -> Result<Vec<Kind>, String> {
     }
 }
 
-/// Each takes the same numbers of the dice, whatever happens.
+/// Draws a strike, always with the same number of draws.
 fn strike(dice: &mut Dice, chances: &[(Kind, u64)]) -> Strike {
     let all: u64 = chances.iter().map(|(_, chance)| chance).sum();
     let mut drawn = dice.number(0, all);
@@ -253,7 +254,7 @@ fn strike(dice: &mut Dice, chances: &[(Kind, u64)]) -> Strike {
     }
 }
 
-/// Something to ask for, for a moment.
+/// Draws a request for a short time.
 fn brief(dice: &mut Dice, host: usize) -> Request {
     let mut request = Request {
         keys: vec![dice.one_of(&KEYS)],
@@ -280,7 +281,7 @@ fn brief(dice: &mut Dice, host: usize) -> Request {
         }
         35..50 if request.wait.is_some() && !request.pooled => request.fair = true,
         50..60 => request.keys.push(dice.one_of(&KEYS)),
-        // Whoever asks for the key itself asks for slot 0.
+        // The key itself is slot 0.
         60..62 => request.keys = vec![SLOTS.0],
         62..64 => {
             request.keys = vec![dice.one_of(&LONG_KEYS)];
@@ -293,7 +294,7 @@ fn brief(dice: &mut Dice, host: usize) -> Request {
     request
 }
 
-/// Something to ask for, for seconds. Most of them want the same, and many stay for longer than a server waits for a silent
+/// Draws a request for seconds. Most want the same key, and many hold it for longer than a server waits for a silent
 /// client.
 fn patient(dice: &mut Dice, host: usize, longest: u64) -> Request {
     let life = match dice.percent(60) {
@@ -330,7 +331,7 @@ fn the_same_seed_makes_the_same_requests_and_strikes() {
     assert_eq!((&requests, &strikes), (&of(7).0, &of(7).1));
     assert_ne!(requests, of(8).0);
     assert_ne!(strikes, of(8).1);
-    // Everything that the issue names is in it.
+    // Every kind of fault and request occurs.
     for kind in Kind::all() {
         assert!(strikes.iter().any(|strike| strike.kind == kind), "{kind:?}");
     }
@@ -349,7 +350,7 @@ fn the_same_seed_makes_the_same_requests_and_strikes() {
 }
 
 #[test]
-fn a_plan_is_a_line_of_words() {
+fn a_plan_is_a_line_of_text() {
     let plan = Plan::new(3, 60).with("WORKERS=4 FAULTS=Cut,Crash").unwrap();
     assert_eq!(plan.kinds, [Kind::Cut, Kind::Crash]);
     assert_eq!(Plan::new(0, 0).with(&plan.words()), Ok(plan));

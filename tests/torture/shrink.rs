@@ -1,14 +1,14 @@
-//! Making a failing plan smaller: less time, fewer faults, fewer who want a lock, for as long as it still fails.
+//! Shrinking a failing plan: less time, fewer faults and fewer workers, for as long as it still fails.
 //!
-//! What a plan does depends on the moment too, so each smaller one gets several tries; if it fails in none of them, what
-//! was left out counts as needed. So the result may be larger than it could be. It fails, but not every time.
+//! What a plan causes also depends on timing, so each smaller one gets several tries; if it passes all of them, what
+//! was left out counts as needed. So the result may be larger than necessary. It fails, but not every time.
 
 use super::plan::Plan;
 
-/// How often a smaller plan is tried before it counts as harmless.
+/// How often a smaller plan is tried before it counts as passing.
 const TRIES: usize = 3;
 
-/// The smallest plan found that fails.
+/// Returns the smallest failing plan that it finds.
 pub fn shrink(plan: Plan, mut fails: impl FnMut(&Plan) -> bool) -> Plan {
     let mut fails = |plan: &Plan| (0..TRIES).any(|_| fails(plan));
     let mut smallest = plan;
@@ -21,7 +21,7 @@ pub fn shrink(plan: Plan, mut fails: impl FnMut(&Plan) -> bool) -> Plan {
     }
 }
 
-/// The plans that are a step smaller, those that leave out most first.
+/// Returns the plans that are one step smaller, the largest step first.
 fn candidates(plan: &Plan) -> Vec<Plan> {
     let mut found = Vec::new();
     let mut add = |change: &dyn Fn(&mut Plan)| {

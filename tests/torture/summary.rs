@@ -1,4 +1,4 @@
-//! What is said of a run: its plan, what was asked for and got, what was injected, and what was seen.
+//! The summary of a run: its plan, the requests and their results, the faults, and the findings.
 
 use super::check::Verdict;
 use super::crowd::faketime;
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
-/// A few lines for whoever reads the report.
+/// Returns a few lines for the report.
 pub fn summary(plan: &Plan, versions: &str, took: Duration, history: &History, verdict: &Verdict) -> String {
     let runs = history.runs.values();
     let stays = history.stays.iter();
@@ -26,9 +26,9 @@ pub fn summary(plan: &Plan, versions: &str, took: Duration, history: &History, v
         )
     });
     let mut text = String::new();
-    let mut line = |what: &str, words: String| {
-        let words = if words.is_empty() { "none" } else { &words };
-        let _ = writeln!(text, "{what}: {words}");
+    let mut line = |what: &str, text_of_line: String| {
+        let value = if text_of_line.is_empty() { "none" } else { &text_of_line };
+        let _ = writeln!(text, "{what}: {value}");
     };
     line("plan", plan.words());
     line("on", versions.to_owned());
@@ -53,7 +53,7 @@ pub fn summary(plan: &Plan, versions: &str, took: Duration, history: &History, v
     text
 }
 
-/// What a run was, by each of the ways to look at it.
+/// Returns the categories of a run.
 fn modes(run: &Run) -> Vec<String> {
     let request = &run.request;
     let all = [
@@ -64,9 +64,9 @@ fn modes(run: &Run) -> Vec<String> {
         (request.fair, "fair"),
         (request.keys.len() > 1, "several keys"),
         (request.token, "token"),
-        (request.host == HOSTS - 1 && faketime().is_some(), "by a wrong clock"),
+        (request.host == HOSTS - 1 && faketime().is_some(), "wrong clock"),
     ];
-    let all = all.into_iter().filter(|(is, _)| *is);
+    let all = all.into_iter().filter(|(is_set, _)| *is_set);
     all.map(|(_, mode)| mode.to_owned()).collect()
 }
 
@@ -86,6 +86,6 @@ fn count(all: impl Iterator<Item = String>) -> BTreeMap<String, usize> {
 }
 
 fn listed(counts: &BTreeMap<String, usize>) -> String {
-    let words = counts.iter().map(|(what, count)| format!("{what} {count}"));
-    words.collect::<Vec<_>>().join(", ")
+    let parts = counts.iter().map(|(what, count)| format!("{what} {count}"));
+    parts.collect::<Vec<_>>().join(", ")
 }

@@ -1,7 +1,7 @@
-//! Where it happens: the hosts, a server with its standby, and a pooler, which come and go.
+//! The world of a run: the hosts, a server with its standby, and a pooler.
 //!
-//! Where network namespaces are to be had, the server, the standby and the clients are on hosts of their own; otherwise
-//! all are here, and no cable can be pulled.
+//! If network namespaces are permitted, the server, the standby and the clients are on hosts of their own; otherwise
+//! everything is on this one, and no cable can be pulled.
 
 use super::support::network::{Host, Network};
 use super::support::pgbouncer::PgBouncer;
@@ -10,12 +10,12 @@ use super::support::wait::{SOON, eventually, until};
 use std::fs;
 use std::sync::{Arc, Mutex, RwLock};
 
-/// Hosts on which pglocks run.
+/// The number of hosts on which pglocks run.
 pub const HOSTS: usize = 3;
-/// What the servers can bear.
+/// The settings of the servers.
 const SETTINGS: [&str; 4] = [
     "max_connections=60",
-    // The delays of a slow disk, `commit_delay`, need it.
+    // Needed by `commit_delay`, which simulates a slow disk.
     "fsync=on",
     "commit_siblings=0",
     "deadlock_timeout=200ms",
@@ -25,21 +25,21 @@ pub struct World {
     network: Option<Network>,
     clients: Vec<Host>,
     servers: Vec<Host>,
-    /// All that there ever were.
+    /// All servers that were ever started.
     made: Mutex<Vec<&'static Server>>,
     now: RwLock<Now>,
-    /// Who makes a change has it, so that there is one at a time; those who only want to connect do not wait for it.
+    /// Held during a change, so that there is one at a time; connecting does not need it.
     change: Mutex<()>,
 }
 
-/// Who is who at the moment.
+/// The current roles.
 #[derive(Clone)]
 struct Now {
     primary: &'static Server,
     standby: &'static Server,
     pooler: Arc<PgBouncer<'static>>,
-    /// Which of the hosts the primary is on.
-    place: usize,
+    /// The number of the primary's host.
+    primary_host: usize,
 }
 
 impl World {
@@ -64,7 +64,7 @@ impl World {
                 primary,
                 standby,
                 pooler,
-                place: 0,
+                primary_host: 0,
             }),
             change: Mutex::new(()),
         }
@@ -78,7 +78,7 @@ impl World {
         self.now().primary
     }
 
-    /// Of what it is made.
+    /// Returns the versions of all programs.
     pub fn versions(&self) -> String {
         let now = self.now();
         let pglock = env!("CARGO_PKG_VERSION");
@@ -87,7 +87,7 @@ impl World {
         format!("pglock {pglock}, PostgreSQL {server}, {pooler}")
     }
 
-    /// How a client reaches whichever server can be written to, or the pooler.
+    /// Returns a connection string for the current primary, or for the pooler.
     pub fn dsn(&self, pooled: bool) -> String {
         let now = self.now();
         let (hosts, ports) = match pooled {
@@ -104,15 +104,15 @@ impl World {
         )
     }
 
-    /// The words in front of a command that runs it on a host of the clients'.
+    /// Returns the arguments in front of a command that run it on a client's host.
     pub fn entrance(&self, host: usize) -> Vec<String> {
         let Some(host) = self.clients.get(host) else {
             return vec!["env".into()];
         };
-        let mut words = vec!["nsenter".to_owned()];
-        words.extend(host.entrance());
-        words.push("--".into());
-        words
+        let mut arguments = vec!["nsenter".to_owned()];
+        arguments.extend(host.entrance());
+        arguments.push("--".into());
+        arguments
     }
 
     pub fn has_cables(&self) -> bool {
@@ -128,7 +128,7 @@ impl World {
         network.heal(host);
     }
 
-    /// Makes the line of a client's host slow for a while. `false` where the system cannot.
+    /// Makes the line of a client's host slow for a while. Returns whether the system can.
     pub fn slow_down(&self, client: usize, meanwhile: impl FnOnce()) -> bool {
         let network = self.network.as_ref().expect("a network");
         let host = self.host(Some(client));
@@ -143,26 +143,26 @@ impl World {
     fn host(&self, client: Option<usize>) -> &Host {
         match client {
             Some(number) => &self.clients[number],
-            None => &self.servers[self.now().place],
+            None => &self.servers[self.now().primary_host],
         }
     }
 
-    /// The standby becomes the primary, and the next standby is made of it.
+    /// Promotes the standby, and makes the next standby from it.
     pub fn fail_over(&self) {
         let _change = self.change.lock().unwrap();
         let mut now = self.now();
         let old = now.primary;
         old.stop_immediate();
         now.standby.promote();
-        now.place = 1 - now.place;
+        now.primary_host = 1 - now.primary_host;
         (now.primary, now.standby) = (now.standby, old);
-        now.pooler = pooler(now.primary, self.servers.get(now.place));
+        now.pooler = pooler(now.primary, self.servers.get(now.primary_host));
         *self.now.write().unwrap() = now.clone();
-        let next = self.servers.get(1 - now.place);
+        let next = self.servers.get(1 - now.primary_host);
         now.standby = leak(Server::make(&SETTINGS, next, Some(now.primary)));
         self.made.lock().unwrap().push(now.standby);
         *self.now.write().unwrap() = now;
-        // Nobody can start it any more, and there will be many.
+        // It is not started again, and there will be many.
         let _ = fs::remove_dir_all(old.directory().join("data"));
     }
 
@@ -171,12 +171,12 @@ impl World {
         self.primary().restart();
     }
 
-    /// Kills the pooler; there is another one a moment later.
+    /// Kills the pooler, and starts another one.
     pub fn replace_pooler(&self) {
         let _change = self.change.lock().unwrap();
         let mut now = self.now();
         now.pooler.kill();
-        now.pooler = pooler(now.primary, self.servers.get(now.place));
+        now.pooler = pooler(now.primary, self.servers.get(now.primary_host));
         *self.now.write().unwrap() = now;
     }
 
@@ -185,7 +185,7 @@ impl World {
         self.now().pooler.admin("RECONNECT");
     }
 
-    /// Ends everything; nothing of ours is left on the server by then.
+    /// Ends everything. Returns what of pglock is left on the server.
     pub fn end(self) -> Vec<String> {
         let now = self.now();
         let mut left = Vec::new();
@@ -198,7 +198,7 @@ impl World {
             "locks",
             "SELECT pid, classid, objid, granted FROM pg_locks WHERE locktype = 'advisory'",
         );
-        // The pooler keeps its sessions, which are not ours any more.
+        // The pooler keeps its sessions, which are no longer pglock's.
         drop(self.now.into_inner());
         now.pooler.kill();
         none(
@@ -213,12 +213,14 @@ impl World {
     }
 }
 
-/// It is stopped by [`World::end`], and removed with the test process: whoever still looks at it finds nothing.
+/// Leaks a server, which [`World::end`] stops and which is removed with the test process: threads may still refer to
+/// it.
 fn leak(server: Server) -> &'static Server {
     Box::leak(Box::new(server))
 }
 
-/// One that resets what it hands out as roughly as it can. When it misses a client, it waits as long as the server would.
+/// Starts a pooler that resets every session as thoroughly as possible, and that waits for a silent client as long as
+/// the server would.
 fn pooler(server: &'static Server, host: Option<&Host>) -> Arc<PgBouncer<'static>> {
     let settings = [
         "pool_mode=transaction",

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// A report, in the usual order.
-pub enum SessionEvent {
+pub(crate) enum SessionEvent {
     /// Connected to a server or a pooler.
     Connected,
     /// Connected to the server itself, so this can interrupt the wait.
-    Direct(Canceller),
+    Cancellable(Canceller),
     /// The session is alive. If there is no further report by this time, it is not.
     Alive(Instant),
     /// Who holds the lock, as seen during the wait.
@@ -38,11 +38,11 @@ pub enum SessionEvent {
         session: Box<Client>,
     },
     /// The thread panicked. No further report follows.
-    Broken,
+    Panicked,
 }
 
 /// The lock that we hold.
-pub struct Held {
+pub(crate) struct Held {
     /// The numbers of the keys, in the order in which they were given.
     pub ids: Vec<KeyId>,
     /// Our slot, with `--slots`.

@@ -140,7 +140,7 @@ fn violation(output: &Output) -> Option<String> {
 }
 
 fn case(seed: u64, directory: &Path, port: u16) -> Output {
-    let random = &mut Random::of(seed);
+    let random = &mut Random::from_seed(seed);
     let mut pglock = Pglock::alone()
         .env("HOME", directory)
         .env("PGHOST", random.one_of(&["127.0.0.1", "/nonexistent"]))

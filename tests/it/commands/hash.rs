@@ -154,7 +154,7 @@ fn the_server_computes_the_same_numbers() {
     let server = Server::shared();
     let database = unique("o'clock schl\u{fc}ssel-\u{9375}");
     server.sql(&format!("CREATE DATABASE \"{database}\""));
-    let mut client = server.client_of(&database);
+    let mut client = server.client_in(&database);
     for name in [
         "backup",
         "deploy",
@@ -201,7 +201,7 @@ fn functions_of_the_server_are_computed_by_the_server() {
 #[test]
 fn an_application_and_pglock_exclude_each_other() {
     let server = server_with_app(&[]);
-    let mut application = server.client_of("app");
+    let mut application = server.client_in("app");
     for (n, (scheme, number)) in GOLDEN.into_iter().enumerate() {
         if !is_supported(&server, scheme) {
             continue;
@@ -291,7 +291,7 @@ fn behind_a_pooler_the_database_is_that_of_the_server() {
         let run = bouncer.pglock().env("PGDATABASE", "alias");
         run.args(["run", "--hash", "rails-migrate"])
     };
-    let mut application = server.client_of("app");
+    let mut application = server.client_in("app");
     assert!(acquires(&mut application, "6939591962871035475"));
     let output = run().args(["-n", "true"]).output();
     let line = output.code(75).stderr_line();

@@ -242,7 +242,7 @@ fn keys_are_named_for_every_scheme_and_locks_of_other_clients_are_shown() {
         run(&["--hash", "rails-migrate"]),
         run(&["-k", "-7,8", "-k", "-9"]),
     ];
-    let mut psql = server.client_of(&database);
+    let mut psql = server.client_in(&database);
     rows(&mut psql, "SET application_name = 'an old script'");
     rows(&mut psql, "BEGIN; SELECT pg_advisory_xact_lock_shared(4711)");
     let found = locks(here(list(server)));
@@ -251,7 +251,7 @@ fn keys_are_named_for_every_scheme_and_locks_of_other_clients_are_shown() {
         .map(|lock| format!("{}={}", lock["key"].as_str().unwrap(), lock["name"]))
         .collect();
     names.sort();
-    let value = |sql: &str| rows(&mut server.client_of(&database), sql).concat().concat();
+    let value = |sql: &str| rows(&mut server.client_in(&database), sql).concat().concat();
     let rails = server
         .pglock()
         .args(["key", "--hash", "rails-migrate", "--dbname", &database]);
@@ -389,7 +389,7 @@ fn watch_repeats_until_the_reader_closes_the_pipe() {
     for line in &lines {
         assert!(serde_json::from_str::<Value>(line).is_ok(), "{line}");
     }
-    let head = server.around("sh").args([
+    let head = server.program("sh").args([
         "-c",
         &format!("'{}' list --watch | head -n 2", env!("CARGO_BIN_EXE_pglock")),
     ]);
@@ -404,7 +404,7 @@ fn watch_repeats_until_the_reader_closes_the_pipe() {
 #[test]
 fn the_table_fits_the_screen() {
     let server = Server::shared();
-    let key = unique("a_rather_long_name_of_a_key");
+    let key = unique("a_long_name_of_a_key");
     let holder = server.run(&key).holding();
     let waiter = waiting(server, &key, &[]);
     await_count(server, &key, 2);
@@ -419,12 +419,12 @@ fn the_table_fits_the_screen() {
         columns(&common),
         ["KEY", "STATE", "FOR", "WHO", "BACKEND", "BEHIND", "JOB"]
     );
-    assert!(common[1].starts_with(&format!("{key}  held   ")), "{common:?}");
-    assert!(common[2].starts_with(&format!("{key}  waits  ")), "{common:?}");
+    assert!(common[1].starts_with(&format!("{key}  holding  ")), "{common:?}");
+    assert!(common[2].starts_with(&format!("{key}  waiting  ")), "{common:?}");
     assert!(common[2].contains(&format!(":{}  ", waiter.pid())), "{common:?}");
     let narrow = show((40, 10));
     assert_eq!(columns(&narrow), ["KEY", "STATE", "FOR", "WHO"]);
-    assert!(narrow[1].contains("~  held   "), "{narrow:?}");
+    assert!(narrow[1].contains("~  holding  "), "{narrow:?}");
     let wide = show((200, 24));
     assert_eq!(columns(&wide).len(), 12, "{wide:?}");
     holder.finish().code(0);
@@ -438,7 +438,7 @@ fn watch_fits_one_screen() {
     let database = server.database();
     let screen = Screen::new(server, (40, 10), &[("PGDATABASE", &database)]);
     screen.line("pglock list --watch");
-    let nothing = "nothing is held or waited for in databa~";
+    let nothing = "no locks are held or waited for in data~";
     screen.expect("empty list", |lines| lines.iter().any(|line| line == nothing));
     let here = |key: &str| server.run(key).env("PGDATABASE", &database);
     let holders: Vec<Running> = (0..12).map(|n| here(&format!("key {n}")).holding()).collect();

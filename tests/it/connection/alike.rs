@@ -1,8 +1,8 @@
-//! "What psql accepts, pglock accepts, and it means the same": the same string and the same environment, given to psql
-//! and to pglock, must reach the server alike or be refused by both.
+//! P80: the same connection string and environment, given to psql and to pglock, reach the server alike or are refused
+//! by both.
 //!
-//! Compared are the server, the user, the database, the front of the application name, TCP or Unix socket, and TLS.
-//! Ways to authenticate and channel binding show in who is let in. Where the two differ, the case says why.
+//! The tests compare the server, the user, the database, the start of the application name, TCP or Unix socket, and
+//! TLS. Authentication methods and channel binding show in who can log in. Where the two differ, the case says why.
 
 use crate::connection::hosts::pair;
 use crate::support::pglock::Pglock;
@@ -16,38 +16,38 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
-/// What both are given.
-struct Case {
+/// What psql and pglock are given.
+struct Comparison {
     dsn: Option<String>,
     env: Vec<(String, String)>,
-    /// Why the two differ, and may; `None`: they must not.
+    /// Why the two differ, and may; `None` if they must not.
     why: Option<&'static str>,
 }
 
-fn case(dsn: &str, env: &[(&str, &str)]) -> Case {
+fn case(dsn: &str, env: &[(&str, &str)]) -> Comparison {
     let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-    Case {
+    Comparison {
         dsn: Some(dsn.to_owned()),
         env: env.iter().map(owned).collect(),
         why: None,
     }
 }
 
-/// No connection string.
-fn bare(env: &[(&str, &str)]) -> Case {
-    Case {
+/// Returns a comparison without a connection string.
+fn bare(env: &[(&str, &str)]) -> Comparison {
+    Comparison {
         dsn: None,
         ..case("", env)
     }
 }
 
-impl Case {
-    fn differs(self, why: &'static str) -> Case {
-        Case { why: Some(why), ..self }
+impl Comparison {
+    fn differs(self, why: &'static str) -> Comparison {
+        Comparison { why: Some(why), ..self }
     }
 }
 
-/// How the server was reached; `None`: not at all.
+/// How the server was reached; `None` if it was not.
 type Reached = Option<Vec<String>>;
 
 struct Stage {
@@ -148,13 +148,13 @@ impl Stage {
         Stage { server, names }
     }
 
-    /// One on each server that a case can reach.
+    /// Opens a session on each server that a comparison can reach.
     fn sessions(&self) -> Vec<Client> {
         let (primary, standby) = pair();
         [&*self.server, primary, standby].map(Server::client).into()
     }
 
-    fn dress(&self, program: Pglock, case: &Case) -> Pglock {
+    fn dress(&self, program: Pglock, case: &Comparison) -> Pglock {
         let home = self.names.iter().find(|(name, _)| *name == "home").unwrap();
         let mut program = program.env("HOME", &home.1);
         for (name, value) in &case.env {
@@ -164,11 +164,11 @@ impl Stage {
         program
     }
 
-    fn psql(&self, case: &Case) -> Reached {
+    fn psql(&self, case: &Comparison) -> Reached {
         const WHERE: &str = "SELECT current_setting('port'), session_user, current_database(), \
             split_part(current_setting('application_name'), ' ', 1), inet_client_addr() IS NOT NULL, \
             (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid())";
-        let psql = self.dress(Pglock::of("psql"), case);
+        let psql = self.dress(Pglock::for_program("psql"), case);
         let mut psql = psql.args(["-X", "-w", "-A", "-t", "-F", "\x1f", "-c", WHERE]);
         if let Some(dsn) = &case.dsn {
             psql = psql.args(["-d", &fill(dsn, &self.names)]);
@@ -182,7 +182,7 @@ impl Stage {
         output.status.success().then_some(reached)
     }
 
-    fn pglock(&self, case: &Case, sessions: &mut [Client]) -> Reached {
+    fn pglock(&self, case: &Comparison, sessions: &mut [Client]) -> Reached {
         let mut pglock = self.dress(Pglock::alone(), case);
         if let Some(dsn) = &case.dsn {
             pglock = pglock.env("PGLOCK_DSN", fill(dsn, &self.names));
@@ -195,18 +195,18 @@ impl Stage {
             !lives || running.stdout().contains(">\n")
         });
         let out = running.stdout();
-        let reached = lives.then(|| place_of(sessions, out.trim().trim_matches(['<', '>']), running.pid().as_raw()));
+        let reached = lives.then(|| session_of(sessions, out.trim().trim_matches(['<', '>']), running.pid().as_raw()));
         let output = running.finish();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(
-            !said.contains(PASSWORD) && !said.contains("w@rd"),
-            "a secret is shown: {said}"
+            !stderr.contains(PASSWORD) && !stderr.contains("w@rd"),
+            "a secret is shown: {stderr}"
         );
         match reached {
             Some(_) => output.code(0),
             None => {
                 assert!([69, 77, 78].contains(&output.status.code().unwrap_or(-1)), "{output}");
-                assert!(!said.is_empty(), "{output}");
+                assert!(!stderr.is_empty(), "{output}");
                 &output
             }
         };
@@ -214,8 +214,8 @@ impl Stage {
     }
 }
 
-/// Where the server has this session.
-fn place_of(sessions: &mut [Client], backend: &str, pid: i32) -> Vec<String> {
+/// Returns how the server was reached by this session.
+fn session_of(sessions: &mut [Client], backend: &str, pid: i32) -> Vec<String> {
     let sql = format!(
         "SELECT current_setting('port'), usename, datname, application_name, \
              CASE WHEN client_addr IS NULL THEN 'f' ELSE 't' END, CASE WHEN ssl THEN 't' ELSE 'f' END \
@@ -237,17 +237,17 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(path).unwrap()
 }
 
-/// Puts the stage's names into `{...}`.
+/// Substitutes the names in `{...}`.
 fn fill(text: &str, names: &[(&'static str, String)]) -> String {
     names.iter().fold(text.to_owned(), |text, (name, value)| {
         text.replace(&format!("{{{name}}}"), value)
     })
 }
 
-/// The environment that reaches the server by its socket, with nothing else said.
+/// The environment that reaches the server by its socket, and sets nothing else.
 const HERE: [(&str, &str); 2] = [("PGHOST", "{dir}"), ("PGPORT", "{port}")];
 
-fn sources() -> Vec<Case> {
+fn sources() -> Vec<Comparison> {
     let here = |more: &[(&str, &str)]| bare(&[&HERE[..], more].concat());
     let with = |dsn: &str, more: &[(&str, &str)]| case(dsn, &[&HERE[..], more].concat());
     vec![
@@ -261,8 +261,7 @@ fn sources() -> Vec<Case> {
         here(&[("PGUSER", "")]),
         here(&[("PGDATABASE", "")]),
         here(&[("PGAPPNAME", "nightly")]),
-        here(&[("PGAPPNAME", "")])
-            .differs("a session of psql's is then called nothing, and one of pglock's has a name at any rate"),
+        here(&[("PGAPPNAME", "")]).differs("psql's session then has no name, and pglock's always has one"),
         here(&[("PGOPTIONS", "-c search_path=x")]),
         here(&[("PGOPTIONS", "-c no_such_setting=1")]),
         here(&[("PGSSLMODE", "require")]),
@@ -334,7 +333,7 @@ fn sources() -> Vec<Case> {
         here(&[("PGSSLCOMPRESSION", "1")]),
         here(&[("PGREQUIREPEER", "postgres")]),
         here(&[("PGREQUIREPEER", "somebody-else")]),
-        // The string over the variables, in part.
+        // The string overrides some of the variables.
         with("dbname=postgres", &[("PGUSER", "scram"), ("PGDATABASE", "nothing")]),
         with("postgres", &[("PGDATABASE", "nothing")]),
         with("postgresql:///postgres", &[("PGUSER", "scram")]),
@@ -357,7 +356,7 @@ fn sources() -> Vec<Case> {
             "sslmode=require user=without_tls dbname=postgres host=127.0.0.1",
             &[("PGSSLMODE", "disable")],
         ),
-        // A service, between the string and the variables.
+        // A service comes between the string and the variables.
         bare(&[("PGSERVICE", "tcp")]),
         bare(&[("PGSERVICE", "first")]),
         bare(&[
@@ -383,7 +382,7 @@ fn sources() -> Vec<Case> {
     ]
 }
 
-fn strings() -> Vec<Case> {
+fn strings() -> Vec<Comparison> {
     let tcp = |rest: &str| {
         case(
             &format!("host=127.0.0.1 port={{port}} user=scram dbname=postgres password={{qpw}} {rest}"),
@@ -461,7 +460,7 @@ fn strings() -> Vec<Case> {
         uri("host={dir} hostaddr=127.0.0.1 port={port} user=with_tls dbname=postgres"),
         uri("host=@{dir} port={port} user=with_tls dbname=postgres"),
         uri("host=,{dir} port={down},{port} user=with_tls dbname=postgres"),
-        // The first host refuses, and the second is not asked.
+        // The first host refuses, and the second is not tried.
         uri("host=127.0.0.1,127.0.0.1 port={port},{p1} user=scram password=wrong dbname=postgres"),
         uri("host=127.0.0.1,127.0.0.1 port={p2},{p1} user=postgres dbname=postgres target_session_attrs=primary"),
         uri("host=127.0.0.1,127.0.0.1 port={p2},{p1} user=postgres dbname=postgres target_session_attrs=read-write"),
@@ -470,11 +469,11 @@ fn strings() -> Vec<Case> {
         ),
         uri("host=127.0.0.1 port={p2} user=postgres dbname=postgres target_session_attrs=primary"),
         uri("host=127.0.0.1,127.0.0.1 port={p1},{p2} user=postgres dbname=postgres target_session_attrs=standby")
-            .differs("the standby is found, and cannot give a lock"),
+            .differs("pglock refuses the lock of a standby"),
         uri(
             "host=127.0.0.1,127.0.0.1 port={p1},{p2} user=postgres dbname=postgres target_session_attrs=prefer-standby",
         )
-        .differs("the standby is found, and cannot give a lock"),
+        .differs("pglock refuses the lock of a standby"),
         tcp("require_auth=scram-sha-256").differs("psql 15 does not know require_auth"),
         tcp("sslcertmode=disable").differs("psql 15 does not know sslcertmode"),
         tcp("load_balance_hosts=random").differs("psql 15 does not know load_balance_hosts"),
@@ -482,11 +481,11 @@ fn strings() -> Vec<Case> {
         tcp("gssdelegation=0").differs("psql 15 does not know gssdelegation"),
         tcp("max_protocol_version=latest").differs("psql 15 does not know max_protocol_version"),
         tcp("sslcrl={pki}no.crl sslmode=verify-ca sslrootcert={pki}ca.crt")
-            .differs("a revocation list that is named and not there is ignored by psql: the revoked would be let in"),
-        unix("keepalives_idle=often").differs("psql looks at it only over TCP"),
-        tcp("client_encoding=no_such_encoding").differs("there is no text to convert; psql lets the server refuse it"),
-        unix("user=postgres replication=database")
-            .differs("a lock needs an ordinary session, though psql can do without"),
+            .differs("psql ignores a missing revocation list, and so would accept revoked certificates"),
+        unix("keepalives_idle=often").differs("psql reads it only over TCP"),
+        tcp("client_encoding=no_such_encoding")
+            .differs("pglock has no text to convert; psql lets the server refuse the encoding"),
+        unix("user=postgres replication=database").differs("a lock needs an ordinary session, and psql does not"),
     ];
     for rest in [
         "keepalives=0",
@@ -538,7 +537,7 @@ fn strings() -> Vec<Case> {
     cases
 }
 
-fn secrets() -> Vec<Case> {
+fn secrets() -> Vec<Comparison> {
     let tcp = |user: &str, rest: &str, env: &[(&str, &str)]| {
         case(
             &format!("host=127.0.0.1 port={{port}} user={user} dbname=postgres {rest}"),
@@ -664,8 +663,8 @@ fn secrets() -> Vec<Case> {
     cases
 }
 
-/// What is wrong with these cases, and how many of them reach a server.
-fn compare(stage: &Stage, cases: &[Case]) -> (Vec<String>, usize) {
+/// Returns what is wrong with these comparisons, and how many of them reach a server.
+fn compare(stage: &Stage, cases: &[Comparison]) -> (Vec<String>, usize) {
     let mut sessions = stage.sessions();
     let mut reaching = 0;
     let mut wrong = Vec::new();
@@ -673,7 +672,7 @@ fn compare(stage: &Stage, cases: &[Case]) -> (Vec<String>, usize) {
         let (psql, pglock) = (stage.psql(case), stage.pglock(case, &mut sessions));
         reaching += usize::from(psql.is_some());
         if (psql == pglock) == case.why.is_some() {
-            let Case { dsn, env, why } = case;
+            let Comparison { dsn, env, why } = case;
             wrong.push(format!(
                 "{dsn:?} {env:?}\n  psql   {psql:?}\n  pglock {pglock:?}\n  {why:?}"
             ));
@@ -682,10 +681,11 @@ fn compare(stage: &Stage, cases: &[Case]) -> (Vec<String>, usize) {
     (wrong, reaching)
 }
 
+/// P80
 #[test]
 fn psql_and_pglock_reach_the_server_alike() {
     let stage = Stage::set();
-    let cases: Vec<Case> = [sources(), strings(), secrets()].into_iter().flatten().collect();
+    let cases: Vec<Comparison> = [sources(), strings(), secrets()].into_iter().flatten().collect();
     let count = cases.len();
     assert!(count >= 150, "{count}");
     // Most of the time is spent waiting for processes to start.
@@ -699,15 +699,15 @@ fn psql_and_pglock_reach_the_server_alike() {
     });
     let reaching: usize = results.iter().map(|(_, reaching)| reaching).sum();
     let wrong: Vec<String> = results.into_iter().flat_map(|(wrong, _)| wrong).collect();
-    println!("{count} cases, {reaching} of which reach a server by psql");
+    println!("{count} comparisons, {reaching} of which reach a server by psql");
     assert!(
         wrong.is_empty(),
-        "{} of {count} cases:\n{}",
+        "{} of {count} comparisons:\n{}",
         wrong.len(),
         wrong.join("\n")
     );
     assert!(
         reaching * 5 > count * 2,
-        "most are refused by both, which proves little"
+        "too many are refused by both, which proves little"
     );
 }

@@ -1,34 +1,35 @@
-//! "Connection: `--dsn`, `DATABASE_URL`, PGHOST/PGPORT/PGUSER/PGPASSWORD/PGDATABASE, Unix sockets, libpq's
-//! defaults": which of them decides. What the settings mean in all their forms is tested elsewhere.
+//! Which source of connection parameters wins: `--dsn`, `PGLOCK_DSN`, `DATABASE_URL`, the variables of libpq, its
+//! defaults. What the parameters mean is tested in `alike`.
 
 use crate::support::pglock::Pglock;
 use crate::support::server::Server;
 use crate::support::unique;
 
-/// Where and as whom the job's lock is held: database, user, and whether over TCP.
+/// Returns where and as whom the job's lock is held: database, user, and whether over TCP.
 fn held_at(server: &Server, run: Pglock) -> String {
-    let running = run.args(["run", "-k", &unique("place")]);
+    let running = run.args(["run", "-k", &unique("held")]);
     let running = running.sh("echo \"<$PGLOCK_BACKEND_PID>\"; read -r _; exit 0").spawn();
     running.await_stdout(">\n");
     let out = running.stdout();
     let backend = out.trim().trim_matches(['<', '>']);
-    let place = server.value(&format!(
+    let held = server.value(&format!(
         "SELECT concat_ws(' ', datname, usename, CASE WHEN client_addr IS NOT NULL THEN 'tcp' END) \
          FROM pg_stat_activity WHERE pid = {backend}"
     ));
     running.finish().code(0);
-    place
+    held
 }
 
+/// P80
 #[test]
-fn options_override_variables_and_variables_fill_what_a_string_leaves_open() {
+fn options_override_variables_and_variables_fill_gaps() {
     let server = Server::shared();
     let (database, role) = (server.database(), unique("connecting_role"));
     server.sql(&format!("CREATE ROLE {role} LOGIN"));
     let (port, directory) = (server.port().to_string(), server.host());
     let tcp = server.dsn();
     let at = |run| held_at(server, run);
-    // The variables of libpq, and its default: the database is called as the user is.
+    // The variables of libpq, and its default: the database has the user's name.
     assert_eq!(at(server.pglock()), "postgres postgres");
     let elsewhere = || server.pglock().env("PGUSER", &role).env("PGDATABASE", &database);
     assert_eq!(at(elsewhere()), format!("{database} {role}"));
@@ -36,7 +37,7 @@ fn options_override_variables_and_variables_fill_what_a_string_leaves_open() {
         at(elsewhere().env("PGHOST", "127.0.0.1")),
         format!("{database} {role} tcp")
     );
-    // DATABASE_URL decides over them, PGLOCK_DSN over that, and --dsn over all.
+    // DATABASE_URL overrides them, PGLOCK_DSN overrides that, and --dsn overrides all.
     assert_eq!(at(Pglock::alone().env("DATABASE_URL", &tcp)), "postgres postgres tcp");
     assert_eq!(at(elsewhere().env("DATABASE_URL", &tcp)), "postgres postgres tcp");
     let over_socket = format!("host={directory} port={port} user={role} dbname={database}");
@@ -54,7 +55,7 @@ fn options_override_variables_and_variables_fill_what_a_string_leaves_open() {
         .output()
         .code(0)
         .silent();
-    // What the string leaves open is taken from the variables.
+    // The variables fill what the string leaves open.
     let partly = format!("user={role}");
     assert_eq!(
         at(elsewhere().env("PGUSER", "nobody").env("PGLOCK_DSN", &partly)),
@@ -65,7 +66,7 @@ fn options_override_variables_and_variables_fill_what_a_string_leaves_open() {
         at(server.pglock().env("PGLOCK_DSN", &uri)),
         format!("{database} postgres")
     );
-    // An empty variable is an unset one.
+    // An empty variable counts as unset.
     let empty = server
         .pglock()
         .env("DATABASE_URL", "")

@@ -1,5 +1,5 @@
-//! Several hosts: one that is down, hangs, is a standby or refuses; which one is taken, in what time, and what is
-//! said of the others.
+//! Several hosts, one of which is down, hangs, is a standby or refuses: which one pglock connects to, how soon, and
+//! what it reports about the others.
 
 use crate::support::pglock::{Output, Pglock};
 use crate::support::server::{Server, free_port};
@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// A primary and its standby.
+/// Returns a primary and its standby, which are started once.
 pub fn pair() -> &'static (Server, Server) {
     static PAIR: OnceLock<(Server, Server)> = OnceLock::new();
     PAIR.get_or_init(|| {
@@ -29,7 +29,7 @@ fn run(dsn: &str) -> Output {
     pglock(dsn).args(["--", "true"]).output()
 }
 
-/// `host=127.0.0.1,... port=...` for these ports.
+/// Returns `host=127.0.0.1,... port=...` for these ports.
 fn hosts(ports: &[u16], rest: &str) -> String {
     let list = ports.iter().map(|port| port.to_string()).collect::<Vec<_>>();
     let names = vec!["127.0.0.1"; ports.len()].join(",");
@@ -39,7 +39,7 @@ fn hosts(ports: &[u16], rest: &str) -> String {
     )
 }
 
-/// A listener whose queue is full: the kernel drops further SYNs, as a black hole would.
+/// A listener whose backlog is full: the kernel drops further SYNs, as a black hole would.
 struct BlackHole {
     port: u16,
     _sockets: Vec<OwnedFd>,
@@ -56,7 +56,7 @@ impl BlackHole {
         let mut sockets = vec![listener];
         for _ in 0..4 {
             let waiting = stream();
-            // In progress for ever, but for the first.
+            // All but the first stay in progress.
             let _ = connect(waiting.as_raw_fd(), &address);
             sockets.push(waiting);
         }
@@ -67,7 +67,7 @@ impl BlackHole {
     }
 }
 
-/// "two hosts of which the first is down / is a standby / hangs (connect_timeout)"
+/// P81: the others are down, hang, or have the wrong role.
 #[test]
 fn the_first_host_that_is_fit_is_taken() {
     let (primary, standby) = pair();
@@ -90,7 +90,7 @@ fn the_first_host_that_is_fit_is_taken() {
         ("any", [primary.port(), standby.port()], 0),
         ("read-write", [standby.port(), primary.port()], 0),
         ("primary", [standby.port(), primary.port()], 0),
-        // The session is found, and the lock refused.
+        // pglock connects, and refuses to lock.
         ("read-only", [primary.port(), standby.port()], 78),
         ("standby", [primary.port(), standby.port()], 78),
         ("prefer-standby", [primary.port(), standby.port()], 78),
@@ -103,7 +103,7 @@ fn the_first_host_that_is_fit_is_taken() {
             assert!(output.stderr_line().contains("hot standby"), "{target}: {output}");
         }
     }
-    // A primary where transactions are read-only by default is no read-write server, but a primary.
+    // A primary whose transactions are read-only by default is a primary, but not a read-write server.
     let options = "options='-c default_transaction_read_only=on'";
     run(&hosts(
         &[primary.port()],
@@ -124,17 +124,20 @@ fn the_first_host_that_is_fit_is_taken() {
     assert!(line.contains("read-only"), "{line}");
 }
 
-/// "each host tried, with its address and cause, the last line first"; what a server says ends the search.
+/// P81: the last one first; the refusal of a server ends the search.
 #[test]
-fn every_host_is_told_of() {
+fn every_host_that_was_tried_is_reported() {
     let (primary, standby) = pair();
     let down = [free_port(), free_port()];
     let line = run(&hosts(&down, "")).code(69).stderr_line();
-    let told = |port: u16| format!("cannot connect to 127.0.0.1:{port}: connection refused");
-    assert_eq!(line, format!("{}; {}", told(down[1]), told(down[0])));
+    let refused = |port: u16| format!("cannot connect to 127.0.0.1:{port}: connection refused");
+    assert_eq!(line, format!("{}; {}", refused(down[1]), refused(down[0])));
     let both = hosts(&[down[0], primary.port()], "").replace("user=postgres", "user=no_such_role");
     let line = run(&both).code(77).stderr_line();
-    assert!(line.contains("no_such_role") && line.contains(&told(down[0])), "{line}");
+    assert!(
+        line.contains("no_such_role") && line.contains(&refused(down[0])),
+        "{line}"
+    );
     let first_refuses = hosts(&[primary.port(), standby.port()], "").replace("user=postgres", "user=no_such_role");
     let line = run(&first_refuses).code(77).stderr_line();
     assert!(!line.contains(&format!(":{}", standby.port())), "{line}");
@@ -151,7 +154,7 @@ fn every_host_is_told_of() {
     assert!(line.contains("localhost:") && line.contains("(::1)"), "{line}");
 }
 
-/// "load_balance_hosts=random"
+/// P80: `load_balance_hosts=random`.
 #[test]
 fn hosts_can_be_tried_at_random() {
     let (primary, standby) = pair();
@@ -163,10 +166,10 @@ fn hosts_can_be_tried_at_random() {
             return;
         }
     }
-    panic!("64 times the same one first: {seen:?}");
+    panic!("the same host was first 64 times: {seen:?}");
 }
 
-/// "With the network to the first host black-holed, `--wait 5` still ends in 5 s."
+/// P32
 #[test]
 fn a_black_hole_does_not_outlast_the_wait() {
     let (primary, _) = pair();
@@ -180,7 +183,7 @@ fn a_black_hole_does_not_outlast_the_wait() {
     );
     let line = output.stderr_line();
     assert!(line.contains(&format!("127.0.0.1:{}", hole.port)), "{line}");
-    // With a limit of its own, it leads to the next host within the wait.
+    // With --connect-timeout, pglock tries the next host within the wait.
     let output = pglock(&dsn)
         .args(["--wait", "5", "--connect-timeout", "0.5", "--", "true"])
         .output();
@@ -188,7 +191,7 @@ fn a_black_hole_does_not_outlast_the_wait() {
     assert!(output.took < Duration::from_secs(3), "{output}");
 }
 
-/// Exactly one socket is left of all that was tried, and it is found: a loss is noticed at once.
+/// P20: of all sockets that were tried, exactly one is left, and pglock finds it.
 #[test]
 fn the_socket_is_found_behind_a_host_that_hangs() {
     let (primary, _) = pair();
@@ -198,6 +201,6 @@ fn the_socket_is_found_behind_a_host_that_hangs() {
         "connect_timeout=1",
     );
     let output = pglock(&dsn).args(["-v", "--", "true"]).output();
-    let said = String::from_utf8_lossy(&output.code(0).stderr).into_owned();
-    assert!(!said.contains("cannot tell which descriptor"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.code(0).stderr).into_owned();
+    assert!(!stderr.contains("cannot tell which descriptor"), "{stderr}");
 }

@@ -1,4 +1,4 @@
-//! Connecting: settings, hosts, passwords and TLS, compared with libpq's.
+//! Connecting: connection strings, hosts, passwords and TLS, compared with libpq.
 
 mod alike;
 mod connecting;

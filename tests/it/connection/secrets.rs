@@ -1,4 +1,4 @@
-//! Passwords: where they come from, the question on a terminal, and that nobody else gets to see them.
+//! Passwords: where they come from, the prompt on a terminal, and that they are never shown.
 
 use crate::support::pglock::Pglock;
 use crate::support::terminal::Terminal;
@@ -14,7 +14,7 @@ fn server() -> &'static Secured {
     SERVER.get_or_init(Secured::start)
 }
 
-/// Without a password in it.
+/// Returns a connection string without a password.
 fn dsn() -> String {
     server().at("127.0.0.1", "user=scram sslmode=disable")
 }
@@ -24,9 +24,9 @@ fn pglock(dsn: &str) -> Pglock {
     run.args(["run", "-k", &unique("secrets")])
 }
 
-/// "warn when a password is in `--dsn` on the command line ...; suggest the variable or file"
+/// P82: the warning suggests the variable or the file.
 #[test]
-fn a_password_on_the_command_line_is_warned_of() {
+fn a_password_on_the_command_line_causes_a_warning() {
     let quoted = PASSWORD.replace('\\', "\\\\").replace('\'', "\\'");
     let with_password = dsn() + &format!(" password='{quoted}'");
     let output = pglock("").args(["-d", &with_password, "--", "true"]).output();
@@ -40,7 +40,7 @@ fn a_password_on_the_command_line_is_warned_of() {
     variable.output().code(0).silent();
 }
 
-/// "format, escapes, wildcards, permissions rule and warning as libpq"; and nothing of it reaches the job.
+/// P80, P82: format, escapes, wildcards and permissions as in libpq; nothing of it reaches the job.
 #[test]
 fn the_password_file() {
     let escaped = PASSWORD.replace('\\', "\\\\").replace(':', "\\:");
@@ -51,11 +51,11 @@ fn the_password_file() {
     let file = home.join(".pgpass");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
     let output = run().args(["--", "true"]).output();
-    let said = String::from_utf8_lossy(&output.code(77).stderr).into_owned();
-    let lines: Vec<&str> = said.lines().collect();
+    let stderr = String::from_utf8_lossy(&output.code(77).stderr).into_owned();
+    let lines: Vec<&str> = stderr.lines().collect();
     assert!(
         lines[0].contains("group or world access") && lines[1].contains("no password supplied"),
-        "{said}"
+        "{stderr}"
     );
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     fs::write(&file, "*:*:*:*:wr0ng\n").unwrap();
@@ -66,7 +66,7 @@ fn the_password_file() {
     );
 }
 
-/// A shell on a terminal that runs pglock, and then says how it ended and whether the terminal echoes.
+/// Starts a shell on a terminal that runs pglock, and then prints its status and whether the terminal echoes.
 fn asking(options: &str) -> Terminal {
     let script = format!(
         "$PGLOCK run -k {} {options} -- sh -c 'echo the job: ran'; echo \"status=$?\"; stty -a | grep -ow -e '-*echo'; read -r line; echo \"read:$line\"",
@@ -78,9 +78,9 @@ fn asking(options: &str) -> Terminal {
     })
 }
 
-/// "On a terminal with nothing given, ask without echo (as psql does), never when there is none."
+/// P83, and that pglock does not prompt without a terminal.
 #[test]
-fn a_terminal_is_asked() {
+fn a_terminal_is_prompted() {
     let mut terminal = asking("");
     terminal.expect("Password for user scram: ");
     terminal.keys(&format!("{PASSWORD}\n"));
@@ -96,14 +96,14 @@ fn a_terminal_is_asked() {
     terminal.expect("status=77");
     assert!(!terminal.screen().contains("wr0ng"), "{}", terminal.screen());
 
-    // No terminal: the same failure at once.
+    // Without a terminal, the failure comes at once.
     let line = pglock(&dsn()).args(["--", "true"]).output().code(77).stderr_line();
     assert!(line.contains("no password supplied"), "{line}");
 }
 
-/// "on Ctrl-C at the prompt ... the terminal's echo must be restored", and at the end of the wait as well.
+/// P83: when the wait is over, and after Ctrl-C.
 #[test]
-fn the_echo_comes_back_when_the_question_is_left() {
+fn the_echo_is_restored_when_the_prompt_ends() {
     let mut terminal = asking("--wait 1");
     terminal.expect("Password for user scram: ");
     terminal.expect("status=69");
@@ -125,9 +125,9 @@ fn the_echo_comes_back_when_the_question_is_left() {
     terminal.expect("\necho");
 }
 
-/// "Secrets nowhere: not in errors, `-v`, process arguments".
+/// P82: not in errors, with `-v`, or in process arguments.
 #[test]
-fn no_word_of_it_is_shown() {
+fn no_part_of_a_password_is_shown() {
     let server = server();
     let quoted = PASSWORD.replace('\\', "\\\\").replace('\'', "\\'");
     for rest in [
@@ -141,8 +141,8 @@ fn no_word_of_it_is_shown() {
     ] {
         let dsn = dsn() + &format!(" password='{quoted}' {rest}");
         let output = pglock(&dsn).args(["-v", "--", "true"]).output();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!said.contains("w@rd") && !said.contains("p:a"), "{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!stderr.contains("w@rd") && !stderr.contains("p:a"), "{stderr}");
     }
     let running = pglock(&dsn()).env("PGPASSWORD", PASSWORD).holding();
     let arguments = fs::read(format!("/proc/{}/cmdline", running.pid())).unwrap_or_default();

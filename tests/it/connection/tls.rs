@@ -1,5 +1,5 @@
-//! TLS against a real server: every `sslmode` with good and bad certificates, certificates of our own, channel
-//! binding, revocation, and the cancel request.
+//! TLS with a real server: every `sslmode` with good and bad certificates, client certificates, channel binding,
+//! revocation, and the cancel request.
 
 use crate::support::pglock::{Output, Pglock};
 use crate::support::tls::{PASSWORD, Secured};
@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-/// How pglock fares with this connection string; `HOME` has nothing in it.
+/// Runs pglock with this connection string and an empty `HOME`.
 fn run(dsn: &str) -> Output {
     let run = Pglock::alone().env("HOME", "/nonexistent");
     let run = run.env("PGLOCK_DSN", dsn).env("PGPASSWORD", PASSWORD);
@@ -23,13 +23,12 @@ fn works(dsn: &str) {
 }
 
 #[track_caller]
-fn fails(dsn: &str, code: i32, words: &str) {
+fn fails(dsn: &str, code: i32, expected: &str) {
     let line = run(dsn).code(code).stderr_line();
-    assert!(line.contains(words), "{words:?} is not in {line:?}");
+    assert!(line.contains(expected), "{expected:?} is not in {line:?}");
 }
 
-/// "`require` must work with every certificate that psql's `require` works with; where verify-* must refuse, the
-/// error says what is wrong with the certificate and how to make a good one."
+/// P84
 #[test]
 fn certificates_good_and_bad() {
     let server = Secured::start();
@@ -59,7 +58,7 @@ fn certificates_good_and_bad() {
         78,
         "only hostaddr is given",
     );
-    // A root file that is there is used, whatever sslmode says.
+    // An existing root file is used with any sslmode.
     fails(
         &dsn("localhost", "require", &server.pki("other.crt")),
         69,
@@ -76,7 +75,7 @@ fn certificates_good_and_bad() {
     works(&revoked(&format!("sslcrl={}", server.pki("ca.crl"))));
     fails(&revoked("sslcrl=/nonexistent/crl"), 78, "revocation list");
 
-    for (name, words) in [
+    for (name, expected) in [
         ("wrong", "is for elsewhere.example, not for localhost"),
         ("wildcard", "is for *.localhost, not for localhost"),
         ("unknown", "not signed by a root of"),
@@ -86,7 +85,7 @@ fn certificates_good_and_bad() {
         ("self", "is self-signed and is not among the roots"),
     ] {
         server.show(name);
-        fails(&full("localhost"), 69, words);
+        fails(&full("localhost"), 69, expected);
         works(&dsn("localhost", "require", "/nonexistent/root.crt"));
         works(&(dsn("localhost", "require", "/nonexistent/root.crt") + " ssl_max_protocol_version=TLSv1.2"));
         if ["wrong", "wildcard"].contains(&name) {
@@ -101,7 +100,7 @@ fn certificates_good_and_bad() {
             )));
         }
     }
-    // The server shows what is itself in the root file, as many small installations have it.
+    // The server's own certificate is in the root file, as in many small installations.
     works(&dsn("localhost", "verify-full", &server.pki("ca-and-self.crt")));
     server.show("common");
     works(&full("localhost"));
@@ -111,9 +110,9 @@ fn certificates_good_and_bad() {
     fails(&revoked(&list), 69, "is revoked");
 }
 
-/// "SCRAM over TCP, md5, TLS + SCRAM-PLUS, client-certificate auth"
+/// P80
 #[test]
-fn ways_to_authenticate() {
+fn authentication_methods_work() {
     let server = Secured::start();
     let at = |rest: &str| server.at("localhost", rest);
     for user in ["scram", "md5", "clear"] {
@@ -135,9 +134,9 @@ fn ways_to_authenticate() {
         77,
         "channel binding",
     );
-    for (user, asked) in [("md5", "md5"), ("clear", "password"), ("without_tls", "no")] {
+    for (user, method) in [("md5", "md5"), ("clear", "password"), ("without_tls", "no")] {
         let dsn = at(&format!("user={user} sslmode=disable require_auth=scram-sha-256"));
-        fails(&dsn, 77, &format!("the server requested {asked} authentication"));
+        fails(&dsn, 77, &format!("the server requested {method} authentication"));
     }
     works(&at("user=md5 sslmode=require require_auth=!password,!none"));
     works(&at("user=without_tls sslmode=disable require_auth=none"));
@@ -178,7 +177,7 @@ fn ways_to_authenticate() {
     fails(&with("client.crt", "no.key"), 78, "not its private key");
 }
 
-/// "`disable` ... `prefer` falls back to plaintext, `allow` the other way round"
+/// P80: `prefer` falls back to plain text, and `allow` to TLS.
 #[test]
 fn modes_choose_between_tls_and_plain_text() {
     let server = Secured::start();
@@ -190,12 +189,12 @@ fn modes_choose_between_tls_and_plain_text() {
     fails(&at("user=with_tls sslmode=disable"), 77, "pg_hba.conf rejects");
     fails(&at("user=without_tls sslmode=require"), 77, "SSL encryption");
     fails(&at("user=nobody_here sslmode=prefer"), 77, "nobody_here");
-    // Fails with TLS, and is let in without.
+    // Fails with TLS, and succeeds without.
     works(&at(&format!(
         "user=without_tls sslmode=prefer sslrootcert={}",
         server.pki("other.crt")
     )));
-    // The other way round, the first failure is told as well.
+    // If both attempts fail, the error names the first failure too.
     fails(
         &at(&format!(
             "user=with_tls sslmode=prefer sslrootcert={}",
@@ -210,7 +209,7 @@ fn modes_choose_between_tls_and_plain_text() {
     fails(&at("user=without_tls sslmode=require"), 69, "does not support TLS");
 }
 
-/// A relay that notes what each connection begins with: the code of its first message.
+/// A relay that records the code of the first message of each connection.
 struct Relay {
     port: u16,
     codes: Arc<Mutex<Vec<u32>>>,
@@ -251,7 +250,7 @@ impl Relay {
     }
 }
 
-/// "The cancel request (Ctrl-C while waiting) goes over the same TLS and host."
+/// P85
 #[test]
 fn a_wait_over_tls_is_cancelled_over_tls() {
     let server = Secured::start();
@@ -275,22 +274,22 @@ fn a_wait_over_tls_is_cancelled_over_tls() {
     });
 }
 
-/// The job inherits the session, and its loss is noticed: the socket is known with TLS as without.
+/// P14, P20: the job inherits the session's socket, and its loss is noticed, with TLS too.
 #[test]
-fn the_socket_is_known_with_tls() {
+fn the_socket_is_found_with_tls() {
     let server = Secured::start();
     let dsn = server.at("localhost", "user=with_tls sslmode=require");
     let run = Pglock::alone().env("PGLOCK_DSN", &dsn).env("HOME", "/nonexistent");
     let run = run
         .args(["run", "-v", "-k", &unique("tls_socket"), "--", "true"])
         .output();
-    let said = String::from_utf8_lossy(&run.code(0).stderr).into_owned();
-    assert!(!said.contains("cannot tell which descriptor"), "{said}");
+    let stderr = String::from_utf8_lossy(&run.code(0).stderr).into_owned();
+    assert!(!stderr.contains("cannot tell which descriptor"), "{stderr}");
 }
 
-/// "sslnegotiation=direct": the first word is TLS's own, and it says which protocol is meant.
+/// P80: with `sslnegotiation=direct` the first message is TLS's own, and names the protocol and the host.
 #[test]
-fn tls_can_begin_without_asking() {
+fn tls_can_start_without_a_request() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     let hello = std::thread::spawn(move || {
@@ -304,7 +303,7 @@ fn tls_can_begin_without_asking() {
     let dsn = format!("host=localhost port={port} user=u sslmode=require sslnegotiation=direct");
     fails(&dsn, 69, "during the TLS handshake");
     let (kind, body) = hello.join().unwrap();
-    let contains = |word: &[u8]| body.windows(word.len()).any(|part| part == word);
+    let contains = |name: &[u8]| body.windows(name.len()).any(|part| part == name);
     assert_eq!(kind, 22, "a handshake");
     assert!(contains(b"postgresql") && contains(b"localhost"));
 }

@@ -1,7 +1,7 @@
 //! One case: a pglock, a hostile server, and what must hold whatever that server does.
 //!
-//! Everything about a case follows from its seed: which pglock, which stages, which mutations. A case that fails says
-//! what was wrong, and its seed repeats it.
+//! The seed determines the case: which pglock, which stages, which mutations. A failing case reports what was wrong,
+//! and its seed repeats it.
 
 use super::mutation::{KINDS, Mutation};
 use super::random::Random;
@@ -21,19 +21,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// What pglock is asked to do. Every one has the keys and the limits of [`LIMITS`].
+/// What pglock does in a case. All of them have [`LIMITS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scenario {
     Trust,
     Scram,
     Md5,
     Clear,
-    /// Somebody else holds the lock throughout.
+    /// Another client holds the lock throughout.
     Refused,
-    WaitsInVain,
-    /// Somebody else holds the lock until it is waited for.
+    WaitTimesOut,
+    /// Another client holds the lock until pglock waits for it.
     Waits,
-    WaitsInLine,
+    WaitsForTurn,
     WaitsForSlot,
     Transaction,
     Slots,
@@ -43,10 +43,10 @@ pub enum Scenario {
     TokenInTransaction,
     /// An operator ends the wait by TERM.
     Interrupted,
-    /// A job that does not mind TERM.
+    /// The job ignores TERM.
     Stubborn,
     IgnoresLoss,
-    KeepsLock,
+    HoldsLonger,
     Tls,
     PreferTls,
     List,
@@ -60,9 +60,9 @@ const SCENARIOS: [Scenario; 24] = [
     Scenario::Md5,
     Scenario::Clear,
     Scenario::Refused,
-    Scenario::WaitsInVain,
+    Scenario::WaitTimesOut,
     Scenario::Waits,
-    Scenario::WaitsInLine,
+    Scenario::WaitsForTurn,
     Scenario::WaitsForSlot,
     Scenario::Transaction,
     Scenario::Slots,
@@ -73,7 +73,7 @@ const SCENARIOS: [Scenario; 24] = [
     Scenario::Interrupted,
     Scenario::Stubborn,
     Scenario::IgnoresLoss,
-    Scenario::KeepsLock,
+    Scenario::HoldsLonger,
     Scenario::Tls,
     Scenario::PreferTls,
     Scenario::List,
@@ -81,35 +81,34 @@ const SCENARIOS: [Scenario; 24] = [
     Scenario::Evict,
 ];
 
-/// The limits that pglock is given: of connecting to one address, of silence, from TERM to KILL.
+/// The limits that pglock is given: for connecting to one address, for a heartbeat, from TERM to KILL.
 const LIMITS: [&str; 6] = ["--connect-timeout", "1", "--heartbeat", "0.2", "--kill-after", "0.3"];
-/// What they allow: twice connecting (with TLS and without) with its slack, of two sessions, the wait (1 s), the job (0.7 s), twice the
-/// silence, the allowance for one who has overslept, the last look for who has evicted us (a session of its own), the
-/// time to KILL, and what is left of the job.
-const DECLARED: Duration = Duration::from_millis(2 * 2 * 2000 + 1000 + 700 + 400 + 1000 + 1000 + 2000 + 300 + 2000);
+/// What these limits add up to: twice connecting (with and without TLS) with its slack, of two sessions; the wait (1
+/// s); the job (0.7 s); twice the heartbeat; the allowance for a process that was not scheduled; the query for who
+/// evicted us, which is a session of its own; the time to KILL; and draining the job's group.
+const TIME_LIMIT: Duration = Duration::from_millis(2 * 2 * 2000 + 1000 + 700 + 400 + 1000 + 1000 + 2000 + 300 + 2000);
 /// What a busy machine may add.
-const BUSY: Duration = Duration::from_secs(20);
-/// When whoever looks (`list`, `check`, `evict`) at a server that says nothing more has had enough, and the
-/// connection ends: there is no limit to that.
-const PATIENCE: Duration = Duration::from_millis(1500);
-/// What a pglock may need of memory, whatever it is sent; and one that asks for a list, which can be long.
+const SLACK: Duration = Duration::from_secs(20);
+/// When the relay hangs up on `list`, `check` and `evict`, which wait for a silent server without limit.
+const OBSERVER_LIMIT: Duration = Duration::from_millis(1500);
+/// The memory that a pglock may need whatever it receives; a list may be long.
 const MOST_MEMORY_KB: u64 = 128 * 1024;
 const MOST_MEMORY_OF_LISTS_KB: u64 = 256 * 1024;
-/// A piece of [`PASSWORD`], which looks the same however it is quoted.
-const PIECE: &str = "w@rd";
-/// How the job ends, if it is let.
-const JOBS_OWN: i32 = 5;
-/// How pglock may end: never by a signal, an internal error or a usage error, of which there is none.
-const CODES: [i32; 7] = [JOBS_OWN, 0, 69, 74, 75, 77, 78];
+/// A part of [`PASSWORD`] that looks the same however it is quoted.
+const PASSWORD_PART: &str = "w@rd";
+/// The exit status of a job that is not terminated.
+const JOB_STATUS: i32 = 5;
+/// The possible exit statuses: never a signal, an internal error, or a usage error, of which there is none.
+const EXIT_STATUSES: [i32; 7] = [JOB_STATUS, 0, 69, 74, 75, 77, 78];
 
-/// What a case is about.
-pub struct Case {
+/// A case, made from its seed.
+pub struct FuzzCase {
     pub seed: u64,
     pub scenario: Scenario,
     tamperings: Vec<Tampering>,
 }
 
-/// What became of it.
+/// The result of a case.
 #[derive(Default)]
 pub struct Verdict {
     /// What was tampered with.
@@ -117,64 +116,64 @@ pub struct Verdict {
     pub code: Option<i32>,
     pub memory_kb: u64,
     pub took: Duration,
-    /// What must not be.
-    pub faults: Vec<String>,
+    /// What pglock did wrong.
+    pub violations: Vec<String>,
 }
 
-impl fmt::Display for Case {
+impl fmt::Display for FuzzCase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PGLOCK_FUZZ_CASE={}: {:?}", self.seed, self.scenario)?;
-        for it in &self.tamperings {
-            let kind = KINDS[it.mutation.kind];
-            write!(f, ", {:?} {} {kind}", it.stage, it.nth)?;
+        for tampering in &self.tamperings {
+            let kind = KINDS[tampering.mutation.kind];
+            write!(f, ", {:?} {} {kind}", tampering.stage, tampering.nth)?;
         }
         Ok(())
     }
 }
 
-impl Case {
-    pub fn of(seed: u64) -> Case {
-        let random = &mut Random::of(seed);
+impl FuzzCase {
+    pub fn from_seed(seed: u64) -> FuzzCase {
+        let random = &mut Random::from_seed(seed);
         let scenario = random.one_of(&SCENARIOS);
         let count = random.one_of(&[1, 1, 1, 2, 3]);
         let tamperings = (0..count).map(|_| tampering(scenario, random)).collect();
-        Case {
+        FuzzCase {
             seed,
             scenario,
             tamperings,
         }
     }
 
-    /// Runs it, and judges.
+    /// Runs the case, and judges it.
     pub fn run(&self, server: &Secured, client: &Arc<Mutex<Client>>, directory: &Path) -> Verdict {
         let key = format!("fuzz {:x}", self.seed);
         let held = match self.scenario {
             Scenario::SeveralKeys => format!("{key} b"),
             _ => key.clone(),
         };
-        let is_locked = question(&key);
-        let asking = Arc::clone(client);
+        let is_locked = held_query(&key);
+        let observer = Arc::clone(client);
         let file = directory.join(format!("{:x}", self.seed));
         let ran = file.clone();
         let relay = Relay::start(server.port(), self.tamperings.clone(), move || {
-            let answer = asking.lock().unwrap().simple_query(&is_locked);
+            let answer = observer.lock().unwrap().simple_query(&is_locked);
             answer.is_ok_and(|answer| answer.len() > 2) || ran.exists()
         });
         let mut holder = self.is_contended().then(|| hold(server, &held));
         let mut running = self.pglock(&relay, &key, &file).spawn();
-        let limit = DECLARED + BUSY + self.patience_with_poolers();
-        let (mut memory_kb, mut was_told) = (0, false);
+        let limit = TIME_LIMIT + SLACK + self.patience_with_poolers();
+        let (mut memory_kb, mut was_terminated) = (0, false);
         let began = Instant::now();
         let ended = until(limit, || {
-            memory_kb = memory_kb.max(peak_of(running.pid()));
-            if self.lets_go() && relay.is_waiting() {
+            memory_kb = memory_kb.max(peak_memory_kb(running.pid()));
+            if self.releases_when_waited_for() && relay.is_waiting() {
                 holder = None;
             }
-            if self.scenario == Scenario::Interrupted && relay.is_waiting() && !was_told {
+            if self.scenario == Scenario::Interrupted && relay.is_waiting() && !was_terminated {
                 running.signal(Signal::SIGTERM);
-                was_told = true;
+                was_terminated = true;
             }
-            if self.only_looks() && began.elapsed() > PATIENCE {
+            if self.is_observer() && began.elapsed() > OBSERVER_LIMIT {
                 relay.end();
             }
             !running.lives()
@@ -186,75 +185,76 @@ impl Case {
             ..Verdict::default()
         };
         if !ended {
-            verdict.fault(format!("has not ended after {limit:?}: {:?}", running.stderr()));
+            verdict.violation(format!("has not exited after {limit:?}: {:?}", running.stderr()));
             return verdict;
         }
         self.judge(running, &relay, &file, &mut verdict);
         verdict
     }
 
-    /// What must hold.
+    /// Checks what must hold.
     fn judge(&self, running: Running, relay: &Relay, file: &Path, verdict: &mut Verdict) {
-        // Before anything else: it is over, and so must be the job.
+        // First of all: pglock has exited, and so must have the job.
         let job = fs::read_to_string(file).ok();
         let pids = job.iter().flat_map(|pids| pids.split_whitespace());
         let pids: Vec<Pid> = pids.filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect();
         let alive: Vec<&Pid> = pids.iter().filter(|pid| state(**pid).is_some()).collect();
         if !alive.is_empty() {
-            verdict.fault(format!("{alive:?} of the job are left alive"));
+            verdict.violation(format!("{alive:?} of the job are still alive"));
             for pid in &pids {
                 let _ = kill(*pid, Signal::SIGKILL);
             }
         }
         if running.stderr().contains("panicked") {
-            verdict.fault(format!("a panic: {}", running.stderr()));
+            verdict.violation(format!("a panic: {}", running.stderr()));
             return;
         }
         let output = running.finish();
         verdict.code = output.status.code();
         let stderr = match String::from_utf8(output.stderr.clone()) {
             Ok(stderr) => stderr,
-            Err(_) => return verdict.fault(format!("not UTF-8: {output}")),
+            Err(_) => return verdict.violation(format!("not UTF-8: {output}")),
         };
         match output.status.code() {
-            Some(code) if CODES.contains(&code) => {}
+            Some(code) if EXIT_STATUSES.contains(&code) => {}
             None if output.status.signal() == self.may_end_by() => {}
-            _ => verdict.fault(format!("ended outside the table: {output}")),
+            _ => verdict.violation(format!("undocumented exit status: {output}")),
         }
         let is_ours = |line: &str| line.starts_with("pglock: ") && !line.contains(char::is_control);
         if !stderr.lines().all(is_ours) {
-            verdict.fault(format!("a line that is not pglock's: {stderr:?}"));
+            verdict.violation(format!("a line that is not pglock's: {stderr:?}"));
         }
         let stdout = String::from_utf8_lossy(&output.stdout);
-        if [&*stderr, &stdout].iter().any(|text| text.contains(PIECE)) {
-            verdict.fault("the password is told".into());
+        if [&*stderr, &stdout].iter().any(|text| text.contains(PASSWORD_PART)) {
+            verdict.violation("the password is shown".into());
         }
         let most = match self.scenario {
             Scenario::List | Scenario::Evict => MOST_MEMORY_OF_LISTS_KB,
             _ => MOST_MEMORY_KB,
         };
         if verdict.memory_kb > most {
-            verdict.fault(format!("took {} kB of memory", verdict.memory_kb));
+            verdict.violation(format!("used {} kB of memory", verdict.memory_kb));
         }
         let is_encrypted = verdict.done.iter().any(|(stage, _)| *stage == Stage::Encrypted);
         match job {
-            // With sslmode=prefer there may have been a second session, in plain text.
+            // With sslmode=prefer there may have been a second session in plain text.
             Some(_) if is_encrypted && relay.tampered_before_grant() && !relay.has_granted() => {
-                verdict.fault(format!("the job ran though TLS was tampered with: {output}"));
+                verdict.violation(format!("the job ran though TLS was tampered with: {output}"));
             }
             Some(_) if !self.is_tls() && !relay.has_granted() => {
-                verdict.fault(format!("the job ran without a lock: {output}"));
+                verdict.violation(format!("the job ran without a lock: {output}"));
             }
-            None if output.status.code() == Some(JOBS_OWN) => {
-                verdict.fault(format!("ended as a job that did not run: {output}"));
+            None if output.status.code() == Some(JOB_STATUS) => {
+                verdict.violation(format!("exited like a job that did not run: {output}"));
             }
             _ => {}
         }
     }
 
-    /// A server can pass for a pooler, and an answer of a pooler is waited for longer, unless the lock is ours.
+    /// Returns the extra time for a server that passes for a pooler, whose replies may take longer unless we hold the
+    /// lock.
     fn patience_with_poolers(&self) -> Duration {
-        let before = |it: &Tampering| matches!(it.stage, Stage::Asking | Stage::Waiting);
+        let before = |tampering: &Tampering| matches!(tampering.stage, Stage::Asking | Stage::Waiting);
         match self.tamperings.iter().any(before) {
             true => Duration::from_secs(121),
             false => Duration::ZERO,
@@ -269,18 +269,18 @@ impl Case {
         matches!(self.scenario, Scenario::Tls | Scenario::PreferTls)
     }
 
-    fn only_looks(&self) -> bool {
+    fn is_observer(&self) -> bool {
         matches!(self.scenario, Scenario::List | Scenario::Check | Scenario::Evict)
     }
 
-    /// Whether somebody else has the lock at first.
+    /// Returns whether another client holds the lock at first.
     fn is_contended(&self) -> bool {
         use Scenario::*;
         let all = [
             Refused,
-            WaitsInVain,
+            WaitTimesOut,
             Waits,
-            WaitsInLine,
+            WaitsForTurn,
             WaitsForSlot,
             SeveralKeys,
             Interrupted,
@@ -290,10 +290,10 @@ impl Case {
         all.contains(&self.scenario)
     }
 
-    /// Whether they give it back when it is waited for.
-    fn lets_go(&self) -> bool {
+    /// Returns whether that client releases it once pglock waits.
+    fn releases_when_waited_for(&self) -> bool {
         use Scenario::*;
-        [Waits, WaitsInLine, WaitsForSlot, SeveralKeys].contains(&self.scenario)
+        [Waits, WaitsForTurn, WaitsForSlot, SeveralKeys].contains(&self.scenario)
     }
 
     fn pglock(&self, relay: &Relay, key: &str, file: &Path) -> Pglock {
@@ -329,24 +329,24 @@ impl Case {
         let second = format!("{key} b");
         let options: &[&str] = match self.scenario {
             Refused => &["--no-wait"],
-            WaitsInVain => &["--wait", "0.4"],
+            WaitTimesOut => &["--wait", "0.4"],
             Waits => &["--wait", "1"],
-            WaitsInLine => &["--wait", "1", "--fair"],
-            // The key is slot 0; the other one is free, or it is waited for in line.
+            WaitsForTurn => &["--wait", "1", "--fair"],
+            // The key is slot 0, the only one.
             WaitsForSlot => &["--wait", "1", "--slots", "1"],
             Transaction => &["--scope", "transaction"],
             Slots => &["--slots", "3"],
             SeveralKeys => &["--wait", "1", "--key", &second],
             Interrupted => &["--wait", "1"],
             IgnoresLoss => &["--on-lost", "ignore"],
-            KeepsLock => &["--min-hold", "0.3"],
+            HoldsLonger => &["--min-hold", "0.3"],
             Computed => &["--hash", "hashtext"],
             Token => &["--token"],
             TokenInTransaction => &["--token", "--scope", "transaction"],
             _ => &[],
         };
-        // A job that lasts some heartbeats, where it is then that things happen.
-        let holds = |it: &Tampering| matches!(it.stage, Stage::Holding | Stage::Encrypted);
+        // A job that lasts some heartbeats, if the tampering happens then.
+        let holds = |tampering: &Tampering| matches!(tampering.stage, Stage::Holding | Stage::Encrypted);
         let time = if self.tamperings.iter().any(holds) { "0.7" } else { "0" };
         let trap = if self.scenario == Stubborn {
             "trap '' TERM; "
@@ -360,23 +360,23 @@ impl Case {
 }
 
 impl Verdict {
-    fn fault(&mut self, what: String) {
-        self.faults.push(what);
+    fn violation(&mut self, what: String) {
+        self.violations.push(what);
     }
 }
 
-/// One that this scenario is likely to come to.
+/// Returns a tampering that this scenario is likely to reach.
 fn tampering(scenario: Scenario, random: &mut Random) -> Tampering {
     use Scenario::*;
     let stages: &[Stage] = match scenario {
         Tls | PreferTls => &[Stage::Tls, Stage::Encrypted, Stage::Encrypted, Stage::Encrypted],
         Scram | Md5 | Clear => &[Stage::Login, Stage::Login, Stage::Startup],
         Refused | List | Check | Evict => &[Stage::Asking],
-        WaitsInVain | Waits | WaitsInLine | WaitsForSlot | SeveralKeys | Interrupted => {
+        WaitTimesOut | Waits | WaitsForTurn | WaitsForSlot | SeveralKeys | Interrupted => {
             &[Stage::Asking, Stage::Waiting, Stage::Waiting, Stage::Holding]
         }
         Stubborn | IgnoresLoss => &[Stage::Holding],
-        KeepsLock => &[Stage::Holding, Stage::Release],
+        HoldsLonger => &[Stage::Holding, Stage::Release],
         Trust => &[
             Stage::Login,
             Stage::Startup,
@@ -407,11 +407,11 @@ fn tampering(scenario: Scenario, random: &mut Random) -> Tampering {
         session,
         stage,
         nth: random.below(most),
-        mutation: Mutation::of(random),
+        mutation: Mutation::draw(random),
     }
 }
 
-/// Takes the lock in a session of its own, which gives it back on drop.
+/// Acquires the lock in a session of its own, which releases it on drop.
 fn hold(server: &Secured, key: &str) -> Client {
     let mut client = server.client();
     let sql = format!("SELECT pg_advisory_lock({})", number(key));
@@ -419,8 +419,8 @@ fn hold(server: &Secured, key: &str) -> Client {
     client
 }
 
-/// Has a row if somebody has the lock.
-fn question(key: &str) -> String {
+/// Returns a query that has a row if a client holds the lock.
+fn held_query(key: &str) -> String {
     let id = number(key);
     format!(
         "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 \
@@ -430,8 +430,8 @@ fn question(key: &str) -> String {
     )
 }
 
-/// The most memory that the process has had so far; 0 where that is not told.
-pub fn peak_of(pid: Pid) -> u64 {
+/// Returns the peak memory of the process so far; 0 where /proc does not tell.
+pub fn peak_memory_kb(pid: Pid) -> u64 {
     let status = fs::read_to_string(PathBuf::from(format!("/proc/{pid}/status")));
     let status = status.unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

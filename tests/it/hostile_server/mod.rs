@@ -1,16 +1,16 @@
-//! A hostile server: what pglock does when the other side lies, mutilates, floods, hangs and hangs up.
+//! A hostile server: what pglock does when the server lies, mangles messages, floods, hangs, and hangs up.
 //!
-//! | file | what it is |
+//! | file | contents |
 //! |---|---|
 //! | `case` | one pglock, one hostile server, and what must hold |
-//! | `relay` | the hostile server: a real one, and somebody in between |
-//! | `mutation` | what is done to a message |
-//! | `wire` | the protocol, and the referee, who says whether a lock was granted |
-//! | `found` | what was found, as tests of their own |
-//! | `random` | numbers that a seed repeats |
+//! | `relay` | the hostile server: a relay in front of a real one |
+//! | `mutation` | what the relay does to a message |
+//! | `wire` | the protocol, and the referee that decides whether a lock was granted |
+//! | `found` | past findings, as tests of their own |
+//! | `random` | repeatable random numbers |
 //!
 //! `PGLOCK_FUZZ_SEED` and `PGLOCK_FUZZ_COUNT` make another run, or a long one (`make fuzz`); `PGLOCK_FUZZ_CASE` repeats
-//! one case. What was found is in `REPORT.md`.
+//! one case. The findings are in `REPORT.md`.
 
 mod case;
 mod found;
@@ -20,7 +20,7 @@ mod relay;
 mod wire;
 
 use crate::support::tls::Secured;
-use case::{Case, Verdict};
+use case::{FuzzCase, Verdict};
 use mutation::KINDS;
 use random::Random;
 use relay::Stage;
@@ -30,61 +30,61 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// How many cases there are if nobody says so, and by which seed.
-const COUNT: u64 = 120;
-const SEED: u64 = 20_261_124;
-/// How many at a time. Most of their time they wait.
-const AT_A_TIME: usize = 6;
+/// The number of cases, and the seed they are made from.
+const DEFAULT_COUNT: u64 = 120;
+const DEFAULT_SEED: u64 = 20_261_124;
+/// Most of their time the cases wait.
+const CONCURRENT_CASES: usize = 6;
 
-/// Whatever a server does: "never a panic, a hang past the bounds, a job without a lock, or a leaked secret".
+/// P42
 #[test]
 fn a_hostile_server_gets_nothing_but_an_error() {
-    let seeds = seeds(COUNT);
+    let seeds = seeds(DEFAULT_COUNT);
     let began = Instant::now();
     let results = run_all(&seeds);
-    let summary = Summary::of(&results);
+    let summary = Summary::from_results(&results);
     println!("{summary}in {:.0?}", began.elapsed());
-    let faults: Vec<String> = results
+    let violations: Vec<String> = results
         .iter()
-        .filter(|(_, verdict)| !verdict.faults.is_empty())
-        .map(|(case, verdict)| format!("{case}\n    {}", verdict.faults.join("\n    ")))
+        .filter(|(_, verdict)| !verdict.violations.is_empty())
+        .map(|(case, verdict)| format!("{case}\n    {}", verdict.violations.join("\n    ")))
         .collect();
     assert!(
-        faults.is_empty(),
+        violations.is_empty(),
         "{} of {} cases; PGLOCK_FUZZ_CASE=... cargo test --test it hostile_server repeats one:\n{}",
-        faults.len(),
+        violations.len(),
         results.len(),
-        faults.join("\n")
+        violations.join("\n")
     );
-    // What hits nothing shows nothing.
+    // Cases that tamper with nothing prove nothing.
     assert!(summary.tampered * 4 > results.len() || results.len() < 50, "{summary}");
 }
 
-/// The seeds of as many cases as are asked for, or of one.
+/// Returns the seeds of the requested number of cases, or of the one case to repeat.
 pub fn seeds(usual: u64) -> Vec<u64> {
     let given = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     if let Some(case) = given("PGLOCK_FUZZ_CASE") {
         return vec![case];
     }
     let count = given("PGLOCK_FUZZ_COUNT").unwrap_or(usual);
-    let mut random = Random::of(given("PGLOCK_FUZZ_SEED").unwrap_or(SEED));
+    let mut random = Random::from_seed(given("PGLOCK_FUZZ_SEED").unwrap_or(DEFAULT_SEED));
     (0..count).map(|_| random.number()).collect()
 }
 
-fn run_all(seeds: &[u64]) -> Vec<(Case, Verdict)> {
+fn run_all(seeds: &[u64]) -> Vec<(FuzzCase, Verdict)> {
     let server = Secured::start();
     let directory = tempfile::tempdir().unwrap();
     let client = Arc::new(Mutex::new(server.client()));
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
-        for _ in 0..AT_A_TIME.min(seeds.len()) {
+        for _ in 0..CONCURRENT_CASES.min(seeds.len()) {
             scope.spawn(|| {
                 while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    let case = Case::of(*seed);
+                    let case = FuzzCase::from_seed(*seed);
                     let run = || case.run(&server, &client, directory.path());
                     let verdict = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Verdict {
-                        faults: vec!["the test itself panicked; see above".into()],
+                        violations: vec!["the test itself panicked; see above".into()],
                         ..Verdict::default()
                     });
                     results.lock().unwrap().push((case, verdict));
@@ -95,7 +95,7 @@ fn run_all(seeds: &[u64]) -> Vec<(Case, Verdict)> {
     results.into_inner().unwrap()
 }
 
-/// What was done how often, and how it ended.
+/// What was done how often, and the exit statuses.
 struct Summary {
     cases: usize,
     tampered: usize,
@@ -107,15 +107,23 @@ struct Summary {
 }
 
 impl Summary {
-    fn of(results: &[(Case, Verdict)]) -> Summary {
+    fn from_results(results: &[(FuzzCase, Verdict)]) -> Summary {
         let mut summary = Summary {
             cases: results.len(),
-            tampered: results.iter().filter(|(_, it)| !it.done.is_empty()).count(),
+            tampered: results.iter().filter(|(_, verdict)| !verdict.done.is_empty()).count(),
             stages: BTreeMap::new(),
             kinds: BTreeMap::new(),
             codes: BTreeMap::new(),
-            memory_kb: results.iter().map(|(_, it)| it.memory_kb).max().unwrap_or_default(),
-            longest: results.iter().map(|(_, it)| it.took).max().unwrap_or_default(),
+            memory_kb: results
+                .iter()
+                .map(|(_, verdict)| verdict.memory_kb)
+                .max()
+                .unwrap_or_default(),
+            longest: results
+                .iter()
+                .map(|(_, verdict)| verdict.took)
+                .max()
+                .unwrap_or_default(),
         };
         for (_, verdict) in results {
             *summary.codes.entry(verdict.code).or_default() += 1;

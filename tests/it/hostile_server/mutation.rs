@@ -1,31 +1,31 @@
-//! What an adversary does to a message of the server's: one of these, at random, with whatever it needs.
+//! What the relay does to a message of the server.
 //!
-//! A real message comes in; what comes out is what is to be done to the connection instead of passing it on.
+//! A real message goes in; the steps that come out replace it.
 
 use super::random::Random;
 use super::wire::{self, columns, description, message, report, row, values};
 use std::time::Duration;
 
-/// What is done to the connection.
+/// A step on the connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// These bytes are sent.
+    /// Sends these bytes.
     Send(Vec<u8>),
-    /// These are sent behind whatever comes next.
+    /// Sends these after the next message.
     Later(Vec<u8>),
-    /// Nothing is sent for so long.
+    /// Sends nothing for this time.
     Pause(Duration),
-    /// The connection is closed.
+    /// Closes the connection.
     Close,
-    /// The connection stays open, and nothing more is sent.
+    /// Keeps the connection open, and sends nothing more.
     Stall,
-    /// From now on everything is sent byte by byte.
+    /// Sends everything byte by byte from now on.
     Dribble,
     /// This is sent again and again, until the other side has had enough.
     Endless(Endless),
 }
 
-/// What is sent without end.
+/// Sends this again and again, until pglock hangs up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endless {
     Notices,
@@ -33,7 +33,7 @@ pub enum Endless {
     Notifications,
     Rows,
     Completions,
-    /// One message, of a length that never ends.
+    /// A single message that never ends.
     OneMessage,
     Zeros,
 }
@@ -49,7 +49,7 @@ impl Endless {
         Endless::Zeros,
     ];
 
-    /// Number `n` of what comes, some kilobytes of it.
+    /// Returns chunk number `n`, some kilobytes.
     pub fn chunk(self, n: u64) -> Vec<u8> {
         let many =
             |message: &dyn Fn(u64) -> Vec<u8>| -> Vec<u8> { (0..500).flat_map(|m| message(n * 500 + m)).collect() };
@@ -67,7 +67,7 @@ impl Endless {
     }
 }
 
-/// The kinds of mutation, in words that a summary can count.
+/// The kinds of mutation, as a summary shows them.
 pub const KINDS: [&str; 17] = [
     "bits flipped",
     "cut short, then closed",
@@ -78,7 +78,7 @@ pub const KINDS: [&str; 17] = [
     "dropped",
     "in another order",
     "garbage around it",
-    "a stranger in front",
+    "an unexpected message in front",
     "closed",
     "delayed",
     "no more",
@@ -88,27 +88,27 @@ pub const KINDS: [&str; 17] = [
     "an earlier one again",
 ];
 
-/// What is done to one message.
+/// A mutation of one message.
 #[derive(Clone, Debug)]
 pub struct Mutation {
-    /// The number in [`KINDS`].
+    /// The index in [`KINDS`].
     pub kind: usize,
     pub random: Random,
 }
 
 impl Mutation {
-    pub fn of(random: &mut Random) -> Mutation {
+    pub fn draw(random: &mut Random) -> Mutation {
         Mutation {
-            // What is most about pglock itself comes more often.
+            // Other values, which test pglock more than its client library, are more frequent.
             kind: match random.below(4) {
                 0 => 15,
                 _ => random.below(KINDS.len()),
             },
-            random: Random::of(random.number()),
+            random: Random::from_seed(random.number()),
         }
     }
 
-    /// The steps, in place of this message; `history` is what was sent before it.
+    /// Returns the steps in place of this message; `history` is what was sent before it.
     pub fn steps(&self, original: &[u8], history: &[Vec<u8>]) -> Vec<Step> {
         let random = &mut self.random.clone();
         let send = |bytes: Vec<u8>| vec![Step::Send(bytes)];
@@ -137,7 +137,7 @@ impl Mutation {
                 let (before, after) = (random.below(40), random.below(40));
                 send([&random.bytes(before), original, &random.bytes(after)[..]].concat())
             }
-            9 => send([stranger(random), original.to_vec()].concat()),
+            9 => send([unexpected_message(random), original.to_vec()].concat()),
             10 => vec![Step::Close],
             11 => {
                 let pause = random.one_of(&[20, 150, 500, 900]);
@@ -159,10 +159,10 @@ impl Mutation {
         }
     }
 
-    /// The steps in place of bytes whose meaning is not known, as those under TLS.
+    /// Returns the steps in place of bytes that cannot be understood, as those under TLS.
     pub fn steps_of_bytes(&self, original: &[u8]) -> Vec<Step> {
         let kind = match self.kind {
-            // What needs a message to be understood.
+            // These need a message.
             3 | 4 | 7 | 9 | 15 | 16 => 0,
             kind => kind,
         };
@@ -236,7 +236,7 @@ const VALUES: [&[u8]; 26] = [
     b"/* pglock holds 1.2.3 job x */",
 ];
 
-/// A value of a row, a name of a column, a field of an error, or the SQLSTATE of one, is another.
+/// Replaces a value of a row, the name of a column, or a field of an error.
 fn revalued(original: &[u8], random: &mut Random) -> Vec<u8> {
     let long = vec![b'9'; 100_000];
     let value: Option<Vec<u8>> = match random.below(12) {
@@ -275,7 +275,7 @@ fn revalued(original: &[u8], random: &mut Random) -> Vec<u8> {
     }
 }
 
-/// An error with odd fields.
+/// Returns an error with odd fields.
 fn error(random: &mut Random) -> Vec<u8> {
     let codes: [&[u8]; 12] = [
         b"",
@@ -303,8 +303,8 @@ fn error(random: &mut Random) -> Vec<u8> {
     report(b'E', &fields)
 }
 
-/// A well-formed message that has no business there.
-fn stranger(random: &mut Random) -> Vec<u8> {
+/// Returns a well-formed message that does not belong there.
+fn unexpected_message(random: &mut Random) -> Vec<u8> {
     match random.below(18) {
         0 => report(b'N', &[(b'S', b"N"), (b'C', b"00000"), (b'M', random.one_of(&VALUES))]),
         1 => report(b'N', &[]),

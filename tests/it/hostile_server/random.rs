@@ -1,13 +1,13 @@
-//! Random numbers that a seed repeats: SplitMix64, whose every seed is a good one.
+//! Repeatable random numbers: SplitMix64, for which every seed is a good one.
 //!
-//! A case of the fuzzing is nothing but its seed, so that a failure is repeated by one number.
+//! A fuzz case is nothing but its seed, so one number repeats a failure.
 
-/// A source of numbers.
+/// A source of random numbers.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
 impl Random {
-    pub fn of(seed: u64) -> Random {
+    pub fn from_seed(seed: u64) -> Random {
         Random(seed)
     }
 
@@ -18,7 +18,7 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// From 0 on, below this.
+    /// Returns a number from 0 to below the limit.
     pub fn below(&mut self, limit: usize) -> usize {
         (self.number() % limit.max(1) as u64) as usize
     }

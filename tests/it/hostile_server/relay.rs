@@ -1,33 +1,34 @@
-//! The hostile server: a relay in front of a real one, which tampers with what the server says.
+//! The hostile server: a relay in front of a real one, which tampers with the server's messages.
 //!
-//! What it sees is a real conversation in its real states, so that a mutation hits pglock at a stage that it has
-//! reached by honest means. It keeps what it has sent, for the referee. Under TLS it knows bytes only.
+//! It relays a real conversation in its real states, so that a mutation hits pglock at a stage that it has reached
+//! legitimately. It keeps what it has sent for the referee. Under TLS it sees only bytes.
 
 use super::mutation::{Mutation, Step};
-use super::wire::{asks_for_tls, grants, read_message};
+use super::wire::{grants, is_tls_request, read_message};
+use crate::support::wait::until;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// How far a session is, as the relay sees it.
+/// How far a session has come, as far as the relay can tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
-    /// The answer to the question for TLS.
+    /// The reply to the TLS request.
     Tls,
     /// Authentication.
     Login,
-    /// What the server tells before its first question.
+    /// What the server sends before the first query.
     Startup,
-    /// Looking and trying; or whatever else is asked without holding a lock.
+    /// Queries and attempts without a lock.
     Asking,
     /// Waiting for the lock.
     Waiting,
-    /// The lock is ours.
+    /// pglock holds the lock.
     Holding,
-    /// The lock is given back.
+    /// pglock releases the lock.
     Release,
     /// Bytes under TLS, from the handshake to the end.
     Encrypted,
@@ -46,18 +47,18 @@ impl Stage {
     ];
 }
 
-/// What to tamper with, and how.
+/// Where to tamper, and how.
 #[derive(Clone, Debug)]
 pub struct Tampering {
-    /// Of this session of the case, from 0: a token, or whoever has evicted us, is asked for on a second one.
+    /// The session of the case, from 0: a token, or the name of an evictor, needs a second one.
     pub session: usize,
-    /// Message number so many of this stage, from 0; of bytes under TLS, the chunk with this byte.
+    /// The stage, and the number of the message in it, from 0; for bytes under TLS, the position of the byte.
     pub stage: Stage,
     pub nth: usize,
     pub mutation: Mutation,
 }
 
-/// A relay to this port, for one case. Gone on drop, with its connections.
+/// A relay to a port, for one case; closed on drop, with its connections.
 pub struct Relay {
     port: u16,
     shared: Arc<Shared>,
@@ -66,7 +67,7 @@ pub struct Relay {
 struct Shared {
     upstream: u16,
     tamperings: Vec<Tampering>,
-    /// Asked right before something is tampered with: whether the lock is somebody's then.
+    /// Called right before a tampering: whether a client holds the lock then.
     is_granted: Box<dyn Fn() -> bool + Send + Sync>,
     is_over: AtomicBool,
     is_waiting: AtomicBool,
@@ -76,7 +77,7 @@ struct Shared {
     before_grant: AtomicBool,
 }
 
-/// One session's relay.
+/// The relay of one session.
 struct Session {
     shared: Arc<Shared>,
     number: usize,
@@ -112,7 +113,7 @@ impl Relay {
                     return;
                 }
                 let number = number.fetch_add(1, Ordering::SeqCst);
-                // A server that is out of connections is as good as one that closes.
+                // A server without a free connection is as good as one that closes.
                 let _ = Session::start(&accepting, number, client);
             }
         });
@@ -123,12 +124,12 @@ impl Relay {
         self.port
     }
 
-    /// Whether somebody stands in a queue for the lock.
+    /// Returns whether a client is queued for the lock.
     pub fn is_waiting(&self) -> bool {
         self.shared.is_waiting.load(Ordering::SeqCst)
     }
 
-    /// Closes all connections, and takes no more.
+    /// Closes all connections, and accepts no more.
     pub fn end(&self) {
         if !self.shared.is_over.swap(true, Ordering::SeqCst) {
             let _ = TcpStream::connect(("127.0.0.1", self.port));
@@ -138,18 +139,18 @@ impl Relay {
         }
     }
 
-    /// What was tampered with: at which stages, by which kinds of mutation.
+    /// Returns what was tampered with: the stages and the kinds of mutation.
     pub fn done(&self) -> Vec<(Stage, usize)> {
         self.shared.done.lock().unwrap().clone()
     }
 
-    /// Whether what was sent to pglock grants a lock, as far as it can be read.
+    /// Returns whether pglock was sent the grant of a lock, as far as the bytes can be read.
     pub fn has_granted(&self) -> bool {
         let sent = self.shared.sent.lock().unwrap();
         sent.iter().any(|bytes| grants(bytes))
     }
 
-    /// Whether something was tampered with before the real server had granted the lock.
+    /// Returns whether the relay tampered before the real server had granted the lock.
     pub fn tampered_before_grant(&self) -> bool {
         self.shared.before_grant.load(Ordering::SeqCst)
     }
@@ -205,15 +206,15 @@ impl Session {
         *self.stage.lock().unwrap() = stage;
     }
 
-    /// Passes everything on, and sees by it how far the session is.
+    /// Relays everything, and tracks the stage.
     fn listen_to_client(&self, mut from: TcpStream, mut to: &TcpStream) -> io::Result<()> {
         let mut typed = false;
         loop {
             let message = read_message(&mut from, typed)?;
-            if !typed && asks_for_tls(&message) {
+            if !typed && is_tls_request(&message) {
                 self.enter(Stage::Tls);
                 to.write_all(&message)?;
-                // What follows depends on the answer, which is one byte; the client waits for it.
+                // What follows depends on the one-byte reply, for which the client waits.
                 let mut first = [0];
                 from.read_exact(&mut first)?;
                 if first[0] == 22 {
@@ -252,17 +253,17 @@ impl Session {
         }
     }
 
-    /// Passes on what the server says, or what is made of it.
+    /// Relays the server's messages, or what tampering makes of them.
     fn listen_to_server(&self, mut server: &TcpStream, out: &mut Output) -> io::Result<()> {
         let mut counts = [0; Stage::ALL.len()];
-        let mut answers = Vec::new();
-        // The first bytes from the server answer the client's first: by then it is known which they are.
+        let mut replies = Vec::new();
+        // The server sends nothing before the client's first message, which determines the stage.
         server.peek(&mut [0])?;
         if self.stage() == Stage::Tls {
-            let mut answer = [0];
-            server.read_exact(&mut answer)?;
-            self.pass(&answer, Stage::Tls, 0..1, out)?;
-            if answer[0] == b'S' {
+            let mut reply = [0];
+            server.read_exact(&mut reply)?;
+            self.pass(&reply, Stage::Tls, 0..1, out)?;
+            if reply[0] == b'S' {
                 return self.pass_bytes(server, out);
             }
         }
@@ -278,17 +279,17 @@ impl Session {
                 b'Z' if stage <= Stage::Startup => self.enter(Stage::Asking),
                 _ => {}
             }
-            answers.extend(message.clone());
+            replies.extend(message.clone());
             if message[0] == b'Z' {
-                if grants(&answers) {
+                if grants(&replies) {
                     self.holds.store(true, Ordering::SeqCst);
                 }
-                answers.clear();
+                replies.clear();
             }
         }
     }
 
-    /// The same, of what cannot be read.
+    /// Relays bytes that cannot be read as messages.
     fn pass_bytes(&self, mut server: &TcpStream, out: &mut Output) -> io::Result<()> {
         let (mut buffer, mut position) = ([0; 2048], 0);
         loop {
@@ -296,21 +297,23 @@ impl Session {
             if count == 0 {
                 return Ok(());
             }
-            let place = position..position + count;
+            let range = position..position + count;
             position += count;
-            self.pass(&buffer[..count], Stage::Encrypted, place, out)?;
+            self.pass(&buffer[..count], Stage::Encrypted, range, out)?;
         }
     }
 
-    /// Passes a message on, unless it is to be tampered with.
-    fn pass(&self, bytes: &[u8], stage: Stage, place: std::ops::Range<usize>, out: &mut Output) -> io::Result<()> {
-        let due = |it: &&Tampering| it.session == self.number && it.stage == stage && place.contains(&it.nth);
+    /// Relays a message, unless it is to be tampered with.
+    fn pass(&self, bytes: &[u8], stage: Stage, range: std::ops::Range<usize>, out: &mut Output) -> io::Result<()> {
+        let due = |tampering: &&Tampering| {
+            tampering.session == self.number && tampering.stage == stage && range.contains(&tampering.nth)
+        };
         let tampering = self.shared.tamperings.iter().find(due);
         let later = std::mem::take(&mut out.later);
         match tampering {
             None => self.send(bytes, out)?,
             Some(tampering) => {
-                // What only comes late is not changed.
+                // A delayed message is not changed.
                 let is_changed = !matches!(tampering.mutation.kind, 11 | 13);
                 if is_changed && !(self.shared.is_granted)() {
                     self.shared.before_grant.store(true, Ordering::SeqCst);
@@ -345,7 +348,7 @@ impl Session {
             Step::Dribble => out.dribbles = true,
             Step::Endless(what) => {
                 for n in 0.. {
-                    // Not for the referee, whose memory is not tested.
+                    // The referee does not keep a flood.
                     out.client.write_all(&what.chunk(n))?;
                     if self.shared.is_over.load(Ordering::SeqCst) {
                         break;
@@ -356,13 +359,10 @@ impl Session {
         Ok(())
     }
 
-    /// Does nothing for so long, or until it is over.
+    /// Does nothing for this time, or until the case is over.
     fn idle(&self, time: Option<Duration>) {
-        let began = Instant::now();
         let limit = time.unwrap_or(Duration::from_secs(120));
-        crate::support::wait::until(limit, || {
-            time.is_some_and(|time| began.elapsed() >= time) || self.shared.is_over.load(Ordering::SeqCst)
-        });
+        until(limit, || self.shared.is_over.load(Ordering::SeqCst));
     }
 
     fn send(&self, bytes: &[u8], out: &mut Output) -> io::Result<()> {
@@ -374,12 +374,12 @@ impl Session {
     }
 }
 
-/// The way to pglock.
+/// The connection to pglock.
 struct Output {
     client: TcpStream,
-    /// What the server has said so far.
+    /// What the server has sent so far.
     history: Vec<Vec<u8>>,
-    /// What is to be sent behind the next message.
+    /// What is to be sent after the next message.
     later: Vec<Vec<u8>>,
     dribbles: bool,
 }

@@ -1,19 +1,19 @@
-//! PostgreSQL's wire protocol, as much as an adversary and its referee need of it.
+//! PostgreSQL's wire protocol, as far as an adversary and its referee need it.
 //!
-//! The referee reads what was really sent to pglock and says whether a server has granted a lock by that. It shares no
+//! The referee reads what pglock really received, and decides whether a server has thereby granted a lock. It shares no
 //! code with pglock or its client library, and is strict: what it does not understand grants nothing.
 
 use std::io::{self, Read};
 
-/// The number in a request for TLS, where other messages have the version.
+/// The code of a TLS request, in place of the protocol version.
 const TLS_REQUEST: u32 = 80_877_103;
 
-/// Whether a message without a type asks for TLS.
-pub fn asks_for_tls(message: &[u8]) -> bool {
+/// Returns whether an untyped message requests TLS.
+pub fn is_tls_request(message: &[u8]) -> bool {
     message.len() == 8 && message[4..] == TLS_REQUEST.to_be_bytes()
 }
 
-/// One message, with its type in front where it has one.
+/// Reads one message, with its type in front if it has one.
 pub fn read_message(from: &mut impl Read, typed: bool) -> io::Result<Vec<u8>> {
     let mut message = vec![0; if typed { 5 } else { 4 }];
     from.read_exact(&mut message)?;
@@ -24,13 +24,13 @@ pub fn read_message(from: &mut impl Read, typed: bool) -> io::Result<Vec<u8>> {
     Ok(message)
 }
 
-/// A message of this type.
+/// Returns a message of this type.
 pub fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     let length = (body.len() as u32 + 4).to_be_bytes();
     [&[kind], &length[..], body].concat()
 }
 
-/// An error, or a notice: its fields, each a letter and a text.
+/// Returns an error or a notice with these fields, each a letter and a text.
 pub fn report(kind: u8, fields: &[(u8, &[u8])]) -> Vec<u8> {
     let fields = fields
         .iter()
@@ -40,20 +40,20 @@ pub fn report(kind: u8, fields: &[(u8, &[u8])]) -> Vec<u8> {
     message(kind, &body)
 }
 
-/// The names of the columns, of a whole message that describes rows.
+/// Returns the names of the columns of a row description.
 pub fn columns(message: &[u8]) -> Option<Vec<Vec<u8>>> {
     let (count, mut rest) = counted(message, b'T')?;
     let mut names = Vec::new();
     for _ in 0..count {
         let end = rest.iter().position(|byte| *byte == 0)?;
         names.push(rest[..end].to_vec());
-        // Table, column, type, its size and modifier, and the format follow.
+        // Table, column, type, its size and modifier, and the format follow the name.
         rest = rest.get(end + 1 + 18..)?;
     }
     rest.is_empty().then_some(names)
 }
 
-/// The values, of a whole message that is a row.
+/// Returns the values of a row.
 pub fn values(message: &[u8]) -> Option<Vec<Option<Vec<u8>>>> {
     let (count, mut rest) = counted(message, b'D')?;
     let mut values = Vec::new();
@@ -72,7 +72,7 @@ pub fn values(message: &[u8]) -> Option<Vec<Option<Vec<u8>>>> {
     rest.is_empty().then_some(values)
 }
 
-/// A row of these values.
+/// Returns a row of these values.
 pub fn row(values: &[Option<Vec<u8>>]) -> Vec<u8> {
     let mut body = (values.len() as u16).to_be_bytes().to_vec();
     for value in values {
@@ -87,7 +87,7 @@ pub fn row(values: &[Option<Vec<u8>>]) -> Vec<u8> {
     message(b'D', &body)
 }
 
-/// The description of rows of these columns, all texts.
+/// Returns the description of rows with these text columns.
 pub fn description(names: &[Vec<u8>]) -> Vec<u8> {
     let mut body = (names.len() as u16).to_be_bytes().to_vec();
     for name in names {
@@ -98,7 +98,7 @@ pub fn description(names: &[Vec<u8>]) -> Vec<u8> {
     message(b'T', &body)
 }
 
-/// What follows the count at the beginning of a message of this type.
+/// Returns the count at the start of a message of this type, and what follows it.
 fn counted(message: &[u8], kind: u8) -> Option<(u16, &[u8])> {
     if *message.first()? != kind {
         return None;
@@ -108,9 +108,9 @@ fn counted(message: &[u8], kind: u8) -> Option<(u16, &[u8])> {
     Some((count, &body[2..]))
 }
 
-/// Whether a server that sends this has granted a lock: one complete answer without an error says that its row was found,
-/// and does not say that nothing was taken, by another number than that of a slot or a count of keys. The case of a
-/// column's name does not matter, as in SQL.
+/// Returns whether a server that sends this has granted a lock: one complete reply without an error has its row found,
+/// and does not deny it, by a number that is a slot or a count of keys. As in SQL, the case of a column's name does not
+/// matter.
 pub fn grants(mut bytes: &[u8]) -> bool {
     let mut names = Vec::new();
     let (mut taken, mut is_proven, mut has_failed) = (None, false, false);
@@ -155,7 +155,7 @@ pub fn grants(mut bytes: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn answer(got: &str, proven: Option<&str>) -> Vec<Vec<u8>> {
+    fn reply(got: &str, proven: Option<&str>) -> Vec<Vec<u8>> {
         let text = |text: &str| text.as_bytes().to_vec();
         vec![
             description(&[text("got"), text("proven")]),
@@ -165,27 +165,27 @@ mod tests {
         ]
     }
 
-    /// The referee itself is not to be taken in.
+    /// The referee itself must not be deceived.
     #[test]
-    fn a_grant_is_a_whole_answer_that_says_so() {
-        let good = answer("1", Some("t"));
+    fn a_grant_is_a_complete_reply() {
+        let good = reply("1", Some("t"));
         assert!(grants(&good.concat()));
         for short in 0..good.concat().len() {
             assert!(!grants(&good.concat()[..short]), "{short} bytes");
         }
-        let shouted = description(&[b"GOT".to_vec(), b"pRoven".to_vec()]);
-        assert!(grants(&[&[shouted], &good[1..]].concat().concat()));
-        assert!(!grants(&answer("-1", Some("t")).concat()));
-        assert!(!grants(&answer("1", None).concat()));
+        let other_case = description(&[b"GOT".to_vec(), b"pRoven".to_vec()]);
+        assert!(grants(&[&[other_case], &good[1..]].concat().concat()));
+        assert!(!grants(&reply("-1", Some("t")).concat()));
+        assert!(!grants(&reply("1", None).concat()));
         let error = report(b'E', &[(b'S', b"ERROR"), (b'C', b"57P01"), (b'M', b"x")]);
         let failed = [&good[0], &good[1], &error, &good[3]].map(Vec::as_slice);
         assert!(!grants(&failed.concat()));
-        // A row without its description, or of another answer's.
+        // A row without its description, or with that of another reply.
         assert!(!grants(&good[1..].concat()));
         let later = [&good[0], &good[3], &good[1], &good[3]].map(Vec::as_slice);
         assert!(!grants(&later.concat()));
-        // The first row counts that says what was taken; the proof can be another.
-        let (no, unproven) = (answer("-1", None), answer("1", None));
+        // The first row that states what was acquired counts; the proof may be in another.
+        let (no, unproven) = (reply("-1", None), reply("1", None));
         let rows = |one: &[u8], other: &[u8]| [&good[0], one, other, &good[3]].concat();
         assert!(grants(&rows(&unproven[1], &good[1])));
         assert!(grants(&rows(&good[1], &no[1])));

@@ -46,7 +46,7 @@ fn fifty_waiters_are_served_in_the_order_in_which_they_came() {
     let served: Vec<usize> = journal
         .entries()
         .iter()
-        .map(|entry| entry.word.parse().unwrap())
+        .map(|entry| entry.event.parse().unwrap())
         .collect();
     let expected: Vec<usize> = (0..50).filter(|n| !killed.contains(n)).collect();
     assert_eq!(served, expected);
@@ -74,7 +74,7 @@ fn the_order_survives_the_wraparound_of_the_numbers() {
     for waiter in waiters {
         waiter.finish().code(0).silent();
     }
-    let order: Vec<String> = journal.entries().into_iter().map(|e| e.word).collect();
+    let order: Vec<String> = journal.entries().into_iter().map(|e| e.event).collect();
     assert_eq!(order, ["0", "1", "2", "3"]);
 }
 
@@ -126,7 +126,7 @@ fn fair_and_plain_waiters_both_acquire_the_lock() {
     for waiter in fair {
         waiter.finish().code(0);
     }
-    let order: Vec<String> = journal.entries().into_iter().map(|entry| entry.word).collect();
+    let order: Vec<String> = journal.entries().into_iter().map(|entry| entry.event).collect();
     let fair: Vec<&String> = order.iter().filter(|word| *word != "plain").collect();
     assert_eq!(fair, ["0", "1"]);
 }

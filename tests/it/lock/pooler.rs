@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use postgres::{Client, Config, NoTls};
 use std::fs::{self, File};
 use std::process::{Child, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
@@ -52,7 +52,7 @@ fn assert_pool_is_clean(server: &Server, bouncer: &PgBouncer, database: &str, si
     direct.user(SUPERUSER).dbname(database);
     let fresh = settings(&mut direct.connect(NoTls).unwrap());
     // All in a transaction at the same time, so that each occupies a session.
-    let mut clients: Vec<Client> = (0..size).map(|_| bouncer.client_of(database)).collect();
+    let mut clients: Vec<Client> = (0..size).map(|_| bouncer.client_in(database)).collect();
     for client in &mut clients {
         rows(client, "BEGIN");
         assert_eq!(settings(client), fresh);
@@ -160,6 +160,9 @@ impl Drop for Crowd {
     }
 }
 
+/// How often a waiter polls until its pause of 20 ms has grown to the second of `--poll`, and once or twice more.
+const ATTEMPTS_TO_LONGEST_PAUSE: usize = 8;
+
 /// Returns how many wait behind a pool of five: a thousand or more take minutes on a small machine.
 fn crowd_size() -> usize {
     let given = std::env::var("PGLOCK_TEST_WAITERS").ok();
@@ -184,17 +187,13 @@ fn a_crowd_behind_a_pool_of_five_takes_turns_and_does_not_hog_it() {
     for _ in 0..size {
         crowd.join(run(&bouncer, &key, &database).sh(&script), &stderr);
     }
-    let clients = || {
-        let pools = bouncer.admin("SHOW POOLS");
-        let pool = pools.into_iter().find(|pool| pool[0] == database).unwrap();
-        pool[2].parse::<usize>().unwrap() + pool[3].parse::<usize>().unwrap()
-    };
+    let clients = || bouncer.pool(&database, "cl_active") + bouncer.pool(&database, "cl_waiting");
     eventually(SOON * 6, "every client of the crowd", || clients() == size + 1);
     println!("{size} have connected within {:?}", began.elapsed());
 
-    let stop = AtomicBool::new(false);
+    let (stop, replies) = (AtomicBool::new(false), AtomicUsize::new(0));
     let (waited, turns) = std::thread::scope(|threads| {
-        let other_client = || threads.spawn(|| latencies(&bouncer, &database, &stop));
+        let other_client = || threads.spawn(|| latencies(&bouncer, &database, &stop, &replies));
         let stop_and_join = |other_client: ScopedJoinHandle<Vec<Duration>>| {
             stop.store(true, Ordering::SeqCst);
             let latencies = other_client.join().unwrap();
@@ -202,9 +201,12 @@ fn a_crowd_behind_a_pool_of_five_takes_turns_and_does_not_hog_it() {
             latencies
         };
         // As in a wait for a long job: every waiter has reached its longest pause.
-        until(Duration::from_secs(3), || false);
+        let attempts = format!("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = '{database}'");
+        let attempts = || server.value(&attempts).parse::<usize>().unwrap();
+        let enough = attempts() + ATTEMPTS_TO_LONGEST_PAUSE * size;
+        eventually(SOON * 6, "the longest pauses", || attempts() >= enough);
         let other = other_client();
-        until(Duration::from_secs(3), || false);
+        eventually(SOON, "replies", || replies.load(Ordering::SeqCst) >= 200);
         let waited = stop_and_join(other);
         println!("{}", memory(&bouncer, &crowd));
         let other = other_client();
@@ -233,13 +235,14 @@ fn a_crowd_behind_a_pool_of_five_takes_turns_and_does_not_hog_it() {
 }
 
 /// Measures how long another client of the pool waits for each reply, until told to stop.
-fn latencies(bouncer: &PgBouncer, database: &str, stop: &AtomicBool) -> Vec<Duration> {
-    let mut client = bouncer.client_of(database);
+fn latencies(bouncer: &PgBouncer, database: &str, stop: &AtomicBool, replies: &AtomicUsize) -> Vec<Duration> {
+    let mut client = bouncer.client_in(database);
     let mut latencies = Vec::new();
     while !stop.load(Ordering::SeqCst) {
         let sent = Instant::now();
         rows(&mut client, "SELECT 1");
         latencies.push(sent.elapsed());
+        replies.fetch_add(1, Ordering::SeqCst);
         until(Duration::from_millis(10), || stop.load(Ordering::SeqCst));
     }
     latencies.sort();
@@ -283,8 +286,8 @@ fn neither_holder_nor_waiters_block_create_index_concurrently() {
         .collect();
     await_polling(&bouncer, &database, 4);
     for (name, mut job) in [
-        ("pooled", bouncer.client_of(&database)),
-        ("direct", server.client_of(&database)),
+        ("pooled", bouncer.client_in(&database)),
+        ("direct", server.client_in(&database)),
     ] {
         let table = format!("CREATE TABLE {name} AS SELECT generate_series(1, 1000) AS n");
         rows(&mut job, &table);
@@ -374,7 +377,9 @@ fn a_holder_is_not_disturbed_by_reconnect_and_pause() {
     std::thread::scope(|threads| {
         // PAUSE waits for the holder's transaction to end, and lends no session meanwhile.
         let pause = threads.spawn(|| bouncer.admin(&format!("PAUSE {database}")));
-        until(Duration::from_secs(1), || pause.is_finished());
+        eventually(SOON, "an attempt that the pause holds up", || {
+            bouncer.pool(&database, "cl_waiting") > 0
+        });
         assert!(!pause.is_finished());
         assert_eq!(server.locks(&key).granted, 1);
         assert_eq!(waiter.stdout(), "");
@@ -391,9 +396,11 @@ fn a_holder_is_not_disturbed_by_reconnect_and_pause() {
         holder.finish().code(0).silent();
         eventually(SOON, "the pause", || pause.is_finished());
     });
-    // For a try to be answered later than a heartbeat may be: it has waited in the pooler, and the lock is no older
-    // than the answer.
-    until(Duration::from_millis(1500), || false);
+    // The reply to the attempt may come later than one to a heartbeat: it has waited in the pooler, and the lock is no
+    // older than the reply.
+    eventually(SOON, "an attempt that waits for seconds", || {
+        bouncer.pool(&database, "maxwait") > 1
+    });
     bouncer.admin(&format!("RESUME {database}"));
     assert_eq!(waiter.finish().code(0).stdout, b"mine\n");
     assert_eq!(server.locks(&key), Locks::default());

@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 fn most(journal: &Journal) -> usize {
     let (mut inside, mut most) = (0usize, 0);
     for entry in journal.entries() {
-        match entry.word.as_str() {
+        match entry.event.as_str() {
             "out" => inside -= 1,
             _ => inside += 1,
         }
@@ -37,7 +37,7 @@ fn never_more_holders_than_slots() {
         }
         assert_eq!(most(&journal), slots, "{scope}");
         assert_eq!(journal.count("out"), contenders);
-        let mut used: Vec<String> = journal.entries().into_iter().map(|entry| entry.word).collect();
+        let mut used: Vec<String> = journal.entries().into_iter().map(|entry| entry.event).collect();
         used.sort();
         used.dedup();
         let expected = (0..slots).map(|slot| format!("in {slot}")).chain(["out".into()]);

@@ -1,8 +1,8 @@
-//! The committed completions, in the shells that they are for: what stands on the command line after the Tab key.
+//! The committed completions in their shells: what the Tab key completes.
 //!
-//! Bash and zsh run on a terminal of their own, where `pglock` is a function that prints its arguments; the line is
-//! typed, completed and entered. Fish says by itself what it would offer. `probe` is a command with completions of
-//! its own (`alpha` and `--opal`), which it must keep as a job.
+//! Bash and zsh run on a terminal of their own, where `pglock` is a function that prints its arguments; each line is
+//! typed, completed and entered. Fish prints its candidates. `probe` is a command with completions of its own (`alpha`
+//! and `--opal`), which it must keep as a job.
 
 use crate::support::command::command;
 use crate::support::terminal::Terminal;
@@ -10,9 +10,9 @@ use std::fs;
 use std::process::Command;
 use tempfile::TempDir;
 
-/// A line as it is typed, and the word that Tab makes of the last one; `None` where nothing is to be offered.
+/// A line as it is typed, and what Tab makes of its last argument; `None` if there is no completion.
 const CASES: &[(&str, Option<&str>)] = &[
-    // pglock's own words.
+    // pglock's own arguments.
     ("pglock compl", Some("completions")),
     ("pglock completions fi", Some("fish")),
     ("pglock run --conflict", Some("--conflict-exit-code")),
@@ -23,7 +23,7 @@ const CASES: &[(&str, Option<&str>)] = &[
     // The job itself.
     ("pglock run -k x prob", Some("probe")),
     ("pglock run -k x -- prob", Some("probe")),
-    // The job's own words.
+    // The job's own arguments.
     ("pglock run -k x probe al", Some("alpha")),
     ("pglock run -k x probe --op", Some("--opal")),
     ("pglock run --key x -w 5 -- probe --op", Some("--opal")),
@@ -33,9 +33,9 @@ const CASES: &[(&str, Option<&str>)] = &[
         "pglock run -d postgresql://u@h:1/db?a=b -k name:x:y probe al",
         Some("alpha"),
     ),
-    // A word that both have is the job's.
+    // An option that both have is the job's.
     ("pglock run -k run probe -- -k run al", Some("alpha")),
-    // What only pglock has is not the job's.
+    // An option that only pglock has is not the job's.
     ("pglock run -k x probe --conflict", None),
     ("pglock run -k x -- probe --verb", None),
     // The value of an option is not the job.
@@ -84,13 +84,13 @@ fn fish_completes_pglock_and_its_job() {
         let home = home("script", "");
         let mut fish = command("fish");
         fish.args(["--no-config", "-c", script]);
-        let output = in_a_bare_world(&mut fish, &home)
+        let output = with_a_bare_environment(&mut fish, &home)
             .env("LINE", line)
             .output()
             .expect("fish is installed by scripts/setup");
-        let said = String::from_utf8(output.stdout).expect("fish prints UTF-8");
-        // What is offered, a line each, without its description. Values of options may be completed as files.
-        let offered: Vec<&str> = said.lines().filter_map(|line| line.split('\t').next()).collect();
+        let candidates = String::from_utf8(output.stdout).expect("fish prints UTF-8");
+        // One candidate per line, without its description. Values of options may be completed as files.
+        let offered: Vec<&str> = candidates.lines().filter_map(|line| line.split('\t').next()).collect();
         assert_eq!(
             offered,
             Vec::from_iter(*completed),
@@ -100,14 +100,14 @@ fn fish_completes_pglock_and_its_job() {
     }
 }
 
-/// Types each line, presses Tab and Enter, and looks at the arguments that arrive.
+/// Types each line, presses Tab and Enter, and checks the arguments that arrive.
 fn types_and_completes(shell: &[&str], home: &TempDir) {
     let mut terminal = Terminal::with(shell, |command| {
-        in_a_bare_world(command, home);
+        with_a_bare_environment(command, home);
     });
     for (line, completed) in CASES {
-        let (before, word) = line.rsplit_once(' ').expect("a line has several words");
-        let last = completed.unwrap_or(word);
+        let (before, typed) = line.rsplit_once(' ').expect("a line has several arguments");
+        let last = completed.unwrap_or(typed);
         let arguments = before.split(' ').skip(1).chain([last]);
         let arrived = arguments.map(|argument| format!("<{argument}>")).collect::<String>() + "!";
         terminal.expect("ready> ");
@@ -116,7 +116,7 @@ fn types_and_completes(shell: &[&str], home: &TempDir) {
     }
 }
 
-/// A home directory with one file: the set-up of an interactive shell.
+/// Creates a home directory with one file, the setup of an interactive shell.
 fn home(file: &str, setup: &str) -> TempDir {
     let home = TempDir::new().unwrap();
     let text = format!(
@@ -125,12 +125,12 @@ fn home(file: &str, setup: &str) -> TempDir {
         probe() {{ :; }}
         {setup}\n"
     );
-    fs::write(home.path().join(file), text).expect("the directory is ours to write");
+    fs::write(home.path().join(file), text).expect("the directory is writable");
     home
 }
 
-/// Nothing of the caller's settings reaches the shell.
-fn in_a_bare_world<'a>(shell: &'a mut Command, home: &TempDir) -> &'a mut Command {
+/// Keeps the caller's settings from the shell.
+fn with_a_bare_environment<'a>(shell: &'a mut Command, home: &TempDir) -> &'a mut Command {
     shell
         .env_clear()
         .env("PATH", "/usr/local/bin:/usr/bin:/bin")

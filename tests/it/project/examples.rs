@@ -1,7 +1,7 @@
-//! The recipes under `examples/`: each is run as its operator would run it, by the tools that it names.
+//! P95: the recipes in `examples/`, each run as an operator would run it, with the tools that it names.
 //!
-//! The programs of the operator's own (`nightly`, `make-report`) are put beside pglock in a directory that stands for
-//! `/usr/local/bin`. Each test has a database of its own, so its locks are no other test's, and no two recipes use one key.
+//! The operator's own programs (`nightly`, `make-report`) are put beside pglock into a directory that stands for
+//! `/usr/local/bin`. Each test has a database of its own, and so its own locks, and no two recipes use the same key.
 
 use crate::support::journal::{Journal, state};
 use crate::support::pglock::{Pglock, Running};
@@ -14,11 +14,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
-/// What the recipes say, and what stands for it here.
+/// A path in the recipes that is replaced here.
 const BIN: &str = "/usr/local/bin";
 const DSN: &str = "postgresql://locks@db.internal/app";
 
-/// Every file is run by a test of this file, is in the README's table, and is all that there is.
+/// Every file is run by a test of this file, and is in the README's table.
 #[test]
 fn every_example_has_a_test_and_a_line_in_the_readme() {
     let (tests, readme) = (include_str!("examples.rs"), include_str!("../../../README.md"));
@@ -33,7 +33,7 @@ fn every_example_has_a_test_and_a_line_in_the_readme() {
     }
 }
 
-/// The job is over on the first host before the second one's cron starts it.
+/// P17: the job has ended on the first host before cron starts it on the second.
 #[test]
 fn a_crontab_runs_the_nightly_job_on_one_host() {
     let desk = Desk::new();
@@ -46,7 +46,7 @@ fn a_crontab_runs_the_nightly_job_on_one_host() {
     let mut before = String::new();
     for _day in 0..2 {
         let first = cron().spawn();
-        eventually(SOON, "the job to begin", || {
+        eventually(SOON, "the start of the job", || {
             pids().len() > before.len() && pids().ends_with('\n')
         });
         before = pids();
@@ -54,7 +54,7 @@ fn a_crontab_runs_the_nightly_job_on_one_host() {
         eventually(SOON, "the job to be reaped", || kill(Pid::from_raw(job), None).is_err());
         cron().output().code(0).silent();
         assert_eq!(pids(), before, "it ran on the second host as well");
-        // The five minutes are over, for pglock, of which cron knows the shell only.
+        // End the five minutes of --min-hold, for pglock itself and not for cron's shell.
         let pid = desk.sql(
             "SELECT substring(application_name FROM '[0-9]+$') FROM pg_stat_activity \
              WHERE datname = current_database() AND application_name LIKE 'pglock:nightly %'",
@@ -78,8 +78,8 @@ fn a_crontab_runs_the_weekly_job_on_every_host_in_turn() {
     for host in hosts {
         host.finish().code(0).silent();
     }
-    let words: Vec<_> = journal.entries().into_iter().map(|it| it.word).collect();
-    assert_eq!(words, ["begin", "end", "begin", "end"]);
+    let events: Vec<_> = journal.entries().into_iter().map(|entry| entry.event).collect();
+    assert_eq!(events, ["begin", "end", "begin", "end"]);
 }
 
 #[cfg(target_os = "linux")]
@@ -89,11 +89,11 @@ fn systemd_accepts_the_service() {
     desk.program("leader", "");
     let unit = desk.file("leader.service");
     fs::write(&unit, desk.text("leader.service")).unwrap();
-    let verify = Pglock::of("systemd-analyze").arg("verify").arg(&unit);
+    let verify = Pglock::for_program("systemd-analyze").arg("verify").arg(&unit);
     assert_eq!(verify.output().stdout(), "");
 }
 
-/// It is stopped on one host, loses its connection on the next, and each time another takes over.
+/// The service is stopped on one host and loses its connection on the next; each time another host takes over.
 #[test]
 fn a_service_has_a_hot_standby() {
     let (desk, journal) = (Desk::new(), Journal::new());
@@ -105,8 +105,8 @@ fn a_service_has_a_hot_standby() {
     let unit = Unit(desk.text("leader.service"));
     let start = || {
         let (name, value) = unit.value("Environment").split_once('=').unwrap();
-        let mut words = unit.value("ExecStart").split(' ');
-        let main = Pglock::of(words.next().unwrap()).args(words);
+        let mut arguments = unit.value("ExecStart").split(' ');
+        let main = Pglock::for_program(arguments.next().unwrap()).args(arguments);
         main.env(name, value).spawn()
     };
 
@@ -123,23 +123,23 @@ fn a_service_has_a_hot_standby() {
 
     let third = start();
     desk.server.await_locks("leader", 1, 1);
-    desk.end_the_session_that_holds("leader");
+    desk.terminate_the_holder("leader");
     second.finish().code(74);
     journal.await_count("lead", 3);
     assert_eq!(unit.value("Restart"), "on-failure");
     let prevented = unit.value("RestartPreventExitStatus");
-    assert_eq!(prevented, "64 78", "74 and 69 come back");
+    assert_eq!(prevented, "64 78", "systemd restarts after 74 and 69");
 
     let waiting = start();
     desk.server.await_locks("leader", 1, 1);
     waiting.signal(Signal::SIGTERM);
-    // For systemd a clean end.
+    // systemd counts this as success.
     waiting.finish().signal(Signal::SIGTERM).silent();
     third.signal(Signal::SIGTERM);
     third.finish().code(0);
 }
 
-/// A stop by systemd leaves a stop that pglock has begun the time that it needs.
+/// When systemd stops the service, a termination that pglock has begun has the time that it needs.
 #[test]
 fn a_service_has_longer_to_stop_than_pglock_gives_it() {
     let unit = Unit(Desk::new().text("leader.service"));
@@ -164,7 +164,7 @@ fn two_deployers_migrate_once_with_an_index_built_concurrently() {
     first.await_stdout("001_it's.sql\n");
     let second = deploy().spawn();
     desk.server.await_locks("migrate", 1, 1);
-    // From here on the index is built while the other one waits.
+    // From here on the index is built while the second one waits.
     fs::write(&go, "").unwrap();
     assert_eq!(first.finish().stdout(), "001_it's.sql\n002_index.sql\n");
     assert_eq!(second.finish().stdout(), "");
@@ -198,7 +198,7 @@ fn a_pool_of_three_gives_each_a_port() {
     let fourth = start();
     let sessions = "SELECT count(*) FROM pg_stat_activity \
         WHERE datname = current_database() AND application_name LIKE 'pglock:licence%'";
-    eventually(SOON, "the fourth to ask", || desk.sql(sessions) == "4");
+    eventually(SOON, "the session of the fourth", || desk.sql(sessions) == "4");
     assert_eq!(fourth.stdout(), "");
     let [first, second, third] = three;
     let freed = first.stdout();
@@ -209,7 +209,7 @@ fn a_pool_of_three_gives_each_a_port() {
     }
 }
 
-/// "No task is done twice, all are done", though one worker is at its first while the other does the rest.
+/// Each task is done once, although one worker is busy with its first while the other does the rest.
 #[test]
 fn workers_share_the_tasks() {
     let desk = Desk::new();
@@ -232,7 +232,7 @@ fn workers_share_the_tasks() {
     };
 
     let first = desk.script("worker").spawn();
-    eventually(SOON, "the first task to begin", || lines() == ["1"]);
+    eventually(SOON, "the start of the first task", || lines() == ["1"]);
     desk.script("worker").output().code(1).silent();
     assert_eq!(lines(), ["1", "2", "3", "it's a $task; *"]);
     assert_eq!(
@@ -246,7 +246,7 @@ fn workers_share_the_tasks() {
     assert_eq!(desk.sql("SELECT count(*) FROM task WHERE done IS NULL"), "0");
 }
 
-/// The first host is frozen while it makes its report, the server gives it up, and a second host writes.
+/// P18: the first host is frozen while it makes its report, the server gives it up, and a second host writes.
 #[test]
 fn an_overtaken_holder_writes_nothing() {
     let desk = Desk::new();
@@ -270,13 +270,13 @@ fn an_overtaken_holder_writes_nothing() {
     let job = Pid::from_raw(-group);
     first.signal(Signal::SIGSTOP);
     kill(job, Signal::SIGSTOP).unwrap();
-    desk.end_the_session_that_holds("report");
+    desk.terminate_the_holder("report");
     fs::write(&go, "").unwrap();
     assert_eq!(desk.script("guarded-write").output().stdout(), "");
     let written = desk.sql("SELECT body || token FROM report");
     assert!(!written.is_empty());
 
-    // Thawed, its job is at first faster than pglock, which would stop it.
+    // The job continues before pglock, which would terminate it.
     kill(job, Signal::SIGCONT).unwrap();
     first.await_stderr("overtaken by a later holder");
     assert_eq!(desk.sql("SELECT body || token FROM report"), written);
@@ -293,7 +293,7 @@ fn a_script_runs_itself_under_the_lock() {
     let first = desk.script("self-locking").args(["a  b", "", "*"]).spawn();
     first.await_stdout("<a  b>\n<>\n<*>\n");
 
-    // What a job has left behind thinks that it holds the lock. It is called as `sh self-locking`, too.
+    // A process that a job left behind believes that it holds the lock. The script also works as `sh self-locking`.
     let mut second = desk.on_path("sh").args(["self-locking", "second"]);
     second = second.env("PGLOCK_KEY", "clean-up").env("PGLOCK_MODE", "shared");
     second.command().current_dir(EXAMPLES);
@@ -332,7 +332,7 @@ fn the_wait_and_the_job_have_limits() {
     assert!(output.took >= Duration::from_millis(300), "{output}");
 }
 
-/// Where an operator sits: a database, and what is on the path of his hosts.
+/// An operator's database, and the programs on the PATH of the hosts.
 struct Desk {
     server: &'static Server,
     database: String,
@@ -352,7 +352,7 @@ impl Desk {
         desk
     }
 
-    /// The directory that stands for `/usr/local/bin`.
+    /// Returns the directory that stands for `/usr/local/bin`.
     fn directory(&self) -> &Path {
         self.directory.path()
     }
@@ -361,16 +361,16 @@ impl Desk {
         self.directory().join(name)
     }
 
-    /// Puts a program of the operator's on the path. A shell writes it: while a test beside this one forks, a file
-    /// that this process has just written could still be open for writing, and could not be executed.
+    /// Puts a program of the operator's on the PATH. A shell writes it: if a concurrent test forks, a file that this
+    /// process has just written could still be open for writing, and could not be executed.
     fn program(&self, name: &str, script: &str) {
-        let write = Pglock::of("sh").args(["-c", "cat > \"$0\"; chmod +x \"$0\""]);
+        let write = Pglock::for_program("sh").args(["-c", "cat > \"$0\"; chmod +x \"$0\""]);
         let text = format!("#!/bin/sh\n{script}\n");
         let output = write.arg(self.file(name)).output_with(text.as_bytes());
         assert_eq!(output.stdout(), "");
     }
 
-    /// A recipe that is a script, as it is.
+    /// Returns a recipe that is a script, unchanged.
     fn script(&self, name: &str) -> Pglock {
         self.on_path(&format!("{EXAMPLES}/{name}"))
     }
@@ -378,18 +378,18 @@ impl Desk {
     fn on_path(&self, program: &str) -> Pglock {
         let path = std::env::var("PATH").unwrap();
         let path = format!("{}:{path}", self.directory().display());
-        let around = self.server.around(program).env("PATH", path);
+        let around = self.server.program(program).env("PATH", path);
         around.env("PGDATABASE", &self.database)
     }
 
-    /// What is to be copied from a recipe's comment: the indented line that begins so.
+    /// Returns the indented line of a recipe's comment that starts so, which the operator is to copy.
     fn comment(&self, name: &str, start: &str) -> String {
         let text = fs::read_to_string(format!("{EXAMPLES}/{name}")).unwrap();
         let mut lines = text.lines().filter_map(|line| line.strip_prefix("#   "));
         lines.find(|line| line.starts_with(start)).unwrap().to_owned()
     }
 
-    /// A recipe that is not a script, with the directory and the connection that an operator would change.
+    /// Returns a recipe that is no script, with the directory and the connection string replaced.
     fn text(&self, name: &str) -> String {
         let text = fs::read_to_string(format!("{EXAMPLES}/{name}")).unwrap();
         assert!(text.contains(BIN) && text.contains(DSN), "{text}");
@@ -398,9 +398,9 @@ impl Desk {
         text.replace(BIN, bin).replace(DSN, &dsn)
     }
 
-    /// A command line of a crontab as cron runs it, with cron's bare environment.
+    /// Returns a command line of a crontab as cron runs it, with cron's bare environment.
     fn cron(&self, variables: &[(String, String)], command: &str) -> Pglock {
-        let mut cron = Pglock::of("/bin/sh").args(["-c", command]);
+        let mut cron = Pglock::for_program("/bin/sh").args(["-c", command]);
         cron.command().env_clear().current_dir(self.directory());
         let bare = [("HOME", "/"), ("LOGNAME", SUPERUSER), ("SHELL", "/bin/sh")];
         cron.command().envs(bare).env("PATH", "/usr/bin:/bin");
@@ -408,14 +408,14 @@ impl Desk {
         cron
     }
 
-    /// The value that a statement returns in this desk's database.
+    /// Returns the value of a statement in this desk's database.
     fn sql(&self, sql: &str) -> String {
-        let mut client = self.server.client_of(&self.database);
+        let mut client = self.server.client_in(&self.database);
         rows(&mut client, sql).concat().concat()
     }
 
-    /// As the server does when it has not heard of a holder for too long.
-    fn end_the_session_that_holds(&self, key: &str) {
+    /// Terminates the holder's session, as the server does with a silent one.
+    fn terminate_the_holder(&self, key: &str) {
         assert_eq!(self.server.locks(key).granted, 1);
         let ended = self.sql(
             "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database d ON d.oid = database \
@@ -425,7 +425,7 @@ impl Desk {
     }
 }
 
-/// A unit file of systemd's, of which each setting is on one line.
+/// A systemd unit file in which each setting is on one line.
 struct Unit(String);
 
 impl Unit {
@@ -437,7 +437,7 @@ impl Unit {
     }
 }
 
-/// The variables that a crontab sets, and the command lines behind its five fields.
+/// Returns the variables of a crontab, and its command lines without their five fields.
 fn crontab(text: &str) -> (Vec<(String, String)>, Vec<String>) {
     let (mut variables, mut commands) = (Vec::new(), Vec::new());
     for line in text.lines() {
@@ -455,14 +455,14 @@ fn crontab(text: &str) -> (Vec<(String, String)>, Vec<String>) {
             assert!(field == "*" || field.parse::<u8>().is_ok(), "{line}");
             rest = after.trim_start();
         }
-        // cron makes a line break of it.
+        // cron turns it into a line break.
         assert!(!rest.contains('%'), "{line}");
         commands.push(rest.to_owned());
     }
     (variables, commands)
 }
 
-/// A line of a shell that ends when the file is there.
+/// Returns a line of shell script that waits until the file exists.
 fn await_file(file: &Path) -> String {
     format!("until [ -e '{}' ]; do sleep 0.02; done", file.display())
 }

@@ -1,8 +1,8 @@
-//! What a release promises beside its behaviour: licences and sources of the crates, the oldest Rust, the changelog,
-//! and the files of the packages.
+//! What a release needs beside its behaviour: licences and sources of the crates, the oldest Rust, the changelog, and
+//! the files of the packages.
 //!
-//! It needs no network: cargo knows the crates that are linked here, and `deny.toml` has the one
-//! list of licences, which cargo-deny reads too where it is installed. Advisories need its database (`make audit`).
+//! No network is needed: cargo knows the crates that are linked here, and the list of licences is in `deny.toml`, which
+//! cargo-deny reads too where it is installed. Advisories need its database (`make audit`).
 
 use crate::support::command::command;
 use serde_json::Value;
@@ -45,15 +45,15 @@ fn every_crate_is_from_the_registry() {
     }
 }
 
-/// "Rust 1.88 or later": no crate asks for more, and the README says what Cargo.toml says.
+/// P94: no crate needs a newer one, and the README names the version of Cargo.toml.
 #[test]
-fn the_oldest_rust_is_true() {
+fn the_oldest_rust_is_supported() {
     let stated = env!("CARGO_PKG_RUST_VERSION");
     for package in packages() {
         let wanted = text(&package, "rust_version");
         assert!(
             version(&wanted) <= version(stated),
-            "{} wants Rust {wanted}",
+            "{} needs Rust {wanted}",
             text(&package, "name")
         );
     }
@@ -79,7 +79,7 @@ fn the_debian_package_names_files_that_are_there() {
     let (_, assets) = manifest.split_once("\nassets = [\n").unwrap();
     let (assets, _) = assets.split_once("\n]").unwrap();
     let sources: Vec<String> = assets.lines().map(|line| quoted(line).remove(0)).collect();
-    // What building makes is not there yet.
+    // The results of a build do not exist yet.
     for file in sources.iter().filter(|file| !file.starts_with("target/")) {
         let path = Path::new(ROOT).join(file.trim_end_matches("/*"));
         assert!(path.exists(), "{file} is missing");
@@ -90,7 +90,8 @@ fn the_debian_package_names_files_that_are_there() {
     }
 }
 
-/// The crates that are built here, tests included; what only other systems need has not been downloaded.
+/// Returns the crates that are built here, including those of the tests. Crates for other systems have not been
+/// downloaded.
 fn packages() -> Vec<Value> {
     let rustc = command("rustc").arg("-vV").output().unwrap();
     let rustc = String::from_utf8(rustc.stdout).unwrap();
@@ -104,7 +105,7 @@ fn packages() -> Vec<Value> {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let mut metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
     let Value::Array(packages) = metadata["packages"].take() else {
-        panic!("cargo's format")
+        panic!("unexpected output of cargo metadata")
     };
     assert!(packages.len() > 50, "{} crates", packages.len());
     packages

@@ -1,4 +1,4 @@
-//! The harness itself: a test that stands on it should not fail, or pass, because of it.
+//! The test harness itself: no test may fail, or pass, because of it.
 
 use crate::support::command::command;
 use crate::support::pglock::Pglock;
@@ -40,11 +40,11 @@ fn a_killed_test_process_leaves_no_server() {
     let pid_file = Path::new(&directory()).join("data/postmaster.pid");
     let first_line = BufReader::new(fs::File::open(pid_file).unwrap()).lines().next();
     let postmaster: i32 = first_line.unwrap().unwrap().parse().unwrap();
-    let lives = || nix::sys::signal::kill(nix::unistd::Pid::from_raw(postmaster), None).is_ok();
-    assert!(lives());
+    let is_alive = || nix::sys::signal::kill(nix::unistd::Pid::from_raw(postmaster), None).is_ok();
+    assert!(is_alive());
     victim.kill().unwrap();
     victim.wait().unwrap();
-    eventually(SOON, "the end of the server", || !lives());
+    eventually(SOON, "the end of the server", || !is_alive());
     eventually(SOON, "the end of its directory", || !Path::new(&directory()).exists());
 }
 
@@ -55,17 +55,17 @@ fn a_killed_test_process_leaves_no_server() {
 #[test]
 fn the_tests_pass_with_signals_ignored_and_blocked() {
     const TESTS: [&str; 8] = [
-        "project::harness::the_probe_records_each_signal_once_and_by_whom",
+        "project::harness::the_probe_records_each_signal_and_its_sender",
         "run::signals::each_signal_arrives_once",
         "run::signals::stop_and_continuation_reach_job_and_pglock",
         "run::signals::the_job_finds_mask_and_dispositions_as_without_pglock",
         "run::signals::the_whole_group_is_signalled",
         "run::signals::what_was_ignored_on_entry_stays_ignored",
-        "run::terminal::a_lost_lock_stops_the_descendants_and_not_the_script",
+        "run::terminal::a_lost_lock_terminates_the_descendants_and_not_the_script",
         "run::terminal::ctrl_c_ends_a_wait",
     ];
     let tests = std::env::current_exe().unwrap();
-    let mut run = Pglock::of("env")
+    let mut run = Pglock::for_program("env")
         .arg("--block-signal")
         .arg("--ignore-signal=HUP,INT,QUIT,TERM,USR1,USR2,WINCH,CONT,TSTP,TTIN,TTOU")
         .arg(tests)
@@ -101,7 +101,7 @@ fn every_program_is_started_in_one_place() {
 }
 
 #[test]
-fn a_dropped_server_is_gone_also_when_it_was_stopped_before() {
+fn a_stopped_server_is_removed_on_drop() {
     let server = Server::start();
     let directory = server.directory().to_owned();
     server.stop_immediate();
@@ -111,7 +111,7 @@ fn a_dropped_server_is_gone_also_when_it_was_stopped_before() {
 }
 
 #[test]
-fn a_restarted_server_has_lost_its_locks_and_is_found_where_it_was() {
+fn a_restarted_server_has_no_locks_and_the_same_address() {
     let server = Server::with(&["work_mem=123kB"]);
     let mut holder = server.client();
     holder.simple_query("SELECT pg_advisory_lock(7)").unwrap();
@@ -123,11 +123,11 @@ fn a_restarted_server_has_lost_its_locks_and_is_found_where_it_was() {
 }
 
 #[test]
-fn the_probe_records_each_signal_once_and_by_whom() {
+fn the_probe_records_each_signal_and_its_sender() {
     use nix::sys::signal::Signal;
     let directory = tempfile::tempdir().unwrap();
     let record = directory.path().join("record");
-    let probe = Server::shared().around(probe::path()).arg(&record);
+    let probe = Server::shared().program(probe::path()).arg(&record);
     let probe = probe.args(["--end-on", "TERM", "--beat"]).spawn();
     probe.await_stdout(&format!("ready (pid {})\n", probe.pid()));
     let read = || fs::read_to_string(&record).unwrap();

@@ -4,3 +4,5 @@ mod completions;
 mod examples;
 mod gates;
 mod harness;
+mod promises;
+mod wings;

@@ -1,6 +1,7 @@
-//! What a run costs that does not depend on the machine: turns on the wire, threads, processes, files. What depends on
-//! it is measured by `make bench`.
+//! The costs of a run that do not depend on the machine: round trips, threads, processes, files. `make bench` measures
+//! the others.
 
+use crate::support::delay_line::Relay;
 use crate::support::pglock::Pglock;
 use crate::support::server::{SUPERUSER, Server, WITH_PASSWORD};
 use crate::support::unique;
@@ -8,43 +9,40 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-#[path = "../../../benches/wire.rs"]
-mod wire;
-
-/// "Turns on the wire, connect to exit (TCP handshake apart): trust / SCRAM [...] 3 / 5, exact."
+/// P93, from connecting to exiting; the TCP handshake does not count.
 #[test]
-fn a_run_takes_three_turns_and_five_with_scram() {
+fn a_run_takes_three_round_trips_and_five_with_scram() {
     let server = Server::start();
     server.sql(&format!(
         "SET password_encryption = 'scram-sha-256'; CREATE ROLE {WITH_PASSWORD} LOGIN PASSWORD 'x'"
     ));
-    let relay = wire::Relay::to(server.port(), Duration::ZERO);
-    let turns = |user: &str, arguments: &[&str]| {
+    let relay = Relay::to(server.port(), Duration::ZERO);
+    let round_trips = |user: &str, arguments: &[&str]| {
         let dsn = format!(
             "host=127.0.0.1 port={} user={user} password=x dbname=postgres sslmode=disable",
             relay.port()
         );
         let run = Pglock::alone().env("PGLOCK_DSN", dsn);
-        run.args(["run", "--key", &unique("turns")])
+        run.args(["run", "--key", &unique("round_trips")])
             .args(arguments)
             .arg("true")
             .output()
             .code(0)
             .silent();
-        relay.turns()
+        relay.round_trips()
     };
-    assert_eq!(turns(SUPERUSER, &[]), 3, "start, lock, unlock");
-    assert_eq!(turns(WITH_PASSWORD, &[]), 5, "two more, to prove the password");
-    assert_eq!(turns(SUPERUSER, &["--shared", "--key", "42", "--key", "1,2"]), 3);
-    assert_eq!(turns(SUPERUSER, &["--slots", "3"]), 3);
-    assert_eq!(turns(SUPERUSER, &["--hash", "hashtext"]), 3);
-    assert_eq!(turns(SUPERUSER, &["--token"]), 4, "the token takes one");
+    assert_eq!(round_trips(SUPERUSER, &[]), 3, "connect, lock, unlock");
+    assert_eq!(round_trips(WITH_PASSWORD, &[]), 5, "two more for the password");
+    assert_eq!(round_trips(SUPERUSER, &["--shared", "--key", "42", "--key", "1,2"]), 3);
+    assert_eq!(round_trips(SUPERUSER, &["--slots", "3"]), 3);
+    assert_eq!(round_trips(SUPERUSER, &["--hash", "hashtext"]), 3);
+    assert_eq!(round_trips(SUPERUSER, &["--token"]), 4, "the token takes one");
 }
 
-/// "Fewest threads and system calls [...]; nothing loaded that is not used (TLS roots, name service)."
+/// P93: no roots of trust and no name service are loaded unless they are used.
 #[test]
 #[cfg(target_os = "linux")]
-fn a_run_starts_one_thread_and_opens_nothing_that_it_does_not_use() {
+fn a_run_starts_one_thread_and_opens_no_unused_file() {
     let server = Server::shared();
     let calls = traced(server, &["--", "true"]);
     let count = |what: &dyn Fn(&str) -> bool| calls.iter().filter(|call| what(call)).count();
@@ -61,24 +59,24 @@ fn a_run_starts_one_thread_and_opens_nothing_that_it_does_not_use() {
                 .iter()
                 .any(|head| call.contains(head))
     });
-    assert_eq!(messages, 4, "start, lock, unlock, goodbye: {calls:#?}");
+    assert_eq!(messages, 4, "connect, lock, unlock, terminate: {calls:#?}");
     let opened = calls.iter().filter_map(|call| call.strip_prefix("openat(AT_FDCWD, \""));
     let opened: Vec<&str> = opened.filter_map(|rest| rest.split('"').next()).collect();
     let expected = ["/dev/tty", "/proc/self/maps", ".pgpass", ".so"];
     let other = opened
         .iter()
         .filter(|path| !expected.iter().any(|part| path.contains(part)));
-    // Of the program loader, not of ours.
+    // The program loader's.
     let other: Vec<_> = other.filter(|path| !path.starts_with("/etc/ld.so")).collect();
     assert!(other.is_empty(), "{other:?}");
 }
 
-/// What pglock and its job ask of the system, without the job's own after it has been executed. As from cron, without a
-/// terminal: with one, there is ctrlc's thread as well.
+/// Returns the system calls of pglock and of its job up to the job's own. As under cron, there is no terminal, which
+/// would add the thread of ctrlc.
 #[cfg(target_os = "linux")]
 fn traced(server: &Server, arguments: &[&str]) -> Vec<String> {
     let file = server.directory().join(unique("trace"));
-    let run = Pglock::of("setsid")
+    let run = Pglock::for_program("setsid")
         .env("PGLOCK_DSN", server.dsn())
         .args(["--wait", "strace", "-f", "-qq", "-s", "64", "-e", "signal=none", "-o"])
         .arg(&file)
@@ -89,7 +87,7 @@ fn traced(server: &Server, arguments: &[&str]) -> Vec<String> {
     calls_of(&file)
 }
 
-/// The calls, each once, without the process in front.
+/// Returns the calls in a trace, each once, without the process id.
 #[cfg(target_os = "linux")]
 fn calls_of(file: &Path) -> Vec<String> {
     let text = fs::read_to_string(file).unwrap();

@@ -1,4 +1,4 @@
-//! What goes wrong before the job: the right code of the exit table, one clear line, no job, and no secret.
+//! Failures before the job starts: the documented exit status, one clear line, no job, and no secret.
 
 use crate::support::pglock::{Output, Pglock};
 use crate::support::server::{Server, WITH_PASSWORD, free_port};
@@ -11,8 +11,7 @@ use std::time::Duration;
 const RIGHT: &str = "right-s3cret";
 const WRONG: &str = "wr0ng%2Fs3cret";
 
-/// Runs it with a job, and checks what holds for every failure: this code, "one clear line, no job started, no
-/// secret shown". Returns the line.
+/// Asserts that this run, with a job, fails as P91 says, with this status. Returns the line.
 #[track_caller]
 fn fails(run: Pglock, code: i32) -> String {
     refused(&run.args(["--", "echo", "the job ran"]).output(), code)
@@ -21,7 +20,7 @@ fn fails(run: Pglock, code: i32) -> String {
 #[track_caller]
 fn refused(output: &Output, code: i32) -> String {
     let mut output = output.clone();
-    // Before the failure, but not instead of it.
+    // A warning may precede the failure.
     let warning = b"pglock: the password in --dsn is visible";
     if output.stderr.starts_with(warning) {
         let end = output.stderr.iter().position(|byte| *byte == b'\n');
@@ -34,7 +33,7 @@ fn refused(output: &Output, code: i32) -> String {
     line
 }
 
-/// The role that gives a password, with that password. Made once.
+/// Creates the role that needs a password, once.
 fn role_with_password(server: &Server) {
     static MADE: std::sync::Once = std::sync::Once::new();
     MADE.call_once(|| {
@@ -45,13 +44,13 @@ fn role_with_password(server: &Server) {
     });
 }
 
-/// "64 | usage"
+/// P90: 64, usage.
 #[test]
 fn wrong_arguments_are_64() {
     let server = Server::shared();
     let pglock = || server.pglock().arg("run");
     let keyed = || server.run(&unique("usage"));
-    for (run, words) in [
+    for (run, expected) in [
         (keyed().arg("--no-such-option"), "--no-such-option"),
         (keyed().arg("--no-wiat"), "--no-wait"),
         (keyed().args(["-E", "600"]), "0 to 255"),
@@ -70,7 +69,7 @@ fn wrong_arguments_are_64() {
         (pglock().arg("-k").arg(OsStr::from_bytes(b"\xff")), "UTF-8"),
     ] {
         let line = fails(run, 64);
-        assert!(line.contains(words), "{words:?} is not in {line:?}");
+        assert!(line.contains(expected), "{expected:?} is not in {line:?}");
     }
     for arguments in [&["run", "-k", "x"][..], &["run", "-k", "x", "--"], &[], &["rnu"]] {
         let output = server.pglock().args(arguments).output();
@@ -79,7 +78,7 @@ fn wrong_arguments_are_64() {
     }
 }
 
-/// "69 | the database cannot be reached, or refuses us"
+/// P90: 69, the database cannot be reached.
 #[test]
 fn a_server_that_cannot_be_reached_is_69() {
     let server = Server::shared();
@@ -102,10 +101,10 @@ fn a_server_that_cannot_be_reached_is_69() {
     assert!(line.contains("too many connections"), "{line}");
 }
 
-/// A server that takes the connection and then says nothing: "`--wait` ... covers connecting too", and so does
+/// P32, P90: a server that accepts the connection and then sends nothing is limited by `--wait` and by
 /// `--connect-timeout`.
 #[test]
-fn a_server_that_does_not_answer_is_69_in_time() {
+fn a_server_that_does_not_respond_is_69_in_time() {
     let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let dsn = format!("postgresql://u:{RIGHT}@{}/d", silent.local_addr().unwrap());
     let server = Server::shared();
@@ -127,9 +126,9 @@ fn a_server_that_does_not_answer_is_69_in_time() {
     fails(run, 69);
 }
 
-/// "77 | authentication or permission"
+/// P90: 77, authentication or permission.
 #[test]
-fn who_is_not_let_in_is_77() {
+fn a_rejected_login_is_77() {
     let server = Server::shared();
     role_with_password(server);
     let port = server.port();
@@ -138,7 +137,7 @@ fn who_is_not_let_in_is_77() {
         let host = run().env("PGHOST", "127.0.0.1").env("PGUSER", WITH_PASSWORD);
         host.env("PGDATABASE", "postgres").env("PGPASSWORD", password)
     };
-    // It is right to let this one in, or what follows proves nothing.
+    // The right password must work, or the rest proves nothing.
     by_password(RIGHT).arg("true").output().code(0).silent();
     let line = fails(by_password(WRONG), 77);
     assert!(line.contains("password authentication failed"), "{line}");
@@ -162,7 +161,7 @@ fn who_is_not_let_in_is_77() {
     assert!(line.contains("permission denied"), "{line}");
 }
 
-/// "78 | a setting is wrong, or this server cannot give a real lock"
+/// P90: 78, a wrong setting.
 #[test]
 fn a_wrong_setting_is_78() {
     let server = Server::shared();
@@ -194,7 +193,7 @@ fn a_wrong_setting_is_78() {
     }
 }
 
-/// "the one table; in code, `--help`, manual, README"
+/// P90
 #[test]
 fn help_and_version_go_to_standard_output() {
     let help = Pglock::alone().args(["run", "--help"]).output().stdout();

@@ -1,4 +1,5 @@
-//! Hostile surroundings: schemas of others, terminals that hang up, jobs that leave the group, a system that tells nothing.
+//! Hostile surroundings: schemas of other users, terminals that hang up, jobs that leave the process group, systems
+//! that reveal nothing.
 
 use crate::support::command::command;
 use crate::support::journal::{Journal, now, state};
@@ -18,12 +19,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// Whoever may create functions and operators in a schema of the search path does not get them run with pglock's rights.
+/// A user who may create functions and operators in a schema of the search path cannot have them run with pglock's
+/// rights.
 #[test]
-fn nothing_of_the_search_path_is_run() {
+fn functions_in_the_search_path_are_not_run() {
     let server = Server::shared();
     let database = server.database();
-    let mut client = server.client_of(&database);
+    let mut client = server.client_in(&database);
     rows(
         &mut client,
         "CREATE SCHEMA evil; CREATE TABLE public.hits (who text);
@@ -59,7 +61,7 @@ fn nothing_of_the_search_path_is_run() {
             .args(["-n", "true"])
             .env("PGDATABASE", &database)
             .output();
-        // Of two slots, the second is free.
+        // One of the two slots is free.
         if options[0] != "--slots" {
             let line = conflict.code(75).stderr_line();
             assert!(line.contains(&format!("in database \"{database}\"")), "{line}");
@@ -73,7 +75,7 @@ fn nothing_of_the_search_path_is_run() {
     assert_eq!(rows(&mut client, "SELECT who FROM hits"), Vec::<Vec<String>>::new());
 }
 
-/// A lock that was lost before the job ended does not pass for a good end, even if pglock had been stopped meanwhile.
+/// P21: a lock that was lost before the job ended does not pass for success, even if pglock was stopped meanwhile.
 #[test]
 fn a_loss_that_is_noticed_after_the_jobs_end_is_still_a_loss() {
     let (server, key) = (Server::shared(), unique("key"));
@@ -97,8 +99,8 @@ fn a_loss_that_is_noticed_after_the_jobs_end_is_still_a_loss() {
     );
 }
 
-/// A terminal that is closed ends a job under pglock as it ends one without, also where pglock leads the session
-/// (`ssh -t host pglock run ...`), and the kernel tells nobody else.
+/// P50: a terminal that is closed ends the job as without pglock, also if pglock leads the session (`ssh -t host pglock
+/// run ...`), in which case the kernel signals pglock alone.
 #[test]
 fn a_hangup_reaches_the_job_of_a_session_leader() {
     let (server, key) = (Server::shared(), unique("key"));
@@ -109,7 +111,7 @@ fn a_hangup_reaches_the_job_of_a_session_leader() {
     server.await_locks(&key, 0, 0);
 }
 
-/// A job that leaves pglock's process group, as timeout(1) does, still gets the keys that are typed.
+/// P50: a job that leaves pglock's process group, as timeout(1) does, still gets the keys of the terminal.
 #[test]
 fn keys_reach_a_job_that_has_left_the_group() {
     let (server, key) = (Server::shared(), unique("key"));
@@ -130,7 +132,7 @@ fn keys_reach_a_job_that_has_left_the_group() {
     terminal.expect("status 1");
 }
 
-/// "`--on-lost ignore`", and what the job leaves behind holds neither lock nor session.
+/// P13, P23: what the job leaves behind holds neither the lock nor the session.
 #[test]
 fn an_ignored_loss_does_not_leave_the_lock_to_what_the_job_leaves_behind() {
     let (server, key) = (Server::shared(), unique("key"));
@@ -150,10 +152,10 @@ fn an_ignored_loss_does_not_leave_the_lock_to_what_the_job_leaves_behind() {
     kill(left_behind, Signal::SIGKILL).unwrap();
 }
 
-/// Where /proc is not to be had, a job is not taken for gone because nothing is seen of it.
+/// P21: without /proc, a job is not taken for gone because pglock cannot see it.
 #[cfg(target_os = "linux")]
 #[test]
-fn without_proc_what_ignores_term_is_killed_all_the_same() {
+fn without_proc_a_job_that_ignores_term_is_killed_too() {
     let allowed = command("unshare")
         .args(["-m", "true"])
         .output()
@@ -163,14 +165,14 @@ fn without_proc_what_ignores_term_is_killed_all_the_same() {
             std::env::var_os("CI").is_none(),
             "CI must be able to make mount namespaces"
         );
-        println!("SKIPPED: mount namespaces are not to be had; run as root to test without /proc");
+        println!("SKIPPED: mount namespaces are not permitted; run as root to test without /proc");
         return;
     }
     let (server, key, journal) = (Server::shared(), unique("key"), Journal::new());
     let hide = "mount -t tmpfs none /proc; exec \"$@\"";
     let pglock = env!("CARGO_BIN_EXE_pglock");
     let running = server
-        .around("unshare")
+        .program("unshare")
         .args([
             "-m",
             "sh",
@@ -198,9 +200,9 @@ fn without_proc_what_ignores_term_is_killed_all_the_same() {
     );
 }
 
-/// Children that a shell had before it became pglock are not the job.
+/// P21: children that a shell had before it became pglock are not part of the job.
 #[test]
-fn children_from_before_are_not_stopped() {
+fn children_from_before_are_not_terminated() {
     let (server, key) = (Server::shared(), unique("key"));
     let script = format!("trap '' HUP; sleep 66 & echo pid $!.; exec \"$PGLOCK\" run -k {key} -- sleep 67");
     let mut terminal = Terminal::run(server, &["bash", "-c", &script]);
@@ -220,14 +222,14 @@ fn children_from_before_are_not_stopped() {
     kill(before, Signal::SIGKILL).unwrap();
 }
 
-/// Too few descriptors are an error with a word, not a panic.
+/// P91: too few descriptors are an error with a message, not a panic.
 #[test]
-fn too_few_descriptors_are_said() {
+fn too_few_descriptors_are_reported() {
     let (server, key) = (Server::shared(), unique("key"));
-    for most in 7..16 {
-        let limit = format!("ulimit -n {most}; exec \"$@\"");
+    for limit in 7..16 {
+        let limit = format!("ulimit -n {limit}; exec \"$@\"");
         let run = server
-            .around("sh")
+            .program("sh")
             .args(["-c", &limit, "sh", env!("CARGO_BIN_EXE_pglock")]);
         let output = run.args(["run", "--key", &key, "true"]).output();
         if output.status.code() != Some(0) {
@@ -236,7 +238,7 @@ fn too_few_descriptors_are_said() {
     }
 }
 
-/// "All signals blocked on entry": an operator can end the wait all the same.
+/// P33, if all signals were blocked on entry.
 #[test]
 fn a_blocked_signal_ends_the_wait() {
     let (server, key) = (Server::shared(), unique("key"));
@@ -244,7 +246,7 @@ fn a_blocked_signal_ends_the_wait() {
     for signal in [Signal::SIGTERM, Signal::SIGQUIT] {
         let pglock = env!("CARGO_BIN_EXE_pglock");
         let run = server
-            .around("env")
+            .program("env")
             .args(["--block-signal", pglock, "run", "--key", &key, "true"]);
         let waiter = run.spawn();
         server.await_locks(&key, 1, 1);
@@ -255,7 +257,7 @@ fn a_blocked_signal_ends_the_wait() {
     holder.finish().code(0);
 }
 
-/// The job inherits the session's socket over TCP as well.
+/// P14, over TCP.
 #[test]
 fn the_job_keeps_the_lock_of_a_killed_pglock_over_tcp() {
     let (server, key, journal) = (Server::shared(), unique("key"), Journal::new());
@@ -271,8 +273,8 @@ fn the_job_keeps_the_lock_of_a_killed_pglock_over_tcp() {
     assert!(now() - freed < 5_000_000_000);
 }
 
-/// A role's or a database's transactions may be deferrable: each of them would wait until nobody else writes in a
-/// serializable one. pglock's do not.
+/// P38: with deferrable transactions as the default of a role or database, each transaction would wait until no other
+/// client writes in a serializable one. pglock's do not.
 #[test]
 fn deferrable_transactions_do_not_wait_for_writers() {
     let server = Server::start();
@@ -285,13 +287,16 @@ fn deferrable_transactions_do_not_wait_for_writers() {
         &mut writer,
         "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE; CREATE TABLE written ()",
     );
-    // It can be known only from a session that waits.
+    // Only a session that waits can prove the setup.
     let waits = command("psql")
         .args(["-h", server.host(), "-p", &server.port().to_string()])
         .args(["-U", "postgres", "-c", "SELECT 1"])
         .env("PGOPTIONS", "-c statement_timeout=300")
         .output();
-    assert!(!waits.unwrap().status.success(), "nobody has to wait");
+    assert!(
+        !waits.unwrap().status.success(),
+        "a deferrable transaction does not wait"
+    );
     for pooled in [false, true] {
         let run = |options: &[&str]| {
             let limits = ["run", "--heartbeat", "2"];
@@ -327,7 +332,7 @@ fn deferrable_transactions_do_not_wait_for_writers() {
     holder.finish().code(74);
 }
 
-/// A pipe without room that nobody reads.
+/// A full pipe that nothing reads.
 struct Unread {
     directory: TempDir,
     pipe: File,
@@ -349,21 +354,22 @@ impl Unread {
     fn run(&self, server: &Server, key: &str) -> Pglock {
         let path = self.directory.path().join("pipe");
         let pglock = env!("CARGO_BIN_EXE_pglock");
-        let sh = server.around("sh").args(["-c", "exec \"$@\" 2>\"$0\""]);
+        let sh = server.program("sh").args(["-c", "exec \"$@\" 2>\"$0\""]);
         sh.arg(path).args([pglock, "run", "--key", key])
     }
 
-    /// Makes room, and tells what has been said since there is some.
-    fn said(&mut self) -> String {
-        let mut said = Vec::new();
-        let _ = self.pipe.read_to_end(&mut said);
-        String::from_utf8(said).unwrap().replace('.', "")
+    /// Empties the pipe, and returns what was written since there was room.
+    fn drain(&mut self) -> String {
+        let mut written = Vec::new();
+        let _ = self.pipe.read_to_end(&mut written);
+        String::from_utf8(written).unwrap().replace('.', "")
     }
 }
 
-/// Nobody who does not read standard error keeps pglock from its job, or its end; nor do the signals that arrive meanwhile.
+/// P12: a standard error that is not read keeps pglock neither from its job nor from exiting; nor do signals that
+/// arrive meanwhile.
 #[test]
-fn a_standard_error_that_nobody_reads_does_not_block() {
+fn an_unread_standard_error_does_not_block() {
     let (server, key, unread) = (Server::shared(), unique("key"), Unread::new());
     let run = unread.run(server, &key).args(["-v", "true"]).output();
     assert!(run.code(0).took < Duration::from_secs(15), "{run}");
@@ -381,31 +387,31 @@ fn a_standard_error_that_nobody_reads_does_not_block() {
     holder.finish().code(0);
 }
 
-/// What is known to be lost begins no job, however long it took to say that the lock had come.
+/// P10: a lock that is known to be lost starts no job, however long it took to report that it was acquired.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_loss_while_it_is_said_that_the_lock_is_ours_starts_no_job() {
+fn a_loss_while_reporting_the_acquisition_starts_no_job() {
     let (server, key, mut unread) = (Server::shared(), unique("key"), Unread::new());
     let running = unread.run(server, &key).args(["-v", "echo", "ran"]).spawn();
     server.await_locks(&key, 1, 0);
     server.sql(&format!(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'"
     ));
-    // The session's thread has said what it has to say and is gone, and the main thread waits for room.
+    // The session's thread has reported the loss and exited; the main thread waits for room in the pipe.
     let threads = format!("/proc/{}/task", running.pid());
     eventually(SOON, "the end of the session's thread", || {
         std::fs::read_dir(&threads).unwrap().count() == 1
     });
-    let mut said = String::new();
-    eventually(SOON, "the last word", || {
-        said += &unread.said();
-        said.contains("not started")
+    let mut written = String::new();
+    eventually(SOON, "the last message", || {
+        written += &unread.drain();
+        written.contains("not started")
     });
     assert_eq!(running.finish().code(69).stdout, b"");
     let (begin, end) = (
         format!("pglock: lost the lock on key \"{key}\" at 20"),
         "terminating connection due to administrator command; the job was not started\n",
     );
-    let last = said.lines().last().unwrap();
-    assert!(last.starts_with(&begin) && said.ends_with(end), "{said}");
+    let last = written.lines().last().unwrap();
+    assert!(last.starts_with(&begin) && written.ends_with(end), "{written}");
 }

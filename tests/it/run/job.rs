@@ -1,6 +1,7 @@
-//! "It becomes its job": streams, arguments, environment and end are the job's, byte for byte.
+//! P1: streams, arguments, environment and exit status are the job's, byte for byte.
 
-use crate::support::server::{Locks, Server};
+use crate::support::pglock::Pglock;
+use crate::support::server::{Locks, Server, number};
 use crate::support::unique;
 use nix::sys::signal::Signal;
 use std::ffi::OsStr;
@@ -10,7 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 
-/// "exit status exactly the job's, all 256 of them"
+/// P3
 #[test]
 fn every_exit_status_is_the_jobs() {
     let server = Server::shared();
@@ -28,9 +29,9 @@ fn every_exit_status_is_the_jobs() {
     });
 }
 
-/// "death by signal re-raised (no core dump of pglock)"
+/// P3
 #[test]
-fn a_job_that_a_signal_ends_ends_pglock_by_the_same_signal() {
+fn a_signal_that_terminates_the_job_terminates_pglock() {
     let server = Server::shared();
     let directory = tempfile::tempdir().unwrap();
     for signal in [
@@ -45,9 +46,9 @@ fn a_job_that_a_signal_ends_ends_pglock_by_the_same_signal() {
     ] {
         let name = &signal.as_str()[3..];
         let die = format!("kill -s {name} $$");
-        // The job may leave a core, as it would without pglock. pglock's status says if it left one as well.
+        // The job may dump core, as without pglock. pglock's status tells whether it did too.
         let with_cores = format!("ulimit -c $(ulimit -Hc); exec \"$@\" sh -c '{die}'");
-        let mut run = server.around("sh").args(["-c", &with_cores, "sh"]);
+        let mut run = server.program("sh").args(["-c", &with_cores, "sh"]);
         run.command().current_dir(directory.path());
         let key = unique("signal");
         let pglock = env!("CARGO_BIN_EXE_pglock");
@@ -58,14 +59,14 @@ fn a_job_that_a_signal_ends_ends_pglock_by_the_same_signal() {
     }
 }
 
-/// "Everything after `--` is the job's, verbatim, as bytes."
+/// P2
 #[test]
-fn arguments_arrive_as_they_were_given() {
+fn arguments_arrive_unchanged() {
     let arguments: [&[u8]; 9] = [
         b"two\nlines",
         b"",
         b"\xff\xfe not UTF-8 \x80",
-        b"  blanks  ",
+        b"  spaces  ",
         b"--key",
         b"-n",
         b"--",
@@ -82,9 +83,9 @@ fn arguments_arrive_as_they_were_given() {
     assert_eq!(output.stdout, expected, "{output}");
 }
 
-/// "`pglock run` without `--` before a command that has no leading dash works too"
+/// P2
 #[test]
-fn without_dashes_the_command_begins_at_the_first_word() {
+fn without_dashes_the_command_starts_at_the_first_argument() {
     let server = Server::shared();
     let run = server
         .run(&unique("dashes"))
@@ -92,7 +93,7 @@ fn without_dashes_the_command_begins_at_the_first_word() {
     assert_eq!(run.output().stdout(), "--key x -- y");
 }
 
-/// "`echo data | pglock run -k x -- cat` passes stdin"
+/// P1
 #[test]
 fn standard_input_is_the_jobs() {
     let data: Vec<u8> = (0..1_000_000u32).map(|n| ((n * 31) >> 3) as u8).collect();
@@ -102,8 +103,7 @@ fn standard_input_is_the_jobs() {
     assert!(output.stdout == data, "{} bytes came back", output.stdout.len());
 }
 
-/// "stdout of pglock and job equals the job's alone, byte for byte (run the scenario bare and under pglock and
-/// compare)"
+/// P1: the same script, bare and under pglock.
 #[test]
 fn a_scenario_is_the_same_with_and_without_pglock() {
     const SCENARIO: &str = r#"
@@ -122,7 +122,7 @@ fn a_scenario_is_the_same_with_and_without_pglock() {
             "umask 027; exec \"$@\" sh -c '{}' 2>&1",
             SCENARIO.replace('\'', "'\\''")
         );
-        let mut run = server.around("sh").args(["-c", &script, "sh"]).args(prefix);
+        let mut run = server.program("sh").args(["-c", &script, "sh"]).args(prefix);
         run.command().current_dir(directory.path());
         run.output_with(input)
     };
@@ -135,9 +135,9 @@ fn a_scenario_is_the_same_with_and_without_pglock() {
         "{bare}{guarded}"
     );
     assert!(bare.stdout == guarded.stdout, "{bare}{guarded}");
-    // Each stream by itself, too: above, they were one.
+    // Each stream by itself too; above, they were one.
     let job = ["sh", "-c", SCENARIO];
-    let bare = server.around("sh").args(&job[1..]).output_with(input);
+    let bare = server.program("sh").args(&job[1..]).output_with(input);
     let guarded = server.run(&key).arg("--").args(job).output_with(input);
     assert!(
         bare.stdout == guarded.stdout && bare.stderr == guarded.stderr,
@@ -146,34 +146,33 @@ fn a_scenario_is_the_same_with_and_without_pglock() {
     assert!(bare.stderr.starts_with(b"err \0\xff"), "{bare}");
 }
 
-/// "`PGLOCK_KEY` (as given), `PGLOCK_KEY_ID` (the number), `PGLOCK_MODE`, ...; set over any inherited value
-/// (nested pglocks)"
+/// P4, also in a nested pglock.
 #[test]
-fn the_job_is_told_its_lock() {
+fn the_job_finds_its_lock_in_the_environment() {
     const TELL: &str = "echo \"$PGLOCK_KEY|$PGLOCK_KEY_ID|$PGLOCK_MODE|${PGLOCK_TOKEN-unset}\"; \
         echo $PGLOCK_BACKEND_PID";
     let server = Server::shared();
     let lines = |output: String| output.lines().map(str::to_owned).collect::<Vec<_>>();
     let names = ["KEY", "KEY_ID", "MODE", "SLOT", "BACKEND_PID", "TOKEN"];
-    let inherited = |run: crate::support::pglock::Pglock| {
+    let inherited = |run: Pglock| {
         names
             .iter()
             .fold(run, |run, name| run.env(format!("PGLOCK_{name}"), "inherited"))
     };
-    let key = unique("told");
-    let number = crate::support::server::number(&key);
-    let told = lines(inherited(server.run(&key)).sh(TELL).output().stdout());
-    assert_eq!(told[0], format!("{key}|{number}|exclusive|unset"));
-    assert!(told[1].parse::<u32>().is_ok(), "{told:?}");
+    let key = unique("found");
+    let number = number(&key);
+    let found = lines(inherited(server.run(&key)).sh(TELL).output().stdout());
+    assert_eq!(found[0], format!("{key}|{number}|exclusive|unset"));
+    assert!(found[1].parse::<u32>().is_ok(), "{found:?}");
 
-    // Inside another one, each job is told its own lock.
+    // Inside another pglock, each job finds its own lock.
     let pglock = env!("CARGO_BIN_EXE_pglock");
     let nested = server.run(&key).args(["--", pglock, "run", "-s", "-k", "-3,7", "--"]);
-    let told = lines(nested.args(["sh", "-c", TELL]).output().stdout());
-    assert_eq!(told[0], "-3,7|-3,7|shared|unset");
+    let found = lines(nested.args(["sh", "-c", TELL]).output().stdout());
+    assert_eq!(found[0], "-3,7|-3,7|shared|unset");
 }
 
-/// "PGLOCK_BACKEND_PID" is who holds the lock on the server; "`application_name` = `pglock:<key> <host>:<pid>`"
+/// P4, P71
 #[test]
 fn the_session_is_known_by_name() {
     let server = Server::shared();
@@ -207,15 +206,15 @@ impl Scripts {
     }
 }
 
-/// "126 / 127 | the command cannot be executed / is not found (the lock is released first)"
+/// P5
 #[test]
-fn what_cannot_be_executed_is_126_and_what_is_not_there_is_127() {
+fn a_command_that_fails_to_start_is_126_or_127() {
     let server = Server::shared();
     let scripts = Scripts::new();
     let plain = scripts.file("plain", "#!/bin/sh\n", 0o644);
     let bad = scripts.file("bad", "#!/no/such/interpreter\n", 0o755);
     let missing = scripts.0.path().join("missing");
-    for (command, code, words) in [
+    for (command, code, expected) in [
         (plain.as_path(), 126, "Permission denied"),
         (bad.as_path(), 126, "interpreter"),
         (scripts.0.path(), 126, "cannot execute"),
@@ -226,12 +225,12 @@ fn what_cannot_be_executed_is_126_and_what_is_not_there_is_127() {
         let key = unique("cannot");
         let output = server.run(&key).arg("--").arg(command).output();
         let line = output.code(code).stderr_line();
-        assert!(line.contains(words), "{output}");
+        assert!(line.contains(expected), "{output}");
         assert_eq!(server.locks(&key), Locks::default());
     }
 }
 
-/// "a script without `#!` runs as execvp users expect"
+/// P5
 #[test]
 fn a_script_without_a_header_is_run_by_the_shell() {
     let server = Server::shared();
@@ -245,7 +244,7 @@ fn a_script_without_a_header_is_run_by_the_shell() {
         format!("{name} <a b> <>\n").into_bytes(),
         "{output}"
     );
-    // Found in PATH, and in the current directory.
+    // Found in PATH, and in the working directory.
     let path = format!("{}:/usr/bin:/bin", scripts.0.path().display());
     let output = run().env("PATH", path).args(["--", "bare", "x", "y"]).output();
     assert_eq!(
@@ -259,7 +258,7 @@ fn a_script_without_a_header_is_run_by_the_shell() {
     assert_eq!(output.code(7).stdout, b"./bare <x> <y>\n", "{output}");
 }
 
-/// "The working directory [is] the job's", and what else a process inherits.
+/// P1
 #[test]
 fn the_working_directory_is_the_jobs() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! A run from its start to its end: the job, signals, the terminal, waiting, and every way to lose the lock.
+//! A run from start to end: the job, signals, the terminal, waiting, and the loss of the lock.
 
 mod cost;
 mod failures;

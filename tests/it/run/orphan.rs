@@ -1,4 +1,4 @@
-//! pglock is killed with SIGKILL: the lock lives as long as the job, and not a moment longer.
+//! pglock is killed with SIGKILL: the lock lives exactly as long as the job.
 //!
 //! The job has inherited the session's socket, as a job under flock(1) inherits the locked file.
 
@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-/// "The lock lives until the last process holding it ends."
+/// P14
 #[test]
 fn the_job_keeps_the_lock_of_a_killed_pglock() {
     let server = Server::shared();
@@ -21,14 +21,14 @@ fn the_job_keeps_the_lock_of_a_killed_pglock() {
     running.signal(Signal::SIGKILL);
     eventually(SOON, "the end of pglock", || !running.lives());
     server.run(&key).args(["--no-wait", "true"]).output().code(75);
-    // It waits for nothing but the job.
+    // The waiter waits only for the job.
     let waiter = server.run(&key).args(["echo", "mine"]).spawn();
     server.await_locks(&key, 1, 1);
     kill(journal.pids()[0], Signal::SIGKILL).unwrap();
     assert_eq!(waiter.finish().stdout(), "mine\n");
 }
 
-/// "`-o/--close` turns this off."
+/// P14: `--close` turns that off.
 #[test]
 fn with_close_the_lock_ends_with_pglock() {
     let server = Server::shared();
@@ -44,7 +44,7 @@ fn with_close_the_lock_ends_with_pglock() {
     }
 }
 
-/// "After a normal end, a background process that the job left behind does not extend the lock", nor the session.
+/// P13: neither the lock nor the session.
 #[test]
 fn what_the_job_leaves_behind_keeps_nothing() {
     let server = Server::shared();
@@ -58,10 +58,10 @@ fn what_the_job_leaves_behind_keeps_nothing() {
     kill(nix::unistd::Pid::from_raw(left_behind), Signal::SIGKILL).unwrap();
 }
 
-/// "SIGKILL of pglock at random moments of its life, 200 times, with contenders waiting: no two jobs ever overlap; no
-/// lock is left behind once the job is gone."
+/// P10, P14: pglock is killed at random times of its life, 200 times, with contenders waiting: no two jobs overlap, and
+/// no lock is left once the job is gone.
 #[test]
-fn two_hundred_kills_at_random_moments() {
+fn two_hundred_kills_at_random_times() {
     let server = Server::shared();
     let (key, journal) = (unique("key"), Journal::new());
     let job = format!("{}; note in; sleep 0.02; note out", journal.note());
@@ -71,11 +71,11 @@ fn two_hundred_kills_at_random_moments() {
             scope.spawn(|| {
                 for _ in 0..200 / lanes {
                     let mut running = server.run(&key).sh(&job).spawn();
-                    // At random up to 120 ms: before, while and after it waits, holds and releases, with the lock
-                    // going round among the five.
-                    let moment = Duration::from_micros(RandomState::new().hash_one(()) % 120_000);
-                    until(moment, || false);
-                    if running.lives() {
+                    // Within 120 ms: before, during and after it waits, holds and releases, while the lock circulates
+                    // among the five.
+                    let limit = Duration::from_micros(RandomState::new().hash_one(()) % 120_000);
+                    let has_ended = until(limit, || !running.lives());
+                    if !has_ended {
                         running.signal(Signal::SIGKILL);
                     }
                     eventually(SOON, "the end of pglock", || !running.lives());
@@ -84,7 +84,7 @@ fn two_hundred_kills_at_random_moments() {
         }
     });
     server.await_locks(&key, 0, 0);
-    let words: Vec<String> = journal.entries().into_iter().map(|entry| entry.word).collect();
+    let words: Vec<String> = journal.entries().into_iter().map(|entry| entry.event).collect();
     let expected: Vec<&str> = ["in", "out"].into_iter().cycle().take(words.len()).collect();
     println!("jobs that ran: {}", words.len() / 2);
     assert_eq!(words, expected);

@@ -1,8 +1,8 @@
-//! Network cuts: packets are dropped in both directions, without a word, and then no more.
+//! Network cuts: packets are silently dropped in both directions, later no more.
 //!
-//! The timing rule: with heartbeat period H, deadline D and kill grace G, the job is dead H+D+G after the server last
-//! heard of it; the server gives the lock away 3 s after that. The hosts are namespaces of one machine, so that all of
-//! them write their journals by one clock.
+//! The timing rule: with heartbeat interval H, deadline D and grace period G, the job is dead H+D+G after the server
+//! last received a message; the server frees the lock 3 s after that. The hosts are namespaces of one machine, so that
+//! all journals use one clock.
 
 use crate::support::journal::{Journal, now};
 use crate::support::network::{Host, Network};
@@ -13,22 +13,22 @@ use crate::support::wait::{SOON, eventually};
 use std::time::Duration;
 
 /// H = D = G = 1 s, hence 3 s for the job and 6 s for the lock.
-const SHORT: [&str; 4] = ["--heartbeat", "1", "--kill-after", "1"];
+const SHORT_OPTIONS: [&str; 4] = ["--heartbeat", "1", "--kill-after", "1"];
 const SHORT_LIMIT: Duration = Duration::from_secs(6);
 /// H = D = 5 s, G = 10 s: 20 s and 23 s.
 const DEFAULT_LIMIT: Duration = Duration::from_secs(23);
-/// What a busy machine and the coarse timers of TCP add.
+/// What a busy machine and the coarse timers of TCP may add.
 const SLACK: Duration = Duration::from_secs(3);
 
-/// `pglock run` on a host.
-fn on(host: &Host, server: &Server, key: &str) -> Pglock {
-    let pglock = server.around("nsenter").args(host.entrance()).arg("--");
+/// Returns `pglock run` on a host.
+fn run_on(host: &Host, server: &Server, key: &str) -> Pglock {
+    let pglock = server.program("nsenter").args(host.entrance()).arg("--");
     pglock
         .env("PGHOST", "10.77.0.1")
         .args([env!("CARGO_BIN_EXE_pglock"), "run", "--key", key])
 }
 
-/// A holder whose job ignores TERM, and the next one in the queue, who is not cut off.
+/// A holder whose job ignores TERM, and the next waiter, which is not cut off.
 struct Pair {
     key: String,
     host: Host,
@@ -41,12 +41,15 @@ struct Pair {
 impl Pair {
     fn new(network: &mut Network, server: &Server, number: usize) -> Pair {
         let (host, journal, key) = (network.host(), Journal::new(), format!("pair {number}"));
-        // The last one has the defaults.
+        // The first pair has the default settings.
         let (options, limit) = match number {
             0 => (vec![], DEFAULT_LIMIT),
-            _ => (SHORT.to_vec(), SHORT_LIMIT),
+            _ => (SHORT_OPTIONS.to_vec(), SHORT_LIMIT),
         };
-        let holder = on(&host, server, &key).args(options).sh(&journal.stubborn()).spawn();
+        let holder = run_on(&host, server, &key)
+            .args(options)
+            .sh(&journal.stubborn())
+            .spawn();
         eventually(SOON, "the job", || journal.pids().len() == 3);
         let next = server.run(&key).sh(&format!("{}; note next", journal.note())).spawn();
         server.await_locks(&key, 1, 1);
@@ -60,25 +63,25 @@ impl Pair {
         }
     }
 
-    /// "A TERM-ignoring job's last sign of life comes before the next holder's first."
+    /// P22: the last beat of a job that ignores TERM comes before the first one of the next holder.
     fn check(self, network: &Network, server: &Server, cut: u128) {
         self.next.finish().code(0);
         let lost = self.holder.finish().code(74).stderr_line();
         assert!(lost.contains("the server did not respond within"), "{lost}");
         let since = |at: u128| Duration::from_nanos(at.saturating_sub(cut) as u64);
         let (last, next) = (since(self.journal.last("beat")), since(self.journal.first("next")));
-        println!("after the cut: the job's last sign of life {last:?}, the next holder's first {next:?}");
+        println!("after the cut: the job's last beat {last:?}, the next holder's first {next:?}");
         assert!(last < next, "two jobs at once: {last:?}, {next:?}");
         assert!(next < self.limit + SLACK, "{next:?}");
-        // What was cut off comes back to a lock that is somebody else's, or nobody's.
+        // When the host returns, nothing of its session is left.
         network.heal(&self.host);
         server.await_locks(&self.key, 0, 0);
     }
 }
 
-/// "In each of 10 runs with short settings; and once the defaults."
+/// P22, ten times with short settings and once with the defaults.
 #[test]
-fn the_job_is_dead_before_the_lock_is_given_away() {
+fn the_job_is_dead_before_the_lock_is_freed() {
     let Some(mut network) = Network::new() else {
         return;
     };
@@ -93,14 +96,14 @@ fn the_job_is_dead_before_the_lock_is_given_away() {
     }
 }
 
-/// A line on which messages stand in a queue is not a cut one: the lock is neither lost nor given away.
+/// P20: on a slow line, on which messages queue, the lock is neither lost nor freed.
 #[test]
 fn a_slow_line_is_no_loss() {
     let Some(mut network) = Network::new() else {
         return;
     };
     let (server, host) = (Server::on(&network.host()), network.host());
-    let holder = on(&host, &server, "slow").args(SHORT);
+    let holder = run_on(&host, &server, "slow").args(SHORT_OPTIONS);
     let holder = holder.sh("sleep 6; exit 3").spawn();
     server.await_locks("slow", 1, 0);
     if !network.slow_down(&host) {
@@ -110,8 +113,8 @@ fn a_slow_line_is_no_loss() {
     network.speed_up(&host);
 }
 
-/// "The vanished host's lock is freed by the server within the documented bound, [...] for a waiter, and when a waiter is
-/// granted in the moment of the cut": the queue and the lock are free again, and no job was started.
+/// P22, P31: also if the waiter is granted the lock as its host vanishes. The queue and the lock are free afterwards,
+/// and no job was started.
 #[test]
 fn a_vanished_waiter_neither_stays_in_the_queue_nor_becomes_a_ghost_holder() {
     let Some(mut network) = Network::new() else {
@@ -119,13 +122,16 @@ fn a_vanished_waiter_neither_stays_in_the_queue_nor_becomes_a_ghost_holder() {
     };
     let server = Server::on(&network.host());
     if server.version() < 12 {
-        println!("SKIPPED: there is no tcp_user_timeout before PostgreSQL 12, and no such bound");
+        println!("SKIPPED: PostgreSQL before 12 has no tcp_user_timeout, and so no limit");
         return;
     }
     let mut waiting = |key: &str| {
         let host = network.host();
         let holder = server.run(key).holding();
-        let waiter = on(&host, &server, key).args(SHORT).args(["echo", "a job"]).spawn();
+        let waiter = run_on(&host, &server, key)
+            .args(SHORT_OPTIONS)
+            .args(["echo", "a job"])
+            .spawn();
         server.await_locks(key, 1, 1);
         (host, holder, waiter)
     };
@@ -142,13 +148,13 @@ fn a_vanished_waiter_neither_stays_in_the_queue_nor_becomes_a_ghost_holder() {
     for (key, (host, holder, waiter)) in granted {
         network.cut(&host);
         holder.finish().code(0);
-        // The server does not know that nobody is there any more.
+        // The server does not know yet that the host has vanished.
         ghosts += server.locks(&key).granted;
         next.push(server.run(&key).arg("true").spawn());
         waiters.push(waiter);
         hosts.push(host);
     }
-    assert!(ghosts > 0, "no lock was granted in the moment of the cut");
+    assert!(ghosts > 0, "no lock was granted at the time of the cut");
     for next in next {
         next.finish().code(0);
     }
@@ -165,9 +171,8 @@ fn a_vanished_waiter_neither_stays_in_the_queue_nor_becomes_a_ghost_holder() {
     still_holding.finish().code(0);
 }
 
-/// What a PgBouncer has to be told for the timing rule to hold behind it, for the short settings: after a silence of 6 s
-/// a client is gone.
-const POOLER: [&str; 5] = [
+/// The settings of PgBouncer that make the timing rule hold behind it: after 6 s of silence a client is gone.
+const POOLER_SETTINGS: [&str; 5] = [
     "pool_mode=transaction",
     "tcp_keepidle=3",
     "tcp_keepintvl=1",
@@ -175,24 +180,24 @@ const POOLER: [&str; 5] = [
     "tcp_user_timeout=6000",
 ];
 
-/// The rule holds behind a pooler as well: where the pooler is cut off from the server, by what pglock sets for its
-/// transaction; and where the client is cut off from the pooler, by what the pooler was told.
+/// P22: if the pooler is cut off from the server, by what pglock sets for its transaction; if the client is cut off
+/// from the pooler, by the settings of the pooler.
 #[test]
-fn behind_a_pooler_the_job_is_dead_before_the_lock_is_given_away_too() {
+fn behind_a_pooler_the_job_is_dead_before_the_lock_is_freed() {
     let Some(mut network) = Network::new() else {
         return;
     };
     let server = Server::on(&network.host());
     let (far, near) = (network.host(), network.host());
-    let pools = [&far, &near].map(|host| PgBouncer::on(host, &server, &POOLER));
+    let pools = [&far, &near].map(|host| PgBouncer::on(host, &server, &POOLER_SETTINGS));
     let client = network.host();
     let journals = [Journal::new(), Journal::new()];
     let hold = |pglock: Pglock, journal: &Journal| {
-        let holder = pglock.args(SHORT).sh(&journal.stubborn()).spawn();
+        let holder = pglock.args(SHORT_OPTIONS).sh(&journal.stubborn()).spawn();
         eventually(SOON, "the job", || journal.pids().len() == 3);
         holder
     };
-    let through = |program: &str| server.around(program).env("PGPORT", pools[1].port().to_string());
+    let through = |program: &str| server.program(program).env("PGPORT", pools[1].port().to_string());
     let holders = [
         hold(pools[0].run("far"), &journals[0]),
         hold(
@@ -217,7 +222,7 @@ fn behind_a_pooler_the_job_is_dead_before_the_lock_is_given_away_too() {
         holder.finish().code(74);
         let since = |at: u128| Duration::from_nanos(at.saturating_sub(cut) as u64);
         let (last, next) = (since(journal.last("beat")), since(journal.first("next")));
-        println!("after the cut: the job's last sign of life {last:?}, the next holder's first {next:?}");
+        println!("after the cut: the job's last beat {last:?}, the next holder's first {next:?}");
         assert!(last < next, "two jobs at once: {last:?}, {next:?}");
         assert!(next < SHORT_LIMIT + SLACK, "{next:?}");
     }

@@ -1,6 +1,6 @@
-//! Signals and the job, away from a terminal; and strange parents.
+//! Signals and the job, without a terminal; and unusual parents.
 //!
-//! The oracle for what a job should find is the job without pglock.
+//! The job without pglock is the reference for what a job should find.
 
 use crate::support::command::command;
 use crate::support::journal::{Journal, state};
@@ -10,14 +10,14 @@ use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::Signal;
 
-/// "Each of the forwarded signals arrives exactly once, from `kill`", and the job has its own process group.
+/// P51, P52: signals sent by kill(2).
 #[test]
 fn each_signal_arrives_once() {
     let server = Server::shared();
     let (key, journal) = (unique("key"), Journal::new());
     let running = server
         .run(&key)
-        .sh(&journal.of_signals("TERM INT HUP QUIT USR1 WINCH CONT"))
+        .sh(&journal.recording("TERM INT HUP QUIT USR1 WINCH CONT"))
         .spawn();
     journal.await_count("ready", 1);
     let signals = [
@@ -35,12 +35,15 @@ fn each_signal_arrives_once() {
     }
     running.signal(Signal::SIGUSR2);
     running.finish().code(3).silent();
-    let mut words: Vec<String> = journal.entries().into_iter().map(|entry| entry.word).collect();
-    words.retain(|word| word != "ready");
-    assert_eq!(words, ["TERM", "INT", "HUP", "QUIT", "USR1", "WINCH", "CONT", "USR2"]);
+    let mut received: Vec<String> = journal.entries().into_iter().map(|entry| entry.event).collect();
+    received.retain(|word| word != "ready");
+    assert_eq!(
+        received,
+        ["TERM", "INT", "HUP", "QUIT", "USR1", "WINCH", "CONT", "USR2"]
+    );
 }
 
-/// "Elsewhere: own process group, signalled as a group": a child of the job gets the signal too.
+/// P51: a child of the job gets the signal too.
 #[test]
 fn the_whole_group_is_signalled() {
     let server = Server::shared();
@@ -56,7 +59,7 @@ fn the_whole_group_is_signalled() {
     assert_eq!(journal.count("child"), 1);
 }
 
-/// TSTP and CONT "in sense": job and pglock stop and go on together, and the lock is held meanwhile.
+/// P52: TSTP and CONT stop and continue the job and pglock together, and the lock is held meanwhile.
 #[test]
 fn stop_and_continuation_reach_job_and_pglock() {
     let server = Server::shared();
@@ -74,20 +77,20 @@ fn stop_and_continuation_reach_job_and_pglock() {
     });
     assert_eq!(server.locks(&key).granted, 1);
     running.signal(Signal::SIGCONT);
-    eventually(SOON, "both to go on", || {
+    eventually(SOON, "both to continue", || {
         [job, running.pid()].iter().all(|pid| state(*pid) != Some('T'))
     });
     running.signal(Signal::SIGUSR2);
     running.finish().code(3);
 }
 
-/// "A signal ignored on entry (nohup) stays ignored", for pglock and for the job.
+/// P53
 #[test]
 fn what_was_ignored_on_entry_stays_ignored() {
     let server = Server::shared();
     let (key, journal) = (unique("key"), Journal::new());
-    // A shell cannot trap what was ignored when it began, so a HUP that reached the job would leave no trace; a child
-    // that is not a shell tells what it finds.
+    // A shell cannot trap what was ignored when it started, so a HUP that reached the job would leave no trace; a child
+    // that is no shell prints its dispositions.
     let running = wrapped(server, &["nohup"], &key)
         .sh(&format!(
             "{}; note ready; sed -n s/SigIgn:.//p /proc/self/status; read -r _; exit 0",
@@ -103,15 +106,15 @@ fn what_was_ignored_on_entry_stays_ignored() {
     assert_eq!(ignored & 1, 1, "{output}");
 }
 
-/// `pglock run --key KEY`, started by something else.
+/// Returns `pglock run --key KEY`, started by another program.
 fn wrapped(server: &Server, wrapper: &[&str], key: &str) -> Pglock {
     server
-        .around(wrapper[0])
+        .program(wrapper[0])
         .args(&wrapper[1..])
         .args([env!("CARGO_BIN_EXE_pglock"), "run", "--key", key])
 }
 
-/// The signals 1 to 31 of each line; 32 and 33 are the C library's own, and exist for no program.
+/// Returns the signals 1 to 31 of each line; 32 and 33 belong to the C library, and no program can use them.
 fn masks(status: &[u8]) -> Vec<u64> {
     let text = String::from_utf8_lossy(status);
     let masks = text
@@ -120,11 +123,11 @@ fn masks(status: &[u8]) -> Vec<u64> {
     masks.map(|mask| mask & 0x7fff_ffff).collect()
 }
 
-/// The job's standard output under a strange parent, bare and under pglock.
+/// Asserts that the job prints the same under an unusual parent, with and without pglock.
 #[track_caller]
 fn assert_same(wrapper: &[&str], job: &[&str]) {
     let server = Server::shared();
-    let bare = server.around(wrapper[0]).args(&wrapper[1..]).args(job).output();
+    let bare = server.program(wrapper[0]).args(&wrapper[1..]).args(job).output();
     let under = wrapped(server, wrapper, &unique("key")).arg("--").args(job).output();
     assert_eq!(
         masks(&bare.stdout),
@@ -135,8 +138,7 @@ fn assert_same(wrapper: &[&str], job: &[&str]) {
     assert!(masks(&bare.stdout).len() >= 4, "nothing was compared: {bare}");
 }
 
-/// "Mask and dispositions of the job are what they would be without pglock": blocked, ignored and caught signals,
-/// "with SIGCHLD ignored by the parent, with all signals blocked on entry".
+/// P7: blocked, ignored and caught signals, for several settings of the parent.
 #[cfg(target_os = "linux")]
 #[test]
 fn the_job_finds_mask_and_dispositions_as_without_pglock() {
@@ -150,7 +152,7 @@ fn the_job_finds_mask_and_dispositions_as_without_pglock() {
     assert_same(&["nohup"], &job);
 }
 
-/// "With stdin/stdout/stderr closed": the job finds them closed.
+/// P7
 #[cfg(target_os = "linux")]
 #[test]
 fn closed_standard_streams_stay_closed() {
@@ -166,7 +168,7 @@ fn closed_standard_streams_stay_closed() {
             let wrapper = ["sh", "-c", &script, "sh"];
             let run = match under {
                 true => wrapped(server, &wrapper, &unique("key")).args(["--", "sh", "-c", &job]),
-                false => server.around("sh").args(&wrapper[1..]).args(["sh", "-c", &job]),
+                false => server.program("sh").args(&wrapper[1..]).args(["sh", "-c", &job]),
             };
             run.output().code(9);
             std::fs::read_to_string(journal.path()).unwrap()
@@ -177,7 +179,7 @@ fn closed_standard_streams_stay_closed() {
     }
 }
 
-/// "1,000 inherited descriptors": all reach the job, and the session's socket is still told apart.
+/// P7: the session's socket is still told apart.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_thousand_inherited_descriptors_reach_the_job() {
@@ -195,10 +197,10 @@ fn a_thousand_inherited_descriptors_reach_the_job() {
     );
 }
 
-/// "As PID 1 in a container": the exit status and the orphans are dealt with, and a signal's death is told as 128+n.
+/// P3: orphans are reaped, and a death by signal becomes an exit status of 128+n.
 #[cfg(target_os = "linux")]
 #[test]
-fn as_process_1_of_a_container() {
+fn pglock_works_as_process_1_of_a_container() {
     let allowed = command("unshare")
         .args(["-pf", "true"])
         .output()
@@ -208,7 +210,7 @@ fn as_process_1_of_a_container() {
             std::env::var_os("CI").is_none(),
             "CI must be able to make process namespaces"
         );
-        println!("SKIPPED: process namespaces are not to be had; run as root to test process 1");
+        println!("SKIPPED: process namespaces are not permitted; run as root to test process 1");
         return;
     }
     let server = Server::shared();
@@ -221,7 +223,7 @@ fn as_process_1_of_a_container() {
     assert!(output.stdout().ends_with("\n0\n"), "{output}");
     let running = run("trap 'exit 5' TERM; echo ready; while :; do sleep 0.05 & wait $!; done").spawn();
     running.await_stdout("ready");
-    // From outside, process 1 gets the signals that it handles.
+    // From outside its namespace, process 1 gets the signals that it handles.
     let tree = command("pgrep")
         .args(["-P", &running.pid().to_string()])
         .output()
@@ -231,9 +233,9 @@ fn as_process_1_of_a_container() {
     running.finish().code(5);
 }
 
-/// "Nested pglocks on two keys": both are held, the inner one's names are the job's, and both are given back.
+/// P4: both keys are held, the job finds the inner one, and both are released.
 #[test]
-fn nested_pglocks() {
+fn nested_pglocks_hold_two_keys() {
     let server = Server::shared();
     let (outer, inner) = (unique("outer"), unique("inner"));
     let mut run = server.run(&outer).arg("--shared").arg("--");

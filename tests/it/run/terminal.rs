@@ -1,4 +1,4 @@
-//! On a terminal: keys, job control, and the script around pglock behave as they do without it.
+//! P50: on a terminal, keys, job control and the script around pglock behave as without pglock.
 
 use crate::support::command::command;
 use crate::support::journal::{Journal, state};
@@ -15,31 +15,30 @@ const END: &str = "\x04";
 const SUSPEND: &str = "\x1a";
 const QUIT: &str = "\x1c";
 
-/// Whether the process is in the foreground of its terminal, as ps(1) tells.
+/// Returns whether the process is in the foreground of its terminal, according to ps(1).
 fn is_in_foreground(pid: Pid) -> bool {
     let mut ps = command("ps");
     let output = ps.args(["-o", "stat=", "-p", &pid.to_string()]).output().unwrap();
     String::from_utf8_lossy(&output.stdout).contains('+')
 }
 
-/// The youngest process that pgrep(1) finds.
+/// Returns the youngest process that pgrep(1) finds.
 fn pgrep(arguments: &[&str]) -> Pid {
     let found = command("pgrep").args(arguments).output().unwrap();
     let text = String::from_utf8_lossy(&found.stdout).into_owned();
     Pid::from_raw(text.lines().next_back().expect("a process").parse().unwrap())
 }
 
-/// The pglock that runs under this key. The shell around it has the same text in its command line, and is older.
+/// Returns the pglock of this key. The shell around it has the same text in its command line, and is older.
 fn pglock(key: &str) -> Pid {
     pgrep(&["-f", &format!("pglock run -k {key} ")])
 }
 
-/// "A script around pglock gets Ctrl-C: the script's next line must not run." It does not without pglock either,
-/// because bash sees that the command died by SIGINT.
+/// P50: the script's next line does not run, as without pglock, because bash sees that the command died by SIGINT.
 #[test]
 fn ctrl_c_ends_the_script_around() {
     let key = unique("key");
-    // The job itself, and a shell that waits for it, which is only reliable once its child is there.
+    // The job itself, or a shell that waits for it, which is reliable only once its child exists.
     for (job, sleep) in [("sleep 30.1", "sleep 30.1"), ("sh -c 'sleep 30.2; :'", "sleep 30.2")] {
         let script = format!("\"$PGLOCK\" run -k {key} -- {job}; echo NEXT LINE");
         let mut terminal = Terminal::run(Server::shared(), &["bash", "-c", &script]);
@@ -57,7 +56,7 @@ fn ctrl_c_ends_the_script_around() {
     }
 }
 
-/// Ctrl-C during the wait ends script and wait alike.
+/// P50: Ctrl-C during the wait ends the script and the wait.
 #[test]
 fn ctrl_c_ends_a_wait() {
     let (server, key) = (Server::shared(), unique("key"));
@@ -72,14 +71,14 @@ fn ctrl_c_ends_a_wait() {
     holder.finish().code(0);
 }
 
-/// "Each of the forwarded signals arrives exactly once, from `kill`, from a terminal."
+/// P52: signals from the terminal and from kill(2).
 #[test]
 fn the_job_sees_each_signal_once() {
     let (server, key, journal) = (Server::shared(), unique("key"), Journal::new());
     let directory = tempfile::tempdir().unwrap();
     let job = directory.path().join("job");
-    std::fs::write(&job, journal.of_signals("INT QUIT WINCH TERM HUP USR1")).unwrap();
-    // The shell around gets the keys too, and would end by them.
+    std::fs::write(&job, journal.recording("INT QUIT WINCH TERM HUP USR1")).unwrap();
+    // The shell around gets the keys too, and would die of them.
     let script = format!(
         "trap : QUIT; \"$PGLOCK\" run -k {key} -- sh {}; echo \"status $?\"",
         job.display()
@@ -106,14 +105,14 @@ fn the_job_sees_each_signal_once() {
     }
     kill(pglock, Signal::SIGUSR2).unwrap();
     terminal.expect("status 3");
-    let words: Vec<String> = journal.entries().into_iter().map(|entry| entry.word).collect();
+    let received: Vec<String> = journal.entries().into_iter().map(|entry| entry.event).collect();
     let expected = [
         "ready", "QUIT", "WINCH", "INT", "QUIT", "WINCH", "TERM", "HUP", "USR1", "USR2",
     ];
-    assert_eq!(words, expected);
+    assert_eq!(received, expected);
 }
 
-/// "Ctrl-Z stops job and pglock, fg resumes both, the lock is held meanwhile", and bg, as the shell expects it.
+/// P50: Ctrl-Z stops the job and pglock, fg and bg continue both, and the lock is held meanwhile.
 #[test]
 fn job_control_of_an_interactive_shell() {
     let (server, key) = (Server::shared(), unique("key"));
@@ -132,11 +131,11 @@ fn job_control_of_an_interactive_shell() {
     };
     eventually(SOON, "the job", has_job);
     let both = [pgrep(&["-P", &pglock.to_string()]), pglock];
-    let go_on = || {
+    let are_in_foreground = || {
         both.iter()
             .all(|pid| is_in_foreground(*pid) && state(*pid) == Some('S'))
     };
-    eventually(SOON, "the foreground", go_on);
+    eventually(SOON, "the foreground", are_in_foreground);
     for _ in 0..2 {
         terminal.keys(SUSPEND);
         terminal.expect("Stopped");
@@ -144,18 +143,18 @@ fn job_control_of_an_interactive_shell() {
         assert!(both.iter().all(|pid| state(*pid) == Some('T')), "{}", terminal.screen());
         assert_eq!(server.locks(&key).granted, 1);
         terminal.keys("fg\n");
-        eventually(SOON, "both to go on", go_on);
+        eventually(SOON, "both to continue", are_in_foreground);
     }
     terminal.keys(SUSPEND);
     terminal.expect("Stopped");
     terminal.keys("bg\n");
-    eventually(SOON, "both to go on", || {
+    eventually(SOON, "both to continue", || {
         both.iter().all(|pid| state(*pid) == Some('S'))
     });
     terminal.keys("jobs\n");
     terminal.expect("Running");
     terminal.keys("fg\n");
-    eventually(SOON, "the foreground", go_on);
+    eventually(SOON, "the foreground", are_in_foreground);
     terminal.keys(INTERRUPT);
     terminal.expect("prompt> ");
     terminal.keys("echo status $?\n");
@@ -163,8 +162,8 @@ fn job_control_of_an_interactive_shell() {
     server.await_locks(&key, 0, 0);
 }
 
-/// A pglock that was started in the background is stopped when its job wants to read, is continued by fg, and the job
-/// then has the terminal, as without pglock.
+/// P50: a pglock in the background is stopped when its job reads from the terminal, and fg gives the terminal to the
+/// job.
 #[test]
 fn a_background_job_gets_the_terminal_by_fg() {
     let (server, key) = (Server::shared(), unique("key"));
@@ -193,10 +192,10 @@ fn a_background_job_gets_the_terminal_by_fg() {
     server.await_locks(&key, 0, 0);
 }
 
-/// ""Stop the job" means all of it: the group, or on a terminal the job and its descendants", orphans too; the script
-/// around is not the job, and goes on.
+/// P21: on a terminal all descendants of the job are terminated, orphans too. The script around is not the job, and
+/// continues.
 #[test]
-fn a_lost_lock_stops_the_descendants_and_not_the_script() {
+fn a_lost_lock_terminates_the_descendants_and_not_the_script() {
     let (server, key, journal) = (Server::shared(), unique("key"), Journal::new());
     let directory = tempfile::tempdir().unwrap();
     let (child, job) = (directory.path().join("child"), directory.path().join("job"));
@@ -205,7 +204,7 @@ fn a_lost_lock_stops_the_descendants_and_not_the_script() {
         journal.note()
     );
     std::fs::write(&child, stubborn).unwrap();
-    // One child, and one whose parent has ended.
+    // One child, and one whose parent has exited.
     std::fs::write(&job, format!("sh {c} & (sh {c} &) ; wait", c = child.display())).unwrap();
     let script = format!(
         "\"$PGLOCK\" run -k {key} --kill-after 0.3 -- sh {}; echo \"status $?\"; echo NEXT LINE",

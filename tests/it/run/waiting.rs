@@ -1,44 +1,44 @@
-//! "It does no harm while it waits": no long snapshot, no noise in the log, no ghost in the queue, and exact limits.
+//! A waiter does no harm: no long snapshot, no log messages, no ghost in the queue, and exact limits.
 
 use crate::support::proxy::Proxy;
-use crate::support::server::{Locks, Server, rows};
+use crate::support::server::{Locks, Server, number, rows};
 use crate::support::unique;
 use crate::support::wait::{SOON, eventually, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::time::{Duration, Instant};
 
-/// "Waiters do not hang `CREATE INDEX CONCURRENTLY` run by the holder's own job with three pglocks waiting"
+/// P30, with three waiters.
 #[test]
-fn waiters_do_not_hang_the_holders_create_index_concurrently() {
+fn waiters_do_not_block_create_index_concurrently() {
     let server = Server::shared();
     let (key, database) = (unique("index"), server.database());
     let run = || server.run(&key).env("PGDATABASE", &database);
-    // The job ends when its index is there and not before; that this process speaks for it, the server cannot know.
+    // The job ends once its index is built. The server cannot tell that this process runs the statement for the job.
     let holder = run().holding();
     let waiters: Vec<_> = (0..3).map(|_| run().arg("true").spawn()).collect();
     server.await_locks(&key, 1, 3);
-    let mut job = server.client_of(&database);
+    let mut job = server.client_in(&database);
     rows(&mut job, "CREATE TABLE t AS SELECT generate_series(1, 1000) AS n");
     rows(&mut job, "SET statement_timeout = '20s'");
     rows(&mut job, "CREATE INDEX CONCURRENTLY i ON t (n)");
-    assert_eq!(server.locks(&key).waiting, 3, "they were to wait meanwhile");
+    assert_eq!(server.locks(&key).waiting, 3, "not all have been waiting meanwhile");
     holder.finish().code(0);
     for waiter in waiters {
         waiter.finish().code(0).silent();
     }
 }
 
-/// "VACUUM is not held back for longer than a slice"
+/// P30: not for longer than a slice of the wait.
 #[test]
-fn waiters_do_not_hold_vacuum_back_for_longer_than_a_slice() {
+fn waiters_do_not_hold_back_vacuum() {
     let server = Server::shared();
     let (key, database) = (unique("vacuum"), server.database());
     let run = || server.run(&key).env("PGDATABASE", &database);
     let holder = run().holding();
     let waiters: Vec<_> = (0..3).map(|_| run().arg("true").spawn()).collect();
     server.await_locks(&key, 1, 3);
-    let mut client = server.client_of(&database);
+    let mut client = server.client_in(&database);
     rows(&mut client, "CREATE TABLE t AS SELECT generate_series(1, 1000) AS n");
     rows(&mut client, "DELETE FROM t");
     let deleted = rows(&mut client, "SELECT txid_current()").concat().concat();
@@ -46,20 +46,20 @@ fn waiters_do_not_hold_vacuum_back_for_longer_than_a_slice() {
         "SELECT backend_xmin FROM pg_stat_activity WHERE datname = '{database}' \
          AND pid <> pg_backend_pid() AND backend_xmin::text::bigint <= {deleted}"
     );
-    // A slice is 900 ms, and VACUUM itself may look between two slices.
+    // A slice is 900 ms.
     eventually(Duration::from_secs(3), "dead rows that VACUUM may remove", || {
         rows(&mut client, "VACUUM t");
         rows(&mut client, "SELECT pg_relation_size('t')") == [["0"]]
     });
     assert_eq!(rows(&mut client, &held_back), [[""; 0]; 0]);
-    assert_eq!(server.locks(&key).waiting, 3, "they were to wait meanwhile");
+    assert_eq!(server.locks(&key).waiting, 3, "not all have been waiting meanwhile");
     holder.finish().code(0);
     for waiter in waiters {
         waiter.finish().code(0);
     }
 }
 
-/// "Ghosts leave the queue": a waiter that is killed has no say, and its session ends with its slice.
+/// P31: its session ends with its slice.
 #[test]
 fn a_killed_waiter_leaves_the_queue_within_a_slice() {
     let server = Server::shared();
@@ -68,7 +68,7 @@ fn a_killed_waiter_leaves_the_queue_within_a_slice() {
     let waiter = server.run(&key).arg("true").spawn();
     server.await_locks(&key, 1, 1);
     waiter.signal(Signal::SIGKILL);
-    // Between two slices nobody is in the queue for a moment; a ghost would be back, and it has no session then.
+    // Between two slices the queue is empty for a short time, so look for the session, which a ghost still has.
     let sessions = format!(
         "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %:{}'",
         waiter.pid()
@@ -80,19 +80,19 @@ fn a_killed_waiter_leaves_the_queue_within_a_slice() {
     holder.finish().code(0);
 }
 
-/// A wait can be longer than the heartbeat and its deadline: the silence before the grant is no loss of the lock after it.
-/// The line is so long that the first heartbeat is not answered before the job would find that out.
+/// P20: a wait can be longer than the heartbeat and its deadline, and the silence before the grant is no loss of the
+/// lock after it. The line is so slow that the first heartbeat reply arrives only after the job could notice.
 #[test]
 fn the_wait_is_not_taken_for_a_missing_heartbeat() {
     let server = Server::shared();
     let key = unique("period");
-    let number = crate::support::server::number(&key);
-    let long_line = Proxy::of_length(server, Duration::from_millis(50));
+    let number = number(&key);
+    let slow_line = Proxy::with_delay(server, Duration::from_millis(50));
     let mut holder = server.client();
     rows(&mut holder, &format!("SELECT pg_advisory_lock({number})"));
     let waiter = server
         .run(&key)
-        .args(["-d", &long_line.dsn(), "--heartbeat", "0.4"])
+        .args(["-d", &slow_line.dsn(), "--heartbeat", "0.4"])
         .sh("sleep 0.2; echo mine")
         .spawn();
     // Two periods are over when the grant arrives.
@@ -101,15 +101,15 @@ fn the_wait_is_not_taken_for_a_missing_heartbeat() {
          FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %' \
          AND wait_event = 'advisory' AND clock_timestamp() < query_start + interval '0.5 s'"
     );
-    eventually(SOON, "a late moment of a slice", || {
+    eventually(SOON, "the late part of a slice", || {
         !rows(&mut holder, &late_in_a_slice).is_empty()
     });
     rows(&mut holder, &format!("SELECT pg_advisory_unlock({number})"));
     assert_eq!(waiter.finish().stdout(), "mine\n");
 }
 
-/// A contended stretch: each of ten waits over many slices, and one gives up.
-fn contended_stretch(server: &Server) {
+/// Contends for a key: each of ten waiters waits for many slices, and one gives up.
+fn contend(server: &Server) {
     let key = unique("log");
     let holder = server.run(&key).holding();
     let runs: Vec<_> = (0..10)
@@ -123,8 +123,7 @@ fn contended_stretch(server: &Server) {
     }
 }
 
-/// What the server has logged since it was started, but for what it says of itself: its checkpoints, and that it was
-/// not ready yet when the harness asked.
+/// Returns what the server has logged since it started, except its checkpoints and that it was not ready yet.
 fn complaints(server: &Server) -> Vec<String> {
     let log = server.log();
     let (_, since) = log.split_once("ready to accept connections\n").unwrap();
@@ -132,42 +131,42 @@ fn complaints(server: &Server) -> Vec<String> {
     since.lines().filter(own).map(str::to_owned).collect()
 }
 
-/// "the server log of a contended minute contains no ERROR from us"
+/// P30
 #[test]
-fn a_contended_stretch_leaves_no_trace_in_the_servers_log() {
+fn contention_leaves_no_trace_in_the_servers_log() {
     let server = Server::start();
-    contended_stretch(&server);
+    contend(&server);
     assert_eq!(complaints(&server), [""; 0]);
 }
 
-/// "Keep the slice under `deadlock_timeout` (else `log_lock_waits` logs every slice) and under
-/// `log_min_duration_statement`"
+/// P30: each slice is shorter than `deadlock_timeout`, after which `log_lock_waits` logs it, and than
+/// `log_min_duration_statement`.
 #[test]
-fn nor_does_it_where_the_server_logs_long_waits_and_slow_statements() {
+fn contention_leaves_no_trace_if_the_server_logs_slow_statements() {
     let server = Server::with(&["log_lock_waits=on", "log_min_duration_statement=500"]);
-    contended_stretch(&server);
+    contend(&server);
     assert_eq!(complaints(&server), [""; 0]);
-    // Since version 13, of a sample, which is all by default.
+    // Since version 13, for a sample of the statements, which is all of them by default.
     if server.version() >= 13 {
         let server = Server::with(&["log_min_duration_sample=200"]);
-        contended_stretch(&server);
+        contend(&server);
         assert_eq!(complaints(&server), [""; 0]);
     }
 }
 
-/// In a session that has given the lock back once: how many it holds yet.
-const STILL_HELD: &str = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()";
+/// How many locks a session still holds after it has released one.
+const LOCKS_STILL_HELD: &str = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()";
 
-/// "a grant that arrives as the timeout fires raises the error *and leaves the session-level lock held*; the retry
-/// then holds it twice and one unlock does not free it". Here the grant is made to arrive at that moment: the
-/// waiter's backend is stopped, the lock is given to it, and its time runs out before it goes on.
+/// P34: PostgreSQL leaves a lock held that is granted as the timeout raises its error; a retry would then hold it
+/// twice, and one unlock would not free it. The test makes the grant arrive at that time: it stops the waiter's
+/// backend, frees the lock, and lets the timeout expire before it continues the backend.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_grant_that_comes_as_the_slice_ends_is_held_once() {
     let server = Server::start();
     let key = unique("race");
-    let number = crate::support::server::number(&key);
-    let proxy = Proxy::asking(&server, STILL_HELD);
+    let number = number(&key);
+    let proxy = Proxy::asking(&server, LOCKS_STILL_HELD);
     let mut holder = server.client();
     rows(&mut holder, &format!("SELECT pg_advisory_lock({number})"));
     let waiter = server.run(&key).args(["-d", &proxy.dsn(), "echo", "mine"]).spawn();
@@ -189,7 +188,7 @@ fn a_grant_that_comes_as_the_slice_ends_is_held_once() {
         kill(backend, Signal::SIGSTOP).unwrap();
         let has_stopped = || process_state(backend, "State:").contains('T');
         eventually(SOON, "the stop of the backend", has_stopped);
-        // Between two slices it may hold what the others need to go on.
+        // Between two slices it may hold what other backends need.
         if waiting() != Some(backend) {
             kill(backend, Signal::SIGCONT).unwrap();
             return false;
@@ -206,7 +205,7 @@ fn a_grant_that_comes_as_the_slice_ends_is_held_once() {
     });
     kill(backend, Signal::SIGCONT).unwrap();
     assert_eq!(waiter.finish().stdout(), "mine\n");
-    eventually(SOON, "its last word", || !proxy.answers().is_empty());
+    eventually(SOON, "the proxy's reply", || !proxy.answers().is_empty());
     assert_eq!(proxy.answers(), ["0"], "the lock is still held after one unlock");
 }
 
@@ -217,13 +216,12 @@ fn process_state(pid: Pid, field: &str) -> String {
     line.unwrap().trim().to_owned()
 }
 
-/// "the race leaves the lock held exactly once (one unlock frees it)": many hand-offs, and tiny slices, so that
-/// many a grant comes about as a slice ends.
+/// P34: many hand-offs with tiny slices, so that many grants arrive as a slice ends.
 #[test]
 fn many_hand_offs_leave_nothing_held() {
     let server = Server::with(&["deadlock_timeout=20ms"]);
     let key = unique("handoffs");
-    let proxy = Proxy::asking(&server, STILL_HELD);
+    let proxy = Proxy::asking(&server, LOCKS_STILL_HELD);
     let dsn = proxy.dsn();
     std::thread::scope(|threads| {
         for _ in 0..6 {
@@ -235,14 +233,13 @@ fn many_hand_offs_leave_nothing_held() {
             });
         }
     });
-    eventually(SOON, "all last words", || proxy.answers().len() == 120);
+    eventually(SOON, "the proxy's replies", || proxy.answers().len() == 120);
     assert_eq!(proxy.answers(), ["0"; 120]);
     assert_eq!(server.locks(&key), Locks::default());
     assert_eq!(complaints(&server), [""; 0]);
 }
 
-/// "Role with statement_timeout, lock_timeout, idle_session_timeout, idle_in_transaction_session_timeout of 1 s: a
-/// 4 s job and a 4 s wait both live."
+/// P38: with timeouts of 1 s, a job and a wait of 4 s survive.
 #[test]
 fn timeouts_of_the_role_end_neither_a_long_job_nor_a_long_wait() {
     let server = Server::shared();
@@ -262,20 +259,20 @@ fn timeouts_of_the_role_end_neither_a_long_job_nor_a_long_wait() {
     let job = run().sh("echo ready; sleep 4").spawn();
     job.await_stdout("ready");
     let waiter = run().args(["echo", "mine"]).spawn();
-    // It tries seldom, and its session is idle between two tries.
-    let asking = run()
+    // It polls rarely, and its session is idle between two attempts.
+    let polling = run()
         .args(["--scope", "transaction", "--poll", "3", "echo", "mine"])
         .spawn();
-    for output in [waiter.finish(), asking.finish()] {
+    for output in [waiter.finish(), polling.finish()] {
         assert_eq!(output.stdout(), "mine\n");
         assert!(output.took > Duration::from_secs(3), "{output}");
     }
     assert_eq!(job.finish().stdout(), "ready\n");
 }
 
-/// "`--wait 1.5` on a held key ends with 75 after 1.5 s (not before; soon after)"
+/// P32: not before the limit, and soon after it.
 #[test]
-fn a_limited_wait_ends_when_it_is_over() {
+fn a_limited_wait_ends_in_time() {
     let server = Server::shared();
     let key = unique("limited");
     let holder = server.run(&key).holding();
@@ -287,7 +284,7 @@ fn a_limited_wait_ends_when_it_is_over() {
         assert!(line.contains("; gave up after "), "{output}");
         assert_eq!(server.locks(&key).waiting, 0);
     }
-    // And one that gets the lock in time does not wait on.
+    // One that acquires the lock in time does not wait longer.
     let waiter = server.run(&key).args(["--wait", "1h", "echo", "mine"]).spawn();
     server.await_locks(&key, 1, 1);
     holder.finish().code(0);
@@ -298,7 +295,7 @@ fn a_limited_wait_ends_when_it_is_over() {
 
 const ENDS_A_WAIT: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
-/// "while waiting for the lock, INT/TERM/HUP end the wait at once, leave the queue, and pglock dies by that signal"
+/// P33
 #[test]
 fn a_signal_ends_the_wait_at_once_and_leaves_no_waiter() {
     let server = Server::shared();
@@ -314,20 +311,21 @@ fn a_signal_ends_the_wait_at_once_and_leaves_no_waiter() {
         output.signal(signal).silent();
         assert_eq!(server.locks(&key), Locks { granted: 1, waiting: 0 });
         assert!(took < Duration::from_millis(500), "{took:?} after {signal}");
-        assert_eq!(output.stdout, b"", "no job was to be started");
+        assert_eq!(output.stdout, b"", "the job was started");
     }
     holder.finish().code(0);
 }
 
-/// The same at any moment, be it while connecting or between two slices.
+/// P33: while connecting, and between two slices.
 #[test]
-fn a_signal_ends_the_wait_at_any_moment() {
+fn a_signal_ends_the_wait_at_any_time() {
     let server = Server::with(&["deadlock_timeout=20ms"]);
     let key = unique("moments");
     let holder = server.run(&key).holding();
     for n in 0..40 {
-        let waiter = server.run(&key).args(["echo", "mine"]).spawn();
-        until(Duration::from_millis(n), || false);
+        let mut waiter = server.run(&key).args(["echo", "mine"]).spawn();
+        let has_ended = until(Duration::from_millis(n), || !waiter.lives());
+        assert!(!has_ended, "it did not wait");
         let sent = Instant::now();
         waiter.signal(Signal::SIGTERM);
         waiter.finish().signal(Signal::SIGTERM).silent();
@@ -338,12 +336,12 @@ fn a_signal_ends_the_wait_at_any_moment() {
     holder.finish().code(0);
 }
 
-/// "Without plpgsql: fall back to polling `pg_try_advisory_lock`"; what holds for a wait holds for that one.
+/// P32, P33: without plpgsql, pglock polls with `pg_try_advisory_lock`.
 #[test]
-fn without_plpgsql_it_polls() {
+fn without_plpgsql_pglock_polls() {
     let server = Server::shared();
     let (key, database, role) = (unique("polled"), server.database(), unique("polling_role"));
-    let mut client = server.client_of(&database);
+    let mut client = server.client_in(&database);
     rows(&mut client, "REVOKE USAGE ON LANGUAGE plpgsql FROM PUBLIC");
     rows(&mut client, &format!("CREATE ROLE {role} LOGIN"));
     let run = || server.run(&key).env("PGDATABASE", &database).env("PGUSER", &role);
@@ -378,7 +376,7 @@ fn without_plpgsql_it_polls() {
     assert_eq!(server.locks(&key), Locks::default());
 }
 
-/// When the wait is over and the server has said nothing, nobody is said to hold the lock.
+/// P70: if the server stops responding before the wait is over, no holder is named.
 #[test]
 fn a_server_that_falls_silent_is_not_taken_for_a_conflict() {
     let (server, key) = (Server::shared(), unique("key"));

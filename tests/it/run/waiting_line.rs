@@ -1,4 +1,4 @@
-//! "While waiting on a terminal": one live line, seen on real screens.
+//! P37: the progress line on real screens.
 
 use crate::support::screen::Screen;
 use crate::support::server::Server;
@@ -6,15 +6,14 @@ use crate::support::unique;
 
 const WIDE: (u16, u16) = (80, 24);
 
-/// The line of the screen that begins so.
+/// Returns the line of the screen that starts with the text.
 fn starting<'a>(screen: &'a [String], text: &str) -> Option<&'a String> {
     screen.iter().find(|line| line.starts_with(text))
 }
 
-/// "After a second, one live line on stderr: what is waited for, who holds it since when, how long so far; updated in
-/// place, erased when the lock comes"
+/// P37
 #[test]
-fn the_wait_is_shown_in_one_line_that_goes_when_the_lock_comes() {
+fn the_wait_is_shown_in_one_line_until_the_lock_is_acquired() {
     let server = Server::shared();
     let key = unique("shown");
     let holder = server.run(&key).holding();
@@ -25,7 +24,7 @@ fn the_wait_is_shown_in_one_line_that_goes_when_the_lock_comes() {
     let first = screen.expect("waiting line", |lines| starting(lines, &head).is_some());
     let line = starting(&first, &head).unwrap();
     assert!(line.contains(&format!("s; {who} for ")), "{line}");
-    // In place: the same line says another time, and there is no second one.
+    // In place: the time in the line changes, and there is no second line.
     let later = screen.expect("other time", |lines| {
         starting(lines, &head).is_some_and(|now| now != line)
     });
@@ -35,9 +34,9 @@ fn the_wait_is_shown_in_one_line_that_goes_when_the_lock_comes() {
     assert_eq!(end, ["my turn", "$"]);
 }
 
-/// "Plain terminals, narrow ones"
+/// P37
 #[test]
-fn a_narrow_screen_shows_as_much_as_has_room() {
+fn a_narrow_screen_shows_as_much_as_fits() {
     let server = Server::shared();
     let key = unique("narrow");
     let holder = server.run(&key).holding();
@@ -47,7 +46,7 @@ fn a_narrow_screen_shows_as_much_as_has_room() {
         lines.len() == 1 && lines[0].contains(&format!("s: key \"{key}\"; held by "))
     });
     assert!(line[0].len() < 40, "{line:?}");
-    // What is left when the wait is over is the one line that says so.
+    // When the wait is over, only the line that reports it is left.
     let end = screen.expect("end", |lines| lines.last().is_some_and(|line| line == "$"));
     let all: String = end.concat();
     assert!(all.starts_with("pglock: key "), "{end:?}");
@@ -56,9 +55,9 @@ fn a_narrow_screen_shows_as_much_as_has_room() {
     drop(holder);
 }
 
-/// "Plain terminals ... and CI handled": what cannot be taken back is said once.
+/// P37: where a line cannot be erased, it is printed once.
 #[test]
-fn a_plain_terminal_and_a_log_are_told_once() {
+fn a_plain_terminal_and_a_log_get_one_line() {
     let server = Server::shared();
     for variable in [("TERM", "dumb"), ("CI", "true")] {
         let key = unique("once");
@@ -71,15 +70,16 @@ fn a_plain_terminal_and_a_log_are_told_once() {
         let end = screen.expect("end", |lines| {
             starting(lines, "pglock: key ").is_some() && lines.last().is_some_and(|line| line == "$")
         });
-        let told = end.iter().filter(|line| line.contains("waiting for key"));
-        assert_eq!(told.count(), 1, "{variable:?} {end:?}");
+        let lines_printed = end.iter().filter(|line| line.contains("waiting for key"));
+        assert_eq!(lines_printed.count(), 1, "{variable:?} {end:?}");
         drop(holder);
     }
 }
 
-/// "Nothing when stderr is not a terminal, except one line with `-v`"; nor where `-q` says so, nor in the background.
+/// P37: nothing is shown if standard error is no terminal, except one line with `-v`; nor with `-q`, nor in the
+/// background.
 #[test]
-fn nothing_is_shown_to_nobody() {
+fn nothing_is_shown_without_a_terminal() {
     let server = Server::shared();
     let key = unique("nobody");
     let holder = server.run(&key).holding();
@@ -107,9 +107,9 @@ fn nothing_is_shown_to_nobody() {
     drop(holder);
 }
 
-/// A stopped wait leaves the line to the shell, and shows it again when it goes on.
+/// P37: a stopped wait erases the line for the shell, and shows it again when it is continued.
 #[test]
-fn the_line_goes_when_the_wait_is_stopped_or_ended() {
+fn the_line_disappears_when_the_wait_is_stopped_or_ended() {
     let server = Server::shared();
     let key = unique("stopped");
     let holder = server.run(&key).holding();

@@ -1,8 +1,7 @@
-//! Jobs that tell what happens to them: the signals that arrive, and that they are still alive.
+//! Jobs that record what happens to them: the signals that arrive, and that they still run.
 //!
-//! Each is a shell script that appends lines `<nanoseconds> <word>` to a journal, `ready` first, so that nobody has to
-//! guess when its traps are set. A shell runs a trap as soon as its `wait` is interrupted, which is within
-//! a millisecond or two.
+//! Each is a shell script that appends lines `<nanoseconds> <event>` to a journal, `ready` first, when its traps are
+//! set. A shell runs a trap as soon as the signal interrupts its `wait`, which takes a millisecond or two.
 
 use super::command::command;
 use super::wait::{SOON, eventually};
@@ -10,21 +9,21 @@ use nix::unistd::Pid;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Where a job writes, and what it has written.
+/// The file in which a job records events.
 pub struct Journal {
     directory: tempfile::TempDir,
 }
 
-/// One line.
+/// A line of a journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Nanoseconds of the system's clock.
+    /// Nanoseconds of the system clock.
     pub at: u128,
     /// What happened.
-    pub word: String,
+    pub event: String,
 }
 
-/// Now, as the journals count.
+/// Returns the time as the journals record it.
 pub fn now() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()
 }
@@ -40,8 +39,8 @@ impl Journal {
         self.directory.path().join("journal")
     }
 
-    /// The shell function `note`, which the scripts write with. What the shell itself says of killed children is not
-    /// ours to test.
+    /// Returns the shell function `note`, with which the scripts record events. What the shell itself reports about
+    /// killed children is discarded.
     pub fn note(&self) -> String {
         format!(
             "exec 2>/dev/null; note() {{ echo \"$(date +%s%N) $1\" >> '{}'; }}",
@@ -49,8 +48,8 @@ impl Journal {
         )
     }
 
-    /// A job that notes these signals, each time they come, until USR2 ends it with status 3.
-    pub fn of_signals(&self, signals: &str) -> String {
+    /// Returns a job that records each of these signals until USR2 ends it with status 3.
+    pub fn recording(&self, signals: &str) -> String {
         format!(
             "{}
             for s in {signals}; do trap \"note $s\" $s; done
@@ -61,7 +60,7 @@ impl Journal {
         )
     }
 
-    /// A job that ignores TERM, INT and HUP, and notes `beat` every few milliseconds; so do its two children.
+    /// Returns a job that ignores TERM, INT and HUP, and records `beat` every few milliseconds; so do its two children.
     pub fn stubborn(&self) -> String {
         format!(
             "{}
@@ -76,56 +75,56 @@ impl Journal {
     pub fn entries(&self) -> Vec<Entry> {
         let text = std::fs::read_to_string(self.path()).unwrap_or_default();
         let entry = |line: &str| {
-            let (at, word) = line.split_once(' ')?;
+            let (at, event) = line.split_once(' ')?;
             Some(Entry {
                 at: at.parse().ok()?,
-                word: word.to_owned(),
+                event: event.to_owned(),
             })
         };
         text.lines().filter_map(entry).collect()
     }
 
-    /// How often the word has been noted.
-    pub fn count(&self, word: &str) -> usize {
-        self.entries().iter().filter(|entry| entry.word == word).count()
+    /// Returns how often the event was recorded.
+    pub fn count(&self, event: &str) -> usize {
+        self.entries().iter().filter(|entry| entry.event == event).count()
     }
 
-    /// When the word was noted first.
+    /// Returns when the event was first recorded.
     #[track_caller]
-    pub fn first(&self, word: &str) -> u128 {
+    pub fn first(&self, event: &str) -> u128 {
         let entries = self.entries();
         entries
             .iter()
-            .find(|entry| entry.word == word)
-            .unwrap_or_else(|| panic!("no {word}: {entries:?}"))
+            .find(|entry| entry.event == event)
+            .unwrap_or_else(|| panic!("no {event}: {entries:?}"))
             .at
     }
 
-    /// When the word was noted last.
+    /// Returns when the event was last recorded.
     #[track_caller]
-    pub fn last(&self, word: &str) -> u128 {
+    pub fn last(&self, event: &str) -> u128 {
         let entries = self.entries();
         entries
             .iter()
-            .rfind(|entry| entry.word == word)
-            .unwrap_or_else(|| panic!("no {word}: {entries:?}"))
+            .rfind(|entry| entry.event == event)
+            .unwrap_or_else(|| panic!("no {event}: {entries:?}"))
             .at
     }
 
-    /// Waits until the word has been noted so often.
+    /// Waits until the event has been recorded so often.
     #[track_caller]
-    pub fn await_count(&self, word: &str, count: usize) {
-        eventually(SOON, &format!("{count} times {word}"), || self.count(word) >= count);
+    pub fn await_count(&self, event: &str, count: usize) {
+        eventually(SOON, &format!("{count} times {event}"), || self.count(event) >= count);
     }
 
-    /// The processes that noted their pid.
+    /// Returns the processes that recorded their process id.
     pub fn pids(&self) -> Vec<Pid> {
-        let pid = |entry: &Entry| entry.word.strip_prefix("pid ")?.trim().parse().ok();
+        let pid = |entry: &Entry| entry.event.strip_prefix("pid ")?.trim().parse().ok();
         self.entries().iter().filter_map(pid).map(Pid::from_raw).collect()
     }
 }
 
-/// The state letter of a process as ps(1) shows it; `None` when it is gone, or only waits to be reaped.
+/// Returns the state letter of a process as ps(1) shows it; `None` if it is gone, or only waits to be reaped.
 pub fn state(pid: Pid) -> Option<char> {
     let output = command("ps")
         .args(["-o", "stat=", "-p", &pid.to_string()])

@@ -8,6 +8,7 @@
 //! targets of pglock's own package.
 
 pub mod command;
+pub mod delay_line;
 pub mod journal;
 pub mod network;
 pub mod pgbouncer;

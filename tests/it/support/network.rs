@@ -1,9 +1,9 @@
 //! Hosts in network namespaces, joined by a switch whose cables can be pulled.
 //!
-//! Each host is a namespace that one process keeps alive: it reads from a pipe, and ends with the test, however
-//! that ends; the namespace and its interfaces vanish with it. Pulling a cable means taking the host's port out of
-//! the bridge: its interface stays up, and packets are dropped in both directions without a word, as when a
-//! switch dies. Needs the right to make namespaces.
+//! A process keeps each namespace alive: it reads from a pipe and exits with the test, however that ends, and the
+//! namespace and its interfaces vanish with it. Pulling a cable takes the host's port out of the bridge: its interface
+//! stays up, and packets are silently dropped in both directions, as when a switch dies. This needs the right to create
+//! namespaces.
 
 use super::command::command;
 use std::process::{Child, Stdio};
@@ -14,14 +14,15 @@ pub struct Host {
     address: String,
 }
 
-/// The hosts and the switch between them.
+/// The hosts, and the switch between them.
 pub struct Network {
     switch: Host,
     hosts: u8,
 }
 
 impl Network {
-    /// A switch without hosts. `None`, said loudly, where namespaces are not to be had; in CI that is a failure.
+    /// Creates a switch without hosts. Returns `None`, with a message, if namespaces are not permitted; in CI that is a
+    /// failure.
     pub fn new() -> Option<Network> {
         let allowed = command("unshare")
             .args(["-n", "true"])
@@ -30,9 +31,9 @@ impl Network {
         if !allowed {
             assert!(
                 std::env::var_os("CI").is_none(),
-                "CI must be able to make network namespaces"
+                "CI must be able to create network namespaces"
             );
-            println!("SKIPPED: network namespaces are not to be had; run as root to test network cuts");
+            println!("SKIPPED: network namespaces are not permitted; run as root to test network cuts");
             return None;
         }
         let switch = Host::new("-");
@@ -41,7 +42,7 @@ impl Network {
         Some(Network { switch, hosts: 0 })
     }
 
-    /// A new host, with its cable plugged in.
+    /// Creates a host with its cable plugged in.
     pub fn host(&mut self) -> Host {
         self.hosts += 1;
         let host = Host::new(&format!("10.77.0.{}", self.hosts));
@@ -60,13 +61,13 @@ impl Network {
         self.switch.ip(&format!("link set port{} nomaster", host.number()));
     }
 
-    /// Plugs it in again.
+    /// Plugs the host's cable in again.
     pub fn heal(&self, host: &Host) {
         self.switch.ip(&format!("link set port{} master bridge", host.number()));
     }
 
-    /// Makes the host's line slow, both ways: what is sent stands in a queue, 50 ms for each 100 bytes before it. `false`
-    /// where the kernel cannot do that.
+    /// Makes the host's line slow in both directions: what is sent queues for 50 ms per 100 bytes before it. Returns
+    /// whether the kernel can do that.
     pub fn slow_down(&self, host: &Host) -> bool {
         self.ends(host).into_iter().all(|(end, device)| {
             end.tc(&format!(
@@ -75,7 +76,7 @@ impl Network {
         })
     }
 
-    /// Makes it as fast as it was; that it was slow no more is no matter.
+    /// Makes the host's line fast again; it need not have been slow.
     pub fn speed_up(&self, host: &Host) {
         for (end, device) in self.ends(host) {
             end.tc(&format!("qdisc delete dev {device} root"));
@@ -104,12 +105,12 @@ impl Host {
         }
     }
 
-    /// Where the others reach it.
+    /// Returns the address at which other hosts reach it.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// The arguments of nsenter(1) that run what follows them on this host.
+    /// Returns the arguments of nsenter(1) that run a command on this host.
     pub fn entrance(&self) -> Vec<String> {
         ["-n", "-t", &self.anchor.id().to_string()].map(String::from).into()
     }

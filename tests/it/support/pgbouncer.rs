@@ -1,7 +1,7 @@
-//! A PgBouncer of one's own, in front of a test's server: on the same private socket directory, on a free port.
+//! A PgBouncer in front of a test's server, in the server's socket directory and on a free port.
 //!
-//! It is gone afterwards in every case, like the server: the shell that has started it ends it when the pipe ends of
-//! which the test process has the other end.
+//! Like the server, it always ends with the test: the shell that started it kills it when the pipe from the test
+//! process closes.
 
 use super::network::Host;
 use super::pglock::Pglock;
@@ -9,14 +9,14 @@ use super::server::{SUPERUSER, Server, free_port, rows};
 use super::wait::{SOON, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use postgres::{Client, NoTls};
+use postgres::{Client, NoTls, SimpleQueryMessage};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
-/// A running PgBouncer; ended on drop.
+/// A running PgBouncer, killed on drop.
 pub struct PgBouncer<'a> {
     server: &'a Server,
     port: u16,
@@ -25,22 +25,22 @@ pub struct PgBouncer<'a> {
 }
 
 impl PgBouncer<'_> {
-    /// In front of this server, with settings such as `pool_mode=session`.
+    /// Starts one in front of this server, with settings such as `pool_mode=session`.
     pub fn with<'a>(server: &'a Server, settings: &[&str]) -> PgBouncer<'a> {
         PgBouncer::make(server, None, settings)
     }
 
-    /// The same on a host of a test's network.
+    /// Starts one on a host of a test's network.
     pub fn on<'a>(host: &Host, server: &'a Server, settings: &[&str]) -> PgBouncer<'a> {
         PgBouncer::make(server, Some(host), settings)
     }
 
-    /// On a host of a test's network, if one is given; it can be reached from here as well.
+    /// Starts one on a host of a test's network, if one is given. It can be reached from here too.
     pub fn make<'a>(server: &'a Server, host: Option<&Host>, settings: &[&str]) -> PgBouncer<'a> {
-        // Somebody else may have taken the port since it was found free.
+        // Another program may have taken the port since it was found free.
         (0..10)
             .find_map(|_| PgBouncer::launch(server, host, free_port(), settings))
-            .expect("a PgBouncer that starts")
+            .expect("PgBouncer starts")
     }
 
     fn launch<'a>(server: &'a Server, host: Option<&Host>, port: u16, settings: &[&str]) -> Option<PgBouncer<'a>> {
@@ -89,40 +89,52 @@ impl PgBouncer<'_> {
         (!log.contains("FATAL")).then_some(bouncer)
     }
 
-    /// `pglock run --key KEY` through it; options and the command follow.
+    /// Returns `pglock run --key KEY` through the pooler; options and the command follow.
     pub fn run(&self, key: &str) -> Pglock {
         self.server.run(key).env("PGPORT", self.port.to_string())
     }
 
-    /// Its port, on its host and of its socket.
+    /// Returns its port, over TCP and of its socket.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// A pglock that finds it.
+    /// Returns a pglock that connects through the pooler.
     pub fn pglock(&self) -> Pglock {
         self.server.pglock().env("PGPORT", self.port.to_string())
     }
 
-    /// A client of the pool of this database.
-    pub fn client_of(&self, database: &str) -> Client {
+    /// Opens a session through the pool of this database.
+    pub fn client_in(&self, database: &str) -> Client {
         let mut config = postgres::Config::new();
         config.host(self.server.host()).port(self.port);
         config.user(SUPERUSER).dbname(database);
         config.connect(NoTls).unwrap()
     }
 
-    /// The answer of the administrator's console.
+    /// Returns the rows of a command on the admin console.
     pub fn admin(&self, command: &str) -> Vec<Vec<String>> {
-        rows(&mut self.client_of("pgbouncer"), command)
+        rows(&mut self.client_in("pgbouncer"), command)
     }
 
-    /// Its process.
+    /// Returns a column of `SHOW POOLS` for this database.
+    pub fn pool(&self, database: &str, column: &str) -> usize {
+        let messages = self.client_in("pgbouncer").simple_query("SHOW POOLS").unwrap();
+        let value = messages.into_iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(pool) if pool.get("database") == Some(database) => {
+                Some(pool.get(column).unwrap().parse().unwrap())
+            }
+            _ => None,
+        });
+        value.unwrap_or_else(|| panic!("no pool of {database}"))
+    }
+
+    /// Returns its process id.
     pub fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// Ends it as a crash would.
+    /// Kills it, as a crash would.
     pub fn kill(&self) {
         kill(self.pid, Signal::SIGKILL).unwrap();
     }
@@ -135,7 +147,7 @@ impl Drop for PgBouncer<'_> {
     }
 }
 
-/// Debian keeps services in a directory that an ordinary user's `$PATH` lacks.
+/// Returns the program, which Debian keeps in a directory that is not on an ordinary user's `PATH`.
 fn program() -> PathBuf {
     let usual = Path::new("/usr/sbin/pgbouncer");
     match usual.exists() {

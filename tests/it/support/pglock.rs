@@ -1,9 +1,8 @@
-//! Running pglock against a server, and asserting what became of it.
+//! Running pglock against a server, and asserting the result.
 //!
-//! Nothing of the environment that would change where pglock connects or what it does gets through. pglock is
-//! in a process group of its own and thus never in the foreground of a terminal, wherever the tests run; tests
-//! of the terminal take the [`Command`] and go their own way.
-//! A pglock that hangs fails its test by a deadline, and one whose test has failed does not outlive it.
+//! Variables that would change where pglock connects or what it does are removed. pglock runs in a process group of its
+//! own, and thus never in the foreground of a terminal, wherever the tests run; tests of the terminal start their own
+//! [`Command`]. A pglock that hangs fails its test by a deadline, and one whose test has failed is terminated.
 
 use super::command::command;
 use super::server::{SUPERUSER, Server};
@@ -19,29 +18,29 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a pglock may take that is not told otherwise.
+/// How long a pglock may take unless a test says otherwise.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A pglock (or another program, to compare with) that is about to be started.
+/// A pglock (or another program, to compare with) that is not started yet.
 pub struct Pglock {
     command: Command,
 }
 
 impl Server {
-    /// A pglock that finds this server by `PGHOST`, `PGPORT` and `PGUSER`.
+    /// Returns a pglock that finds this server by `PGHOST`, `PGPORT` and `PGUSER`.
     pub fn pglock(&self) -> Pglock {
-        self.around(env!("CARGO_BIN_EXE_pglock"))
+        self.program(env!("CARGO_BIN_EXE_pglock"))
     }
 
-    /// `pglock run --key KEY`; options and the command follow.
+    /// Returns `pglock run --key KEY`; options and the command follow.
     pub fn run(&self, key: &str) -> Pglock {
         self.pglock().args(["run", "--key", key])
     }
 
-    /// A program in the environment that [`Server::pglock`] gives pglock.
-    pub fn around(&self, program: &str) -> Pglock {
+    /// Returns another program in the environment of [`Server::pglock`].
+    pub fn program(&self, program: &str) -> Pglock {
         let port = self.port().to_string();
-        Pglock::of(program)
+        Pglock::for_program(program)
             .env("PGHOST", self.host())
             .env("PGPORT", port)
             .env("PGUSER", SUPERUSER)
@@ -50,13 +49,13 @@ impl Server {
 }
 
 impl Pglock {
-    /// A pglock that knows of no server.
+    /// Returns a pglock without a server.
     pub fn alone() -> Pglock {
-        Pglock::of(env!("CARGO_BIN_EXE_pglock"))
+        Pglock::for_program(env!("CARGO_BIN_EXE_pglock"))
     }
 
-    /// Another program, to compare with.
-    pub fn of(program: &str) -> Pglock {
+    /// Returns another program, to compare with.
+    pub fn for_program(program: &str) -> Pglock {
         let mut command = command(program);
         command.process_group(0);
         Pglock { command }
@@ -77,32 +76,32 @@ impl Pglock {
         self
     }
 
-    /// The command line of a shell as the job.
+    /// Adds a shell script as the job.
     pub fn sh(self, script: &str) -> Pglock {
         self.args(["--", "sh", "-c", script])
     }
 
-    /// For what this builder has no word for.
+    /// Returns the command, for what this builder has no method for.
     pub fn command(&mut self) -> &mut Command {
         &mut self.command
     }
 
-    /// Runs it to its end, with nothing on its standard input.
+    /// Runs it to its end, with empty standard input.
     #[track_caller]
     pub fn output(self) -> Output {
         self.output_with(b"")
     }
 
-    /// Runs it to its end, with this on its standard input.
+    /// Runs it to its end, with this standard input.
     #[track_caller]
     pub fn output_with(self, stdin: &[u8]) -> Output {
         let mut running = self.spawn();
-        // A job that does not read all of it is its own affair.
+        // The job need not read all of it.
         let _ = running.stdin().write_all(stdin);
         running.finish()
     }
 
-    /// Starts it. Its standard input stays open until the end is asked for.
+    /// Starts it. Its standard input stays open until it is finished.
     #[track_caller]
     pub fn spawn(mut self) -> Running {
         let line = format!("{:?}", self.command);
@@ -120,8 +119,8 @@ impl Pglock {
         }
     }
 
-    /// Starts it with a job that says `ready`, and waits until that is said: the lock is held then, and is until
-    /// the end is asked for.
+    /// Starts it with a job that prints `ready`, and waits for that: the lock is held from then on until it is
+    /// finished.
     #[track_caller]
     pub fn holding(self) -> Running {
         let running = self.sh("echo ready; read -r _; exit 0").spawn();
@@ -130,7 +129,7 @@ impl Pglock {
     }
 }
 
-/// A started pglock. On drop it is ended by TERM, which it passes on, and then by KILL.
+/// A started pglock. On drop it is terminated by TERM, which it forwards, and then by KILL.
 pub struct Running {
     line: String,
     began: Instant,
@@ -153,17 +152,17 @@ impl Running {
         kill(self.pid(), signal).unwrap();
     }
 
-    /// Whether it has not ended yet.
+    /// Returns whether it still runs.
     pub fn lives(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// What it has written to standard output so far.
+    /// Returns its standard output so far.
     pub fn stdout(&self) -> String {
         String::from_utf8_lossy(&self.stdout.so_far()).into_owned()
     }
 
-    /// What it has written to standard error so far.
+    /// Returns its standard error so far.
     pub fn stderr(&self) -> String {
         String::from_utf8_lossy(&self.stderr.so_far()).into_owned()
     }
@@ -184,7 +183,7 @@ impl Running {
         eventually(SOON, &what, || self.stderr().contains(text));
     }
 
-    /// Closes its standard input and waits for its end.
+    /// Closes its standard input, and waits until it exits.
     #[track_caller]
     pub fn finish(mut self) -> Output {
         self.stdin = None;
@@ -193,7 +192,7 @@ impl Running {
         let line = &self.line;
         if !ended {
             let (out, err) = (self.stdout(), self.stderr());
-            panic!("has not ended after {took:?}: {line}\n{out}\n{err}");
+            panic!("has not exited after {took:?}: {line}\n{out}\n{err}");
         }
         let output = Output {
             line: line.clone(),
@@ -211,7 +210,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-            // The standard input is closed by now only if somebody took it.
+            // An open standard input could keep the job running.
             self.stdin = None;
             if !self.lives() {
                 return;
@@ -222,7 +221,7 @@ impl Drop for Running {
     }
 }
 
-/// How a pglock ended, and all that it wrote.
+/// The exit status of a pglock, and all that it wrote.
 #[derive(Clone)]
 pub struct Output {
     line: String,
@@ -233,7 +232,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// It exited with this status; a death by signal is something else.
+    /// Asserts that it exited with this status; a death by signal does not count.
     #[track_caller]
     pub fn code(&self, code: i32) -> &Output {
         assert_eq!(self.status.code(), Some(code), "{self}");
@@ -254,21 +253,21 @@ impl Output {
         String::from_utf8(self.stdout.clone()).unwrap()
     }
 
-    /// It wrote nothing to standard error.
+    /// Asserts that it wrote nothing to standard error.
     #[track_caller]
     pub fn silent(&self) -> &Output {
         assert!(self.stderr.is_empty(), "{self}");
         self
     }
 
-    /// The one line that it wrote to standard error, without pglock's name; to standard output it wrote nothing.
+    /// Returns the one line on standard error, without pglock's name. Asserts that standard output is empty.
     #[track_caller]
     pub fn stderr_line(&self) -> String {
         assert!(self.stdout.is_empty(), "{self}");
         let text = String::from_utf8(self.stderr.clone()).unwrap();
         let line = text.strip_prefix("pglock: ");
         let line = line.and_then(|line| line.strip_suffix('\n'));
-        let line = line.unwrap_or_else(|| panic!("not one line of pglock's: {self}"));
+        let line = line.unwrap_or_else(|| panic!("not a line of pglock's: {self}"));
         assert!(!line.contains('\n'), "more than one line: {self}");
         line.to_owned()
     }
@@ -283,7 +282,7 @@ impl fmt::Display for Output {
     }
 }
 
-/// What comes out of a pipe, read as it comes.
+/// The output of a pipe, read as it arrives.
 struct Collected {
     bytes: Arc<Mutex<Vec<u8>>>,
     reader: Option<JoinHandle<()>>,
@@ -309,7 +308,7 @@ impl Collected {
         self.bytes.lock().unwrap().clone()
     }
 
-    /// Everything up to the end of the pipe, or up to now where a process left behind keeps it open.
+    /// Returns everything up to the end of the pipe, or up to now if a process that was left behind keeps it open.
     fn whole(&mut self) -> Vec<u8> {
         if let Some(reader) = self.reader.take() {
             until(Duration::from_secs(2), || reader.is_finished());

@@ -1,20 +1,21 @@
-//! Where the probe is (`tests/probe/probe.rs`): a job that records the signals that it gets.
+//! The programs that cargo builds as examples, such as the probe (`tests/probe/probe.rs`), a job that records its
+//! signals.
 //!
-//! `cargo test` builds it, as an example; `cargo test --test it` alone does not, so it is built here if need be.
+//! `cargo test` builds them; `cargo test --test it` alone does not, so they are built here if necessary.
 
 use super::command::command;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-/// The probe's file.
+/// Returns the path of the probe.
 pub fn path() -> &'static str {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| example("probe")).to_str().unwrap()
 }
 
-/// The file of a program that is an example to cargo.
+/// Returns the path of an example.
 pub fn example(name: &str) -> PathBuf {
-    // This binary is in `deps`; examples are beside that directory.
+    // This binary is in `deps`; examples are next to that directory.
     let me = std::env::current_exe().unwrap();
     let path = me.parent().unwrap().with_file_name("examples").join(name);
     if !path.exists() {

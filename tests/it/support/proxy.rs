@@ -1,8 +1,7 @@
-//! A proxy between pglock and the server: to ask pglock's own session a question that only it can answer, to end a
-//! session at a certain word, to be a long line, or to take messages to pieces.
+//! A proxy between pglock and the server: it asks pglock's own session a question that no other can answer, ends a
+//! session at a given query, delays messages, or splits them.
 //!
-//! It understands as much of the protocol as it takes to see where a message ends, and no encryption. Before it
-//! passes the client's goodbye on, it asks the server its question in the client's place, and keeps the answer.
+//! It knows only where a message ends, and no encryption.
 
 use super::server::Server;
 use std::io::{self, Read, Write};
@@ -19,7 +18,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Asks this, which returns one value, at the end of each session.
+    /// Asks this question, which returns one value, in each session before it relays the client's Terminate message.
     pub fn asking(server: &Server, question: &'static str) -> Proxy {
         let answers = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&answers);
@@ -29,19 +28,19 @@ impl Proxy {
         Proxy { port, answers }
     }
 
-    /// Ends the first session at the first of these words that the client says, as the end of a server does, before it is
-    /// passed on; the second one at the second word, and so on. The later ones are left alone.
-    pub fn ending_at(to: u16, words: &'static [&'static str]) -> Proxy {
+    /// Ends the first session at the first of these texts in a message of the client, as a server that dies, before it
+    /// is relayed; the second session at the second text, and so on. Later sessions are left alone.
+    pub fn ending_at(to: u16, texts: &'static [&'static str]) -> Proxy {
         Proxy {
             port: listen(to, |number, client, server| {
-                relay_until(words.get(number).copied(), client, server);
+                relay_until(texts.get(number).copied(), client, server);
             }),
             answers: Arc::default(),
         }
     }
 
-    /// Passes everything on this much later, each way.
-    pub fn of_length(server: &Server, delay: Duration) -> Proxy {
+    /// Relays everything this much later, in both directions.
+    pub fn with_delay(server: &Server, delay: Duration) -> Proxy {
         Proxy {
             port: listen(server.port(), move |_, client, server| {
                 let (from, to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
@@ -52,7 +51,7 @@ impl Proxy {
         }
     }
 
-    /// Has the statements of each message run one by one, as some poolers do.
+    /// Runs the statements of each message one by one, as some poolers do.
     pub fn splitting(to: u16) -> Proxy {
         Proxy {
             port: listen(to, |_, client, server| {
@@ -62,18 +61,19 @@ impl Proxy {
         }
     }
 
-    /// The connection string of the way through the proxy.
+    /// Returns the connection string of the proxy.
     pub fn dsn(&self) -> String {
         format!("postgresql://postgres@127.0.0.1:{}/postgres?sslmode=disable", self.port)
     }
 
-    /// The answers so far, one for each session that has ended.
+    /// Returns the answers so far, one for each session that has ended.
     pub fn answers(&self) -> Vec<String> {
         self.answers.lock().unwrap().clone()
     }
 }
 
-/// Serves each connection on a thread of its own, with its number and the server at this port. The port to connect to.
+/// Serves each connection on a thread of its own, with its number and a connection to this port. Returns the port to
+/// connect to.
 fn listen(to: u16, serve: impl Fn(usize, TcpStream, TcpStream) + Send + Sync + 'static) -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -109,7 +109,7 @@ fn converse(mut client: TcpStream, mut server: TcpStream, question: &str, answer
             answer
         })
     };
-    // The first message has no type: the start of a session, or the request to cancel one.
+    // The first message has no type: it starts a session, or cancels a query.
     let mut typed = false;
     while let Ok(message) = read_message(&mut client, typed) {
         if typed && message[0] == b'X' {
@@ -128,15 +128,15 @@ fn converse(mut client: TcpStream, mut server: TcpStream, question: &str, answer
     answers.lock().unwrap().extend(value(&answer));
 }
 
-/// Passes everything on, until the client says the word.
-fn relay_until(word: Option<&str>, mut client: TcpStream, mut server: TcpStream) {
+/// Relays everything until the client sends the text.
+fn relay_until(text: Option<&str>, mut client: TcpStream, mut server: TcpStream) {
     let (mut from, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
     thread::spawn(move || io::copy(&mut from, &mut to));
     let mut typed = false;
     while let Ok(message) = read_message(&mut client, typed) {
-        let text = String::from_utf8_lossy(&message);
-        let says_it = word.is_some_and(|word| text.contains(word));
-        if says_it || server.write_all(&message).is_err() {
+        let message_text = String::from_utf8_lossy(&message);
+        let is_end = text.is_some_and(|text| message_text.contains(text));
+        if is_end || server.write_all(&message).is_err() {
             break;
         }
         typed = true;
@@ -146,7 +146,7 @@ fn relay_until(word: Option<&str>, mut client: TcpStream, mut server: TcpStream)
     }
 }
 
-/// Passes on what comes, late. What one side says before the other answers comes together.
+/// Relays with a delay. What one side sends before the other replies is relayed together.
 fn relay_later(delay: Duration, mut from: TcpStream, mut to: TcpStream) {
     let mut buffer = [0; 8192];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
@@ -158,10 +158,10 @@ fn relay_later(delay: Duration, mut from: TcpStream, mut to: TcpStream) {
     let _ = to.shutdown(Shutdown::Both);
 }
 
-/// Passes each statement on as a message of its own, and the answers to them as one.
+/// Relays each statement as a message of its own, and the replies to them as one.
 fn relay_statements(mut client: TcpStream, mut server: TcpStream) -> io::Result<()> {
     server.write_all(&read_message(&mut client, false)?)?;
-    relay_answer(&mut server, &mut client, true)?;
+    relay_reply(&mut server, &mut client, true)?;
     loop {
         let message = read_message(&mut client, true)?;
         if message[0] != b'Q' {
@@ -174,15 +174,15 @@ fn relay_statements(mut client: TcpStream, mut server: TcpStream) -> io::Result<
             let length = (statement.len() + 5) as u32;
             server.write_all(&[b"Q", &length.to_be_bytes()[..], statement.as_bytes(), b"\0"].concat())?;
             let is_last = n + 1 == statements.len();
-            if !relay_answer(&mut server, &mut client, is_last)? {
+            if !relay_reply(&mut server, &mut client, is_last)? {
                 break;
             }
         }
     }
 }
 
-/// Passes an answer on, its end only if it is the last or an error. Whether it was none.
-fn relay_answer(server: &mut TcpStream, client: &mut TcpStream, is_last: bool) -> io::Result<bool> {
+/// Relays a reply, with its end only if it is the last one or an error. Returns whether it was no error.
+fn relay_reply(server: &mut TcpStream, client: &mut TcpStream, is_last: bool) -> io::Result<bool> {
     let mut is_error = false;
     loop {
         let message = read_message(server, true)?;
@@ -197,7 +197,7 @@ fn relay_answer(server: &mut TcpStream, client: &mut TcpStream, is_last: bool) -
     }
 }
 
-/// The statements of a message; quotes come in pairs.
+/// Returns the statements of a message, in which quotes come in pairs.
 fn statements(text: &str) -> Vec<String> {
     let mut statements = vec![String::new()];
     for piece in text.split_inclusive(';') {
@@ -212,7 +212,7 @@ fn statements(text: &str) -> Vec<String> {
     statements
 }
 
-/// One message, with its type in front where it has one.
+/// Reads one message, with its type in front if it has one.
 fn read_message(from: &mut TcpStream, typed: bool) -> io::Result<Vec<u8>> {
     let mut message = vec![0; if typed { 5 } else { 4 }];
     from.read_exact(&mut message)?;
@@ -224,7 +224,7 @@ fn read_message(from: &mut TcpStream, typed: bool) -> io::Result<Vec<u8>> {
     Ok(message)
 }
 
-/// The one value of the one row among these messages.
+/// Returns the one value of the one row in these messages.
 fn value(mut messages: &[u8]) -> Option<String> {
     while messages.len() >= 5 {
         let length = u32::from_be_bytes(messages[1..5].try_into().unwrap()) as usize;

@@ -1,6 +1,6 @@
-//! A terminal as a person sees it: tmux with a shell in it, of a size that is given, and its screen as text.
+//! A terminal as a person sees it: tmux with a shell, of a given size, and its screen as text.
 //!
-//! It is gone with the test, also where the test process is killed: the shell that has started it ends it then.
+//! It always ends with the test: the shell that started tmux ends it when the pipe from the test process closes.
 
 use super::command::command;
 use super::server::{SUPERUSER, Server};
@@ -16,7 +16,7 @@ pub struct Screen {
 }
 
 impl Screen {
-    /// Of so many columns and lines, with pglock on `PATH` and this server in the environment, and these variables.
+    /// Starts one of this size, with pglock on `PATH`, and the server and these variables in the environment.
     pub fn new(server: &Server, (columns, lines): (u16, u16), variables: &[(&str, &str)]) -> Screen {
         const KEEPER: &str = "tmux -S \"$1\" -f /dev/null new-session -d -x \"$2\" -y \"$3\" \
              \"exec env PS1='$ ' bash --norc --noprofile\" || exit; \
@@ -46,12 +46,12 @@ impl Screen {
         self.key("Enter");
     }
 
-    /// Presses a key, by tmux's name for it.
+    /// Presses a key, by tmux's name.
     pub fn key(&self, key: &str) {
         self.tmux(&["send-keys", key]);
     }
 
-    /// What stands on the screen: its lines, without blanks at the ends, and without the empty ones at the bottom.
+    /// Returns the lines of the screen without trailing whitespace, and without the empty ones at the bottom.
     pub fn text(&self) -> Vec<String> {
         let text = self.tmux(&["capture-pane", "-p"]);
         let mut lines: Vec<String> = text.lines().map(|line| line.trim_end().to_owned()).collect();

@@ -1,12 +1,12 @@
 //! A throwaway PostgreSQL server: its own cluster in a temporary directory, on a private socket and a free port.
 //!
-//! The binaries are those of `$PGLOCK_TEST_PG_BIN`, of the newest `/usr/lib/postgresql/*/bin`, or of `$PATH`. As
-//! root, everything of the server runs as `postgres` or `nobody`, because PostgreSQL refuses root.
+//! The programs are those of `$PGLOCK_TEST_PG_BIN`, of the newest `/usr/lib/postgresql/*/bin`, or of `$PATH`. As root,
+//! everything of the server runs as `postgres` or `nobody`, because PostgreSQL refuses root.
 //!
-//! It is gone afterwards in every case. A watchdog reads a pipe of which the test process has the other end; at its
-//! end (drop, panic, abort, SIGKILL, Ctrl-C) the watchdog stops the server and removes the directory.
-//! The shared server is for every test that can do with its own key, role or database; a test that needs
-//! settings of its own, the log to itself, or breaks things starts its own.
+//! It always ends with the test process. A watchdog reads a pipe from the test process; when the pipe closes (drop,
+//! panic, abort, SIGKILL, Ctrl-C), the watchdog stops the server and removes the directory. The shared server is for
+//! every test that needs only its own key, role or database; a test that needs its own settings or log, or that breaks
+//! things, starts its own.
 
 use super::command::command;
 use super::network::Host;
@@ -24,23 +24,23 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 
-/// The superuser, and the database that is there from the start.
+/// The superuser, and the name of the initial database.
 pub const SUPERUSER: &str = "postgres";
-/// This role gives a password over TCP (SCRAM, if it was set so); everybody else is let in without.
+/// This role needs a password over TCP (SCRAM, if it was set so); all others need none.
 pub const WITH_PASSWORD: &str = "with_password";
 
-/// A running server; stopped and removed on drop.
+/// A running server, stopped and removed on drop.
 pub struct Server {
     directory: PathBuf,
     port: u16,
     settings: Vec<String>,
-    /// Where the postmaster runs, if not here: how to get there, and its address.
+    /// How to enter the postmaster's host, if it is not this one, and its address.
     host: Option<(Vec<String>, String)>,
     postmaster: Mutex<Option<Child>>,
     watchdog: Option<Child>,
 }
 
-/// How many sessions hold a lock, and how many wait for it.
+/// The number of sessions that hold a lock, and that wait for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Locks {
     pub granted: usize,
@@ -48,33 +48,33 @@ pub struct Locks {
 }
 
 impl Server {
-    /// The one that most tests share. It lives as long as the test process.
+    /// Returns the server that most tests share. It lives as long as the test process.
     pub fn shared() -> &'static Server {
         static SHARED: OnceLock<Server> = OnceLock::new();
         SHARED.get_or_init(Server::start)
     }
 
-    /// A server of one's own.
+    /// Starts a server.
     pub fn start() -> Server {
         Server::with(&[])
     }
 
-    /// A server of one's own, with settings such as `deadlock_timeout=20ms`.
+    /// Starts a server with settings such as `deadlock_timeout=20ms`.
     pub fn with(settings: &[&str]) -> Server {
         Server::make(settings, None, None)
     }
 
-    /// A hot standby of this server, which streams from it.
+    /// Starts a hot standby that streams from this server.
     pub fn standby_of(primary: &Server) -> Server {
         Server::make(&[], None, Some(primary))
     }
 
-    /// A server on a host of a test's network. Its socket is reached from here as well.
+    /// Starts a server on a host of a test's network. Its socket can be reached from here too.
     pub fn on(host: &Host) -> Server {
         Server::make(&[], Some(host), None)
     }
 
-    /// All of that together.
+    /// Starts a server with any of these.
     pub fn make(settings: &[&str], host: Option<&Host>, primary: Option<&Server>) -> Server {
         let directory = tempfile::Builder::new().prefix("pglock-test-").tempdir();
         let directory = directory.unwrap().keep();
@@ -94,7 +94,7 @@ impl Server {
             Some(primary) => server.copy(primary),
             None => server.initdb(),
         }
-        // Somebody else may have taken the port since it was found free.
+        // Another program may have taken the port since it was found free.
         while !server.try_launch() {
             assert!(server.log().contains("could not bind"), "{}", server.log());
             fs::remove_file(server.log_file()).unwrap();
@@ -122,7 +122,7 @@ impl Server {
         fs::write(data.join("pg_hba.conf"), rules).unwrap();
     }
 
-    /// A copy of the primary as a crash leaves it, which needs no program of the server's version but the server.
+    /// Copies the primary as a crash leaves it, which needs no other program of the server's version.
     fn copy(&self, primary: &Server) {
         primary.stop_immediate();
         let (from, to) = (primary.directory.join("data"), self.directory.join("data"));
@@ -143,12 +143,12 @@ impl Server {
         };
         let file = to.join(file);
         fs::write(&file, text).unwrap();
-        // The server rewrites or syncs it when it is promoted, and is not always of our user.
+        // The server rewrites or syncs the file on promotion, and may run as another user.
         let user = unprivileged().map(|user| user.uid.as_raw());
         std::os::unix::fs::chown(&file, user, None).unwrap();
     }
 
-    /// Starts the postmaster; `false` if it ended again at once.
+    /// Starts the postmaster. Returns `false` if it exited at once.
     fn try_launch(&self) -> bool {
         let log = File::options().append(true).create(true).open(self.log_file());
         let log = log.unwrap();
@@ -160,7 +160,7 @@ impl Server {
         for setting in &self.settings {
             command.args(["-c", setting]);
         }
-        // In a group of its own, a Ctrl-C that is meant for the tests does not reach it.
+        // A Ctrl-C for the tests does not reach its process group.
         command.process_group(0).stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         let mut postmaster = command.spawn().unwrap();
@@ -176,7 +176,7 @@ impl Server {
         lives
     }
 
-    /// The postmaster, where it is to run.
+    /// Returns the postmaster, on its host.
     fn postmaster(&self) -> Command {
         match &self.host {
             None => self.command("postgres"),
@@ -184,25 +184,25 @@ impl Server {
         }
     }
 
-    /// A program on a host of a test's network, as the server's user.
+    /// Returns a program on a host of a test's network, as the server's user.
     pub fn command_on(&self, host: &Host, program: &str) -> Command {
         let mut command = entering(&host.entrance(), find(program));
         command.current_dir(&self.directory);
         command
     }
 
-    /// Where it is reached by TCP.
+    /// Returns its address for TCP.
     pub fn address(&self) -> &str {
         let address = self.host.as_ref().map(|(_, address)| address.as_str());
         address.unwrap_or("127.0.0.1")
     }
 
-    /// A program of the server's, as the server's user.
+    /// Returns a program as the server's user.
     pub fn command(&self, program: &str) -> Command {
         server_program(program, &self.directory)
     }
 
-    /// Stops the server as a crash would: every session is cut, nothing is written.
+    /// Stops the server as a crash would: it ends every session and writes nothing.
     pub fn stop_immediate(&self) {
         let Some(mut postmaster) = self.postmaster.lock().unwrap().take() else {
             return;
@@ -217,7 +217,7 @@ impl Server {
         assert!(self.try_launch(), "{}", self.log());
     }
 
-    /// Makes a primary of a standby.
+    /// Promotes a standby to primary.
     pub fn promote(&self) {
         let mut promote = self.command("pg_ctl");
         promote.arg("-D").arg(self.directory.join("data")).arg("promote");
@@ -227,69 +227,70 @@ impl Server {
         eventually(SOON, "the promotion", || self.value(promoted) == "f");
     }
 
-    /// The directory of the cluster (`data`), the socket, and whatever a test wants to have removed with it.
+    /// Returns the directory of the cluster (`data`), of the socket, and of files that are to be removed with the
+    /// server.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// The host as `PGHOST` takes it: the directory of the socket.
+    /// Returns the directory of the socket, as for `PGHOST`.
     pub fn host(&self) -> &str {
         self.directory.to_str().unwrap()
     }
 
-    /// The port of the socket, and of 127.0.0.1.
+    /// Returns the port, of the socket and of 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// A connection string, over TCP.
+    /// Returns a connection string for TCP.
     pub fn dsn(&self) -> String {
         let port = self.port;
         format!("postgresql://{SUPERUSER}@127.0.0.1:{port}/postgres?sslmode=disable")
     }
 
-    /// The settings of a connection over the socket.
+    /// Returns the parameters of a connection over the socket.
     pub fn config(&self) -> Config {
         let mut config = Config::new();
         config.host(self.host()).port(self.port).user(SUPERUSER);
         config
     }
 
-    /// A session of the superuser.
+    /// Opens a session of the superuser.
     pub fn client(&self) -> Client {
-        self.client_of("postgres")
+        self.client_in("postgres")
     }
 
-    /// A session of the superuser, in this database.
-    pub fn client_of(&self, database: &str) -> Client {
+    /// Opens a session of the superuser in this database.
+    pub fn client_in(&self, database: &str) -> Client {
         self.config().dbname(database).connect(NoTls).unwrap()
     }
 
-    /// The rows that a statement returns; NULL is the empty text.
+    /// Returns the rows of a statement; NULL is the empty text.
     pub fn sql(&self, sql: &str) -> Vec<Vec<String>> {
         rows(&mut self.client(), sql)
     }
 
-    /// The one value that a statement returns.
+    /// Returns the one value of a statement.
     pub fn value(&self, sql: &str) -> String {
         self.sql(sql).concat().concat()
     }
 
-    /// A database of one's own: what holds VACUUM or CREATE INDEX CONCURRENTLY back does so within a database.
+    /// Creates a database: what holds back VACUUM or CREATE INDEX CONCURRENTLY does so within one database.
     pub fn database(&self) -> String {
         let name = super::unique("database");
         self.sql(&format!("CREATE DATABASE {name}"));
         name
     }
 
-    /// The server's version, as in 15.
+    /// Returns the server's version, as in 15.
     pub fn version(&self) -> u32 {
         self.value("SELECT current_setting('server_version_num')::int / 10000")
             .parse()
             .unwrap()
     }
 
-    /// Who holds and who waits for the key (a name, or a bigint), in any database.
+    /// Returns how many sessions hold and await the key (a name, or a 64-bit key), in any database.
     pub fn locks(&self, key: &str) -> Locks {
         let count = |granted| {
             let (class, object) = halves(key);
@@ -305,14 +306,14 @@ impl Server {
         }
     }
 
-    /// Waits until so many sessions hold the key and so many wait for it.
+    /// Waits until so many sessions hold the key and so many await it.
     #[track_caller]
     pub fn await_locks(&self, key: &str, granted: usize, waiting: usize) {
         let expected = Locks { granted, waiting };
         eventually(SOON, &format!("{expected:?} of {key}"), || self.locks(key) == expected);
     }
 
-    /// The server's log up to now.
+    /// Returns the server's log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_file()).unwrap_or_default()
     }
@@ -335,7 +336,7 @@ impl Drop for Server {
     }
 }
 
-/// The rows that a statement returns in this session; NULL is the empty text.
+/// Returns the rows of a statement in this session; NULL is the empty text.
 pub fn rows(client: &mut Client, sql: &str) -> Vec<Vec<String>> {
     let messages = client.simple_query(sql);
     let messages = messages.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
@@ -349,7 +350,7 @@ pub fn rows(client: &mut Client, sql: &str) -> Vec<Vec<String>> {
     rows.map(Iterator::collect).collect()
 }
 
-/// The number of a key (a name, or a bigint), worked out without pglock.
+/// Returns the number of a key (a name, or a 64-bit key), computed without pglock.
 pub fn number(key: &str) -> i64 {
     key.parse().unwrap_or_else(|_| {
         let digest = Sha256::digest(key);
@@ -357,13 +358,13 @@ pub fn number(key: &str) -> i64 {
     })
 }
 
-/// The key as `pg_locks` shows it.
+/// Returns the key as `pg_locks` shows it.
 fn halves(key: &str) -> (u32, u32) {
     let number = number(key);
     ((number >> 32) as u32, number as u32)
 }
 
-/// A port of 127.0.0.1 where nobody listens, and that no other test is given.
+/// Returns a port of 127.0.0.1 on which nothing listens, and that no other test gets.
 pub fn free_port() -> u16 {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
@@ -375,7 +376,7 @@ pub fn free_port() -> u16 {
     }
 }
 
-/// What ends the server when the test process cannot. Not in the group that a Ctrl-C reaches.
+/// Starts the watchdog, which ends the server when the test process cannot. A Ctrl-C does not reach its process group.
 fn watchdog(directory: &Path) -> Child {
     const SCRIPT: &str = "trap '' HUP INT QUIT TERM; read -r _; \
         \"$1\" -D \"$2/data\" -m immediate -t 20 stop; rm -rf \"$2\"";
@@ -406,7 +407,7 @@ fn server_program(program: &str, directory: &Path) -> Command {
     command
 }
 
-/// Whom to become in order not to be root; `None` where we are not root anyhow.
+/// Returns the user to run as instead of root; `None` if this is not root.
 fn unprivileged() -> Option<User> {
     let find = |name| User::from_name(name).ok().flatten();
     geteuid().is_root().then(|| {
@@ -416,7 +417,7 @@ fn unprivileged() -> Option<User> {
     })
 }
 
-/// Where a program of PostgreSQL's is; itself, where `$PATH` must know.
+/// Returns the path of a program of PostgreSQL's, or its name if only `$PATH` can know.
 pub fn find(program: &str) -> PathBuf {
     let version =
         |directory: &PathBuf| -> Option<u32> { directory.file_name()?.to_str()?.split('.').next()?.parse().ok() };

@@ -1,4 +1,4 @@
-//! A terminal: a pseudo-terminal with a program on it, typed into and read from as a person would.
+//! A pseudo-terminal with a program on it, typed into and read from as a person would.
 //!
 //! The program leads a session of its own, with this as its controlling terminal (setsid -c).
 
@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-/// A program on a terminal of its own; killed on drop.
+/// A program on a terminal of its own, killed on drop.
 pub struct Terminal {
     keyboard: Option<File>,
     reader: Option<JoinHandle<()>>,
@@ -44,7 +44,7 @@ impl Terminal {
     /// Runs a program in an environment that is set up for it.
     pub fn with(program: &[&str], set_up: impl FnOnce(&mut Command)) -> Terminal {
         let pty = openpty(None, None).unwrap();
-        // What other tests start meanwhile must not hold this terminal open.
+        // Programs of other tests must not hold this terminal open.
         for end in [&pty.master, &pty.slave] {
             fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
         }
@@ -86,7 +86,7 @@ impl Terminal {
         }
     }
 
-    /// Waits until this appears, behind what was expected before.
+    /// Waits until this appears after what was expected before.
     #[track_caller]
     pub fn expect(&mut self, text: &str) {
         let found = until(SOON, || match find(&self.unread(), text.as_bytes()) {
@@ -102,18 +102,18 @@ impl Terminal {
     /// Types these keys.
     #[track_caller]
     pub fn keys(&mut self, keys: &str) {
-        let keyboard = self.keyboard.as_mut().expect("it is hung up");
+        let keyboard = self.keyboard.as_mut().expect("the terminal is open");
         keyboard.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Makes the window another width.
+    /// Sets the width of the window.
     pub fn resize(&self, columns: u16) {
         let mut command = command("stty");
         command.arg("-F").arg(&self.name).args(["cols", &columns.to_string()]);
         assert!(command.status().unwrap().success());
     }
 
-    /// Everything that was ever written.
+    /// Returns everything that was ever written.
     pub fn screen(&self) -> String {
         String::from_utf8_lossy(&self.screen.lock().unwrap()).into_owned()
     }
@@ -126,12 +126,12 @@ impl Terminal {
         assert!(until(SOON, || self.child.try_wait().unwrap().is_some()));
     }
 
-    /// Waits for the program's end.
+    /// Waits until the program exits.
     #[track_caller]
     pub fn end(&mut self) -> ExitStatus {
         assert!(
             until(SOON, || self.child.try_wait().unwrap().is_some()),
-            "it goes on:\n{}",
+            "the program still runs:\n{}",
             self.screen()
         );
         self.child.wait().unwrap()
@@ -149,7 +149,7 @@ impl Drop for Terminal {
     }
 }
 
-/// Where the text ends in the bytes.
+/// Returns where the text ends in the bytes.
 fn find(bytes: &[u8], text: &[u8]) -> Option<usize> {
     bytes
         .windows(text.len())

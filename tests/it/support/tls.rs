@@ -1,7 +1,7 @@
-//! A server with TLS and with every way to authenticate, and the certificates for it, made by `openssl`.
+//! A server with TLS and every authentication method, and its certificates, made by `openssl`.
 //!
-//! Who a user is decides how it is let in: see [`RULES`]. The server's certificate can be exchanged, which restarts
-//! the server. All files are in the server's directory, below `pki`.
+//! The role determines how a client is authenticated: see [`RULES`]. The server's certificate can be exchanged, which
+//! restarts the server. All files are in the server's directory, below `pki`.
 
 use super::server::{SUPERUSER, Server};
 use std::fs;
@@ -9,7 +9,7 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-/// The password of every user that has one.
+/// The password of every role that has one.
 pub const PASSWORD: &str = "p:a\\ss'w@rd %41";
 
 const RULES: &str = "\
@@ -27,7 +27,7 @@ const RULES: &str = "\
     host    all kerberos     127.0.0.1/32 gss\n\
     host    all,replication all 127.0.0.1/32 trust\n";
 
-/// Makes all certificates. `leaf NAME SUBJECT CA [EXTENSION]...` makes NAME.crt and NAME.key.
+/// Creates all certificates. `leaf NAME SUBJECT CA [EXTENSION]...` creates NAME.crt and NAME.key.
 const CERTIFICATES: &str = r#"
 set -eu
 umask 077
@@ -80,7 +80,7 @@ openssl ca -config ca.conf -cert ca.crt -keyfile ca.key -gencrl -out ca.crl
 cat ca.crt self.crt > ca-and-self.crt
 "#;
 
-/// A server that speaks TLS.
+/// A server with TLS.
 pub struct Secured(Server);
 
 impl Deref for Secured {
@@ -92,7 +92,7 @@ impl Deref for Secured {
 }
 
 impl Secured {
-    /// With the good certificate.
+    /// Starts a server with the good certificate.
     pub fn start() -> Secured {
         let server = Server::start();
         let made = server
@@ -127,18 +127,18 @@ impl Secured {
         self.restart();
     }
 
-    /// A file below `pki`.
+    /// Returns the path of a file below `pki`.
     pub fn pki(&self, name: &str) -> String {
         self.directory().join("pki").join(name).to_str().unwrap().to_owned()
     }
 
-    /// A connection string for TCP.
+    /// Returns a connection string for TCP.
     pub fn at(&self, host: &str, rest: &str) -> String {
         let port = self.port();
         format!("host={host} port={port} dbname={SUPERUSER} {rest}")
     }
 
-    /// A directory to be HOME, with these files in it, which nobody else can read.
+    /// Creates a directory for `HOME` with these files, readable only by its owner.
     pub fn home(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
         let home = self.directory().join(name);
         for (file, text) in files {

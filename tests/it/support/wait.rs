@@ -1,11 +1,11 @@
-//! Waiting for a condition with a deadline, instead of sleeping and hoping.
+//! Waiting for a condition with a deadline.
 //!
-//! The only sleep of the tests is here. A deadline says when a test has failed, not how long it takes: it is
-//! generous, unless how long something takes is what the test is about.
+//! Tests do not wait for a fixed time. A deadline says when a test has failed, not how long it takes: it is generous,
+//! unless the test is about how long something takes.
 
 use std::time::{Duration, Instant};
 
-/// For whatever has no reason to take long, on a machine that may be busy.
+/// The deadline for what has no reason to take long, on a machine that may be busy.
 pub const SOON: Duration = Duration::from_secs(20);
 
 /// Waits until the condition holds, and fails if it does not within `limit`. Returns how long it took.
@@ -16,7 +16,7 @@ pub fn eventually(limit: Duration, what: &str, mut condition: impl FnMut() -> bo
     began.elapsed()
 }
 
-/// Whether the condition comes to hold within `limit`.
+/// Waits until the condition holds, and returns whether it did within `limit`.
 pub fn until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + limit;
     loop {

@@ -1,14 +1,15 @@
-//! The check of how each pglock ended: its exit status and its line are what happened to it, and its job was over by then.
+//! The check of how each pglock ended: its exit status and its message fit what happened to it, and its job had ended
+//! before.
 
-use super::{Check, RETRY, disturbs, ends_sessions, silences};
+use super::{Check, POOLER_RETRY_NS, disturbs, ends_sessions, silences};
 use crate::history::{End, Fault, Run, Stay};
 use crate::plan::Kind;
 
-/// Milliseconds: how late who gives up may be where nothing has happened to it, on a busy machine.
-const LATE: u128 = 5000;
+/// How late a wait may time out if nothing happened to it, on a busy machine.
+const LATE_LIMIT_MS: u128 = 5000;
 
 impl Check<'_> {
-    /// How each pglock ended, and what it said, is what happened to it.
+    /// Checks that the end and the message of each pglock fit what happened to it.
     pub fn ends(&mut self) {
         for (&number, run) in &self.history.runs {
             let stay = self.stays.get(&number).copied();
@@ -20,13 +21,13 @@ impl Check<'_> {
                 line: run.stderr.trim_end(),
             };
             if let Err(why) = ending.is_right().and_then(|()| ending.is_after_the_job()) {
-                self.blame(format!("run {number}: {why}\n  {run:?}\n  {stay:?}"));
+                self.violation(format!("run {number}: {why}\n  {run:?}\n  {stay:?}"));
             }
         }
     }
 }
 
-/// One end, to be judged.
+/// The end of a run, to be judged.
 struct Ending<'a> {
     check: &'a Check<'a>,
     number: usize,
@@ -44,13 +45,13 @@ impl Ending<'_> {
         match self.run.end {
             End::Hung => Err("it had to end, and did not".into()),
             End::Code(code) if has_left && code == self.run.request.status => {
-                self.says("")?;
+                self.has_line("")?;
                 self.has_kept_its_lock()
             }
             End::Code(74) => self.is_a_loss(),
             End::Code(75) if self.stay.is_none() => self.is_a_conflict(),
             End::Code(69) if self.stay.is_none() => {
-                self.says("pglock: ")?;
+                self.has_line("pglock: ")?;
                 self.was_hit("the server was there", disturbs)
             }
             End::Signal(9) => self.was_hit("nobody killed it", |kind| {
@@ -59,19 +60,19 @@ impl Ending<'_> {
             End::Signal(15) => self.was_hit("nobody ended it", |kind| {
                 matches!(kind, Kind::TermPglock | Kind::TermJob)
             }),
-            _ => Err("it must not end so".into()),
+            _ => Err("unexpected exit".into()),
         }
     }
 
-    /// A job that ends well has had its lock to its end: no session that was there before outlives a crash. Only who
-    /// cannot be told may not know.
+    /// A job that succeeds has had its lock to the end: no session outlives a crash of the server. Only a pglock that
+    /// could not be notified may not know.
     fn has_kept_its_lock(&self) -> Result<(), String> {
         let Some(stay) = self.stay else {
             return Ok(());
         };
         let is_crash = |kind| matches!(kind, Kind::Crash | Kind::Failover | Kind::KillBackend);
         let is_late = |fault: &Fault| {
-            let echo = if self.run.request.pooled { RETRY } else { 0 };
+            let echo = if self.run.request.pooled { POOLER_RETRY_NS } else { 0 };
             is_crash(fault.kind) && fault.began > stay.entered && fault.ended + echo < stay.last
         };
         let faults = &self.check.faults;
@@ -85,16 +86,16 @@ impl Ending<'_> {
         }
     }
 
-    /// The lock was lost, by what the line says.
+    /// The lock was lost, for the reason in the message.
     fn is_a_loss(&self) -> Result<(), String> {
-        self.says("pglock: lost the lock on key")?;
+        self.has_line("pglock: lost the lock on key")?;
         if self.line.contains("(evicted by ") {
             self.was_hit("nobody evicted it", |kind| kind == Kind::Evict)?;
         }
         let is_pooled = self.run.request.pooled;
         match self.line {
             line if line.contains("did not respond within") => match is_pooled {
-                // A pooler can be silent for a server that is gone.
+                // A pooler can be silent because its server is gone.
                 true => self.was_hit("nobody was silent", |kind| silences(kind) || ends_sessions(kind)),
                 false => self.was_hit("nobody was silent", silences),
             },
@@ -105,22 +106,22 @@ impl Ending<'_> {
         }
     }
 
-    /// Somebody else had the lock, and it was waited for as long as was asked.
+    /// Another client held the lock, and the wait lasted as long as requested.
     fn is_a_conflict(&self) -> Result<(), String> {
-        self.says("pglock: ")?;
+        self.has_line("pglock: ")?;
         let Some(seconds) = self.run.request.wait else {
-            return self.says("; not waiting");
+            return self.has_line("; not waiting");
         };
-        self.says(&format!("; gave up after {seconds}s"))?;
+        self.has_line(&format!("; gave up after {seconds}s"))?;
         let took = (self.run.ended - self.run.began) / 1_000_000;
-        let is_late = took > u128::from(seconds) * 1000 + LATE && self.was_hit("", |_| true).is_err();
+        let is_late = took > u128::from(seconds) * 1000 + LATE_LIMIT_MS && self.was_hit("", |_| true).is_err();
         match took < u128::from(seconds) * 1000 || is_late {
             true => Err(format!("it gave up after {took} ms")),
             false => Ok(()),
         }
     }
 
-    /// Nothing of the job lives when its pglock has ended, unless that was killed.
+    /// Nothing of the job lives when its pglock has ended, unless pglock was killed.
     fn is_after_the_job(&self) -> Result<(), String> {
         let outlived = self.stay.map_or(0, |stay| stay.last.saturating_sub(self.run.ended));
         match (outlived, self.run.end) {
@@ -130,11 +131,11 @@ impl Ending<'_> {
         }
     }
 
-    /// The line has these words; nothing means that there is none.
-    fn says(&self, words: &str) -> Result<(), String> {
-        match self.line.contains(words) && words.is_empty() == self.line.is_empty() {
+    /// The message contains this text; the empty text means that there is none.
+    fn has_line(&self, text: &str) -> Result<(), String> {
+        match self.line.contains(text) && text.is_empty() == self.line.is_empty() {
             true => Ok(()),
-            false => Err(format!("it does not say {words:?}")),
+            false => Err(format!("it does not say {text:?}")),
         }
     }
 

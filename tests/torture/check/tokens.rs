@@ -4,7 +4,7 @@ use super::Check;
 use std::collections::BTreeMap;
 
 impl Check<'_> {
-    /// A pglock that began after a token was seen has a newer one, whatever the key.
+    /// P18: a pglock that started after a token was seen has a newer one, whatever the key.
     pub fn tokens(&mut self) {
         let mut seen: Vec<(u128, &str, usize)> = Vec::new();
         let mut given: Vec<(u128, &str, usize)> = Vec::new();
@@ -17,7 +17,7 @@ impl Check<'_> {
                     seen.push((stay.entered, token, stay.run));
                     given.push((run.began, token, stay.run));
                 }
-                None if run.request.token => self.blame(format!("run {} has no token", stay.run)),
+                None if run.request.token => self.violation(format!("run {} has no token", stay.run)),
                 None => {}
             }
         }
@@ -30,7 +30,7 @@ impl Check<'_> {
                 newest = newest.max((*earlier, *by));
             }
             if token <= newest.0 {
-                self.blame(format!(
+                self.violation(format!(
                     "run {run} has token {token}, and run {} before it had {}",
                     newest.1, newest.0
                 ));
@@ -38,14 +38,14 @@ impl Check<'_> {
         }
     }
 
-    /// The guarded store: once a newer token has written, an older one does not.
+    /// P18: once a newer token has written to the store, an older one cannot.
     pub fn store(&mut self) {
         let mut writes: BTreeMap<&str, Vec<(u128, &str, bool, usize)>> = BTreeMap::new();
         for stay in &self.history.stays {
             let token = stay.token.as_deref().unwrap_or_default();
             for write in &stay.writes {
-                let of = writes.entry(&write.key).or_default();
-                of.push((write.at, token, write.accepted, stay.run));
+                let writes_of_key = writes.entry(&write.key).or_default();
+                writes_of_key.push((write.at, token, write.accepted, stay.run));
             }
         }
         for (key, mut writes) in writes {
@@ -55,7 +55,7 @@ impl Check<'_> {
                 let is_stale = token < newest.0;
                 if is_accepted == is_stale {
                     let word = if is_accepted { "wrote" } else { "was refused" };
-                    self.blame(format!(
+                    self.violation(format!(
                         "{key}: run {run} {word} with {token}, where run {} had written with {}",
                         newest.1, newest.0
                     ));

@@ -1,6 +1,6 @@
-//! The wire between a client and its server: a relay that counts the turns, and can make each way take longer.
+//! A relay between a client and its server that counts round trips, and can delay both directions.
 //!
-//! A turn is what a client waits for: something that it sends, and the answer. The TCP handshake is none.
+//! A round trip is what a client sends, and the reply for which it waits. The TCP handshake does not count.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -12,45 +12,45 @@ use std::time::Duration;
 /// Listens for as long as the process lives.
 pub struct Relay {
     port: u16,
-    turns: Arc<AtomicUsize>,
+    round_trips: Arc<AtomicUsize>,
 }
 
 impl Relay {
-    /// To this port of 127.0.0.1; each way takes this much longer.
+    /// Starts a relay to this port of 127.0.0.1, with this delay in each direction.
     pub fn to(server: u16, delay: Duration) -> Relay {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let turns = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&turns);
+        let round_trips = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&round_trips);
         thread::spawn(move || {
             for client in listener.incoming() {
                 let (client, server) = (client.unwrap(), TcpStream::connect(("127.0.0.1", server)).unwrap());
-                let (asked, count) = (Arc::new(AtomicBool::new(false)), Arc::clone(&count));
-                let (asking, ends) = (
-                    Arc::clone(&asked),
+                let (has_sent, count) = (Arc::new(AtomicBool::new(false)), Arc::clone(&count));
+                let (sending, ends) = (
+                    Arc::clone(&has_sent),
                     (client.try_clone().unwrap(), server.try_clone().unwrap()),
                 );
-                thread::spawn(move || carry(client, server, delay, |()| asking.store(true, Ordering::SeqCst)));
+                thread::spawn(move || carry(client, server, delay, |()| sending.store(true, Ordering::SeqCst)));
                 thread::spawn(move || {
                     carry(ends.1, ends.0, delay, |()| {
-                        if asked.swap(false, Ordering::SeqCst) {
+                        if has_sent.swap(false, Ordering::SeqCst) {
                             count.fetch_add(1, Ordering::SeqCst);
                         }
                     });
                 });
             }
         });
-        Relay { port, turns }
+        Relay { port, round_trips }
     }
 
-    /// Where it listens, on 127.0.0.1.
+    /// Returns the port on which it listens, on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The turns since the last call.
-    pub fn turns(&self) -> usize {
-        self.turns.swap(0, Ordering::SeqCst)
+    /// Returns the round trips since the last call.
+    pub fn round_trips(&self) -> usize {
+        self.round_trips.swap(0, Ordering::SeqCst)
     }
 }
 
