@@ -103,6 +103,10 @@ struct Opener<'a> {
 }
 
 impl Opener<'_> {
+    /// Tries all hosts.
+    ///
+    /// # Errors
+    /// No attempt succeeded. The message names every attempt, the last one first.
     fn try_hosts(&mut self) -> Result<Connection, ConnectError> {
         let targets: &[TargetSessionAttrs] = match &self.settings.target {
             TargetSessionAttrs::PreferStandby => &[TargetSessionAttrs::Standby, TargetSessionAttrs::Any],
@@ -134,6 +138,9 @@ impl Opener<'_> {
     }
 
     /// Tries all addresses of a host. Adds a message for each failed attempt.
+    ///
+    /// # Errors
+    /// No address of the host can be used.
     fn try_host(
         &mut self,
         host: &Host,
@@ -168,6 +175,9 @@ impl Opener<'_> {
     }
 
     /// Returns the addresses of a host. A Unix socket has a single one, `None`.
+    ///
+    /// # Errors
+    /// The name cannot be resolved within the time limit.
     fn resolve(&mut self, host: &Host) -> Result<Vec<Option<IpAddr>>, ConnectError> {
         let name = match &host.address {
             HostAddress::SocketDirectory(_) => return Ok(vec![None]),
@@ -208,6 +218,9 @@ impl Opener<'_> {
     }
 
     /// Tries one address, with or without TLS as `sslmode` demands.
+    ///
+    /// # Errors
+    /// No attempt that `sslmode` allows succeeded.
     fn try_address(
         &mut self,
         host: &Host,
@@ -249,6 +262,10 @@ impl Opener<'_> {
         }
     }
 
+    /// Returns the TLS configuration for a host.
+    ///
+    /// # Errors
+    /// The TLS settings or their files are invalid.
     fn tls_encryption(&mut self, host: &Host, allows_plaintext: bool) -> Result<Encryption, ConnectError> {
         let settings = &self.settings.tls;
         let tls_config = self.tls.get_or_insert_with(|| TlsConfig::load(settings));
@@ -269,6 +286,10 @@ impl Opener<'_> {
         }
     }
 
+    /// Makes one attempt, and completes the connection.
+    ///
+    /// # Errors
+    /// The connection fails, or a requirement of the settings does not hold.
     fn attempt(
         &mut self,
         host: &Host,

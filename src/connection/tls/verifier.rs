@@ -26,6 +26,10 @@ pub(super) struct Verifier {
 }
 
 impl Verifier {
+    /// Verifies the chain of signatures, or that the certificate itself is trusted.
+    ///
+    /// # Errors
+    /// No root has signed the chain, or a certificate is expired or revoked.
     fn verify_chain(
         &self,
         trust: &Trust,
@@ -55,6 +59,9 @@ impl Verifier {
     }
 
     /// Verifies a TLS 1.2 signature with the public key alone, which rustls offers for TLS 1.3 only.
+    ///
+    /// # Errors
+    /// The signature is not valid for the key.
     fn verify_tls12_signature_with_key(
         &self,
         message: &[u8],
