@@ -7,6 +7,7 @@
 //! member, lints and packaging rules, and could not use `CARGO_BIN_EXE_pglock`, which cargo defines only for the
 //! targets of pglock's own package.
 
+pub mod case;
 pub mod command;
 pub mod delay_line;
 pub mod journal;
