@@ -5,14 +5,10 @@ use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Output, Pglock, Running};
 use crate::support::screen::Screen;
 use crate::support::server::{Server, number, rows};
-use crate::support::unique;
+use crate::support::{hostname, unique};
 
 fn evict(server: &Server, key: &str) -> Pglock {
     server.pglock().args(["evict", "--key", key])
-}
-
-fn host() -> String {
-    nix::unistd::gethostname().unwrap().into_string().unwrap()
 }
 
 /// Returns the lines after the table.
@@ -42,7 +38,7 @@ fn the_evicted_holder_terminates_its_job_and_names_the_evictor() {
     assert!(output.stderr.is_empty());
     let lines = report(&output);
     assert!(
-        lines[0].starts_with(&format!("evicted {}:{pid} (backend ", host())),
+        lines[0].starts_with(&format!("evicted {}:{pid} (backend ", hostname())),
         "{lines:?}"
     );
     assert_eq!(lines[1..], [format!("key \"{key}\" is free")]);
@@ -55,7 +51,7 @@ fn the_evicted_holder_terminates_its_job_and_names_the_evictor() {
         .name;
     let by = format!(
         "(evicted by {user}@{}:{evictor} as role \"postgres\"); terminated the job with SIGTERM",
-        host()
+        hostname()
     );
     assert!(line.contains(&by), "{line}");
     assert_eq!(case.locks().granted, 0);
@@ -79,7 +75,7 @@ fn waiters_are_evicted_only_with_waiters() {
     let output = evict(case.server, key).arg("--yes").output();
     output.code(0);
     assert!(
-        report(&output)[1].starts_with(&format!("key \"{key}\" is held by {}:{} ", host(), second.pid())),
+        report(&output)[1].starts_with(&format!("key \"{key}\" is held by {}:{} ", hostname(), second.pid())),
         "{:?}",
         report(&output)
     );
@@ -168,7 +164,7 @@ fn a_terminal_is_asked_first() {
             "{question:?}"
         );
         assert!(
-            question[1].contains(&format!("{}:{}", host(), holder.pid())),
+            question[1].contains(&format!("{}:{}", hostname(), holder.pid())),
             "{question:?}"
         );
         screen.line("n; echo $?");
@@ -184,7 +180,7 @@ fn a_terminal_is_asked_first() {
         assert!(
             report
                 .concat()
-                .contains(&format!("evicted {}:{} (backend ", host(), holder.pid())),
+                .contains(&format!("evicted {}:{} (backend ", hostname(), holder.pid())),
             "{report:?}"
         );
         holder.finish().code(74);

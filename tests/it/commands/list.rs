@@ -5,8 +5,8 @@ use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Pglock, Running};
 use crate::support::screen::Screen;
 use crate::support::server::{Server, number, rows};
-use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
+use crate::support::{hostname, unique};
 use serde_json::Value;
 
 /// Returns the locks that this `pglock list` shows.
@@ -71,7 +71,7 @@ fn holders_and_waiters_are_shown_with_all_that_is_known() {
         let sql = format!("SELECT pid FROM pg_stat_activity WHERE application_name LIKE '{tail}'");
         case.value(&sql).parse::<i32>().unwrap()
     };
-    let host = nix::unistd::gethostname().unwrap().into_string().unwrap();
+    let host = hostname();
     assert_eq!(held["key"], number(key).to_string());
     assert_eq!(held["name"], key.as_str());
     assert_eq!(held["state"], "holding");

@@ -3,7 +3,7 @@
 use crate::support::case::Case;
 use crate::support::pglock::Output;
 use crate::support::server::{number, rows};
-use crate::support::unique;
+use crate::support::{hostname, unique};
 use std::time::Duration;
 
 /// P70
@@ -11,16 +11,10 @@ use std::time::Duration;
 fn a_conflict_names_key_database_and_holder() {
     let case = Case::new();
     let key = &case.key;
-    let holder = case
-        .run()
-        .sh("echo \"<$PGLOCK_BACKEND_PID>\"; read -r _; exit 0")
-        .spawn();
-    holder.await_stdout(">\n");
-    let out = holder.stdout();
-    let backend = out.trim().trim_matches(['<', '>']);
+    let (holder, backend) = case.run().holding_with_backend();
     let output = case.run().args(["-n", "--", "echo", "mine"]).output();
     let line = output.code(75).stderr_line();
-    let host = nix::unistd::gethostname().unwrap().into_string().unwrap();
+    let host = hostname();
     let since = case.value(&format!(
         "SELECT to_char(state_change AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') FROM pg_stat_activity WHERE pid = {backend}"
     ));

@@ -4,6 +4,7 @@
 use crate::support::case::Case;
 use crate::support::command::command;
 use crate::support::journal::{Journal, now, state};
+use crate::support::network::can_unshare;
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::Pglock;
 use crate::support::server::{Server, rows};
@@ -155,16 +156,7 @@ fn an_ignored_loss_does_not_leave_the_lock_to_what_the_job_leaves_behind() {
 #[cfg(target_os = "linux")]
 #[test]
 fn without_proc_a_job_that_ignores_term_is_killed_too() {
-    let allowed = command("unshare")
-        .args(["-m", "true"])
-        .output()
-        .is_ok_and(|o| o.status.success());
-    if !allowed {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "CI must be able to make mount namespaces"
-        );
-        println!("SKIPPED: mount namespaces are not permitted; run as root to test without /proc");
+    if !can_unshare("-m") {
         return;
     }
     let (case, journal) = (Case::new(), Journal::new());

@@ -80,9 +80,9 @@ fn two_hundred_kills_at_random_times() {
         }
     });
     case.await_locks(0, 0);
-    let words: Vec<String> = journal.entries().into_iter().map(|entry| entry.event).collect();
-    let expected: Vec<&str> = ["in", "out"].into_iter().cycle().take(words.len()).collect();
-    println!("jobs that ran: {}", words.len() / 2);
-    assert_eq!(words, expected);
-    assert!(words.len() >= 20, "hardly a job was reached: {words:?}");
+    let events: Vec<String> = journal.entries().into_iter().map(|entry| entry.event).collect();
+    let expected: Vec<&str> = ["in", "out"].into_iter().cycle().take(events.len()).collect();
+    println!("jobs that ran: {}", events.len() / 2);
+    assert_eq!(events, expected);
+    assert!(events.len() >= 20, "hardly a job was reached: {events:?}");
 }

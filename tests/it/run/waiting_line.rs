@@ -1,6 +1,7 @@
 //! P37: the progress line on real screens.
 
 use crate::support::case::Case;
+use crate::support::hostname;
 use crate::support::screen::Screen;
 
 const WIDE: (u16, u16) = (80, 24);
@@ -18,7 +19,7 @@ fn the_wait_is_shown_in_one_line_until_the_lock_is_acquired() {
     let holder = case.holder();
     let screen = Screen::new(case.server, WIDE, &[("NO_COLOR", "1")]);
     screen.line(&format!("clear; pglock run -k {key} -- echo my turn"));
-    let who = format!("held by {}:{}", host(), holder.pid());
+    let who = format!("held by {}:{}", hostname(), holder.pid());
     let head = format!("pglock: waiting for key \"{key}\" for ");
     let first = screen.expect("waiting line", |lines| starting(lines, &head).is_some());
     let line = starting(&first, &head).unwrap();
@@ -120,8 +121,4 @@ fn the_line_disappears_when_the_wait_is_stopped_or_ended() {
     let ended = screen.expect("prompt", |lines| lines.last().is_some_and(|line| line == "$"));
     assert!(starting(&ended, head).is_none(), "{ended:?}");
     drop(holder);
-}
-
-fn host() -> String {
-    nix::unistd::gethostname().unwrap().into_string().unwrap()
 }

@@ -24,6 +24,11 @@ pub mod wait;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+/// Returns the name of this host, as pglock reports it.
+pub fn hostname() -> String {
+    nix::unistd::gethostname().unwrap().into_string().unwrap()
+}
+
 /// Returns a name that no other test uses, for a key, a database or a role. It differs between test processes too, since
 /// tests look for processes by the key on their command line.
 pub fn unique(what: &str) -> String {
