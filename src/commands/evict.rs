@@ -1,16 +1,17 @@
-//! `pglock evict`: ends the sessions that hold a lock, and tells those who are evicted by whom.
+//! `pglock evict`: terminates the sessions that hold a lock, and leaves a mark that names the evictor.
 //!
-//! What is ended is what was shown: a session is only told to end if it still calls itself the same and still has
-//! something to do with a lock. The server tells the one who is evicted nothing but that an administrator did it, so
-//! whoever evicts puts a mark into `pg_locks` and stays for a moment; the evicted pglock looks for it there.
+//! Only what was shown is terminated: a session that still has the same name and role, and still holds or waits for an
+//! advisory lock. The server tells an evicted session only that an administrator terminated it. So this command holds a
+//! lock that marks the eviction, and stays connected for a second; the evicted pglock looks for the mark
+//! (`inspect::eviction`).
 
 use crate::cli::EvictOptions;
-use crate::commands::list;
+use crate::commands::lock_table;
 use crate::connection::Settings;
 use crate::inspect::backend::Backend;
-use crate::inspect::overview::{self, LockEntry, LockState, Overview};
+use crate::inspect::overview::{LockEntry, LockState, Overview};
 use crate::key::{self, Key};
-use crate::lock::{self, QueryResult, ask};
+use crate::lock::{self, QueryResult, simple_query};
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::protocol::{derived_keys, name};
 use crate::ui::message;
@@ -22,187 +23,198 @@ use std::collections::HashSet;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// How long the evicted have to look who it was.
+/// How long a mark is held at least, for the evicted to find it.
 const MARK_HOLD_TIME: Duration = Duration::from_secs(1);
-/// How long a session may take to end. One whose process is stopped or hangs on a disk takes longer.
+/// How long a backend may take to terminate. One that is stopped or blocked on a disk takes longer.
 const TERMINATION_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often to look whether they have ended.
+/// How often to look whether the backends have terminated.
 const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Evicts the holders, after asking.
+/// Evicts the holders of the keys, after confirmation.
 ///
 /// # Errors
-/// There is no terminal to ask on, or as for [`evict`].
+/// There is no terminal to confirm on, the user declines, our role lacks the privilege, a session does not terminate, or
+/// the connection is lost.
 pub fn run(options: &EvictOptions) -> Result<Outcome, Failure> {
     if !options.yes && !terminal::can_confirm() {
-        return Err(Failure::say(
+        return Err(Failure::msg(
             ExitCode::Usage,
-            "there is no terminal to ask on: give --yes to evict without being asked",
+            "cannot ask for confirmation without a terminal; use --yes to evict without confirmation",
         ));
     }
     let settings = Settings::from_options(&options.connection)?.for_lists();
     let mut client = settings.open(&name::for_evict(), None)?.client;
-    evict(&mut client, &options.keys, options.waiters, options.yes)?;
+    evict(&mut client, options)?;
     Ok(Outcome::Success)
 }
 
-/// Shows who holds the keys, asks whether they are to go, and ends their sessions.
+/// Shows who holds the keys, asks for confirmation, terminates their sessions, and reports who holds the keys then.
 ///
 /// # Errors
-/// The answer was no; or our role may not do that; or a session does not end; or the server is gone.
-fn evict(client: &mut Client, keys: &[Key], waiters: bool, yes: bool) -> Result<(), Failure> {
-    let overview = overview::look(client, keys)?;
-    let polling = overview
-        .entries
-        .iter()
-        .filter(|entry| entry.state == LockState::Polling);
-    let polling = polling.count();
-    let wanted = Overview {
-        entries: candidates(&overview, waiters),
-        ..overview
-    };
-    if wanted.entries.is_empty() {
+/// As for [`run`].
+fn evict(client: &mut Client, options: &EvictOptions) -> Result<(), Failure> {
+    let (keys, waiters) = (&options.keys, options.waiters);
+    let entries = Overview::fetch(client, keys)?.entries;
+    let polling = entries.iter().filter(|entry| entry.state == LockState::Polling);
+    let polling_count = polling.count();
+    let mut targets = entries;
+    targets.retain(|entry| is_target(entry, waiters));
+    if targets.is_empty() {
         return stdout::print(&format!("nobody holds {}\n", key::describe(keys))).map(drop);
     }
-    let backends = without_duplicates(&wanted.entries);
+    let backends = distinct_backends(&targets);
     let width = terminal::stdout_size().map(|(columns, _)| columns);
-    stdout::print(&list::table(&wanted, width))?;
-    if !yes && !terminal::confirm(&question(backends.len())) {
-        return Err(Failure::say(ExitCode::Conflict, "nobody was evicted"));
+    stdout::print(&lock_table::render(&targets, width))?;
+    if !options.yes && !terminal::confirm(&question(backends.len())) {
+        return Err(Failure::msg(ExitCode::Conflict, "nobody was evicted"));
     }
-    stdout::print(&end(client, &backends)?)?;
-    if waiters && polling > 0 {
+    stdout::print(&terminate_all(client, &backends)?)?;
+    if waiters && polling_count > 0 {
         message::notice(format_args!(
-            "{polling} more wait without a session of their own, which could be ended"
+            "{polling_count} more clients wait by polling, and have no session that could be terminated"
         ));
     }
-    stdout::print(&aftermath(client, keys)?).map(drop)
+    stdout::print(&current_holders(client, keys)?).map(drop)
 }
 
 fn question(count: usize) -> String {
     match count {
-        1 => "End this session? The job under it is stopped. [y/N] ".into(),
-        count => format!("End these {count} sessions? The jobs under them are stopped. [y/N] "),
+        1 => "Terminate this session and stop its job? [y/N] ".into(),
+        _ => format!("Terminate these {count} sessions and stop their jobs? [y/N] "),
     }
 }
 
-/// Each session once.
-fn without_duplicates(entries: &[LockEntry]) -> Vec<&Backend> {
-    let mut seen = HashSet::new();
-    let backends = entries.iter().map(|entry| &entry.backend);
-    backends
-        .filter(|it| it.pid.is_none_or(|pid| seen.insert(pid)))
-        .collect()
-}
-
-/// Those who are to be evicted: the holders, and the waiters too if that is asked for. Who asks through a pooler has no
-/// session of its own that could be ended.
-fn candidates(overview: &Overview, waiters: bool) -> Vec<LockEntry> {
-    let is_wanted = |entry: &&LockEntry| match entry.state {
+/// Returns whether to evict the session: a holder, or a waiter if those are wanted too. A waiter that polls has no session
+/// of its own.
+fn is_target(entry: &LockEntry, waiters: bool) -> bool {
+    match entry.state {
         LockState::Holding => true,
-        LockState::Queueing | LockState::InLine(_) => waiters,
+        LockState::Queueing | LockState::Ticketed(_) => waiters,
         LockState::Polling => false,
-    };
-    overview.entries.iter().filter(is_wanted).cloned().collect()
+    }
 }
 
-/// Ends these sessions, and waits until they are gone. The words for what was done, a line each.
+/// Returns each session once, however many of the locks it has.
+fn distinct_backends(entries: &[LockEntry]) -> Vec<&Backend> {
+    let mut seen = HashSet::new();
+    let mut backends: Vec<&Backend> = entries.iter().map(|entry| &entry.backend).collect();
+    backends.retain(|backend| backend.pid.is_none_or(|pid| seen.insert(pid)));
+    backends
+}
+
+/// Terminates these sessions and waits until they have gone. Returns the report, a line for each.
 ///
 /// # Errors
-/// Our role may not do that; or a session does not end; or the server is gone.
-fn end(client: &mut Client, backends: &[&Backend]) -> Result<String, Failure> {
-    let mut told: Vec<i32> = Vec::new();
-    let mut words = String::new();
-    // The marks are those of a transaction, which are right behind a pooler too.
-    ask(client, "BEGIN NOT DEFERRABLE")?;
-    // Those who wait first, or they would be given the lock.
+/// Our role lacks the privilege, a session does not terminate, or the connection is lost.
+fn terminate_all(client: &mut Client, backends: &[&Backend]) -> Result<String, Failure> {
+    let mut report = String::new();
+    let mut terminated: Vec<(i32, &Backend)> = Vec::new();
+    // The marks are transaction-level locks, which are correct behind a pooler too.
+    simple_query(client, "BEGIN NOT DEFERRABLE")?;
+    // Waiters first, or they would acquire the lock.
     for backend in backends.iter().rev() {
         let Some(pid) = backend.pid else {
-            words += &format!("{backend} was left alone: ROLLBACK PREPARED ends it\n");
+            report += &format!("{backend} was not evicted: end it with ROLLBACK PREPARED\n");
             continue;
         };
-        match terminate(client, pid, backend).map_err(|error| refusal(error, backend))? {
-            true => told.push(pid),
-            false => words += &format!("{backend} was gone already\n"),
+        if mark_and_terminate(client, pid, backend).map_err(|error| explain(error, backend))? {
+            terminated.push((pid, backend));
+        } else {
+            report += &format!("{backend} was already gone\n");
         }
     }
-    let began = Instant::now();
-    while !told.is_empty() && holds_any(client, &told)? {
-        if began.elapsed() > TERMINATION_TIMEOUT {
-            return Err(Failure::say(
+    let start = Instant::now();
+    let pids: Vec<i32> = terminated.iter().map(|(pid, _)| *pid).collect();
+    wait_until_gone(client, &pids)?;
+    for (_, backend) in terminated.iter().rev() {
+        report += &format!("evicted {backend}\n");
+    }
+    if terminated.iter().any(|(_, backend)| backend.is_pglock()) {
+        sleep(MARK_HOLD_TIME.saturating_sub(start.elapsed()));
+    }
+    simple_query(client, "COMMIT")?;
+    Ok(report)
+}
+
+/// Marks the eviction and terminates the session. Returns whether it was still the session that was shown.
+///
+/// # Errors
+/// Our role lacks the privilege, or the connection is lost.
+fn mark_and_terminate(client: &mut Client, pid: i32, shown: &Backend) -> Result<bool, postgres::Error> {
+    let mark = derived_keys::eviction_mark(pid).literals();
+    let sql = format!(
+        "SELECT pg_catalog.pg_advisory_xact_lock_shared({mark}); \
+         SELECT pg_catalog.pg_terminate_backend(pid) AS terminated FROM pg_catalog.pg_stat_activity a \
+         WHERE pid = {pid} AND usename = {} AND application_name = {} AND EXISTS (\
+         SELECT 1 FROM pg_catalog.pg_locks l WHERE l.pid = {pid} AND l.locktype = 'advisory')",
+        key::sql_literal(&shown.user),
+        key::sql_literal(&shown.application_name),
+    );
+    Ok(QueryResult::fetch(client, &sql)?.is_true("terminated"))
+}
+
+/// Waits until none of these backends holds or waits for an advisory lock.
+///
+/// # Errors
+/// [`ExitCode::Conflict`] if one has not gone within [`TERMINATION_TIMEOUT`], or the connection is lost.
+fn wait_until_gone(client: &mut Client, pids: &[i32]) -> Result<(), Failure> {
+    if pids.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<String> = pids.iter().map(i32::to_string).collect();
+    let list = list.join(", ");
+    let sql = format!(
+        "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid IN ({list})) AS present"
+    );
+    let start = Instant::now();
+    while QueryResult::fetch(client, &sql)?.is_true("present") {
+        if start.elapsed() > TERMINATION_TIMEOUT {
+            let backends = if pids.len() == 1 { "backend" } else { "backends" };
+            return Err(Failure::msg(
                 ExitCode::Conflict,
-                format!("the server has told backend {told:?} to end, and it does not end"),
+                format!(
+                    "{backends} {list} did not terminate within {}s",
+                    TERMINATION_TIMEOUT.as_secs()
+                ),
             ));
         }
         sleep(TERMINATION_POLL_INTERVAL);
     }
-    let are_told = |backend: &&&Backend| backend.pid.is_some_and(|pid| told.contains(&pid));
-    for backend in backends.iter().filter(are_told) {
-        words += &format!("evicted {backend}\n");
-    }
-    if backends.iter().filter(are_told).any(|it| it.is_pglock()) {
-        sleep(MARK_HOLD_TIME.saturating_sub(began.elapsed()));
-    }
-    ask(client, "COMMIT")?;
-    Ok(words)
+    Ok(())
 }
 
-/// Leaves the mark, and tells the session to end if it is still the one that was seen. Whether it was.
-fn terminate(client: &mut Client, pid: i32, seen: &Backend) -> Result<bool, postgres::Error> {
-    let mark = derived_keys::eviction_mark(pid).literals();
-    let sql = format!(
-        "SELECT pg_catalog.pg_advisory_xact_lock_shared({mark}); \
-         SELECT pg_catalog.pg_terminate_backend(pid) AS told FROM pg_catalog.pg_stat_activity a \
-         WHERE pid = {pid} AND usename = {} AND application_name = {} AND EXISTS (\
-         SELECT 1 FROM pg_catalog.pg_locks l WHERE l.pid = {pid} AND l.locktype = 'advisory')",
-        key::sql_literal(&seen.user),
-        key::sql_literal(&seen.application_name),
-    );
-    Ok(QueryResult::to(client, &sql)?.is_true("told"))
-}
-
-/// Whether one of these processes has something to do with an advisory lock still.
-fn holds_any(client: &mut Client, pids: &[i32]) -> Result<bool, postgres::Error> {
-    let pids: Vec<String> = pids.iter().map(i32::to_string).collect();
-    let sql = format!(
-        "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid IN ({})) AS any",
-        pids.join(", ")
-    );
-    Ok(QueryResult::to(client, &sql)?.is_true("any"))
-}
-
-fn refusal(error: postgres::Error, backend: &Backend) -> Failure {
+/// Adds the remedy to an error that says that our role lacks the privilege.
+fn explain(error: postgres::Error, backend: &Backend) -> Failure {
     if error.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
         return Failure::from(error);
     }
-    Failure::say(
+    let owner = &backend.user;
+    Failure::msg(
         ExitCode::Permission,
         format!(
-            "this role may not end {backend}, which is of role {:?}: GRANT pg_signal_backend to it, or connect as that \
-             role; only a superuser may end a superuser's session",
-            backend.user
+            "this role may not terminate {backend}, a session of role {owner:?}: GRANT pg_signal_backend to it, or connect \
+             as role {owner:?}; only a superuser may terminate a superuser's session"
         ),
     )
 }
 
-/// What became of the keys, a line each.
+/// Returns who holds the keys now, a line for each key.
 ///
 /// # Errors
-/// The server is gone.
-fn aftermath(client: &mut Client, keys: &[Key]) -> Result<String, Failure> {
-    let after = overview::look(client, keys)?;
-    let ids = lock::numbers(client, keys)?;
+/// The connection is lost, or a query fails.
+fn current_holders(client: &mut Client, keys: &[Key]) -> Result<String, Failure> {
+    let overview = Overview::fetch(client, keys)?;
+    let ids = lock::key_ids(client, keys)?;
     let lines = keys.iter().zip(ids).map(|(key, id)| {
-        let is_it = |entry: &&LockEntry| entry.state == LockState::Holding && entry.base == id;
-        let holders: Vec<&LockEntry> = after.entries.iter().filter(is_it).collect();
+        let is_holder = |entry: &&LockEntry| entry.state == LockState::Holding && entry.base == id;
+        let holders: Vec<&LockEntry> = overview.entries.iter().filter(is_holder).collect();
         match holders[..] {
             [] => format!("key {key} is free\n"),
-            [one] => format!("key {key} is held by {} now\n", one.backend),
-            [one, ..] => format!(
-                "key {key} is held by {} and {} more now\n",
-                one.backend,
-                holders.len() - 1
-            ),
+            [holder] => format!("key {key} is now held by {}\n", holder.backend),
+            [first, ..] => {
+                let more = holders.len() - 1;
+                format!("key {key} is now held by {} and {more} more\n", first.backend)
+            }
         }
     });
     Ok(lines.collect())

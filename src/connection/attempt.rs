@@ -1,8 +1,8 @@
 //! One attempt to connect to one address within its time limit, and what its failure means for the next.
 //!
 //! The rules are libpq's: an unreachable address leads to the next one, a server in the wrong role or still starting
-//! leads to the next host, and any other error of a server ends the search, because the reply of another server must not
-//! hide a wrong password. There is one addition: a connection that is closed without an error message counts as
+//! leads to the next host, and any other error of a server ends the search, because the reply of another server must
+//! not hide a wrong password. There is one addition: a connection that is closed without an error message counts as
 //! unreachable, because proxies do that when their server is down.
 
 use super::connector::{Connector, Encryption, HandshakeInfo};
@@ -271,8 +271,8 @@ fn find_mismatch(client: &mut Client, target: TargetSessionAttrs) -> Result<Opti
     })
 }
 
-/// Runs the function on a thread of its own, because it cannot be interrupted, and returns `None` when the time limit is
-/// over. A result that comes later is dropped, which closes a connection.
+/// Runs the function on a thread of its own, because it cannot be interrupted, and returns `None` when the time limit
+/// is over. A result that comes later is dropped, which closes a connection.
 pub fn within<T: Send + 'static>(limit: Option<Duration>, function: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let Some(limit) = limit else {
         return Some(function());

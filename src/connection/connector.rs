@@ -1,10 +1,10 @@
 //! TLS negotiation on a new TCP connection, and a look at how the server authenticates us.
 //!
-//! The client library is configured to start TLS directly, and calls this connector to do so. The connector requests TLS
-//! or not, as `sslmode` demands, and returns a stream. Until authentication is complete, the stream records what the server
-//! sends: the requested method is compared with `require_auth` before a password is sent, and whether the server refuses us
-//! before or after authentication decides whether another attempt makes sense. Everything that the server sends goes
-//! through a [`ReplyFilter`].
+//! The client library is configured to start TLS directly, and calls this connector to do so. The connector requests
+//! TLS or not, as `sslmode` demands, and returns a stream. Until authentication is complete, the stream records what
+//! the server sends: the requested method is compared with `require_auth` before a password is sent, and whether the
+//! server refuses us before or after authentication decides whether another attempt makes sense. Everything that the
+//! server sends goes through a [`ReplyFilter`].
 
 use super::error::describe_io_error;
 use super::reply_filter::{MESSAGE_HEADER_BYTES, ReplyFilter};
@@ -117,7 +117,8 @@ impl Connector {
         match reply[0] {
             b'S' => Ok(true),
             b'N' => Ok(false),
-            // An error message may follow, but it must not be trusted: the server is not authenticated (CVE-2024-10977).
+            // An error message may follow, but it must not be trusted: the server is not authenticated
+            // (CVE-2024-10977).
             _ => Err(self.fail("the server sent an error response to the TLS request".into())),
         }
     }

@@ -90,7 +90,7 @@ impl From<ConnectError> for Failure {
 
 impl From<postgres::Error> for Failure {
     fn from(error: postgres::Error) -> Failure {
-        // The message of the server says it all; the rest is the library's framing.
+        // The message of the server suffices; the library only wraps it.
         match error.as_db_error() {
             Some(db) => Failure::new(
                 exit_code_for(db.code().code()),

@@ -19,8 +19,8 @@
 //! | `sockets` | finds the descriptor of the session's socket |
 //! | `open` | hosts, addresses and TLS modes in order, until an attempt succeeds |
 //!
-//! Secrets are never printed: no message of this wing contains a password, a connection string that could contain one, or
-//! any text of the server that quotes one.
+//! Secrets are never printed: no message of this wing contains a password, a connection string that could contain one,
+//! or any text of the server that quotes one.
 
 mod attempt;
 mod connector;

@@ -34,8 +34,8 @@ pub struct Canceller {
 }
 
 impl Canceller {
-    /// Sends the request over a new connection, which is encrypted like the session's. Whether the server complies shows
-    /// only in the session.
+    /// Sends the request over a new connection, which is encrypted like the session's. Whether the server complies
+    /// shows only in the session.
     pub fn cancel(&self) {
         let _ = match &*self.target {
             (token, Some(connector)) => token.cancel_query(connector.clone()),
@@ -57,7 +57,7 @@ impl Settings {
     /// time limit.
     ///
     /// # Errors
-    /// No attempt succeeded. The error says where and why, the last attempt first.
+    /// No attempt succeeded. The error names each server and the reason, the last attempt first.
     pub fn open<'a>(
         &'a self,
         application_name: &'a str,
@@ -199,7 +199,7 @@ impl Opener<'_> {
         }
     }
 
-    /// Shuffles the items, if the settings want a random order.
+    /// Shuffles the items, if the settings require a random order.
     fn in_order<T>(&self, mut items: Vec<T>) -> Vec<T> {
         if self.settings.is_order_random {
             fastrand::shuffle(&mut items);
@@ -315,8 +315,8 @@ impl Opener<'_> {
         })
     }
 
-    /// Returns whether the observer alone enforces the time limit: nothing is left to try if this attempt takes too long,
-    /// so the attempt needs no thread that could be abandoned.
+    /// Returns whether the observer alone enforces the time limit: nothing is left to try if this attempt takes too
+    /// long, so the attempt needs no thread that could be abandoned.
     fn is_limit_left_to_observer(&self) -> bool {
         self.is_last_attempt && self.observer.is_some()
     }

@@ -1,8 +1,8 @@
 //! The connection parameters that libpq knows, and the values that one source gives for them.
 //!
-//! The table is that of libpq 18, so a newer parameter is accepted, or refused with the reason, even where the installed
-//! psql is too old to know it. A name that is not in the table is an error: ignoring a misspelled `sslmode` would mean
-//! connecting without TLS.
+//! The table is that of libpq 18, so a newer parameter is accepted, or refused with the reason, even where the
+//! installed psql is too old to know it. A name that is not in the table is an error: ignoring a misspelled `sslmode`
+//! would mean connecting without TLS.
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,8 @@
 //! Connection strings, `postgresql://` URIs and `key=value` pairs, as libpq parses them. Pure.
 //!
-//! The grammar is exactly libpq's, including its oddities: a backslash at the end of the string, a user name that runs to
-//! the first `@`, whitespace around `=`. An error never quotes a part of the string that could belong to a badly quoted
-//! password; it says where the mistake is and, for a misspelled parameter, what was probably meant.
+//! The grammar is exactly libpq's, including its oddities: a backslash at the end of the string, a user name that runs
+//! to the first `@`, whitespace around `=`. An error never quotes a part of the string that could belong to a badly
+//! quoted password; it locates the mistake and suggests a name for a misspelled parameter.
 
 use super::parameter::{Values, find_similar};
 use super::redact::{is_like_parameter_name, is_secret};

@@ -137,9 +137,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_field_can_be_escaped(host in "[a-z:\\\\*é]{1,8}", dbname in "\\PC{1,8}", user in "\\PC{1,8}", password in "\\PC{0,12}") {
+        fn any_field_can_be_escaped(
+            host in "[a-z:\\\\*é]{1,8}",
+            dbname in "\\PC{1,8}",
+            user in "\\PC{1,8}",
+            password in "\\PC{0,12}",
+        ) {
             let escaped = |text: &str| text.replace('\\', "\\\\").replace(':', "\\:");
-            let line = format!("x:1:y:z:no\n{}:7:{}:{}:{}\n", escaped(&host), escaped(&dbname), escaped(&user), escaped(&password));
+            let fields = [&host, &dbname, &user, &password].map(|field| escaped(field));
+            let line = format!("x:1:y:z:no\n{}:7:{}:{}:{}\n", fields[0], fields[1], fields[2], fields[3]);
             prop_assume!(!host.starts_with('#'));
             prop_assert_eq!(lookup(&line, &host, 7, &dbname, &user), Some(password));
         }

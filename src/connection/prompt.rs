@@ -1,7 +1,7 @@
 //! Prompts for a password on the terminal, without echo, as psql does.
 //!
-//! Only if the server requested one and none is given, and only in the foreground of a terminal. The thread that prompts
-//! cannot be interrupted; whatever exits this process in the meantime calls [`restore_echo`] first.
+//! Only if the server requested one and none is given, and only in the foreground of a terminal. The thread that
+//! prompts cannot be interrupted; whatever exits this process in the meantime calls [`restore_echo`] first.
 
 use super::settings::Secret;
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};

@@ -1,9 +1,9 @@
 //! Which of the server's bytes reach the client library: only replies, and only so many of them.
 //!
-//! What a server sends on its own (parameter changes, notices, notifications) does not matter to a lock, and the library
-//! would keep all of it, so it is filtered out. A reply must end: one that is longer than any legitimate reply is an error
-//! before it fills the memory. Until the session is ready everything counts, because at that stage nothing but the server
-//! decides when it ends. Pure.
+//! What a server sends on its own (parameter changes, notices, notifications) does not matter to a lock, and the
+//! library would keep all of it, so it is filtered out. A reply must end: one that is longer than any legitimate reply
+//! is an error before it fills the memory. Until the session is ready everything counts, because at that stage nothing
+//! but the server decides when it ends. Pure.
 
 use std::io;
 
@@ -168,7 +168,10 @@ mod tests {
     proptest! {
         #[test]
         fn replies_are_kept_whole_however_they_are_split(
-            messages in prop::collection::vec((prop::sample::select(&b"RSTDNCAZKE"[..]), prop::collection::vec(any::<u8>(), 0..40)), 0..20),
+            messages in prop::collection::vec(
+                (prop::sample::select(&b"RSTDNCAZKE"[..]), prop::collection::vec(any::<u8>(), 0..40)),
+                0..20,
+            ),
             cuts in prop::collection::vec(0usize..800, 0..20),
         ) {
             let whole: Vec<u8> = messages.iter().flat_map(|(kind, body)| message(*kind, body)).collect();
@@ -186,7 +189,12 @@ mod tests {
         }
 
         #[test]
-        fn no_input_makes_it_panic(bytes in prop::collection::vec(prop::sample::select(&b"\0\0\0\0\x01\x03\x04\x09\xffDNZ"[..]), 0..300)) {
+        fn no_input_makes_it_panic(
+            bytes in prop::collection::vec(
+                prop::sample::select(&b"\0\0\0\0\x01\x03\x04\x09\xffDNZ"[..]),
+                0..300,
+            ),
+        ) {
             let _ = filtered(&mut ReplyFilter::new(100), &bytes);
         }
     }

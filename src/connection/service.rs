@@ -30,9 +30,10 @@ pub fn read(name: &str, files: &ServiceFiles) -> Result<Values, SettingsError> {
     let system = Some(&files.system).filter(|path| path.exists());
     for path in user.into_iter().chain(system) {
         let file_error = |problem: String| SettingsError::file("service file", path, problem);
-        let bytes = std::fs::read(path).map_err(|error| file_error(format!("cannot read it: {error}")))?;
+        let bytes = std::fs::read(path).map_err(|error| file_error(format!("cannot be read: {error}")))?;
         let text = String::from_utf8_lossy(&bytes);
-        let found = find(&text, name).map_err(|error| file_error(format!("line {}: {}", error.line, error.problem)))?;
+        let found = find(&text, name)
+            .map_err(|error| file_error(format!("is invalid in line {}: {}", error.line, error.problem)))?;
         if let Some(values) = found {
             return Ok(values);
         }
@@ -130,7 +131,11 @@ mod tests {
     proptest! {
         #[test]
         fn a_written_service_reads_back(
-            pairs in prop::collection::btree_map(prop::sample::select(&["host", "port", "user", "password", "sslmode"][..]), "[!-~]([ -~]{0,10}[!-~])?", 0..5),
+            pairs in prop::collection::btree_map(
+                prop::sample::select(&["host", "port", "user", "password", "sslmode"][..]),
+                "[!-~]([ -~]{0,10}[!-~])?",
+                0..5,
+            ),
             name in "[a-z0-9_-]{1,8}",
         ) {
             let lines: String = pairs.iter().map(|(keyword, value)| format!("{keyword}={value}\n")).collect();
@@ -150,7 +155,9 @@ mod tests {
             for text in [format!("[a]\n{before}{secret}\n{more}"), format!("[a]\n{more}\n{before}\n{secret}")] {
                 if let Err(LineError { line, problem }) = find(&text, "a") {
                     // A single word before an equals sign is what a misspelled parameter looks like.
-                    let is_single_word = text.lines().nth(line - 1).is_some_and(|line| line.trim().starts_with(secret.split('=').next().unwrap_or_default()));
+                    let start = secret.split('=').next().unwrap_or_default();
+                    let is_single_word =
+                        text.lines().nth(line - 1).is_some_and(|line| line.trim().starts_with(start));
                     prop_assert!(is_single_word || !problem.contains(['X', 'Y', 'Z']), "{text:?}: {problem:?}");
                 }
             }

@@ -1,7 +1,7 @@
 //! Errors in the connection settings: the text that the user reads, and what it is about.
 //!
-//! No variant carries a secret. Whoever builds one decides with [`super::redact`] what of the input may be quoted,
-//! because a password in the wrong place (a URI in `PGPORT`, an unquoted value) must not be printed.
+//! No variant carries a secret. The code that creates one uses [`super::redact`] to decide what of the input may be
+//! quoted, because a password in the wrong place (a URI in `PGPORT`, an unquoted value) must not be printed.
 
 use crate::outcome::{ExitCode, Failure};
 use std::error::Error;
@@ -41,7 +41,7 @@ pub enum SettingsError {
     File {
         /// The kind of file and its path.
         file: String,
-        /// What is wrong with it.
+        /// The rest of the sentence: what is wrong with it ("does not exist").
         problem: String,
     },
 }
@@ -62,7 +62,7 @@ impl SettingsError {
         }
     }
 
-    /// Reports a problem with a file of this kind ("service file", "private key").
+    /// Reports a problem with a file of this kind ("service file", "private key"). The problem completes the sentence.
     pub fn file(kind: &str, path: &Path, problem: impl Display) -> SettingsError {
         SettingsError::File {
             file: format!("{kind} {}", path.display()),
@@ -87,7 +87,7 @@ impl Display for SettingsError {
             } => write!(f, "{origin} is invalid; expected {expected}"),
             SettingsError::NotSupported { parameter, detail } => write!(f, "{parameter} is not supported{detail}"),
             SettingsError::Inconsistent { problem } => f.write_str(problem),
-            SettingsError::File { file, problem } => write!(f, "{file}: {problem}"),
+            SettingsError::File { file, problem } => write!(f, "{file} {problem}"),
         }
     }
 }

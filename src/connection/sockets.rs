@@ -13,14 +13,14 @@ pub struct SocketSnapshot {
     sockets: HashSet<RawFd>,
 }
 
-/// The number of descriptors that count as low. A new descriptor gets the lowest free number, so it is enough to list the
-/// low ones as long as more of them are free than a connection needs. Listing all takes ten times as long.
+/// The number of descriptors that count as low. A new descriptor gets the lowest free number, so it is enough to list
+/// the low ones as long as more of them are free than a connection needs. Listing all takes ten times as long.
 const LOW_DESCRIPTORS: usize = 256;
 /// The number of low descriptors that must be free.
 const DESCRIPTOR_RESERVE: usize = 50;
-/// Where to put the duplicate, in order of preference. Scripts use descriptors 3 to 9 for themselves, and bash uses 255. Below
-/// 64, because to enlarge the descriptor table of a process with threads Linux waits for an RCU grace period, which
-/// takes longer than everything else together.
+/// Where to put the duplicate, in order of preference. Scripts use descriptors 3 to 9 for themselves, and bash uses
+/// 255. Below 64, because to enlarge the descriptor table of a process with threads Linux waits for an RCU grace
+/// period, which takes longer than everything else together.
 const DUPLICATE_FLOORS: [RawFd; 2] = [56, 10];
 
 impl SocketSnapshot {
@@ -36,11 +36,12 @@ impl SocketSnapshot {
         }
     }
 
-    /// Returns a duplicate of the one socket that was opened since and is connected to a server: by TCP at this address, or
-    /// else through a Unix socket with a name. Meanwhile, other threads may open what they need, such as socket pairs,
-    /// which have no name, or close a socket that is not connected yet, of an abandoned attempt.
+    /// Returns a duplicate of the one socket that was opened since and is connected to a server: by TCP at this
+    /// address, or else through a Unix socket with a name. Meanwhile, other threads may open what they need, such as
+    /// socket pairs, which have no name, or close a socket that is not connected yet, of an abandoned attempt.
     ///
-    /// Comparing the peer alone would not be enough: a pglock inside the job of another has inherited that one's socket.
+    /// Comparing the peer alone would not be enough: a pglock inside the job of another has inherited that one's
+    /// socket.
     pub fn find_new(&self, address: Option<SocketAddr>) -> Option<OwnedFd> {
         let descriptors = if self.has_all {
             list_descriptors()
@@ -94,8 +95,8 @@ mod tests {
     use nix::unistd::dup2;
     use std::net::{TcpListener, TcpStream};
 
-    /// An abandoned attempt has a socket that is not connected yet and closes it at any time; the next attempt may get its
-    /// number. Or the abandoned attempt connects late.
+    /// An abandoned attempt has a socket that is not connected yet and closes it at any time; the next attempt may get
+    /// its number. Or the abandoned attempt connects late.
     #[test]
     fn the_session_socket_is_found_among_others() -> std::io::Result<()> {
         let listen = || TcpListener::bind(("127.0.0.1", 0));

@@ -24,7 +24,7 @@ const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Validates the values of all sources. A doubtful address may be part of a password, and is not quoted in errors.
 ///
 /// # Errors
-/// A value is invalid, contradicts another, or asks libpq for something that pglock does not support.
+/// A value is invalid, contradicts another, or requires a feature of libpq that pglock does not support.
 pub fn validate(values: &Values, is_address_doubtful: bool, home: Option<&Path>) -> Result<Settings, SettingsError> {
     refuse_unsupported(values)?;
     let owned = |parameter: &str| values.get(parameter).map(str::to_owned);

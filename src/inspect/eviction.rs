@@ -3,7 +3,7 @@
 //! The server tells an evicted session only that an administrator terminated its connection. So `pglock evict` holds an
 //! eviction mark while it terminates a session, and for a second longer; whoever holds that lock is the evictor.
 
-use crate::lock::{AT_ONCE, IN_THIS_DATABASE, QueryResult};
+use crate::lock::{IN_THIS_DATABASE, NOT_DEFERRABLE, QueryResult};
 use crate::protocol::{derived_keys, name};
 use postgres::Client;
 
@@ -14,11 +14,11 @@ use postgres::Client;
 pub fn by_whom(client: &mut Client, backend_pid: i32) -> Result<Option<String>, postgres::Error> {
     let (classid, objid, objsubid) = derived_keys::eviction_mark(backend_pid).in_pg_locks();
     let sql = format!(
-        "{AT_ONCE}SELECT application_name, usename FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid) \
+        "{NOT_DEFERRABLE}SELECT application_name, usename FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid) \
          WHERE l.locktype = 'advisory' AND l.objsubid = {objsubid} AND l.classid = {classid} AND l.objid = {objid} \
          AND l.granted AND l.{IN_THIS_DATABASE} LIMIT 1",
     );
-    let result = QueryResult::to(client, &sql)?;
+    let result = QueryResult::fetch(client, &sql)?;
     let application_name = result.get("application_name").unwrap_or_default();
     let role = result.get("usename").unwrap_or_default();
     Ok(name::evictor(application_name).map(|evictor| format!("{evictor} as role {role:?}")))

@@ -1,6 +1,10 @@
-//! Who holds a lock, and who waits for it.
+//! Which sessions hold a lock, which wait for it, and who they are.
 
 pub mod backend;
 pub mod eviction;
-pub mod names;
+pub mod holders;
+mod lock_row;
+mod names;
 pub mod overview;
+mod polling;
+pub mod server_time;

@@ -1,10 +1,10 @@
-//! Which names the numbers in `pg_locks` stand for.
+//! Which names the keys in `pg_locks` stand for.
 //!
-//! PostgreSQL knows locks by number. A pglock tells in its `application_name` which keys it was given, and what a text
-//! can stand for is few: each way of hashing it is tried, and the slots and the line of what fits are known with it.
+//! PostgreSQL knows only numbers. The `application_name` of a pglock contains the names that it was given; each is hashed
+//! by every scheme, and where a number in `pg_locks` fits, the key's slots and tickets are recognized too.
 
 use crate::key::{Key, KeyId};
-use crate::protocol::derived_keys::{self, slot_keys};
+use crate::protocol::derived_keys::{slot_keys, ticket_class};
 use std::collections::HashMap;
 
 /// What a number stands for.
@@ -12,21 +12,21 @@ use std::collections::HashMap;
 pub struct Meaning {
     /// The key, if its name is known.
     pub key: Option<Key>,
-    /// The number of the key itself, which is that of slot 0.
+    /// The number of the key itself, which is also that of slot 0.
     pub base: KeyId,
-    /// The slot, where it is another one than 0.
+    /// The slot, if it is another one than 0.
     pub slot: Option<usize>,
 }
 
-/// The numbers that are known, and the lines of tickets.
+/// The numbers and ticket classes whose keys are known.
 #[derive(Clone, Debug, Default)]
-pub struct Names {
+pub struct KeyNames {
     meanings: HashMap<KeyId, Meaning>,
-    lines: HashMap<i32, KeyId>,
+    ticket_classes: HashMap<i32, KeyId>,
 }
 
-impl Names {
-    /// Learns that this is the number of the key, which has this many slots at the most. The first name stays.
+impl KeyNames {
+    /// Learns the number of a key that has up to `slots` slots. The first name that is learned for a number stays.
     pub fn learn(&mut self, key: &Key, id: KeyId, slots: u16) {
         let meaning = |slot| Meaning {
             key: Some(key.clone()),
@@ -34,46 +34,46 @@ impl Names {
             slot,
         };
         self.meanings.entry(id).or_insert_with(|| meaning(None));
-        for (slot, id) in slot_keys(id, slots).into_iter().enumerate().skip(1) {
-            let meaning = || meaning(Some(slot));
-            self.meanings.entry(id).or_insert_with(meaning);
+        for (slot, slot_id) in slot_keys(id, slots).into_iter().enumerate().skip(1) {
+            self.meanings.entry(slot_id).or_insert_with(|| meaning(Some(slot)));
         }
-        self.learn_line(id);
+        self.learn_tickets(id);
     }
 
-    /// Learns which line is that of this number.
-    pub fn learn_line(&mut self, id: KeyId) {
-        self.lines.entry(derived_keys::ticket_class(id)).or_insert(id);
+    /// Learns to recognize the tickets for this key.
+    pub fn learn_tickets(&mut self, id: KeyId) {
+        self.ticket_classes.entry(ticket_class(id)).or_insert(id);
     }
 
-    /// Learns whichever of these texts' readings `is_wanted`, each with so many slots; the texts are all that a list of
-    /// keys with commas between them can be made of. Whether there was one. Whoever has slots has one key.
+    /// Learns each reading of these names that `is_wanted` accepts, with this many slots. `given` is the part of an
+    /// `application_name` that has the keys, with commas between them. Returns whether any reading was accepted.
     pub fn learn_readings(
         &mut self,
-        keys: &str,
+        given: &str,
         slots: u16,
         database: &str,
         is_wanted: impl Fn(KeyId) -> bool,
     ) -> bool {
-        let mut found = false;
-        // Strangers can call themselves so as well, and each text costs a hash for each slot.
+        // A pglock with slots has a single key. Relying on that also limits the cost of a name that another client made
+        // up: each text costs a hash for each slot.
         let texts = match slots {
-            0 | 1 => pieces(keys),
-            _ => vec![keys.to_owned()],
+            0 | 1 => comma_separated_runs(given),
+            _ => vec![given.to_owned()],
         };
-        for key in texts.iter().flat_map(|piece| Key::readings(piece)) {
+        let mut is_any_accepted = false;
+        for key in texts.iter().flat_map(|text| Key::readings(text)) {
             let Some(id) = key.id_in(database) else {
                 continue;
             };
             if slot_keys(id, slots.max(1)).into_iter().any(&is_wanted) {
                 self.learn(&key, id, slots);
-                found = true;
+                is_any_accepted = true;
             }
         }
-        found
+        is_any_accepted
     }
 
-    /// What the number stands for.
+    /// Returns what a number stands for: itself, if nothing is known about it.
     pub fn meaning(&self, id: KeyId) -> Meaning {
         self.meanings.get(&id).cloned().unwrap_or(Meaning {
             key: None,
@@ -82,18 +82,15 @@ impl Names {
         })
     }
 
-    /// The key for which this is a ticket, if it is one.
-    pub fn of_ticket(&self, id: KeyId) -> Option<KeyId> {
-        match id {
-            KeyId::IntPair(class, _) => self.lines.get(&class).copied(),
-            KeyId::Bigint(_) => None,
-        }
+    /// Returns the key that this lock is a ticket for, if it is one.
+    pub fn key_of_ticket(&self, id: KeyId) -> Option<KeyId> {
+        self.ticket_classes.get(&id.class()?).copied()
     }
 }
 
-/// Every run of the parts between commas: names can have commas too.
-fn pieces(keys: &str) -> Vec<String> {
-    let parts: Vec<&str> = keys.split(',').collect();
+/// Returns every run of consecutive parts between commas: a name may contain commas itself.
+fn comma_separated_runs(given: &str) -> Vec<String> {
+    let parts: Vec<&str> = given.split(',').collect();
     let runs = (0..parts.len()).flat_map(|from| (from + 1..=parts.len()).map(move |to| (from, to)));
     runs.map(|(from, to)| parts[from..to].join(",")).collect()
 }
@@ -101,6 +98,7 @@ fn pieces(keys: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::derived_keys::MAX_SLOTS;
     use proptest::prelude::*;
     use std::cell::Cell;
 
@@ -108,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_name_is_found_among_several_whatever_its_scheme() {
-        let mut names = Names::default();
+        let mut names = KeyNames::default();
         let md5 = KeyId::Bigint(4620783329284506538);
         let wanted = [BACKUP, md5, KeyId::IntPair(1, 2)];
         let is_wanted = |id| wanted.contains(&id);
@@ -125,23 +123,23 @@ mod tests {
 
     #[test]
     fn slots_tickets_and_tools_are_known_with_their_key() {
-        let mut names = Names::default();
+        let mut names = KeyNames::default();
         names.learn(&Key::parse("backup").expect("a name"), BACKUP, 3);
         let slot = names.meaning(KeyId::Bigint(-3856147333105664657));
         assert_eq!((slot.base, slot.slot), (BACKUP, Some(2)));
-        let ticket = KeyId::IntPair(derived_keys::ticket_class(BACKUP), 77);
-        assert_eq!(names.of_ticket(ticket), Some(BACKUP));
-        assert_eq!(names.of_ticket(KeyId::IntPair(1, 77)), None);
+        let ticket = KeyId::IntPair(ticket_class(BACKUP), 77);
+        assert_eq!(names.key_of_ticket(ticket), Some(BACKUP));
+        assert_eq!(names.key_of_ticket(KeyId::IntPair(1, 77)), None);
         let rails = KeyId::Bigint(6939591962871035475);
         assert!(names.learn_readings("rails-migrate", 1, "app", |id| id == rails));
     }
 
     proptest! {
-        /// A stranger that calls itself like a pglock of many keys and slots costs little.
+        /// A client that calls itself like a pglock with many keys and slots costs little.
         #[test]
-        fn no_name_costs_many_hashes(keys in "[a-c,]{0,55}|\\PC{0,20}", slots in 1..=derived_keys::MAX_SLOTS) {
+        fn no_name_costs_many_hashes(keys in "[a-c,]{0,55}|\\PC{0,20}", slots in 1..=MAX_SLOTS) {
             let hashes = Cell::new(0);
-            let mut names = Names::default();
+            let mut names = KeyNames::default();
             names.learn_readings(&keys, slots, "app", |_| {
                 hashes.set(hashes.get() + 1);
                 false
@@ -153,7 +151,7 @@ mod tests {
         fn each_of_several_keys_is_found(keys in prop::collection::vec("[a-z]{1,6}", 1..5), n: prop::sample::Index) {
             let given = &keys[n.index(keys.len())];
             let wanted = Key::parse(given).expect("a name").number().known().expect("no server");
-            let mut names = Names::default();
+            let mut names = KeyNames::default();
             prop_assert!(names.learn_readings(&keys.join(","), 1, "app", |id| id == wanted));
             let meaning = names.meaning(wanted);
             prop_assert_eq!(meaning.key.as_ref().map(Key::given), Some(given.as_str()));

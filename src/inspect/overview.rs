@@ -1,367 +1,263 @@
-//! All advisory locks of a database: who holds, who waits and behind whom, pglock's and anybody else's.
+//! All advisory locks of a database: who holds them, who waits and behind whom, pglock's and any other client's.
 //!
-//! A session's rows of `pg_locks` are folded into what they mean: a ticket of a line is a waiter of its key, and what it
-//! waits for is whom it stands behind. A waiter that asks again and again has no row at all; its last message says that it
-//! waits (see `lock::note`). Behind a pooler such a message is only seen until the next client is lent the session, so
-//! then the server is looked at for a while.
+//! Several rows of `pg_locks` make one entry: the session that holds a ticket waits for the ticket's key, and the ticket it
+//! waits for shows which session is ahead of it. A waiter that polls has no row at all (see [`polling`]).
 
-use crate::inspect::backend::{Backend, Moment, columns, rows};
-use crate::inspect::names::Names;
-use crate::key::{self, Key, KeyId};
-use crate::lock::{self, AT_ONCE, IN_THIS_DATABASE, Mode, Scope, ask, cell};
+use crate::inspect::backend::Backend;
+use crate::inspect::lock_row::{self, LockRow};
+use crate::inspect::names::KeyNames;
+use crate::inspect::polling;
+use crate::inspect::server_time::ServerTime;
+use crate::key::{Key, KeyId};
+use crate::lock::{self, Mode, NOT_DEFERRABLE, QueryResult, Scope};
 use crate::outcome::Failure;
-use crate::protocol::derived_keys::{self, slot_keys};
-use crate::protocol::query_tag::QUERY_TAG_PREFIX;
-use postgres::{Client, SimpleQueryRow};
-use std::collections::{BTreeMap, HashSet};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use crate::protocol::derived_keys::{MAX_SLOTS, slot_keys, ticket_class};
+use postgres::Client;
+use std::collections::HashSet;
 
 /// A lock that a session holds or waits for.
 #[derive(Clone, Debug)]
 pub struct LockEntry {
     /// The number.
     pub id: KeyId,
-    /// The number of the key of which it is a slot, or the same.
+    /// The number of the key: the same, unless this is one of its slots.
     pub base: KeyId,
-    /// What the key is called, where that is known.
+    /// The key, if its name is known.
     pub key: Option<Key>,
-    /// Which slot it is, where there are several.
+    /// Which slot it is, if the key has several.
     pub slot: Option<usize>,
-    /// The mode, where there is a row.
+    /// The mode, if the lock has a row of its own.
     pub mode: Option<Mode>,
-    /// What the lock lives as long as, where that can be told.
+    /// The lifetime of the lock, if it is known.
     pub scope: Option<Scope>,
-    /// Holding or waiting.
+    /// What the session does with the lock.
     pub state: LockState,
-    /// Since when, where that is known.
-    pub since: Option<Moment>,
-    /// The processes of the server that are before it.
+    /// Since when, if it is known.
+    pub since: Option<ServerTime>,
+    /// The backends that it waits for.
     pub behind: Vec<i32>,
-    /// Who.
+    /// The session.
     pub backend: Backend,
 }
 
 /// What a session does with a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LockState {
-    /// It holds it.
+    /// Holds it.
     Holding,
-    /// It waits in the server's queue, or between two stays there.
+    /// Waits in the server's queue, or between two stays there.
     Queueing,
-    /// It waits in line, with this ticket.
-    InLine(i32),
-    /// It waits, and asks again and again.
+    /// Waits with the ticket of this number.
+    Ticketed(i32),
+    /// Waits by trying again and again.
     Polling,
 }
 
-/// What there is in a database.
+/// The locks of a database.
 pub struct Overview {
     /// The database.
     pub database: String,
     /// Our role.
     pub role: String,
-    /// The locks, holders first, those of a key together.
+    /// The locks: those of a key together, holders first.
     pub entries: Vec<LockEntry>,
-    /// The words for that there are none.
-    pub nothing: String,
-    /// There are sessions of which our role is not shown everything.
+    /// Whether there are sessions of which our role cannot see everything.
     pub is_partial: bool,
 }
 
-/// Looks at everything, or at these keys alone, with whatever slots and lines they have.
-///
-/// # Errors
-/// The server is gone, or does not compute the number of a key.
-pub fn look(client: &mut Client, only: &[Key]) -> Result<Overview, Failure> {
-    let (database, role) = whereabouts(client)?;
-    let mut names = Names::default();
-    let bases = lock::numbers(client, only)?;
-    for (key, id) in only.iter().zip(&bases) {
-        names.learn(key, *id, derived_keys::MAX_SLOTS);
+impl Overview {
+    /// Returns all locks, or those of these keys with their slots and tickets.
+    ///
+    /// # Errors
+    /// The connection is lost, or the server cannot compute the number of a key.
+    pub fn fetch(client: &mut Client, keys: &[Key]) -> Result<Overview, Failure> {
+        let (database, role) = fetch_database_and_role(client)?;
+        let mut names = KeyNames::default();
+        let bases = lock::key_ids(client, keys)?;
+        for (key, id) in keys.iter().zip(&bases) {
+            names.learn(key, *id, MAX_SLOTS);
+        }
+        let rows = lock_row::query(client)?;
+        let mut pollers = polling::find_waiters(client)?;
+        // A waiter that had a row is between two stays in the queue.
+        let with_row: HashSet<&str> = rows.iter().map(|row| row.backend.application_name.as_str()).collect();
+        pollers.retain(|poller| !with_row.contains(poller.application_name.as_str()));
+        let backends: Vec<&Backend> = rows.iter().map(|row| &row.backend).chain(&pollers).collect();
+        let is_partial = backends.iter().any(|backend| backend.is_hidden);
+        let present: HashSet<KeyId> = rows.iter().map(|row| row.id).collect();
+        learn_names(client, &mut names, &backends, &present, &database);
+        let mut entries = entries_of_rows(rows, &names);
+        let polling = pollers.into_iter();
+        entries.extend(polling.filter_map(|poller| LockEntry::for_poller(poller, &names, &database)));
+        fill_in_behind(&mut entries);
+        entries.retain(|entry| bases.is_empty() || bases.contains(&entry.base));
+        entries.sort_by_cached_key(LockEntry::rank);
+        Ok(Overview {
+            database,
+            role,
+            entries,
+            is_partial,
+        })
     }
-    let locks = locks(client)?;
-    let mut pollers = pollers(client)?;
-    // One that has been in the queue a moment ago is only about to come back.
-    let seen: HashSet<&str> = locks.iter().map(|it| it.backend.application_name.as_str()).collect();
-    pollers.retain(|poller| !seen.contains(poller.application_name.as_str()));
-    let present: HashSet<KeyId> = locks.iter().map(|lock| lock.id).collect();
-    let backends: Vec<&Backend> = locks.iter().map(|lock| &lock.backend).chain(&pollers).collect();
-    let is_partial = backends.iter().any(|backend| backend.is_hidden);
-    learn_names(client, &mut names, &backends, &present, &database);
-    let mut entries = fold(locks, &names);
-    entries.extend(pollers.into_iter().flat_map(|it| polling(it, &names, &database)));
-    stand_behind(&mut entries);
-    entries.retain(|entry| bases.is_empty() || bases.contains(&entry.base));
-    entries.sort_by(|a, b| a.rank().cmp(&b.rank()));
-    let nothing = match only.is_empty() {
-        true => "nothing is held or waited for".into(),
-        false => format!("nobody holds or waits for {}", key::describe(only)),
-    };
-    Ok(Overview {
-        database,
-        role,
-        entries,
-        nothing,
-        is_partial,
-    })
+
+    /// Returns whether any of the locks is held.
+    pub fn is_any_held(&self) -> bool {
+        self.entries.iter().any(|entry| entry.state == LockState::Holding)
+    }
 }
 
-/// The database that we are in, and our role.
-fn whereabouts(client: &mut Client) -> Result<(String, String), postgres::Error> {
-    let sql = format!("{AT_ONCE}SELECT pg_catalog.current_database() AS database, current_user AS role");
-    let answer = lock::QueryResult::to(client, &sql)?;
-    let text = |column| answer.get(column).unwrap_or_default().to_owned();
+/// Returns the name of our database and our role.
+///
+/// # Errors
+/// The connection is lost, or the query fails.
+fn fetch_database_and_role(client: &mut Client) -> Result<(String, String), postgres::Error> {
+    let sql = format!("{NOT_DEFERRABLE}SELECT pg_catalog.current_database() AS database, current_user AS role");
+    let result = QueryResult::fetch(client, &sql)?;
+    let text = |column| result.get(column).unwrap_or_default().to_owned();
     Ok((text("database"), text("role")))
 }
 
-/// A row of `pg_locks`.
-struct LockRow {
-    id: KeyId,
-    mode: Mode,
-    is_granted: bool,
-    /// The session has a transaction open.
-    in_transaction: bool,
-    waiting_since: Option<f64>,
-    behind: Vec<i32>,
-    backend: Backend,
-}
-
-/// All advisory locks of the database. Since when a lock is waited for is known to PostgreSQL 14 and later.
-fn locks(client: &mut Client) -> Result<Vec<LockRow>, postgres::Error> {
-    let sql = format!(
-        "{AT_ONCE}WITH locks AS (SELECT * FROM pg_catalog.pg_locks) \
-         SELECT l.pid, l.classid::bigint AS classid, l.objid::bigint AS objid, l.objsubid, l.mode, l.granted, \
-         CASE WHEN NOT l.granted THEN extract(epoch FROM COALESCE(\
-         (pg_catalog.to_jsonb(l) ->> 'waitstart')::timestamptz, a.query_start)) END AS waiting_since, \
-         CASE WHEN NOT l.granted THEN pg_catalog.array_to_string(pg_catalog.pg_blocking_pids(l.pid), ' ') END \
-         AS behind, l.pid IN (SELECT pid FROM locks WHERE locktype = 'virtualxid' AND granted \
-         AND virtualxid = virtualtransaction) AS in_transaction, {} \
-         FROM locks l LEFT JOIN pg_catalog.pg_stat_activity a USING (pid) \
-         WHERE l.locktype = 'advisory' AND l.{IN_THIS_DATABASE} \
-         AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()",
-        columns()
-    );
-    let locks = rows(ask(client, &sql)?).filter_map(|row| LockRow::of(&row));
-    Ok(locks.filter(|row| !derived_keys::is_eviction_mark(row.id)).collect())
-}
-
-impl LockRow {
-    fn of(row: &SimpleQueryRow) -> Option<LockRow> {
-        let get = |column| cell(row, column);
-        let number = |column| get(column)?.parse::<u32>().ok();
-        let text = |column| get(column).unwrap_or_default();
-        Some(LockRow {
-            id: KeyId::from_pg_locks(number("classid")?, number("objid")?, number("objsubid")?),
-            mode: match text("mode") {
-                "ShareLock" => Mode::Shared,
-                _ => Mode::Exclusive,
-            },
-            is_granted: text("granted") == "t",
-            in_transaction: text("in_transaction") == "t",
-            waiting_since: get("waiting_since").and_then(|it| it.parse().ok()),
-            behind: text("behind").split(' ').filter_map(|pid| pid.parse().ok()).collect(),
-            backend: Backend::of_row(row),
-        })
-    }
-}
-
-/// Seconds, as a note has them, as a regular expression. Not more digits: what strangers write into a comment must be a
-/// number and a time to the server, or everybody's look would end in an error.
-const SECONDS: &str = "([0-9]{1,9}[.][0-9]{3})";
-
-/// How long to look for those who ask again and again. Most ask at least once in this time.
-const LOOK: Duration = Duration::from_millis(1200);
-/// How often.
-const OVERVIEW_TIMEOUT: Duration = Duration::from_millis(3);
-
-/// The pglocks that wait without a row, each once: those seen at one glance, and if there are any, those seen within a
-/// while.
-fn pollers(client: &mut Client) -> Result<Vec<Backend>, postgres::Error> {
-    let waits = format!("'^{}(?:waits|asks) {SECONDS} '", QUERY_TAG_PREFIX.replace('*', "[*]"));
-    // One that has not asked again in time is gone, or has what it waited for.
-    let sql = format!(
-        "{AT_ONCE}SELECT pid, {} FROM pg_catalog.pg_stat_activity a WHERE a.datname = pg_catalog.current_database() \
-         AND a.query ~ {waits} AND a.pid <> pg_catalog.pg_backend_pid() \
-         AND a.state_change > pg_catalog.clock_timestamp() - pg_catalog.make_interval(\
-         secs => 1 + pg_catalog.substring(a.query, {waits})::float8) \
-         AND a.pid NOT IN (SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid IS NOT NULL)",
-        columns()
-    );
-    let mut found: BTreeMap<String, Backend> = BTreeMap::new();
-    let began = Instant::now();
-    loop {
-        for row in rows(ask(client, &sql)?) {
-            let backend = Backend::of_row(&row);
-            found.insert(backend.application_name.clone(), backend);
-        }
-        if !found.values().any(|backend| backend.asks) || began.elapsed() > LOOK {
-            return Ok(found.into_values().collect());
-        }
-        sleep(OVERVIEW_TIMEOUT);
-    }
-}
-
-/// Learns what the numbers stand for that are there, from those who hold or wait for them.
+/// Learns the names of the numbers in `present` from the sessions that hold or wait for them.
 fn learn_names(
     client: &mut Client,
-    names: &mut Names,
+    names: &mut KeyNames,
     backends: &[&Backend],
     present: &HashSet<KeyId>,
     database: &str,
 ) {
-    let texts: HashSet<(&str, u16)> = backends
+    let given: HashSet<(&str, u16)> = backends
         .iter()
         .filter_map(|backend| backend.run_name())
-        .map(|pglock| (pglock.keys, pglock.slots.unwrap_or(1)))
+        .map(|run| (run.keys, run.slots.unwrap_or(1)))
         .collect();
-    let lines: HashSet<i32> = present.iter().filter_map(|id| id.class()).collect();
-    for (keys, slots) in texts {
-        let is_present = |id| present.contains(&id) || lines.contains(&derived_keys::ticket_class(id));
-        if !names.learn_readings(keys, slots, database, is_present) {
-            // Nothing is lost if the server cannot compute them: the number is shown.
-            let computed = Key::readings(keys)
-                .into_iter()
-                .filter(|key| key.id_in(database).is_none());
-            for key in computed {
-                if let Ok(ids) = lock::numbers(client, std::slice::from_ref(&key))
-                    && slot_keys(ids[0], slots).into_iter().any(is_present)
-                {
-                    names.learn(&key, ids[0], slots);
-                }
+    let classes: HashSet<i32> = present.iter().filter_map(|id| id.class()).collect();
+    let is_present = |id| present.contains(&id) || classes.contains(&ticket_class(id));
+    for (keys, slots) in given {
+        if names.learn_readings(keys, slots, database, is_present) {
+            continue;
+        }
+        let readings = Key::readings(keys).into_iter();
+        for key in readings.filter(|key| key.id_in(database).is_none()) {
+            // If the server cannot compute a number, the lock is shown without its name.
+            if let Ok(ids) = lock::key_ids(client, std::slice::from_ref(&key))
+                && slot_keys(ids[0], slots).into_iter().any(is_present)
+            {
+                names.learn(&key, ids[0], slots);
             }
         }
     }
-    present.iter().for_each(|id| names.learn_line(*id));
+    for id in present {
+        names.learn_tickets(*id);
+    }
 }
 
-/// What the rows mean.
-fn fold(rows: Vec<LockRow>, names: &Names) -> Vec<LockEntry> {
+/// Makes an entry of each lock; a session with a ticket becomes one that waits for the ticket's key.
+fn entries_of_rows(rows: Vec<LockRow>, names: &KeyNames) -> Vec<LockEntry> {
     let (tickets, locks): (Vec<LockRow>, Vec<LockRow>) =
-        rows.into_iter().partition(|row| names.of_ticket(row.id).is_some());
-    let mut entries: Vec<LockEntry> = locks.into_iter().map(|row| LockEntry::of(row, names)).collect();
-    // Who waits for the ticket of another has a row of that too.
-    let tickets = tickets
-        .into_iter()
-        .filter(|row| row.is_granted && row.mode == Mode::Exclusive);
+        rows.into_iter().partition(|row| names.key_of_ticket(row.id).is_some());
+    let mut entries: Vec<LockEntry> = locks.into_iter().map(|row| LockEntry::from_row(row, names)).collect();
     for ticket in tickets {
-        let (Some(base), KeyId::IntPair(_, number)) = (names.of_ticket(ticket.id), ticket.id) else {
+        // A session that waits for the ticket ahead of its own has a row of that one too.
+        if !ticket.is_granted || ticket.mode != Mode::Exclusive {
+            continue;
+        }
+        let (Some(base), KeyId::IntPair(_, number)) = (names.key_of_ticket(ticket.id), ticket.id) else {
             continue;
         };
         let pid = ticket.backend.pid;
-        let row = LockRow {
-            id: base,
-            is_granted: false,
-            behind: Vec::new(),
-            ..ticket
-        };
         let is_own = |entry: &&mut LockEntry| entry.backend.pid == pid && entry.base == base;
         match entries.iter_mut().find(is_own) {
-            // It is about to give the ticket back.
+            // A new holder is about to release its ticket.
             Some(entry) if entry.state == LockState::Holding => {}
-            Some(entry) => entry.state = LockState::InLine(number),
-            None => entries.push(LockEntry {
-                mode: None,
-                state: LockState::InLine(number),
-                ..LockEntry::of(row, names)
-            }),
+            Some(entry) => entry.state = LockState::Ticketed(number),
+            None => {
+                let waiting = LockRow {
+                    id: base,
+                    is_granted: false,
+                    behind: Vec::new(),
+                    ..ticket
+                };
+                entries.push(LockEntry {
+                    mode: None,
+                    state: LockState::Ticketed(number),
+                    ..LockEntry::from_row(waiting, names)
+                });
+            }
         }
     }
     entries
 }
 
-/// What a pglock waits for that has no row: the first key that it was given whose number is known, or would be by the
-/// usual scheme.
-fn polling(backend: Backend, names: &Names, database: &str) -> Option<LockEntry> {
-    let readings = Key::readings(backend.run_name()?.keys);
-    let ids = readings.iter().filter_map(|key| Some((key, key.id_in(database)?)));
-    let ids: Vec<(&Key, KeyId)> = ids.collect();
-    let known = ids.iter().find(|(_, id)| names.meaning(*id).key.is_some());
-    let (key, id) = *known.or(ids.first())?;
-    Some(LockEntry {
-        id,
-        base: id,
-        key: Some(key.clone()),
-        slot: None,
-        mode: None,
-        scope: None,
-        state: match backend.asks {
-            true => LockState::Polling,
-            false => LockState::Queueing,
-        },
-        since: backend.connected.filter(|_| !backend.asks),
-        behind: Vec::new(),
-        // Behind a pooler, that of whoever opened the session of the pool.
-        backend: Backend {
-            connected: backend.connected.filter(|_| !backend.asks),
-            since: None,
-            ..backend
-        },
-    })
-}
-
-/// Whoever waits in line is behind the one before it, the first in line and whoever asks behind those who hold the key,
-/// or a slot of it.
-fn stand_behind(entries: &mut [LockEntry]) {
-    let others: Vec<(KeyId, LockState, Option<i32>)> = entries
+/// Fills in whom the waiters without a row wait for: the one with the ticket ahead, or the holders of the key and its
+/// slots.
+fn fill_in_behind(entries: &mut [LockEntry]) {
+    let sessions: Vec<(KeyId, LockState, Option<i32>)> = entries
         .iter()
         .map(|entry| (entry.base, entry.state, entry.backend.pid))
         .collect();
-    for entry in entries
-        .iter_mut()
-        .filter(|entry| entry.behind.is_empty() && entry.state != LockState::Holding)
-    {
-        let others = others.iter().filter(|(base, ..)| *base == entry.base);
-        let place = |state| match state {
-            LockState::InLine(place) => Some(place),
-            _ => None,
-        };
-        let before = others
-            .clone()
-            .filter(|(_, state, _)| place(*state).is_some() && place(*state) < place(entry.state));
-        entry.behind = match before.max_by_key(|(_, state, _)| place(*state)) {
+    for entry in entries {
+        if entry.state == LockState::Holding || !entry.behind.is_empty() {
+            continue;
+        }
+        let of_same_key = || sessions.iter().filter(|(base, ..)| *base == entry.base);
+        let own_ticket = entry.state.ticket();
+        let ahead = of_same_key().filter(|(_, state, _)| state.ticket().is_some() && state.ticket() < own_ticket);
+        entry.behind = match ahead.max_by_key(|(_, state, _)| state.ticket()) {
             Some((.., pid)) => pid.iter().copied().collect(),
-            None => others
-                .filter(|(_, state, _)| *state == LockState::Holding)
-                .filter_map(|(.., pid)| *pid)
-                .collect(),
+            None => {
+                let holders = of_same_key().filter(|(_, state, _)| *state == LockState::Holding);
+                holders.filter_map(|(.., pid)| *pid).collect()
+            }
         };
     }
 }
 
+impl LockState {
+    fn ticket(self) -> Option<i32> {
+        match self {
+            LockState::Ticketed(number) => Some(number),
+            LockState::Holding | LockState::Queueing | LockState::Polling => None,
+        }
+    }
+}
+
 impl LockEntry {
-    fn of(row: LockRow, names: &Names) -> LockEntry {
+    fn from_row(row: LockRow, names: &KeyNames) -> LockEntry {
         let meaning = names.meaning(row.id);
         let backend = row.backend;
-        let pglock = backend.run_name();
         let is_pglock = backend.is_pglock();
-        let is_slot = pglock.and_then(|pglock| pglock.slots).is_some();
-        let slot = meaning.slot.or(is_slot.then_some(0)).filter(|_| row.is_granted);
+        let has_slots = backend.run_name().is_some_and(|run| run.slots.is_some());
+        let slot = meaning.slot.or(has_slots.then_some(0)).filter(|_| row.is_granted);
+        let scope = match (row.is_granted, row.in_transaction) {
+            (true, false) => Some(Scope::Session),
+            // A pglock's transaction is open for its lock alone.
+            (true, true) if is_pglock => Some(Scope::Transaction),
+            (false, _) if is_pglock => Some(Scope::Session),
+            _ => None,
+        };
+        let since = match (row.is_granted, is_pglock) {
+            (true, _) => backend.since,
+            // It leaves the queue and joins it again, but it connected in order to wait.
+            (false, true) => backend.connected,
+            (false, false) => row
+                .waiting_since
+                .map(|epoch| ServerTime::new(epoch, backend.read_epoch)),
+        };
         LockEntry {
             id: row.id,
             base: meaning.base,
             key: meaning.key,
             slot,
             mode: Some(row.mode),
-            scope: match (row.is_granted, row.in_transaction) {
-                (true, false) => Some(Scope::Session),
-                // Its transaction is there for the lock alone.
-                (true, true) if is_pglock => Some(Scope::Transaction),
-                (false, _) if is_pglock => Some(Scope::Session),
-                _ => None,
+            scope,
+            state: if row.is_granted {
+                LockState::Holding
+            } else {
+                LockState::Queueing
             },
-            state: match row.is_granted {
-                true => LockState::Holding,
-                false => LockState::Queueing,
-            },
-            since: match (row.is_granted, is_pglock) {
-                (true, _) => backend.since,
-                // It leaves the queue and joins it again; but it came for this.
-                (false, true) => backend.connected,
-                (false, false) => row.waiting_since.map(|epoch| backend.moment(epoch)),
-            },
+            since,
             behind: row.behind,
-            // What a waiter did last was no acquiring.
+            // A waiter's last query did not acquire anything.
             backend: Backend {
                 since: backend.since.filter(|_| row.is_granted),
                 ..backend
@@ -369,13 +265,45 @@ impl LockEntry {
         }
     }
 
-    /// How many slots there are, as its pglock was told.
-    pub fn slots(&self) -> Option<u16> {
-        self.backend.run_name().and_then(|pglock| pglock.slots)
+    /// Returns the entry of a pglock without a row: it waits for the first of its keys whose number is known, or else for
+    /// what the default scheme makes of the first one.
+    fn for_poller(backend: Backend, names: &KeyNames, database: &str) -> Option<LockEntry> {
+        let readings = Key::readings(backend.run_name()?.keys);
+        let readings = readings.iter().filter_map(|key| Some((key, key.id_in(database)?)));
+        let readings: Vec<(&Key, KeyId)> = readings.collect();
+        let named = readings.iter().find(|(_, id)| names.meaning(*id).key.is_some());
+        let (key, id) = *named.or(readings.first())?;
+        // Behind a pooler, the session belongs to the pool: it did not connect for this client.
+        let connected = backend.connected.filter(|_| !backend.is_polling);
+        Some(LockEntry {
+            id,
+            base: id,
+            key: Some(key.clone()),
+            slot: None,
+            mode: None,
+            scope: None,
+            state: if backend.is_polling {
+                LockState::Polling
+            } else {
+                LockState::Queueing
+            },
+            since: connected,
+            behind: Vec::new(),
+            backend: Backend {
+                connected,
+                since: None,
+                ..backend
+            },
+        })
     }
 
-    /// Keys by name, slots by number, holders first, waiters as they came.
-    fn rank(&self) -> impl Ord {
+    /// Returns the number of slots that its pglock was given.
+    pub fn slots(&self) -> Option<u16> {
+        self.backend.run_name()?.slots
+    }
+
+    /// Returns the sort key: keys by name, then unnamed ones by number; holders by slot, then waiters as they came.
+    fn rank(&self) -> impl Ord + use<> {
         let name = self.key.as_ref().map(|key| key.given().to_owned());
         let since = self.since.or(self.backend.connected);
         (
@@ -385,8 +313,90 @@ impl LockEntry {
             self.state != LockState::Holding,
             self.slot,
             self.state,
-            since.map(|moment| (moment.epoch * 1000.0) as i64),
+            since.map(|time| (time.epoch * 1000.0) as i64),
             self.backend.pid,
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BACKUP: KeyId = KeyId::Bigint(6111399565520850680);
+
+    fn entry(pid: i32, state: LockState) -> LockEntry {
+        LockEntry {
+            id: BACKUP,
+            base: BACKUP,
+            key: None,
+            slot: None,
+            mode: None,
+            scope: None,
+            state,
+            since: None,
+            behind: Vec::new(),
+            backend: Backend {
+                pid: Some(pid),
+                ..Backend::named(&format!("pglock:backup web1:{pid}"))
+            },
+        }
+    }
+
+    #[test]
+    fn a_waiter_without_a_row_is_behind_the_ticket_ahead_or_the_holders() {
+        let mut entries = [
+            entry(1, LockState::Holding),
+            entry(2, LockState::Holding),
+            entry(3, LockState::Ticketed(30)),
+            entry(4, LockState::Ticketed(40)),
+            entry(5, LockState::Ticketed(50)),
+            entry(6, LockState::Polling),
+            LockEntry {
+                behind: vec![9],
+                ..entry(7, LockState::Queueing)
+            },
+            LockEntry {
+                base: KeyId::Bigint(8),
+                ..entry(8, LockState::Polling)
+            },
+        ];
+        fill_in_behind(&mut entries);
+        let behind = entries.map(|entry| entry.behind);
+        let expected: [&[i32]; 8] = [&[], &[], &[1, 2], &[3], &[4], &[1, 2], &[9], &[]];
+        assert_eq!(behind, expected);
+    }
+
+    #[test]
+    fn a_ticket_makes_its_holder_a_waiter() {
+        let mut names = KeyNames::default();
+        names.learn(&Key::parse("backup").expect("a name"), BACKUP, 1);
+        let row = |id, mode, is_granted, pid| LockRow {
+            id,
+            mode,
+            is_granted,
+            in_transaction: false,
+            waiting_since: None,
+            behind: Vec::new(),
+            backend: entry(pid, LockState::Holding).backend,
+        };
+        let ticket = |number| KeyId::IntPair(ticket_class(BACKUP), number);
+        let rows = vec![
+            row(BACKUP, Mode::Exclusive, true, 1),
+            row(ticket(10), Mode::Exclusive, true, 1),
+            row(BACKUP, Mode::Exclusive, false, 2),
+            row(ticket(20), Mode::Exclusive, true, 2),
+            row(ticket(30), Mode::Exclusive, true, 3),
+            row(ticket(20), Mode::Shared, false, 3),
+        ];
+        let entries = entries_of_rows(rows, &names);
+        let states: Vec<_> = entries.iter().map(|entry| (entry.backend.pid, entry.state)).collect();
+        let expected = [
+            (Some(1), LockState::Holding),
+            (Some(2), LockState::Ticketed(20)),
+            (Some(3), LockState::Ticketed(30)),
+        ];
+        assert_eq!(states, expected);
+        assert!(entries.iter().all(|entry| entry.base == BACKUP && entry.key.is_some()));
     }
 }

@@ -85,6 +85,9 @@ impl Lock {
     }
 
     /// Tries once, in a transaction that stays open if the lock is ours and is rolled back otherwise.
+    ///
+    /// # Errors
+    /// The server reports an error, or the connection is lost.
     fn try_in_transaction(
         &self,
         client: &mut Client,
@@ -135,6 +138,9 @@ impl Lock {
     }
 
     /// Tries the keys from `first_busy` on, again and again.
+    ///
+    /// # Errors
+    /// As for [`Lock::wait`].
     fn wait_by_polling(
         &self,
         client: &mut Client,
@@ -170,6 +176,9 @@ impl Lock {
     }
 
     /// Tries the keys from `first_busy` on, for the session. The outcome counts all keys.
+    ///
+    /// # Errors
+    /// The server reports an error, or the connection is lost.
     fn try_again(
         &self,
         client: &mut Client,
@@ -216,6 +225,10 @@ pub fn first_try_computed(
     })
 }
 
+/// Runs the first query, and reads what it reports about the server.
+///
+/// # Errors
+/// The server is not PostgreSQL or reports an error, or the connection is lost.
 fn run_first_query(client: &mut Client, sql: &str, client_info: &ClientInfo) -> Result<(Server, QueryResult), Failure> {
     let result = QueryResult::fetch(client, sql).map_err(first_query_failure)?;
     if !result.has_row() {

@@ -28,18 +28,14 @@ mod ticket;
 mod token;
 mod types;
 
-pub use acquire::{BEGIN_PROBE_PAUSE, ComputedTry, first_try_computed};
+pub use acquire::{BEGIN_PROBE_PAUSE, ComputedTry, configure_session, first_try_computed};
 pub use key_ids::{key_ids, require_computed};
-pub use query::{QueryResult, cell};
+pub use query::{QueryResult, cell, simple_query};
 pub use queue::WaitObserver;
 pub use release::{heartbeat, release_all};
 pub use server::Server;
+pub use settings::{NOT_DEFERRABLE, TIMEOUT_SETTINGS};
 pub use sql::IN_THIS_DATABASE;
 pub use ticket::{Ticket, TicketQueue, Turn};
 pub use token::fencing_token;
-// The former names, for the wings that have not moved to the new ones yet.
-pub use acquire::{BEGIN_PROBE_PAUSE as BEFORE_AGAIN, configure_session as set_up};
-pub use key_ids::key_ids as numbers;
-pub use query::simple_query as ask;
-pub use settings::{NOT_DEFERRABLE as AT_ONCE, TIMEOUT_SETTINGS as TIMEOUTS};
 pub use types::{Acquisition, ClientInfo, Grant, Keys, Lock, Mode, Scope, ScopeChoice, TryOutcome, Wait, WaitOptions};

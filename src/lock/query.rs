@@ -22,6 +22,10 @@ pub fn simple_query(client: &mut Client, sql: &str) -> Result<Vec<SimpleQueryMes
     simple_query_tagged(client, sql, QueryTag::ProgramOnly)
 }
 
+/// Like [`simple_query`], with a tag that tells observers what we are doing.
+///
+/// # Errors
+/// As for [`simple_query`].
 fn simple_query_tagged(
     client: &mut Client,
     sql: &str,
@@ -64,12 +68,10 @@ impl QueryResult {
         QueryResult::fetch_tagged(client, sql, QueryTag::ProgramOnly)
     }
 
-    /// The former name of [`QueryResult::fetch`].
-    pub fn to(client: &mut Client, sql: &str) -> Result<QueryResult, postgres::Error> {
-        QueryResult::fetch(client, sql)
-    }
-
     /// Runs a query that also tells observers what we are doing, and returns its rows.
+    ///
+    /// # Errors
+    /// As for [`simple_query`].
     pub(super) fn fetch_tagged(client: &mut Client, sql: &str, tag: QueryTag) -> Result<QueryResult, postgres::Error> {
         let query_sent = Instant::now();
         let messages = simple_query_tagged(client, sql, tag)?;

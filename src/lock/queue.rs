@@ -31,6 +31,9 @@ pub(super) enum QueueOutcome {
 }
 
 /// Waits in the server's queue for one key, slice by slice.
+///
+/// # Errors
+/// The wait was cancelled, the lock would protect nothing, the server reports an error, or the connection is lost.
 pub(super) fn wait_in_queue(
     client: &mut Client,
     id: KeyId,

@@ -216,7 +216,7 @@ impl Lock<KeySql> {
         }
     }
 
-    /// Returns the statement that proves the lock; see [`QueryResult::proves`].
+    /// Returns the statement that proves the lock; see `QueryResult::proves`.
     pub(super) fn proof(&self) -> String {
         proof(self.keys.as_slice(), self.mode, None)
     }

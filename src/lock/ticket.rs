@@ -80,6 +80,9 @@ impl TicketQueue {
     }
 
     /// Takes a ticket behind all others.
+    ///
+    /// # Errors
+    /// The server reports an error, or the connection is lost.
     fn take_ticket(self, client: &mut Client) -> Result<Ticket, postgres::Error> {
         let class = self.class;
         loop {
@@ -94,6 +97,9 @@ impl TicketQueue {
 
 impl Ticket {
     /// Returns the key of the ticket right before this one; `None` at the head of the queue.
+    ///
+    /// # Errors
+    /// The server reports an error, or the connection is lost.
     fn predecessor(self, client: &mut Client) -> Result<Option<KeyId>, postgres::Error> {
         let sql = sql::preceding_ticket(self.class, self.number);
         let number = QueryResult::fetch(client, &sql)?.number("before");

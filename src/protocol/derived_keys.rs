@@ -46,8 +46,31 @@ pub fn is_eviction_mark(id: KeyId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::Key;
+    use crate::protocol::document;
 
     const BACKUP: KeyId = KeyId::Bigint(6111399565520850680);
+
+    #[test]
+    fn the_documented_examples_are_true() {
+        let rows = document::rows("### Examples of derived keys");
+        assert_eq!(rows.len(), 7);
+        for row in rows {
+            let [lock, key, expected] = &row[..] else {
+                panic!("{row:?}");
+            };
+            let key = || Key::parse(key).expect("a key").number().known().expect("a number");
+            let number = match lock.as_str() {
+                "ticket" => ticket_class(key()).to_string(),
+                "eviction mark" => EVICTION_MARK_CLASS.to_string(),
+                slot => {
+                    let slot = slot.strip_prefix("slot ").and_then(|slot| slot.parse().ok());
+                    slot_key(key(), slot.expect("a slot")).to_string()
+                }
+            };
+            assert_eq!(&number, expected, "{row:?}");
+        }
+    }
 
     /// The golden vectors: never change one.
     #[test]

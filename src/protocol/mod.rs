@@ -5,5 +5,7 @@
 //! a change here keeps two versions of pglock from excluding or recognizing each other.
 
 pub mod derived_keys;
+#[cfg(test)]
+pub mod document;
 pub mod name;
 pub mod query_tag;

@@ -117,6 +117,7 @@ fn plain_ascii(text: &str, max_len: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::document;
     use proptest::prelude::*;
 
     /// The golden vectors: never change one.
@@ -134,6 +135,23 @@ mod tests {
         let long = compose(&"k".repeat(100), None, &"h".repeat(64), u32::MAX);
         assert_eq!(long.len(), 63);
         assert!(long.ends_with(&format!(" {}:4294967295", "h".repeat(32))), "{long}");
+    }
+
+    #[test]
+    fn the_documented_examples_are_true() {
+        let rows = document::rows("### Examples of application_name");
+        assert_eq!(rows.len(), 5);
+        for row in rows {
+            let [keys, slots, host, pid, expected] = &row[..] else {
+                panic!("{row:?}");
+            };
+            let slots = (!slots.is_empty()).then(|| slots.parse().expect("a number"));
+            let pid = pid.parse().expect("a number");
+            let name = compose(&format!("{RUN_PREFIX}{keys}"), slots, host, pid);
+            assert_eq!(&name, expected);
+            let run = RunName::parse(expected).expect("the name of a run");
+            assert_eq!((run.slots, run.host, run.pid), (slots, host.as_str(), pid));
+        }
     }
 
     #[test]

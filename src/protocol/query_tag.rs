@@ -100,6 +100,7 @@ fn plain_ascii(program: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::document;
     use proptest::prelude::*;
 
     /// The golden vectors: never change one.
@@ -116,6 +117,24 @@ mod tests {
         let holding = QueryTag::Holding(Duration::from_secs(125)).comment("sh");
         assert_eq!(holding, "/* pglock holds 125.000 job sh */ ");
         assert_eq!(plain_ascii(&"x".repeat(500)).len(), MAX_PROGRAM_LEN);
+    }
+
+    #[test]
+    fn the_documented_examples_are_true() {
+        let tags = [
+            QueryTag::ProgramOnly,
+            QueryTag::Queueing(Duration::from_millis(900)),
+            QueryTag::Polling(Duration::from_secs(4)),
+            QueryTag::Holding(Duration::from_secs(125)),
+        ];
+        let rows = document::rows("### Examples of query tags");
+        assert_eq!(rows.len(), tags.len());
+        for (tag, row) in tags.into_iter().zip(rows) {
+            let [_, program, expected] = &row[..] else {
+                panic!("{row:?}");
+            };
+            assert_eq!(&tag.comment(program), expected);
+        }
     }
 
     #[test]

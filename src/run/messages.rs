@@ -75,7 +75,7 @@ impl LockLoss {
     /// Returns the loss with `--on-lost ignore`.
     pub fn ignored(&self, keys: &str) -> String {
         format!(
-            "{}; the job continues without the lock (--on-lost ignore)",
+            "{}; the job continues unguarded (--on-lost ignore)",
             self.sentence(keys)
         )
     }

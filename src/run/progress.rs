@@ -1,6 +1,7 @@
 //! The status line of a wait on a terminal: which lock, for how long so far, who holds it and since when.
 
-use crate::inspect::backend::{Backend, age};
+use crate::inspect::backend::Backend;
+use crate::inspect::server_time::age;
 use crate::ui::terminal::truncate_to_width;
 use std::time::{Duration, Instant};
 use unicode_width::UnicodeWidthStr;
@@ -34,7 +35,7 @@ impl WaitProgress {
         };
         let held_for = match first.since {
             Some(since) => {
-                let duration = Duration::from_secs_f64(since.ago) + self.seen.elapsed();
+                let duration = since.ago + self.seen.elapsed();
                 format!(" for {}", age(duration))
             }
             None => String::new(),

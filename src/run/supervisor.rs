@@ -187,7 +187,7 @@ impl Supervisor {
                 self.is_connected = true;
                 Event::Connected
             }
-            SessionEvent::Direct(canceller) => {
+            SessionEvent::Cancellable(canceller) => {
                 self.canceller = Some(canceller);
                 Event::Connected
             }
@@ -222,7 +222,7 @@ impl Supervisor {
                 drop(session);
                 Event::Released { was_held }
             }
-            SessionEvent::Broken => self.record_panic(),
+            SessionEvent::Panicked => self.record_panic(),
         }
     }
 

@@ -2,4 +2,5 @@
 
 pub mod message;
 pub mod stdout;
+pub mod table;
 pub mod terminal;

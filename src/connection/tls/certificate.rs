@@ -1,7 +1,7 @@
 //! The contents of a certificate, and whether it is for the wanted host.
 //!
-//! rustls verifies the chain of signatures. Names are compared here by libpq's rules, which also accept a common name if
-//! there is no alternative name of the same kind; private certificates of PostgreSQL servers often have no other.
+//! rustls verifies the chain of signatures. Names are compared here by libpq's rules, which also accept a common name
+//! if there is no alternative name of the same kind; private certificates of PostgreSQL servers often have no other.
 //! Version 1 certificates, which the commands in PostgreSQL's manual create and rustls cannot parse, are parsed here to
 //! explain the problem.
 
@@ -72,12 +72,12 @@ fn strip_short_header(der: &[u8]) -> Option<&[u8]> {
 pub fn read_pem_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, SettingsError> {
     let parsed: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
     let certificates =
-        parsed.map_err(|error| SettingsError::file("certificate file", path, format!("cannot read it: {error}")))?;
+        parsed.map_err(|error| SettingsError::file("certificate file", path, format!("cannot be read: {error}")))?;
     if certificates.is_empty() {
         return Err(SettingsError::file(
             "certificate file",
             path,
-            "it contains no certificate in PEM format",
+            "contains no certificate in PEM format",
         ));
     }
     Ok(certificates)

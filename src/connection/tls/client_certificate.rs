@@ -67,20 +67,20 @@ fn load_certified_key(path: &Path, key_path: Option<&Path>) -> Result<CertifiedK
     let chain = read_pem_file(path)?;
     let Some(key_path) = key_path.filter(|key_path| key_path.exists()) else {
         let problem = match key_path {
-            Some(key_path) => format!("found the certificate, but not its private key {}", key_path.display()),
-            None => "found the certificate, but not its private key".into(),
+            Some(key_path) => format!("is present, but not its private key {}", key_path.display()),
+            None => "is present, but not its private key".into(),
         };
         return Err(SettingsError::file("client certificate", path, problem));
     };
     let key = ring::sign::any_supported_type(&load_private_key(key_path)?).map_err(|_| {
-        let problem = "unsupported type of key; use RSA, ECDSA (P-256, P-384) or Ed25519";
+        let problem = "has an unsupported type; use RSA, ECDSA (P-256, P-384) or Ed25519";
         SettingsError::file("private key", key_path, problem)
     })?;
     let certificate_key = chain.first().and_then(PublicKey::from_certificate);
     if let (Some(certificate_key), Some(public_key)) = (certificate_key, key.public_key())
         && certificate_key.info != public_key.as_ref()
     {
-        let problem = format!("it does not belong to the private key {}", key_path.display());
+        let problem = format!("does not belong to the private key {}", key_path.display());
         return Err(SettingsError::file("client certificate", path, problem));
     }
     Ok(CertifiedKey::new(chain, key))
@@ -89,22 +89,22 @@ fn load_certified_key(path: &Path, key_path: Option<&Path>) -> Result<CertifiedK
 /// Reads the private key. As in libpq, nobody else may have access to it.
 fn load_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, SettingsError> {
     let key_error = |problem: &str| SettingsError::file("private key", path, problem);
-    let read_error = |error: io::Error| key_error(&format!("cannot read it: {error}"));
+    let read_error = |error: io::Error| key_error(&format!("cannot be read: {error}"));
     let metadata = path.metadata().map_err(read_error)?;
     if !metadata.is_file() {
-        return Err(key_error("it is not a regular file"));
+        return Err(key_error("is not a regular file"));
     }
     let forbidden_mode = if metadata.uid() == 0 { 0o037 } else { 0o077 };
     if metadata.mode() & forbidden_mode != 0 {
         return Err(key_error(
-            "it has group or world access; permissions must be 0600 or less, or 0640 or less if root owns it",
+            "has group or world access; permissions must be 0600 or less, or 0640 or less if root owns it",
         ));
     }
     let bytes = std::fs::read(path).map_err(read_error)?;
     let text = String::from_utf8_lossy(&bytes);
     if text.contains("ENCRYPTED") {
         return Err(key_error(
-            "it is encrypted, which is not supported; store it unencrypted with mode 0600 \
+            "is encrypted, which is not supported; store it unencrypted with mode 0600 \
              (openssl pkey -in ... -out ...)",
         ));
     }
@@ -113,5 +113,5 @@ fn load_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, SettingsError
     } else {
         PrivateKeyDer::try_from(bytes).map_err(str::to_owned)
     };
-    key.map_err(|error| key_error(&format!("cannot parse it: {error}")))
+    key.map_err(|error| key_error(&format!("cannot be parsed: {error}")))
 }

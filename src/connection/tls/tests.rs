@@ -169,7 +169,8 @@ proptest! {
         roots in prop::collection::vec(corruption(), 0..3),
         revocations in prop::collection::vec(corruption(), 0..3),
         own in prop::collection::vec(corruption(), 0..3),
-        key in "(-----BEGIN (RSA |EC |ENCRYPTED |)PRIVATE KEY-----\n)?SECRET[A-Za-z0-9+/=\n]{0,90}(\n-----END PRIVATE KEY-----\n)?",
+        key in "(-----BEGIN (RSA |EC |ENCRYPTED |)PRIVATE KEY-----\n)?SECRET[A-Za-z0-9+/=\n]{0,90}\
+                (\n-----END PRIVATE KEY-----\n)?",
     ) {
         let certificate = |corruptions: &[Corruption]| corrupted(CERTIFICATE.as_bytes(), corruptions);
         let revocations = corrupted(REVOCATIONS.as_bytes(), &revocations);

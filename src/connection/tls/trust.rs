@@ -67,7 +67,7 @@ fn load_roots(settings: &TlsSettings) -> Result<Option<(Vec<CertificateDer<'stat
         RootSource::File(path) if is_required => Err(SettingsError::file(
             "root certificate file",
             path,
-            "it does not exist; provide it, use sslrootcert=system, or choose an sslmode that verifies no certificate",
+            "does not exist; provide it, use sslrootcert=system, or choose an sslmode that verifies no certificate",
         )),
         RootSource::Unknown if is_required => Err(SettingsError::inconsistent(
             "cannot locate the root certificate file without a home directory; set sslrootcert",
@@ -127,7 +127,7 @@ fn load_revocation_lists(settings: &TlsSettings) -> Result<Vec<CertificateRevoca
     }
     if let Some(directory) = &settings.revocation_directory {
         let entries = std::fs::read_dir(directory)
-            .map_err(|error| SettingsError::file("sslcrldir", directory, format!("cannot read it: {error}")))?;
+            .map_err(|error| SettingsError::file("sslcrldir", directory, format!("cannot be read: {error}")))?;
         let entries = entries.filter_map(|entry| Some(entry.ok()?.path()));
         paths.extend(entries.filter(|path| path.is_file()));
     }
@@ -136,7 +136,7 @@ fn load_revocation_lists(settings: &TlsSettings) -> Result<Vec<CertificateRevoca
         let parsed: Result<Vec<_>, _> = CertificateRevocationListDer::pem_file_iter(&path).and_then(Iterator::collect);
         lists.extend(
             parsed
-                .map_err(|error| SettingsError::file("revocation list", &path, format!("cannot read it: {error}")))?,
+                .map_err(|error| SettingsError::file("revocation list", &path, format!("cannot be read: {error}")))?,
         );
     }
     Ok(lists)

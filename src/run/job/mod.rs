@@ -7,8 +7,8 @@
 //!
 //! A pid is used only while it cannot be reused: from the start of the job until [`Job::reap`].
 
-pub mod processes;
-pub mod spawn;
+mod processes;
+mod spawn;
 
 use crate::key::{Key, KeyId};
 use crate::lock::Mode;

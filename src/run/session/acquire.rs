@@ -7,7 +7,7 @@ use super::plan::SessionPlan;
 use super::reporter::Reporter;
 use super::wait_observer::{SessionWaitObserver, max_pool_wait};
 use crate::connection::Canceller;
-use crate::inspect::backend;
+use crate::inspect::holders;
 use crate::key::{KeyId, Number};
 use crate::lock::{
     self, Acquisition, ClientInfo, ComputedTry, Grant, Keys, Lock, Scope, Server, Ticket, TicketQueue, TryOutcome,
@@ -66,6 +66,9 @@ enum WaitOutcome {
 
 impl Acquirer<'_> {
     /// Acquires the lock and, if requested, a fencing token.
+    ///
+    /// # Errors
+    /// The lock would protect nothing, the wait was cancelled, the server reports an error, or the connection is lost.
     pub(super) fn acquire(&self, client: &mut Client, canceller: Canceller) -> Result<AcquireOutcome, Failure> {
         let (request, acquisition) = self.first_try(client, canceller)?;
         let (mut grant, ticket) = match acquisition {
@@ -101,13 +104,16 @@ impl Acquirer<'_> {
     }
 
     /// Examines the server and tries the lock for the first time: in the same query, unless that takes a transaction.
+    ///
+    /// # Errors
+    /// As for [`Lock::first_try`] and [`Server::usable_scope`].
     fn first_try(&self, client: &mut Client, canceller: Canceller) -> Result<(LockRequest, Acquisition), Failure> {
         let (request, outcome) = self.first_query(client)?;
         let server = &request.server;
         // A cancel request through a pooler has hardly anything to interrupt, and can make PgBouncer 1.18 exit, with
         // the locks of all its clients.
         if !server.pooled {
-            self.reporter.report(SessionEvent::Direct(canceller));
+            self.reporter.report(SessionEvent::Cancellable(canceller));
         }
         message::detail(format_args!(
             "connected to database {:?}, backend {}{}",
@@ -123,6 +129,10 @@ impl Acquirer<'_> {
         Ok((request, acquisition))
     }
 
+    /// Tries the lock for the first time in a transaction.
+    ///
+    /// # Errors
+    /// As for [`Lock::first_try_in_transaction`]; and [`ExitCode::Config`] with `--fair`.
     fn first_try_in_transaction(&self, client: &mut Client, request: &LockRequest) -> Result<TryOutcome, Failure> {
         if self.options().fair {
             return Err(Failure::say(
@@ -147,6 +157,9 @@ impl Acquirer<'_> {
     }
 
     /// Examines the server and tries the lock if it is a session's.
+    ///
+    /// # Errors
+    /// As for [`Lock::first_try`] and [`Server::usable_scope`].
     fn first_query(&self, client: &mut Client) -> Result<(LockRequest, TryOutcome), Failure> {
         if let Some(expression) = self.only_key_expression() {
             return self.first_query_computing(client, &expression);
@@ -161,6 +174,9 @@ impl Acquirer<'_> {
     }
 
     /// Does the same for a key whose number the server computes by this expression in the same query.
+    ///
+    /// # Errors
+    /// As for [`Acquirer::first_query`]; and the server does not compute the number.
     fn first_query_computing(
         &self,
         client: &mut Client,
@@ -186,6 +202,9 @@ impl Acquirer<'_> {
 
     /// Returns the numbers of the keys. Those that only the server knows take a query of their own: the order of
     /// several keys, the keys of slots and the ticket queue derive from them, which the query that tries cannot do.
+    ///
+    /// # Errors
+    /// As for [`lock::key_ids`].
     fn key_ids(&self, client: &mut Client) -> Result<Vec<KeyId>, Failure> {
         let keys = &self.options().keys;
         if keys.iter().any(|key| matches!(key.number(), Number::Computed(_))) {
@@ -238,6 +257,9 @@ impl Acquirer<'_> {
     }
 
     /// Waits for the lock, if it is to be waited for at all.
+    ///
+    /// # Errors
+    /// As for [`Lock::wait`].
     fn wait(&self, client: &mut Client, request: &LockRequest, key_index: usize) -> Result<WaitOutcome, Failure> {
         if self.plan.wait == Wait::Try {
             return Ok(WaitOutcome::Busy { key_index });
@@ -269,6 +291,9 @@ impl Acquirer<'_> {
     }
 
     /// Returns a fencing token. Afterwards the server has received another query from the session.
+    ///
+    /// # Errors
+    /// The server reports an error, as before PostgreSQL 10, or a connection fails.
     fn fencing_token(&self, client: &mut Client, lock: &Lock, grant: &mut Grant) -> Result<String, Failure> {
         let token = match lock.scope {
             Scope::Session => {
@@ -290,6 +315,9 @@ impl Acquirer<'_> {
     }
 
     /// Has the server receive another query from the session before the lock is reported as ours.
+    ///
+    /// # Errors
+    /// The connection is lost.
     fn refresh_grant(&self, client: &mut Client, grant: &mut Grant) -> Result<(), Failure> {
         self.reporter.expect_reply_within(Duration::ZERO);
         grant.query_sent = Instant::now();
@@ -297,6 +325,9 @@ impl Acquirer<'_> {
     }
 
     /// Releases the keys that were acquired, and returns the message that says who holds the lock.
+    ///
+    /// # Errors
+    /// The connection is lost.
     fn give_up(&self, client: &mut Client, request: &LockRequest, key_index: usize) -> Result<String, Failure> {
         let message = self.conflict_message(client, request, key_index);
         if request.lock.scope == Scope::Session && key_index > 0 {
@@ -312,15 +343,15 @@ impl Acquirer<'_> {
             Keys::All(ids) => &ids[key_index..=key_index],
             Keys::OneOf { keys, .. } => keys,
         };
-        let holders = backend::of(client, busy_ids).ok();
+        let found = holders::find(client, busy_ids).ok();
         // Slot 0 is the key itself.
         let given_index = request.ids.iter().position(|id| *id == busy_ids[0]).unwrap_or_default();
-        backend::sentence(
+        holders::conflict_message(
             &self.options().keys[given_index],
             request.ids[given_index],
             self.options().slots,
             &request.server.database,
-            holders.as_deref(),
+            found.as_deref(),
         )
     }
 }

@@ -12,6 +12,9 @@ use crate::ui::message;
 const DESCRIPTOR_HEADROOM: usize = 12;
 
 /// Opens the connection that is to hold the lock.
+///
+/// # Errors
+/// [`ExitCode::Internal`] if too few descriptors are free; else as for [`open`].
 pub(super) fn connect(plan: &SessionPlan, reporter: &Reporter) -> Result<Connection, Failure> {
     sys::check_free_descriptors(DESCRIPTOR_HEADROOM).map_err(|error| {
         Failure::new(ExitCode::Internal, error).context("too few file descriptors left to connect (see ulimit -n)")
@@ -27,6 +30,9 @@ pub(super) fn connect(plan: &SessionPlan, reporter: &Reporter) -> Result<Connect
 }
 
 /// Opens a connection with the name of the session.
+///
+/// # Errors
+/// Connecting fails; see [`Settings::open`](crate::connection::Settings::open).
 pub(super) fn open(plan: &SessionPlan, reporter: &Reporter) -> Result<Connection, Failure> {
     let mut watch = |limit| reporter.expect_within(limit);
     plan.settings.open(&plan.application_name(), Some(&mut watch))

@@ -14,7 +14,7 @@ pub enum SessionEvent {
     /// Connected to a server or a pooler.
     Connected,
     /// Connected to the server itself, so this can interrupt the wait.
-    Direct(Canceller),
+    Cancellable(Canceller),
     /// The session is alive. If there is no further report by this time, it is not.
     Alive(Instant),
     /// Who holds the lock, as seen during the wait.
@@ -38,7 +38,7 @@ pub enum SessionEvent {
         session: Box<Client>,
     },
     /// The thread panicked. No further report follows.
-    Broken,
+    Panicked,
 }
 
 /// The lock that we hold.

@@ -60,7 +60,7 @@ impl Reporter {
                 let previous = self.deadline.replace(Some(*deadline));
                 previous.is_none_or(|previous| previous > *deadline)
             }
-            SessionEvent::Connected | SessionEvent::Direct(_) => false,
+            SessionEvent::Connected | SessionEvent::Cancellable(_) => false,
             _ => true,
         }
     }
@@ -73,7 +73,7 @@ compile_error!("a panic of the session's thread is reported while unwinding: see
 impl Drop for Reporter {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.report(SessionEvent::Broken);
+            self.report(SessionEvent::Panicked);
         }
     }
 }
@@ -97,7 +97,7 @@ mod tests {
             panic!("on purpose");
         });
         assert!(thread.join().is_err());
-        assert!(matches!(events.try_recv(), Ok(SessionEvent::Broken)));
+        assert!(matches!(events.try_recv(), Ok(SessionEvent::Panicked)));
         assert!(events.try_recv().is_err());
     }
 }

@@ -4,7 +4,7 @@ use super::events::SessionEvent;
 use super::orders::Orders;
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
-use crate::inspect::backend;
+use crate::inspect::holders;
 use crate::key::KeyId;
 use crate::lock::{Server, WaitObserver};
 use postgres::Client;
@@ -44,7 +44,7 @@ impl<'a> SessionWaitObserver<'a> {
     fn refresh_holders(&mut self, client: &mut Client) {
         self.reporter.expect_reply_within(max_pool_wait(self.server));
         // On an error nothing is shown; the wait itself finds out what is wrong.
-        if let Ok(mut holders) = backend::of(client, self.ids) {
+        if let Ok(mut holders) = holders::find(client, self.ids) {
             holders.retain(|holder| holder.pid != Some(self.server.backend_pid));
             self.reporter.report(SessionEvent::Waiting(holders));
         }

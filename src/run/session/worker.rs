@@ -66,6 +66,9 @@ impl Worker {
     }
 
     /// Acquires the lock, holds it until the order to release, and releases it.
+    ///
+    /// # Errors
+    /// The lock could not be acquired.
     fn converse(
         &self,
         client: &mut Client,
@@ -166,6 +169,9 @@ impl Worker {
 }
 
 /// Reads what the server sent without being asked. When an idle session becomes readable, it has most often been ended.
+///
+/// # Errors
+/// The session is lost.
 fn read_unsolicited(client: &mut Client) -> Result<(), SessionLoss> {
     // Only errors matter, not the notifications.
     let read = client.notifications().timeout_iter(Duration::from_millis(1)).count();

@@ -63,7 +63,7 @@ fn a_direct_connection_is_fit() {
     let version = format!("PostgreSQL {}.", server.version());
     assert!(about(&found, "server").1.starts_with(&version), "{output}");
     assert!(about(&found, "connection").1.starts_with("direct; "));
-    assert!(about(&found, "lock").1.starts_with("taken, found in pg_locks"));
+    assert!(about(&found, "lock").1.starts_with("acquired, found in pg_locks"));
     let locks = format!(
         "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' \
          AND database = (SELECT oid FROM pg_database WHERE datname = '{database}')"
@@ -76,7 +76,7 @@ fn a_direct_connection_is_fit() {
     let found = findings(output.code(0));
     assert_eq!(about(&found, "TLS").0, "warning");
     let bound = about(&found, "vanished host");
-    assert!(bound.1.contains("free after 73 s"), "{output}");
+    assert!(bound.1.contains("released after 73 s"), "{output}");
 }
 
 /// P76: what the role may see, every timeout that pglock disables, and whether waiters can queue.

@@ -16,7 +16,7 @@ fn report(output: &Output) -> Vec<String> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let lines = text.lines().map(str::to_owned);
     lines
-        .skip_while(|line| line.starts_with("KEY ") || line.contains(" held ") || line.contains(" waits "))
+        .skip_while(|line| line.starts_with("KEY ") || line.contains(" holding ") || line.contains(" waiting "))
         .collect()
 }
 
@@ -75,7 +75,11 @@ fn waiters_are_evicted_only_with_waiters() {
     let output = evict(case.server, key).arg("--yes").output();
     output.code(0);
     assert!(
-        report(&output)[1].starts_with(&format!("key \"{key}\" is held by {}:{} ", hostname(), second.pid())),
+        report(&output)[1].starts_with(&format!(
+            "key \"{key}\" is now held by {}:{} ",
+            hostname(),
+            second.pid()
+        )),
         "{:?}",
         report(&output)
     );
@@ -114,7 +118,7 @@ fn a_role_without_the_right_learns_which_one_it_needs() {
     let refused = try_evict();
     let text = String::from_utf8_lossy(&refused.code(77).stderr).into_owned();
     assert!(
-        text.contains(&format!("is of role \"{owner}\": GRANT pg_signal_backend to it")),
+        text.contains(&format!("a session of role \"{owner}\": GRANT pg_signal_backend to it")),
         "{text}"
     );
     assert_eq!(case.locks().granted, 1);
@@ -155,7 +159,7 @@ fn a_terminal_is_asked_first() {
             screen.expect("question", |lines| {
                 lines
                     .concat()
-                    .ends_with("End this session? The job under it is stopped. [y/N]")
+                    .ends_with("Terminate this session and stop its job? [y/N]")
             })
         };
         let question = ask();

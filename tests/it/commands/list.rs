@@ -406,7 +406,7 @@ fn watch_repeats_until_the_reader_closes_the_pipe() {
 #[test]
 fn the_table_fits_the_screen() {
     let server = Server::shared();
-    let key = unique("a_rather_long_name_of_a_key");
+    let key = unique("a_long_name_of_a_key");
     let holder = server.run(&key).holding();
     let waiter = waiting(server, &key, &[]);
     await_count(server, &key, 2);
@@ -421,12 +421,12 @@ fn the_table_fits_the_screen() {
         columns(&common),
         ["KEY", "STATE", "FOR", "WHO", "BACKEND", "BEHIND", "JOB"]
     );
-    assert!(common[1].starts_with(&format!("{key}  held   ")), "{common:?}");
-    assert!(common[2].starts_with(&format!("{key}  waits  ")), "{common:?}");
+    assert!(common[1].starts_with(&format!("{key}  holding  ")), "{common:?}");
+    assert!(common[2].starts_with(&format!("{key}  waiting  ")), "{common:?}");
     assert!(common[2].contains(&format!(":{}  ", waiter.pid())), "{common:?}");
     let narrow = show((40, 10));
     assert_eq!(columns(&narrow), ["KEY", "STATE", "FOR", "WHO"]);
-    assert!(narrow[1].contains("~  held   "), "{narrow:?}");
+    assert!(narrow[1].contains("~  holding  "), "{narrow:?}");
     let wide = show((200, 24));
     assert_eq!(columns(&wide).len(), 12, "{wide:?}");
     holder.finish().code(0);
@@ -440,7 +440,7 @@ fn watch_fits_one_screen() {
     let database = server.database();
     let screen = Screen::new(server, (40, 10), &[("PGDATABASE", &database)]);
     screen.line("pglock list --watch");
-    let nothing = "nothing is held or waited for in databa~";
+    let nothing = "no locks are held or waited for in data~";
     screen.expect("empty list", |lines| lines.iter().any(|line| line == nothing));
     let here = |key: &str| server.run(key).env("PGDATABASE", &database);
     let holders: Vec<Running> = (0..12).map(|n| here(&format!("key {n}")).holding()).collect();

@@ -48,7 +48,7 @@ fn certificates_good_and_bad() {
     fails(
         &dsn("localhost", "verify-ca", "/nonexistent/root.crt"),
         78,
-        "root.crt: it does not exist",
+        "root.crt does not exist",
     );
     fails(
         &server

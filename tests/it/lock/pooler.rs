@@ -201,10 +201,8 @@ fn a_crowd_behind_a_pool_of_five_takes_turns_and_does_not_hog_it() {
             latencies
         };
         // As in a wait for a long job: every waiter has reached its longest pause.
-        let attempts = format!("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = '{database}'");
-        let attempts = || server.value(&attempts).parse::<usize>().unwrap();
         eventually(SOON * 6, "the longest pauses", || {
-            attempts() >= ATTEMPTS_TO_LONGEST_PAUSE * size
+            bouncer.stats(&database, "total_xact_count") >= ATTEMPTS_TO_LONGEST_PAUSE * size
         });
         let other = other_client();
         eventually(SOON, "replies", || replies.load(Ordering::SeqCst) >= 200);

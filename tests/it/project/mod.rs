@@ -5,3 +5,4 @@ mod examples;
 mod gates;
 mod harness;
 mod promises;
+mod wings;

@@ -21,7 +21,7 @@ fn fails(run: Pglock, code: i32) -> String {
 fn refused(output: &Output, code: i32) -> String {
     let mut output = output.clone();
     // A warning may precede the failure.
-    let warning = b"pglock: the password in --dsn can be seen";
+    let warning = b"pglock: the password in --dsn is visible";
     if output.stderr.starts_with(warning) {
         let end = output.stderr.iter().position(|byte| *byte == b'\n');
         output.stderr.drain(..=end.unwrap());

@@ -136,7 +136,7 @@ fn an_ignored_loss_is_reported_and_the_job_runs_to_its_end() {
         let output = running.finish();
         let line = output.code(3).stderr_line();
         assert!(
-            line.ends_with("the job continues without the lock (--on-lost ignore)"),
+            line.ends_with("the job continues unguarded (--on-lost ignore)"),
             "{line}"
         );
         assert_eq!(journal.count("TERM"), 0);
@@ -195,7 +195,7 @@ fn a_frozen_server_is_a_lost_lock_after_the_documented_time() {
         &output,
         &case.key,
         "the server did not respond within 400ms",
-        "TERM, then KILL",
+        "SIGTERM, then SIGKILL",
     );
     let last = Duration::from_nanos(journal.last("beat").saturating_sub(at) as u64);
     println!("the job's last beat, after the freeze: {last:?}");

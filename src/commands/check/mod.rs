@@ -1,0 +1,204 @@
+//! `pglock check`: is this connection fit for locks? A line for each finding, with the remedy if there is one.
+//!
+//! What `run` would refuse is a refusal here too, decided by the same code. The last finding is a real lock, on a random
+//! key, acquired as `run` acquires it, found in `pg_locks`, and released. Nothing is left behind: behind a pooler, every
+//! setting is made for one transaction.
+
+mod query;
+mod report;
+mod server;
+mod timeouts;
+
+use crate::cli::CheckOptions;
+use crate::connection::{Connection, Settings};
+use crate::key::KeyId;
+use crate::lock::{self, Acquisition, ClientInfo, Keys, Lock, Mode, Scope, ScopeChoice, Server, TryOutcome};
+use crate::outcome::{ExitCode, Failure, Outcome};
+use crate::protocol::name;
+use crate::run::session::timing::Timing;
+use crate::ui::stdout;
+use postgres::Client;
+use report::{CheckReport, Finding};
+use std::time::Duration;
+
+/// Checks the connection and prints the findings.
+///
+/// # Errors
+/// The settings are wrong, the connection fails, or standard output cannot be written.
+pub fn run(options: &CheckOptions) -> Result<Outcome, Failure> {
+    let settings = Settings::from_options(&options.connection)?;
+    let report = check(&settings, options.scope, options.timing)?;
+    let text = if options.json {
+        report
+            .to_json()
+            .map_err(|error| Failure::new(ExitCode::Internal, error))?
+    } else {
+        report.to_string()
+    };
+    stdout::print(&text)?;
+    if report.is_fit() {
+        Ok(Outcome::Success)
+    } else {
+        Ok(Outcome::Failed(ExitCode::Config))
+    }
+}
+
+/// Connects, and examines the connection.
+///
+/// # Errors
+/// The connection cannot be opened, or is lost.
+fn check(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<CheckReport, Failure> {
+    // Nobody else uses a random key, and it makes the name of the session as unique.
+    let random = fastrand::u64(..);
+    let id = KeyId::Bigint(random as i64);
+    let application_name = name::for_check(settings.application_name(), Some(random));
+    let Connection { mut client, .. } = settings.open(&application_name, None)?;
+    let client_info = ClientInfo {
+        application_name,
+        choice,
+        // The session is left as it is: its own timeouts are examined first.
+        server_limit: None,
+    };
+    let (server, first_try) = match lock_of(id, Scope::Session).first_try(&mut client, &client_info, None) {
+        Ok(result) => result,
+        Err(failure) => {
+            let message = refusal_message(failure)?;
+            return Ok(CheckReport::new(vec![Finding::refusal("server", message)], None));
+        }
+    };
+    let scope = server.usable_scope(choice).ok();
+    let mut inspection = Inspection {
+        settings,
+        client,
+        server,
+        id,
+        choice,
+        timing,
+        findings: Vec::new(),
+    };
+    inspection.examine(scope, first_try)?;
+    Ok(CheckReport::new(inspection.findings, scope))
+}
+
+fn lock_of(id: KeyId, scope: Scope) -> Lock {
+    Lock {
+        keys: Keys::All(vec![id]),
+        mode: Mode::Exclusive,
+        scope,
+    }
+}
+
+/// Returns the message of a failure that `run` would refuse with; other failures end the check.
+///
+/// # Errors
+/// The failure itself, unless it is [`ExitCode::Config`].
+fn refusal_message(failure: Failure) -> Result<String, Failure> {
+    if failure.code == ExitCode::Config {
+        Ok(failure.to_string())
+    } else {
+        Err(failure)
+    }
+}
+
+/// An open connection, and what has been found out about it so far.
+struct Inspection<'a> {
+    settings: &'a Settings,
+    client: Client,
+    server: Server,
+    /// The key of the lock that is tried.
+    id: KeyId,
+    choice: ScopeChoice,
+    timing: Timing,
+    findings: Vec<Finding>,
+}
+
+impl Inspection<'_> {
+    /// Adds all findings, in the order of the report. No lock is acquired without a usable scope.
+    ///
+    /// # Errors
+    /// The connection is lost, or a query fails.
+    fn examine(&mut self, scope: Option<Scope>, first_try: TryOutcome) -> Result<(), Failure> {
+        self.findings.push(server::product(&self.server));
+        self.findings.push(server::database(&self.server));
+        // A server whose locks are stubs need not support what follows.
+        if self.server.stub().is_some() {
+            return Ok(());
+        }
+        self.findings.push(server::role(&mut self.client)?);
+        self.findings.push(server::connection(&self.server, self.choice));
+        self.findings.push(server::recovery(&self.server));
+        self.findings.push(server::encryption(&mut self.client, &self.server)?);
+        let configured = timeouts::fetch_configured(&mut self.client)?;
+        let tried = match scope.map(|scope| self.try_lock(scope, first_try)) {
+            Some(Ok(tried)) => Some(tried),
+            // The pooler has closed the connection with it.
+            Some(Err(failure)) => {
+                let message = refusal_message(failure)?;
+                self.findings.push(Finding::refusal("lock", message));
+                return Ok(());
+            }
+            None => None,
+        };
+        let client = &mut self.client;
+        self.findings
+            .extend(timeouts::timeouts(client, &configured, tried.is_some())?);
+        if tried.is_some() {
+            self.findings
+                .push(timeouts::vanished_host(client, self.timing, self.server.pooled)?);
+        }
+        self.findings.push(server::waiting(client, scope)?);
+        self.findings.push(timeouts::round_trip(client, self.timing)?);
+        if let Some((lock, outcome)) = tried {
+            self.findings.push(released_lock(client, &lock, outcome)?);
+        }
+        Ok(())
+    }
+
+    /// Configures the session or the transaction as `run` does, and tries the lock in it.
+    ///
+    /// # Errors
+    /// The connection is lost, or the pooler closes it at BEGIN.
+    fn try_lock(&mut self, scope: Scope, first_try: TryOutcome) -> Result<(Lock, TryOutcome), Failure> {
+        let server_limit = self.timing.server_limit();
+        let lock = lock_of(self.id, scope);
+        let outcome = match scope {
+            Scope::Session => {
+                lock::configure_session(&mut self.client, server_limit)?;
+                first_try
+            }
+            Scope::Transaction => {
+                let name = name::for_check(self.settings.application_name(), None);
+                let reconnect = || {
+                    std::thread::sleep(lock::BEGIN_PROBE_PAUSE);
+                    Some(self.settings.open(&name, None).ok()?.client)
+                };
+                lock.first_try_in_transaction(&mut self.client, server_limit, Duration::ZERO, reconnect)?
+            }
+        };
+        Ok((lock, outcome))
+    }
+}
+
+/// Returns whether the lock that was tried is a real one, after releasing it.
+///
+/// # Errors
+/// The connection is lost, or a query fails.
+fn released_lock(client: &mut Client, lock: &Lock, outcome: TryOutcome) -> Result<Finding, Failure> {
+    const SUBJECT: &str = "lock";
+    let grant = match outcome.into_acquisition() {
+        Ok(Acquisition::Acquired(grant)) => grant,
+        Ok(Acquisition::Busy { .. }) => {
+            return Ok(Finding::refusal(SUBJECT, "a random key is held by another client"));
+        }
+        Err(failure) => return Ok(Finding::refusal(SUBJECT, failure.to_string())),
+    };
+    let is_released = lock.release(client)?;
+    if !is_released || lock.is_held(client)? {
+        return Ok(Finding::refusal(SUBJECT, "acquired, but not released"));
+    }
+    let fact = format!(
+        "acquired, found in pg_locks (backend {}), and released",
+        grant.backend_pid
+    );
+    Ok(Finding::ok(SUBJECT, fact))
+}

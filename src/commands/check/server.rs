@@ -1,0 +1,131 @@
+//! Findings about the server, the role and the connection.
+
+use super::query::{fetch_one, is_true, text};
+use super::report::Finding;
+use crate::lock::{Scope, ScopeChoice, Server};
+use crate::outcome::Failure;
+use postgres::Client;
+
+/// Returns what the server is.
+pub fn product(server: &Server) -> Finding {
+    if let Some(product) = server.stub() {
+        return Finding::refusal("server", format!("{product}, whose advisory locks protect nothing"))
+            .with_remedy("use a PostgreSQL server");
+    }
+    let version = server.version.as_str();
+    // As in "PostgreSQL 15.20 (Debian 15.20-0+deb12u1) on x86_64-pc-linux-gnu, compiled by gcc".
+    let short = version.split(" on ").next().unwrap_or(version);
+    if version.starts_with("PostgreSQL ") && !version.contains("-YB-") {
+        return Finding::ok("server", short);
+    }
+    Finding::warning("server", format!("{short}; pglock is tested with PostgreSQL only"))
+        .with_remedy("the lock below shows whether this server's locks are real")
+}
+
+/// Returns in which database the locks are.
+pub fn database(server: &Server) -> Finding {
+    Finding::ok(
+        "database",
+        format!(
+            "{}; locks are per database, so every client must use this one",
+            server.database
+        ),
+    )
+}
+
+/// Returns which role it is, and what it can see of other sessions.
+///
+/// # Errors
+/// The query fails, or the connection is lost.
+pub fn role(client: &mut Client) -> Result<Finding, Failure> {
+    let row = fetch_one(
+        client,
+        "SELECT current_user AS role, \
+         pg_catalog.pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_all",
+    )?;
+    let role = text(&row, "role");
+    if is_true(&row, "sees_all") {
+        return Ok(Finding::ok(
+            "role",
+            format!("{role}, which sees all details of lock holders"),
+        ));
+    }
+    let fact = format!("{role}, which sees who holds a lock, but not since when or from which address");
+    Ok(Finding::ok("role", fact).with_remedy(format!("GRANT pg_read_all_stats TO {role} to show these too")))
+}
+
+/// Returns whether the connection goes through a pooler, and the lifetime of a lock.
+pub fn connection(server: &Server, choice: ScopeChoice) -> Finding {
+    let path = if server.pooled { "through a pooler" } else { "direct" };
+    let scope = match server.scope(choice) {
+        Ok(scope) => scope.name(),
+        Err(failure) => return Finding::refusal("connection", failure.to_string()),
+    };
+    let fact = format!("{path}; a lock lives as long as its {scope}");
+    if server.pooled && choice == ScopeChoice::SessionPooled {
+        return Finding::warning("connection", fact)
+            .with_remedy("safe only if the pooler pools whole sessions and resets them");
+    }
+    Finding::ok("connection", fact)
+}
+
+/// Returns whether the server is a primary.
+pub fn recovery(server: &Server) -> Finding {
+    if server.standby {
+        return Finding::refusal("recovery", "a hot standby, whose locks the primary does not see")
+            .with_remedy("connect to the primary, or give all hosts with target_session_attrs=primary");
+    }
+    Finding::ok("recovery", "a primary")
+}
+
+/// Returns whether the connection is encrypted; behind a pooler, that between pooler and server.
+///
+/// # Errors
+/// The query fails, or the connection is lost.
+pub fn encryption(client: &mut Client, server: &Server) -> Result<Finding, Failure> {
+    let row = fetch_one(
+        client,
+        "SELECT ssl, version, cipher, pg_catalog.inet_client_addr() IS NULL AS local \
+         FROM pg_catalog.pg_stat_ssl WHERE pid = pg_catalog.pg_backend_pid()",
+    )?;
+    let between = if server.pooled {
+        " between the pooler and the server"
+    } else {
+        ""
+    };
+    if is_true(&row, "ssl") {
+        let (version, cipher) = (text(&row, "version"), text(&row, "cipher"));
+        return Ok(Finding::ok("TLS", format!("{version}, {cipher}{between}")));
+    }
+    if is_true(&row, "local") {
+        return Ok(Finding::ok("TLS", format!("a Unix socket, which needs none{between}")));
+    }
+    let remedy = if server.pooled {
+        "set server_tls_sslmode in the pooler"
+    } else {
+        "sslmode=require encrypts, sslmode=verify-full also authenticates the server"
+    };
+    Ok(Finding::warning("TLS", format!("none{between}")).with_remedy(remedy))
+}
+
+/// Returns how `run` would wait for a lock. An empty DO needs the same privilege as one that waits.
+///
+/// # Errors
+/// The connection is lost.
+pub fn waiting(client: &mut Client, scope: Option<Scope>) -> Result<Finding, Failure> {
+    const SUBJECT: &str = "waiting";
+    if scope == Some(Scope::Transaction) {
+        let fact = "by trying again, at most --poll apart; a waiter uses no session of the pool in between";
+        return Ok(Finding::ok(SUBJECT, fact));
+    }
+    match crate::lock::simple_query(client, "DO $$ BEGIN END $$") {
+        Ok(_) => Ok(Finding::ok(SUBJECT, "in the server's queue")),
+        Err(error) if error.as_db_error().is_none() => Err(Failure::from(error)),
+        Err(error) => {
+            let error = Failure::from(error);
+            let fact = format!("by trying again, at most --poll apart, because plpgsql is not available: {error}");
+            let remedy = "GRANT USAGE ON LANGUAGE plpgsql lets pglock wait in the server's queue";
+            Ok(Finding::warning(SUBJECT, fact).with_remedy(remedy))
+        }
+    }
+}

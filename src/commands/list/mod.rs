@@ -1,0 +1,137 @@
+//! `pglock list`: who holds locks and who waits for them, as a table for people or as JSON for programs.
+//!
+//! On a terminal the table has as many columns as fit; otherwise it has all of them.
+
+mod json;
+
+use crate::cli::ListOptions;
+use crate::commands::lock_table;
+use crate::connection::Settings;
+use crate::inspect::overview::Overview;
+use crate::key::{self, Key};
+use crate::outcome::{ExitCode, Failure, Outcome};
+use crate::protocol::name;
+use crate::ui::message;
+use crate::ui::stdout;
+use crate::ui::terminal::{self, truncate_to_width};
+use json::LockList;
+use postgres::Client;
+use std::thread::sleep;
+use std::time::{Duration, SystemTime};
+
+/// How often `--watch` looks.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The cursor moves to the upper left corner (ECMA-48 CUP).
+const CURSOR_HOME: &str = "\x1b[H";
+/// The rest of the line is erased (ECMA-48 EL).
+const ERASE_TO_LINE_END: &str = "\x1b[K";
+/// The rest of the screen is erased (ECMA-48 ED).
+const ERASE_TO_SCREEN_END: &str = "\x1b[J";
+
+/// Lists the locks, once or until interrupted.
+///
+/// # Errors
+/// The settings are wrong, the connection fails, or standard output cannot be written.
+pub fn run(options: &ListOptions) -> Result<Outcome, Failure> {
+    let settings = Settings::from_options(&options.connection)?.for_lists();
+    let mut client = settings.open(&name::for_list(), None)?.client;
+    let is_any_held = print_locks(&mut client, options)?;
+    if is_any_held && !options.keys.is_empty() {
+        Ok(Outcome::Failed(ExitCode::Conflict))
+    } else {
+        Ok(Outcome::Success)
+    }
+}
+
+/// Prints the locks once, or until standard output is closed. Returns whether any was held the last time.
+///
+/// # Errors
+/// The connection is lost, or standard output cannot be written.
+fn print_locks(client: &mut Client, options: &ListOptions) -> Result<bool, Failure> {
+    let mut is_warned = false;
+    loop {
+        let overview = Overview::fetch(client, &options.keys)?;
+        if overview.is_partial && !is_warned {
+            message::notice(hidden_details(&overview.role));
+            is_warned = true;
+        }
+        let text = match (options.json, options.watch) {
+            (true, watch) => json(&overview, watch)?,
+            (false, false) => {
+                let width = terminal::stdout_size().map(|(columns, _)| columns);
+                table(&overview, &options.keys, width)
+            }
+            (false, true) => screen(&overview, &options.keys),
+        };
+        let is_open = stdout::print(&text)?;
+        if !options.watch || !is_open {
+            return Ok(overview.is_any_held());
+        }
+        sleep(WATCH_INTERVAL);
+    }
+}
+
+/// Returns the locks as a JSON object, on one line if there will be more of them.
+///
+/// # Errors
+/// None: the object consists of strings, numbers, booleans and nulls.
+fn json(overview: &Overview, on_one_line: bool) -> Result<String, Failure> {
+    let list = LockList::from(overview);
+    let json = if on_one_line {
+        serde_json::to_string(&list)
+    } else {
+        serde_json::to_string_pretty(&list)
+    };
+    let json = json.map_err(|error| Failure::new(ExitCode::Internal, error))?;
+    Ok(format!("{json}\n"))
+}
+
+/// Returns the table, or a sentence if there are no locks.
+fn table(overview: &Overview, keys: &[Key], terminal_width: Option<usize>) -> String {
+    if !overview.entries.is_empty() {
+        return lock_table::render(&overview.entries, terminal_width);
+    }
+    let database = &overview.database;
+    if keys.is_empty() {
+        format!("no locks are held or waited for in database {database:?}\n")
+    } else {
+        format!(
+            "nobody holds or waits for {} in database {database:?}\n",
+            key::describe(keys)
+        )
+    }
+}
+
+/// Returns what `--watch` prints at a time, with the time at the top: a terminal's screen, or else a table after another.
+fn screen(overview: &Overview, keys: &[Key]) -> String {
+    let now = humantime::format_rfc3339_seconds(SystemTime::now());
+    let header = format!("pglock list, database {:?}, {now}", overview.database);
+    let Some((columns, lines)) = terminal::stdout_size() else {
+        return format!("{header}\n{}\n", table(overview, keys, None));
+    };
+    let table = table(overview, keys, Some(columns));
+    let mut screen: Vec<String> = std::iter::once(header.as_str())
+        .chain(table.lines())
+        .map(|line| truncate_to_width(line, columns))
+        .collect();
+    let total = screen.len();
+    if total > lines {
+        screen.truncate(lines.saturating_sub(1));
+    }
+    let more = match total - screen.len() {
+        0 => String::new(),
+        count => format!("\r\n({count} more)"),
+    };
+    // Overwriting the previous screen, instead of clearing it first, avoids flicker.
+    let screen = screen.join(&format!("{ERASE_TO_LINE_END}\r\n"));
+    format!("{CURSOR_HOME}{screen}{ERASE_TO_LINE_END}{more}{ERASE_TO_SCREEN_END}")
+}
+
+/// Returns the notice that the role cannot see everything, with the remedy.
+fn hidden_details(role: &str) -> String {
+    format!(
+        "role {role:?} cannot see the start times, jobs, client addresses and polling waiters of other roles' sessions; \
+         GRANT pg_read_all_stats TO {role:?} to show them"
+    )
+}

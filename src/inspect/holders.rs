@@ -1,0 +1,110 @@
+//! Who holds certain keys, and the message that reports it.
+
+use crate::inspect::backend::{Backend, columns, rows};
+use crate::key::{Key, KeyId};
+use crate::lock::{NOT_DEFERRABLE, simple_query};
+use postgres::Client;
+
+/// Returns the sessions that hold one of these keys, in any mode, in the order in which they connected.
+///
+/// Looking up one session by `pg_stat_get_activity` is much cheaper than the view of all, which looks up each user and
+/// database. A prepared transaction has no session, and a null argument would return all. The function is called for our
+/// own session anyway, so the database is taken from there too.
+///
+/// # Errors
+/// The connection is lost, or the query fails.
+pub fn find(client: &mut Client, ids: &[KeyId]) -> Result<Vec<Backend>, postgres::Error> {
+    let conditions = ids.iter().map(|id| {
+        let (classid, objid, objsubid) = id.in_pg_locks();
+        format!("(l.classid = '{classid}' AND l.objid = '{objid}' AND l.objsubid = '{objsubid}')")
+    });
+    let conditions: Vec<String> = conditions.collect();
+    let sql = format!(
+        "{NOT_DEFERRABLE}SELECT l.pid, {} \
+         FROM pg_catalog.pg_locks l LEFT JOIN LATERAL pg_catalog.pg_stat_get_activity(l.pid) a ON l.pid IS NOT NULL \
+         WHERE l.locktype = 'advisory' AND l.granted AND ({}) AND l.database = (\
+         SELECT datid FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()))",
+        columns(),
+        conditions.join(" OR ")
+    );
+    let mut holders: Vec<Backend> = rows(simple_query(client, &sql)?)
+        .map(|row| Backend::from_row(&row))
+        .collect();
+    // The first one is named in messages.
+    let connected = |holder: &Backend| holder.connected.map_or(f64::INFINITY, |time| time.epoch);
+    holders.sort_by(|a, b| connected(a).total_cmp(&connected(b)).then(a.pid.cmp(&b.pid)));
+    Ok(holders)
+}
+
+/// Returns the message that a key is held and by whom, to which the caller appends what pglock does about it. `holders`
+/// is `None` if the query for them failed.
+pub fn conflict_message(
+    key: &Key,
+    id: KeyId,
+    slots: Option<u16>,
+    database: &str,
+    holders: Option<&[Backend]>,
+) -> String {
+    let number = match id.to_string() {
+        number if number == key.given() => String::new(),
+        number => format!(" ({number})"),
+    };
+    // A free slot may not be ours: it was released just now, or other clients are queued for it.
+    let taken = holders.map_or(0, <[_]>::len);
+    let (subject, is, was) = match slots {
+        Some(count) if (1..usize::from(count)).contains(&taken) => {
+            let is = if taken == 1 { "is" } else { "are" };
+            (format!("{taken} of {count} slots of key {key}{number}"), is, is)
+        }
+        Some(count) => (format!("all {count} slots of key {key}{number}"), "are", "were"),
+        None => (format!("key {key}{number}"), "is", "was"),
+    };
+    let held = match holders {
+        None => format!("{is} held; the holder could not be determined"),
+        Some([]) => format!("{was} held until just now"),
+        Some([holder]) => format!("{is} held by {holder}"),
+        Some([first, more @ ..]) => format!("{is} held by {first} and {} more", more.len()),
+    };
+    format!("{subject} in database {database:?} {held}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_conflict_names_key_number_database_and_holder() {
+        let key = Key::parse("backup").expect("a name");
+        let id = KeyId::Bigint(6111399565520850680);
+        let holders = [Backend::named("pglock:backup web1:77"), Backend::named("psql")];
+        assert_eq!(
+            conflict_message(&key, id, None, "app", Some(&holders)),
+            "key \"backup\" (6111399565520850680) in database \"app\" is held by web1:77 (backend 4242) and 1 more"
+        );
+        let number = Key::parse("42").expect("a number");
+        let message = |slots, holders| conflict_message(&number, KeyId::Bigint(42), slots, "app", holders);
+        assert_eq!(
+            message(None, Some(&[])),
+            "key 42 in database \"app\" was held until just now"
+        );
+        assert_eq!(
+            message(None, None),
+            "key 42 in database \"app\" is held; the holder could not be determined"
+        );
+        let of_slots = |count| message(Some(count), Some(&holders));
+        assert!(of_slots(2).starts_with("all 2 slots of key 42 in database \"app\" are held by "));
+        assert!(of_slots(3).starts_with("2 of 3 slots of key 42 in database \"app\" are held by "));
+    }
+
+    proptest! {
+        /// Any client can call itself anything.
+        #[test]
+        fn a_conflict_is_reported_whoever_holds_the_lock(name in "(pglock:)?\\PC{0,20}( \\PC{0,9}:[0-9]{0,12})?", slots: Option<u16>) {
+            let key = Key::parse("backup").expect("a name");
+            let holders = [Backend::named(&name), Backend::named(&name)];
+            let message = conflict_message(&key, KeyId::Bigint(1), slots, "app", Some(&holders));
+            prop_assert!(message.contains("backup"), "{message:?}");
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! `docs/protocol.md`, for the tests that hold it to the code.
+
+/// Returns what follows a heading, up to the next heading.
+#[track_caller]
+fn section(heading: &str) -> String {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/protocol.md");
+    let text = std::fs::read_to_string(path).expect("the document is committed");
+    let (_, section) = text
+        .split_once(&format!("\n{heading}\n"))
+        .unwrap_or_else(|| panic!("there is no {heading:?} in {path}"));
+    section.split("\n#").next().unwrap_or_default().to_owned()
+}
+
+/// Returns the rows of all tables of a section, each as its cells. Backquotes are removed, what they enclose is kept as it is.
+#[track_caller]
+pub fn rows(heading: &str) -> Vec<Vec<String>> {
+    let section = section(heading);
+    let lines: Vec<&str> = section.lines().filter(|line| line.starts_with('|')).collect();
+    let is_delimiter = |line: &str| line.starts_with("|---");
+    let rows = lines.iter().enumerate().filter(|(index, line)| {
+        let is_title = lines.get(index + 1).is_some_and(|next| is_delimiter(next));
+        !is_delimiter(line) && !is_title
+    });
+    rows.map(|(_, line)| cells(line)).collect()
+}
+
+fn cells(row: &str) -> Vec<String> {
+    let cells = row.trim().trim_matches('|').split('|');
+    cells.map(|cell| cell.trim().trim_matches('`').to_owned()).collect()
+}
+
+/// Returns the only code block of a section.
+#[track_caller]
+pub fn code_block(heading: &str) -> String {
+    let section = section(heading);
+    let (_, block) = section.split_once("```json\n").expect("a block of JSON");
+    block.split("```").next().unwrap_or_default().to_owned()
+}

@@ -1,0 +1,149 @@
+//! A table of text for a terminal: columns as wide as their cells, or as many of them as fit.
+
+use crate::ui::terminal::truncate_to_width;
+use unicode_width::UnicodeWidthStr;
+
+/// What separates two columns.
+const GAP: &str = "  ";
+
+/// What no column is shortened below.
+const MIN_COLUMN_WIDTH: usize = 4;
+
+/// A column: its title, and what it shows of a row.
+pub struct Column<R> {
+    /// The title.
+    pub title: &'static str,
+    /// When the column is left out of a table that is too wide: the one with the highest number first, 0 never.
+    pub drop_order: u8,
+    /// Returns the cell of a row.
+    pub cell: fn(&R) -> String,
+}
+
+/// A column that has a cell that is not empty.
+struct FilledColumn {
+    title: &'static str,
+    drop_order: u8,
+    cells: Vec<String>,
+    width: usize,
+}
+
+/// Returns the table as lines, each with a newline. Columns whose cells are all empty are left out. With a maximum width,
+/// columns are dropped, and then shortened, until the table fits.
+pub fn render<R>(columns: &[Column<R>], rows: &[R], max_width: Option<usize>) -> String {
+    let columns = columns.iter().map(|column| FilledColumn::new(column, rows));
+    let mut columns: Vec<FilledColumn> = columns
+        .filter(|column| column.cells.iter().any(|cell| !cell.is_empty()))
+        .collect();
+    if let Some(max_width) = max_width {
+        drop_columns(&mut columns, max_width);
+        shorten_columns(&mut columns, max_width);
+    }
+    let mut table = line(&columns, |column| column.title);
+    for row in 0..rows.len() {
+        table += &line(&columns, |column| &column.cells[row]);
+    }
+    table
+}
+
+impl FilledColumn {
+    fn new<R>(column: &Column<R>, rows: &[R]) -> FilledColumn {
+        let cells = rows.iter().map(|row| (column.cell)(row).replace(char::is_control, " "));
+        let cells: Vec<String> = cells.collect();
+        let cell_width = cells.iter().map(|cell| cell.width()).max().unwrap_or_default();
+        FilledColumn {
+            title: column.title,
+            drop_order: column.drop_order,
+            width: cell_width.max(column.title.width()),
+            cells,
+        }
+    }
+}
+
+fn table_width(columns: &[FilledColumn]) -> usize {
+    let widths: usize = columns.iter().map(|column| column.width).sum();
+    widths + GAP.len() * columns.len().saturating_sub(1)
+}
+
+/// Drops columns until the rest fits, or only those are left that are never dropped.
+fn drop_columns(columns: &mut Vec<FilledColumn>, max_width: usize) {
+    while table_width(columns) > max_width {
+        let droppable = columns.iter().enumerate().filter(|(_, column)| column.drop_order > 0);
+        match droppable.max_by_key(|(_, column)| column.drop_order) {
+            Some((index, _)) => drop(columns.remove(index)),
+            None => return,
+        }
+    }
+}
+
+/// Shortens the widest column until the table fits, or no column can be shortened any further.
+fn shorten_columns(columns: &mut [FilledColumn], max_width: usize) {
+    while table_width(columns) > max_width {
+        match columns.iter_mut().max_by_key(|column| column.width) {
+            Some(widest) if widest.width > MIN_COLUMN_WIDTH => widest.width -= 1,
+            _ => return,
+        }
+    }
+}
+
+fn line<'a>(columns: &'a [FilledColumn], cell: impl Fn(&'a FilledColumn) -> &'a str) -> String {
+    let cells = columns.iter().map(|column| {
+        let cell = truncate_to_width(cell(column), column.width);
+        let padding = column.width.saturating_sub(cell.width());
+        format!("{cell}{}", " ".repeat(padding))
+    });
+    let cells: Vec<String> = cells.collect();
+    format!("{}\n", cells.join(GAP).trim_end())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    type Row = [&'static str; 3];
+
+    const COLUMNS: [Column<Row>; 3] = [
+        Column {
+            title: "NAME",
+            drop_order: 0,
+            cell: |row| row[0].into(),
+        },
+        Column {
+            title: "EMPTY",
+            drop_order: 2,
+            cell: |row| row[1].into(),
+        },
+        Column {
+            title: "NOTE",
+            drop_order: 1,
+            cell: |row| row[2].into(),
+        },
+    ];
+
+    #[test]
+    fn columns_are_aligned_dropped_and_shortened() {
+        let rows = [["backup", "", "a\nb"], ["\u{9375}", "", ""]];
+        let table = |max_width| render(&COLUMNS, &rows, max_width);
+        let whole = "NAME    NOTE\nbackup  a b\n\u{9375}\n";
+        assert_eq!(table(None), whole);
+        assert_eq!(table(Some(12)), whole);
+        assert_eq!(table(Some(11)), "NAME\nbackup\n\u{9375}\n");
+        assert_eq!(table(Some(5)), "NAME\nback~\n\u{9375}\n");
+        assert_eq!(table(Some(1)), "NAME\nbac~\n\u{9375}\n");
+        assert_eq!(render(&COLUMNS, &[], None), "\n");
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_is_wider_than_the_terminal(texts in prop::collection::vec("\\PC{0,30}", 3), max_width in 10usize..60) {
+            let columns: [Column<Vec<String>>; 3] = [
+                Column { title: "A", drop_order: 0, cell: |row| row[0].clone() },
+                Column { title: "B", drop_order: 1, cell: |row| row[1].clone() },
+                Column { title: "C", drop_order: 0, cell: |row| row[2].clone() },
+            ];
+            for line in render(&columns, &[texts], Some(max_width)).lines() {
+                prop_assert!(line.width() <= max_width, "{line:?}");
+            }
+        }
+    }
+}
