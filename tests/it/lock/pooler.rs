@@ -160,8 +160,8 @@ impl Drop for Crowd {
     }
 }
 
-/// How often a waiter polls until its pause of 20 ms has grown to the second of `--poll`, and once or twice more.
-const ATTEMPTS_TO_LONGEST_PAUSE: usize = 8;
+/// The attempts of a waiter until its pause has grown from 20 ms, by half each time, to the second of `--poll`.
+const ATTEMPTS_TO_LONGEST_PAUSE: usize = 10;
 
 /// Returns how many wait behind a pool of five: a thousand or more take minutes on a small machine.
 fn crowd_size() -> usize {

@@ -88,7 +88,7 @@ fn stop_and_continuation_reach_job_and_pglock() {
 fn what_was_ignored_on_entry_stays_ignored() {
     let (case, journal) = (Case::new(), Journal::new());
     // A shell cannot trap what was ignored when it started, so a HUP that reached the job would leave no trace; a child
-    // that is no shell prints its dispositions.
+    // that is not a shell prints its dispositions.
     let running = wrapped(case.server, &["nohup"], &case.key)
         .sh(&format!(
             "{}; note ready; sed -n s/SigIgn:.//p /proc/self/status; read -r _; exit 0",

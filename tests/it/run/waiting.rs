@@ -81,7 +81,7 @@ fn a_killed_waiter_leaves_the_queue_within_a_slice() {
     holder.finish().code(0);
 }
 
-/// P20: a wait can be longer than the heartbeat and its deadline, and the silence before the grant is no loss of the
+/// P20: a wait can be longer than the heartbeat and its deadline, and the silence before the grant is not a loss of the
 /// lock after it. The line is so slow that the first heartbeat reply arrives only after the job could notice.
 #[test]
 fn the_wait_is_not_taken_for_a_missing_heartbeat() {

@@ -76,7 +76,7 @@ fn a_plain_terminal_and_a_log_get_one_line() {
     }
 }
 
-/// P37: nothing is shown if standard error is no terminal, except one line with `-v`; nor with `-q`, nor in the
+/// P37: nothing is shown if standard error is not a terminal, except one line with `-v`; nor with `-q`, nor in the
 /// background.
 #[test]
 fn nothing_is_shown_without_a_terminal() {
