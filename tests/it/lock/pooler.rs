@@ -233,7 +233,7 @@ fn a_crowd_behind_a_pool_of_five_takes_turns_and_does_not_hog_it() {
     assert_pool_is_clean(&server, &bouncer, &database, 5);
 }
 
-/// Measures how long another client of the pool waits for each reply, until told to stop.
+/// Measures how long another client of the pool waits for each reply, until `stop` is set.
 fn latencies(bouncer: &PgBouncer, database: &str, stop: &AtomicBool, replies: &AtomicUsize) -> Vec<Duration> {
     let mut client = bouncer.client_in(database);
     let mut latencies = Vec::new();

@@ -41,11 +41,11 @@ impl<'a> Check<'a> {
         };
         // The first of several keys may be held while pglock waits for the others.
         let is_partly_inside = run.request.keys.len() > 1;
-        let is_told = matches!(run.end, End::Code(69 | 75));
+        let is_reported = matches!(run.end, End::Code(69 | 75));
         let inside = match stay {
             _ if is_partly_inside => Some((run.began, gone)),
             Some(stay) => Some((stay.entered.saturating_sub(ARRIVAL_LIMIT_NS), gone)),
-            None if is_told => None,
+            None if is_reported => None,
             None => Some((run.began, gone)),
         };
         Wanting {
