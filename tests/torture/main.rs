@@ -91,7 +91,7 @@ fn plans_that_failed_once_pass() {
 
 /// Makes a run and prints its summary. Returns what is wrong with it, and how to repeat it.
 fn judge(plan: Plan) -> Option<String> {
-    println!("make torture {}", plan.words());
+    println!("make torture {}", plan.line());
     let (summary, verdict) = torture(&plan);
     println!("{summary}");
     if let Ok(file) = std::env::var("PGLOCK_TORTURE_REPORT") {
@@ -106,7 +106,7 @@ fn judge(plan: Plan) -> Option<String> {
     println!("{}", shown.join("\n"));
     let smallest = match std::env::var_os("PGLOCK_TORTURE_SHRINK").is_some() {
         true => shrink::shrink(plan, |plan| {
-            println!("smaller: {}", plan.words());
+            println!("smaller: {}", plan.line());
             !torture(plan).1.violations.is_empty()
         }),
         false => plan,
@@ -115,7 +115,7 @@ fn judge(plan: Plan) -> Option<String> {
         "{} violations:\n{}\nto repeat it, perhaps not at the first attempt: make torture {}",
         verdict.violations.len(),
         shown.join("\n"),
-        smallest.words()
+        smallest.line()
     ))
 }
 

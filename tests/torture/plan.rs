@@ -188,7 +188,7 @@ impl Plan {
     }
 
     /// Returns the line that [`Plan::with`] parses.
-    pub fn words(&self) -> String {
+    pub fn line(&self) -> String {
         let names: Vec<String> = self.kinds.iter().map(|kind| kind.name()).collect();
         let faults = match names.is_empty() {
             true => "none".into(),
@@ -353,10 +353,10 @@ fn the_same_seed_makes_the_same_requests_and_strikes() {
 fn a_plan_is_a_line_of_text() {
     let plan = Plan::new(3, 60).with("WORKERS=4 FAULTS=Cut,Crash").unwrap();
     assert_eq!(plan.kinds, [Kind::Cut, Kind::Crash]);
-    assert_eq!(Plan::new(0, 0).with(&plan.words()), Ok(plan));
+    assert_eq!(Plan::new(0, 0).with(&plan.line()), Ok(plan));
     let none = Plan::new(3, 60).with("FAULTS=none").unwrap();
     assert_eq!(none.strikes(0).next(), None);
-    assert_eq!(Plan::new(0, 0).with(&none.words()), Ok(none));
+    assert_eq!(Plan::new(0, 0).with(&none.line()), Ok(none));
     for wrong in ["SEED", "SEED=x", "FAULTS=Nothing", "SPEED=1"] {
         assert!(Plan::new(0, 0).with(wrong).is_err(), "{wrong}");
     }

@@ -71,8 +71,8 @@ fn granting(columns: Row) -> Vec<u8> {
     reply(&usual.chain(columns.iter().copied()).collect::<Vec<_>>())
 }
 
-/// As long as the longest name, which replaces it.
-const NAME_PLACEHOLDER: &str = "@@NAME_PLACEHOLDER@@";
+/// Stands for the client's own name in a reply.
+const NAME_PLACEHOLDER: &str = "@@NAME@@";
 
 impl Liar {
     fn with(reply: Vec<u8>) -> Liar {
