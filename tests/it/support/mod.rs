@@ -29,8 +29,8 @@ pub fn hostname() -> String {
     nix::unistd::gethostname().unwrap().into_string().unwrap()
 }
 
-/// Returns a name that no other test uses, for a key, a database or a role. It differs between test processes too, since
-/// tests look for processes by the key on their command line.
+/// Returns a name that no other test uses, for a key, a database or a role. Names differ between test processes too,
+/// since tests look for processes by the key on their command line.
 pub fn unique(what: &str) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));

@@ -29,7 +29,8 @@ struct Wanting<'a> {
 impl<'a> Check<'a> {
     fn wanting(&self, number: usize, run: &'a Run) -> Wanting<'a> {
         let stay = self.stays.get(&number);
-        // The lock of a killed pglock is its job's, which ends later; that of a silent client remains on the server for a while.
+        // The lock of a killed pglock is its job's, which ends later; that of a silent client remains on the server for
+        // a while.
         let was_silent = || {
             let is = |fault: &Fault| silences(fault.kind);
             let found = self.faults.find(number, run, run.began, run.ended, is);
@@ -80,7 +81,8 @@ impl<'a> Check<'a> {
             let Some(pid) = named_holder(run) else {
                 continue;
             };
-            // A session of the pool can be lent to another client between the server's looks at the lock and at the name.
+            // A session of the pool can be lent to another client between the server's looks at the lock and at the
+            // name.
             let could_hold = |other: &usize| {
                 let other = self.wanting(*other, &self.history.runs[other]);
                 other.number != number
