@@ -9,7 +9,7 @@ use std::fmt;
 /// The exit statuses of pglock's own failures; see [`ExitReason`] for the job's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum ExitCode {
+pub(crate) enum ExitCode {
     /// The arguments are invalid.
     Usage = 64,
     /// The database is unreachable or rejected the connection.
@@ -31,7 +31,7 @@ pub enum ExitCode {
 }
 
 /// The exit table as the help, the manual and the README print it.
-pub const EXIT_TABLE: &[(&str, &str)] = &[
+pub(crate) const EXIT_TABLE: &[(&str, &str)] = &[
     (
         "the job's own",
         "the job ran; if a signal killed it, pglock dies by that signal (128+n in a shell)",
@@ -49,7 +49,7 @@ pub const EXIT_TABLE: &[(&str, &str)] = &[
 
 /// How the job ended, as wait(2) reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExitReason {
+pub(crate) enum ExitReason {
     /// It exited with this status.
     Code(u8),
     /// This signal killed it.
@@ -58,7 +58,7 @@ pub enum ExitReason {
 
 /// How pglock ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// The subcommand succeeded; it had no job.
     Success,
     /// Like the job, by exit status or by signal.
@@ -73,7 +73,7 @@ pub enum Outcome {
 
 /// An error that ends pglock: its exit status and its message.
 #[derive(Debug)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// The exit status.
     pub code: ExitCode,
     /// The message: the outermost context first, then the causes.
@@ -82,7 +82,7 @@ pub struct Failure {
 
 impl Failure {
     /// Makes a failure from an error that has a message of its own.
-    pub fn new(code: ExitCode, error: impl Into<anyhow::Error>) -> Failure {
+    pub(crate) fn new(code: ExitCode, error: impl Into<anyhow::Error>) -> Failure {
         Failure {
             code,
             error: error.into(),
@@ -90,7 +90,7 @@ impl Failure {
     }
 
     /// Makes a failure from a message.
-    pub fn msg(code: ExitCode, message: impl fmt::Display) -> Failure {
+    pub(crate) fn msg(code: ExitCode, message: impl fmt::Display) -> Failure {
         Failure {
             code,
             error: anyhow::anyhow!("{message}"),
@@ -98,12 +98,12 @@ impl Failure {
     }
 
     /// Makes a failure from a message; an older name of [`Failure::msg`].
-    pub fn say(code: ExitCode, message: impl fmt::Display) -> Failure {
+    pub(crate) fn say(code: ExitCode, message: impl fmt::Display) -> Failure {
         Failure::msg(code, message)
     }
 
     /// Prefixes the message with what pglock was doing.
-    pub fn context(self, context: impl fmt::Display + Send + Sync + 'static) -> Failure {
+    pub(crate) fn context(self, context: impl fmt::Display + Send + Sync + 'static) -> Failure {
         Failure {
             error: self.error.context(context),
             ..self

@@ -43,7 +43,7 @@ static RECORD_ENTRY: extern "C" fn() = record_entry;
 
 /// Makes all threads share one heap. By default glibc gives each thread its own, which costs more memory, page faults
 /// and system calls than the few allocations of a thread that mostly sleeps are worth.
-pub fn share_heap() {
+pub(crate) fn share_heap() {
     // SAFETY: mallopt sets a parameter of the allocator, and no other thread runs yet.
     #[cfg(target_env = "gnu")]
     unsafe {
@@ -52,12 +52,12 @@ pub fn share_heap() {
 }
 
 /// Returns whether SIGPIPE was ignored when this process started.
-pub fn sigpipe_was_ignored() -> bool {
+pub(crate) fn sigpipe_was_ignored() -> bool {
     ENTRY_STATE.load(Ordering::Relaxed) & SIGPIPE_IGNORED_BIT != 0
 }
 
 /// Returns whether the signal is ignored now.
-pub fn is_ignored(signal: Signal) -> bool {
+pub(crate) fn is_ignored(signal: Signal) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: a null new action makes sigaction a query; all-zero bytes are a valid sigaction.
     unsafe {
@@ -75,7 +75,7 @@ fn set_default(signal: Signal) {
 /// Raises the signal, unblocked and with its default action. If the process survives (it was stopped and continued,
 /// or the signal has no effect), restores the previous action and mask. Takes a number because nix has no names for
 /// real-time signals.
-pub fn raise_default(signal: libc::c_int) {
+pub(crate) fn raise_default(signal: libc::c_int) {
     let mut default_action = MaybeUninit::<libc::sigaction>::zeroed();
     let mut previous_action = MaybeUninit::<libc::sigaction>::zeroed();
     let mut signal_set = MaybeUninit::<libc::sigset_t>::zeroed();
@@ -95,14 +95,14 @@ pub fn raise_default(signal: libc::c_int) {
 }
 
 /// Returns which of the descriptors 0, 1 and 2 were closed when this process started.
-pub fn closed_on_entry() -> impl Iterator<Item = RawFd> {
+pub(crate) fn closed_on_entry() -> impl Iterator<Item = RawFd> {
     let state = ENTRY_STATE.load(Ordering::Relaxed);
     (0..=2).filter(move |fd| state & (1 << fd) != 0)
 }
 
 /// Makes the child of `command` set its signal actions and mask, and close the descriptors that were closed on entry,
 /// right before it executes the job.
-pub fn before_exec(command: &mut Command, default: &[Signal], ignored: &[Signal], mask: SigSet) {
+pub(crate) fn before_exec(command: &mut Command, default: &[Signal], ignored: &[Signal], mask: SigSet) {
     let (default, ignored) = (default.to_vec(), ignored.to_vec());
     let closed: Vec<RawFd> = closed_on_entry().collect();
     let set_up = move || {
@@ -126,7 +126,7 @@ pub fn before_exec(command: &mut Command, default: &[Signal], ignored: &[Signal]
 
 /// A status change of a child, as waitid(2) reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WaitStatus {
+pub(crate) enum WaitStatus {
     /// The child exited with this status. Until it is reaped, its pid and process group id are not reused.
     Exited(i32),
     /// A signal ended the child, which is not reaped yet either.
@@ -141,7 +141,7 @@ pub enum WaitStatus {
 ///
 /// # Errors
 /// waitid(2) fails: this process has no such child.
-pub fn poll_child(pid: Pid) -> io::Result<Option<WaitStatus>> {
+pub(crate) fn poll_child(pid: Pid) -> io::Result<Option<WaitStatus>> {
     let id = pid.as_raw() as libc::id_t;
     // Query the exit first: with WNOWAIT it stays reported, while stops and continuations are consumed.
     let exit = wait(libc::P_PID, id, libc::WEXITED | libc::WNOWAIT)?;
@@ -153,13 +153,13 @@ pub fn poll_child(pid: Pid) -> io::Result<Option<WaitStatus>> {
 }
 
 /// Returns whether this child has exited, reaped or not.
-pub fn has_exited(pid: Pid) -> bool {
+pub(crate) fn has_exited(pid: Pid) -> bool {
     let id = pid.as_raw() as libc::id_t;
     !matches!(wait(libc::P_PID, id, libc::WEXITED | libc::WNOWAIT), Ok(None))
 }
 
 /// Returns whether this process has any children.
-pub fn has_children() -> bool {
+pub(crate) fn has_children() -> bool {
     wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOWAIT).is_ok()
 }
 
@@ -167,7 +167,7 @@ pub fn has_children() -> bool {
 ///
 /// # Errors
 /// waitid(2) fails: this process has no children.
-pub fn exited_child() -> io::Result<Option<Pid>> {
+pub(crate) fn exited_child() -> io::Result<Option<Pid>> {
     Ok(wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOWAIT)?.map(|(pid, _)| pid))
 }
 
@@ -202,7 +202,7 @@ fn wait(id_type: libc::idtype_t, id: libc::id_t, options: libc::c_int) -> io::Re
 ///
 /// # Errors
 /// The limit on open descriptors (RLIMIT_NOFILE, or the system's) is too low.
-pub fn check_free_descriptors(count: usize) -> io::Result<()> {
+pub(crate) fn check_free_descriptors(count: usize) -> io::Result<()> {
     let (_reader, writer) = io::pipe()?;
     let clones: io::Result<Vec<io::PipeWriter>> = (2..count).map(|_| writer.try_clone()).collect();
     clones.map(drop)
@@ -212,7 +212,7 @@ pub fn check_free_descriptors(count: usize) -> io::Result<()> {
 ///
 /// # Errors
 /// N exceeds the limit on open descriptors (RLIMIT_NOFILE).
-pub fn open_descriptors<const N: usize>() -> io::Result<Vec<RawFd>> {
+pub(crate) fn open_descriptors<const N: usize>() -> io::Result<Vec<RawFd>> {
     let mut entries: [libc::pollfd; N] = std::array::from_fn(|fd| libc::pollfd {
         fd: fd as RawFd,
         events: 0,
@@ -231,7 +231,7 @@ pub fn open_descriptors<const N: usize>() -> io::Result<Vec<RawFd>> {
 ///
 /// # Errors
 /// `fd` is not open, or no descriptor is free.
-pub fn duplicate_from(fd: RawFd, lowest: RawFd) -> io::Result<OwnedFd> {
+pub(crate) fn duplicate_from(fd: RawFd, lowest: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: F_DUPFD_CLOEXEC returns a new descriptor that nothing else owns, or fails if `fd` is not open.
     unsafe {
         match libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, lowest) {

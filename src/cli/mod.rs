@@ -13,7 +13,9 @@ mod validate;
 mod value;
 mod variables;
 
-pub use options::{CheckOptions, CompletionsTarget, EvictOptions, KeyFormat, KeyOptions, KeySelection, ListOptions};
+pub(crate) use options::{
+    CheckOptions, CompletionsTarget, EvictOptions, KeyFormat, KeyOptions, KeySelection, ListOptions,
+};
 
 use crate::connection::may_have_password;
 use crate::outcome::{ExitCode, Failure};
@@ -25,7 +27,7 @@ use std::ffi::OsString;
 
 /// The validated command line.
 #[derive(Debug)]
-pub enum Invocation {
+pub(crate) enum Invocation {
     /// `pglock run`
     Run(Box<RunOptions>),
     /// `pglock list`
@@ -46,7 +48,7 @@ pub enum Invocation {
 ///
 /// # Errors
 /// Fails with one line that names the invalid argument or variable and says what is accepted.
-pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, Failure> {
+pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, Failure> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let cli = command()
         .try_get_matches_from(&arguments)

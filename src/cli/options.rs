@@ -8,7 +8,7 @@ use clap::ValueEnum;
 
 /// The options of `pglock list`.
 #[derive(Debug)]
-pub struct ListOptions {
+pub(crate) struct ListOptions {
     /// The server and how to connect to it.
     pub connection: ConnectionOptions,
     /// The keys to show; empty for all.
@@ -21,7 +21,7 @@ pub struct ListOptions {
 
 /// The options of `pglock evict`.
 #[derive(Debug)]
-pub struct EvictOptions {
+pub(crate) struct EvictOptions {
     /// The server and how to connect to it.
     pub connection: ConnectionOptions,
     /// The keys, at least one.
@@ -34,7 +34,7 @@ pub struct EvictOptions {
 
 /// The options of `pglock check`.
 #[derive(Debug)]
-pub struct CheckOptions {
+pub(crate) struct CheckOptions {
     /// The server and how to connect to it.
     pub connection: ConnectionOptions,
     /// The lifetime of the lock.
@@ -47,7 +47,7 @@ pub struct CheckOptions {
 
 /// The options of `pglock key`.
 #[derive(Debug)]
-pub struct KeyOptions {
+pub(crate) struct KeyOptions {
     /// The keys to print.
     pub selection: KeySelection,
     /// The form in which to print them.
@@ -56,7 +56,7 @@ pub struct KeyOptions {
 
 /// The keys that `pglock key` prints.
 #[derive(Debug)]
-pub enum KeySelection {
+pub(crate) enum KeySelection {
     /// These keys, one per line.
     Keys(Vec<Key>),
     /// This name under every scheme, one per line, each after the name of the scheme.
@@ -65,7 +65,7 @@ pub enum KeySelection {
 
 /// The form in which `pglock key` prints a key.
 #[derive(Debug)]
-pub enum KeyFormat {
+pub(crate) enum KeyFormat {
     /// The number, in the database of this name if it depends on the database.
     Number {
         /// The name of the database, if given.
@@ -77,7 +77,7 @@ pub enum KeyFormat {
 
 /// The text that `pglock completions` prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum CompletionsTarget {
+pub(crate) enum CompletionsTarget {
     /// Completions for bash, with bash-completion
     Bash,
     /// Completions for zsh

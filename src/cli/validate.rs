@@ -23,7 +23,7 @@ use std::time::Duration;
 impl RunArgs {
     /// # Errors
     /// Fails if a variable is invalid, a value is out of range, or options contradict each other.
-    pub fn validate(self) -> Result<RunOptions, Failure> {
+    pub(super) fn validate(self) -> Result<RunOptions, Failure> {
         let wait = if self.no_wait {
             Some(Duration::ZERO)
         } else {
@@ -90,7 +90,7 @@ fn check_fair(key_count: usize, wait: Option<Duration>, scope: ScopeChoice) -> R
 impl ListArgs {
     /// # Errors
     /// Fails if a variable is invalid or the scheme does not suit the keys.
-    pub fn validate(self) -> Result<ListOptions, Failure> {
+    pub(super) fn validate(self) -> Result<ListOptions, Failure> {
         let shows_all = self.key.is_empty() && self.hash.hash.is_none();
         let keys = if shows_all {
             Vec::new()
@@ -109,7 +109,7 @@ impl ListArgs {
 impl EvictArgs {
     /// # Errors
     /// Fails if a variable is invalid or the scheme does not suit the keys.
-    pub fn validate(self) -> Result<EvictOptions, Failure> {
+    pub(super) fn validate(self) -> Result<EvictOptions, Failure> {
         Ok(EvictOptions {
             keys: distinct(resolve_keys(self.key, self.hash.hash)?),
             connection: self.connection.validate()?,
@@ -122,7 +122,7 @@ impl EvictArgs {
 impl CheckArgs {
     /// # Errors
     /// Fails if a variable is invalid or out of range.
-    pub fn validate(self) -> Result<CheckOptions, Failure> {
+    pub(super) fn validate(self) -> Result<CheckOptions, Failure> {
         Ok(CheckOptions {
             connection: self.connection.validate()?,
             scope: self.scope.validate()?,
@@ -135,7 +135,7 @@ impl CheckArgs {
 impl KeyArgs {
     /// # Errors
     /// Fails if a variable is invalid or the scheme does not suit the keys.
-    pub fn validate(self) -> Result<KeyOptions, Failure> {
+    pub(super) fn validate(self) -> Result<KeyOptions, Failure> {
         let format = if self.sql {
             KeyFormat::Sql
         } else {

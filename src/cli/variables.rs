@@ -42,7 +42,7 @@ impl<T> Variable<T> {
     ///
     /// # Errors
     /// Fails if the value is not valid.
-    pub fn get(&self) -> Result<Option<T>, Failure> {
+    pub(super) fn get(&self) -> Result<Option<T>, Failure> {
         self.or_option(None)
     }
 
@@ -50,7 +50,7 @@ impl<T> Variable<T> {
     ///
     /// # Errors
     /// Fails if the variable is not UTF-8, or if its value is not valid and no option overrides it.
-    pub fn or_option(&self, option: Option<T>) -> Result<Option<T>, Failure> {
+    pub(super) fn or_option(&self, option: Option<T>) -> Result<Option<T>, Failure> {
         match (option, self.text()?) {
             (Some(value), _) => Ok(Some(value)),
             (None, None) => Ok(None),
@@ -76,7 +76,7 @@ impl<T> Variable<T> {
     }
 
     /// Makes the error for an invalid value; a value that may contain a password is not printed.
-    pub fn invalid(&self, value: &str, expected: &str) -> Failure {
+    pub(super) fn invalid(&self, value: &str, expected: &str) -> Failure {
         let message = format!("invalid value {} for {}: {expected}", quoted(value), self.name);
         Failure::msg(ExitCode::Config, message)
     }

@@ -8,7 +8,7 @@ use crate::ui::stdout;
 ///
 /// # Errors
 /// Fails if standard output cannot be written.
-pub fn run(target: CompletionsTarget) -> Result<Outcome, Failure> {
+pub(crate) fn run(target: CompletionsTarget) -> Result<Outcome, Failure> {
     let text = match target {
         CompletionsTarget::Bash => include_str!("../../completions/pglock.bash"),
         CompletionsTarget::Zsh => include_str!("../../completions/_pglock"),

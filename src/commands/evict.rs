@@ -35,7 +35,7 @@ const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// # Errors
 /// There is no terminal to confirm on, the user declines, our role lacks the privilege, a session does not terminate, or
 /// the connection is lost.
-pub fn run(options: &EvictOptions) -> Result<Outcome, Failure> {
+pub(crate) fn run(options: &EvictOptions) -> Result<Outcome, Failure> {
     if !options.yes && !terminal::can_confirm() {
         return Err(Failure::msg(
             ExitCode::Usage,

@@ -13,7 +13,7 @@ use crate::ui::stdout;
 ///
 /// # Errors
 /// Fails if a number depends on a server, if `--dbname` has no effect, or if standard output cannot be written.
-pub fn run(options: &KeyOptions) -> Result<Outcome, Failure> {
+pub(crate) fn run(options: &KeyOptions) -> Result<Outcome, Failure> {
     let text = match &options.selection {
         KeySelection::Keys(keys) => print_keys(keys, &options.format)?,
         KeySelection::AllSchemes(name) => print_all_schemes(name, &options.format),

@@ -32,7 +32,7 @@ const fn column(title: &'static str, drop_order: u8, cell: fn(&LockEntry) -> Str
 }
 
 /// Returns the table of these locks for a terminal of this width; without one, with all columns.
-pub fn render(entries: &[LockEntry], terminal_width: Option<usize>) -> String {
+pub(super) fn render(entries: &[LockEntry], terminal_width: Option<usize>) -> String {
     table::render(&COLUMNS, entries, terminal_width)
 }
 

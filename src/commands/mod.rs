@@ -1,9 +1,9 @@
 //! The subcommands: a module each, and what several of them share.
 
-pub mod check;
-pub mod completions;
-pub mod evict;
-pub mod key;
-pub mod list;
+pub(crate) mod check;
+pub(crate) mod completions;
+pub(crate) mod evict;
+pub(crate) mod key;
+pub(crate) mod list;
 mod lock_table;
-pub mod run;
+pub(crate) mod run;

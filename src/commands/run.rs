@@ -12,7 +12,7 @@ use std::time::Instant;
 ///
 /// # Errors
 /// Fails if the connection settings are invalid or signals cannot be blocked.
-pub fn run(options: RunOptions, started: Instant) -> Result<Outcome, Failure> {
+pub(crate) fn run(options: RunOptions, started: Instant) -> Result<Outcome, Failure> {
     message::set_verbosity(options.verbosity);
     let settings = Settings::from_options(&options.connection)?;
     let blocked = BlockedSignals::block_all().map_err(|error| Failure::new(ExitCode::Internal, error))?;

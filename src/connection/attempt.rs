@@ -23,7 +23,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 /// What to connect to.
-pub struct ConnectAttempt<'a> {
+pub(super) struct ConnectAttempt<'a> {
     /// The application name of the session.
     pub application_name: &'a str,
     /// The settings for all hosts.
@@ -43,7 +43,7 @@ impl ConnectAttempt<'_> {
     ///
     /// # Errors
     /// The error tells what is still worth trying.
-    pub fn run(
+    pub(super) fn run(
         &self,
         encryption: Encryption,
         limit: Option<Duration>,
@@ -273,7 +273,10 @@ fn find_mismatch(client: &mut Client, target: TargetSessionAttrs) -> Result<Opti
 
 /// Runs the function on a thread of its own, because it cannot be interrupted, and returns `None` when the time limit
 /// is over. A result that comes later is dropped, which closes a connection.
-pub fn within<T: Send + 'static>(limit: Option<Duration>, function: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+pub(super) fn within<T: Send + 'static>(
+    limit: Option<Duration>,
+    function: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
     let Some(limit) = limit else {
         return Some(function());
     };
@@ -292,7 +295,7 @@ pub fn within<T: Send + 'static>(limit: Option<Duration>, function: impl FnOnce(
 ///
 /// # Errors
 /// It belongs to another user, or that cannot be determined.
-pub fn check_peer(socket: Option<&impl AsFd>, owner: &str) -> Result<(), ConnectError> {
+pub(super) fn check_peer(socket: Option<&impl AsFd>, owner: &str) -> Result<(), ConnectError> {
     match socket.and_then(peer_user) {
         Some(user) if user == owner => Ok(()),
         Some(user) => Err(ConnectError::permission(format!(

@@ -23,7 +23,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// Whether, and how, to encrypt the connection.
 #[derive(Clone)]
-pub enum Encryption {
+pub(super) enum Encryption {
     /// No TLS.
     Plaintext,
     /// TLS.
@@ -39,7 +39,7 @@ pub enum Encryption {
 
 /// What an attempt has learned about the server, even if it failed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct HandshakeInfo {
+pub(super) struct HandshakeInfo {
     /// Why there is no TLS connection.
     pub tls_failure: Option<String>,
     /// The connection is encrypted.
@@ -54,7 +54,7 @@ pub struct HandshakeInfo {
 
 /// The connector of one attempt, and of the cancel requests of its session.
 #[derive(Clone)]
-pub struct Connector {
+pub(super) struct Connector {
     encryption: Encryption,
     require_auth: RequireAuth,
     max_reply_bytes: usize,
@@ -63,7 +63,7 @@ pub struct Connector {
 
 impl Connector {
     /// Creates a connector that allows these authentication methods, and replies of at most so many bytes.
-    pub fn new(encryption: Encryption, require_auth: RequireAuth, max_reply_bytes: usize) -> Connector {
+    pub(super) fn new(encryption: Encryption, require_auth: RequireAuth, max_reply_bytes: usize) -> Connector {
         Connector {
             encryption,
             require_auth,
@@ -73,7 +73,7 @@ impl Connector {
     }
 
     /// Returns what has been learned about the server.
-    pub fn handshake_info(&self) -> HandshakeInfo {
+    pub(super) fn handshake_info(&self) -> HandshakeInfo {
         self.lock_handshake().clone()
     }
 
@@ -162,7 +162,7 @@ impl MakeTlsConnect<Socket> for Connector {
 }
 
 /// The connector for one host.
-pub struct HostConnector {
+pub(super) struct HostConnector {
     connector: Connector,
     host: String,
 }
@@ -185,7 +185,7 @@ enum Transport {
 }
 
 /// The connection. It observes the server's messages until authentication is complete.
-pub struct Stream {
+pub(super) struct Stream {
     transport: Transport,
     reply_filter: ReplyFilter,
     connector: Connector,

@@ -8,7 +8,7 @@ use std::io;
 
 /// What is still worth trying after a failed attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RetryScope {
+pub(crate) enum RetryScope {
     /// The next address of the host, or the next host.
     Address,
     /// The next host.
@@ -19,7 +19,7 @@ pub enum RetryScope {
 
 /// A failed connection attempt.
 #[derive(Debug)]
-pub struct ConnectError {
+pub(crate) struct ConnectError {
     /// The exit status if no other attempt succeeds.
     pub code: ExitCode,
     /// What to tell the operator.
@@ -39,7 +39,7 @@ pub struct ConnectError {
 
 impl ConnectError {
     /// Creates an error of which nothing else is known.
-    pub fn new(code: ExitCode, message: impl Into<String>, retry: RetryScope) -> ConnectError {
+    pub(crate) fn new(code: ExitCode, message: impl Into<String>, retry: RetryScope) -> ConnectError {
         ConnectError {
             code,
             message: message.into(),
@@ -52,27 +52,27 @@ impl ConnectError {
     }
 
     /// Reports that no server responds at this address.
-    pub fn unreachable(message: impl Into<String>) -> ConnectError {
+    pub(crate) fn unreachable(message: impl Into<String>) -> ConnectError {
         ConnectError::new(ExitCode::Unavailable, message, RetryScope::Address)
     }
 
     /// Reports invalid settings of this host, while other hosts may work.
-    pub fn host_settings(message: impl Into<String>) -> ConnectError {
+    pub(crate) fn host_settings(message: impl Into<String>) -> ConnectError {
         ConnectError::new(ExitCode::Config, message, RetryScope::Host)
     }
 
     /// Reports invalid settings for all hosts.
-    pub fn settings(message: impl Into<String>) -> ConnectError {
+    pub(crate) fn settings(message: impl Into<String>) -> ConnectError {
         ConnectError::new(ExitCode::Config, message, RetryScope::Nothing)
     }
 
     /// Reports that one side does not trust the other.
-    pub fn permission(message: impl Into<String>) -> ConnectError {
+    pub(crate) fn permission(message: impl Into<String>) -> ConnectError {
         ConnectError::new(ExitCode::Permission, message, RetryScope::Nothing)
     }
 
     /// Combines this error with that of a second attempt at the same server, `how` ("with TLS").
-    pub fn and_then(self, how: &str, second: ConnectError) -> ConnectError {
+    pub(crate) fn and_then(self, how: &str, second: ConnectError) -> ConnectError {
         let message = if self.message == second.message {
             self.message
         } else {
@@ -102,7 +102,7 @@ impl From<postgres::Error> for Failure {
 }
 
 /// Returns the exit status for an error of the server with this SQLSTATE.
-pub fn exit_code_for(sqlstate: &str) -> ExitCode {
+pub(super) fn exit_code_for(sqlstate: &str) -> ExitCode {
     match sqlstate {
         // insufficient_privilege
         "42501" => ExitCode::Permission,
@@ -116,7 +116,7 @@ pub fn exit_code_for(sqlstate: &str) -> ExitCode {
 
 /// The failures of authentication that the client library tells apart by its text only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClientErrorKind {
+pub(super) enum ClientErrorKind {
     /// The server requested a password, and the library has none.
     PasswordMissing,
     /// The library does not accept how the server authenticates.
@@ -128,7 +128,7 @@ pub enum ClientErrorKind {
 impl ClientErrorKind {
     /// Classifies an error. Over TCP the handshake is observed, but over a Unix socket the library talks to the server
     /// alone, and it keeps the kind of its errors private. A test holds these texts to the library's.
-    pub fn from_error(error: &postgres::Error) -> ClientErrorKind {
+    pub(super) fn from_error(error: &postgres::Error) -> ClientErrorKind {
         if error
             .source()
             .is_some_and(|source| source.to_string() == "password missing")
@@ -143,7 +143,7 @@ impl ClientErrorKind {
 }
 
 /// Describes the root cause of an error.
-pub fn root_cause(error: &(dyn Error + 'static)) -> String {
+pub(super) fn root_cause(error: &(dyn Error + 'static)) -> String {
     let mut cause = error;
     while let Some(next) = cause.source().filter(|_| !cause.is::<io::Error>()) {
         cause = next;
@@ -155,7 +155,7 @@ pub fn root_cause(error: &(dyn Error + 'static)) -> String {
 }
 
 /// Returns the TLS alert that ended the connection, if there was one.
-pub fn tls_alert(error: &postgres::Error) -> Option<AlertDescription> {
+pub(super) fn tls_alert(error: &postgres::Error) -> Option<AlertDescription> {
     let error = error.source()?.downcast_ref::<io::Error>()?;
     match error.get_ref()?.downcast_ref::<rustls::Error>()? {
         rustls::Error::AlertReceived(alert) => Some(*alert),
@@ -164,7 +164,7 @@ pub fn tls_alert(error: &postgres::Error) -> Option<AlertDescription> {
 }
 
 /// Describes an error of the system, without its number, or of TLS.
-pub fn describe_io_error(error: &io::Error) -> String {
+pub(super) fn describe_io_error(error: &io::Error) -> String {
     if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
         return tls::describe(error);
     }

@@ -29,7 +29,7 @@ mod open;
 mod parameter;
 mod parse;
 mod passfile;
-pub mod prompt;
+pub(crate) mod prompt;
 mod redact;
 mod reply_filter;
 mod resolve;
@@ -40,6 +40,6 @@ mod sockets;
 mod tls;
 mod validate;
 
-pub use open::{Canceller, Connection};
-pub use redact::{may_have_password, quoted};
-pub use settings::{ConnectionOptions, Settings};
+pub(crate) use open::{Canceller, Connection};
+pub(crate) use redact::{may_have_password, quoted};
+pub(crate) use settings::{ConnectionOptions, Settings};

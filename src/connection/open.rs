@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// An open connection.
-pub struct Connection {
+pub(crate) struct Connection {
     /// The session.
     pub client: Client,
     /// A duplicate of the session's descriptor, if that could be determined; close-on-exec, with a high number.
@@ -28,7 +28,7 @@ pub struct Connection {
 
 /// Requests the server to cancel the current query of a session, from any thread.
 #[derive(Clone)]
-pub struct Canceller {
+pub(crate) struct Canceller {
     /// The connector is that of the session; a Unix socket has none.
     target: Arc<(CancelToken, Option<Connector>)>,
 }
@@ -36,7 +36,7 @@ pub struct Canceller {
 impl Canceller {
     /// Sends the request over a new connection, which is encrypted like the session's. Whether the server complies
     /// shows only in the session.
-    pub fn cancel(&self) {
+    pub(crate) fn cancel(&self) {
         let _ = match &*self.target {
             (token, Some(connector)) => token.cancel_query(connector.clone()),
             (token, None) => token.cancel_query(NoTls),
@@ -45,7 +45,7 @@ impl Canceller {
 }
 
 /// Is called with the time limit of each step of connecting that has one, before the step begins.
-pub type TimeLimitObserver<'a> = &'a mut dyn FnMut(Duration);
+pub(super) type TimeLimitObserver<'a> = &'a mut dyn FnMut(Duration);
 
 /// How long an attempt may exceed its own time limit.
 const ATTEMPT_SLACK: Duration = Duration::from_secs(1);
@@ -58,7 +58,7 @@ impl Settings {
     ///
     /// # Errors
     /// No attempt succeeded. The error names each server and the reason, the last attempt first.
-    pub fn open<'a>(
+    pub(crate) fn open<'a>(
         &'a self,
         application_name: &'a str,
         observer: Option<TimeLimitObserver<'a>>,

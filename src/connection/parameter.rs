@@ -7,10 +7,10 @@
 use std::collections::BTreeMap;
 
 /// The name of a parameter, and the environment variable that sets it if nothing else does.
-pub type Parameter = (&'static str, Option<&'static str>);
+pub(super) type Parameter = (&'static str, Option<&'static str>);
 
 /// Every parameter of libpq 18.
-pub const PARAMETERS: &[Parameter] = &[
+pub(super) const PARAMETERS: &[Parameter] = &[
     ("application_name", Some("PGAPPNAME")),
     ("channel_binding", Some("PGCHANNELBINDING")),
     ("client_encoding", Some("PGCLIENTENCODING")),
@@ -67,7 +67,7 @@ pub const PARAMETERS: &[Parameter] = &[
 /// The parameter values that one or more sources give. An empty value counts as given: it keeps later sources from
 /// setting the parameter, which then has its default.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Values(BTreeMap<&'static str, Value>);
+pub(super) struct Values(BTreeMap<&'static str, Value>);
 
 #[derive(Clone, PartialEq, Eq)]
 struct Value {
@@ -78,34 +78,34 @@ struct Value {
 
 impl Values {
     /// Returns the value, if one is given and not empty.
-    pub fn get(&self, parameter: &str) -> Option<&str> {
+    pub(super) fn get(&self, parameter: &str) -> Option<&str> {
         self.get_given(parameter).filter(|value| !value.is_empty())
     }
 
     /// Returns the value, if one is given, even if it is empty.
-    pub fn get_given(&self, parameter: &str) -> Option<&str> {
+    pub(super) fn get_given(&self, parameter: &str) -> Option<&str> {
         self.0.get(parameter).map(|value| value.text.as_str())
     }
 
     /// Returns whether a value is given, even if it is empty.
-    pub fn has(&self, parameter: &str) -> bool {
+    pub(super) fn has(&self, parameter: &str) -> bool {
         self.0.contains_key(parameter)
     }
 
     /// Returns what to call the parameter in an error: the variable that set it, or its own name.
-    pub fn origin<'a>(&self, parameter: &'a str) -> &'a str {
+    pub(super) fn origin<'a>(&self, parameter: &'a str) -> &'a str {
         self.0.get(parameter).map_or(parameter, |value| value.origin)
     }
 
     /// Sets a parameter from an environment variable.
-    pub fn set_from(&mut self, variable: &'static str, parameter: &'static str, text: String) {
+    pub(super) fn set_from(&mut self, variable: &'static str, parameter: &'static str, text: String) {
         let origin = variable;
         self.0.insert(parameter, Value { text, origin });
     }
 
     /// Sets a parameter, replacing an earlier value of the same source. Returns `false` if there is no such parameter.
     #[must_use]
-    pub fn set(&mut self, parameter: &str, value: &str) -> bool {
+    pub(super) fn set(&mut self, parameter: &str, value: &str) -> bool {
         // The boolean predecessor of sslmode, which libpq still accepts.
         let (parameter, value) = match (parameter, value.as_bytes().first()) {
             ("requiressl", Some(b'1')) => ("sslmode", "require"),
@@ -121,7 +121,7 @@ impl Values {
     }
 
     /// Adds the values of the next source for the parameters that are not given yet.
-    pub fn fill(&mut self, next: Values) {
+    pub(super) fn fill(&mut self, next: Values) {
         for (parameter, value) in next.0 {
             self.0.entry(parameter).or_insert(value);
         }
@@ -129,13 +129,13 @@ impl Values {
 
     /// Iterates over all given values.
     #[cfg(test)]
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &str)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&'static str, &str)> {
         self.0.iter().map(|(name, value)| (*name, value.text.as_str()))
     }
 }
 
 /// Returns the parameter that a misspelled name probably stands for.
-pub fn find_similar(name: &str) -> Option<&'static str> {
+pub(super) fn find_similar(name: &str) -> Option<&'static str> {
     let normalize = |text: &str| -> String {
         let kept = text.chars().filter(|c| c.is_ascii_alphanumeric());
         kept.collect::<String>().to_ascii_lowercase()

@@ -9,7 +9,7 @@ use super::redact::{is_like_parameter_name, is_secret};
 use super::settings_error::SettingsError;
 
 /// The contents of a connection string.
-pub struct Parsed {
+pub(super) struct Parsed {
     /// The parameters that it sets.
     pub values: Values,
     /// The address may be part of a password with an unencoded `@`, and must not be printed.
@@ -20,7 +20,7 @@ pub struct Parsed {
 ///
 /// # Errors
 /// The string is malformed, or names an unknown parameter.
-pub fn parse(text: &str) -> Result<Parsed, SettingsError> {
+pub(super) fn parse(text: &str) -> Result<Parsed, SettingsError> {
     parse_either(text).map_err(|problem| SettingsError::ConnectionString { problem })
 }
 

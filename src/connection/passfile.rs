@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// The connection that a line must match.
-pub struct PassfileQuery<'a> {
+pub(super) struct PassfileQuery<'a> {
     /// The host as it was given; `localhost` for the default directory of Unix sockets.
     pub host: &'a str,
     /// The port.
@@ -22,7 +22,7 @@ pub struct PassfileQuery<'a> {
 }
 
 /// What reading a password file came to.
-pub enum Passfile {
+pub(super) enum Passfile {
     /// It does not exist or cannot be read.
     Missing,
     /// It must not be used, for the reason in this warning.
@@ -32,7 +32,7 @@ pub enum Passfile {
 }
 
 /// Reads the file, if it exists and nobody else has access to it.
-pub fn read(path: &Path) -> Passfile {
+pub(super) fn read(path: &Path) -> Passfile {
     let Ok(mut file) = File::open(path) else {
         return Passfile::Missing;
     };
@@ -57,7 +57,7 @@ pub fn read(path: &Path) -> Passfile {
 }
 
 /// Finds the password in the first matching line. Pure.
-pub fn find(text: &str, query: &PassfileQuery) -> Option<String> {
+pub(super) fn find(text: &str, query: &PassfileQuery) -> Option<String> {
     let port = query.port.to_string();
     let fields = [query.host, &port, query.dbname, query.user];
     text.split('\n')

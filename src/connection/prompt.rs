@@ -18,7 +18,7 @@ fn silenced() -> MutexGuard<'static, Option<(File, Termios)>> {
 }
 
 /// Restores the attributes of the terminal, if a password prompt is open.
-pub fn restore_echo() {
+pub(crate) fn restore_echo() {
     if let Some((terminal, before)) = silenced().take() {
         let _ = tcsetattr(&terminal, SetArg::TCSANOW, &before);
         let _ = (&terminal).write_all(b"\n");
@@ -26,14 +26,14 @@ pub fn restore_echo() {
 }
 
 /// Opens the terminal, if there is one and this process is in its foreground.
-pub fn open_terminal() -> Option<File> {
+pub(crate) fn open_terminal() -> Option<File> {
     let terminal = File::options().read(true).write(true).open("/dev/tty").ok()?;
     let is_in_foreground = tcgetpgrp(&terminal).is_ok_and(|group| group == getpgrp());
     is_in_foreground.then_some(terminal)
 }
 
 /// Prompts for the password. Returns `None` if none or an empty one is entered.
-pub fn read_password(mut terminal: File, user: &str) -> Option<Secret> {
+pub(crate) fn read_password(mut terminal: File, user: &str) -> Option<Secret> {
     let before = tcgetattr(&terminal).ok()?;
     let mut silent = before.clone();
     silent.local_flags.remove(LocalFlags::ECHO);

@@ -4,12 +4,12 @@
 //! the names and values that follow it.
 
 /// Returns whether the text could be a connection string with a password, given where a plain value belongs.
-pub fn may_have_password(text: &str) -> bool {
+pub(crate) fn may_have_password(text: &str) -> bool {
     text.contains("://") || text.to_ascii_lowercase().contains("password")
 }
 
 /// Quotes a value for an error, unless it could contain a password.
-pub fn quoted(value: &str) -> String {
+pub(crate) fn quoted(value: &str) -> String {
     if may_have_password(value) {
         "a connection string".into()
     } else {
@@ -18,7 +18,7 @@ pub fn quoted(value: &str) -> String {
 }
 
 /// Returns whether the value of this parameter is secret.
-pub fn is_secret(parameter: &str) -> bool {
+pub(super) fn is_secret(parameter: &str) -> bool {
     let secrets = [
         "password",
         "sslpassword",
@@ -30,7 +30,7 @@ pub fn is_secret(parameter: &str) -> bool {
 }
 
 /// Returns whether the text looks like a parameter name, possibly misspelled. Anything else may be part of a password.
-pub fn is_like_parameter_name(text: &str) -> bool {
+pub(super) fn is_like_parameter_name(text: &str) -> bool {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
     !text.is_empty() && text.len() <= 40 && text.chars().all(is_allowed)
 }

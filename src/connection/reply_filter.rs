@@ -8,16 +8,16 @@
 use std::io;
 
 /// The limit for a reply to the queries of `run` and `check`. The longest is a list of holders; thousands fit.
-pub const MAX_REPLY_BYTES: usize = 4 << 20;
+pub(super) const MAX_REPLY_BYTES: usize = 4 << 20;
 /// The limit for a reply that lists every lock of a database.
-pub const MAX_LIST_REPLY_BYTES: usize = 16 << 20;
+pub(super) const MAX_LIST_REPLY_BYTES: usize = 16 << 20;
 
 /// The type and the length of a message; the length includes its own four bytes.
-pub const MESSAGE_HEADER_BYTES: usize = 5;
+pub(super) const MESSAGE_HEADER_BYTES: usize = 5;
 
 /// A position in the stream of messages.
 #[derive(Debug)]
-pub struct ReplyFilter {
+pub(super) struct ReplyFilter {
     /// The most bytes to accept between two requests.
     max_reply_bytes: usize,
     received_bytes: usize,
@@ -32,7 +32,7 @@ pub struct ReplyFilter {
 
 impl ReplyFilter {
     /// Creates a filter with this limit for each reply.
-    pub fn new(max_reply_bytes: usize) -> ReplyFilter {
+    pub(super) fn new(max_reply_bytes: usize) -> ReplyFilter {
         ReplyFilter {
             max_reply_bytes,
             received_bytes: 0,
@@ -44,7 +44,7 @@ impl ReplyFilter {
     }
 
     /// Starts to count again, because a request has been sent.
-    pub fn start_reply(&mut self) {
+    pub(super) fn start_reply(&mut self) {
         self.received_bytes = 0;
     }
 
@@ -52,7 +52,7 @@ impl ReplyFilter {
     ///
     /// # Errors
     /// The reply is too long, or the bytes are not a message of the protocol.
-    pub fn filter(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+    pub(super) fn filter(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let (mut at, mut kept) = (0, 0);
         while at < bytes.len() {
             let start = at;

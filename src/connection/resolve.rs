@@ -34,7 +34,7 @@ impl Settings {
     ///
     /// # Errors
     /// As for [`Settings::resolve`].
-    pub fn from_options(options: &ConnectionOptions) -> Result<Settings, Failure> {
+    pub(crate) fn from_options(options: &ConnectionOptions) -> Result<Settings, Failure> {
         let settings = Settings::resolve(options.dsn.as_deref(), options.connect_timeout)?;
         if options.dsn_is_argument && settings.is_password_in_dsn {
             message::error(
@@ -50,7 +50,7 @@ impl Settings {
     ///
     /// # Errors
     /// A value is invalid or not supported, or the service file cannot be used.
-    pub fn resolve(dsn: Option<&str>, connect_timeout: Option<Duration>) -> Result<Settings, Failure> {
+    pub(crate) fn resolve(dsn: Option<&str>, connect_timeout: Option<Duration>) -> Result<Settings, Failure> {
         let environment = Environment {
             variable: &environment_variable,
             home: home_directory(),

@@ -9,7 +9,7 @@ use super::settings_error::SettingsError;
 use std::path::PathBuf;
 
 /// The files to search.
-pub struct ServiceFiles {
+pub(super) struct ServiceFiles {
     /// `servicefile` or `PGSERVICEFILE`; it must be readable if it is given.
     pub explicit: Option<PathBuf>,
     /// `~/.pg_service.conf`, used if none is given.
@@ -22,7 +22,7 @@ pub struct ServiceFiles {
 ///
 /// # Errors
 /// A file cannot be read or has an invalid line in the service, or no file defines it.
-pub fn read(name: &str, files: &ServiceFiles) -> Result<Values, SettingsError> {
+pub(super) fn read(name: &str, files: &ServiceFiles) -> Result<Values, SettingsError> {
     let user = match &files.explicit {
         Some(explicit) => Some(explicit),
         None => files.user.as_ref().filter(|path| path.exists()),

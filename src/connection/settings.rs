@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// The connection options of the command line.
 #[derive(Debug)]
-pub struct ConnectionOptions {
+pub(crate) struct ConnectionOptions {
     /// The connection string, from `--dsn` or `PGLOCK_DSN`.
     pub dsn: Option<String>,
     /// The connection string is a command-line argument, which every user of this system can see.
@@ -21,23 +21,23 @@ pub struct ConnectionOptions {
 
 /// A text that must not be printed: it implements neither `Debug` nor `Display`.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub(crate) struct Secret(String);
 
 impl Secret {
     /// Wraps a password.
-    pub fn new(text: impl Into<String>) -> Secret {
+    pub(crate) fn new(text: impl Into<String>) -> Secret {
         Secret(text.into())
     }
 
     /// Returns the text, which only the server may receive.
-    pub fn expose(&self) -> &str {
+    pub(crate) fn expose(&self) -> &str {
         &self.0
     }
 }
 
 /// How to reach a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HostAddress {
+pub(super) enum HostAddress {
     /// The directory of a Unix socket; with a leading `@`, a name in Linux's abstract namespace.
     SocketDirectory(String),
     /// A numeric address (`hostaddr`), as it was given.
@@ -48,7 +48,7 @@ pub enum HostAddress {
 
 /// One server to try.
 #[derive(Clone)]
-pub struct Host {
+pub(super) struct Host {
     /// How to reach it.
     pub address: HostAddress,
     /// The name for messages, the password file and the certificate: `host`, or else `hostaddr`.
@@ -63,7 +63,7 @@ pub struct Host {
 
 /// The required kind of session (`target_session_attrs`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TargetSessionAttrs {
+pub(super) enum TargetSessionAttrs {
     /// `any`
     Any,
     /// `read-write`
@@ -80,7 +80,7 @@ pub enum TargetSessionAttrs {
 
 /// When to use TLS (`sslmode`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum SslMode {
+pub(super) enum SslMode {
     /// `disable`
     Disable,
     /// `allow`
@@ -97,7 +97,7 @@ pub enum SslMode {
 
 /// A file that a parameter names, or that libpq looks for by default.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SettingsFile {
+pub(super) struct SettingsFile {
     /// The path.
     pub path: PathBuf,
     /// A parameter names it. A default file need not exist.
@@ -106,7 +106,7 @@ pub struct SettingsFile {
 
 /// The source of the trusted root certificates (`sslrootcert`).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RootSource {
+pub(super) enum RootSource {
     /// The roots of the operating system (`sslrootcert=system`).
     System,
     /// This file.
@@ -117,7 +117,7 @@ pub enum RootSource {
 
 /// Whether to send a client certificate (`sslcertmode`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClientCertificateMode {
+pub(super) enum ClientCertificateMode {
     /// Never.
     Disable,
     /// If the server requests one and there is one.
@@ -128,7 +128,7 @@ pub enum ClientCertificateMode {
 
 /// The TLS versions that rustls supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum TlsVersion {
+pub(super) enum TlsVersion {
     /// 1.2
     V12,
     /// 1.3
@@ -137,7 +137,7 @@ pub enum TlsVersion {
 
 /// The TLS parameters.
 #[derive(Clone)]
-pub struct TlsSettings {
+pub(super) struct TlsSettings {
     /// When to use TLS.
     pub mode: SslMode,
     /// Start TLS without asking the server first (`sslnegotiation=direct`).
@@ -164,7 +164,7 @@ pub struct TlsSettings {
 
 /// The options of the TCP socket.
 #[derive(Clone)]
-pub struct TcpSettings {
+pub(super) struct TcpSettings {
     /// Send keepalive probes (`keepalives`).
     pub has_keepalives: bool,
     /// Idle time before the first probe (`keepalives_idle`).
@@ -179,7 +179,7 @@ pub struct TcpSettings {
 
 /// The authentication methods that the server may request (`require_auth`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RequireAuth {
+pub(super) struct RequireAuth {
     /// The value as it was given; empty if any method is acceptable.
     pub given: String,
     pub(super) methods: Vec<String>,
@@ -188,7 +188,7 @@ pub struct RequireAuth {
 
 impl RequireAuth {
     /// Returns whether the server may request this method, or no authentication at all (`none`).
-    pub fn allows(&self, method: &str) -> bool {
+    pub(super) fn allows(&self, method: &str) -> bool {
         let is_listed = self.methods.iter().any(|listed| listed == method);
         self.given.is_empty() || is_listed != self.is_negated
     }
@@ -196,7 +196,7 @@ impl RequireAuth {
 
 /// Where and how to connect.
 #[derive(Clone)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The servers, in the given order.
     pub(super) hosts: Vec<Host>,
     /// Try hosts and addresses in random order (`load_balance_hosts`).
@@ -224,7 +224,7 @@ pub struct Settings {
 
 impl Settings {
     /// Returns the same settings for a session that lists all locks of a database.
-    pub fn for_lists(self) -> Settings {
+    pub(crate) fn for_lists(self) -> Settings {
         Settings {
             max_reply_bytes: MAX_LIST_REPLY_BYTES,
             ..self
@@ -232,17 +232,17 @@ impl Settings {
     }
 
     /// Returns the application name that the user chose, if any.
-    pub fn application_name(&self) -> Option<&str> {
+    pub(crate) fn application_name(&self) -> Option<&str> {
         self.application_name.as_deref()
     }
 
     /// Returns the connect timeout for each address.
-    pub fn connect_timeout(&self) -> Option<Duration> {
+    pub(crate) fn connect_timeout(&self) -> Option<Duration> {
         self.connect_timeout
     }
 
     /// Describes the servers for a message.
-    pub fn address(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         let addresses = self.hosts.iter().map(|host| self.address_of(host));
         addresses.collect::<Vec<_>>().join(", ")
     }

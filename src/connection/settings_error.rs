@@ -10,7 +10,7 @@ use std::path::Path;
 
 /// A mistake in a connection string, a parameter, a variable, or one of the files that they name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SettingsError {
+pub(crate) enum SettingsError {
     /// The connection string cannot be parsed.
     ConnectionString {
         /// What is wrong, and where.
@@ -48,14 +48,14 @@ pub enum SettingsError {
 
 impl SettingsError {
     /// Reports values that contradict each other, or a missing one.
-    pub fn inconsistent(problem: impl Into<String>) -> SettingsError {
+    pub(crate) fn inconsistent(problem: impl Into<String>) -> SettingsError {
         SettingsError::Inconsistent {
             problem: problem.into(),
         }
     }
 
     /// Reports a parameter, or one of its values, that pglock does not support.
-    pub fn not_supported(parameter: impl Into<String>, detail: impl Into<String>) -> SettingsError {
+    pub(crate) fn not_supported(parameter: impl Into<String>, detail: impl Into<String>) -> SettingsError {
         SettingsError::NotSupported {
             parameter: parameter.into(),
             detail: detail.into(),
@@ -63,7 +63,7 @@ impl SettingsError {
     }
 
     /// Reports a problem with a file of this kind ("service file", "private key"). The problem completes the sentence.
-    pub fn file(kind: &str, path: &Path, problem: impl Display) -> SettingsError {
+    pub(crate) fn file(kind: &str, path: &Path, problem: impl Display) -> SettingsError {
         SettingsError::File {
             file: format!("{kind} {}", path.display()),
             problem: problem.to_string(),

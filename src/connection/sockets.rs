@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::os::fd::{OwnedFd, RawFd};
 
 /// The connected sockets of this process before a connection attempt.
-pub struct SocketSnapshot {
+pub(super) struct SocketSnapshot {
     /// All descriptors were listed, not only the low ones.
     has_all: bool,
     sockets: HashSet<RawFd>,
@@ -25,7 +25,7 @@ const DUPLICATE_FLOORS: [RawFd; 2] = [56, 10];
 
 impl SocketSnapshot {
     /// Lists the sockets that are connected now.
-    pub fn take() -> SocketSnapshot {
+    pub(super) fn take() -> SocketSnapshot {
         let low = sys::open_descriptors::<LOW_DESCRIPTORS>().ok();
         let low = low.filter(|low| low.len() < LOW_DESCRIPTORS - DESCRIPTOR_RESERVE);
         let has_all = low.is_none();
@@ -42,7 +42,7 @@ impl SocketSnapshot {
     ///
     /// Comparing the peer alone would not be enough: a pglock inside the job of another has inherited that one's
     /// socket.
-    pub fn find_new(&self, address: Option<SocketAddr>) -> Option<OwnedFd> {
+    pub(super) fn find_new(&self, address: Option<SocketAddr>) -> Option<OwnedFd> {
         let descriptors = if self.has_all {
             list_descriptors()
         } else {

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// libpq's default directory for Unix sockets: Debian's, and the one of the PostgreSQL sources.
-pub const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+pub(super) const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 const DEFAULT_PORT: u16 = 5432;
 /// For each address. libpq's own default is no limit.
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -25,7 +25,11 @@ const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// A value is invalid, contradicts another, or requires a feature of libpq that pglock does not support.
-pub fn validate(values: &Values, is_address_doubtful: bool, home: Option<&Path>) -> Result<Settings, SettingsError> {
+pub(super) fn validate(
+    values: &Values,
+    is_address_doubtful: bool,
+    home: Option<&Path>,
+) -> Result<Settings, SettingsError> {
     refuse_unsupported(values)?;
     let owned = |parameter: &str| values.get(parameter).map(str::to_owned);
     let user = match owned("user") {
@@ -62,7 +66,7 @@ pub fn validate(values: &Values, is_address_doubtful: bool, home: Option<&Path>)
 }
 
 /// Returns the entry of the user database for the effective user.
-pub fn system_user() -> Option<nix::unistd::User> {
+pub(super) fn system_user() -> Option<nix::unistd::User> {
     nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten()
 }
 

@@ -12,7 +12,7 @@ use std::fmt;
 
 /// A session of the server, as far as our role may see it.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Backend {
+pub(crate) struct Backend {
     /// The backend's process ID; `None` for a prepared transaction.
     pub pid: Option<i32>,
     /// The role.
@@ -37,7 +37,7 @@ pub struct Backend {
 
 /// Returns the columns of which [`Backend::from_row`] makes a [`Backend`], besides `pid`. `a` is `pg_stat_activity` or
 /// `pg_stat_get_activity`. Of a query only the tag is read, and nothing of a query without one.
-pub fn columns() -> String {
+pub(crate) fn columns() -> String {
     format!(
         "pg_catalog.pg_get_userbyid(a.usesysid) AS usename, a.application_name, \
          pg_catalog.host(a.client_addr) AS client_address, extract(epoch FROM a.backend_start) AS connected, \
@@ -50,7 +50,7 @@ pub fn columns() -> String {
 impl Backend {
     /// Returns a session of which only the name is known.
     #[cfg(test)]
-    pub fn named(application_name: &str) -> Backend {
+    pub(crate) fn named(application_name: &str) -> Backend {
         Backend {
             pid: Some(4242),
             user: "app".into(),
@@ -60,7 +60,7 @@ impl Backend {
     }
 
     /// Reads a row of a query for `pid` and [`columns`].
-    pub fn from_row(row: &SimpleQueryRow) -> Backend {
+    pub(crate) fn from_row(row: &SimpleQueryRow) -> Backend {
         let get = |column| cell(row, column);
         let text = |column| get(column).unwrap_or_default().to_owned();
         let number = |column| get(column).and_then(|text| text.parse::<f64>().ok());
@@ -88,17 +88,17 @@ impl Backend {
     }
 
     /// Returns what its name says, if it is that of a `pglock run`.
-    pub fn run_name(&self) -> Option<RunName<'_>> {
+    pub(crate) fn run_name(&self) -> Option<RunName<'_>> {
         RunName::parse(&self.application_name)
     }
 
     /// Returns whether it is a `pglock run`, by its name or by its query tag: the user can replace the name.
-    pub fn is_pglock(&self) -> bool {
+    pub(crate) fn is_pglock(&self) -> bool {
         self.run_name().is_some() || self.job.is_some()
     }
 
     /// Returns a short description: host and process ID of a pglock, application name and user of any other client.
-    pub fn who(&self) -> String {
+    pub(crate) fn who(&self) -> String {
         if let Some(run) = self.run_name() {
             return format!("{}:{}", run.host, run.pid);
         }
@@ -130,7 +130,7 @@ impl fmt::Display for Backend {
 }
 
 /// Returns the rows of a result.
-pub fn rows(messages: Vec<SimpleQueryMessage>) -> impl Iterator<Item = SimpleQueryRow> {
+pub(crate) fn rows(messages: Vec<SimpleQueryMessage>) -> impl Iterator<Item = SimpleQueryRow> {
     messages.into_iter().filter_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,

@@ -11,7 +11,7 @@ use postgres::Client;
 ///
 /// # Errors
 /// The connection is lost.
-pub fn by_whom(client: &mut Client, backend_pid: i32) -> Result<Option<String>, postgres::Error> {
+pub(crate) fn by_whom(client: &mut Client, backend_pid: i32) -> Result<Option<String>, postgres::Error> {
     let (classid, objid, objsubid) = derived_keys::eviction_mark(backend_pid).in_pg_locks();
     let sql = format!(
         "{NOT_DEFERRABLE}SELECT application_name, usename FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid) \

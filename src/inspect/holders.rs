@@ -13,7 +13,7 @@ use postgres::Client;
 ///
 /// # Errors
 /// The connection is lost, or the query fails.
-pub fn find(client: &mut Client, ids: &[KeyId]) -> Result<Vec<Backend>, postgres::Error> {
+pub(crate) fn find(client: &mut Client, ids: &[KeyId]) -> Result<Vec<Backend>, postgres::Error> {
     let conditions = ids.iter().map(|id| {
         let (classid, objid, objsubid) = id.in_pg_locks();
         format!("(l.classid = '{classid}' AND l.objid = '{objid}' AND l.objsubid = '{objsubid}')")
@@ -38,7 +38,7 @@ pub fn find(client: &mut Client, ids: &[KeyId]) -> Result<Vec<Backend>, postgres
 
 /// Returns the message that a key is held and by whom, to which the caller appends what pglock does about it. `holders`
 /// is `None` if the query for them failed.
-pub fn conflict_message(
+pub(crate) fn conflict_message(
     key: &Key,
     id: KeyId,
     slots: Option<u16>,

@@ -1,10 +1,10 @@
 //! Which sessions hold a lock, which wait for it, and who they are.
 
-pub mod backend;
-pub mod eviction;
-pub mod holders;
+pub(crate) mod backend;
+pub(crate) mod eviction;
+pub(crate) mod holders;
 mod lock_row;
 mod names;
-pub mod overview;
+pub(crate) mod overview;
 mod polling;
-pub mod server_time;
+pub(crate) mod server_time;

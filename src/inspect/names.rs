@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 /// What a number stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Meaning {
+pub(super) struct Meaning {
     /// The key, if its name is known.
     pub key: Option<Key>,
     /// The number of the key itself, which is also that of slot 0.
@@ -20,14 +20,14 @@ pub struct Meaning {
 
 /// The numbers and ticket classes whose keys are known.
 #[derive(Clone, Debug, Default)]
-pub struct KeyNames {
+pub(super) struct KeyNames {
     meanings: HashMap<KeyId, Meaning>,
     ticket_classes: HashMap<i32, KeyId>,
 }
 
 impl KeyNames {
     /// Learns the number of a key that has up to `slots` slots. The first name that is learned for a number stays.
-    pub fn learn(&mut self, key: &Key, id: KeyId, slots: u16) {
+    pub(super) fn learn(&mut self, key: &Key, id: KeyId, slots: u16) {
         let meaning = |slot| Meaning {
             key: Some(key.clone()),
             base: id,
@@ -41,13 +41,13 @@ impl KeyNames {
     }
 
     /// Learns to recognize the tickets for this key.
-    pub fn learn_tickets(&mut self, id: KeyId) {
+    pub(super) fn learn_tickets(&mut self, id: KeyId) {
         self.ticket_classes.entry(ticket_class(id)).or_insert(id);
     }
 
     /// Learns each reading of these names that `is_wanted` accepts, with this many slots. `given` is the part of an
     /// `application_name` that has the keys, with commas between them. Returns whether any reading was accepted.
-    pub fn learn_readings(
+    pub(super) fn learn_readings(
         &mut self,
         given: &str,
         slots: u16,
@@ -74,7 +74,7 @@ impl KeyNames {
     }
 
     /// Returns what a number stands for: itself, if nothing is known about it.
-    pub fn meaning(&self, id: KeyId) -> Meaning {
+    pub(super) fn meaning(&self, id: KeyId) -> Meaning {
         self.meanings.get(&id).cloned().unwrap_or(Meaning {
             key: None,
             base: id,
@@ -83,7 +83,7 @@ impl KeyNames {
     }
 
     /// Returns the key that this lock is a ticket for, if it is one.
-    pub fn key_of_ticket(&self, id: KeyId) -> Option<KeyId> {
+    pub(super) fn key_of_ticket(&self, id: KeyId) -> Option<KeyId> {
         self.ticket_classes.get(&id.class()?).copied()
     }
 }

@@ -17,7 +17,7 @@ use std::collections::HashSet;
 
 /// A lock that a session holds or waits for.
 #[derive(Clone, Debug)]
-pub struct LockEntry {
+pub(crate) struct LockEntry {
     /// The number.
     pub id: KeyId,
     /// The number of the key: the same, unless this is one of its slots.
@@ -42,7 +42,7 @@ pub struct LockEntry {
 
 /// What a session does with a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum LockState {
+pub(crate) enum LockState {
     /// Holds it.
     Holding,
     /// Waits in the server's queue, or between two stays there.
@@ -54,7 +54,7 @@ pub enum LockState {
 }
 
 /// The locks of a database.
-pub struct Overview {
+pub(crate) struct Overview {
     /// The database.
     pub database: String,
     /// Our role.
@@ -70,7 +70,7 @@ impl Overview {
     ///
     /// # Errors
     /// The connection is lost, or the server cannot compute the number of a key.
-    pub fn fetch(client: &mut Client, keys: &[Key]) -> Result<Overview, Failure> {
+    pub(crate) fn fetch(client: &mut Client, keys: &[Key]) -> Result<Overview, Failure> {
         let (database, role) = fetch_database_and_role(client)?;
         let mut names = KeyNames::default();
         let bases = lock::key_ids(client, keys)?;
@@ -101,7 +101,7 @@ impl Overview {
     }
 
     /// Returns whether any of the locks is held.
-    pub fn is_any_held(&self) -> bool {
+    pub(crate) fn is_any_held(&self) -> bool {
         self.entries.iter().any(|entry| entry.state == LockState::Holding)
     }
 }
@@ -298,7 +298,7 @@ impl LockEntry {
     }
 
     /// Returns the number of slots that its pglock was given.
-    pub fn slots(&self) -> Option<u16> {
+    pub(crate) fn slots(&self) -> Option<u16> {
         self.backend.run_name()?.slots
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 /// A time by the server's clock, and how long ago it was.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ServerTime {
+pub(crate) struct ServerTime {
     /// Seconds since 1970.
     pub epoch: f64,
     /// The time since.
@@ -19,7 +19,7 @@ impl ServerTime {
 
     /// Makes a time of seconds since 1970; `now` is the server's clock when they were read. A server can send
     /// any number, so both are limited to what RFC 3339 can express.
-    pub fn new(epoch: f64, now: f64) -> ServerTime {
+    pub(crate) fn new(epoch: f64, now: f64) -> ServerTime {
         let (epoch, now) = (ServerTime::clamp(epoch), ServerTime::clamp(now));
         ServerTime {
             epoch,
@@ -35,14 +35,14 @@ impl ServerTime {
     }
 
     /// Formats the time as RFC 3339, in UTC, to the second.
-    pub fn rfc3339(self) -> String {
+    pub(crate) fn rfc3339(self) -> String {
         let time = UNIX_EPOCH + Duration::from_secs_f64(self.epoch);
         humantime::format_rfc3339_seconds(time).to_string()
     }
 }
 
 /// Formats a duration in its two largest units: `12s`, `3m12s`, `5h2m`, `12d3h`.
-pub fn age(duration: Duration) -> String {
+pub(crate) fn age(duration: Duration) -> String {
     const UNITS: [(u64, &str); 4] = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
     let seconds = duration.as_secs();
     let largest = UNITS.iter().position(|(unit, _)| seconds >= *unit);

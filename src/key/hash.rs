@@ -15,7 +15,7 @@ use std::str::FromStr;
 
 /// A way to compute the number of a lock, in the order of [`SCHEMES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scheme {
+pub(crate) enum Scheme {
     /// The first eight bytes of SHA-256, big-endian.
     Sha256,
     /// The first eight bytes of SHA-256, little-endian.
@@ -58,7 +58,7 @@ pub enum Scheme {
 
 /// What a scheme computes the number from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SchemeInput {
+pub(crate) enum SchemeInput {
     /// The name of the lock.
     LockName,
     /// The name of the database; the lock itself has no name.
@@ -68,7 +68,7 @@ pub enum SchemeInput {
 }
 
 /// A scheme as the help, the manual and the README describe it.
-pub struct SchemeInfo {
+pub(crate) struct SchemeInfo {
     /// The scheme.
     pub scheme: Scheme,
     /// The value of `--hash`.
@@ -89,7 +89,7 @@ const fn info(scheme: Scheme, name: &'static str, input: SchemeInput, users: &'s
 }
 
 /// Every scheme, in the order in which the help, the manual and the README list them.
-pub const SCHEMES: [SchemeInfo; 19] = {
+pub(crate) const SCHEMES: [SchemeInfo; 19] = {
     use Scheme::*;
     use SchemeInput::*;
     [
@@ -157,23 +157,23 @@ impl FromStr for Scheme {
 
 impl Scheme {
     /// Returns the scheme's entry in [`SCHEMES`].
-    pub fn info(self) -> &'static SchemeInfo {
+    pub(crate) fn info(self) -> &'static SchemeInfo {
         &SCHEMES[self as usize]
     }
 
     /// Returns the scheme as a value of `--hash`.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         self.info().name
     }
 
     /// Returns what the scheme computes the number from.
-    pub fn input(self) -> SchemeInput {
+    pub(crate) fn input(self) -> SchemeInput {
         self.info().input
     }
 
     /// Computes the number from the name of the lock or of the database, whichever the scheme hashes. Returns `None`
     /// if only the server can compute it.
-    pub fn id(self, name: &str) -> Option<KeyId> {
+    pub(crate) fn id(self, name: &str) -> Option<KeyId> {
         use Scheme::*;
         let bytes = name.as_bytes();
         let times_crc32 = |salt: i64| KeyId::Bigint(salt * i64::from(crc32(bytes)));
@@ -204,7 +204,7 @@ impl Scheme {
     ///
     /// Expressions that pglock itself sends to the server qualify every function, because the `search_path` is not
     /// under its control.
-    pub fn sql(self, name: &str) -> Option<String> {
+    pub(crate) fn sql(self, name: &str) -> Option<String> {
         use Scheme::*;
         let bytes = format!("pg_catalog.convert_to({name},'UTF8')");
         let crc32 = || crc32_in_sql(&bytes);
@@ -250,7 +250,7 @@ const GOLANG_MIGRATE_SALT: u32 = 1_486_364_155;
 const GOLANG_MIGRATE_TABLE: &[u8] = b"public\0schema_migrations\0";
 
 /// Returns the first `N` bytes of the SHA-256 of a message, from which `from_be_bytes` makes the integer of a key.
-pub fn sha256_prefix<const N: usize>(message: &[u8]) -> [u8; N] {
+pub(crate) fn sha256_prefix<const N: usize>(message: &[u8]) -> [u8; N] {
     prefix(&Sha256::digest(message))
 }
 

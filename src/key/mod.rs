@@ -6,10 +6,10 @@
 //!
 //! Text that looks like a number is never silently hashed as a name: see [`Key::parse`].
 
-pub mod hash;
+pub(crate) mod hash;
 mod id;
 
-pub use id::KeyId;
+pub(crate) use id::KeyId;
 
 use hash::{SCHEMES, Scheme, SchemeInput};
 use std::fmt;
@@ -18,11 +18,11 @@ use std::fmt;
 const NAME_PREFIX: &str = "name:";
 
 /// The scheme for names unless `--hash` or `PGLOCK_HASH` selects another.
-pub const DEFAULT_SCHEME: Scheme = Scheme::Sha256;
+pub(crate) const DEFAULT_SCHEME: Scheme = Scheme::Sha256;
 
 /// A key as the user wrote it, and what it stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Key {
+pub(crate) struct Key {
     given: String,
     kind: KeyKind,
 }
@@ -40,7 +40,7 @@ enum KeyKind {
 
 /// The number of a key, if it can be computed without a server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Number {
+pub(crate) enum Number {
     /// Known without a server.
     Known(KeyId),
     /// A bigint that the server computes from this SQL expression, because the scheme uses a function of the server or
@@ -50,7 +50,7 @@ pub enum Number {
 
 impl Number {
     /// Returns the number if it is known without a server.
-    pub fn known(&self) -> Option<KeyId> {
+    pub(crate) fn known(&self) -> Option<KeyId> {
         match self {
             Number::Known(id) => Some(*id),
             Number::Computed(_) => None,
@@ -60,7 +60,7 @@ impl Number {
 
 /// The reason why an argument is not a key; the message names the argument and what is accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InvalidKey(String);
+pub(crate) struct InvalidKey(String);
 
 impl fmt::Display for InvalidKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -82,7 +82,7 @@ impl Key {
     /// Fails if the text looks like a number or a pair but is not written as PostgreSQL prints it (`007`, `+5`, ` 5`,
     /// `1, 2`) or is out of range, because users would disagree about its meaning. Also fails for an empty name, which
     /// is most often an unset shell variable, and for a NUL byte, which PostgreSQL text cannot contain.
-    pub fn parse(given: &str) -> Result<Key, InvalidKey> {
+    pub(crate) fn parse(given: &str) -> Result<Key, InvalidKey> {
         let explicit_name = given.strip_prefix(NAME_PREFIX);
         let name = explicit_name.unwrap_or(given);
         if name.is_empty() {
@@ -114,7 +114,7 @@ impl Key {
     }
 
     /// Sets the scheme that hashes the name; a number stays as it is.
-    pub fn hashed_by(mut self, new_scheme: Scheme) -> Key {
+    pub(crate) fn hashed_by(mut self, new_scheme: Scheme) -> Key {
         if let KeyKind::Name { scheme, .. } = &mut self.kind {
             *scheme = new_scheme;
         }
@@ -122,7 +122,7 @@ impl Key {
     }
 
     /// Returns a tool's own lock, which is named after its scheme.
-    pub fn for_tool(scheme: Scheme) -> Key {
+    pub(crate) fn for_tool(scheme: Scheme) -> Key {
         Key {
             given: scheme.name().to_owned(),
             kind: KeyKind::Tool(scheme),
@@ -130,7 +130,7 @@ impl Key {
     }
 
     /// Returns every key that a user can have written like this: one for each scheme, the default scheme first.
-    pub fn readings(given: &str) -> Vec<Key> {
+    pub(crate) fn readings(given: &str) -> Vec<Key> {
         let mut readings: Vec<Key> = match Key::parse(given) {
             Ok(key) if key.name().is_some() => SCHEMES
                 .iter()
@@ -148,12 +148,12 @@ impl Key {
     }
 
     /// Returns the key as the user wrote it, for messages and `PGLOCK_KEY`.
-    pub fn given(&self) -> &str {
+    pub(crate) fn given(&self) -> &str {
         &self.given
     }
 
     /// Returns the number of the lock, or the SQL expression that computes it.
-    pub fn number(&self) -> Number {
+    pub(crate) fn number(&self) -> Number {
         let known = match &self.kind {
             KeyKind::Number(id) => Some(*id),
             KeyKind::Name { name, scheme } => scheme.id(name),
@@ -167,7 +167,7 @@ impl Key {
     }
 
     /// Returns the number in the database of this name, or `None` if only the server can compute it.
-    pub fn id_in(&self, database: &str) -> Option<KeyId> {
+    pub(crate) fn id_in(&self, database: &str) -> Option<KeyId> {
         match &self.kind {
             KeyKind::Tool(scheme) => scheme.id(database),
             KeyKind::Number(_) | KeyKind::Name { .. } => self.number().known(),
@@ -175,7 +175,7 @@ impl Key {
     }
 
     /// Returns the name, if the key has one.
-    pub fn name(&self) -> Option<&str> {
+    pub(crate) fn name(&self) -> Option<&str> {
         match &self.kind {
             KeyKind::Name { name, .. } => Some(name),
             KeyKind::Number(_) | KeyKind::Tool(_) => None,
@@ -185,7 +185,7 @@ impl Key {
     /// Returns an SQL expression (or two, for a pair) that computes the key: the argument list of `pg_advisory_lock`.
     /// Falls back to the number itself if SQL cannot compute it at a reasonable length. With the default scheme a name
     /// needs PostgreSQL 11 or later, for `sha256`.
-    pub fn sql(&self) -> String {
+    pub(crate) fn sql(&self) -> String {
         let (scheme, name, name_in_sql) = match &self.kind {
             KeyKind::Number(id) => return id.literals(),
             KeyKind::Name { name, scheme } => (scheme, name.as_str(), sql_literal(name)),
@@ -200,7 +200,7 @@ impl Key {
 }
 
 /// Returns the keys for use in a message: `key "a"`, or `keys "a", 42`.
-pub fn describe(keys: &[Key]) -> String {
+pub(crate) fn describe(keys: &[Key]) -> String {
     let names: Vec<String> = keys.iter().map(Key::to_string).collect();
     let noun = if names.len() == 1 { "key" } else { "keys" };
     format!("{noun} {}", names.join(", "))
@@ -251,7 +251,7 @@ fn looks_like_integer(text: &str) -> bool {
 }
 
 /// Quotes text as an SQL literal that means the same under either setting of `standard_conforming_strings`.
-pub fn sql_literal(text: &str) -> String {
+pub(crate) fn sql_literal(text: &str) -> String {
     let quoted = text.replace('\'', "''");
     if quoted.contains('\\') {
         format!("E'{}'", quoted.replace('\\', "\\\\"))

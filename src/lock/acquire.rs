@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 /// Result of the first query where the server also computes the number of the key.
 #[derive(Debug)]
-pub struct ComputedTry {
+pub(crate) struct ComputedTry {
     /// The server.
     pub server: Server,
     /// The number; `None` if the server did not compute it.
@@ -42,7 +42,7 @@ impl Lock {
     ///
     /// # Errors
     /// The server is not PostgreSQL or reports an error, or the connection is lost.
-    pub fn first_try(
+    pub(crate) fn first_try(
         &self,
         client: &mut Client,
         client_info: &ClientInfo,
@@ -63,7 +63,7 @@ impl Lock {
     ///
     /// # Errors
     /// [`ExitCode::Config`] behind statement pooling; else the server reports an error, or the connection is lost.
-    pub fn first_try_in_transaction(
+    pub(crate) fn first_try_in_transaction(
         &self,
         client: &mut Client,
         server_limit: Duration,
@@ -116,7 +116,7 @@ impl Lock {
     ///
     /// # Errors
     /// The wait was cancelled, the lock would protect nothing, the server reports an error, or the connection is lost.
-    pub fn wait(
+    pub(crate) fn wait(
         &self,
         client: &mut Client,
         options: WaitOptions,
@@ -205,7 +205,7 @@ impl Lock {
 ///
 /// # Errors
 /// The server is not PostgreSQL or reports an error, or the connection is lost.
-pub fn first_try_computed(
+pub(crate) fn first_try_computed(
     client: &mut Client,
     expression: &str,
     mode: Mode,
@@ -245,7 +245,7 @@ fn run_first_query(client: &mut Client, sql: &str, client_info: &ClientInfo) -> 
 ///
 /// # Errors
 /// The server reports an error, or the connection is lost.
-pub fn configure_session(client: &mut Client, server_limit: Duration) -> Result<(), postgres::Error> {
+pub(crate) fn configure_session(client: &mut Client, server_limit: Duration) -> Result<(), postgres::Error> {
     simple_query(client, &sql::configure_session(server_limit)).map(drop)
 }
 
@@ -254,7 +254,7 @@ pub fn configure_session(client: &mut Client, server_limit: Duration) -> Result<
 const BEGIN_PROBE_COUNT: u32 = 10;
 
 /// The pause before each of [`BEGIN_PROBE_COUNT`] connections.
-pub const BEGIN_PROBE_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const BEGIN_PROBE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Returns whether BEGIN, and no earlier query, ends this connection: a pooler whose server is gone ends it earlier.
 fn is_closed_by_begin(mut client: Client) -> bool {

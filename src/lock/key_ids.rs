@@ -10,7 +10,7 @@ use postgres::Client;
 ///
 /// # Errors
 /// The server does not compute a number, reports another error, or the connection is lost.
-pub fn key_ids(client: &mut Client, keys: &[Key]) -> Result<Vec<KeyId>, Failure> {
+pub(crate) fn key_ids(client: &mut Client, keys: &[Key]) -> Result<Vec<KeyId>, Failure> {
     let numbers: Vec<Number> = keys.iter().map(Key::number).collect();
     if let Some(ids) = numbers.iter().map(Number::known).collect() {
         return Ok(ids);
@@ -27,7 +27,7 @@ pub fn key_ids(client: &mut Client, keys: &[Key]) -> Result<Vec<KeyId>, Failure>
 ///
 /// # Errors
 /// [`ExitCode::Config`] if it computed none.
-pub fn require_computed(key: &Key, id: Option<KeyId>) -> Result<KeyId, Failure> {
+pub(crate) fn require_computed(key: &Key, id: Option<KeyId>) -> Result<KeyId, Failure> {
     id.ok_or_else(|| {
         Failure::say(
             ExitCode::Config,

@@ -28,14 +28,16 @@ mod ticket;
 mod token;
 mod types;
 
-pub use acquire::{BEGIN_PROBE_PAUSE, ComputedTry, configure_session, first_try_computed};
-pub use key_ids::{key_ids, require_computed};
-pub use query::{QueryResult, cell, simple_query};
-pub use queue::WaitObserver;
-pub use release::{heartbeat, release_all};
-pub use server::Server;
-pub use settings::{NOT_DEFERRABLE, TIMEOUT_SETTINGS};
-pub use sql::IN_THIS_DATABASE;
-pub use ticket::{Ticket, TicketQueue, Turn};
-pub use token::fencing_token;
-pub use types::{Acquisition, ClientInfo, Grant, Keys, Lock, Mode, Scope, ScopeChoice, TryOutcome, Wait, WaitOptions};
+pub(crate) use acquire::{BEGIN_PROBE_PAUSE, ComputedTry, configure_session, first_try_computed};
+pub(crate) use key_ids::{key_ids, require_computed};
+pub(crate) use query::{QueryResult, cell, simple_query};
+pub(crate) use queue::WaitObserver;
+pub(crate) use release::{heartbeat, release_all};
+pub(crate) use server::Server;
+pub(crate) use settings::{NOT_DEFERRABLE, TIMEOUT_SETTINGS};
+pub(crate) use sql::IN_THIS_DATABASE;
+pub(crate) use ticket::{Ticket, TicketQueue, Turn};
+pub(crate) use token::fencing_token;
+pub(crate) use types::{
+    Acquisition, ClientInfo, Grant, Keys, Lock, Mode, Scope, ScopeChoice, TryOutcome, Wait, WaitOptions,
+};

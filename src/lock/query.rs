@@ -18,7 +18,7 @@ use std::time::Instant;
 ///
 /// # Errors
 /// The server reports an error, or the connection is lost.
-pub fn simple_query(client: &mut Client, sql: &str) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
+pub(crate) fn simple_query(client: &mut Client, sql: &str) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
     simple_query_tagged(client, sql, QueryTag::ProgramOnly)
 }
 
@@ -35,7 +35,7 @@ fn simple_query_tagged(
 }
 
 /// Returns a column's text; `None` if it is NULL, missing or not text.
-pub fn cell<'a>(row: &'a SimpleQueryRow, column: &str) -> Option<&'a str> {
+pub(crate) fn cell<'a>(row: &'a SimpleQueryRow, column: &str) -> Option<&'a str> {
     row.try_get(column).ok()?
 }
 
@@ -43,7 +43,7 @@ pub fn cell<'a>(row: &'a SimpleQueryRow, column: &str) -> Option<&'a str> {
 ///
 /// Each statement of the query returns one row, and no two share a column; but the proof of a lock returns one row for
 /// each key.
-pub struct QueryResult {
+pub(crate) struct QueryResult {
     rows: Vec<SimpleQueryRow>,
     query_sent: Instant,
 }
@@ -64,7 +64,7 @@ impl QueryResult {
     ///
     /// # Errors
     /// The server reports an error, or the connection is lost.
-    pub fn fetch(client: &mut Client, sql: &str) -> Result<QueryResult, postgres::Error> {
+    pub(crate) fn fetch(client: &mut Client, sql: &str) -> Result<QueryResult, postgres::Error> {
         QueryResult::fetch_tagged(client, sql, QueryTag::ProgramOnly)
     }
 
@@ -90,17 +90,17 @@ impl QueryResult {
     }
 
     /// Returns a column's text; `None` if it is NULL or missing.
-    pub fn get(&self, column: &str) -> Option<&str> {
+    pub(crate) fn get(&self, column: &str) -> Option<&str> {
         self.rows.iter().find_map(|row| cell(row, column))
     }
 
     /// Returns whether a boolean column is true.
-    pub fn is_true(&self, column: &str) -> bool {
+    pub(crate) fn is_true(&self, column: &str) -> bool {
         self.get(column) == Some("t")
     }
 
     /// Returns a column's number.
-    pub fn number(&self, column: &str) -> Option<f64> {
+    pub(crate) fn number(&self, column: &str) -> Option<f64> {
         self.get(column)?.parse().ok()
     }
 

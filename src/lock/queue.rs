@@ -13,7 +13,7 @@ use postgres::Client;
 use std::time::Duration;
 
 /// An observer of a wait, which can also end it.
-pub trait WaitObserver {
+pub(crate) trait WaitObserver {
     /// Notes that a query is about to be sent, whose result the server will send within `max_reply_time`.
     fn before_query(&mut self, max_reply_time: Duration);
 

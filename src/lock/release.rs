@@ -12,7 +12,7 @@ impl Lock {
     ///
     /// # Errors
     /// The server reports an error, or the connection is lost.
-    pub fn release(&self, client: &mut Client) -> Result<bool, postgres::Error> {
+    pub(crate) fn release(&self, client: &mut Client) -> Result<bool, postgres::Error> {
         match self.scope {
             Scope::Session => {
                 let result = QueryResult::fetch(client, &self.to_sql().release())?;
@@ -29,7 +29,7 @@ impl Lock {
     ///
     /// # Errors
     /// The server reports an error, or the connection is lost.
-    pub fn is_held(&self, client: &mut Client) -> Result<bool, postgres::Error> {
+    pub(crate) fn is_held(&self, client: &mut Client) -> Result<bool, postgres::Error> {
         let result = QueryResult::fetch(client, &self.to_sql().proof())?;
         Ok(result.proves(&self.keys))
     }
@@ -39,7 +39,7 @@ impl Lock {
 ///
 /// # Errors
 /// The server reports an error, or the connection is lost.
-pub fn release_all(client: &mut Client) -> Result<(), postgres::Error> {
+pub(crate) fn release_all(client: &mut Client) -> Result<(), postgres::Error> {
     simple_query(client, sql::RELEASE_ALL).map(drop)
 }
 
@@ -48,7 +48,7 @@ pub fn release_all(client: &mut Client) -> Result<(), postgres::Error> {
 ///
 /// # Errors
 /// The server reports an error, or the connection is lost.
-pub fn heartbeat(client: &mut Client, held_for: Duration) -> Result<(), postgres::Error> {
+pub(crate) fn heartbeat(client: &mut Client, held_for: Duration) -> Result<(), postgres::Error> {
     client
         .simple_query(&QueryTag::Holding(held_for).prepend_to(""))
         .map(drop)

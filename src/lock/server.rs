@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// What the first query reports about the server.
 #[derive(Clone, Debug)]
-pub struct Server {
+pub(crate) struct Server {
     /// The connection goes through a pooler.
     pub pooled: bool,
     /// The server is a hot standby, whose locks no other server sees.
@@ -43,7 +43,7 @@ impl Server {
     }
 
     /// Returns the product's name, if its advisory locks are known to protect nothing.
-    pub fn stub(&self) -> Option<&'static str> {
+    pub(crate) fn stub(&self) -> Option<&'static str> {
         let stub = STUBS.iter().find(|(marker, _)| self.version.contains(marker));
         stub.map(|(_, product)| *product)
     }
@@ -52,7 +52,7 @@ impl Server {
     ///
     /// # Errors
     /// [`ExitCode::Config`] if the chosen scope protects nothing behind a pooler.
-    pub fn scope(&self, choice: ScopeChoice) -> Result<Scope, Failure> {
+    pub(crate) fn scope(&self, choice: ScopeChoice) -> Result<Scope, Failure> {
         match (choice, self.pooled) {
             (ScopeChoice::Session, true) => Err(Failure::say(ExitCode::Config, SESSION_BEHIND_POOLER)),
             (ScopeChoice::SessionPooled, _) | (ScopeChoice::Auto | ScopeChoice::Session, false) => Ok(Scope::Session),
@@ -64,7 +64,7 @@ impl Server {
     ///
     /// # Errors
     /// [`ExitCode::Config`] if no lock of this server protects anything, or none of the chosen scope does.
-    pub fn usable_scope(&self, choice: ScopeChoice) -> Result<Scope, Failure> {
+    pub(crate) fn usable_scope(&self, choice: ScopeChoice) -> Result<Scope, Failure> {
         if let Some(product) = self.stub() {
             return Err(Failure::say(
                 ExitCode::Config,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 /// Timeouts that would end a session that merely holds a lock, or cancel one that waits. No supported version knows
 /// all of them.
-pub const TIMEOUT_SETTINGS: [&str; 5] = [
+pub(crate) const TIMEOUT_SETTINGS: [&str; 5] = [
     "statement_timeout",
     "lock_timeout",
     "idle_in_transaction_session_timeout",
@@ -19,7 +19,7 @@ pub const TIMEOUT_SETTINGS: [&str; 5] = [
 
 /// Prefix of every query that runs before our settings apply. A role's transactions may be deferrable by default, and
 /// a deferrable one may wait for others before it does anything.
-pub const NOT_DEFERRABLE: &str = "SET TRANSACTION NOT DEFERRABLE; ";
+pub(crate) const NOT_DEFERRABLE: &str = "SET TRANSACTION NOT DEFERRABLE; ";
 
 /// A configuration parameter and the value we set.
 struct Setting {

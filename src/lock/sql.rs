@@ -9,7 +9,7 @@ use crate::key::{KeyId, Number};
 use std::time::Duration;
 
 /// The condition that a row of `pg_locks` belongs to the current database.
-pub const IN_THIS_DATABASE: &str =
+pub(crate) const IN_THIS_DATABASE: &str =
     "database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())";
 
 /// The column in which every row of a proof is true.

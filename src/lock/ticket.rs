@@ -20,13 +20,13 @@ use std::time::Duration;
 
 /// The ticket queue of one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TicketQueue {
+pub(crate) struct TicketQueue {
     class: i32,
 }
 
 /// A place in a ticket queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ticket {
+pub(crate) struct Ticket {
     class: i32,
     /// As `pg_locks` shows it: unsigned.
     number: u32,
@@ -34,7 +34,7 @@ pub struct Ticket {
 
 /// Result of waiting to reach the head of a ticket queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub(crate) enum Turn {
     /// We are at the head, and hold this ticket.
     Reached(Ticket),
     /// The wait timed out before.
@@ -43,7 +43,7 @@ pub enum Turn {
 
 impl TicketQueue {
     /// Returns the queue of all clients that wait for this key.
-    pub fn for_key(key: KeyId) -> TicketQueue {
+    pub(crate) fn for_key(key: KeyId) -> TicketQueue {
         TicketQueue {
             class: derived_keys::ticket_class(key),
         }
@@ -58,7 +58,7 @@ impl TicketQueue {
     ///
     /// # Errors
     /// The wait was cancelled, the server has no plpgsql for us or reports another error, or the connection is lost.
-    pub fn wait_for_turn(
+    pub(crate) fn wait_for_turn(
         self,
         client: &mut Client,
         options: WaitOptions,
@@ -110,7 +110,7 @@ impl Ticket {
     ///
     /// # Errors
     /// The server reports an error, or the connection is lost.
-    pub fn release(self, client: &mut Client) -> Result<(), postgres::Error> {
+    pub(crate) fn release(self, client: &mut Client) -> Result<(), postgres::Error> {
         simple_query(client, &sql::release_ticket(self.class, self.number)).map(drop)
     }
 }

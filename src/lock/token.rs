@@ -12,7 +12,7 @@ use postgres::Client;
 ///
 /// # Errors
 /// The server reports an error, or the connection is lost.
-pub fn fencing_token(client: &mut Client) -> Result<String, postgres::Error> {
+pub(crate) fn fencing_token(client: &mut Client) -> Result<String, postgres::Error> {
     let result = QueryResult::fetch(client, &sql::fencing_token())?;
     Ok(result.get("token").unwrap_or_default().to_owned())
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// Which other holders the lock excludes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// All of them.
     #[default]
     Exclusive,
@@ -18,7 +18,7 @@ pub enum Mode {
 
 impl Mode {
     /// Returns the value of `PGLOCK_MODE`.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Mode::Exclusive => "exclusive",
             Mode::Shared => "shared",
@@ -28,7 +28,7 @@ impl Mode {
 
 /// Lifetime of the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
+pub(crate) enum Scope {
     /// That of the session, which must be ours alone.
     Session,
     /// That of an open transaction, which also works behind a pooler.
@@ -37,7 +37,7 @@ pub enum Scope {
 
 impl Scope {
     /// Returns the name that messages and `check --json` use.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Scope::Session => "session",
             Scope::Transaction => "transaction",
@@ -47,7 +47,7 @@ impl Scope {
 
 /// The value of `--scope`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ScopeChoice {
+pub(crate) enum ScopeChoice {
     /// Transaction behind a pooler, session otherwise.
     #[default]
     Auto,
@@ -61,7 +61,7 @@ pub enum ScopeChoice {
 
 /// The keys to lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Keys<K = KeyId> {
+pub(crate) enum Keys<K = KeyId> {
     /// All of them, in this order. Every pglock acquires several keys in the order of [`KeyId`], so that two of them
     /// never wait for each other.
     All(Vec<K>),
@@ -76,7 +76,7 @@ pub enum Keys<K = KeyId> {
 
 impl<K> Keys<K> {
     /// Returns the keys, all or candidates.
-    pub fn as_slice(&self) -> &[K] {
+    pub(crate) fn as_slice(&self) -> &[K] {
         match self {
             Keys::All(keys) | Keys::OneOf { keys, .. } => keys,
         }
@@ -96,7 +96,7 @@ impl<K> Keys<K> {
 
 /// A lock to request: keys, mode and lifetime. A key is a number, or the SQL that stands for it in a query.
 #[derive(Clone, Debug)]
-pub struct Lock<K = KeyId> {
+pub(crate) struct Lock<K = KeyId> {
     /// What to lock.
     pub keys: Keys<K>,
     /// Exclusive or shared.
@@ -107,12 +107,12 @@ pub struct Lock<K = KeyId> {
 
 impl Lock {
     /// Returns the keys, all or candidates.
-    pub fn ids(&self) -> &[KeyId] {
+    pub(crate) fn ids(&self) -> &[KeyId] {
         self.keys.as_slice()
     }
 
     /// Returns the lock that `grant` gives us: of several candidates, only the acquired one.
-    pub fn held(&self, grant: Grant) -> Lock {
+    pub(crate) fn held(&self, grant: Grant) -> Lock {
         let keys = match &self.keys {
             Keys::OneOf { keys, .. } => Keys::All(vec![keys[grant.key_index]]),
             all => all.clone(),
@@ -123,7 +123,7 @@ impl Lock {
 
 /// How long to wait for the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
+pub(crate) enum Wait {
     /// Not at all: try once.
     Try,
     /// Until this instant.
@@ -134,7 +134,7 @@ pub enum Wait {
 
 impl Wait {
     /// Returns when the wait times out; `None` without a wait or without a limit.
-    pub fn deadline(self) -> Option<Instant> {
+    pub(crate) fn deadline(self) -> Option<Instant> {
         match self {
             Wait::Until(deadline) => Some(deadline),
             Wait::Try | Wait::Indefinitely => None,
@@ -153,7 +153,7 @@ impl Wait {
 
 /// Limits of a wait.
 #[derive(Clone, Copy, Debug)]
-pub struct WaitOptions {
+pub(crate) struct WaitOptions {
     /// How long to wait.
     pub wait: Wait,
     /// The longest uninterrupted stay in the server's queue.
@@ -175,7 +175,7 @@ pub(super) enum OnGrant {
 
 /// A lock that we hold, proven by its row in `pg_locks`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Grant {
+pub(crate) struct Grant {
     /// The backend that holds it for us.
     pub backend_pid: i32,
     /// When we sent the query whose result proves the lock: the server received something from us after this.
@@ -186,7 +186,7 @@ pub struct Grant {
 
 /// What the first query must know about the client.
 #[derive(Clone, Debug)]
-pub struct ClientInfo {
+pub(crate) struct ClientInfo {
     /// The `application_name` in our startup packet.
     pub application_name: String,
     /// The requested lifetime.
@@ -198,7 +198,7 @@ pub struct ClientInfo {
 
 /// Result of one try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TryOutcome {
+pub(crate) enum TryOutcome {
     /// We hold the lock.
     Acquired(Grant),
     /// Another client holds a key. We hold all keys before it.
@@ -214,7 +214,7 @@ pub enum TryOutcome {
 
 /// Result of a try or a wait on a server whose locks are real.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Acquisition {
+pub(crate) enum Acquisition {
     /// We hold the lock.
     Acquired(Grant),
     /// Another client still holds a key. We hold all keys before it.
@@ -229,7 +229,7 @@ impl TryOutcome {
     ///
     /// # Errors
     /// [`ExitCode::Config`] if the lock is not proven, or was not tried.
-    pub fn into_acquisition(self) -> Result<Acquisition, Failure> {
+    pub(crate) fn into_acquisition(self) -> Result<Acquisition, Failure> {
         match self {
             TryOutcome::Acquired(grant) => Ok(Acquisition::Acquired(grant)),
             TryOutcome::Busy { key_index } => Ok(Acquisition::Busy { key_index }),

@@ -7,14 +7,14 @@ use crate::key::KeyId;
 use crate::key::hash::sha256_prefix;
 
 /// The most slots that one key can have: a single query names all of them.
-pub const MAX_SLOTS: u16 = 1000;
+pub(crate) const MAX_SLOTS: u16 = 1000;
 
 /// The first integer of every eviction mark: the first four bytes of the SHA-256 of `pglock evict`.
 const EVICTION_MARK_CLASS: i32 = -613_922_599;
 
 /// Returns the keys of the first `count` slots of a key. They do not depend on `count`, so clients that disagree on the
 /// number of slots still compete for the same ones.
-pub fn slot_keys(key: KeyId, count: u16) -> Vec<KeyId> {
+pub(crate) fn slot_keys(key: KeyId, count: u16) -> Vec<KeyId> {
     (0..count).map(|slot| slot_key(key, slot)).collect()
 }
 
@@ -29,17 +29,17 @@ fn slot_key(key: KeyId, slot: u16) -> KeyId {
 }
 
 /// Returns the first integer of the tickets for a key: the first four bytes of the SHA-256 of `pglock line KEY`.
-pub fn ticket_class(key: KeyId) -> i32 {
+pub(crate) fn ticket_class(key: KeyId) -> i32 {
     i32::from_be_bytes(sha256_prefix(format!("pglock line {key}").as_bytes()))
 }
 
 /// Returns the lock that `pglock evict` holds, shared, while it terminates the backend with this process ID.
-pub fn eviction_mark(backend_pid: i32) -> KeyId {
+pub(crate) fn eviction_mark(backend_pid: i32) -> KeyId {
     KeyId::IntPair(EVICTION_MARK_CLASS, backend_pid)
 }
 
 /// Returns whether a lock is an eviction mark rather than a lock.
-pub fn is_eviction_mark(id: KeyId) -> bool {
+pub(crate) fn is_eviction_mark(id: KeyId) -> bool {
     id.class() == Some(EVICTION_MARK_CLASS)
 }
 

@@ -13,7 +13,7 @@ fn section(heading: &str) -> String {
 
 /// Returns the rows of all tables of a section, each as its cells. Backquotes are removed, what they enclose is kept as it is.
 #[track_caller]
-pub fn rows(heading: &str) -> Vec<Vec<String>> {
+pub(crate) fn rows(heading: &str) -> Vec<Vec<String>> {
     let section = section(heading);
     let lines: Vec<&str> = section.lines().filter(|line| line.starts_with('|')).collect();
     let is_delimiter = |line: &str| line.starts_with("|---");
@@ -31,7 +31,7 @@ fn cells(row: &str) -> Vec<String> {
 
 /// Returns the only code block of a section.
 #[track_caller]
-pub fn code_block(heading: &str) -> String {
+pub(crate) fn code_block(heading: &str) -> String {
     let section = section(heading);
     let (_, block) = section.split_once("```json\n").expect("a block of JSON");
     block.split("```").next().unwrap_or_default().to_owned()

@@ -4,8 +4,8 @@
 //! eviction marks are locks whose keys are derived from the key of the lock. All of it is part of the stable interface:
 //! a change here keeps two versions of pglock from excluding or recognizing each other.
 
-pub mod derived_keys;
+pub(crate) mod derived_keys;
 #[cfg(test)]
-pub mod document;
-pub mod name;
-pub mod query_tag;
+pub(crate) mod document;
+pub(crate) mod name;
+pub(crate) mod query_tag;

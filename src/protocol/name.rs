@@ -24,44 +24,44 @@ const EVICT_PREFIX: &str = "pglock evict ";
 
 /// Returns the name of a session that holds or waits for these keys. A name that the user configured takes the place of
 /// the keys; slots, host and process ID follow it all the same.
-pub fn for_run(configured: Option<&str>, keys: &[Key], slots: Option<u16>) -> String {
+pub(crate) fn for_run(configured: Option<&str>, keys: &[Key], slots: Option<u16>) -> String {
     let keys: Vec<&str> = keys.iter().map(Key::given).collect();
     let front = format!("{RUN_PREFIX}{}", keys.join(","));
     of_this_process(configured.unwrap_or(&front), slots)
 }
 
 /// Returns the name of the session with which `pglock run` finds out who evicted it.
-pub fn for_evicted() -> String {
+pub(crate) fn for_evicted() -> String {
     of_this_process("pglock evicted", None)
 }
 
 /// Returns the name of a `pglock list`.
-pub fn for_list() -> String {
+pub(crate) fn for_list() -> String {
     of_this_process("pglock list", None)
 }
 
 /// Returns the name of a `pglock check`, with the number of its key if it is given. A name that the user configured
 /// replaces both.
-pub fn for_check(configured: Option<&str>, random: Option<u64>) -> String {
+pub(crate) fn for_check(configured: Option<&str>, random: Option<u64>) -> String {
     let random = random.map_or_else(String::new, |random| format!(" {random:016x}"));
     of_this_process(configured.unwrap_or(&format!("pglock check{random}")), None)
 }
 
 /// Returns the name of a `pglock evict`: the evicted reads from it which user on which host did it. See [`evictor`].
-pub fn for_evict() -> String {
+pub(crate) fn for_evict() -> String {
     let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten();
     let user = user.map_or_else(String::new, |user| format!("{}@", user.name));
     format!("{EVICT_PREFIX}{user}{}:{}", host(), std::process::id())
 }
 
 /// Returns user, host and process of a `pglock evict`, if the name is one's.
-pub fn evictor(application_name: &str) -> Option<&str> {
+pub(crate) fn evictor(application_name: &str) -> Option<&str> {
     application_name.strip_prefix(EVICT_PREFIX)
 }
 
 /// What the `application_name` of a `pglock run` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RunName<'a> {
+pub(crate) struct RunName<'a> {
     /// The keys as they were given, joined by commas, cut if they are long.
     pub keys: &'a str,
     /// The number of slots that it was given.
@@ -75,7 +75,7 @@ pub struct RunName<'a> {
 impl<'a> RunName<'a> {
     /// Parses a name; `None` if it is not that of a `pglock run`. Any client can choose such a name, so nothing in it
     /// can be relied upon.
-    pub fn parse(application_name: &'a str) -> Option<RunName<'a>> {
+    pub(crate) fn parse(application_name: &'a str) -> Option<RunName<'a>> {
         let (front, tail) = application_name.strip_prefix(RUN_PREFIX)?.rsplit_once(' ')?;
         let (host, pid) = tail.rsplit_once(':')?;
         let is_possible = |slots: &u16| (1..=MAX_SLOTS).contains(slots);

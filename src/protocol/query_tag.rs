@@ -9,25 +9,25 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 /// The beginning of every tag.
-pub const QUERY_TAG_PREFIX: &str = "/* pglock ";
+pub(crate) const QUERY_TAG_PREFIX: &str = "/* pglock ";
 
 /// The most that is kept of the program's name. The server keeps 1024 bytes of a query by default.
 const MAX_PROGRAM_LEN: usize = 100;
 
 /// An upper bound on the length of a tag.
-pub const MAX_QUERY_TAG_LEN: usize = 200;
+pub(crate) const MAX_QUERY_TAG_LEN: usize = 200;
 
 static JOB_PROGRAM: OnceLock<String> = OnceLock::new();
 
 /// Sets the job's program, once, before the first query. Without it queries have no tag.
-pub fn set_job_program(program: &OsStr) {
+pub(crate) fn set_job_program(program: &OsStr) {
     // A second call would be a bug, and has no effect.
     let _ = JOB_PROGRAM.set(plain_ascii(&program.to_string_lossy()));
 }
 
 /// What a tag says besides the job's program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QueryTag {
+pub(crate) enum QueryTag {
     /// Nothing.
     ProgramOnly,
     /// The session waits in the server's queue for this long, and then queues again.
@@ -40,7 +40,7 @@ pub enum QueryTag {
 
 impl QueryTag {
     /// Returns the query with the tag in front, or as it is if there is no job.
-    pub fn prepend_to(self, sql: &str) -> String {
+    pub(crate) fn prepend_to(self, sql: &str) -> String {
         match JOB_PROGRAM.get() {
             Some(program) => format!("{}{sql}", self.comment(program)),
             None => sql.to_owned(),
@@ -60,7 +60,7 @@ impl QueryTag {
 
 /// What [`QueryTagInfo::parse`] reads from a tag.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct QueryTagInfo<'a> {
+pub(crate) struct QueryTagInfo<'a> {
     /// For how many seconds the lock had been held when the query was sent.
     pub held_seconds: Option<f64>,
     /// Whether the session waits by trying again and again.
@@ -72,7 +72,7 @@ pub struct QueryTagInfo<'a> {
 impl<'a> QueryTagInfo<'a> {
     /// Parses the tag of a query; `None` if it has none. The server may have cut the query, and any client can send a
     /// comment that looks like a tag, so each part is optional.
-    pub fn parse(query: &'a str) -> Option<QueryTagInfo<'a>> {
+    pub(crate) fn parse(query: &'a str) -> Option<QueryTagInfo<'a>> {
         let text = query.strip_prefix(QUERY_TAG_PREFIX)?;
         let program = text
             .split_once(" */")

@@ -6,14 +6,14 @@ use nix::sys::signal::Signal;
 use std::time::{Duration, Instant, SystemTime};
 
 /// Why the lock is lost, or was not acquired, after a panic of the session's thread.
-pub const SESSION_PANICKED: &str = "an internal error ended the session";
+pub(crate) const SESSION_PANICKED: &str = "an internal error ended the session";
 /// A bug: the state machine starts the job without a lock.
-pub const NO_LOCK_TO_START: &str = "cannot start the command: no lock is held";
+pub(crate) const NO_LOCK_TO_START: &str = "cannot start the command: no lock is held";
 /// With `-v`: the connection was shut down instead of waiting for a release.
-pub const DISCONNECTED: &str = "closed the connection without confirmation that the lock was released";
+pub(crate) const DISCONNECTED: &str = "closed the connection without confirmation that the lock was released";
 
 /// A lost lock.
-pub struct LockLoss {
+pub(crate) struct LockLoss {
     reason: String,
     at: SystemTime,
     /// The same time on the monotonic clock.
@@ -24,7 +24,7 @@ pub struct LockLoss {
 
 /// How far pglock went to terminate the job after the lock was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Termination {
+pub(crate) enum Termination {
     /// Nothing: the job had exited by then.
     NotNeeded,
     /// Sent SIGTERM.
@@ -37,7 +37,7 @@ pub enum Termination {
 
 impl LockLoss {
     /// Creates a loss that is noticed now.
-    pub fn new(reason: impl Into<String>) -> LockLoss {
+    pub(crate) fn new(reason: impl Into<String>) -> LockLoss {
         LockLoss {
             reason: reason.into(),
             at: SystemTime::now(),
@@ -47,17 +47,17 @@ impl LockLoss {
     }
 
     /// Creates the loss of a lock that the server no longer had when pglock released it.
-    pub fn new_at_release() -> LockLoss {
+    pub(crate) fn new_at_release() -> LockLoss {
         LockLoss::new("the server had already released it")
     }
 
     /// Creates the loss due to a server that did not answer a heartbeat within this time.
-    pub fn new_unresponsive(heartbeat: Duration) -> LockLoss {
+    pub(crate) fn new_unresponsive(heartbeat: Duration) -> LockLoss {
         LockLoss::new(format!("the server did not respond within {}", rounded(heartbeat)))
     }
 
     /// Returns the loss and the end of the job.
-    pub fn with_termination(&self, keys: &str, termination: Termination) -> String {
+    pub(crate) fn with_termination(&self, keys: &str, termination: Termination) -> String {
         let consequence = match termination {
             Termination::NotNeeded => "the job had already exited; another job may have run concurrently",
             Termination::Term => "terminated the job with SIGTERM",
@@ -68,12 +68,12 @@ impl LockLoss {
     }
 
     /// Returns the loss of a lock under which no job was started.
-    pub fn before_start(&self, keys: &str) -> String {
+    pub(crate) fn before_start(&self, keys: &str) -> String {
         format!("{}; the job was not started", self.sentence(keys))
     }
 
     /// Returns the loss with `--on-lost ignore`.
-    pub fn ignored(&self, keys: &str) -> String {
+    pub(crate) fn ignored(&self, keys: &str) -> String {
         format!(
             "{}; the job continues unguarded (--on-lost ignore)",
             self.sentence(keys)
@@ -94,12 +94,12 @@ impl LockLoss {
 }
 
 /// With `-v`: the lock is acquired.
-pub fn acquired(keys: &str, waited: Duration) -> String {
+pub(crate) fn acquired(keys: &str, waited: Duration) -> String {
     format!("acquired the lock on {keys} after {}", rounded(waited))
 }
 
 /// The lock was not acquired: who holds it, if known, and how long pglock waited, if it did.
-pub fn conflict(keys: &str, holder: Option<&str>, wait_limit: Option<Duration>) -> String {
+pub(crate) fn conflict(keys: &str, holder: Option<&str>, wait_limit: Option<Duration>) -> String {
     let held = match holder {
         Some(sentence) => sentence.to_owned(),
         None => format!("could not acquire the lock on {keys}; the holder could not be determined"),
@@ -111,17 +111,17 @@ pub fn conflict(keys: &str, holder: Option<&str>, wait_limit: Option<Duration>) 
 }
 
 /// The server could not be reached in time.
-pub fn connect_timeout(address: &str, waited: Duration) -> String {
+pub(crate) fn connect_timeout(address: &str, waited: Duration) -> String {
     format!("cannot connect to {address} within {}", rounded(waited))
 }
 
 /// The server stopped responding before the lock was acquired.
-pub fn unresponsive(since_startup: Duration) -> String {
+pub(crate) fn unresponsive(since_startup: Duration) -> String {
     format!("the server stopped responding {} after startup", rounded(since_startup))
 }
 
 /// A signal could not be sent to the job.
-pub fn signal_failure(signal: Signal, error: Errno) -> String {
+pub(crate) fn signal_failure(signal: Signal, error: Errno) -> String {
     format!("cannot send {signal} to the job: {}", error.desc())
 }
 

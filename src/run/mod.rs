@@ -1,10 +1,10 @@
 //! A supervised run: the session that holds the lock, the job, and the loop that watches both.
 
-pub mod job;
-pub mod messages;
-pub mod options;
-pub mod progress;
-pub mod session;
-pub mod signals;
-pub mod state;
-pub mod supervisor;
+pub(crate) mod job;
+pub(crate) mod messages;
+pub(crate) mod options;
+pub(crate) mod progress;
+pub(crate) mod session;
+pub(crate) mod signals;
+pub(crate) mod state;
+pub(crate) mod supervisor;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// The options of `pglock run`, validated.
 #[derive(Debug)]
-pub struct RunOptions {
+pub(crate) struct RunOptions {
     /// The server and how to connect to it.
     pub connection: ConnectionOptions,
     /// The keys to lock, at least one.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use unicode_width::UnicodeWidthStr;
 
 /// The holders of the lock as last seen.
-pub struct WaitProgress {
+pub(crate) struct WaitProgress {
     /// The holders.
     pub holders: Vec<Backend>,
     /// When the holders were queried.
@@ -16,12 +16,12 @@ pub struct WaitProgress {
 
 impl WaitProgress {
     /// Returns the status in full.
-    pub fn sentence(&self, keys: &str, waited: Duration) -> String {
+    pub(crate) fn sentence(&self, keys: &str, waited: Duration) -> String {
         format!("waiting for {keys} for {}; {}", age(waited), self.holder())
     }
 
     /// Returns the status shortened to this many columns. The holder is at the end, so it is cut off first.
-    pub fn line(&self, keys: &str, waited: Duration, columns: usize) -> String {
+    pub(crate) fn line(&self, keys: &str, waited: Duration, columns: usize) -> String {
         let full = format!("pglock: {}", self.sentence(keys, waited));
         if full.width() <= columns {
             return full;

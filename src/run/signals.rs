@@ -36,7 +36,7 @@ const HANDLED_SIGNALS: [Signal; 10] = [
 
 /// The signal setup that pglock inherited, to be restored for the job.
 #[derive(Clone, Debug)]
-pub struct SignalDispositions {
+pub(crate) struct SignalDispositions {
     /// The signal mask.
     pub mask: SigSet,
     /// The ignored signals, among those whose action pglock changes.
@@ -45,7 +45,7 @@ pub struct SignalDispositions {
 
 /// A received signal and its origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SignalInfo {
+pub(crate) struct SignalInfo {
     /// The signal.
     pub signal: Signal,
     /// Whether the terminal driver sent it (Ctrl-C, a hangup, a resized window), and thus to the whole foreground
@@ -55,7 +55,7 @@ pub struct SignalInfo {
 
 /// A handle that wakes the main loop, from any thread.
 #[derive(Clone)]
-pub struct Waker(Arc<UnixStream>);
+pub(crate) struct Waker(Arc<UnixStream>);
 
 impl Waker {
     /// Creates a waker that is not connected to a loop.
@@ -63,19 +63,19 @@ impl Waker {
     /// # Errors
     /// No socket pair can be created.
     #[cfg(test)]
-    pub fn new_disconnected() -> io::Result<Waker> {
+    pub(crate) fn new_disconnected() -> io::Result<Waker> {
         Ok(Waker(Arc::new(UnixStream::pair()?.0)))
     }
 
     /// Makes the loop process what is pending.
-    pub fn wake(&self) {
+    pub(crate) fn wake(&self) {
         // If the buffer is full, a wake-up is already pending.
         let _ = (&*self.0).write(b"w");
     }
 }
 
 /// All signals blocked, and none handled yet. Threads created now inherit the blocked mask.
-pub struct BlockedSignals {
+pub(crate) struct BlockedSignals {
     on_entry: SignalDispositions,
     has_terminal: bool,
     read: UnixStream,
@@ -87,7 +87,7 @@ impl BlockedSignals {
     ///
     /// # Errors
     /// No socket pair can be created.
-    pub fn block_all() -> io::Result<BlockedSignals> {
+    pub(crate) fn block_all() -> io::Result<BlockedSignals> {
         let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
         let mut ignored: Vec<Signal> = HANDLED_SIGNALS
             .into_iter()
@@ -109,7 +109,7 @@ impl BlockedSignals {
     }
 
     /// Returns a handle that wakes the loop polling [`Signals::as_fd`].
-    pub fn waker(&self) -> Waker {
+    pub(crate) fn waker(&self) -> Waker {
         self.waker.clone()
     }
 
@@ -117,7 +117,7 @@ impl BlockedSignals {
     ///
     /// # Errors
     /// A handler cannot be installed.
-    pub fn handle(self) -> io::Result<Signals> {
+    pub(crate) fn handle(self) -> io::Result<Signals> {
         let BlockedSignals {
             on_entry,
             has_terminal,
@@ -142,7 +142,7 @@ impl BlockedSignals {
 }
 
 /// The handled signals of this process.
-pub struct Signals {
+pub(crate) struct Signals {
     on_entry: SignalDispositions,
     delivery: SignalDelivery<UnixStream, WithOrigin>,
 }
@@ -153,7 +153,7 @@ impl Signals {
     ///
     /// # Errors
     /// pthread_sigmask(3) fails.
-    pub fn unblock(&self) -> io::Result<()> {
+    pub(crate) fn unblock(&self) -> io::Result<()> {
         let mut mask = self.on_entry.mask;
         for signal in HANDLED_SIGNALS {
             mask.remove(signal);
@@ -162,12 +162,12 @@ impl Signals {
     }
 
     /// Returns the dispositions that pglock inherited.
-    pub fn on_entry(&self) -> &SignalDispositions {
+    pub(crate) fn on_entry(&self) -> &SignalDispositions {
         &self.on_entry
     }
 
     /// Returns the signals received since the last call, and drains the wake-ups from the descriptor.
-    pub fn received(&mut self) -> Vec<SignalInfo> {
+    pub(crate) fn received(&mut self) -> Vec<SignalInfo> {
         let mut received = Vec::new();
         for origin in self.delivery.pending() {
             if let Ok(signal) = Signal::try_from(origin.signal) {
@@ -182,7 +182,7 @@ impl Signals {
     }
 
     /// Returns the signals whose default action must be restored for the job.
-    pub fn to_default(&self) -> impl Iterator<Item = Signal> {
+    pub(crate) fn to_default(&self) -> impl Iterator<Item = Signal> {
         let ignored = &self.on_entry.ignored;
         HANDLED_SIGNALS
             .into_iter()
@@ -204,13 +204,13 @@ fn reaches_foreground_group(signal: Signal) -> bool {
 
 /// Stops this process with the signal that stopped the job, until it is continued. In an orphaned process group, which
 /// no shell could continue, the kernel ignores the signals of job control.
-pub fn stop_with(signal: i32) {
+pub(crate) fn stop_with(signal: i32) {
     sys::raise_default(signal);
 }
 
 /// Ends this process with the signal, without dumping core. Returns if the signal has no effect: the kernel protects
 /// process 1 of a container from the signals it sends itself.
-pub fn die_with(signal: i32) {
+pub(crate) fn die_with(signal: i32) {
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
     // RLIMIT_CORE does not apply if core_pattern pipes core dumps to a program (core(5)).
     #[cfg(target_os = "linux")]

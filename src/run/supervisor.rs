@@ -39,7 +39,7 @@ const DEFAULT_COLUMNS: usize = 80;
 ///
 /// # Errors
 /// This process cannot be set up: no thread, no socket pair, no signal handler.
-pub fn run(
+pub(crate) fn run(
     options: RunOptions,
     settings: Settings,
     started_at: Instant,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 /// How much pglock prints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verbosity {
+pub(crate) enum Verbosity {
     /// `-q`: errors only. Does not report that the lock is held.
     Quiet,
     /// Nothing on success, one line otherwise.
@@ -39,49 +39,49 @@ const ERASE_TO_END: &str = "\x1b[K";
 const ERASE_LINE: &str = "\r\x1b[K";
 
 /// Sets the verbosity. To be called once, before the first message.
-pub fn set_verbosity(verbosity: Verbosity) {
+pub(crate) fn set_verbosity(verbosity: Verbosity) {
     // A second call would be a bug in main; it has no effect.
     let _ = VERBOSITY.set(verbosity);
 }
 
 /// Installs a panic hook that prints a panic like any other message: on one line, without control characters.
-pub fn report_panics() {
+pub(crate) fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
         error(format_args!("internal error: {panic}"));
     }));
 }
 
 /// Prints an error, or that the lock was lost. Never silenced.
-pub fn error(text: impl Display) {
+pub(crate) fn error(text: impl Display) {
     print(text);
 }
 
 /// Prints what `-q` silences: that the lock is held.
-pub fn notice(text: impl Display) {
+pub(crate) fn notice(text: impl Display) {
     if verbosity() >= Verbosity::Normal {
         print(text);
     }
 }
 
 /// Prints a step, with `-v` only.
-pub fn detail(text: impl Display) {
+pub(crate) fn detail(text: impl Display) {
     if is_verbose() {
         print(text);
     }
 }
 
 /// Returns whether [`notice`] prints nothing.
-pub fn is_quiet() -> bool {
+pub(crate) fn is_quiet() -> bool {
     verbosity() == Verbosity::Quiet
 }
 
 /// Returns whether [`detail`] prints anything, so that callers can skip details that are expensive to obtain.
-pub fn is_verbose() -> bool {
+pub(crate) fn is_verbose() -> bool {
     verbosity() >= Verbosity::Verbose
 }
 
 /// Shows a status line, replacing the previous one. The line must fit the width of the terminal.
-pub fn show_status(line: &str) {
+pub(crate) fn show_status(line: &str) {
     let mut is_shown = lock_status_line();
     *is_shown = true;
     let line = line.replace(char::is_control, " ");
@@ -90,7 +90,7 @@ pub fn show_status(line: &str) {
 }
 
 /// Removes the status line, if there is one.
-pub fn clear_status() {
+pub(crate) fn clear_status() {
     let mut is_shown = lock_status_line();
     if std::mem::take(&mut *is_shown) {
         write(format_args!("{ERASE_LINE}"), WRITE_TIMEOUT);

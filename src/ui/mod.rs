@@ -1,6 +1,6 @@
 //! What a person reads: messages on standard error, results on standard output, and the terminal itself.
 
-pub mod message;
-pub mod stdout;
-pub mod table;
-pub mod terminal;
+pub(crate) mod message;
+pub(crate) mod stdout;
+pub(crate) mod table;
+pub(crate) mod terminal;

@@ -7,7 +7,7 @@ use std::io::{self, Write};
 ///
 /// # Errors
 /// The text cannot be written, for example because the disk is full.
-pub fn print(text: &str) -> Result<bool, Failure> {
+pub(crate) fn print(text: &str) -> Result<bool, Failure> {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(text.as_bytes());
     match written.and_then(|()| stdout.flush()) {

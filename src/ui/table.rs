@@ -10,7 +10,7 @@ const GAP: &str = "  ";
 const MIN_COLUMN_WIDTH: usize = 4;
 
 /// A column: its title, and what it shows of a row.
-pub struct Column<R> {
+pub(crate) struct Column<R> {
     /// The title.
     pub title: &'static str,
     /// When the column is left out of a table that is too wide: the one with the highest number first, 0 never.
@@ -29,7 +29,7 @@ struct FilledColumn {
 
 /// Returns the table as lines, each with a newline. Columns whose cells are all empty are left out. With a maximum width,
 /// columns are dropped, and then shortened, until the table fits.
-pub fn render<R>(columns: &[Column<R>], rows: &[R], max_width: Option<usize>) -> String {
+pub(crate) fn render<R>(columns: &[Column<R>], rows: &[R], max_width: Option<usize>) -> String {
     let columns = columns.iter().map(|column| FilledColumn::new(column, rows));
     let mut columns: Vec<FilledColumn> = columns
         .filter(|column| column.cells.iter().any(|cell| !cell.is_empty()))

@@ -10,7 +10,7 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// How to show a status that changes, on standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StatusStyle {
+pub(crate) enum StatusStyle {
     /// Updated in place.
     InPlace,
     /// Printed once: the terminal cannot move its cursor, or its output is kept as a log.
@@ -18,7 +18,7 @@ pub enum StatusStyle {
 }
 
 /// Returns how to show a status; `None` unless standard error is a terminal and pglock runs in its foreground.
-pub fn status_style() -> Option<StatusStyle> {
+pub(crate) fn status_style() -> Option<StatusStyle> {
     if !stderr().is_terminal() || tcgetpgrp(stderr()) != Ok(getpgrp()) {
         return None;
     }
@@ -32,12 +32,12 @@ pub fn status_style() -> Option<StatusStyle> {
 }
 
 /// Returns whether a person can be asked to confirm: standard input and standard error are terminals.
-pub fn can_confirm() -> bool {
+pub(crate) fn can_confirm() -> bool {
     stdin().is_terminal() && stderr().is_terminal()
 }
 
 /// Prints a yes/no question and waits for the answer.
-pub fn confirm(question: &str) -> bool {
+pub(crate) fn confirm(question: &str) -> bool {
     let mut answer = String::new();
     if stderr().write_all(question.as_bytes()).is_err() || stdin().read_line(&mut answer).is_err() {
         return false;
@@ -46,12 +46,12 @@ pub fn confirm(question: &str) -> bool {
 }
 
 /// Returns the columns and lines of standard output, if it is a terminal.
-pub fn stdout_size() -> Option<(usize, usize)> {
+pub(crate) fn stdout_size() -> Option<(usize, usize)> {
     size(stdout())
 }
 
 /// Returns the columns of standard error, if it is a terminal.
-pub fn stderr_columns() -> Option<usize> {
+pub(crate) fn stderr_columns() -> Option<usize> {
     size(stderr()).map(|(columns, _)| columns)
 }
 
@@ -61,7 +61,7 @@ fn size(terminal: impl AsFd) -> Option<(usize, usize)> {
 }
 
 /// Truncates the text to this many columns; a `~` at the end marks what was cut off.
-pub fn truncate_to_width(text: &str, columns: usize) -> String {
+pub(crate) fn truncate_to_width(text: &str, columns: usize) -> String {
     if text.width() <= columns {
         return text.to_owned();
     }
@@ -80,7 +80,7 @@ pub fn truncate_to_width(text: &str, columns: usize) -> String {
 }
 
 /// Returns the foreground process group of the controlling terminal; `None` without a terminal.
-pub fn foreground_group() -> Option<Pid> {
+pub(crate) fn foreground_group() -> Option<Pid> {
     // Without /dev/tty, as in a minimal container, one of the standard streams may still be the terminal.
     let from_tty = File::open("/dev/tty").ok().and_then(|tty| tcgetpgrp(tty).ok());
     let from_stdin = || tcgetpgrp(stdin()).ok();
@@ -89,7 +89,7 @@ pub fn foreground_group() -> Option<Pid> {
 }
 
 /// Makes a process group of this session the foreground process group of the terminal.
-pub fn set_foreground_group(group: Pid) {
+pub(crate) fn set_foreground_group(group: Pid) {
     let Ok(terminal) = File::open("/dev/tty") else {
         return;
     };

@@ -25,7 +25,7 @@ use std::time::Duration;
 ///
 /// # Errors
 /// The settings are wrong, the connection fails, or standard output cannot be written.
-pub fn run(options: &CheckOptions) -> Result<Outcome, Failure> {
+pub(crate) fn run(options: &CheckOptions) -> Result<Outcome, Failure> {
     let settings = Settings::from_options(&options.connection)?;
     let report = check(&settings, options.scope, options.timing)?;
     let text = if options.json {

@@ -8,7 +8,7 @@ use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 ///
 /// # Errors
 /// The query fails, or the connection is lost.
-pub fn fetch_all(client: &mut Client, sql: &str) -> Result<Vec<SimpleQueryRow>, Failure> {
+pub(super) fn fetch_all(client: &mut Client, sql: &str) -> Result<Vec<SimpleQueryRow>, Failure> {
     let messages = simple_query(client, sql)?.into_iter();
     let rows = messages.filter_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(row),
@@ -21,7 +21,7 @@ pub fn fetch_all(client: &mut Client, sql: &str) -> Result<Vec<SimpleQueryRow>, 
 ///
 /// # Errors
 /// As for [`fetch_all`], or a server that is no PostgreSQL returns no row.
-pub fn fetch_one(client: &mut Client, sql: &str) -> Result<SimpleQueryRow, Failure> {
+pub(super) fn fetch_one(client: &mut Client, sql: &str) -> Result<SimpleQueryRow, Failure> {
     fetch_all(client, sql)?.pop().ok_or_else(|| {
         Failure::msg(
             ExitCode::Config,
@@ -31,11 +31,11 @@ pub fn fetch_one(client: &mut Client, sql: &str) -> Result<SimpleQueryRow, Failu
 }
 
 /// Returns a column's text, empty for NULL.
-pub fn text(row: &SimpleQueryRow, column: &str) -> String {
+pub(super) fn text(row: &SimpleQueryRow, column: &str) -> String {
     cell(row, column).unwrap_or_default().to_owned()
 }
 
 /// Returns whether a boolean column is true.
-pub fn is_true(row: &SimpleQueryRow, column: &str) -> bool {
+pub(super) fn is_true(row: &SimpleQueryRow, column: &str) -> bool {
     cell(row, column) == Some("t")
 }

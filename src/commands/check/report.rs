@@ -7,7 +7,7 @@ use std::fmt;
 /// How good or bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Level {
+pub(super) enum Level {
     /// As it should be.
     Ok,
     /// `run` works, but not as well as it could.
@@ -18,7 +18,7 @@ pub enum Level {
 
 /// One thing that was found out. The fields are those of the JSON, in its order.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
+pub(super) struct Finding {
     fact: String,
     level: Level,
     remedy: Option<String>,
@@ -27,7 +27,7 @@ pub struct Finding {
 
 impl Finding {
     /// Makes a finding that things are as they should be.
-    pub fn ok(subject: &'static str, fact: impl Into<String>) -> Finding {
+    pub(super) fn ok(subject: &'static str, fact: impl Into<String>) -> Finding {
         Finding {
             fact: fact.into(),
             level: Level::Ok,
@@ -37,7 +37,7 @@ impl Finding {
     }
 
     /// Makes a finding of something that could be better.
-    pub fn warning(subject: &'static str, fact: impl Into<String>) -> Finding {
+    pub(super) fn warning(subject: &'static str, fact: impl Into<String>) -> Finding {
         Finding {
             level: Level::Warning,
             ..Finding::ok(subject, fact)
@@ -45,7 +45,7 @@ impl Finding {
     }
 
     /// Makes a finding that `run` would refuse to run.
-    pub fn refusal(subject: &'static str, fact: impl Into<String>) -> Finding {
+    pub(super) fn refusal(subject: &'static str, fact: impl Into<String>) -> Finding {
         Finding {
             level: Level::Refusal,
             ..Finding::ok(subject, fact)
@@ -53,7 +53,7 @@ impl Finding {
     }
 
     /// Adds what to do about it.
-    pub fn with_remedy(self, remedy: impl Into<String>) -> Finding {
+    pub(super) fn with_remedy(self, remedy: impl Into<String>) -> Finding {
         Finding {
             remedy: Some(remedy.into()),
             ..self
@@ -64,7 +64,7 @@ impl Finding {
 /// All findings. The JSON is a stable interface but for the texts of `fact` and `remedy`: see `docs/protocol.md`. Its
 /// fields are in alphabetical order, so that the output of two versions can be compared.
 #[derive(Debug, Serialize)]
-pub struct CheckReport {
+pub(super) struct CheckReport {
     findings: Vec<Finding>,
     fit: bool,
     scope: Option<&'static str>,
@@ -72,7 +72,7 @@ pub struct CheckReport {
 
 impl CheckReport {
     /// Makes a report of these findings and of the scope that `run` would use, if there is one.
-    pub fn new(findings: Vec<Finding>, scope: Option<Scope>) -> CheckReport {
+    pub(super) fn new(findings: Vec<Finding>, scope: Option<Scope>) -> CheckReport {
         CheckReport {
             fit: findings.iter().all(|finding| finding.level != Level::Refusal),
             findings,
@@ -81,7 +81,7 @@ impl CheckReport {
     }
 
     /// Returns whether `run` would run.
-    pub fn is_fit(&self) -> bool {
+    pub(super) fn is_fit(&self) -> bool {
         self.fit
     }
 
@@ -89,7 +89,7 @@ impl CheckReport {
     ///
     /// # Errors
     /// None: strings, booleans and nulls can always be serialized.
-    pub fn to_json(&self) -> Result<String, serde_json::Error> {
+    pub(super) fn to_json(&self) -> Result<String, serde_json::Error> {
         Ok(serde_json::to_string_pretty(self)? + "\n")
     }
 }

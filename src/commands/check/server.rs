@@ -7,7 +7,7 @@ use crate::outcome::Failure;
 use postgres::Client;
 
 /// Returns what the server is.
-pub fn product(server: &Server) -> Finding {
+pub(super) fn product(server: &Server) -> Finding {
     if let Some(product) = server.stub() {
         return Finding::refusal("server", format!("{product}, whose advisory locks protect nothing"))
             .with_remedy("use a PostgreSQL server");
@@ -23,7 +23,7 @@ pub fn product(server: &Server) -> Finding {
 }
 
 /// Returns in which database the locks are.
-pub fn database(server: &Server) -> Finding {
+pub(super) fn database(server: &Server) -> Finding {
     Finding::ok(
         "database",
         format!(
@@ -37,7 +37,7 @@ pub fn database(server: &Server) -> Finding {
 ///
 /// # Errors
 /// The query fails, or the connection is lost.
-pub fn role(client: &mut Client) -> Result<Finding, Failure> {
+pub(super) fn role(client: &mut Client) -> Result<Finding, Failure> {
     let row = fetch_one(
         client,
         "SELECT current_user AS role, \
@@ -55,7 +55,7 @@ pub fn role(client: &mut Client) -> Result<Finding, Failure> {
 }
 
 /// Returns whether the connection goes through a pooler, and the lifetime of a lock.
-pub fn connection(server: &Server, choice: ScopeChoice) -> Finding {
+pub(super) fn connection(server: &Server, choice: ScopeChoice) -> Finding {
     let path = if server.pooled { "through a pooler" } else { "direct" };
     let scope = match server.scope(choice) {
         Ok(scope) => scope.name(),
@@ -70,7 +70,7 @@ pub fn connection(server: &Server, choice: ScopeChoice) -> Finding {
 }
 
 /// Returns whether the server is a primary.
-pub fn recovery(server: &Server) -> Finding {
+pub(super) fn recovery(server: &Server) -> Finding {
     if server.standby {
         return Finding::refusal("recovery", "a hot standby, whose locks the primary does not see")
             .with_remedy("connect to the primary, or give all hosts with target_session_attrs=primary");
@@ -82,7 +82,7 @@ pub fn recovery(server: &Server) -> Finding {
 ///
 /// # Errors
 /// The query fails, or the connection is lost.
-pub fn encryption(client: &mut Client, server: &Server) -> Result<Finding, Failure> {
+pub(super) fn encryption(client: &mut Client, server: &Server) -> Result<Finding, Failure> {
     let row = fetch_one(
         client,
         "SELECT ssl, version, cipher, pg_catalog.inet_client_addr() IS NULL AS local \
@@ -112,7 +112,7 @@ pub fn encryption(client: &mut Client, server: &Server) -> Result<Finding, Failu
 ///
 /// # Errors
 /// The connection is lost.
-pub fn waiting(client: &mut Client, scope: Option<Scope>) -> Result<Finding, Failure> {
+pub(super) fn waiting(client: &mut Client, scope: Option<Scope>) -> Result<Finding, Failure> {
     const SUBJECT: &str = "waiting";
     if scope == Some(Scope::Transaction) {
         let fact = "by trying again, at most --poll apart; a waiter uses no session of the pool in between";

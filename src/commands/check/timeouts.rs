@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const ROUND_TRIP_COUNT: usize = 15;
 
 /// A timeout that the role, the database or the server sets.
-pub struct ConfiguredTimeout {
+pub(super) struct ConfiguredTimeout {
     name: String,
     /// Its name, value and source.
     description: String,
@@ -22,7 +22,7 @@ pub struct ConfiguredTimeout {
 ///
 /// # Errors
 /// The query fails, or the connection is lost.
-pub fn fetch_configured(client: &mut Client) -> Result<Vec<ConfiguredTimeout>, Failure> {
+pub(super) fn fetch_configured(client: &mut Client) -> Result<Vec<ConfiguredTimeout>, Failure> {
     let names = TIMEOUT_SETTINGS.map(|name| format!("'{name}'")).join(", ");
     let rows = fetch_all(
         client,
@@ -43,7 +43,7 @@ pub fn fetch_configured(client: &mut Client) -> Result<Vec<ConfiguredTimeout>, F
 ///
 /// # Errors
 /// The query fails, or the connection is lost.
-pub fn timeouts(
+pub(super) fn timeouts(
     client: &mut Client,
     configured: &[ConfiguredTimeout],
     is_session_configured: bool,
@@ -75,7 +75,7 @@ pub fn timeouts(
 ///
 /// # Errors
 /// The query fails, or the connection is lost.
-pub fn vanished_host(client: &mut Client, timing: Timing, is_pooled: bool) -> Result<Finding, Failure> {
+pub(super) fn vanished_host(client: &mut Client, timing: Timing, is_pooled: bool) -> Result<Finding, Failure> {
     const SUBJECT: &str = "vanished host";
     let row = fetch_one(
         client,
@@ -115,7 +115,7 @@ pub fn vanished_host(client: &mut Client, timing: Timing, is_pooled: bool) -> Re
 ///
 /// # Errors
 /// The connection is lost.
-pub fn round_trip(client: &mut Client, timing: Timing) -> Result<Finding, Failure> {
+pub(super) fn round_trip(client: &mut Client, timing: Timing) -> Result<Finding, Failure> {
     const SUBJECT: &str = "round trip";
     let mut durations = Vec::new();
     for _ in 0..ROUND_TRIP_COUNT {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 /// The locks of a database.
 #[derive(Serialize)]
-pub struct LockList<'a> {
+pub(super) struct LockList<'a> {
     /// Whether our role can see everything.
     complete: bool,
     database: &'a str,

@@ -33,7 +33,7 @@ const ERASE_TO_SCREEN_END: &str = "\x1b[J";
 ///
 /// # Errors
 /// The settings are wrong, the connection fails, or standard output cannot be written.
-pub fn run(options: &ListOptions) -> Result<Outcome, Failure> {
+pub(crate) fn run(options: &ListOptions) -> Result<Outcome, Failure> {
     let settings = Settings::from_options(&options.connection)?.for_lists();
     let mut client = settings.open(&name::for_list(), None)?.client;
     let is_any_held = print_locks(&mut client, options)?;

@@ -21,7 +21,7 @@ use x509_cert::{Certificate, TbsCertificate, Version};
 
 /// The parts of a certificate that matter here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CertificateInfo {
+pub(super) struct CertificateInfo {
     /// Version 1: without extensions, and therefore without alternative names.
     pub is_version_1: bool,
     /// Issuer and subject are the same.
@@ -34,7 +34,7 @@ pub struct CertificateInfo {
 }
 
 /// The public key of a certificate.
-pub struct PublicKey {
+pub(super) struct PublicKey {
     /// `AlgorithmIdentifier`, in DER without the outer tag.
     pub algorithm: Vec<u8>,
     /// `subjectPublicKey`
@@ -45,7 +45,7 @@ pub struct PublicKey {
 
 impl PublicKey {
     /// Extracts the key; `None` if the certificate cannot be parsed.
-    pub fn from_certificate(der: &CertificateDer) -> Option<PublicKey> {
+    pub(super) fn from_certificate(der: &CertificateDer) -> Option<PublicKey> {
         let certificate = Certificate::from_der(der).ok()?;
         let info = &certificate.tbs_certificate.subject_public_key_info;
         let algorithm = info.algorithm.to_der().ok()?;
@@ -69,7 +69,7 @@ fn strip_short_header(der: &[u8]) -> Option<&[u8]> {
 ///
 /// # Errors
 /// The file cannot be read, or contains no certificate.
-pub fn read_pem_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, SettingsError> {
+pub(super) fn read_pem_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, SettingsError> {
     let parsed: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
     let certificates =
         parsed.map_err(|error| SettingsError::file("certificate file", path, format!("cannot be read: {error}")))?;
@@ -85,7 +85,7 @@ pub fn read_pem_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, Settin
 
 impl CertificateInfo {
     /// Parses a certificate; `None` if that fails.
-    pub fn from_der(der: &CertificateDer) -> Option<CertificateInfo> {
+    pub(super) fn from_der(der: &CertificateDer) -> Option<CertificateInfo> {
         let certificate = Certificate::from_der(der).ok()?;
         let tbs = &certificate.tbs_certificate;
         let not_before = tbs.validity.not_before.to_system_time();
@@ -110,7 +110,7 @@ impl CertificateInfo {
     }
 
     /// Returns whether the certificate is for this host.
-    pub fn is_for(&self, host: &str) -> bool {
+    pub(super) fn is_for(&self, host: &str) -> bool {
         let address = host.parse::<IpAddr>().ok();
         let has_same_kind = match address {
             Some(_) => !self.addresses.is_empty(),
@@ -125,7 +125,7 @@ impl CertificateInfo {
     }
 
     /// Lists the names of the certificate for a message.
-    pub fn names(&self) -> String {
+    pub(super) fn names(&self) -> String {
         let addresses = self.addresses.iter().map(IpAddr::to_string);
         let names: Vec<String> = self.dns_names.iter().cloned().chain(addresses).collect();
         match (names.is_empty(), &self.common_name) {

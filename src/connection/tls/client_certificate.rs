@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The client certificate, if there is one, and whether the server has requested it.
-pub struct ClientCertificate {
+pub(super) struct ClientCertificate {
     key: Option<Arc<CertifiedKey>>,
     was_requested: AtomicBool,
 }
@@ -27,7 +27,7 @@ impl ClientCertificate {
     ///
     /// # Errors
     /// The certificate or its key cannot be used.
-    pub fn load(settings: &TlsSettings) -> Result<ClientCertificate, SettingsError> {
+    pub(super) fn load(settings: &TlsSettings) -> Result<ClientCertificate, SettingsError> {
         let is_disabled = settings.client_certificate_mode == ClientCertificateMode::Disable;
         let path = settings.client_certificate.as_deref().filter(|path| path.exists());
         let key = match path {
@@ -41,7 +41,7 @@ impl ClientCertificate {
     }
 
     /// Returns whether the server has requested the certificate.
-    pub fn was_requested(&self) -> bool {
+    pub(super) fn was_requested(&self) -> bool {
         self.was_requested.load(Ordering::SeqCst)
     }
 }

@@ -11,7 +11,7 @@ use rustls::crypto::{CryptoProvider, ring};
 use std::sync::Arc;
 
 /// The loaded files, for all hosts.
-pub struct TlsConfig {
+pub(crate) struct TlsConfig {
     settings: TlsSettings,
     provider: Arc<CryptoProvider>,
     /// `None` if any certificate is acceptable.
@@ -24,7 +24,7 @@ impl TlsConfig {
     ///
     /// # Errors
     /// A file is missing, unreadable, or unusable.
-    pub fn load(settings: &TlsSettings) -> Result<TlsConfig, SettingsError> {
+    pub(crate) fn load(settings: &TlsSettings) -> Result<TlsConfig, SettingsError> {
         let provider = Arc::new(ring::default_provider());
         Ok(TlsConfig {
             trust: Trust::load(settings, &provider)?.map(Arc::new),
@@ -38,7 +38,7 @@ impl TlsConfig {
     ///
     /// # Errors
     /// `sslmode=verify-full` without a host name, or versions that rustls does not accept.
-    pub fn client_config(&self, host: &Host) -> Result<ClientConfig, SettingsError> {
+    pub(crate) fn client_config(&self, host: &Host) -> Result<ClientConfig, SettingsError> {
         let verifies_name = self.settings.mode == SslMode::VerifyFull;
         if verifies_name && !host.is_named {
             return Err(SettingsError::inconsistent(
@@ -75,7 +75,7 @@ impl TlsConfig {
     }
 
     /// Returns whether the server must request the client certificate and has not done so.
-    pub fn lacks_certificate_request(&self) -> bool {
+    pub(crate) fn lacks_certificate_request(&self) -> bool {
         self.settings.client_certificate_mode == ClientCertificateMode::Require
             && !self.client_certificate.was_requested()
     }

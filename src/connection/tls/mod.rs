@@ -19,8 +19,8 @@ mod problem;
 mod trust;
 mod verifier;
 
-pub use config::TlsConfig;
-pub use problem::{describe, is_about_client_certificate};
+pub(super) use config::TlsConfig;
+pub(super) use problem::{describe, is_about_client_certificate};
 
 #[cfg(test)]
 mod tests;

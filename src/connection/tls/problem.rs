@@ -31,7 +31,7 @@ impl From<CertificateProblem> for Error {
 }
 
 /// Describes a TLS error.
-pub fn describe(error: &Error) -> String {
+pub(crate) fn describe(error: &Error) -> String {
     match error {
         Error::InvalidCertificate(CertificateError::Other(OtherError(other))) if other.is::<CertificateProblem>() => {
             other.to_string()
@@ -45,7 +45,7 @@ pub fn describe(error: &Error) -> String {
 }
 
 /// Returns whether the server rejects the client certificate, or misses one.
-pub fn is_about_client_certificate(alert: AlertDescription) -> bool {
+pub(crate) fn is_about_client_certificate(alert: AlertDescription) -> bool {
     use AlertDescription::*;
     matches!(
         alert,
@@ -65,7 +65,7 @@ const REMEDY: &str = "have the CA sign one with an extension file that contains 
                       (openssl x509 -req -extfile), or add the server's own certificate to the root file";
 
 /// Explains why the chain of the server's certificate was rejected, and what to do. `source` names the trusted roots.
-pub fn explain_rejection(error: &Error, info: &CertificateInfo, source: &str) -> String {
+pub(super) fn explain_rejection(error: &Error, info: &CertificateInfo, source: &str) -> String {
     let Error::InvalidCertificate(certificate_error) = error else {
         return error.to_string();
     };

@@ -14,7 +14,7 @@ use std::time::SystemTime;
 
 /// The certificates to trust.
 #[derive(Debug)]
-pub struct Trust {
+pub(super) struct Trust {
     /// Verifies chains of signatures up to a root certificate.
     pub chain_verifier: Arc<WebPkiServerVerifier>,
     /// The certificates of the root file. A server certificate that is one of them needs no signature by another.
@@ -28,7 +28,7 @@ impl Trust {
     ///
     /// # Errors
     /// A file is missing though `sslmode` needs it, or cannot be used.
-    pub fn load(settings: &TlsSettings, provider: &Arc<CryptoProvider>) -> Result<Option<Trust>, SettingsError> {
+    pub(super) fn load(settings: &TlsSettings, provider: &Arc<CryptoProvider>) -> Result<Option<Trust>, SettingsError> {
         let Some((certificates, source)) = load_roots(settings)? else {
             return Ok(None);
         };

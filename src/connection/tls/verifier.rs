@@ -16,7 +16,7 @@ use std::time::SystemTime;
 
 /// Verifies the server's certificate by libpq's rules.
 #[derive(Debug)]
-pub struct Verifier {
+pub(super) struct Verifier {
     /// The certificates to trust; `None` if any certificate is acceptable.
     pub trust: Option<Arc<Trust>>,
     /// The host name that the certificate must be for; `None` if any name is acceptable.

@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A command to run under the lock.
-pub struct Launch<'a> {
+pub(crate) struct Launch<'a> {
     /// The command and its arguments.
     pub command: &'a [OsString],
     /// The keys as given, for `PGLOCK_KEY`.
@@ -48,7 +48,7 @@ pub struct Launch<'a> {
 }
 
 /// A started job that is not reaped yet.
-pub struct Job {
+pub(crate) struct Job {
     pid: Pid,
     group: Group,
     /// Children inherited when a shell `exec`ed pglock; they are not part of the job.
@@ -57,7 +57,7 @@ pub struct Job {
 
 /// The process group of the job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Group {
+pub(crate) enum Group {
     /// pglock's own, which is in the foreground of the terminal.
     Caller,
     /// A new group that the job leads.
@@ -66,7 +66,7 @@ pub enum Group {
 
 impl Group {
     /// Returns the caller's group if pglock runs in the foreground of a terminal, else a new one.
-    pub fn for_terminal() -> Group {
+    pub(crate) fn for_terminal() -> Group {
         if terminal::foreground_group() == Some(getpgrp()) {
             Group::Caller
         } else {
@@ -80,7 +80,7 @@ impl Job {
     ///
     /// # Errors
     /// [`ExitCode::NotFound`] or [`ExitCode::CannotExecute`].
-    pub fn start(launch: &Launch, group: Group, signals: &Signals) -> Result<Job, Failure> {
+    pub(crate) fn start(launch: &Launch, group: Group, signals: &Signals) -> Result<Job, Failure> {
         let Some((program, arguments)) = launch.command.split_first() else {
             // A bug: the command line requires a command.
             return Err(Failure::say(ExitCode::Internal, "no command"));
@@ -127,12 +127,12 @@ impl Job {
     ///
     /// # Errors
     /// waitid(2) fails.
-    pub fn poll_status(&self) -> io::Result<Option<WaitStatus>> {
+    pub(crate) fn poll_status(&self) -> io::Result<Option<WaitStatus>> {
         sys::poll_child(self.pid)
     }
 
     /// Returns whether the command has exited. Processes it started may still be running.
-    pub fn has_exited(&self) -> bool {
+    pub(crate) fn has_exited(&self) -> bool {
         sys::has_exited(self.pid)
     }
 
@@ -140,7 +140,7 @@ impl Job {
     ///
     /// # Errors
     /// kill(2) fails.
-    pub fn signal(&self, signal: Signal) -> nix::Result<()> {
+    pub(crate) fn signal(&self, signal: Signal) -> nix::Result<()> {
         match self.own_group() {
             Some(group) => killpg(group, signal),
             None => kill(self.pid, signal),
@@ -149,7 +149,7 @@ impl Job {
 
     /// Returns the job's process group unless it is pglock's. Signals from the terminal do not reach that group. The
     /// job may have left pglock's group itself, as timeout(1) does.
-    pub fn own_group(&self) -> Option<Pid> {
+    pub(crate) fn own_group(&self) -> Option<Pid> {
         match self.group {
             Group::Own => Some(self.pid),
             Group::Caller => getpgid(Some(self.pid)).ok().filter(|group| *group != getpgrp()),
@@ -160,7 +160,7 @@ impl Job {
     ///
     /// # Errors
     /// The command (or its group) could not be signalled.
-    pub fn signal_all(&self, signal: Signal) -> nix::Result<()> {
+    pub(crate) fn signal_all(&self, signal: Signal) -> nix::Result<()> {
         let result = self.signal(signal);
         if self.group == Group::Caller {
             for pid in self.running_processes().unwrap_or_default() {
@@ -174,7 +174,7 @@ impl Job {
     }
 
     /// Returns the processes of the job that are still running; `None` if the system does not show all processes.
-    pub fn running_processes(&self) -> Option<Vec<Pid>> {
+    pub(crate) fn running_processes(&self) -> Option<Vec<Pid>> {
         match self.group {
             Group::Own => processes::in_group(self.pid),
             Group::Caller => processes::descendants(&self.inherited_children),
@@ -182,7 +182,7 @@ impl Job {
     }
 
     /// Returns whether the terminal caused this stop, which then concerns the shell that pglock runs under.
-    pub fn is_stopped_by_terminal(&self, signal: i32) -> bool {
+    pub(crate) fn is_stopped_by_terminal(&self, signal: i32) -> bool {
         let is_terminal_access = signal == Signal::SIGTTIN as i32 || signal == Signal::SIGTTOU as i32;
         is_terminal_access || terminal::foreground_group() == Some(self.pid)
     }
@@ -191,7 +191,7 @@ impl Job {
     ///
     /// # Errors
     /// kill(2) fails.
-    pub fn resume(&self) -> nix::Result<()> {
+    pub(crate) fn resume(&self) -> nix::Result<()> {
         if self.group == Group::Own && terminal::foreground_group() == Some(getpgrp()) {
             terminal::set_foreground_group(self.pid);
         }
@@ -199,7 +199,7 @@ impl Job {
     }
 
     /// Reaps the exited job. Consumes the value because the pid may be reused from now on.
-    pub fn reap(self) {
+    pub(crate) fn reap(self) {
         if self.group == Group::Own && terminal::foreground_group() == Some(self.pid) {
             terminal::set_foreground_group(getpgrp());
         }
@@ -208,7 +208,7 @@ impl Job {
 
     /// Reaps exited children other than the job. pglock gets them if it is process 1 of a container, or has adopted the
     /// job's orphans.
-    pub fn reap_orphans(&self) {
+    pub(crate) fn reap_orphans(&self) {
         while let Ok(Some(pid)) = sys::exited_child() {
             // Once the job itself has exited, it may be reported before the orphans, which then stay until it is
             // reaped.
@@ -220,7 +220,7 @@ impl Job {
 }
 
 /// Returns how the job exited, if this status change is its exit.
-pub fn exit_reason(status: WaitStatus) -> Option<ExitReason> {
+pub(crate) fn exit_reason(status: WaitStatus) -> Option<ExitReason> {
     match status {
         WaitStatus::Exited(code) => Some(ExitReason::Code(code as u8)),
         WaitStatus::Signaled(signal) => Some(ExitReason::Signal(signal)),

@@ -15,14 +15,14 @@ struct Process {
 }
 
 /// Returns the running members of a process group; `None` if the system does not show all processes.
-pub fn in_group(group: Pid) -> Option<Vec<Pid>> {
+pub(super) fn in_group(group: Pid) -> Option<Vec<Pid>> {
     let members = running()?.into_iter().filter(|process| process.group == group.as_raw());
     Some(members.map(|process| Pid::from_raw(process.pid)).collect())
 }
 
 /// Returns the running descendants of this process, parents before children, without the children `except` and their
 /// descendants; `None` if the system does not show all processes.
-pub fn descendants(except: &[Pid]) -> Option<Vec<Pid>> {
+pub(super) fn descendants(except: &[Pid]) -> Option<Vec<Pid>> {
     let processes = running()?;
     let mut found: Vec<i32> = Vec::new();
     let mut parents = HashSet::from([Pid::this().as_raw()]);
@@ -43,7 +43,7 @@ pub fn descendants(except: &[Pid]) -> Option<Vec<Pid>> {
 }
 
 /// Returns the running children of this process. Before the job starts there are some only if a shell `exec`ed pglock.
-pub fn children() -> Vec<Pid> {
+pub(super) fn children() -> Vec<Pid> {
     let this = Pid::this().as_raw();
     let processes = running().unwrap_or_default();
     let children = processes.into_iter().filter(|process| process.parent == this);
@@ -52,7 +52,7 @@ pub fn children() -> Vec<Pid> {
 
 /// Makes orphaned descendants children of this process instead of process 1. Elsewhere than on Linux, a process whose
 /// parent has exited is not found among the descendants.
-pub fn adopt_orphans() {
+pub(super) fn adopt_orphans() {
     #[cfg(target_os = "linux")]
     let _ = nix::sys::prctl::set_child_subreaper(true);
 }

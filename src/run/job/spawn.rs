@@ -19,7 +19,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 /// The setup of the new process, beyond what a [`Command`] describes.
-pub struct Setup<'a> {
+pub(super) struct Setup<'a> {
     /// Whether it leads its own process group instead of joining pglock's.
     pub own_group: bool,
     /// The signal mask.
@@ -37,7 +37,7 @@ pub struct Setup<'a> {
 ///
 /// # Errors
 /// The program cannot be executed, or the system cannot create a process.
-pub fn spawn(command: Command, setup: &Setup) -> io::Result<Pid> {
+pub(super) fn spawn(command: Command, setup: &Setup) -> io::Result<Pid> {
     set_inherited_flags(setup, FdFlag::empty())?;
     let spawned = if setup.ignored.contains(&Signal::SIGCHLD) {
         fork(command, setup)

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// A report, in the usual order.
-pub enum SessionEvent {
+pub(crate) enum SessionEvent {
     /// Connected to a server or a pooler.
     Connected,
     /// Connected to the server itself, so this can interrupt the wait.
@@ -42,7 +42,7 @@ pub enum SessionEvent {
 }
 
 /// The lock that we hold.
-pub struct Held {
+pub(crate) struct Held {
     /// The numbers of the keys, in the order in which they were given.
     pub ids: Vec<KeyId>,
     /// Our slot, with `--slots`.

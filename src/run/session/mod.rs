@@ -15,13 +15,13 @@ mod events;
 mod orders;
 mod plan;
 mod reporter;
-pub mod timing;
+pub(crate) mod timing;
 mod wait_observer;
 mod worker;
 
-pub use events::{Held, SessionEvent};
-pub use orders::poll_timeout;
-pub use plan::SessionPlan;
+pub(crate) use events::{Held, SessionEvent};
+pub(crate) use orders::poll_timeout;
+pub(crate) use plan::SessionPlan;
 
 use crate::run::signals::Waker;
 use nix::sys::socket::{Shutdown, shutdown};
@@ -35,7 +35,7 @@ use std::time::Instant;
 use worker::Worker;
 
 /// The main thread's handle of the session.
-pub struct Session {
+pub(crate) struct Session {
     events: Receiver<SessionEvent>,
     /// Closing it is the order to release.
     release_order: Option<UnixStream>,
@@ -46,7 +46,7 @@ impl Session {
     ///
     /// # Errors
     /// The system has no descriptors or no thread left.
-    pub fn start(plan: SessionPlan, waker: Waker) -> io::Result<Session> {
+    pub(crate) fn start(plan: SessionPlan, waker: Waker) -> io::Result<Session> {
         let (release_order, order_receiver) = UnixStream::pair()?;
         let (sender, events) = channel();
         let reporter = Reporter::new(sender, waker, plan.options.policy.timing);
@@ -69,12 +69,12 @@ impl Session {
     }
 
     /// Returns the reports since the last call.
-    pub fn events(&self) -> Vec<SessionEvent> {
+    pub(crate) fn events(&self) -> Vec<SessionEvent> {
         self.events.try_iter().collect()
     }
 
     /// Returns who evicted us, if the session reports it by the deadline.
-    pub fn evictor(&self, deadline: Instant) -> Option<String> {
+    pub(crate) fn evictor(&self, deadline: Instant) -> Option<String> {
         loop {
             let time_left = deadline.saturating_duration_since(Instant::now());
             // The thread exits, and the channel closes, after its last report.
@@ -85,13 +85,13 @@ impl Session {
     }
 
     /// Orders the thread to release the lock, or to stop waiting for it.
-    pub fn release(&mut self) {
+    pub(crate) fn release(&mut self) {
         self.release_order = None;
     }
 }
 
 /// Shuts the session's connection down, whatever the session is doing and whichever process has inherited the socket:
 /// the server notices as soon as the network lets it.
-pub fn shut_down_socket(socket: &OwnedFd) {
+pub(crate) fn shut_down_socket(socket: &OwnedFd) {
     let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
 }

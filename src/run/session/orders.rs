@@ -66,7 +66,7 @@ impl Orders {
 }
 
 /// Converts to a poll(2) timeout, rounded up: waking a little early would only mean polling again.
-pub fn poll_timeout(limit: Duration) -> PollTimeout {
+pub(crate) fn poll_timeout(limit: Duration) -> PollTimeout {
     PollTimeout::try_from(limit.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
 }
 

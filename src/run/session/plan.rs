@@ -7,7 +7,7 @@ use crate::run::options::RunOptions;
 use std::sync::Arc;
 
 /// The lock to acquire, and how.
-pub struct SessionPlan {
+pub(crate) struct SessionPlan {
     /// The options of `pglock run`.
     pub options: Arc<RunOptions>,
     /// How to connect, from all of libpq's sources.

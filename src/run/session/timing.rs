@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// of this before it ends a silent session, so after a network failure the job is dead before another client can
 /// acquire the lock. No clocks are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
+pub(crate) struct Timing {
     /// H, the interval between heartbeats, and D, the time allowed for each reply.
     pub heartbeat: Duration,
     /// G, the time between SIGTERM and SIGKILL for a job that must end.
@@ -22,12 +22,12 @@ impl Timing {
     const MARGIN: Duration = Duration::from_secs(3);
 
     /// Returns H + D + G, the longest that the job may run after the server last received something from us.
-    pub fn job_limit(self) -> Duration {
+    pub(crate) fn job_limit(self) -> Duration {
         self.heartbeat * 2 + self.kill_after
     }
 
     /// Returns how long the server must wait before it ends a silent session.
-    pub fn server_limit(self) -> Duration {
+    pub(crate) fn server_limit(self) -> Duration {
         self.job_limit() + Timing::MARGIN
     }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 /// An input of the state machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     /// pglock received a signal.
     Signal(SignalInfo),
     /// The session is connected; from now on its wait can be cancelled.
@@ -54,7 +54,7 @@ pub enum Event {
 
 /// An order of the state machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// Cancel the session's wait for the lock.
     CancelWait,
     /// Forward a signal to the job.

@@ -10,8 +10,8 @@
 mod event;
 mod policy;
 
-pub use event::{Action, Event};
-pub use policy::{OnLost, Policy};
+pub(crate) use event::{Action, Event};
+pub(crate) use policy::{OnLost, Policy};
 
 use crate::outcome::{ExitCode, Outcome};
 use crate::run::signals::SignalInfo;
@@ -56,7 +56,7 @@ enum Phase {
 
 /// The state of a run.
 #[derive(Clone, Debug)]
-pub struct RunState {
+pub(crate) struct RunState {
     policy: Policy,
     /// The deadline for acquiring the lock.
     wait_deadline: Option<Instant>,
@@ -79,7 +79,7 @@ pub struct RunState {
 
 impl RunState {
     /// Creates the state at the start of a run.
-    pub fn new(policy: Policy, wait_deadline: Option<Instant>) -> RunState {
+    pub(crate) fn new(policy: Policy, wait_deadline: Option<Instant>) -> RunState {
         RunState {
             policy,
             wait_deadline,
@@ -96,7 +96,7 @@ impl RunState {
     }
 
     /// Returns when [`Event::Tick`] is due if nothing else happens before.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Acquiring { .. } => earliest(self.report_due, self.wait_cutoff()),
             Phase::LeavingQueue { until, .. } | Phase::Releasing { until, .. } => Some(until),
@@ -110,13 +110,13 @@ impl RunState {
 
     /// Returns whether the caller must process pending events once more and then start the job, to be reported with
     /// [`Event::JobStarted`] or [`Event::JobNotStarted`].
-    pub fn is_starting(&self) -> bool {
+    pub(crate) fn is_starting(&self) -> bool {
         // If pglock overslept, the session must first find out whether it still holds the lock.
         matches!(self.phase, Phase::Starting) && self.overslept_due.is_none()
     }
 
     /// Returns whether the caller must check for remaining processes of the job, to report [`Event::GroupEmpty`].
-    pub fn is_draining(&self) -> bool {
+    pub(crate) fn is_draining(&self) -> bool {
         match self.phase {
             Phase::Terminating { leader_exited, .. } => leader_exited,
             Phase::Killing { leader_exited_at } => leader_exited_at.is_some(),
@@ -125,7 +125,7 @@ impl RunState {
     }
 
     /// Updates the state for an event and returns the actions to perform, in order.
-    pub fn handle(&mut self, event: Event, now: Instant) -> Vec<Action> {
+    pub(crate) fn handle(&mut self, event: Event, now: Instant) -> Vec<Action> {
         match event {
             Event::Alive { next_due } => {
                 if self.report_due.is_some() || matches!(self.phase, Phase::Acquiring { .. }) {

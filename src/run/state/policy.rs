@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// What happens to the job when the lock is lost (`--on-lost`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnLost {
+pub(crate) enum OnLost {
     /// It is terminated.
     #[default]
     Stop,
@@ -15,7 +15,7 @@ pub enum OnLost {
 
 /// Exit status, time limits, and what to do about a lost lock.
 #[derive(Clone, Copy, Debug)]
-pub struct Policy {
+pub(crate) struct Policy {
     /// The exit status if the lock is held or the wait times out.
     pub conflict_status: u8,
     /// What to do with the job when the lock is lost.
