@@ -12,6 +12,7 @@
 //! [`nemesis`]: the faults. [`history`]: what happened. [`check`]: whether that was right; `check_tests` and [`lies`]:
 //! whether the check notices. [`shrink`]: makes a failing plan smaller. `job.rs`: the job, a program of its own.
 
+#![expect(unreachable_pub, clippy::missing_errors_doc, reason = "a test has no API")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(
     clippy::print_stdout,
@@ -104,12 +105,13 @@ fn judge(plan: Plan) -> Option<String> {
     }
     let shown: Vec<&str> = verdict.violations.iter().take(20).map(String::as_str).collect();
     println!("{}", shown.join("\n"));
-    let smallest = match std::env::var_os("PGLOCK_TORTURE_SHRINK").is_some() {
-        true => shrink::shrink(plan, |plan| {
+    let smallest = if std::env::var_os("PGLOCK_TORTURE_SHRINK").is_some() {
+        shrink::shrink(plan, |plan| {
             println!("smaller: {}", plan.line());
             !torture(plan).1.violations.is_empty()
-        }),
-        false => plan,
+        })
+    } else {
+        plan
     };
     Some(format!(
         "{} violations:\n{}\nto repeat it, perhaps not at the first attempt: make torture {}",

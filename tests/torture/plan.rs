@@ -190,9 +190,10 @@ impl Plan {
     /// Returns the line that [`Plan::with`] parses.
     pub fn line(&self) -> String {
         let names: Vec<String> = self.kinds.iter().map(|kind| kind.name()).collect();
-        let faults = match names.is_empty() {
-            true => "none".into(),
-            false => names.join(","),
+        let faults = if names.is_empty() {
+            "none".into()
+        } else {
+            names.join(",")
         };
         format!(
             "SEED={} SECONDS={} WORKERS={} NEMESES={} FAULTS={faults}",
@@ -205,9 +206,12 @@ impl Plan {
         let mut dice = Dice::new(self.seed, worker as u64);
         let longest = (self.seconds * 250).clamp(1500, 16_000);
         let each = (BRIEF_WORKERS + PATIENT_WORKERS) / PATIENT_WORKERS;
-        std::iter::repeat_with(move || match worker % each == each - 1 {
-            true => patient(&mut dice, worker / each % HOSTS, longest),
-            false => brief(&mut dice, worker % HOSTS),
+        std::iter::repeat_with(move || {
+            if worker % each == each - 1 {
+                patient(&mut dice, worker / each % HOSTS, longest)
+            } else {
+                brief(&mut dice, worker % HOSTS)
+            }
         })
     }
 
@@ -297,9 +301,10 @@ fn brief(dice: &mut Dice, host: usize) -> Request {
 /// Draws a request for seconds. Most want the same key, and many hold it for longer than a server waits for a silent
 /// client.
 fn patient(dice: &mut Dice, host: usize, longest: u64) -> Request {
-    let life = match dice.percent(60) {
-        true => dice.number(longest * 2 / 3, longest),
-        false => dice.number(100, longest / 3),
+    let life = if dice.percent(60) {
+        dice.number(longest * 2 / 3, longest)
+    } else {
+        dice.number(100, longest / 3)
     };
     Request {
         keys: vec![LONG_KEYS[usize::from(dice.percent(25))]],

@@ -288,10 +288,7 @@ fn deferrable_transactions_do_not_wait_for_writers() {
     for pooled in [false, true] {
         let run = |options: &[&str]| {
             let limits = ["run", "--heartbeat", "2"];
-            let pglock = match pooled {
-                true => pooler.pglock(),
-                false => server.pglock(),
-            };
+            let pglock = if pooled { pooler.pglock() } else { server.pglock() };
             pglock.args(limits).args(options)
         };
         for options in [

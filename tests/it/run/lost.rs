@@ -124,9 +124,10 @@ fn the_rest_of_the_group_has_its_grace() {
 fn an_ignored_loss_is_reported_and_the_job_runs_to_its_end() {
     for variable in [false, true] {
         let (case, journal) = (Case::new(), Journal::new());
-        let run = match variable {
-            true => case.run().env("PGLOCK_ON_LOST", "ignore"),
-            false => case.run().args(["--on-lost", "ignore"]),
+        let run = if variable {
+            case.run().env("PGLOCK_ON_LOST", "ignore")
+        } else {
+            case.run().args(["--on-lost", "ignore"])
         };
         let running = run.sh(&journal.recording("TERM")).spawn();
         journal.await_count("ready", 1);

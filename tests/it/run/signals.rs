@@ -164,9 +164,10 @@ fn closed_standard_streams_stay_closed() {
             );
             let script = format!("exec \"$@\" {closed}");
             let wrapper = ["sh", "-c", &script, "sh"];
-            let run = match under {
-                true => wrapped(server, &wrapper, &unique("key")).args(["--", "sh", "-c", &job]),
-                false => server.program("sh").args(&wrapper[1..]).args(["sh", "-c", &job]),
+            let run = if under {
+                wrapped(server, &wrapper, &unique("key")).args(["--", "sh", "-c", &job])
+            } else {
+                server.program("sh").args(&wrapper[1..]).args(["sh", "-c", &job])
             };
             run.output().code(9);
             std::fs::read_to_string(journal.path()).unwrap()

@@ -159,8 +159,9 @@ impl Drop for PgBouncer<'_> {
 /// Returns the program, which Debian keeps in a directory that is not on an ordinary user's `PATH`.
 fn program() -> PathBuf {
     let usual = Path::new("/usr/sbin/pgbouncer");
-    match usual.exists() {
-        true => usual.to_owned(),
-        false => "pgbouncer".into(),
+    if usual.exists() {
+        usual.to_owned()
+    } else {
+        "pgbouncer".into()
     }
 }
