@@ -149,7 +149,7 @@ fn contention_leaves_no_trace_if_the_server_logs_slow_statements() {
     assert_eq!(complaints(&server), [""; 0]);
     // Since version 13, for a sample of the statements, which is all of them by default.
     if server.version() >= 13 {
-        let server = Server::with(&["log_min_duration_sample=200"]);
+        let server = Server::with(&["log_min_duration_sample=500"]);
         contend(&server);
         assert_eq!(complaints(&server), [""; 0]);
     }
