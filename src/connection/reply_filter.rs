@@ -81,6 +81,10 @@ impl ReplyFilter {
         }
     }
 
+    /// Reads the next byte of a header.
+    ///
+    /// # Errors
+    /// The length is invalid, or exceeds the limit.
     fn read_header_byte(&mut self, byte: u8) -> io::Result<()> {
         if self.header_bytes == 0 {
             (self.message_type, self.remaining_bytes) = (byte, 0);
