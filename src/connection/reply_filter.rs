@@ -134,6 +134,10 @@ mod tests {
         [&[kind], &length[..], body].concat()
     }
 
+    /// Returns the bytes that the filter keeps.
+    ///
+    /// # Errors
+    /// As for [`ReplyFilter::filter`].
     fn filtered(reply_filter: &mut ReplyFilter, bytes: &[u8]) -> io::Result<Vec<u8>> {
         let mut bytes = bytes.to_vec();
         let kept = reply_filter.filter(&mut bytes)?;

@@ -187,6 +187,9 @@ mod tests {
     use std::collections::BTreeMap;
 
     /// Resolves a connection string with these environment variables.
+    ///
+    /// # Errors
+    /// As for [`resolve_in`].
     fn resolved(dsn: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
         let variables: BTreeMap<_, _> = variables.iter().copied().collect();
         let environment = Environment {

@@ -18,8 +18,8 @@ use std::time::Duration;
 /// libpq's default directory for Unix sockets: Debian's, and the one of the PostgreSQL sources.
 pub(super) const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 const DEFAULT_PORT: u16 = 5432;
-/// For each address. libpq's own default is no limit.
-const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time limit for connecting to one address, unless the settings have one. libpq's own default is no limit.
+pub(crate) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Validates the values of all sources. A doubtful address may be part of a password, and is not quoted in errors.
 ///
