@@ -79,7 +79,7 @@ impl ConnectAttempt<'_> {
         format!("timeout expired after {}", humantime::format_duration(timeout))
     }
 
-    /// Returns the configuration of the client library.
+    /// Returns the configuration of the client library for this attempt.
     ///
     /// # Errors
     /// The host has no address.
@@ -147,7 +147,7 @@ impl ConnectAttempt<'_> {
     /// Checks what must hold for a Unix socket before anything is sent over it.
     ///
     /// # Errors
-    /// `require_auth` is set, or `requirepeer` does not hold.
+    /// `require_auth` is set, or the socket cannot be opened or belongs to another user than `requirepeer`.
     fn check_unix_socket(&self) -> Result<(), ConnectError> {
         let HostAddress::SocketDirectory(directory) = &self.host.address else {
             return Ok(());

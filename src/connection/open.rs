@@ -103,10 +103,10 @@ struct Opener<'a> {
 }
 
 impl Opener<'_> {
-    /// Tries all hosts.
+    /// Tries all hosts, for `prefer-standby` twice.
     ///
     /// # Errors
-    /// No attempt succeeded. The message names every attempt, the last one first.
+    /// No attempt succeeds. The error has the messages of all attempts, the last one first.
     fn try_hosts(&mut self) -> Result<Connection, ConnectError> {
         let targets: &[TargetSessionAttrs] = match &self.settings.target {
             TargetSessionAttrs::PreferStandby => &[TargetSessionAttrs::Standby, TargetSessionAttrs::Any],
@@ -140,7 +140,7 @@ impl Opener<'_> {
     /// Tries all addresses of a host. Adds a message for each failed attempt.
     ///
     /// # Errors
-    /// No address of the host can be used.
+    /// No attempt succeeds; the error is that of the last one.
     fn try_host(
         &mut self,
         host: &Host,
@@ -177,7 +177,7 @@ impl Opener<'_> {
     /// Returns the addresses of a host. A Unix socket has a single one, `None`.
     ///
     /// # Errors
-    /// The name cannot be resolved within the time limit.
+    /// `hostaddr` is not numeric, or the host name cannot be looked up.
     fn resolve(&mut self, host: &Host) -> Result<Vec<Option<IpAddr>>, ConnectError> {
         let name = match &host.address {
             HostAddress::SocketDirectory(_) => return Ok(vec![None]),
@@ -220,7 +220,7 @@ impl Opener<'_> {
     /// Tries one address, with or without TLS as `sslmode` demands.
     ///
     /// # Errors
-    /// No attempt that `sslmode` allows succeeded.
+    /// The last attempt fails; its message includes that of the first, if there were two.
     fn try_address(
         &mut self,
         host: &Host,
@@ -262,10 +262,10 @@ impl Opener<'_> {
         }
     }
 
-    /// Returns the TLS configuration for a host.
+    /// Returns the TLS encryption for this host.
     ///
     /// # Errors
-    /// The TLS settings or their files are invalid.
+    /// A certificate or key cannot be loaded.
     fn tls_encryption(&mut self, host: &Host, allows_plaintext: bool) -> Result<Encryption, ConnectError> {
         let settings = &self.settings.tls;
         let tls_config = self.tls.get_or_insert_with(|| TlsConfig::load(settings));
@@ -286,10 +286,10 @@ impl Opener<'_> {
         }
     }
 
-    /// Makes one attempt, and completes the connection.
+    /// Makes one attempt at one address.
     ///
     /// # Errors
-    /// The connection fails, or a requirement of the settings does not hold.
+    /// The attempt fails, or the server does not meet `sslcertmode` or `requirepeer`.
     fn attempt(
         &mut self,
         host: &Host,

@@ -27,7 +27,7 @@ pub(super) fn parse(text: &str) -> Result<Parsed, SettingsError> {
 /// Parses a URI, `key=value` pairs, or a database name.
 ///
 /// # Errors
-/// As for [`parse`], without its context.
+/// The string is malformed, or names an unknown parameter.
 fn parse_either(text: &str) -> Result<Parsed, String> {
     for prefix in ["postgresql://", "postgres://"] {
         if let Some(rest) = text.strip_prefix(prefix) {
@@ -58,7 +58,7 @@ fn is_whitespace(c: char) -> bool {
 /// Parses `key=value` pairs.
 ///
 /// # Errors
-/// The string is malformed, or names an unknown parameter.
+/// A pair is malformed, or names an unknown parameter.
 fn parse_pairs(text: &str, values: &mut Values) -> Result<(), String> {
     let mut rest = text.trim_start_matches(is_whitespace);
     let mut number = 0;
@@ -130,7 +130,7 @@ fn parse_quoted_value(text: &str) -> Option<(String, &str)> {
 /// Parses `[user[:password]@][host][:port][,...][/dbname][?name=value[&...]]`.
 ///
 /// # Errors
-/// The URI is malformed, or names an unknown parameter.
+/// A part is malformed, or the query names an unknown parameter.
 fn parse_uri(text: &str) -> Result<Parsed, String> {
     let mut values = Values::default();
     let mut rest = text;
@@ -167,7 +167,7 @@ fn parse_uri(text: &str) -> Result<Parsed, String> {
 /// Sets a parameter from a part of the authority or the path; an empty part leaves it unset.
 ///
 /// # Errors
-/// The text is not valid percent-encoding.
+/// The percent-encoding is invalid.
 fn set_decoded(values: &mut Values, parameter: &str, encoded: &str) -> Result<(), String> {
     if encoded.is_empty() {
         return Ok(());
@@ -178,7 +178,7 @@ fn set_decoded(values: &mut Values, parameter: &str, encoded: &str) -> Result<()
 /// Sets a parameter that must be in the table.
 ///
 /// # Errors
-/// The parameter is not in the table.
+/// The parameter is unknown.
 fn set(values: &mut Values, parameter: &str, value: &str) -> Result<(), String> {
     if values.set(parameter, value) {
         Ok(())
@@ -226,10 +226,10 @@ fn parse_host_list(text: &str) -> Result<(String, String, &str), String> {
     }
 }
 
-/// Parses the parameters after the `?`.
+/// Parses the query of a URI, `name=value[&...]`.
 ///
 /// # Errors
-/// The query is malformed, or names an unknown parameter.
+/// A pair is malformed, or names an unknown parameter.
 fn parse_query(query: &str, values: &mut Values) -> Result<(), String> {
     // An "@" after the "?" may mean that the whole query belongs to a password.
     let mut is_quotable = !query.contains('@');
@@ -269,7 +269,7 @@ fn parse_query(query: &str, values: &mut Values) -> Result<(), String> {
 /// Decodes percent-encoding; `place` is what an error calls the text.
 ///
 /// # Errors
-/// The encoding is malformed, or the result contains a zero byte or is not UTF-8.
+/// A `%` is not followed by two hexadecimal digits, or the result has a NUL byte or is not UTF-8.
 fn decode(text: &str, place: &str) -> Result<String, String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

@@ -81,7 +81,7 @@ impl ReplyFilter {
         }
     }
 
-    /// Reads one byte of a message header.
+    /// Reads the next byte of a header.
     ///
     /// # Errors
     /// The length is invalid, or exceeds the limit.
@@ -134,7 +134,7 @@ mod tests {
         [&[kind], &length[..], body].concat()
     }
 
-    /// Filters a copy of the bytes.
+    /// Returns the bytes that the filter keeps.
     ///
     /// # Errors
     /// As for [`ReplyFilter::filter`].

@@ -83,10 +83,10 @@ fn find(text: &str, name: &str) -> Result<Option<Values>, LineError> {
     Ok(found)
 }
 
-/// Parses one line of a service.
+/// Parses a line of a service.
 ///
 /// # Errors
-/// The line is not a known parameter with a value.
+/// The line is malformed, names an unknown parameter, or refers to another source.
 fn parse_line(line: &str) -> Result<Values, String> {
     if line.starts_with("ldap:") {
         return Err("LDAP lookups are not supported".into());

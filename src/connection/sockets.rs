@@ -99,7 +99,7 @@ mod tests {
     /// its number. Or the abandoned attempt connects late.
     ///
     /// # Errors
-    /// A socket cannot be opened.
+    /// No socket can be created.
     #[test]
     fn the_session_socket_is_found_among_others() -> std::io::Result<()> {
         let listen = || TcpListener::bind(("127.0.0.1", 0));

@@ -18,8 +18,8 @@ use std::time::Duration;
 /// libpq's default directory for Unix sockets: Debian's, and the one of the PostgreSQL sources.
 pub(super) const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 const DEFAULT_PORT: u16 = 5432;
-/// For each address. libpq's own default is no limit.
-const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time limit for connecting to one address, unless the settings have one. libpq's own default is no limit.
+pub(crate) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Validates the values of all sources. A doubtful address may be part of a password, and is not quoted in errors.
 ///
@@ -75,7 +75,7 @@ pub(super) fn system_user() -> Option<nix::unistd::User> {
 /// (no current TLS library has it), `sslpassword` (an encrypted key is refused).
 ///
 /// # Errors
-/// The values require one of these.
+/// A parameter is not supported, or its value is invalid.
 fn refuse_unsupported(values: &Values) -> Result<(), SettingsError> {
     let gss_encryption = choice(
         values,
@@ -175,7 +175,7 @@ fn invalid_value(values: &Values, parameter: &str, value: &str, expected: impl I
 /// Parses one of a few names. As in libpq, an empty value is none of them.
 ///
 /// # Errors
-/// The value is not one of them.
+/// The value is not one of the choices.
 fn choice<T: Copy>(values: &Values, parameter: &str, choices: &[(&str, T)]) -> Result<Option<T>, SettingsError> {
     let Some(value) = values.get_given(parameter) else {
         return Ok(None);
@@ -198,7 +198,7 @@ fn trim(text: &str) -> &str {
 /// Parses an integer as libpq does: surrounding whitespace and a sign are allowed.
 ///
 /// # Errors
-/// The value is not an integer.
+/// The value is not an integer, or out of range.
 fn integer(values: &Values, parameter: &str) -> Result<Option<i32>, SettingsError> {
     let Some(value) = values.get_given(parameter) else {
         return Ok(None);
@@ -230,7 +230,7 @@ fn file(values: &Values, parameter: &str, home: Option<&Path>, default: &str) ->
 /// Parses the lists of hosts, addresses and ports.
 ///
 /// # Errors
-/// The lists do not match, or a port is invalid.
+/// The lists differ in length, a port is invalid, or an address is a connection string.
 fn hosts(values: &Values, is_address_doubtful: bool) -> Result<Vec<Host>, SettingsError> {
     // A URI would be resolved as a host name, and printed as the address that was tried.
     for parameter in ["host", "hostaddr"] {
@@ -290,10 +290,10 @@ fn one_host(name: &str, numeric: &str, port: u16) -> Host {
     }
 }
 
-/// Parses one port.
+/// Parses a port; an empty text is the default.
 ///
 /// # Errors
-/// The port is not a number from 1 to 65535.
+/// The text is not a number from 1 to 65535.
 fn port_number(values: &Values, text: &str, is_address_doubtful: bool) -> Result<u16, SettingsError> {
     if text.is_empty() {
         return Ok(DEFAULT_PORT);
@@ -316,7 +316,7 @@ fn default_socket_directory(port: u16) -> String {
         .to_owned()
 }
 
-/// Parses the parameters of the TCP socket.
+/// Parses the parameters of TCP.
 ///
 /// # Errors
 /// A value is not an integer.
@@ -336,10 +336,10 @@ fn tcp(values: &Values) -> Result<TcpSettings, SettingsError> {
     })
 }
 
-/// Parses the TLS parameters.
+/// Parses the parameters of TLS.
 ///
 /// # Errors
-/// A value is invalid, or contradicts another.
+/// A value is invalid, contradicts another, or is not supported.
 fn tls(values: &Values, home: Option<&Path>) -> Result<TlsSettings, SettingsError> {
     let roots = match file(values, "sslrootcert", home, ".postgresql/root.crt") {
         Some(file) if file.is_explicit && file.path == Path::new("system") => RootSource::System,
@@ -383,10 +383,10 @@ fn tls(values: &Values, home: Option<&Path>) -> Result<TlsSettings, SettingsErro
     })
 }
 
-/// Parses `sslmode`; the default depends on the roots.
+/// Parses `sslmode`; its default depends on the roots.
 ///
 /// # Errors
-/// The value is invalid, or too weak for these roots.
+/// The value is invalid, or too weak for `sslrootcert=system`.
 fn ssl_mode(values: &Values, roots: &RootSource) -> Result<SslMode, SettingsError> {
     let mode = choice(
         values,
@@ -413,7 +413,7 @@ fn ssl_mode(values: &Values, roots: &RootSource) -> Result<SslMode, SettingsErro
 /// Parses the range of TLS versions and narrows it to what rustls supports.
 ///
 /// # Errors
-/// The range is invalid, empty, or too old.
+/// A value is invalid, the range is empty, or it ends before TLS 1.2.
 fn tls_versions(values: &Values) -> Result<(TlsVersion, TlsVersion), SettingsError> {
     const NAMES: [&str; 4] = ["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"];
     let rank = |parameter: &str| {
@@ -457,7 +457,7 @@ const AUTH_METHODS: [&str; 7] = ["password", "md5", "gss", "sspi", "scram-sha-25
 /// Parses a list of authentication methods, of which all or none have a `!` prefix.
 ///
 /// # Errors
-/// A method is unknown, repeated, or differs from the others in its prefix.
+/// A method is unknown or repeated, or only some have the prefix.
 fn require_auth(given: &str) -> Result<RequireAuth, SettingsError> {
     if given.is_empty() {
         return Ok(RequireAuth::default());

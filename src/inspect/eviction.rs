@@ -1,7 +1,7 @@
 //! Who evicted a session.
 //!
 //! The server tells an evicted session only that an administrator terminated its connection. So `pglock evict` holds an
-//! eviction mark while it terminates a session, and for a second longer; whoever holds that lock is the evictor.
+//! eviction mark while it terminates a session, and for a second longer; the holder of that lock is the evictor.
 
 use crate::lock::{IN_THIS_DATABASE, NOT_DEFERRABLE, QueryResult};
 use crate::protocol::{derived_keys, name};
@@ -14,7 +14,8 @@ use postgres::Client;
 pub(crate) fn by_whom(client: &mut Client, backend_pid: i32) -> Result<Option<String>, postgres::Error> {
     let (classid, objid, objsubid) = derived_keys::eviction_mark(backend_pid).in_pg_locks();
     let sql = format!(
-        "{NOT_DEFERRABLE}SELECT application_name, usename FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid) \
+        "{NOT_DEFERRABLE}SELECT application_name, usename \
+         FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid) \
          WHERE l.locktype = 'advisory' AND l.objsubid = {objsubid} AND l.classid = {classid} AND l.objid = {objid} \
          AND l.granted AND l.{IN_THIS_DATABASE} LIMIT 1",
     );

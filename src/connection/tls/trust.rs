@@ -61,7 +61,7 @@ impl Trust {
 /// Loads the root certificates. Returns them with their source, or `None` if there are none and none are needed.
 ///
 /// # Errors
-/// The roots cannot be read, or are required and missing.
+/// The file is missing though `sslmode` needs it, or cannot be read; or the system has no roots.
 fn load_roots(settings: &TlsSettings) -> Result<Option<(Vec<CertificateDer<'static>>, String)>, SettingsError> {
     let is_required = settings.mode >= SslMode::VerifyCa;
     match &settings.roots {
@@ -113,10 +113,10 @@ fn root_store(
     Ok(roots)
 }
 
-/// Loads the root certificates of the operating system.
+/// Loads the root certificates of the system.
 ///
 /// # Errors
-/// The system has none.
+/// There are none.
 fn load_system_roots() -> Result<Vec<CertificateDer<'static>>, SettingsError> {
     let found = rustls_native_certs::load_native_certs();
     if found.certs.is_empty() {
@@ -130,7 +130,7 @@ fn load_system_roots() -> Result<Vec<CertificateDer<'static>>, SettingsError> {
 /// Loads the revocation lists of the file and the directory.
 ///
 /// # Errors
-/// A list cannot be read.
+/// An explicit file, the directory, or a list in it cannot be read.
 fn load_revocation_lists(settings: &TlsSettings) -> Result<Vec<CertificateRevocationListDer<'static>>, SettingsError> {
     let mut paths: Vec<PathBuf> = Vec::new();
     // The default file is optional. If an explicit one were, a revoked certificate could be accepted unnoticed.

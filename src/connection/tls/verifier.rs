@@ -26,10 +26,10 @@ pub(super) struct Verifier {
 }
 
 impl Verifier {
-    /// Verifies the chain of signatures, or that the certificate itself is trusted.
+    /// Verifies that a trusted root has signed the certificate, or that the certificate itself is trusted.
     ///
     /// # Errors
-    /// No root has signed the chain, or a certificate is expired or revoked.
+    /// The certificate is not trusted, expired or revoked.
     fn verify_chain(
         &self,
         trust: &Trust,
@@ -61,7 +61,7 @@ impl Verifier {
     /// Verifies a TLS 1.2 signature with the public key alone, which rustls offers for TLS 1.3 only.
     ///
     /// # Errors
-    /// The signature is not valid for the key.
+    /// The signature is invalid, or made with a scheme that was not offered.
     fn verify_tls12_signature_with_key(
         &self,
         message: &[u8],
