@@ -1,4 +1,4 @@
-# Building, trying, testing and installing pglock. `make` lists what there is.
+# Builds, demonstrates, tests and installs pglock. `make` lists the targets.
 
 PREFIX  = /usr/local
 DESTDIR =
@@ -22,12 +22,12 @@ help: ## list the targets
 
 build: $(BINARY) ## build the release binary
 
-# A file and not a phony target, so that `sudo make install` after `make build` needs no cargo.
+# A file rather than a phony target, so that `sudo make install` after `make build` does not need cargo.
 $(BINARY): $(SOURCES)
 	$(CARGO) build --release --locked
 	@touch $@
 
-demo: $(BINARY) ## watch pglock at work on a throwaway PostgreSQL
+demo: $(BINARY) ## demonstrate pglock on a throwaway PostgreSQL server
 	@scripts/setup demo
 	@scripts/demo $(BINARY)
 
@@ -40,20 +40,20 @@ test-matrix: ## run the tests on PostgreSQL 10 to 18 (Linux on x86-64, npm)
 	@scripts/setup test
 	@scripts/test-matrix
 
-test-crowd: ## put 2000 waiters behind a pooler, and print what was measured
+test-crowd: ## put 2000 waiters behind a pooler, and print the measurements
 	@scripts/setup test
 	PGLOCK_TEST_WAITERS=2000 $(CARGO) test --release --locked --test it a_crowd_behind -- --nocapture
 
-fuzz: ## fuzz for some minutes (PROPTEST_CASES, PGLOCK_FUZZ_COUNT, PGLOCK_FUZZ_SEED)
+fuzz: ## fuzz for a few minutes (PROPTEST_CASES, PGLOCK_FUZZ_COUNT, PGLOCK_FUZZ_SEED)
 	@scripts/setup test
 	PROPTEST_CASES=$${PROPTEST_CASES:-20000} $(CARGO) test --release --locked --bin pglock
 	PGLOCK_FUZZ_COUNT=$${PGLOCK_FUZZ_COUNT:-5000} PGLOCK_FUZZ_SEED=$${PGLOCK_FUZZ_SEED:-$$(date +%s)} \
 		$(CARGO) test --release --locked --test it -- --nocapture hostile_server words::
 
-# What is released is what is measured; scripts/dist says where it is.
+# The benchmarks measure the binary that is released; see scripts/dist.
 BENCH = PGLOCK_BENCH=$(abspath $(DIST))/pglock/pglock $(CARGO) bench --locked --bench bench --
 
-bench: ## measure the cost beside a client written by hand (minutes; results in benches/)
+bench: ## compare the cost with a minimal client (takes minutes; results in benches/)
 	@scripts/setup test
 	@scripts/dist
 	$(BENCH)
@@ -63,48 +63,48 @@ bench-growth: ## measure how the cost grows with the number of holders and waite
 	@scripts/dist
 	$(BENCH) growth
 
-bench-check: ## measure, and fail where a ratio is worse than its bound
+bench-check: ## measure, and fail if a ratio exceeds its bound
 	@scripts/setup test
 	@scripts/dist
 	$(BENCH) check
 
-# A plan of its own: make torture SEED=7 SECONDS=3600 FAULTS=Cut,Crash WORKERS=4 SEEDS=3 SHRINK=1 REPORT=file
+# To run a plan of your own: make torture SEED=7 SECONDS=3600 FAULTS=Cut,Crash WORKERS=4 SEEDS=3 SHRINK=1 REPORT=file
 PLAN = $(foreach word,SEED SECONDS FAULTS WORKERS NEMESES,$(if $($(word)),$(word)=$($(word))))
 SEED    = 1
 SECONDS = 180
 
-torture: ## many pglocks under every fault, checked (SEED, SECONDS, see tests/torture)
+torture: ## run many pglocks under injected faults and check them (SEED, SECONDS, see tests/torture)
 	@scripts/setup test
 	$(CARGO) build --release --locked --example torture-job
 	PGLOCK_TORTURE='$(strip $(PLAN))' $(if $(SEEDS),PGLOCK_TORTURE_SEEDS=$(SEEDS)) $(if $(SHRINK),PGLOCK_TORTURE_SHRINK=1) \
 		$(if $(REPORT),PGLOCK_TORTURE_REPORT='$(abspath $(REPORT))') \
 		$(CARGO) test --release --locked --test torture -- --nocapture
 
-check: ## formatting, lints and documentation
+check: ## check formatting, lints and documentation
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- --deny warnings
 	RUSTDOCFLAGS='--deny warnings' $(CARGO) doc --no-deps --document-private-items --locked
 	shellcheck $$(grep -rlE '^#!.*sh$$' scripts examples .ci/run tests/torture/liar)
 	mandoc -T lint -W error completions/pglock.1
 
-audit: ## check the crates for known faults (cargo-deny, and its database by network)
+audit: ## check the crates for known vulnerabilities (cargo-deny, needs the network)
 	$(CARGO) deny --locked check
 
 completions: ## regenerate the completions and the manual page
 	PGLOCK_REGENERATE=1 $(CARGO) test --locked --bin pglock is_up_to_date
 
-dist: ## make a tarball with a static binary, in target/dist
+dist: ## build a tarball with a static binary, in target/dist
 	@scripts/dist
 
-deb: $(BINARY) ## make a Debian package, in target/dist (cargo-deb)
+deb: $(BINARY) ## build a Debian package, in target/dist (cargo-deb)
 	@mkdir -p $(DIST)
 	scripts/third-party >$(TARGET)/release/THIRD-PARTY
 	$(CARGO) deb --no-build --locked --output $(DIST)/
 
-test-packages: dist deb ## try the packages in a fresh root (as root; debootstrap)
+test-packages: dist deb ## test the packages in a fresh root (as root; debootstrap)
 	scripts/test-packages $(DIST)/pglock_*.deb $(DIST)/pglock/pglock
 
-install: $(BINARY) ## install under PREFIX (/usr/local), DESTDIR in front
+install: $(BINARY) ## install under PREFIX (/usr/local), staged in DESTDIR
 	install -d $(BIN) $(MAN) $(BASH) $(ZSH) $(FISH)
 	install -m 755 $(BINARY) $(BIN)/pglock
 	install -m 644 completions/pglock.1 $(MAN)/pglock.1
@@ -112,8 +112,8 @@ install: $(BINARY) ## install under PREFIX (/usr/local), DESTDIR in front
 	install -m 644 completions/_pglock $(ZSH)/_pglock
 	install -m 644 completions/pglock.fish $(FISH)/pglock.fish
 
-uninstall: ## remove what install put there
+uninstall: ## remove the installed files
 	rm -f $(BIN)/pglock $(MAN)/pglock.1 $(BASH)/pglock $(ZSH)/_pglock $(FISH)/pglock.fish
 
-clean: ## remove what building left
+clean: ## remove the build directory
 	$(CARGO) clean

@@ -97,11 +97,6 @@ impl Failure {
         }
     }
 
-    /// Makes a failure from a message; an older name of [`Failure::msg`].
-    pub(crate) fn say(code: ExitCode, message: impl fmt::Display) -> Failure {
-        Failure::msg(code, message)
-    }
-
     /// Prefixes the message with what pglock was doing.
     pub(crate) fn context(self, context: impl fmt::Display + Send + Sync + 'static) -> Failure {
         Failure {

@@ -9,6 +9,7 @@ use super::help::{self, ArgNotes};
 use super::options::CompletionsTarget;
 use super::value::{self, SchemeSelection};
 use super::variables;
+use crate::connection::DEFAULT_CONNECT_TIMEOUT;
 use crate::key::hash::Scheme;
 use crate::key::{DEFAULT_SCHEME, Key};
 use crate::lock::ScopeChoice;
@@ -176,7 +177,7 @@ pub(super) struct ConnectionArgs {
     ///
     /// Overrides connect_timeout in the connection string and PGCONNECT_TIMEOUT.
     #[arg(long, value_name = "DURATION", value_parser = value::duration)]
-    #[arg(default_note = format_duration(defaults::DEFAULT_CONNECT_TIMEOUT))]
+    #[arg(default_note = format_duration(DEFAULT_CONNECT_TIMEOUT))]
     #[arg(variable_note = variables::PGLOCK_CONNECT_TIMEOUT.name)]
     pub connect_timeout: Option<Duration>,
 }

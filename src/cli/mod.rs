@@ -110,77 +110,18 @@ mod tests {
     use proptest::prelude::*;
     use std::os::unix::ffi::OsStringExt;
 
-    /// Arguments of real command lines, and arguments that look like them.
+    /// Arguments of real command lines.
+    const ARGUMENTS: &str = "\
+        run list evict check key completions help bash -- - true -k --key --key=x -kx x 1,2 -1 name:7 --shared -s -n \
+        --no-wait -w --wait --timeout=5 1.5 90s --slots 3 0 65536 --fair --token -E 256 --min-hold --on-lost stop \
+        --on-lost=ignore --kill-after --heartbeat --poll -o -d --dsn --scope auto --hash crc32 all -q -v -qv --json \
+        --watch --yes --sql --help -h -V --version --connect-timeout 99999999999999999999";
+
+    /// An argument of a real command line, or one that looks like it.
     fn argument() -> impl Strategy<Value = String> {
-        const ARGUMENTS: &[&str] = &[
-            "run",
-            "list",
-            "evict",
-            "check",
-            "key",
-            "completions",
-            "help",
-            "bash",
-            "--",
-            "-",
-            "",
-            "true",
-            "-k",
-            "--key",
-            "--key=x",
-            "-kx",
-            "x",
-            "1,2",
-            "-1",
-            "name:7",
-            "--shared",
-            "-s",
-            "-n",
-            "--no-wait",
-            "-w",
-            "--wait",
-            "--timeout=5",
-            "1.5",
-            "90s",
-            "--slots",
-            "3",
-            "0",
-            "65536",
-            "--fair",
-            "--token",
-            "-E",
-            "256",
-            "--min-hold",
-            "--on-lost",
-            "stop",
-            "--on-lost=ignore",
-            "--kill-after",
-            "--heartbeat",
-            "--poll",
-            "-o",
-            "-d",
-            "--dsn",
-            "--scope",
-            "auto",
-            "--hash",
-            "crc32",
-            "all",
-            "-q",
-            "-v",
-            "-qv",
-            "--json",
-            "--watch",
-            "--yes",
-            "--sql",
-            "--help",
-            "-h",
-            "-V",
-            "--version",
-            "--connect-timeout",
-            "99999999999999999999",
-        ];
+        let arguments: Vec<&str> = ARGUMENTS.split(' ').chain([""]).collect();
         prop_oneof![
-            8 => prop::sample::select(ARGUMENTS).prop_map(str::to_owned),
+            8 => prop::sample::select(arguments).prop_map(str::to_owned),
             1 => "\\PC{0,20}",
             1 => "-{0,2}[a-z]{1,10}(=\\PC{0,9})?",
         ]

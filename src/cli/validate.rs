@@ -72,6 +72,9 @@ impl RunArgs {
 }
 
 /// Rejects what `--fair` cannot queue for.
+///
+/// # Errors
+/// Fails if the lock has several keys, no wait, or the scope of a transaction.
 fn check_fair(key_count: usize, wait: Option<Duration>, scope: ScopeChoice) -> Result<(), Failure> {
     if key_count > 1 {
         return Err(usage("--fair cannot be used with several keys"));
@@ -150,6 +153,10 @@ impl KeyArgs {
     }
 }
 
+/// Returns the only key, which must be a name.
+///
+/// # Errors
+/// Fails for several keys, and for a number.
 fn only_name(keys: Vec<Key>) -> Result<Key, Failure> {
     match <[Key; 1]>::try_from(keys) {
         Ok([key]) if key.name().is_some() => Ok(key),
@@ -188,6 +195,9 @@ impl ScopeArgs {
 }
 
 /// Returns the given keys, hashed by the scheme, or the one lock that the scheme stands for.
+///
+/// # Errors
+/// Fails if there is neither a key nor a scheme that stands for a lock, and as [`hashed_key`] does.
 fn resolve_keys(given: Vec<Key>, scheme: Option<Scheme>) -> Result<Vec<Key>, Failure> {
     if given.is_empty() {
         return Ok(vec![tool_key(scheme)?]);
@@ -195,6 +205,10 @@ fn resolve_keys(given: Vec<Key>, scheme: Option<Scheme>) -> Result<Vec<Key>, Fai
     given.into_iter().map(|key| hashed_key(key, scheme)).collect()
 }
 
+/// Returns the one lock that the scheme stands for.
+///
+/// # Errors
+/// Fails without a scheme, and for a scheme that needs a name.
 fn tool_key(scheme: Option<Scheme>) -> Result<Key, Failure> {
     match scheme {
         Some(scheme) if scheme.input() != SchemeInput::LockName => Ok(Key::for_tool(scheme)),
@@ -208,6 +222,9 @@ fn tool_key(scheme: Option<Scheme>) -> Result<Key, Failure> {
 
 /// Applies the scheme from the option or else the variable. The variable cannot select a tool's own lock: what names
 /// the lock has no variable.
+///
+/// # Errors
+/// Fails if the scheme is a tool's own lock, or the variable is invalid.
 fn hashed_key(key: Key, scheme: Option<Scheme>) -> Result<Key, Failure> {
     let hashes_names = |scheme: Scheme| scheme.input() == SchemeInput::LockName;
     if let Some(scheme) = scheme {
@@ -235,6 +252,10 @@ fn distinct(keys: Vec<Key>) -> Vec<Key> {
     keys.into_iter().filter(|key| seen.insert(key.number())).collect()
 }
 
+/// Returns the timing of the session from options, variables and defaults.
+///
+/// # Errors
+/// Fails if a variable is invalid, or an interval is out of range.
 fn timing(heartbeat: Option<Duration>, kill_after: Option<Duration>) -> Result<Timing, Failure> {
     let heartbeat = variables::PGLOCK_HEARTBEAT.or_option(heartbeat)?;
     let kill_after = variables::PGLOCK_KILL_AFTER.or_option(kill_after)?;
@@ -250,6 +271,10 @@ fn timing(heartbeat: Option<Duration>, kill_after: Option<Duration>) -> Result<T
     Ok(timing)
 }
 
+/// Checks the value of an option, or of its variable.
+///
+/// # Errors
+/// Fails if the value is out of range.
 fn check_range(option: &str, value: Duration, range: &RangeInclusive<Duration>) -> Result<(), Failure> {
     if range.contains(&value) {
         return Ok(());

@@ -62,6 +62,9 @@ impl<T> Variable<T> {
     }
 
     /// Reads the variable; an empty one counts as unset, as for libpq.
+    ///
+    /// # Errors
+    /// Fails if the value is not UTF-8.
     fn text(&self) -> Result<Option<String>, Failure> {
         let Some(value) = std::env::var_os(self.name).filter(|value| !value.is_empty()) else {
             return Ok(None);

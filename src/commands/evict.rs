@@ -33,8 +33,8 @@ const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Evicts the holders of the keys, after confirmation.
 ///
 /// # Errors
-/// There is no terminal to confirm on, the user declines, our role lacks the privilege, a session does not terminate, or
-/// the connection is lost.
+/// There is no terminal to confirm on, the user declines, our role lacks the privilege, a session does not terminate,
+/// or the connection is lost.
 pub(crate) fn run(options: &EvictOptions) -> Result<Outcome, Failure> {
     if !options.yes && !terminal::can_confirm() {
         return Err(Failure::msg(
@@ -84,8 +84,8 @@ fn question(count: usize) -> String {
     }
 }
 
-/// Returns whether to evict the session: a holder, or a waiter if those are wanted too. A waiter that polls has no session
-/// of its own.
+/// Returns whether to evict the session: a holder, or a waiter with `--waiters`. A waiter that polls has no session of
+/// its own.
 fn is_target(entry: &LockEntry, waiters: bool) -> bool {
     match entry.state {
         LockState::Holding => true,
@@ -192,8 +192,8 @@ fn explain(error: postgres::Error, backend: &Backend) -> Failure {
     Failure::msg(
         ExitCode::Permission,
         format!(
-            "this role may not terminate {backend}, a session of role {owner:?}: GRANT pg_signal_backend to it, or connect \
-             as role {owner:?}; only a superuser may terminate a superuser's session"
+            "this role may not terminate {backend}, a session of role {owner:?}: GRANT pg_signal_backend to it, or \
+             connect as role {owner:?}; only a superuser may terminate a superuser's session"
         ),
     )
 }

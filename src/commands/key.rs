@@ -22,6 +22,10 @@ pub(crate) fn run(options: &KeyOptions) -> Result<Outcome, Failure> {
     Ok(Outcome::Success)
 }
 
+/// Returns the keys in this format, one per line.
+///
+/// # Errors
+/// Fails if a number depends on a server, or if `--dbname` has no effect.
 fn print_keys(keys: &[Key], format: &KeyFormat) -> Result<String, Failure> {
     let mut text = String::new();
     for key in keys {
@@ -31,6 +35,10 @@ fn print_keys(keys: &[Key], format: &KeyFormat) -> Result<String, Failure> {
     Ok(text)
 }
 
+/// Returns the key in this format.
+///
+/// # Errors
+/// Fails if the number depends on a server, or if `--dbname` has no effect.
 fn print_key(key: &Key, format: &KeyFormat) -> Result<String, Failure> {
     let KeyFormat::Number { database } = format else {
         return Ok(key.sql());

@@ -79,6 +79,10 @@ impl ConnectAttempt<'_> {
         format!("timeout expired after {}", humantime::format_duration(timeout))
     }
 
+    /// Returns the configuration of the client library for this attempt.
+    ///
+    /// # Errors
+    /// The host has no address.
     fn config(&self) -> Result<Config, ConnectError> {
         let settings = self.settings;
         let mut config = Config::new();
@@ -141,6 +145,9 @@ impl ConnectAttempt<'_> {
     }
 
     /// Checks what must hold for a Unix socket before anything is sent over it.
+    ///
+    /// # Errors
+    /// `require_auth` is set, or the socket cannot be opened or belongs to another user than `requirepeer`.
     fn check_unix_socket(&self) -> Result<(), ConnectError> {
         let HostAddress::SocketDirectory(directory) = &self.host.address else {
             return Ok(());
@@ -247,6 +254,9 @@ impl ConnectAttempt<'_> {
 const UNSUPPORTED_METHODS: [&str; 4] = ["gss", "sspi", "kerberos", "scm"];
 
 /// Returns why the session is not of the required kind; `None` if it is.
+///
+/// # Errors
+/// The query fails.
 fn find_mismatch(client: &mut Client, target: TargetSessionAttrs) -> Result<Option<&'static str>, postgres::Error> {
     if target == TargetSessionAttrs::Any {
         return Ok(None);

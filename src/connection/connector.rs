@@ -81,6 +81,10 @@ impl Connector {
         self.handshake.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Negotiates TLS, if it is wanted, and returns the stream.
+    ///
+    /// # Errors
+    /// TLS is required but not supported by the server, or the handshake fails.
     async fn connect(self, host: String, mut socket: Socket) -> io::Result<Stream> {
         let transport = match self.encryption.clone() {
             Encryption::Plaintext => Transport::Plaintext(socket),
@@ -109,6 +113,9 @@ impl Connector {
     }
 
     /// Requests TLS, and returns whether the server supports it.
+    ///
+    /// # Errors
+    /// The connection fails, or the server answers with neither yes nor no.
     async fn request_tls(&self, socket: &mut Socket) -> io::Result<bool> {
         // SSLRequest: its length, and a code in place of a protocol version.
         socket.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).await?;
@@ -123,6 +130,10 @@ impl Connector {
         }
     }
 
+    /// Performs the TLS handshake.
+    ///
+    /// # Errors
+    /// The handshake fails; the reason is recorded.
     async fn start_tls(&self, config: Arc<ClientConfig>, host: String, socket: Socket) -> io::Result<RustlsStream> {
         // A name that is not a valid DNS name is not sent to the server. The verifier compares it in any case.
         let server_name = match ServerName::try_from(host.as_str()) {
@@ -200,6 +211,9 @@ const AUTHENTICATION_HEADER_BYTES: usize = MESSAGE_HEADER_BYTES + 4;
 
 impl Stream {
     /// Follows the messages in these bytes.
+    ///
+    /// # Errors
+    /// The server requests an authentication method that `require_auth` does not allow.
     fn observe(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let skipped = self.skipped_bytes.min(bytes.len());
@@ -230,6 +244,9 @@ impl Stream {
     }
 
     /// Records an authentication message, and returns whether authentication is complete.
+    ///
+    /// # Errors
+    /// `require_auth` does not allow the requested method.
     fn record_authentication(&mut self, code: u32) -> io::Result<bool> {
         let mut handshake = self.connector.lock_handshake();
         let method = match code {

@@ -43,3 +43,4 @@ mod validate;
 pub(crate) use open::{Canceller, Connection};
 pub(crate) use redact::{may_have_password, quoted};
 pub(crate) use settings::{ConnectionOptions, Settings};
+pub(crate) use validate::DEFAULT_CONNECT_TIMEOUT;

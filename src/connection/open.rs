@@ -114,6 +114,10 @@ impl<'a> Opener<'a> {
         }
     }
 
+    /// Tries all hosts, for `prefer-standby` twice.
+    ///
+    /// # Errors
+    /// No attempt succeeds. The error has the messages of all attempts, the last one first.
     fn try_hosts(&mut self) -> Result<Connection, ConnectError> {
         let targets: &[TargetSessionAttrs] = match &self.settings.target {
             TargetSessionAttrs::PreferStandby => &[TargetSessionAttrs::Standby, TargetSessionAttrs::Any],
@@ -145,6 +149,9 @@ impl<'a> Opener<'a> {
     }
 
     /// Tries all addresses of a host. Adds a message for each failed attempt.
+    ///
+    /// # Errors
+    /// No attempt succeeds; the error is that of the last one.
     fn try_host(
         &mut self,
         host: &Host,
@@ -179,6 +186,9 @@ impl<'a> Opener<'a> {
     }
 
     /// Returns the addresses of a host. A Unix socket has a single one, `None`.
+    ///
+    /// # Errors
+    /// `hostaddr` is not numeric, or the host name cannot be looked up.
     fn resolve(&mut self, host: &Host) -> Result<Vec<Option<IpAddr>>, ConnectError> {
         let name = match &host.address {
             HostAddress::SocketDirectory(_) => return Ok(vec![None]),
@@ -219,6 +229,9 @@ impl<'a> Opener<'a> {
     }
 
     /// Tries one address, with or without TLS as `sslmode` demands.
+    ///
+    /// # Errors
+    /// The last attempt fails; its message includes that of the first, if there were two.
     fn try_address(
         &mut self,
         host: &Host,
@@ -260,6 +273,10 @@ impl<'a> Opener<'a> {
         }
     }
 
+    /// Returns the TLS encryption for this host.
+    ///
+    /// # Errors
+    /// A certificate or key cannot be loaded.
     fn tls_encryption(&mut self, host: &Host, allows_plaintext: bool) -> Result<Encryption, ConnectError> {
         let settings = &self.settings.tls;
         let tls_config = self.tls.get_or_insert_with(|| TlsConfig::load(settings));
@@ -280,6 +297,10 @@ impl<'a> Opener<'a> {
         }
     }
 
+    /// Makes one attempt at one address.
+    ///
+    /// # Errors
+    /// The attempt fails, or the server does not meet `sslcertmode` or `requirepeer`.
     fn attempt(
         &mut self,
         host: &Host,

@@ -24,6 +24,10 @@ pub(super) fn parse(text: &str) -> Result<Parsed, SettingsError> {
     parse_either(text).map_err(|problem| SettingsError::ConnectionString { problem })
 }
 
+/// Parses a URI, `key=value` pairs, or a database name.
+///
+/// # Errors
+/// The string is malformed, or names an unknown parameter.
 fn parse_either(text: &str) -> Result<Parsed, String> {
     for prefix in ["postgresql://", "postgres://"] {
         if let Some(rest) = text.strip_prefix(prefix) {
@@ -51,6 +55,10 @@ fn is_whitespace(c: char) -> bool {
     matches!(c, ' ' | '\t'..='\r')
 }
 
+/// Parses `key=value` pairs.
+///
+/// # Errors
+/// A pair is malformed, or names an unknown parameter.
 fn parse_pairs(text: &str, values: &mut Values) -> Result<(), String> {
     let mut rest = text.trim_start_matches(is_whitespace);
     let mut number = 0;
@@ -120,6 +128,9 @@ fn parse_quoted_value(text: &str) -> Option<(String, &str)> {
 }
 
 /// Parses `[user[:password]@][host][:port][,...][/dbname][?name=value[&...]]`.
+///
+/// # Errors
+/// A part is malformed, or the query names an unknown parameter.
 fn parse_uri(text: &str) -> Result<Parsed, String> {
     let mut values = Values::default();
     let mut rest = text;
@@ -154,6 +165,9 @@ fn parse_uri(text: &str) -> Result<Parsed, String> {
 }
 
 /// Sets a parameter from a part of the authority or the path; an empty part leaves it unset.
+///
+/// # Errors
+/// The percent-encoding is invalid.
 fn set_decoded(values: &mut Values, parameter: &str, encoded: &str) -> Result<(), String> {
     if encoded.is_empty() {
         return Ok(());
@@ -162,6 +176,9 @@ fn set_decoded(values: &mut Values, parameter: &str, encoded: &str) -> Result<()
 }
 
 /// Sets a parameter that must be in the table.
+///
+/// # Errors
+/// The parameter is unknown.
 fn set(values: &mut Values, parameter: &str, value: &str) -> Result<(), String> {
     if values.set(parameter, value) {
         Ok(())
@@ -171,6 +188,9 @@ fn set(values: &mut Values, parameter: &str, value: &str) -> Result<(), String> 
 }
 
 /// Parses the hosts and ports. Returns each as a comma-separated list, as libpq has them, and the rest of the string.
+///
+/// # Errors
+/// An IPv6 address is malformed.
 fn parse_host_list(text: &str) -> Result<(String, String, &str), String> {
     let (mut hosts, mut ports) = (String::new(), String::new());
     let mut rest = text;
@@ -206,6 +226,10 @@ fn parse_host_list(text: &str) -> Result<(String, String, &str), String> {
     }
 }
 
+/// Parses the query of a URI, `name=value[&...]`.
+///
+/// # Errors
+/// A pair is malformed, or names an unknown parameter.
 fn parse_query(query: &str, values: &mut Values) -> Result<(), String> {
     // An "@" after the "?" may mean that the whole query belongs to a password.
     let mut is_quotable = !query.contains('@');
@@ -243,6 +267,9 @@ fn parse_query(query: &str, values: &mut Values) -> Result<(), String> {
 }
 
 /// Decodes percent-encoding; `place` is what an error calls the text.
+///
+/// # Errors
+/// A `%` is not followed by two hexadecimal digits, or the result has a NUL byte or is not UTF-8.
 fn decode(text: &str, place: &str) -> Result<String, String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

@@ -81,6 +81,10 @@ impl ReplyFilter {
         }
     }
 
+    /// Reads the next byte of a header.
+    ///
+    /// # Errors
+    /// The length is invalid, or exceeds the limit.
     fn read_header_byte(&mut self, byte: u8) -> io::Result<()> {
         if self.header_bytes == 0 {
             (self.message_type, self.remaining_bytes) = (byte, 0);
@@ -130,6 +134,10 @@ mod tests {
         [&[kind], &length[..], body].concat()
     }
 
+    /// Returns the bytes that the filter keeps.
+    ///
+    /// # Errors
+    /// As for [`ReplyFilter::filter`].
     fn filtered(reply_filter: &mut ReplyFilter, bytes: &[u8]) -> io::Result<Vec<u8>> {
         let mut bytes = bytes.to_vec();
         let kept = reply_filter.filter(&mut bytes)?;

@@ -88,6 +88,10 @@ impl Settings {
     }
 }
 
+/// Resolves the settings in this environment.
+///
+/// # Errors
+/// A value is invalid or not supported, or the service file cannot be used.
 fn resolve_in(dsn: &str, environment: &Environment) -> Result<Settings, SettingsError> {
     let collected = collect(dsn, environment)?;
     let home = environment.home.as_deref();
@@ -99,6 +103,9 @@ fn resolve_in(dsn: &str, environment: &Environment) -> Result<Settings, Settings
 }
 
 /// Returns the value of an environment variable. A variable with an empty value counts as set.
+///
+/// # Errors
+/// The value is not UTF-8.
 fn environment_variable(name: &str) -> Result<Option<String>, SettingsError> {
     match std::env::var_os(name).map(|value| value.into_string()) {
         None => Ok(None),
@@ -118,6 +125,9 @@ fn home_directory() -> Option<PathBuf> {
 }
 
 /// Collects the values of all sources.
+///
+/// # Errors
+/// The connection string or a variable is malformed, or the service file cannot be used.
 fn collect(dsn: &str, environment: &Environment) -> Result<Collected, SettingsError> {
     let parsed = parse(dsn)?;
     let mut values = parsed.values;
@@ -153,6 +163,9 @@ fn system_directory(explicit: Option<String>) -> PathBuf {
 }
 
 /// Reads the values that environment variables give.
+///
+/// # Errors
+/// A value is not UTF-8.
 fn variables(environment: &Environment) -> Result<Values, SettingsError> {
     let mut values = Values::default();
     for (parameter, variable) in PARAMETERS {
@@ -174,6 +187,9 @@ mod tests {
     use std::collections::BTreeMap;
 
     /// Resolves a connection string with these environment variables.
+    ///
+    /// # Errors
+    /// As for [`resolve_in`].
     fn resolved(dsn: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
         let variables: BTreeMap<_, _> = variables.iter().copied().collect();
         let environment = Environment {

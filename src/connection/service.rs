@@ -53,6 +53,9 @@ struct LineError {
 }
 
 /// Finds the parameters of a service. Pure.
+///
+/// # Errors
+/// A line of the service is invalid.
 fn find(text: &str, name: &str) -> Result<Option<Values>, LineError> {
     let mut found: Option<Values> = None;
     for (index, line) in text.lines().enumerate() {
@@ -80,6 +83,10 @@ fn find(text: &str, name: &str) -> Result<Option<Values>, LineError> {
     Ok(found)
 }
 
+/// Parses a line of a service.
+///
+/// # Errors
+/// The line is malformed, names an unknown parameter, or refers to another source.
 fn parse_line(line: &str) -> Result<Values, String> {
     if line.starts_with("ldap:") {
         return Err("LDAP lookups are not supported".into());

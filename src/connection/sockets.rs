@@ -97,6 +97,9 @@ mod tests {
 
     /// An abandoned attempt has a socket that is not connected yet and closes it at any time; the next attempt may get
     /// its number. Or the abandoned attempt connects late.
+    ///
+    /// # Errors
+    /// No socket can be created.
     #[test]
     fn the_session_socket_is_found_among_others() -> std::io::Result<()> {
         let listen = || TcpListener::bind(("127.0.0.1", 0));

@@ -19,8 +19,8 @@ use std::time::Duration;
 /// libpq's default directory for Unix sockets: Debian's, and the one of the PostgreSQL sources.
 pub(super) const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 const DEFAULT_PORT: u16 = 5432;
-/// For each address. libpq's own default is no limit.
-const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time limit for connecting to one address, unless the settings have one. libpq's own default is no limit.
+pub(crate) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Validates the values of all sources. A doubtful address may be part of a password, and is not quoted in errors.
 ///
@@ -75,6 +75,9 @@ pub(super) fn system_user() -> Option<nix::unistd::User> {
 /// Refuses what libpq supports and pglock does not. These have no effect and need none: `client_encoding` (there is no
 /// text of the user's to convert), `krbsrvname`, `gsslib` and `gssdelegation` (there is no Kerberos), `sslcompression`
 /// (no current TLS library has it), `sslpassword` (an encrypted key is refused).
+///
+/// # Errors
+/// A parameter is not supported, or its value is invalid.
 fn refuse_unsupported(values: &Values) -> Result<(), SettingsError> {
     let gss_encryption = choice(
         values,
@@ -126,6 +129,10 @@ fn refuse_unsupported(values: &Values) -> Result<(), SettingsError> {
     Ok(())
 }
 
+/// Parses `target_session_attrs`.
+///
+/// # Errors
+/// The value is invalid.
 fn target_session_attrs(values: &Values) -> Result<TargetSessionAttrs, SettingsError> {
     let target = choice(
         values,
@@ -142,6 +149,10 @@ fn target_session_attrs(values: &Values) -> Result<TargetSessionAttrs, SettingsE
     Ok(target.unwrap_or(TargetSessionAttrs::Any))
 }
 
+/// Parses `channel_binding`.
+///
+/// # Errors
+/// The value is invalid.
 fn channel_binding(values: &Values) -> Result<ChannelBinding, SettingsError> {
     let binding = choice(
         values,
@@ -164,6 +175,9 @@ fn invalid_value(values: &Values, parameter: &str, value: &str, expected: impl I
 }
 
 /// Parses one of a few names. As in libpq, an empty value is none of them.
+///
+/// # Errors
+/// The value is not one of the choices.
 fn choice<T: Copy>(values: &Values, parameter: &str, choices: &[(&str, T)]) -> Result<Option<T>, SettingsError> {
     let Some(value) = values.get_given(parameter) else {
         return Ok(None);
@@ -184,6 +198,9 @@ fn trim(text: &str) -> &str {
 }
 
 /// Parses an integer as libpq does: surrounding whitespace and a sign are allowed.
+///
+/// # Errors
+/// The value is not an integer, or out of range.
 fn integer(values: &Values, parameter: &str) -> Result<Option<i32>, SettingsError> {
     let Some(value) = values.get_given(parameter) else {
         return Ok(None);
@@ -213,6 +230,9 @@ fn file(values: &Values, parameter: &str, home: Option<&Path>, default: &str) ->
 }
 
 /// Parses the lists of hosts, addresses and ports.
+///
+/// # Errors
+/// The lists differ in length, a port is invalid, or an address is a connection string.
 fn hosts(values: &Values, is_address_doubtful: bool) -> Result<Vec<Host>, SettingsError> {
     // A URI would be resolved as a host name, and printed as the address that was tried.
     for parameter in ["host", "hostaddr"] {
@@ -272,6 +292,10 @@ fn one_host(name: &str, numeric: &str, port: u16) -> Host {
     }
 }
 
+/// Parses a port; an empty text is the default.
+///
+/// # Errors
+/// The text is not a number from 1 to 65535.
 fn port_number(values: &Values, text: &str, is_address_doubtful: bool) -> Result<u16, SettingsError> {
     if text.is_empty() {
         return Ok(DEFAULT_PORT);
@@ -294,6 +318,10 @@ fn default_socket_directory(port: u16) -> String {
         .to_owned()
 }
 
+/// Parses the parameters of TCP.
+///
+/// # Errors
+/// A value is not an integer.
 fn tcp(values: &Values) -> Result<TcpSettings, SettingsError> {
     let seconds = |parameter: &str| {
         let number = integer(values, parameter)?;
@@ -310,6 +338,10 @@ fn tcp(values: &Values) -> Result<TcpSettings, SettingsError> {
     })
 }
 
+/// Parses the parameters of TLS.
+///
+/// # Errors
+/// A value is invalid, contradicts another, or is not supported.
 fn tls(values: &Values, home: Option<&Path>) -> Result<TlsSettings, SettingsError> {
     let roots = match file(values, "sslrootcert", home, ".postgresql/root.crt") {
         Some(file) if file.is_explicit && file.path == Path::new("system") => RootSource::System,
@@ -353,6 +385,10 @@ fn tls(values: &Values, home: Option<&Path>) -> Result<TlsSettings, SettingsErro
     })
 }
 
+/// Parses `sslmode`; its default depends on the roots.
+///
+/// # Errors
+/// The value is invalid, or too weak for `sslrootcert=system`.
 fn ssl_mode(values: &Values, roots: &RootSource) -> Result<SslMode, SettingsError> {
     let mode = choice(
         values,
@@ -377,6 +413,9 @@ fn ssl_mode(values: &Values, roots: &RootSource) -> Result<SslMode, SettingsErro
 }
 
 /// Parses the range of TLS versions and narrows it to what rustls supports.
+///
+/// # Errors
+/// A value is invalid, the range is empty, or it ends before TLS 1.2.
 fn tls_versions(values: &Values) -> Result<(TlsVersion, TlsVersion), SettingsError> {
     const NAMES: [&str; 4] = ["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"];
     let rank = |parameter: &str| {
@@ -418,6 +457,9 @@ fn tls_versions(values: &Values) -> Result<(TlsVersion, TlsVersion), SettingsErr
 const AUTH_METHODS: [&str; 7] = ["password", "md5", "gss", "sspi", "scram-sha-256", "oauth", "none"];
 
 /// Parses a list of authentication methods, of which all or none have a `!` prefix.
+///
+/// # Errors
+/// A method is unknown or repeated, or only some have the prefix.
 fn require_auth(given: &str) -> Result<RequireAuth, SettingsError> {
     if given.is_empty() {
         return Ok(RequireAuth::default());

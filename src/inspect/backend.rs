@@ -67,8 +67,8 @@ impl Backend {
         let read_epoch = number("now").unwrap_or_default();
         let time = |column| number(column).map(|epoch| ServerTime::new(epoch, read_epoch));
         let tag = get("tag").and_then(QueryTagInfo::parse);
-        // A heartbeat says for how long the lock has been held. Before the first one, the session's last query is the one
-        // that acquired the lock, or one that followed immediately.
+        // A heartbeat says for how long the lock has been held. Before the first one, the session's last query is the
+        // one that acquired the lock, or one that followed immediately.
         let since = tag.as_ref().and_then(|tag| match tag.held_seconds {
             Some(seconds) => number("query_start").map(|sent| ServerTime::new(sent - seconds, read_epoch)),
             None => time("state_change"),

@@ -7,9 +7,9 @@ use postgres::Client;
 
 /// Returns the sessions that hold one of these keys, in any mode, in the order in which they connected.
 ///
-/// Looking up one session by `pg_stat_get_activity` is much cheaper than the view of all, which looks up each user and
-/// database. A prepared transaction has no session, and a null argument would return all. The function is called for our
-/// own session anyway, so the database is taken from there too.
+/// Looking up one session with `pg_stat_get_activity` is much cheaper than the view of all sessions, which looks up the
+/// user and the database of each. A prepared transaction has no session, and a null argument would return all of them.
+/// The database comes from the same function, called for our own session.
 ///
 /// # Errors
 /// The connection is lost, or the query fails.
@@ -100,7 +100,10 @@ mod tests {
     proptest! {
         /// Any client can call itself anything.
         #[test]
-        fn a_conflict_is_reported_whoever_holds_the_lock(name in "(pglock:)?\\PC{0,20}( \\PC{0,9}:[0-9]{0,12})?", slots: Option<u16>) {
+        fn a_conflict_is_reported_for_any_holder(
+            name in "(pglock:)?\\PC{0,20}( \\PC{0,9}:[0-9]{0,12})?",
+            slots: Option<u16>,
+        ) {
             let key = Key::parse("backup").expect("a name");
             let holders = [Backend::named(&name), Backend::named(&name)];
             let message = conflict_message(&key, KeyId::Bigint(1), slots, "app", Some(&holders));

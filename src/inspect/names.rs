@@ -1,7 +1,7 @@
 //! Which names the keys in `pg_locks` stand for.
 //!
-//! PostgreSQL knows only numbers. The `application_name` of a pglock contains the names that it was given; each is hashed
-//! by every scheme, and where a number in `pg_locks` fits, the key's slots and tickets are recognized too.
+//! PostgreSQL knows only numbers. The `application_name` of a pglock contains the names that it was given. Each is
+//! hashed by every scheme; if a number in `pg_locks` matches, the key's slots and tickets are recognized too.
 
 use crate::key::{Key, KeyId};
 use crate::protocol::derived_keys::{slot_keys, ticket_class};

@@ -1,7 +1,7 @@
-//! All advisory locks of a database: who holds them, who waits and behind whom, pglock's and any other client's.
+//! All advisory locks of a database: who holds them and who waits behind whom, whether it is a pglock or not.
 //!
-//! Several rows of `pg_locks` make one entry: the session that holds a ticket waits for the ticket's key, and the ticket it
-//! waits for shows which session is ahead of it. A waiter that polls has no row at all (see [`polling`]).
+//! Several rows of `pg_locks` make one entry: the session that holds a ticket waits for the ticket's key, and the
+//! ticket it waits for shows which session is ahead of it. A waiter that polls has no row at all (see [`polling`]).
 
 use crate::inspect::backend::Backend;
 use crate::inspect::lock_row::{self, LockRow};
@@ -265,8 +265,8 @@ impl LockEntry {
         }
     }
 
-    /// Returns the entry of a pglock without a row: it waits for the first of its keys whose number is known, or else for
-    /// what the default scheme makes of the first one.
+    /// Returns the entry of a pglock without a row: it waits for the first of its keys that has a known name, or else
+    /// for the first reading that has a number.
     fn for_poller(backend: Backend, names: &KeyNames, database: &str) -> Option<LockEntry> {
         let readings = Key::readings(backend.run_name()?.keys);
         let readings = readings.iter().filter_map(|key| Some((key, key.id_in(database)?)));

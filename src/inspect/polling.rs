@@ -1,7 +1,8 @@
-//! The pglocks that wait without a row in `pg_locks`: behind a pooler, without plpgsql, or between two stays in the queue.
+//! The pglocks that wait without a row in `pg_locks`: behind a pooler, without plpgsql, or between two stays in the
+//! queue.
 //!
-//! Only the tag of their last query shows that they wait (see `protocol::query_tag`). Behind a pooler it is visible only
-//! until the pooler lends the session to its next client, so one query does not find them all.
+//! Only the tag of their last query shows that they wait (see `protocol::query_tag`). Behind a pooler it is visible
+//! only until the pooler lends the session to its next client, so one query does not find them all.
 
 use crate::inspect::backend::{Backend, columns, rows};
 use crate::lock::{NOT_DEFERRABLE, simple_query};
@@ -11,18 +12,18 @@ use std::collections::BTreeMap;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// The seconds of a tag, as a regular expression. The number of digits is limited because any client can write a comment
-/// like a tag: what matches must be a valid number and interval, or this query would fail for everybody.
+/// The seconds of a tag, as a regular expression. The number of digits is limited because any client can write a
+/// comment that looks like a tag: a match must be a valid number and interval, or the query would fail.
 const SECONDS_REGEX: &str = "([0-9]{1,9}[.][0-9]{3})";
 
 /// How long to look for waiters that poll. Most send a query at least once in this time.
 const SEARCH_DURATION: Duration = Duration::from_millis(1200);
 
-/// The pause between two looks.
+/// The pause between two queries of the search.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(3);
 
-/// Returns the pglocks that wait without a row, each once. If the first look finds any that poll, the search goes on for
-/// a while.
+/// Returns the pglocks that wait without a row, each once. If the first query finds any that poll, the search goes on
+/// for [`SEARCH_DURATION`].
 ///
 /// # Errors
 /// The connection is lost, or the query fails.
@@ -33,9 +34,9 @@ pub(super) fn find_waiters(client: &mut Client) -> Result<Vec<Backend>, postgres
     );
     // A waiter that is overdue has gone, or has got its lock.
     let sql = format!(
-        "{NOT_DEFERRABLE}SELECT pid, {} FROM pg_catalog.pg_stat_activity a WHERE a.datname = pg_catalog.current_database() \
-         AND a.query ~ {waiting_tag} AND a.pid <> pg_catalog.pg_backend_pid() \
-         AND a.state_change > pg_catalog.clock_timestamp() - pg_catalog.make_interval(\
+        "{NOT_DEFERRABLE}SELECT pid, {} FROM pg_catalog.pg_stat_activity a \
+         WHERE a.datname = pg_catalog.current_database() AND a.query ~ {waiting_tag} \
+         AND a.pid <> pg_catalog.pg_backend_pid() AND a.state_change > pg_catalog.clock_timestamp() - pg_catalog.make_interval(\
          secs => 1 + pg_catalog.substring(a.query, {waiting_tag})::float8) \
          AND a.pid NOT IN (SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid IS NOT NULL)",
         columns()

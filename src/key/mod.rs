@@ -218,6 +218,9 @@ impl fmt::Display for Key {
 }
 
 /// Parses a canonical number or pair; returns `None` if the text does not look like one.
+///
+/// # Errors
+/// The text looks like a number, but is not canonical or is out of range.
 fn parse_number(given: &str) -> Result<Option<KeyId>, InvalidKey> {
     let parts: Vec<&str> = given.split(',').collect();
     if parts.len() > 2 || !parts.iter().all(|part| looks_like_integer(part.trim())) {

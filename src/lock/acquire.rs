@@ -78,7 +78,7 @@ impl Lock {
         let was_closed_at_once = error.is_closed() && began.elapsed() < Duration::from_secs(1);
         let mut is_closed_again = |_| reconnect().is_some_and(is_closed_by_begin);
         if is_statement_pooling(&error) || was_closed_at_once && (0..BEGIN_PROBE_COUNT).all(&mut is_closed_again) {
-            Err(Failure::say(ExitCode::Config, STATEMENT_POOLING))
+            Err(Failure::msg(ExitCode::Config, STATEMENT_POOLING))
         } else {
             Err(Failure::from(error))
         }
@@ -232,7 +232,7 @@ pub(crate) fn first_try_computed(
 fn run_first_query(client: &mut Client, sql: &str, client_info: &ClientInfo) -> Result<(Server, QueryResult), Failure> {
     let result = QueryResult::fetch(client, sql).map_err(first_query_failure)?;
     if !result.has_row() {
-        return Err(Failure::say(
+        return Err(Failure::msg(
             ExitCode::Config,
             "the server returned no row for the first query, as no PostgreSQL server does",
         ));

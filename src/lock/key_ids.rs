@@ -29,7 +29,7 @@ pub(crate) fn key_ids(client: &mut Client, keys: &[Key]) -> Result<Vec<KeyId>, F
 /// [`ExitCode::Config`] if it computed none.
 pub(crate) fn require_computed(key: &Key, id: Option<KeyId>) -> Result<KeyId, Failure> {
     id.ok_or_else(|| {
-        Failure::say(
+        Failure::msg(
             ExitCode::Config,
             format!("the server did not compute a number for key {key}"),
         )

@@ -171,7 +171,7 @@ pub(super) fn first_query_failure(error: postgres::Error) -> Failure {
         Some(db_error) if is_unlike_postgresql(db_error.code()) => db_error.message(),
         _ => return Failure::from(error),
     };
-    Failure::say(
+    Failure::msg(
         ExitCode::Config,
         format!("this server does not support advisory locks as PostgreSQL does: {message}"),
     )

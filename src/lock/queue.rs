@@ -70,7 +70,7 @@ pub(super) fn wait_in_queue(
 
 /// Returns the failure of a wait that was cancelled.
 pub(super) fn cancelled() -> Failure {
-    Failure::say(
+    Failure::msg(
         ExitCode::Unavailable,
         "the wait for the lock was cancelled on the server (pg_cancel_backend)",
     )

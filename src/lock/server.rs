@@ -69,7 +69,7 @@ impl Server {
     /// [`ExitCode::Config`] if the chosen scope protects nothing behind a pooler.
     pub(crate) fn scope(&self, choice: ScopeChoice) -> Result<Scope, Failure> {
         match (choice, self.pooled) {
-            (ScopeChoice::Session, true) => Err(Failure::say(ExitCode::Config, SESSION_BEHIND_POOLER)),
+            (ScopeChoice::Session, true) => Err(Failure::msg(ExitCode::Config, SESSION_BEHIND_POOLER)),
             (ScopeChoice::SessionPooled, _) | (ScopeChoice::Auto | ScopeChoice::Session, false) => Ok(Scope::Session),
             (ScopeChoice::Transaction, _) | (ScopeChoice::Auto, true) => Ok(Scope::Transaction),
         }
@@ -81,13 +81,13 @@ impl Server {
     /// [`ExitCode::Config`] if no lock of this server protects anything, or none of the chosen scope does.
     pub(crate) fn usable_scope(&self, choice: ScopeChoice) -> Result<Scope, Failure> {
         if let Some(product) = self.stub() {
-            return Err(Failure::say(
+            return Err(Failure::msg(
                 ExitCode::Config,
                 format!("this is {product}, whose advisory locks protect nothing; connect to a PostgreSQL server"),
             ));
         }
         if self.standby {
-            return Err(Failure::say(ExitCode::Config, HOT_STANDBY));
+            return Err(Failure::msg(ExitCode::Config, HOT_STANDBY));
         }
         self.scope(choice)
     }

@@ -74,7 +74,7 @@ impl TicketQueue {
             match wait_in_queue(client, predecessor, Mode::Shared, OnGrant::Release, options, observer)? {
                 QueueOutcome::Acquired(_) => {}
                 QueueOutcome::TimedOut => return Ok(Turn::TimedOut),
-                QueueOutcome::NoQueue => return Err(Failure::say(ExitCode::Config, NO_PLPGSQL)),
+                QueueOutcome::NoQueue => return Err(Failure::msg(ExitCode::Config, NO_PLPGSQL)),
             }
         }
     }

@@ -235,8 +235,8 @@ impl TryOutcome {
         match self {
             TryOutcome::Acquired(grant) => Ok(Acquisition::Acquired(grant)),
             TryOutcome::Busy { key_index } => Ok(Acquisition::Busy { key_index }),
-            TryOutcome::Unproven => Err(Failure::say(ExitCode::Config, UNPROVEN)),
-            TryOutcome::Untried => Err(Failure::say(ExitCode::Config, HOT_STANDBY)),
+            TryOutcome::Unproven => Err(Failure::msg(ExitCode::Config, UNPROVEN)),
+            TryOutcome::Untried => Err(Failure::msg(ExitCode::Config, HOT_STANDBY)),
         }
     }
 }

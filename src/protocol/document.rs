@@ -11,7 +11,7 @@ fn section(heading: &str) -> String {
     section.split("\n#").next().unwrap_or_default().to_owned()
 }
 
-/// Returns the rows of all tables of a section, each as its cells. Backquotes are removed, what they enclose is kept as it is.
+/// Returns the rows of all tables of a section, each as its cells, without the backquotes around a cell.
 #[track_caller]
 pub(crate) fn rows(heading: &str) -> Vec<Vec<String>> {
     let section = section(heading);

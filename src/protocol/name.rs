@@ -1,7 +1,7 @@
 //! The `application_name` of every session that pglock opens: how it is composed, and what others read from it.
 //!
-//! PostgreSQL shows it to every role, unlike the query, the times and the client address of another role's session. That
-//! is why a `pglock run` names its keys, host and process there.
+//! PostgreSQL shows it to every role, unlike the query, the times and the client address of another role's session.
+//! That is why a `pglock run` names its keys, host and process there.
 //!
 //! PostgreSQL keeps 63 bytes and mangles what is not ASCII, so a long front is cut, and what is not printable ASCII
 //! becomes `?`. So do quotes and backslashes, because the name is written into SQL. Host and process ID at the end are

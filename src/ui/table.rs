@@ -27,7 +27,7 @@ struct FilledColumn {
     width: usize,
 }
 
-/// Returns the table as lines, each with a newline. Columns whose cells are all empty are left out. With a maximum width,
+/// Returns the table, one line for each row. Columns whose cells are all empty are left out. With a maximum width,
 /// columns are dropped, and then shortened, until the table fits.
 pub(crate) fn render<R>(columns: &[Column<R>], rows: &[R], max_width: Option<usize>) -> String {
     let columns = columns.iter().map(|column| FilledColumn::new(column, rows));
@@ -135,7 +135,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_line_is_wider_than_the_terminal(texts in prop::collection::vec("\\PC{0,30}", 3), max_width in 10usize..60) {
+        fn no_line_is_wider_than_the_terminal(
+            texts in prop::collection::vec("\\PC{0,30}", 3),
+            max_width in 10usize..60,
+        ) {
             let columns: [Column<Vec<String>>; 3] = [
                 Column { title: "A", drop_order: 0, cell: |row| row[0].clone() },
                 Column { title: "B", drop_order: 1, cell: |row| row[1].clone() },

@@ -1,8 +1,8 @@
-//! `pglock check`: is this connection fit for locks? A line for each finding, with the remedy if there is one.
+//! `pglock check`: is this connection suitable for locks? One line per finding, with the remedy if there is one.
 //!
-//! What `run` would refuse is a refusal here too, decided by the same code. The last finding is a real lock, on a random
-//! key, acquired as `run` acquires it, found in `pg_locks`, and released. Nothing is left behind: behind a pooler, every
-//! setting is made for one transaction.
+//! What `run` would refuse is a refusal here too, decided by the same code. The last finding is a real lock on a random
+//! key: acquired as `run` acquires it, found in `pg_locks`, and released. Nothing is left behind: behind a pooler,
+//! every setting is made for a single transaction.
 
 mod query;
 mod report;

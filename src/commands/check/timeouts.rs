@@ -91,8 +91,8 @@ pub(super) fn vanished_host(client: &mut Client, timing: Timing, is_pooled: bool
     let (server_limit, job_limit) = (server_limit.as_secs_f64(), job_limit.as_secs_f64());
     Ok(if is_pooled {
         let remedy = format!(
-            "make its tcp_keepidle + tcp_keepcnt * tcp_keepintvl and its tcp_user_timeout longer than {job_limit} s, the \
-             time that it can take to stop a job"
+            "make its tcp_keepidle + tcp_keepcnt * tcp_keepintvl and its tcp_user_timeout longer than {job_limit} s, \
+             the time that it can take to stop a job"
         );
         Finding::warning(SUBJECT, "the pooler decides when its lock is released").with_remedy(remedy)
     } else if is_true(&row, "local") {

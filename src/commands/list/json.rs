@@ -134,7 +134,34 @@ mod tests {
         assert_eq!(documented, expected);
     }
 
-    /// What earlier versions printed: a `Value`, whose keys are in alphabetical order.
+    /// What earlier versions printed for [`the_json_is_what_it_always_was`]: a `Value`, whose keys are in alphabetical
+    /// order.
+    fn printed_before() -> Value {
+        json!({
+            "database": "postgres",
+            "complete": false,
+            "locks": [{
+                "key": "1,-2",
+                "name": null,
+                "slot": 3,
+                "slots": 4,
+                "mode": null,
+                "scope": null,
+                "state": "waiting",
+                "since": null,
+                "behind": [17249, 7],
+                "host": "h",
+                "pid": 1,
+                "job": null,
+                "user": "\"ann\"",
+                "client_address": "::1",
+                "backend_pid": null,
+                "connected_since": null,
+                "application_name": "pglock:a\\/\u{1}\u{9375} slots=4 h:1",
+            }],
+        })
+    }
+
     #[test]
     fn the_json_is_what_it_always_was() {
         let mut overview = overview();
@@ -157,29 +184,7 @@ mod tests {
         };
         overview.entries = vec![session];
         overview.is_partial = true;
-        let before = json!({
-            "database": "postgres",
-            "complete": false,
-            "locks": [{
-                "key": "1,-2",
-                "name": null,
-                "slot": 3,
-                "slots": 4,
-                "mode": null,
-                "scope": null,
-                "state": "waiting",
-                "since": null,
-                "behind": [17249, 7],
-                "host": "h",
-                "pid": 1,
-                "job": null,
-                "user": "\"ann\"",
-                "client_address": "::1",
-                "backend_pid": null,
-                "connected_since": null,
-                "application_name": "pglock:a\\/\u{1}\u{9375} slots=4 h:1",
-            }],
-        });
+        let before = printed_before();
         let list = LockList::from(&overview);
         assert_eq!(
             serde_json::to_string_pretty(&list).expect("no error"),

@@ -103,7 +103,7 @@ fn table(overview: &Overview, keys: &[Key], terminal_width: Option<usize>) -> St
     }
 }
 
-/// Returns what `--watch` prints at a time, with the time at the top: a terminal's screen, or else a table after another.
+/// Returns what `--watch` prints each time, headed by the time: a full screen for a terminal, or else one more table.
 fn screen(overview: &Overview, keys: &[Key]) -> String {
     let now = humantime::format_rfc3339_seconds(SystemTime::now());
     let header = format!("pglock list, database {:?}, {now}", overview.database);
@@ -131,7 +131,7 @@ fn screen(overview: &Overview, keys: &[Key]) -> String {
 /// Returns the notice that the role cannot see everything, with the remedy.
 fn hidden_details(role: &str) -> String {
     format!(
-        "role {role:?} cannot see the start times, jobs, client addresses and polling waiters of other roles' sessions; \
-         GRANT pg_read_all_stats TO {role:?} to show them"
+        "role {role:?} cannot see the start times, jobs, client addresses and polling waiters of other roles' \
+         sessions; GRANT pg_read_all_stats TO {role:?} to show them"
     )
 }

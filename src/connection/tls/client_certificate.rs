@@ -63,6 +63,10 @@ impl ResolvesClientCert for ClientCertificate {
     }
 }
 
+/// Loads the certificate and its private key.
+///
+/// # Errors
+/// A file cannot be read, or the key is missing, of an unsupported type, or that of another certificate.
 fn load_certified_key(path: &Path, key_path: Option<&Path>) -> Result<CertifiedKey, SettingsError> {
     let chain = read_pem_file(path)?;
     let Some(key_path) = key_path.filter(|key_path| key_path.exists()) else {
@@ -87,6 +91,9 @@ fn load_certified_key(path: &Path, key_path: Option<&Path>) -> Result<CertifiedK
 }
 
 /// Reads the private key. As in libpq, nobody else may have access to it.
+///
+/// # Errors
+/// The file is accessible to others, cannot be read, or has no unencrypted key.
 fn load_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, SettingsError> {
     let key_error = |problem: &str| SettingsError::file("private key", path, problem);
     let read_error = |error: io::Error| key_error(&format!("cannot be read: {error}"));

@@ -64,7 +64,10 @@ fn settings(roots: &Path, revocation_list: &Path, certificate: &Path, key: &Path
     }
 }
 
-/// Loads files with these contents. An error must contain the name of the offending one.
+/// Loads files with these contents.
+///
+/// # Errors
+/// A file is invalid; the error must contain its name.
 fn load(roots: &[u8], revocation_list: &[u8], certificate: &[u8], key: &[u8]) -> Result<TlsConfig, SettingsError> {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let write = |name: &str, contents: &[u8]| {

@@ -59,6 +59,9 @@ impl Trust {
 }
 
 /// Loads the root certificates. Returns them with their source, or `None` if there are none and none are needed.
+///
+/// # Errors
+/// The file is missing though `sslmode` needs it, or cannot be read; or the system has no roots.
 fn load_roots(settings: &TlsSettings) -> Result<Option<(Vec<CertificateDer<'static>>, String)>, SettingsError> {
     let is_required = settings.mode >= SslMode::VerifyCa;
     match &settings.roots {
@@ -77,6 +80,9 @@ fn load_roots(settings: &TlsSettings) -> Result<Option<(Vec<CertificateDer<'stat
 }
 
 /// Collects the roots that are valid now. An unusable one is an error in the user's file, but not among the system's.
+///
+/// # Errors
+/// A certificate of the file is unusable, or none is valid now.
 fn root_store(
     certificates: &[CertificateDer<'static>],
     source: &str,
@@ -107,6 +113,10 @@ fn root_store(
     Ok(roots)
 }
 
+/// Loads the root certificates of the system.
+///
+/// # Errors
+/// There are none.
 fn load_system_roots() -> Result<Vec<CertificateDer<'static>>, SettingsError> {
     let found = rustls_native_certs::load_native_certs();
     if found.certs.is_empty() {
@@ -117,6 +127,10 @@ fn load_system_roots() -> Result<Vec<CertificateDer<'static>>, SettingsError> {
     Ok(found.certs)
 }
 
+/// Loads the revocation lists of the file and the directory.
+///
+/// # Errors
+/// An explicit file, the directory, or a list in it cannot be read.
 fn load_revocation_lists(settings: &TlsSettings) -> Result<Vec<CertificateRevocationListDer<'static>>, SettingsError> {
     let mut paths: Vec<PathBuf> = Vec::new();
     // The default file is optional. If an explicit one were, a revoked certificate could be accepted unnoticed.

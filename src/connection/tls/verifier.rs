@@ -26,6 +26,10 @@ pub(super) struct Verifier {
 }
 
 impl Verifier {
+    /// Verifies that a trusted root has signed the certificate, or that the certificate itself is trusted.
+    ///
+    /// # Errors
+    /// The certificate is not trusted, expired or revoked.
     fn verify_chain(
         &self,
         trust: &Trust,
@@ -55,6 +59,9 @@ impl Verifier {
     }
 
     /// Verifies a TLS 1.2 signature with the public key alone, which rustls offers for TLS 1.3 only.
+    ///
+    /// # Errors
+    /// The signature is invalid, or made with a scheme that was not offered.
     fn verify_tls12_signature_with_key(
         &self,
         message: &[u8],

@@ -83,7 +83,7 @@ impl Job {
     pub(crate) fn start(launch: &Launch, group: Group, signals: &Signals) -> Result<Job, Failure> {
         let Some((program, arguments)) = launch.command.split_first() else {
             // A bug: the command line requires a command.
-            return Err(Failure::say(ExitCode::Internal, "no command"));
+            return Err(Failure::msg(ExitCode::Internal, "no command"));
         };
         let mut inherited_children = Vec::new();
         if group == Group::Caller {
@@ -259,18 +259,18 @@ fn join_lines(lines: impl Iterator<Item = String>) -> String {
 /// Describes why the command cannot be started, in the terms of a shell.
 fn start_failure(program: &OsStr, error: io::Error) -> Failure {
     let name = program.to_string_lossy();
-    let not_found = || Failure::say(ExitCode::NotFound, format!("command {name:?} not found"));
+    let not_found = || Failure::msg(ExitCode::NotFound, format!("command {name:?} not found"));
     match (error.kind(), find_in_path(program)) {
         (io::ErrorKind::NotFound, None) => not_found(),
         // execvp(3) reports EACCES if PATH contains a directory that it may not search. A shell says "not found".
         (io::ErrorKind::PermissionDenied, None) if !program.as_encoded_bytes().contains(&b'/') => not_found(),
-        (io::ErrorKind::NotFound, Some(path)) => Failure::say(
+        (io::ErrorKind::NotFound, Some(path)) => Failure::msg(
             ExitCode::CannotExecute,
             format!("cannot execute {:?}: interpreter not found", path.display()),
         ),
         _ => {
             let errno = error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
-            Failure::say(
+            Failure::msg(
                 ExitCode::CannotExecute,
                 format!("cannot execute {name:?}: {}", errno.desc()),
             )

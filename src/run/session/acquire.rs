@@ -156,7 +156,7 @@ impl Acquirer<'_> {
     /// As for [`Lock::first_try_in_transaction`]; and [`ExitCode::Config`] with `--fair`.
     fn first_try_in_transaction(&self, client: &mut Client, request: &LockRequest) -> Result<TryOutcome, Failure> {
         if self.options().fair {
-            return Err(Failure::say(
+            return Err(Failure::msg(
                 ExitCode::Config,
                 "--fair requires a session of its own, and the connection goes through a pooler; connect to the port \
                  of the PostgreSQL server itself, or leave --fair out",
