@@ -237,6 +237,13 @@ pub(super) struct EvictArgs {
     #[arg(long)]
     pub waiters: bool,
 
+    /// Release the lock at once, even while the job is still being terminated
+    ///
+    /// Without it, a pglock that holds the lock terminates its job first, and the next job starts only when the old one is
+    /// dead.
+    #[arg(long)]
+    pub force: bool,
+
     /// Skip the confirmation prompt; required without a terminal
     #[arg(short, long)]
     pub yes: bool,

@@ -28,6 +28,10 @@ pub(crate) struct EvictOptions {
     pub keys: Vec<Key>,
     /// Terminate the waiters, too.
     pub waiters: bool,
+    /// Terminate the sessions at once, without a request.
+    pub force: bool,
+    /// Heartbeat and grace period to expect of a holder that does not show its own.
+    pub timing: Timing,
     /// Skip the confirmation prompt.
     pub yes: bool,
 }

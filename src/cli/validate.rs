@@ -117,6 +117,8 @@ impl EvictArgs {
             keys: distinct(resolve_keys(self.key, self.hash.hash)?),
             connection: self.connection.validate()?,
             waiters: self.waiters,
+            force: self.force,
+            timing: timing(None, None)?,
             yes: self.yes,
         })
     }

@@ -29,6 +29,12 @@ pub(crate) struct Backend {
     pub job: Option<String>,
     /// Whether it is a pglock that waits by trying again and again, rather than in a queue.
     pub is_polling: bool,
+    /// Whether it is a pglock that lost its lock, and holds the key only until its job is dead.
+    pub is_guard: bool,
+    /// For how many seconds after its last query the job of a pglock may live, unless that is hidden.
+    pub job_limit_seconds: Option<f64>,
+    /// How long ago its last query was sent, in seconds, unless that is hidden.
+    pub idle_seconds: Option<f64>,
     /// Whether our role may not see what it does.
     pub is_hidden: bool,
     /// The server's clock when this was read, in seconds since 1970.
@@ -81,6 +87,9 @@ impl Backend {
             connected: time("connected"),
             since,
             is_polling: tag.as_ref().is_some_and(|tag| tag.is_polling),
+            is_guard: tag.as_ref().is_some_and(|tag| tag.is_guard),
+            job_limit_seconds: tag.as_ref().and_then(|tag| tag.job_limit_seconds),
+            idle_seconds: number("query_start").map(|sent| read_epoch - sent),
             job: tag.and_then(|tag| tag.program).map(str::to_owned),
             is_hidden: get("hidden") == Some("t"),
             read_epoch,

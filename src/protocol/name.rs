@@ -30,11 +30,6 @@ pub(crate) fn for_run(configured: Option<&str>, keys: &[Key], slots: Option<u16>
     of_this_process(configured.unwrap_or(&front), slots)
 }
 
-/// Returns the name of the session with which `pglock run` finds out who evicted it.
-pub(crate) fn for_evicted() -> String {
-    of_this_process("pglock evicted", None)
-}
-
 /// Returns the name of a `pglock list`.
 pub(crate) fn for_list() -> String {
     of_this_process("pglock list", None)

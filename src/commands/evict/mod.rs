@@ -1,0 +1,130 @@
+//! `pglock evict`: has the holders of a lock give it up.
+//!
+//! A pglock that holds the lock is only asked: it terminates its job, and releases the lock when the job is dead
+//! (`request`). Sessions of other clients, of waiters and of a pglock that does not react are terminated (`terminate`).
+//! Only what was shown is evicted: a session that still has the same name and role, and an advisory lock. The evicted
+//! pglock learns from a mark who evicts it (`inspect::eviction`).
+
+mod request;
+mod terminate;
+
+use crate::cli::EvictOptions;
+use crate::commands::lock_table;
+use crate::connection::Settings;
+use crate::inspect::overview::{LockEntry, LockState, Overview};
+use crate::key::{self, Key};
+use crate::lock;
+use crate::outcome::{ExitCode, Failure, Outcome};
+use crate::protocol::name;
+use crate::ui::message;
+use crate::ui::stdout;
+use crate::ui::terminal;
+use postgres::Client;
+use request::{Eviction, Target};
+
+/// Evicts the holders of the keys, after confirmation.
+///
+/// # Errors
+/// There is no terminal to confirm on, the user declines, our role lacks the privilege, a session does not terminate,
+/// or the connection is lost.
+pub(crate) fn run(options: &EvictOptions) -> Result<Outcome, Failure> {
+    if !options.yes && !terminal::can_confirm() {
+        return Err(Failure::msg(
+            ExitCode::Usage,
+            "cannot ask for confirmation without a terminal; use --yes to evict without confirmation",
+        ));
+    }
+    let settings = Settings::from_options(&options.connection)?.for_lists();
+    let application_name = name::for_evict();
+    let mut client = settings.open(&application_name, None)?.client;
+    evict(&mut client, options, &application_name)?;
+    Ok(Outcome::Success)
+}
+
+/// Shows who holds the keys, asks for confirmation, terminates their sessions, and reports who holds the keys then.
+///
+/// # Errors
+/// As for [`run`].
+fn evict(client: &mut Client, options: &EvictOptions, application_name: &str) -> Result<(), Failure> {
+    let (keys, waiters) = (&options.keys, options.waiters);
+    let entries = Overview::fetch(client, keys)?.entries;
+    let polling = entries.iter().filter(|entry| entry.state == LockState::Polling);
+    let polling_count = polling.count();
+    let mut targets = entries;
+    targets.retain(|entry| is_target(entry, waiters));
+    if targets.is_empty() {
+        return stdout::print(&format!("nobody holds {}\n", key::describe(keys))).map(drop);
+    }
+    let distinct = distinct_targets(&targets);
+    let width = terminal::stdout_size().map(|(columns, _)| columns);
+    stdout::print(&lock_table::render(&targets, width))?;
+    if !options.yes && !terminal::confirm(&question(distinct.len())) {
+        return Err(Failure::msg(ExitCode::Conflict, "nobody was evicted"));
+    }
+    Eviction::begin(client, options, application_name)?.carry_out(&distinct)?;
+    if waiters && polling_count > 0 {
+        message::notice(format_args!(
+            "{polling_count} more clients wait by polling, and have no session that could be terminated"
+        ));
+    }
+    stdout::print(&current_holders(client, keys)?).map(drop)
+}
+
+fn question(count: usize) -> String {
+    match count {
+        1 => "Evict this session and terminate its job? [y/N] ".into(),
+        _ => format!("Evict these {count} sessions and terminate their jobs? [y/N] "),
+    }
+}
+
+/// Returns whether to evict the session: a holder, or a waiter with `--waiters`. A waiter that polls has no session of
+/// its own.
+fn is_target(entry: &LockEntry, waiters: bool) -> bool {
+    match entry.state {
+        LockState::Holding => true,
+        LockState::Queueing | LockState::Ticketed(_) => waiters,
+        LockState::Polling => false,
+    }
+}
+
+/// Returns each session once, however many of the locks it has.
+fn distinct_targets(entries: &[LockEntry]) -> Vec<Target<'_>> {
+    let mut targets: Vec<Target> = Vec::new();
+    for entry in entries {
+        let backend = &entry.backend;
+        let holds = entry.state == LockState::Holding;
+        let known = targets
+            .iter_mut()
+            .find(|target| backend.pid.is_some() && target.backend.pid == backend.pid);
+        match known {
+            Some(target) => target.is_holder |= holds,
+            None => targets.push(Target {
+                backend,
+                is_holder: holds,
+            }),
+        }
+    }
+    targets
+}
+
+/// Returns who holds the keys now, a line for each key.
+///
+/// # Errors
+/// The connection is lost, or a query fails.
+fn current_holders(client: &mut Client, keys: &[Key]) -> Result<String, Failure> {
+    let overview = Overview::fetch(client, keys)?;
+    let ids = lock::key_ids(client, keys)?;
+    let lines = keys.iter().zip(ids).map(|(key, id)| {
+        let is_holder = |entry: &&LockEntry| entry.state == LockState::Holding && entry.base == id;
+        let holders: Vec<&LockEntry> = overview.entries.iter().filter(is_holder).collect();
+        match holders[..] {
+            [] => format!("key {key} is free\n"),
+            [holder] => format!("key {key} is now held by {}\n", holder.backend),
+            [first, ..] => {
+                let more = holders.len() - 1;
+                format!("key {key} is now held by {} and {more} more\n", first.backend)
+            }
+        }
+    });
+    Ok(lines.collect())
+}
