@@ -500,14 +500,15 @@ mod tests {
         let one = lock(all(&[KeyId::Bigint(1)]), Mode::Exclusive, Scope::Session);
         let has_name = "pg_catalog.set_config('application_name', NULL, true) = 'pglock:a web1:7'";
         let is_primary = "NOT pg_catalog.pg_is_in_recovery()";
+        let is_settled = format!("coalesce({SERVER_AGE} NOT BETWEEN 0 AND 0.5, true)");
         for (choice, expected) in [
             (
                 ScopeChoice::Auto,
-                format!("CASE WHEN {has_name} AND {is_primary} THEN CASE WHEN NOT "),
+                format!("CASE WHEN {has_name} AND {is_primary} AND {is_settled} THEN CASE WHEN NOT "),
             ),
             (
                 ScopeChoice::SessionPooled,
-                format!("log_min_duration_sample, CASE WHEN {is_primary} THEN CASE WHEN NOT "),
+                format!("log_min_duration_sample, CASE WHEN {is_primary} AND {is_settled} THEN CASE WHEN NOT "),
             ),
             (
                 ScopeChoice::Transaction,
@@ -518,6 +519,16 @@ mod tests {
             assert!(sql.contains(&expected), "{choice:?}: {sql}");
             assert!(sql.starts_with("SET TRANSACTION NOT DEFERRABLE; SELECT pg_catalog.set_config("));
         }
+        // The guard of a lost lock comes first.
+        let guard = ClientInfo {
+            ignores_server_age: true,
+            ..client_info(ScopeChoice::Auto)
+        };
+        let sql = one.first_query(&guard, None, None);
+        assert!(
+            sql.contains(&format!("CASE WHEN {has_name} AND {is_primary} THEN CASE WHEN NOT ")),
+            "{sql}"
+        );
     }
 
     #[test]

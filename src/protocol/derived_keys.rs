@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn the_documented_examples_are_true() {
         let rows = document::rows("### Examples of derived keys");
-        assert_eq!(rows.len(), 7);
+        assert_eq!(rows.len(), 8);
         for row in rows {
             let [lock, key, expected] = &row[..] else {
                 panic!("{row:?}");
@@ -78,6 +78,7 @@ mod tests {
             let number = match lock.as_str() {
                 "ticket" => ticket_class(key()).to_string(),
                 "eviction mark" => EVICTION_MARK_CLASS.to_string(),
+                "forced eviction mark" => FORCED_EVICTION_MARK_CLASS.to_string(),
                 slot => {
                     let slot = slot.strip_prefix("slot ").and_then(|slot| slot.parse().ok());
                     slot_key(key(), slot.expect("a slot")).to_string()
