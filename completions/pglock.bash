@@ -148,7 +148,7 @@ _pglock() {
             return 0
             ;;
         pglock__subcmd__evict)
-            opts="-k -y -d -h --key --hash --waiters --yes --dsn --connect-timeout --help"
+            opts="-k -y -d -h --key --hash --waiters --force --yes --dsn --connect-timeout --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -124,6 +124,7 @@ node-pg-migrate\t'node-pg-migrate'"
 complete -c pglock -n "__fish_pglock_using_subcommand evict" -s d -l dsn -d 'Server to connect to: a postgresql:// URI or key=value pairs' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand evict" -l connect-timeout -d 'Time limit for connecting to one address; 0 disables it [default: 10s]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand evict" -l waiters -d 'Terminate the waiters, too'
+complete -c pglock -n "__fish_pglock_using_subcommand evict" -l force -d 'Release the lock at once, even while the job is still being terminated'
 complete -c pglock -n "__fish_pglock_using_subcommand evict" -s y -l yes -d 'Skip the confirmation prompt; required without a terminal'
 complete -c pglock -n "__fish_pglock_using_subcommand evict" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c pglock -n "__fish_pglock_using_subcommand check" -s d -l dsn -d 'Server to connect to: a postgresql:// URI or key=value pairs' -r -f

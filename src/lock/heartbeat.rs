@@ -70,6 +70,10 @@ impl Lock {
         self.query_heartbeat(client, backend_pid, tag, &listen)
     }
 
+    /// Runs the heartbeat after a statement that is empty or begins to listen.
+    ///
+    /// # Errors
+    /// As for [`Lock::heartbeat`].
     fn query_heartbeat(
         &self,
         client: &mut Client,

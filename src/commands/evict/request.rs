@@ -260,6 +260,10 @@ fn job_limit(backend: &Backend, timing: Timing) -> Duration {
     shown.unwrap_or_else(|| timing.job_limit())
 }
 
+/// Prints a line at once: what follows can take a while.
+///
+/// # Errors
+/// Standard output cannot be written.
 fn print(line: &str) -> Result<(), Failure> {
     stdout::print(&format!("{line}\n")).map(drop)
 }
