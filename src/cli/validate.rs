@@ -1,4 +1,4 @@
-//! From parsed arguments to validated options: applies variables and defaults, and rejects what makes no sense.
+//! From parsed arguments to validated options: applies variables and defaults, and rejects contradictions.
 
 use super::args::{CheckArgs, ConnectionArgs, EvictArgs, KeyArgs, ListArgs, RunArgs, ScopeArgs};
 use super::defaults;
@@ -21,6 +21,8 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 impl RunArgs {
+    /// Validates the options of `pglock run`.
+    ///
     /// # Errors
     /// Fails if a variable is invalid, a value is out of range, or options contradict each other.
     pub(super) fn validate(self) -> Result<RunOptions, Failure> {
@@ -71,7 +73,7 @@ impl RunArgs {
     }
 }
 
-/// Rejects what `--fair` cannot queue for.
+/// Checks that the options allow queueing with `--fair`.
 ///
 /// # Errors
 /// Fails if the lock has several keys, no wait, or the scope of a transaction.
@@ -91,6 +93,8 @@ fn check_fair(key_count: usize, wait: Option<Duration>, scope: ScopeChoice) -> R
 }
 
 impl ListArgs {
+    /// Validates the options of `pglock list`.
+    ///
     /// # Errors
     /// Fails if a variable is invalid or the scheme does not suit the keys.
     pub(super) fn validate(self) -> Result<ListOptions, Failure> {
@@ -110,6 +114,8 @@ impl ListArgs {
 }
 
 impl EvictArgs {
+    /// Validates the options of `pglock evict`.
+    ///
     /// # Errors
     /// Fails if a variable is invalid or the scheme does not suit the keys.
     pub(super) fn validate(self) -> Result<EvictOptions, Failure> {
@@ -123,6 +129,8 @@ impl EvictArgs {
 }
 
 impl CheckArgs {
+    /// Validates the options of `pglock check`.
+    ///
     /// # Errors
     /// Fails if a variable is invalid or out of range.
     pub(super) fn validate(self) -> Result<CheckOptions, Failure> {
@@ -136,6 +144,8 @@ impl CheckArgs {
 }
 
 impl KeyArgs {
+    /// Validates the options of `pglock key`.
+    ///
     /// # Errors
     /// Fails if a variable is invalid or the scheme does not suit the keys.
     pub(super) fn validate(self) -> Result<KeyOptions, Failure> {
@@ -165,6 +175,8 @@ fn only_name(keys: Vec<Key>) -> Result<Key, Failure> {
 }
 
 impl ConnectionArgs {
+    /// Completes the options from the variables.
+    ///
     /// # Errors
     /// Fails if a variable is invalid.
     fn validate(self) -> Result<ConnectionOptions, Failure> {
@@ -186,6 +198,8 @@ impl ConnectionArgs {
 }
 
 impl ScopeArgs {
+    /// Returns the scope from the option, the variable or the default.
+    ///
     /// # Errors
     /// Fails if the variable is invalid.
     fn validate(self) -> Result<ScopeChoice, Failure> {
@@ -220,8 +234,8 @@ fn tool_key(scheme: Option<Scheme>) -> Result<Key, Failure> {
     }
 }
 
-/// Applies the scheme from the option or else the variable. The variable cannot select a tool's own lock: what names
-/// the lock has no variable.
+/// Applies the scheme from the option or else the variable. The variable cannot select a tool's own lock, because no
+/// variable may name the lock.
 ///
 /// # Errors
 /// Fails if the scheme is a tool's own lock, or the variable is invalid.

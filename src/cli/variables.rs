@@ -1,7 +1,7 @@
 //! The `PGLOCK_*` environment variables.
 //!
-//! A variable sets what belongs to a host or a crontab rather than to one call, and the option overrides it. Nothing
-//! that names the lock has a variable: a pglock in the job of another would acquire its parent's lock.
+//! Variables exist for what is configured once for a host or a crontab; an option overrides its variable. No variable
+//! names the lock: a pglock in the job of another pglock would otherwise try to acquire the lock of its parent.
 
 use super::value;
 use crate::connection::quoted;

@@ -1,9 +1,9 @@
 //! `pglock evict`: terminates the sessions that hold a lock, and leaves a mark that names the evictor.
 //!
-//! Only what was shown is terminated: a session that still has the same name and role, and still holds or waits for an
-//! advisory lock. The server tells an evicted session only that an administrator terminated it. So this command holds a
-//! lock that marks the eviction, and stays connected for a second; the evicted pglock looks for the mark
-//! (`inspect::eviction`).
+//! Only a session that was shown is terminated, and only if it still has the same name and role and still holds or
+//! waits for an advisory lock. The server tells an evicted session only that an administrator terminated it. So this
+//! command holds a lock that marks the eviction, and stays connected for a second; the evicted pglock looks for the
+//! mark (`inspect::eviction`).
 
 use crate::cli::EvictOptions;
 use crate::commands::lock_table;
@@ -23,12 +23,12 @@ use std::collections::HashSet;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// How long a mark is held at least, for the evicted to find it.
-const MARK_HOLD_TIME: Duration = Duration::from_secs(1);
-/// How long a backend may take to terminate. One that is stopped or blocked on a disk takes longer.
-const TERMINATION_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often to look whether the backends have terminated.
-const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// The minimum time to hold a mark, so that the evicted pglock finds it.
+const EVICTION_MARK_HOLD_TIME: Duration = Duration::from_secs(1);
+/// How long a backend may take to terminate. One that is stopped or blocked by a disk takes longer.
+const EVICTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often to check whether the backends have terminated.
+const EVICTION_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Evicts the holders of the keys, after confirmation.
 ///
@@ -70,8 +70,13 @@ fn evict(client: &mut Client, options: &EvictOptions) -> Result<(), Failure> {
     }
     stdout::print(&terminate_all(client, &backends)?)?;
     if waiters && polling_count > 0 {
+        let clients = if polling_count == 1 {
+            "1 more client waits"
+        } else {
+            &format!("{polling_count} more clients wait")
+        };
         message::notice(format_args!(
-            "{polling_count} more clients wait by polling, and have no session that could be terminated"
+            "{clients} by polling, without a session that could be terminated"
         ));
     }
     stdout::print(&current_holders(client, keys)?).map(drop)
@@ -94,7 +99,7 @@ fn is_target(entry: &LockEntry, waiters: bool) -> bool {
     }
 }
 
-/// Returns each session once, however many of the locks it has.
+/// Returns each session once, however many of the locks it holds.
 fn distinct_backends(entries: &[LockEntry]) -> Vec<&Backend> {
     let mut seen = HashSet::new();
     let mut backends: Vec<&Backend> = entries.iter().map(|entry| &entry.backend).collect();
@@ -130,7 +135,7 @@ fn terminate_all(client: &mut Client, backends: &[&Backend]) -> Result<String, F
         report += &format!("evicted {backend}\n");
     }
     if terminated.iter().any(|(_, backend)| backend.is_pglock()) {
-        sleep(MARK_HOLD_TIME.saturating_sub(start.elapsed()));
+        sleep(EVICTION_MARK_HOLD_TIME.saturating_sub(start.elapsed()));
     }
     simple_query(client, "COMMIT")?;
     Ok(report)
@@ -156,7 +161,7 @@ fn mark_and_terminate(client: &mut Client, pid: i32, shown: &Backend) -> Result<
 /// Waits until none of these backends holds or waits for an advisory lock.
 ///
 /// # Errors
-/// [`ExitCode::Conflict`] if one has not gone within [`TERMINATION_TIMEOUT`], or the connection is lost.
+/// [`ExitCode::Conflict`] if one has not gone within [`EVICTION_TIMEOUT`], or the connection is lost.
 fn wait_until_gone(client: &mut Client, pids: &[i32]) -> Result<(), Failure> {
     if pids.is_empty() {
         return Ok(());
@@ -168,17 +173,17 @@ fn wait_until_gone(client: &mut Client, pids: &[i32]) -> Result<(), Failure> {
     );
     let start = Instant::now();
     while QueryResult::fetch(client, &sql)?.is_true("present") {
-        if start.elapsed() > TERMINATION_TIMEOUT {
+        if start.elapsed() > EVICTION_TIMEOUT {
             let backends = if pids.len() == 1 { "backend" } else { "backends" };
             return Err(Failure::msg(
                 ExitCode::Conflict,
                 format!(
                     "{backends} {list} did not terminate within {}s",
-                    TERMINATION_TIMEOUT.as_secs()
+                    EVICTION_TIMEOUT.as_secs()
                 ),
             ));
         }
-        sleep(TERMINATION_POLL_INTERVAL);
+        sleep(EVICTION_POLL_INTERVAL);
     }
     Ok(())
 }
