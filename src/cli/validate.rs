@@ -34,7 +34,8 @@ impl RunArgs {
         let on_lost = variables::PGLOCK_ON_LOST.or_option(self.on_lost)?;
         let poll = variables::PGLOCK_POLL.or_option(self.poll)?;
         let poll = poll.unwrap_or(defaults::DEFAULT_POLL);
-        check_range("--poll", poll, &defaults::POLL_RANGE)?;
+        let origin = variables::PGLOCK_POLL.origin("--poll", self.poll);
+        check_range(origin, poll, &defaults::POLL_RANGE)?;
         let timing = timing(self.heartbeat, self.kill_after)?;
         let connection = self.connection.validate()?;
         let scope = self.scope.validate()?;
@@ -271,30 +272,32 @@ fn distinct(keys: Vec<Key>) -> Vec<Key> {
 /// # Errors
 /// Fails if a variable is invalid, or an interval is out of range.
 fn timing(heartbeat: Option<Duration>, kill_after: Option<Duration>) -> Result<Timing, Failure> {
+    let heartbeat_origin = variables::PGLOCK_HEARTBEAT.origin("--heartbeat", heartbeat);
+    let kill_after_origin = variables::PGLOCK_KILL_AFTER.origin("--kill-after", kill_after);
     let heartbeat = variables::PGLOCK_HEARTBEAT.or_option(heartbeat)?;
     let kill_after = variables::PGLOCK_KILL_AFTER.or_option(kill_after)?;
     let timing = Timing {
         heartbeat: heartbeat.unwrap_or(defaults::DEFAULT_HEARTBEAT),
         kill_after: kill_after.unwrap_or(defaults::DEFAULT_KILL_AFTER),
     };
-    check_range("--heartbeat", timing.heartbeat, &defaults::HEARTBEAT_RANGE)?;
+    check_range(heartbeat_origin, timing.heartbeat, &defaults::HEARTBEAT_RANGE)?;
     if timing.kill_after > defaults::MAX_KILL_AFTER {
         let limit = format_duration(defaults::MAX_KILL_AFTER);
-        return Err(usage(format!("--kill-after must be at most {limit}")));
+        return Err(usage(format!("{kill_after_origin} must be at most {limit}")));
     }
     Ok(timing)
 }
 
-/// Checks the value of an option, or of its variable.
+/// Checks a value; `origin` is the option or variable that it comes from.
 ///
 /// # Errors
 /// Fails if the value is out of range.
-fn check_range(option: &str, value: Duration, range: &RangeInclusive<Duration>) -> Result<(), Failure> {
+fn check_range(origin: &str, value: Duration, range: &RangeInclusive<Duration>) -> Result<(), Failure> {
     if range.contains(&value) {
         return Ok(());
     }
     let (start, end) = (format_duration(*range.start()), format_duration(*range.end()));
-    Err(usage(format!("{option} must be between {start} and {end}")))
+    Err(usage(format!("{origin} must be between {start} and {end}")))
 }
 
 fn usage(message: impl Display) -> Failure {
