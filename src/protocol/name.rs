@@ -23,7 +23,7 @@ const RUN_PREFIX: &str = "pglock:";
 const EVICT_PREFIX: &str = "pglock evict ";
 
 /// Returns the name of a session that holds or waits for these keys. A name that the user configured takes the place of
-/// the keys; slots, host and process ID follow it all the same.
+/// the keys; slots, host and process ID still follow it.
 pub(crate) fn for_run(configured: Option<&str>, keys: &[Key], slots: Option<u16>) -> String {
     let keys: Vec<&str> = keys.iter().map(Key::given).collect();
     let front = format!("{RUN_PREFIX}{}", keys.join(","));

@@ -28,7 +28,7 @@ pub(super) struct SpawnSetup<'a> {
     pub default: Vec<Signal>,
     /// Signals to ignore, because they were ignored when pglock started.
     pub ignored: Vec<Signal>,
-    /// A close-on-exec descriptor that it inherits nevertheless.
+    /// A descriptor that it inherits although it is close-on-exec.
     pub inherit: Option<&'a OwnedFd>,
 }
 
@@ -44,7 +44,7 @@ pub(super) fn spawn(command: Command, setup: &SpawnSetup) -> io::Result<Pid> {
     } else {
         posix_spawn(&command, setup)
     };
-    // Cannot fail, as the descriptor is open; and a process that has started must be reported in any case.
+    // Cannot fail, because the descriptor is open; even if it did, a started process would have to be reported.
     let _ = set_inherited_flags(setup, FdFlag::FD_CLOEXEC);
     spawned
 }
