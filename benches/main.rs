@@ -12,6 +12,8 @@
 //!
 //! `make bench` and `make bench-growth` write their results beside this file; `make bench-check` only compares them with
 //! the bounds. Everything runs on this machine, on servers of its own.
+
+#![expect(unreachable_pub, clippy::missing_errors_doc, reason = "a benchmark has no API")]
 #![expect(clippy::unwrap_used, reason = "a failed measurement panics")]
 #![expect(clippy::print_stdout, reason = "the results are the output")]
 

@@ -96,9 +96,10 @@ pub fn table(works: &[Work]) -> String {
                 0 => String::new(),
                 _ => format!("{:.2}", sample.median() / work.samples[0].median()),
             };
-            let bound = match sample.name == "pglock" && work.bound.is_finite() {
-                true => format!("{:.2}", work.bound),
-                false => String::new(),
+            let bound = if sample.name == "pglock" && work.bound.is_finite() {
+                format!("{:.2}", work.bound)
+            } else {
+                String::new()
             };
             let [low, median, high] = [0.25, 0.5, 0.75].map(|part| sample.quantile(part));
             let _ = writeln!(
@@ -337,9 +338,12 @@ impl Bench<'_> {
                 let began = Instant::now();
                 let children = (0..100).map(|number| {
                     let command = (contender.command)();
-                    let words = command.get_args().map(|word| match word == KEY {
-                        true => keys(number).into(),
-                        false => word.to_owned(),
+                    let words = command.get_args().map(|word| {
+                        if word == KEY {
+                            keys(number).into()
+                        } else {
+                            word.to_owned()
+                        }
                     });
                     let mut mine = crate::support::command::command(command.get_program());
                     mine.args(words.collect::<Vec<_>>())

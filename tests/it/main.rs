@@ -4,6 +4,7 @@
 //! All tests are in one crate, so that they share one server (`support::server`); there is a directory per wing of the
 //! program, with a file per subject. Tests run concurrently, and each uses a key of its own.
 
+#![expect(unreachable_pub, clippy::missing_errors_doc, reason = "a test has no API")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(
     clippy::print_stdout,

@@ -6,6 +6,8 @@
 //! first line it prints `ready (pid PID)`. A signal that was ignored on entry stays ignored. The probe dies of a signal
 //! of `--end-on`, of one that cannot be caught, or of SIGALRM after two minutes, so that none is left behind.
 
+#![expect(clippy::missing_errors_doc, reason = "a program has no API")]
+
 use nix::sys::signal::Signal;
 use nix::time::{ClockId, clock_gettime};
 use signal_hook::iterator::SignalsInfo;

@@ -4,6 +4,8 @@
 //! whole lines to HISTORY: the event, the monotonic clock in nanoseconds, which all processes of a machine share, and
 //! RUN. TERM ends it, unless it is stubborn; it always ends, so that none is left behind.
 
+#![expect(clippy::missing_errors_doc, reason = "a program has no API")]
+
 use nix::fcntl::{Flock, FlockArg};
 use nix::time::{ClockId, clock_gettime};
 use signal_hook::consts::SIGTERM;
@@ -56,9 +58,10 @@ fn main() -> io::Result<()> {
     let is_ended = job.live(life, &terminated, !rest.is_empty())?;
     job.write()?;
     job.note("leave", "")?;
-    match is_ended {
-        true => signal_hook::low_level::emulate_default_handler(SIGTERM),
-        false => exit(status.parse().unwrap_or(0)),
+    if is_ended {
+        signal_hook::low_level::emulate_default_handler(SIGTERM)
+    } else {
+        exit(status.parse().unwrap_or(0))
     }
 }
 

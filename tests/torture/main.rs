@@ -12,6 +12,7 @@
 //! [`nemesis`]: the faults. [`history`]: what happened. [`check`]: whether that was right; `check_tests` and [`lies`]:
 //! whether the check notices. [`shrink`]: makes a failing plan smaller. `job.rs`: the job, a program of its own.
 
+#![expect(unreachable_pub, clippy::missing_errors_doc, reason = "a test has no API")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(
     clippy::print_stdout,
@@ -91,7 +92,7 @@ fn plans_that_failed_once_pass() {
 
 /// Makes a run and prints its summary. Returns what is wrong with it, and how to repeat it.
 fn judge(plan: Plan) -> Option<String> {
-    println!("make torture {}", plan.words());
+    println!("make torture {}", plan.line());
     let (summary, verdict) = torture(&plan);
     println!("{summary}");
     if let Ok(file) = std::env::var("PGLOCK_TORTURE_REPORT") {
@@ -104,18 +105,19 @@ fn judge(plan: Plan) -> Option<String> {
     }
     let shown: Vec<&str> = verdict.violations.iter().take(20).map(String::as_str).collect();
     println!("{}", shown.join("\n"));
-    let smallest = match std::env::var_os("PGLOCK_TORTURE_SHRINK").is_some() {
-        true => shrink::shrink(plan, |plan| {
-            println!("smaller: {}", plan.words());
+    let smallest = if std::env::var_os("PGLOCK_TORTURE_SHRINK").is_some() {
+        shrink::shrink(plan, |plan| {
+            println!("smaller: {}", plan.line());
             !torture(plan).1.violations.is_empty()
-        }),
-        false => plan,
+        })
+    } else {
+        plan
     };
     Some(format!(
         "{} violations:\n{}\nto repeat it, perhaps not at the first attempt: make torture {}",
         verdict.violations.len(),
         shown.join("\n"),
-        smallest.words()
+        smallest.line()
     ))
 }
 

@@ -91,9 +91,10 @@ impl Nemesis<'_> {
     }
 
     fn pick_running(&self, strike: &Strike) -> Option<(usize, Running)> {
-        let jobs = match strike.is_aimed {
-            true => living_jobs(&self.crowd.recent()),
-            false => BTreeMap::new(),
+        let jobs = if strike.is_aimed {
+            living_jobs(&self.crowd.recent())
+        } else {
+            BTreeMap::new()
         };
         let running = self.crowd.running.lock().unwrap();
         let mut aimed = running.clone();

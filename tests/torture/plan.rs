@@ -188,11 +188,12 @@ impl Plan {
     }
 
     /// Returns the line that [`Plan::with`] parses.
-    pub fn words(&self) -> String {
+    pub fn line(&self) -> String {
         let names: Vec<String> = self.kinds.iter().map(|kind| kind.name()).collect();
-        let faults = match names.is_empty() {
-            true => "none".into(),
-            false => names.join(","),
+        let faults = if names.is_empty() {
+            "none".into()
+        } else {
+            names.join(",")
         };
         format!(
             "SEED={} SECONDS={} WORKERS={} NEMESES={} FAULTS={faults}",
@@ -205,9 +206,12 @@ impl Plan {
         let mut dice = Dice::new(self.seed, worker as u64);
         let longest = (self.seconds * 250).clamp(1500, 16_000);
         let each = (BRIEF_WORKERS + PATIENT_WORKERS) / PATIENT_WORKERS;
-        std::iter::repeat_with(move || match worker % each == each - 1 {
-            true => patient(&mut dice, worker / each % HOSTS, longest),
-            false => brief(&mut dice, worker % HOSTS),
+        std::iter::repeat_with(move || {
+            if worker % each == each - 1 {
+                patient(&mut dice, worker / each % HOSTS, longest)
+            } else {
+                brief(&mut dice, worker % HOSTS)
+            }
         })
     }
 
@@ -297,9 +301,10 @@ fn brief(dice: &mut Dice, host: usize) -> Request {
 /// Draws a request for seconds. Most want the same key, and many hold it for longer than a server waits for a silent
 /// client.
 fn patient(dice: &mut Dice, host: usize, longest: u64) -> Request {
-    let life = match dice.percent(60) {
-        true => dice.number(longest * 2 / 3, longest),
-        false => dice.number(100, longest / 3),
+    let life = if dice.percent(60) {
+        dice.number(longest * 2 / 3, longest)
+    } else {
+        dice.number(100, longest / 3)
     };
     Request {
         keys: vec![LONG_KEYS[usize::from(dice.percent(25))]],
@@ -353,10 +358,10 @@ fn the_same_seed_makes_the_same_requests_and_strikes() {
 fn a_plan_is_a_line_of_text() {
     let plan = Plan::new(3, 60).with("WORKERS=4 FAULTS=Cut,Crash").unwrap();
     assert_eq!(plan.kinds, [Kind::Cut, Kind::Crash]);
-    assert_eq!(Plan::new(0, 0).with(&plan.words()), Ok(plan));
+    assert_eq!(Plan::new(0, 0).with(&plan.line()), Ok(plan));
     let none = Plan::new(3, 60).with("FAULTS=none").unwrap();
     assert_eq!(none.strikes(0).next(), None);
-    assert_eq!(Plan::new(0, 0).with(&none.words()), Ok(none));
+    assert_eq!(Plan::new(0, 0).with(&none.line()), Ok(none));
     for wrong in ["SEED", "SEED=x", "FAULTS=Nothing", "SPEED=1"] {
         assert!(Plan::new(0, 0).with(wrong).is_err(), "{wrong}");
     }

@@ -30,7 +30,7 @@ pub fn summary(plan: &Plan, versions: &str, took: Duration, history: &History, v
         let value = if text_of_line.is_empty() { "none" } else { &text_of_line };
         let _ = writeln!(text, "{what}: {value}");
     };
-    line("plan", plan.words());
+    line("plan", plan.line());
     line("on", versions.to_owned());
     line(
         "result",

@@ -90,12 +90,13 @@ impl World {
     /// Returns a connection string for the current primary, or for the pooler.
     pub fn dsn(&self, pooled: bool) -> String {
         let now = self.now();
-        let (hosts, ports) = match pooled {
-            true => (now.primary.address().to_owned(), now.pooler.port().to_string()),
-            false => (
+        let (hosts, ports) = if pooled {
+            (now.primary.address().to_owned(), now.pooler.port().to_string())
+        } else {
+            (
                 format!("{},{}", now.primary.address(), now.standby.address()),
                 format!("{},{}", now.primary.port(), now.standby.port()),
-            ),
+            )
         };
         format!(
             "host={hosts} port={ports} user={SUPERUSER} dbname=postgres sslmode=disable \

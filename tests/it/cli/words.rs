@@ -135,7 +135,7 @@ fn violation(output: &Output) -> Option<String> {
     if output.status.code() != Some(0) && stderr.is_empty() {
         return Some("prints nothing".into());
     }
-    // Only `key` prints its argument, which is no secret.
+    // Only `key` prints its argument, which is not a secret.
     (stderr.contains(SECRET) || stdout.contains(SECRET)).then(|| "shows a password".into())
 }
 
@@ -175,7 +175,7 @@ fn case(seed: u64, directory: &Path, port: u16) -> Output {
     }
 }
 
-/// Adds an option with or without its value, or an argument that is no option.
+/// Adds an option with or without its value, or an argument that is not an option.
 fn option(pglock: Pglock, random: &mut Random, port: u16) -> Pglock {
     match random.below(8) {
         0 => pglock.args(["--dsn", &dsn(random, port)]),

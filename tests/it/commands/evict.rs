@@ -1,17 +1,14 @@
 //! `pglock evict` ends the sessions that hold a lock, and both sides report it.
 
+use crate::support::case::Case;
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Output, Pglock, Running};
 use crate::support::screen::Screen;
 use crate::support::server::{Server, number, rows};
-use crate::support::unique;
+use crate::support::{hostname, unique};
 
 fn evict(server: &Server, key: &str) -> Pglock {
     server.pglock().args(["evict", "--key", key])
-}
-
-fn host() -> String {
-    nix::unistd::gethostname().unwrap().into_string().unwrap()
 }
 
 /// Returns the lines after the table.
@@ -26,22 +23,22 @@ fn report(output: &Output) -> Vec<String> {
 /// P75
 #[test]
 fn the_evicted_holder_terminates_its_job_and_names_the_evictor() {
-    let server = Server::shared();
-    let key = unique("evicted");
-    let holder = server
-        .run(&key)
+    let case = Case::new();
+    let key = &case.key;
+    let holder = case
+        .run()
         .sh("trap 'echo stopped; exit 0' TERM; echo ready; while :; do sleep 0.05; done")
         .spawn();
     holder.await_stdout("ready\n");
     let pid = holder.pid();
-    let running = evict(server, &key).arg("--yes").spawn();
+    let running = evict(case.server, key).arg("--yes").spawn();
     let evictor = running.pid();
     let output = running.finish();
     output.code(0);
     assert!(output.stderr.is_empty());
     let lines = report(&output);
     assert!(
-        lines[0].starts_with(&format!("evicted {}:{pid} (backend ", host())),
+        lines[0].starts_with(&format!("evicted {}:{pid} (backend ", hostname())),
         "{lines:?}"
     );
     assert_eq!(lines[1..], [format!("key \"{key}\" is free")]);
@@ -54,39 +51,43 @@ fn the_evicted_holder_terminates_its_job_and_names_the_evictor() {
         .name;
     let by = format!(
         "(evicted by {user}@{}:{evictor} as role \"postgres\"); terminated the job with SIGTERM",
-        host()
+        hostname()
     );
     assert!(line.contains(&by), "{line}");
-    assert_eq!(server.locks(&key).granted, 0);
+    assert_eq!(case.locks().granted, 0);
     // The marks disappear with the session of the evictor.
     let backend = lines[0]
         .split(['(', ',', ' '])
         .find_map(|word| word.parse::<u32>().ok());
     let marks = "SELECT 1 FROM pg_locks WHERE objsubid = 2 AND classid = 3681044697";
     let mark = format!("{marks} AND objid = {}", backend.unwrap());
-    assert_eq!(server.sql(&mark).len(), 0);
+    assert_eq!(case.sql(&mark).len(), 0);
 }
 
 /// Waiters stay unless `--waiters` is given; then none of them acquires the lock meanwhile.
 #[test]
 fn waiters_are_evicted_only_with_waiters() {
-    let server = Server::shared();
-    let key = unique("waiters");
-    let first = server.run(&key).holding();
-    let second = server.run(&key).sh("echo ready; read -r _; exit 0").spawn();
-    server.await_locks(&key, 1, 1);
-    let output = evict(server, &key).arg("--yes").output();
+    let case = Case::new();
+    let key = &case.key;
+    let first = case.holder();
+    let second = case.run().sh("echo ready; read -r _; exit 0").spawn();
+    case.await_locks(1, 1);
+    let output = evict(case.server, key).arg("--yes").output();
     output.code(0);
     assert!(
-        report(&output)[1].starts_with(&format!("key \"{key}\" is now held by {}:{} ", host(), second.pid())),
+        report(&output)[1].starts_with(&format!(
+            "key \"{key}\" is now held by {}:{} ",
+            hostname(),
+            second.pid()
+        )),
         "{:?}",
         report(&output)
     );
     first.finish().code(74);
     second.await_stdout("ready\n");
-    let third: Vec<Running> = (0..3).map(|_| server.run(&key).sh("echo mine").spawn()).collect();
-    server.await_locks(&key, 1, 3);
-    let output = evict(server, &key).args(["--yes", "--waiters"]).output();
+    let third: Vec<Running> = (0..3).map(|_| case.run().sh("echo mine").spawn()).collect();
+    case.await_locks(1, 3);
+    let output = evict(case.server, key).args(["--yes", "--waiters"]).output();
     let lines = report(&output);
     assert_eq!(
         lines.iter().filter(|line| line.starts_with("evicted ")).count(),
@@ -104,16 +105,14 @@ fn waiters_are_evicted_only_with_waiters() {
 /// P75
 #[test]
 fn a_role_without_the_right_learns_which_one_it_needs() {
-    let server = Server::shared();
-    let (key, owner, role) = (unique("rights"), unique("owner"), unique("role"));
-    server.sql(&format!("CREATE ROLE {owner} LOGIN; CREATE ROLE {role} LOGIN"));
-    let holder = server
-        .run(&key)
-        .env("PGUSER", &owner)
-        .env("PGDATABASE", "postgres")
-        .holding();
+    let case = Case::new();
+    let (owner, role) = (unique("owner"), unique("role"));
+    case.sql(&format!("CREATE ROLE {owner} LOGIN; CREATE ROLE {role} LOGIN"));
+    let holder = case.run().env("PGUSER", &owner).env("PGDATABASE", "postgres").holding();
     let try_evict = || {
-        let evict = evict(server, &key).env("PGUSER", &role).env("PGDATABASE", "postgres");
+        let evict = evict(case.server, &case.key)
+            .env("PGUSER", &role)
+            .env("PGDATABASE", "postgres");
         evict.arg("--yes").output()
     };
     let refused = try_evict();
@@ -122,8 +121,8 @@ fn a_role_without_the_right_learns_which_one_it_needs() {
         text.contains(&format!("a session of role \"{owner}\": GRANT pg_signal_backend to it")),
         "{text}"
     );
-    assert_eq!(server.locks(&key).granted, 1);
-    server.sql(&format!("GRANT pg_signal_backend TO {role}"));
+    assert_eq!(case.locks().granted, 1);
+    case.sql(&format!("GRANT pg_signal_backend TO {role}"));
     try_evict().code(0);
     let evicted = holder.finish();
     let text = String::from_utf8_lossy(&evicted.code(74).stderr).into_owned();
@@ -141,20 +140,20 @@ fn without_a_terminal_yes_is_required() {
     assert!(line.contains("--yes"), "{line}");
     let line = Pglock::alone().args(["evict", "--yes"]).output().code(64).stderr_line();
     assert!(line.contains("--key"), "{line}");
-    let server = Server::shared();
-    let key = unique("nobody");
-    let output = evict(server, &key).arg("--yes").output();
+    let case = Case::new();
+    let key = &case.key;
+    let output = evict(case.server, &case.key).arg("--yes").output();
     assert_eq!(output.code(0).stdout(), format!("nobody holds key \"{key}\"\n"));
 }
 
 /// P75, on screens of 80x24 and 40x10.
 #[test]
 fn a_terminal_is_asked_first() {
-    let server = Server::shared();
     for size in [(80, 24), (40, 10)] {
-        let key = unique("asks");
-        let holder = server.run(&key).holding();
-        let screen = Screen::new(server, size, &[]);
+        let case = Case::new();
+        let key = &case.key;
+        let holder = case.holder();
+        let screen = Screen::new(case.server, size, &[]);
         let ask = || {
             screen.line(&format!("clear; pglock evict -k {key}"));
             screen.expect("question", |lines| {
@@ -165,18 +164,18 @@ fn a_terminal_is_asked_first() {
         };
         let question = ask();
         assert!(
-            question[0].starts_with("KEY ") && question[1].starts_with(&key),
+            question[0].starts_with("KEY ") && question[1].starts_with(&case.key),
             "{question:?}"
         );
         assert!(
-            question[1].contains(&format!("{}:{}", host(), holder.pid())),
+            question[1].contains(&format!("{}:{}", hostname(), holder.pid())),
             "{question:?}"
         );
         screen.line("n; echo $?");
         let refusal = screen.expect("refusal", |lines| lines.last().is_some_and(|line| line == "$"));
         assert!(refusal.concat().contains("pglock: nobody was evicted"), "{refusal:?}");
         screen.line("clear; echo $?");
-        assert_eq!(server.locks(&key).granted, 1);
+        assert_eq!(case.locks().granted, 1);
         ask();
         screen.line("y");
         let report = screen.expect("report", |lines| {
@@ -185,7 +184,7 @@ fn a_terminal_is_asked_first() {
         assert!(
             report
                 .concat()
-                .contains(&format!("evicted {}:{} (backend ", host(), holder.pid())),
+                .contains(&format!("evicted {}:{} (backend ", hostname(), holder.pid())),
             "{report:?}"
         );
         holder.finish().code(74);

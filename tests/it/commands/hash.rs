@@ -61,12 +61,13 @@ fn the_table_of_all_schemes() {
     for (line, (scheme, number)) in table.lines().zip(GOLDEN) {
         let (first, rest) = line.split_once(' ').unwrap();
         assert_eq!(first, scheme);
-        match scheme.starts_with("hashtext") {
-            true => assert!(
+        if scheme.starts_with("hashtext") {
+            assert!(
                 rest.contains("computed by the server") && rest.contains(number),
                 "{line}"
-            ),
-            false => assert_eq!(rest.trim(), number, "{scheme}"),
+            )
+        } else {
+            assert_eq!(rest.trim(), number, "{scheme}")
         }
     }
     let table = key(&["--hash", "all", "name:42"]).output().stdout();
@@ -85,9 +86,10 @@ fn each_scheme_by_itself() {
             _ => &["--hash", scheme],
         };
         let output = key(arguments).output();
-        match scheme.starts_with("hashtext") {
-            true => assert!(output.code(64).stderr_line().contains(number), "{output}"),
-            false => assert_eq!(output.stdout(), format!("{number}\n")),
+        if scheme.starts_with("hashtext") {
+            assert!(output.code(64).stderr_line().contains(number), "{output}")
+        } else {
+            assert_eq!(output.stdout(), format!("{number}\n"))
         }
     }
     // With the highest bit set, signed and unsigned numbers differ.
@@ -209,9 +211,10 @@ fn an_application_and_pglock_exclude_each_other() {
         let run = || {
             let run = server.pglock().env("PGDATABASE", "app");
             let run = run.args(["run", "--hash", scheme]);
-            match n < FIRST_TOOL_SCHEME {
-                true => run.args(["--key", "backup"]),
-                false => run,
+            if n < FIRST_TOOL_SCHEME {
+                run.args(["--key", "backup"])
+            } else {
+                run
             }
         };
         assert!(acquires(&mut application, number), "{scheme}");

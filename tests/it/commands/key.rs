@@ -89,7 +89,7 @@ fn the_server_computes_the_same_numbers() {
     assert_eq!(server.sql(&format!("SELECT {pair}")), [["-1", "2147483647"]]);
 }
 
-/// A reader that closes the pipe early (`| head`) is no error.
+/// A reader that closes the pipe early (`| head`) is not an error.
 #[test]
 fn a_closed_pipe_is_no_error() {
     let (reader, writer) = std::io::pipe().unwrap();

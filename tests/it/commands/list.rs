@@ -1,11 +1,12 @@
 //! `pglock list` shows every holder and waiter, and what is known about them.
 
+use crate::support::case::Case;
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Pglock, Running};
 use crate::support::screen::Screen;
 use crate::support::server::{Server, number, rows};
-use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
+use crate::support::{hostname, unique};
 use serde_json::Value;
 
 /// Returns the locks that this `pglock list` shows.
@@ -56,20 +57,22 @@ fn waiting(server: &Server, key: &str, options: &[&str]) -> Running {
 /// P72
 #[test]
 fn holders_and_waiters_are_shown_with_all_that_is_known() {
-    let server = Server::shared();
-    let key = unique("whole");
-    let tcp = server.run(&key).env("PGHOST", "127.0.0.1").env("PGHOSTADDR", "");
+    let case = Case::new();
+    let key = &case.key;
+    let tcp = case.run().env("PGHOST", "127.0.0.1").env("PGHOSTADDR", "");
     let holder = tcp.holding();
-    let waiter = waiting(server, &key, &["-s"]);
-    let found = await_list(server, &key, |found| found.len() == 2 && found[1]["mode"].is_string());
+    let waiter = waiting(case.server, key, &["-s"]);
+    let found = await_list(case.server, key, |found| {
+        found.len() == 2 && found[1]["mode"].is_string()
+    });
     let (held, waits) = (&found[0], &found[1]);
     let backend = |pid: &Value| {
         let tail = format!("%:{pid}");
         let sql = format!("SELECT pid FROM pg_stat_activity WHERE application_name LIKE '{tail}'");
-        server.value(&sql).parse::<i32>().unwrap()
+        case.value(&sql).parse::<i32>().unwrap()
     };
-    let host = nix::unistd::gethostname().unwrap().into_string().unwrap();
-    assert_eq!(held["key"], number(&key).to_string());
+    let host = hostname();
+    assert_eq!(held["key"], number(key).to_string());
     assert_eq!(held["name"], key.as_str());
     assert_eq!(held["state"], "holding");
     assert_eq!(
@@ -93,7 +96,7 @@ fn holders_and_waiters_are_shown_with_all_that_is_known() {
     // Times are those of the server's clock.
     let connected = |pid: &Value| {
         let sql = "SELECT to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
-        server.value(&format!("{sql} FROM pg_stat_activity WHERE pid = {}", backend(pid)))
+        case.value(&format!("{sql} FROM pg_stat_activity WHERE pid = {}", backend(pid)))
     };
     assert_eq!(held["connected_since"], connected(&pid(&holder)));
     assert_eq!(waits["since"], connected(&pid(&waiter)));
@@ -123,23 +126,23 @@ fn the_exit_status_tells_whether_a_key_is_held() {
 /// P72: `since` is when the lock was acquired, not when the session started, and heartbeats do not change it.
 #[test]
 fn since_is_when_the_lock_was_acquired() {
-    let server = Server::shared();
-    let key = unique("since");
-    let first = server.run(&key).holding();
-    let second = server
-        .run(&key)
+    let case = Case::new();
+    let (server, key) = (case.server, &case.key);
+    let first = case.holder();
+    let second = case
+        .run()
         .args(["--heartbeat", "1"])
         .sh("echo ready; read -r _; exit 0")
         .spawn();
-    await_count(server, &key, 2);
-    let begun = locks_of(server, &key)[1]["connected_since"].clone();
+    await_count(server, key, 2);
+    let begun = locks_of(server, key)[1]["connected_since"].clone();
     // The time is in whole seconds; wait for the next one.
     eventually(SOON, "another second", || {
         server.value("SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')") != begun
     });
     first.finish().code(0);
     second.await_stdout("ready\n");
-    let at = locks_of(server, &key)[0].clone();
+    let at = locks_of(server, key)[0].clone();
     assert_eq!((&at["state"], &at["connected_since"]), (&"holding".into(), &begun));
     let since = at["since"].as_str().unwrap().to_owned();
     assert!(since.as_str() > begun.as_str().unwrap(), "{at}");
@@ -153,7 +156,7 @@ fn since_is_when_the_lock_was_acquired() {
         seen.len() >= 4
     });
     let second_later = |text: &str| text[text.len() - 3..text.len() - 1].parse::<i32>().unwrap();
-    let now = locks_of(server, &key)[0]["since"].as_str().unwrap().to_owned();
+    let now = locks_of(server, key)[0]["since"].as_str().unwrap().to_owned();
     // They are read at two times of one round trip, between which the second can change.
     let apart = (second_later(&now) - second_later(&since)).rem_euclid(60);
     assert!([0, 1, 59].contains(&apart), "{since} {now}");
@@ -163,14 +166,14 @@ fn since_is_when_the_lock_was_acquired() {
 /// P72: `list` shows which slot each holder has, and the N that each was given.
 #[test]
 fn slots_are_shown_with_their_number_and_n() {
-    let server = Server::shared();
-    let key = unique("slots");
-    let slots = |count: &str| server.run(&key).args(["--slots", count]);
+    let case = Case::new();
+    let key = &case.key;
+    let slots = |count: &str| case.run().args(["--slots", count]);
     let holders: Vec<Running> = (0..3).map(|_| slots("3").holding()).collect();
     // This one was given another N.
     let odd = slots("4").holding();
     let waiters: Vec<Running> = (0..2).map(|_| slots("3").sh("echo mine").spawn()).collect();
-    let found = await_list(server, &key, |found| {
+    let found = await_list(case.server, key, |found| {
         found.len() == 6 && found[5]["behind"][0] == found[4]["backend_pid"]
     });
     let held: Vec<_> = found.iter().filter(|lock| lock["state"] == "holding").collect();
@@ -185,7 +188,7 @@ fn slots_are_shown_with_their_number_and_n() {
     // The first in the queue waits for all holders, the second for the first.
     assert_eq!(waits[0]["behind"].as_array().unwrap().len(), 4);
     assert_eq!(waits[1]["behind"], Value::Array(vec![waits[0]["backend_pid"].clone()]));
-    let table = String::from_utf8(list(server).args(["--key", &key]).output().stdout).unwrap();
+    let table = String::from_utf8(list(case.server).args(["--key", key]).output().stdout).unwrap();
     assert!(table.contains(&format!("{key} slot 3/4 ")), "{table}");
     assert!(table.contains(&format!("{key} slots=3 ")), "{table}");
     odd.finish().code(0);
@@ -201,15 +204,14 @@ fn slots_are_shown_with_their_number_and_n() {
 /// locks.
 #[test]
 fn a_queue_is_shown_in_its_order() {
-    let server = Server::shared();
-    let database = server.database();
-    let key = unique("line");
+    let case = Case::new();
+    let database = case.database();
     let here = |pglock: Pglock| pglock.env("PGDATABASE", &database);
-    let holder = here(server.run(&key)).holding();
+    let holder = here(case.run()).holding();
     let mut queue: Vec<Running> = Vec::new();
-    let show = || locks(here(list(server)));
+    let show = || locks(here(list(case.server)));
     for count in 1..=3 {
-        queue.push(here(server.run(&key)).args(["--fair", "true"]).spawn());
+        queue.push(here(case.run()).args(["--fair", "true"]).spawn());
         eventually(SOON, "one more in the queue", || show().len() == count + 1);
     }
     eventually(SOON, "each behind the one before it", || {
@@ -287,15 +289,14 @@ fn keys_are_named_for_every_scheme_and_locks_of_other_clients_are_shown() {
 /// P74
 #[test]
 fn what_a_role_may_not_see_is_stated_once() {
-    let server = Server::shared();
-    let (key, role) = (unique("hidden"), unique("role"));
-    server.sql(&format!("CREATE ROLE {role} LOGIN"));
-    let holder = server.run(&key).holding();
-    let conflict = server.run(&key).arg("--no-wait").args(["-E", "0", "-q", "true"]);
+    let (case, role) = (Case::new(), unique("role"));
+    case.sql(&format!("CREATE ROLE {role} LOGIN"));
+    let holder = case.holder();
+    let conflict = case.run().arg("--no-wait").args(["-E", "0", "-q", "true"]);
     conflict.output().code(0).silent();
     let look = || {
-        let list = list(server).env("PGUSER", &role).env("PGDATABASE", "postgres");
-        list.args(["--key", &key, "--json"]).output()
+        let list = list(case.server).env("PGUSER", &role).env("PGDATABASE", "postgres");
+        list.args(["--key", &case.key, "--json"]).output()
     };
     let partial = look();
     let text = String::from_utf8_lossy(&partial.stderr);
@@ -307,9 +308,12 @@ fn what_a_role_may_not_see_is_stated_once() {
     let value: Value = serde_json::from_slice(&partial.code(75).stdout).unwrap();
     assert_eq!(value["complete"], false);
     let held = &value["locks"][0];
-    assert_eq!((&held["name"], &held["pid"]), (&key.as_str().into(), &pid(&holder)));
+    assert_eq!(
+        (&held["name"], &held["pid"]),
+        (&case.key.as_str().into(), &pid(&holder))
+    );
     assert_eq!((&held["since"], &held["job"]), (&Value::Null, &Value::Null));
-    server.sql(&format!("GRANT pg_read_all_stats TO {role}"));
+    case.sql(&format!("GRANT pg_read_all_stats TO {role}"));
     let whole = look();
     assert!(whole.code(75).stderr.is_empty());
     let value: Value = serde_json::from_slice(&whole.stdout).unwrap();
@@ -323,12 +327,12 @@ fn what_a_role_may_not_see_is_stated_once() {
 /// P72: waiters that poll through a pooler are shown, and no longer when they have gone.
 #[test]
 fn polling_waiters_are_shown() {
-    let server = Server::shared();
-    let bouncer = PgBouncer::with(server, &["pool_mode=transaction"]);
-    let key = unique("pooled");
-    let holder = bouncer.run(&key).holding();
-    let waiters: Vec<Running> = (0..6).map(|_| bouncer.run(&key).sh("echo mine").spawn()).collect();
-    let found = await_count(server, &key, 7);
+    let case = Case::new();
+    let key = &case.key;
+    let bouncer = PgBouncer::with(case.server, &["pool_mode=transaction"]);
+    let holder = bouncer.run(key).holding();
+    let waiters: Vec<Running> = (0..6).map(|_| bouncer.run(key).sh("echo mine").spawn()).collect();
+    let found = await_count(case.server, key, 7);
     let held = &found[0];
     assert_eq!((&held["state"], &held["pid"]), (&"holding".into(), &pid(&holder)));
     assert_eq!((&held["scope"], &held["job"]), (&"transaction".into(), &"sh".into()));
@@ -350,46 +354,44 @@ fn polling_waiters_are_shown() {
         running.finish().stdout();
     }
     // The sessions of the pool keep their names, but none waits.
-    assert_eq!(await_count(server, &key, 0), [Value::Null; 0]);
+    assert_eq!(await_count(case.server, key, 0), [Value::Null; 0]);
 }
 
 /// P82: only the program is named, since its arguments may contain a secret.
 #[test]
 fn the_arguments_of_the_job_are_not_shown() {
-    let server = Server::shared();
-    let key = unique("secret");
-    let holder =
-        server
-            .run(&key)
-            .args(["--heartbeat", "1"])
-            .args(["--", "sh", "-c", "echo ready; read -r _", "s3cret"]);
+    let case = Case::new();
+    let key = &case.key;
+    let holder = case
+        .run()
+        .args(["--heartbeat", "1"])
+        .args(["--", "sh", "-c", "echo ready; read -r _", "s3cret"]);
     let holder = holder.spawn();
     holder.await_stdout("ready\n");
     let queries = format!("SELECT query FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'");
-    let first = server.value(&queries);
+    let first = case.value(&queries);
     assert!(first.contains("job sh */"), "{first}");
-    eventually(SOON, "a heartbeat", || server.value(&queries).contains(" holds "));
-    assert!(!server.value(&queries).contains("s3cret"));
+    eventually(SOON, "a heartbeat", || case.value(&queries).contains(" holds "));
+    assert!(!case.value(&queries).contains("s3cret"));
     drop(holder);
 }
 
 /// `--watch` repeats until the reader closes the pipe: a table each time or, with `--json`, an object per line.
 #[test]
 fn watch_repeats_until_the_reader_closes_the_pipe() {
-    let server = Server::shared();
-    let key = unique("watched");
-    let watch = list(server).args(["--watch", "--json", "--key", &key]);
+    let case = Case::new();
+    let watch = list(case.server).args(["--watch", "--json", "--key", &case.key]);
     let watch = watch.spawn();
     let free = "\"locks\":[]";
     watch.await_stdout(free);
-    let holder = server.run(&key).holding();
+    let holder = case.holder();
     watch.await_stdout("\"state\":\"holding\"");
     let lines: Vec<String> = watch.stdout().lines().map(str::to_owned).collect();
     assert!(lines.len() >= 2, "{lines:?}");
     for line in &lines {
         assert!(serde_json::from_str::<Value>(line).is_ok(), "{line}");
     }
-    let head = server.program("sh").args([
+    let head = case.program("sh").args([
         "-c",
         &format!("'{}' list --watch | head -n 2", env!("CARGO_BIN_EXE_pglock")),
     ]);
@@ -462,8 +464,8 @@ fn watch_fits_one_screen() {
 /// makes `list` fail.
 #[test]
 fn odd_comments_and_names_of_other_clients_do_no_harm() {
-    let (server, key) = (Server::shared(), unique("odd"));
-    let pglock = server.run(&key).holding();
+    let case = Case::new();
+    let pglock = case.holder();
     let long = "9".repeat(400);
     let odd = [
         "1.2.3",
@@ -478,7 +480,7 @@ fn odd_comments_and_names_of_other_clients_do_no_harm() {
         .iter()
         .enumerate()
         .map(|(n, odd)| {
-            let mut client = server.client();
+            let mut client = case.client();
             let name = format!("pglock:{} slots=65535 h:1", "a,".repeat(18));
             rows(&mut client, &format!("SET application_name = '{name}'"));
             for state in ["holds", "waits", "asks"] {
@@ -491,13 +493,13 @@ fn odd_comments_and_names_of_other_clients_do_no_harm() {
             client
         })
         .collect();
-    let held = locks(list(server));
+    let held = locks(list(case.server));
     assert!(held.len() > clients.len(), "{held:?}");
     let pid = self::pid(&pglock);
     assert!(held.iter().any(|lock| lock["pid"] == pid), "{held:?}");
-    let conflict = server.run(&key).args(["-n", "true"]).output();
+    let conflict = case.run().args(["-n", "true"]).output();
     assert!(conflict.code(75).stderr_line().contains(" is held by "), "{conflict}");
-    list(server).args(["--key", &key]).output().code(75);
+    list(case.server).args(["--key", &case.key]).output().code(75);
     drop(clients);
     pglock.finish().code(0);
 }

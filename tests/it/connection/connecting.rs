@@ -7,11 +7,7 @@ use crate::support::unique;
 
 /// Returns where and as whom the job's lock is held: database, user, and whether over TCP.
 fn held_at(server: &Server, run: Pglock) -> String {
-    let running = run.args(["run", "-k", &unique("held")]);
-    let running = running.sh("echo \"<$PGLOCK_BACKEND_PID>\"; read -r _; exit 0").spawn();
-    running.await_stdout(">\n");
-    let out = running.stdout();
-    let backend = out.trim().trim_matches(['<', '>']);
+    let (running, backend) = run.args(["run", "-k", &unique("held")]).holding_with_backend();
     let held = server.value(&format!(
         "SELECT concat_ws(' ', datname, usename, CASE WHEN client_addr IS NOT NULL THEN 'tcp' END) \
          FROM pg_stat_activity WHERE pid = {backend}"

@@ -255,9 +255,10 @@ impl FuzzCase {
     /// lock.
     fn patience_with_poolers(&self) -> Duration {
         let before = |tampering: &Tampering| matches!(tampering.stage, Stage::Asking | Stage::Waiting);
-        match self.tamperings.iter().any(before) {
-            true => Duration::from_secs(121),
-            false => Duration::ZERO,
+        if self.tamperings.iter().any(before) {
+            Duration::from_secs(121)
+        } else {
+            Duration::ZERO
         }
     }
 

@@ -71,8 +71,8 @@ fn granting(columns: Row) -> Vec<u8> {
     reply(&usual.chain(columns.iter().copied()).collect::<Vec<_>>())
 }
 
-/// As long as the longest name, which replaces it.
-const NAME_PLACEHOLDER: &str = "@@NAME_PLACEHOLDER@@";
+/// Stands for the client's own name in a reply.
+const NAME_PLACEHOLDER: &str = "@@NAME@@";
 
 impl Liar {
     fn with(reply: Vec<u8>) -> Liar {
@@ -86,7 +86,7 @@ impl Liar {
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let liar = self.clone();
-                // A client that hangs up is no error.
+                // A client that hangs up is not an error.
                 thread::spawn(move || drop(liar.converse(client)));
             }
         });
@@ -185,7 +185,7 @@ fn a_complete_lie_is_believed() {
     output.code(5).silent();
 }
 
-/// P40, P42: a reply without a row is no reply, and no pooler's either.
+/// P40, P42: a reply without a row counts as no reply, not even as a pooler's.
 #[test]
 fn a_reply_without_a_row_is_refused() {
     let nothing = [message(b'C', b"SELECT 0\0"), message(b'Z', b"I")].concat();

@@ -21,11 +21,11 @@ pub enum Step {
     Stall,
     /// Sends everything byte by byte from now on.
     Dribble,
-    /// This is sent again and again, until the other side has had enough.
+    /// Sends this again and again, until pglock hangs up.
     Endless(Endless),
 }
 
-/// Sends this again and again, until pglock hangs up.
+/// What is sent without end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endless {
     Notices,

@@ -367,9 +367,10 @@ impl Session {
 
     fn send(&self, bytes: &[u8], out: &mut Output) -> io::Result<()> {
         self.shared.sent.lock().unwrap()[self.number].extend(bytes);
-        match out.dribbles {
-            false => out.client.write_all(bytes),
-            true => bytes.iter().try_for_each(|byte| out.client.write_all(&[*byte])),
+        if out.dribbles {
+            bytes.iter().try_for_each(|byte| out.client.write_all(&[*byte]))
+        } else {
+            out.client.write_all(bytes)
         }
     }
 }

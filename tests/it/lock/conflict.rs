@@ -1,26 +1,21 @@
 //! What pglock reports when another client holds the lock, and that it reports nothing when none does.
 
+use crate::support::case::Case;
 use crate::support::pglock::Output;
-use crate::support::server::{Server, number, rows};
-use crate::support::unique;
+use crate::support::server::{number, rows};
+use crate::support::{hostname, unique};
 use std::time::Duration;
 
 /// P70
 #[test]
 fn a_conflict_names_key_database_and_holder() {
-    let server = Server::shared();
-    let key = unique("named");
-    let holder = server
-        .run(&key)
-        .sh("echo \"<$PGLOCK_BACKEND_PID>\"; read -r _; exit 0")
-        .spawn();
-    holder.await_stdout(">\n");
-    let out = holder.stdout();
-    let backend = out.trim().trim_matches(['<', '>']);
-    let output = server.run(&key).args(["-n", "--", "echo", "mine"]).output();
+    let case = Case::new();
+    let key = &case.key;
+    let (holder, backend) = case.run().holding_with_backend();
+    let output = case.run().args(["-n", "--", "echo", "mine"]).output();
     let line = output.code(75).stderr_line();
-    let host = nix::unistd::gethostname().unwrap().into_string().unwrap();
-    let since = server.value(&format!(
+    let host = hostname();
+    let since = case.value(&format!(
         "SELECT to_char(state_change AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') FROM pg_stat_activity WHERE pid = {backend}"
     ));
     assert_eq!(
@@ -28,7 +23,7 @@ fn a_conflict_names_key_database_and_holder() {
         format!(
             "key {key:?} ({}) in database \"postgres\" is held by {host}:{} (backend {backend}, since {since}); \
              not waiting",
-            number(&key),
+            number(key),
             holder.pid()
         )
     );
@@ -38,14 +33,13 @@ fn a_conflict_names_key_database_and_holder() {
 /// P70, P74: an ordinary role does not see since when. Another client is named by its application name.
 #[test]
 fn a_conflict_names_what_an_ordinary_role_may_see() {
-    let server = Server::shared();
-    let (key, role) = (unique("ordinary"), unique("ordinary_role"));
-    server.sql(&format!("CREATE ROLE {role} LOGIN"));
-    let mut client = server.client();
+    let (case, role) = (Case::new(), unique("ordinary_role"));
+    case.sql(&format!("CREATE ROLE {role} LOGIN"));
+    let mut client = case.client();
     rows(&mut client, "SET application_name = 'an old script'");
-    rows(&mut client, &format!("SELECT pg_advisory_lock({})", number(&key)));
+    rows(&mut client, &format!("SELECT pg_advisory_lock({})", number(&case.key)));
     let backend = rows(&mut client, "SELECT pg_backend_pid()").concat().concat();
-    let run = server.run(&key).env("PGUSER", role).env("PGDATABASE", "postgres");
+    let run = case.run().env("PGUSER", role).env("PGDATABASE", "postgres");
     let line = run.args(["-n", "true"]).output().code(75).stderr_line();
     let held = format!("is held by \"an old script\" of user \"postgres\" (backend {backend}); not waiting");
     assert!(line.ends_with(&held), "{line}");
@@ -54,10 +48,9 @@ fn a_conflict_names_what_an_ordinary_role_may_see() {
 /// P70: of several holders, one is named and the others are counted.
 #[test]
 fn a_conflict_counts_the_other_holders() {
-    let server = Server::shared();
-    let key = unique("several");
-    let holders: Vec<_> = (0..3).map(|_| server.run(&key).arg("-s").holding()).collect();
-    let line = server.run(&key).args(["-n", "true"]).output().code(75).stderr_line();
+    let case = Case::new();
+    let holders: Vec<_> = (0..3).map(|_| case.run().arg("-s").holding()).collect();
+    let line = case.run().args(["-n", "true"]).output().code(75).stderr_line();
     assert!(line.contains(&format!(":{} (backend ", holders[0].pid())), "{line}");
     assert!(line.ends_with(") and 2 more; not waiting"), "{line}");
 }
@@ -65,11 +58,10 @@ fn a_conflict_counts_the_other_holders() {
 /// P70
 #[test]
 fn options_choose_status_and_message_of_a_conflict() {
-    let server = Server::shared();
-    let key = unique("chosen");
-    let holder = server.run(&key).holding();
+    let case = Case::new();
+    let holder = case.holder();
     let run = |options: &[&str], variable: Option<&str>| -> Output {
-        let run = server.run(&key).arg("-n").args(options);
+        let run = case.run().arg("-n").args(options);
         let run = match variable {
             Some(value) => run.env("PGLOCK_CONFLICT_EXIT_CODE", value),
             None => run,
@@ -93,11 +85,10 @@ fn options_choose_status_and_message_of_a_conflict() {
 /// P32
 #[test]
 fn options_and_a_variable_limit_the_wait() {
-    let server = Server::shared();
-    let key = unique("whether");
-    let holder = server.run(&key).holding();
+    let case = Case::new();
+    let holder = case.holder();
     let run = |options: &[&str], variable: &str| {
-        let run = server.run(&key).args(options).env("PGLOCK_WAIT", variable);
+        let run = case.run().args(options).env("PGLOCK_WAIT", variable);
         run.args(["echo", "mine"])
     };
     for (options, variable) in [
@@ -120,7 +111,7 @@ fn options_and_a_variable_limit_the_wait() {
     assert!(output.took > Duration::from_millis(300), "{output}");
     // These two wait in the queue, and acquire the lock in the end.
     let waiters = [run(&["-w", "1h"], "0").spawn(), run(&[], "").spawn()];
-    server.await_locks(&key, 1, 2);
+    case.await_locks(1, 2);
     holder.finish().code(0);
     for waiter in waiters {
         assert_eq!(waiter.finish().stdout(), "mine\n");
@@ -130,10 +121,9 @@ fn options_and_a_variable_limit_the_wait() {
 /// P70: with `-v` the holder is named while pglock waits.
 #[test]
 fn a_verbose_wait_names_the_holder() {
-    let server = Server::shared();
-    let key = unique("verbose");
-    let holder = server.run(&key).holding();
-    let waiter = server.run(&key).args(["-v", "echo", "mine"]).spawn();
+    let case = Case::new();
+    let holder = case.holder();
+    let waiter = case.run().args(["-v", "echo", "mine"]).spawn();
     waiter.await_stderr(&format!(":{} (backend ", holder.pid()));
     waiter.await_stderr("; waiting\n");
     holder.finish().code(0);
@@ -147,15 +137,14 @@ fn a_verbose_wait_names_the_holder() {
 /// P6, also after a wait, and if the job fails.
 #[test]
 fn success_prints_nothing() {
-    let server = Server::shared();
-    let key = unique("silent");
-    let holder = server.run(&key).holding();
+    let case = Case::new();
+    let holder = case.holder();
     let waiters = [
-        server.run(&key).arg("true").spawn(),
-        server.run(&key).args(["-w", "1h", "-s", "true"]).spawn(),
-        server.run(&key).args(["false"]).spawn(),
+        case.run().arg("true").spawn(),
+        case.run().args(["-w", "1h", "-s", "true"]).spawn(),
+        case.run().args(["false"]).spawn(),
     ];
-    server.await_locks(&key, 1, 3);
+    case.await_locks(1, 3);
     holder.finish().code(0).silent();
     for (waiter, code) in waiters.into_iter().zip([0, 0, 1]) {
         let output = waiter.finish();

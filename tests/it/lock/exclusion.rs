@@ -1,5 +1,6 @@
 //! Exclusion, sharing, and that the lock is released when pglock exits.
 
+use crate::support::case::Case;
 use crate::support::server::{Locks, Server, number, rows};
 use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
@@ -8,14 +9,12 @@ use std::fs;
 /// P10
 #[test]
 fn sixteen_jobs_never_overlap() {
-    let server = Server::shared();
-    let key = unique("sixteen");
-    let directory = tempfile::tempdir().unwrap();
+    let (case, directory) = (Case::new(), tempfile::tempdir().unwrap());
     let file = directory.path().join("events");
     let script = format!("exec >>'{}'; echo in $$; env true; echo out $$", file.display());
-    let holder = server.run(&key).holding();
-    let runs: Vec<_> = (0..16).map(|_| server.run(&key).sh(&script).spawn()).collect();
-    server.await_locks(&key, 1, 16);
+    let holder = case.holder();
+    let runs: Vec<_> = (0..16).map(|_| case.run().sh(&script).spawn()).collect();
+    case.await_locks(1, 16);
     holder.finish().code(0);
     for run in runs {
         run.finish().code(0).silent();
@@ -27,21 +26,20 @@ fn sixteen_jobs_never_overlap() {
         let inside = pair[0].strip_prefix("in ");
         assert!(inside.is_some() && inside == pair[1].strip_prefix("out "), "{events}");
     }
-    assert_eq!(server.locks(&key), Locks::default());
+    assert_eq!(case.locks(), Locks::default());
 }
 
 /// P11
 #[test]
 fn shared_holders_overlap_and_an_exclusive_one_excludes_them_all() {
-    let server = Server::shared();
-    let key = unique("shared");
-    let shared: Vec<_> = (0..3).map(|_| server.run(&key).arg("--shared").holding()).collect();
-    assert_eq!(server.locks(&key), Locks { granted: 3, waiting: 0 });
-    server.run(&key).args(["-n", "true"]).output().code(75);
+    let case = Case::new();
+    let shared: Vec<_> = (0..3).map(|_| case.run().arg("--shared").holding()).collect();
+    assert_eq!(case.locks(), Locks { granted: 3, waiting: 0 });
+    case.assert_held();
 
     // The exclusive one waits until the last of them has exited.
-    let exclusive = server.run(&key).sh("echo mine; read -r _; exit 0").spawn();
-    server.await_locks(&key, 3, 1);
+    let exclusive = case.run().sh("echo mine; read -r _; exit 0").spawn();
+    case.await_locks(3, 1);
     for (n, run) in shared.into_iter().enumerate() {
         assert_eq!(exclusive.stdout(), "", "{n} of 3 have ended");
         run.finish().code(0);
@@ -49,9 +47,9 @@ fn shared_holders_overlap_and_an_exclusive_one_excludes_them_all() {
     exclusive.await_stdout("mine\n");
 
     // While it holds the lock, no shared one acquires it.
-    server.run(&key).args(["-s", "-n", "true"]).output().code(75);
-    let waiter = server.run(&key).args(["-s", "echo", "mine too"]).spawn();
-    server.await_locks(&key, 1, 1);
+    case.run().args(["-s", "-n", "true"]).output().code(75);
+    let waiter = case.run().args(["-s", "echo", "mine too"]).spawn();
+    case.await_locks(1, 1);
     assert_eq!(waiter.stdout(), "");
     exclusive.finish().code(0);
     assert_eq!(waiter.finish().stdout(), "mine too\n");
@@ -60,14 +58,14 @@ fn shared_holders_overlap_and_an_exclusive_one_excludes_them_all() {
 /// P12: the next `--no-wait` acquires the lock, 200 times of 200.
 #[test]
 fn the_lock_is_free_when_pglock_has_exited() {
-    let server = Server::shared();
-    let (key, mut observer) = (unique("behind"), server.client());
+    let case = Case::new();
+    let mut observer = case.client();
     for n in 0..200 {
-        let mut run = server.run(&key).args(["--no-wait", "--", "true"]);
+        let mut run = case.run().args(["--no-wait", "--", "true"]);
         let status = run.command().status().unwrap();
         // This query runs sooner than the next pglock could.
         let left = rows(&mut observer, "SELECT objid FROM pg_locks WHERE locktype = 'advisory'");
-        let object = (number(&key) as u32).to_string();
+        let object = (number(&case.key) as u32).to_string();
         assert!(!left.concat().contains(&object), "still held after number {n}");
         assert_eq!(status.code(), Some(0), "number {n}");
     }
@@ -76,16 +74,14 @@ fn the_lock_is_free_when_pglock_has_exited() {
 /// P12, P13: a process that the job left behind still has the session's socket.
 #[test]
 fn what_a_job_leaves_behind_does_not_hold_the_lock() {
-    let server = Server::shared();
-    let key = unique("behind");
-    let directory = tempfile::tempdir().unwrap();
+    let (case, directory) = (Case::new(), tempfile::tempdir().unwrap());
     let fifo = directory.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     // It lives until the fifo is opened for writing. Its standard streams are closed, its other descriptors are not.
     let script = format!("(read -r _ <'{}') >/dev/null 2>&1 & echo $!", fifo.display());
-    let left = server.run(&key).sh(&script).output().stdout();
-    assert_eq!(server.locks(&key), Locks::default());
-    server.run(&key).args(["-n", "true"]).output().code(0);
+    let left = case.run().sh(&script).output().stdout();
+    assert_eq!(case.locks(), Locks::default());
+    case.run().args(["-n", "true"]).output().code(0);
     let lives = |pid: &str| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.parse().unwrap()), None).is_ok();
     assert!(lives(left.trim()), "the process has exited too early");
     fs::write(&fifo, "\n").unwrap();

@@ -87,15 +87,17 @@ fn a_fair_hand_off_takes_at_most_three_times_as_long() {
         let option = if fair { "--fair" } else { "--shared" };
         let mut delays: Vec<u128> = (0..40)
             .map(|_| {
-                let run = || match fair {
-                    true => server.run(&key).arg(option),
-                    false => server.run(&key),
+                let run = || {
+                    if fair {
+                        server.run(&key).arg(option)
+                    } else {
+                        server.run(&key)
+                    }
                 };
                 let holder = run().holding();
                 let waiter = run().sh("date +%s%N").spawn();
-                match fair {
-                    true => drop(eventually(SOON, "a ticket", || tickets(&server) == 1)),
-                    false => server.await_locks(&key, 1, 1),
+                if fair {
+                    eventually(SOON, "a ticket", || tickets(&server) == 1);
                 }
                 server.await_locks(&key, 1, 1);
                 let freed = now();

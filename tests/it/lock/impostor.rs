@@ -128,7 +128,7 @@ fn listen(answer: impl Fn(&mut TcpStream) -> io::Result<()> + Send + Sync + 'sta
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
         for client in listener.incoming() {
-            // A client that hangs up early is no error.
+            // A client that hangs up early is not an error.
             let _ = client.and_then(|mut client| converse(&mut client, &answer));
         }
     });

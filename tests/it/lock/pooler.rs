@@ -1,6 +1,7 @@
 //! Behind a real PgBouncer: a lock that excludes, waiters that do not occupy the pool, a pool that is left clean, and a
 //! loss that is noticed as on a direct connection.
 
+use crate::support::case::Case;
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Pglock, Running};
 use crate::support::proxy::Proxy;
@@ -81,11 +82,10 @@ fn a_pooler_that_ends_at_begin_is_not_taken_for_one_that_pools_statements() {
 /// look like one of our own, whose lock the other clients of the pool would share.
 #[test]
 fn a_pooler_is_noticed_behind_one_that_splits_messages() {
-    let server = Server::shared();
-    let bouncer = bouncer(server, "transaction", &[]);
+    let case = Case::new();
+    let bouncer = bouncer(case.server, "transaction", &[]);
     let splitting = Proxy::splitting(bouncer.port());
-    let key = unique("pieces");
-    let run = || server.run(&key).args(["-v", "--dsn", &splitting.dsn()]);
+    let run = || case.run().args(["-v", "--dsn", &splitting.dsn()]);
     let holder = run().holding();
     assert!(holder.stderr().contains("through a pooler"), "{}", holder.stderr());
     run().args(["-n", "true"]).output().code(75);
@@ -160,8 +160,8 @@ impl Drop for Crowd {
     }
 }
 
-/// How often a waiter polls until its pause of 20 ms has grown to the second of `--poll`, and once or twice more.
-const ATTEMPTS_TO_LONGEST_PAUSE: usize = 8;
+/// The attempts of a waiter until its pause has grown from 20 ms, by half each time, to the second of `--poll`.
+const ATTEMPTS_TO_LONGEST_PAUSE: usize = 10;
 
 /// Returns how many wait behind a pool of five: a thousand or more take minutes on a small machine.
 fn crowd_size() -> usize {
@@ -201,10 +201,9 @@ fn a_crowd_behind_a_pool_of_five_takes_turns_and_does_not_hog_it() {
             latencies
         };
         // As in a wait for a long job: every waiter has reached its longest pause.
-        let attempts = format!("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = '{database}'");
-        let attempts = || server.value(&attempts).parse::<usize>().unwrap();
-        let enough = attempts() + ATTEMPTS_TO_LONGEST_PAUSE * size;
-        eventually(SOON * 6, "the longest pauses", || attempts() >= enough);
+        eventually(SOON * 6, "the longest pauses", || {
+            bouncer.stats(&database, "total_xact_count") >= ATTEMPTS_TO_LONGEST_PAUSE * size
+        });
         let other = other_client();
         eventually(SOON, "replies", || replies.load(Ordering::SeqCst) >= 200);
         let waited = stop_and_join(other);
@@ -234,7 +233,7 @@ fn a_crowd_behind_a_pool_of_five_takes_turns_and_does_not_hog_it() {
     assert_pool_is_clean(&server, &bouncer, &database, 5);
 }
 
-/// Measures how long another client of the pool waits for each reply, until told to stop.
+/// Measures how long another client of the pool waits for each reply, until `stop` is set.
 fn latencies(bouncer: &PgBouncer, database: &str, stop: &AtomicBool, replies: &AtomicUsize) -> Vec<Duration> {
     let mut client = bouncer.client_in(database);
     let mut latencies = Vec::new();
@@ -277,17 +276,17 @@ fn memory(bouncer: &PgBouncer, crowd: &Crowd) -> String {
 /// P30, P41: through the pool and direct. The holder has no transaction id and no snapshot.
 #[test]
 fn neither_holder_nor_waiters_block_create_index_concurrently() {
-    let server = Server::shared();
-    let (key, database) = (unique("index"), server.database());
-    let bouncer = bouncer(server, "transaction", &[]);
-    let holder = run(&bouncer, &key, &database).holding();
+    let case = Case::new();
+    let database = case.database();
+    let bouncer = bouncer(case.server, "transaction", &[]);
+    let holder = run(&bouncer, &case.key, &database).holding();
     let waiters: Vec<_> = (0..3)
-        .map(|_| run(&bouncer, &key, &database).arg("true").spawn())
+        .map(|_| run(&bouncer, &case.key, &database).arg("true").spawn())
         .collect();
     await_polling(&bouncer, &database, 4);
     for (name, mut job) in [
         ("pooled", bouncer.client_in(&database)),
-        ("direct", server.client_in(&database)),
+        ("direct", case.client_in(&database)),
     ] {
         let table = format!("CREATE TABLE {name} AS SELECT generate_series(1, 1000) AS n");
         rows(&mut job, &table);
@@ -300,7 +299,7 @@ fn neither_holder_nor_waiters_block_create_index_concurrently() {
     }
     let kept = "SELECT backend_xid, backend_xmin FROM pg_locks JOIN pg_stat_activity USING (pid) \
                 WHERE locktype = 'advisory' AND datname = ";
-    assert_eq!(server.sql(&format!("{kept}'{database}'")), [["", ""]]);
+    assert_eq!(case.sql(&format!("{kept}'{database}'")), [["", ""]]);
     holder.finish().code(0);
     for waiter in waiters {
         waiter.finish().code(0).silent();
@@ -337,35 +336,41 @@ fn loses(holder: Running, what: &str, lose: impl FnOnce()) {
 /// P20, P21: the loss of the pooler, or of the server connection, is handled as on a direct connection.
 #[test]
 fn a_holder_notices_the_loss_of_its_lock() {
-    let server = Server::shared();
-    let (key, database) = (unique("loss"), server.database());
-    let pooler = bouncer(server, "transaction", &[]);
-    let holder = || run(&pooler, &key, &database).sh("echo ready; exec sleep 60").spawn();
+    let case = Case::new();
+    let database = case.database();
+    let pooler = bouncer(case.server, "transaction", &[]);
+    let holder = || {
+        run(&pooler, &case.key, &database)
+            .sh("echo ready; exec sleep 60")
+            .spawn()
+    };
     let backend = format!(
         "SELECT pg_terminate_backend(pid) FROM pg_locks \
          WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = '{database}')"
     );
     loses(holder(), "pg_terminate_backend", || {
-        assert_eq!(server.sql(&backend), [["t"]]);
+        assert_eq!(case.sql(&backend), [["t"]]);
     });
     loses(holder(), "KILL", || {
         pooler.admin(&format!("KILL {database}"));
     });
-    server.await_locks(&key, 0, 0);
+    case.await_locks(0, 0);
     pooler.admin(&format!("RESUME {database}"));
     loses(holder(), "a killed pooler", || pooler.kill());
-    server.await_locks(&key, 0, 0);
+    case.await_locks(0, 0);
 }
 
 /// P41: `RECONNECT` and `PAUSE` of PgBouncer let the holder's transaction go on, and waiters wait.
 #[test]
 fn a_holder_is_not_disturbed_by_reconnect_and_pause() {
-    let server = Server::shared();
-    let (key, database) = (unique("pause"), server.database());
-    let bouncer = bouncer(server, "transaction", &[]);
-    let holder = run(&bouncer, &key, &database).args(["--heartbeat", "0.5"]).holding();
+    let case = Case::new();
+    let database = case.database();
+    let bouncer = bouncer(case.server, "transaction", &[]);
+    let holder = run(&bouncer, &case.key, &database)
+        .args(["--heartbeat", "0.5"])
+        .holding();
     let wait = |arguments: &[&str]| {
-        let waiter = run(&bouncer, &key, &database).arg("-v").args(arguments).spawn();
+        let waiter = run(&bouncer, &case.key, &database).arg("-v").args(arguments).spawn();
         waiter.await_stderr("; waiting\n");
         waiter
     };
@@ -381,7 +386,7 @@ fn a_holder_is_not_disturbed_by_reconnect_and_pause() {
             bouncer.pool(&database, "cl_waiting") > 0
         });
         assert!(!pause.is_finished());
-        assert_eq!(server.locks(&key).granted, 1);
+        assert_eq!(case.locks().granted, 1);
         assert_eq!(waiter.stdout(), "");
         // A signal and a limit end the wait although the pooler does not respond. The pooler checks its queue of
         // clients once a second.
@@ -403,15 +408,18 @@ fn a_holder_is_not_disturbed_by_reconnect_and_pause() {
     });
     bouncer.admin(&format!("RESUME {database}"));
     assert_eq!(waiter.finish().code(0).stdout, b"mine\n");
-    assert_eq!(server.locks(&key), Locks::default());
+    assert_eq!(case.locks(), Locks::default());
 }
 
 /// P14, behind a pooler, which frees the lock when its client's socket is closed.
 #[test]
 fn the_lock_of_a_killed_pglock_lives_as_long_as_its_job() {
-    let server = Server::shared();
-    let (key, database) = (unique("killed"), server.database());
-    let pools = [bouncer(server, "transaction", &[]), bouncer(server, "session", &[])];
+    let case = Case::new();
+    let database = case.database();
+    let pools = [
+        bouncer(case.server, "transaction", &[]),
+        bouncer(case.server, "session", &[]),
+    ];
     let directory = tempfile::tempdir().unwrap();
     let fifo = directory.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -424,26 +432,30 @@ fn the_lock_of_a_killed_pglock_lives_as_long_as_its_job() {
         (&pools[1], Some(scope), Some("--close"), false),
     ] {
         let options = scope.into_iter().flatten().chain(option);
-        let killed = run(bouncer, &key, &database).args(options).sh(&script).spawn();
+        let killed = run(bouncer, &case.key, &database).args(options).sh(&script).spawn();
         killed.await_stdout("ready");
         killed.signal(Signal::SIGKILL);
         drop(killed);
         if keeps {
-            run(bouncer, &key, &database).args(["-n", "true"]).output().code(75);
+            run(bouncer, &case.key, &database)
+                .args(["-n", "true"])
+                .output()
+                .code(75);
         } else {
-            server.await_locks(&key, 0, 0);
+            case.await_locks(0, 0);
         }
         // This ends the job.
         fs::write(&fifo, "\n").unwrap();
-        server.await_locks(&key, 0, 0);
+        case.await_locks(0, 0);
     }
 }
 
 /// P38, P41: the timeouts are disabled for the transaction alone.
 #[test]
 fn timeouts_of_the_database_end_neither_a_long_job_nor_a_long_wait() {
-    let server = Server::shared();
-    let (key, database) = (unique("patient"), server.database());
+    let case = Case::new();
+    let server = case.server;
+    let database = server.database();
     let mut timeouts = vec![
         "statement_timeout",
         "lock_timeout",
@@ -454,9 +466,9 @@ fn timeouts_of_the_database_end_neither_a_long_job_nor_a_long_wait() {
         server.sql(&format!("ALTER DATABASE {database} SET {timeout} = '1s'"));
     }
     let bouncer = bouncer(server, "transaction", &[]);
-    let job = run(&bouncer, &key, &database).sh("echo ready; sleep 3").spawn();
+    let job = run(&bouncer, &case.key, &database).sh("echo ready; sleep 3").spawn();
     job.await_stdout("ready");
-    let waiter = run(&bouncer, &key, &database).args(["echo", "mine"]).spawn();
+    let waiter = run(&bouncer, &case.key, &database).args(["echo", "mine"]).spawn();
     assert_eq!(waiter.finish().stdout(), "mine\n");
     assert_eq!(job.finish().stdout(), "ready\n");
     assert_pool_is_clean(server, &bouncer, &database, 2);
@@ -465,22 +477,23 @@ fn timeouts_of_the_database_end_neither_a_long_job_nor_a_long_wait() {
 /// P70, P32, P33
 #[test]
 fn a_conflict_names_the_holder_and_a_wait_ends_in_time() {
-    let server = Server::shared();
-    let (key, database) = (unique("conflict"), server.database());
-    let bouncer = bouncer(server, "transaction", &[]);
-    let holder = run(&bouncer, &key, &database).holding();
+    let case = Case::new();
+    let key = &case.key;
+    let database = case.database();
+    let bouncer = bouncer(case.server, "transaction", &[]);
+    let holder = run(&bouncer, key, &database).holding();
     let name = format!(":{} (backend ", holder.pid());
-    let output = run(&bouncer, &key, &database).args(["-n", "true"]).output();
+    let output = run(&bouncer, key, &database).args(["-n", "true"]).output();
     assert!(output.code(75).stderr_line().contains(&name), "{output}");
     for limit in [0.3, 1.5] {
-        let waiter = run(&bouncer, &key, &database).args(["-w", &limit.to_string(), "true"]);
+        let waiter = run(&bouncer, key, &database).args(["-w", &limit.to_string(), "true"]);
         let output = waiter.output();
         assert!(output.code(75).stderr_line().contains(&name), "{output}");
         let late = output.took.as_secs_f64() - limit;
         assert!((0.0..0.7).contains(&late), "{late} s late");
     }
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        let waiter = run(&bouncer, &key, &database).args(["echo", "mine"]).spawn();
+        let waiter = run(&bouncer, key, &database).args(["echo", "mine"]).spawn();
         await_polling(&bouncer, &database, 2);
         let sent = Instant::now();
         waiter.signal(signal);
@@ -488,31 +501,30 @@ fn a_conflict_names_the_holder_and_a_wait_ends_in_time() {
         assert!(sent.elapsed() < Duration::from_millis(500), "{:?}", sent.elapsed());
     }
     // Direct and pooled pglocks exclude each other.
-    server
-        .run(&key)
+    case.run()
         .env("PGDATABASE", &database)
         .args(["-n", "true"])
         .output()
         .code(75);
-    let shared = run(&bouncer, &key, &database).args(["-s", "-n", "true"]).output();
+    let shared = run(&bouncer, key, &database).args(["-s", "-n", "true"]).output();
     shared.code(75);
     holder.finish().code(0);
-    let direct = server.run(&key).env("PGDATABASE", &database).arg("-s").holding();
-    run(&bouncer, &key, &database)
+    let direct = case.run().env("PGDATABASE", &database).arg("-s").holding();
+    run(&bouncer, key, &database)
         .args(["-s", "-n", "true"])
         .output()
         .code(0);
-    run(&bouncer, &key, &database).args(["-n", "true"]).output().code(75);
+    run(&bouncer, key, &database).args(["-n", "true"]).output().code(75);
     direct.finish().code(0);
 }
 
 /// P20: a stopped PgBouncer is silent.
 #[test]
 fn a_pooler_that_stops_responding_is_noticed_by_the_heartbeat() {
-    let server = Server::shared();
-    let (key, database) = (unique("silent"), server.database());
-    let bouncer = bouncer(server, "transaction", &[]);
-    let holder = run(&bouncer, &key, &database).args(["--heartbeat", "0.3"]);
+    let case = Case::new();
+    let database = case.database();
+    let bouncer = bouncer(case.server, "transaction", &[]);
+    let holder = run(&bouncer, &case.key, &database).args(["--heartbeat", "0.3"]);
     let holder = holder.sh("echo ready; exec sleep 60").spawn();
     holder.await_stdout("ready\n");
     kill(bouncer.pid(), Signal::SIGSTOP).unwrap();

@@ -1,8 +1,7 @@
 //! `--slots N`: at most N holders.
 
+use crate::support::case::Case;
 use crate::support::journal::{Journal, now};
-use crate::support::server::Server;
-use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::{Signal, kill};
 
@@ -22,13 +21,12 @@ fn most(journal: &Journal) -> usize {
 /// P16
 #[test]
 fn never_more_holders_than_slots() {
-    let server = Server::shared();
     for (scope, contenders, slots) in [("auto", 40, 3), ("transaction", 10, 2)] {
-        let (key, journal) = (unique("key"), Journal::new());
+        let (case, journal) = (Case::new(), Journal::new());
         let job = format!("{}; note \"in $PGLOCK_SLOT\"; sleep 0.05; note out", journal.note());
         let running: Vec<_> = (0..contenders)
             .map(|_| {
-                let run = server.run(&key).args(["--scope", scope, "--poll", "0.05"]);
+                let run = case.run().args(["--scope", scope, "--poll", "0.05"]);
                 run.args(["--slots", &slots.to_string()]).sh(&job).spawn()
             })
             .collect();
@@ -48,9 +46,9 @@ fn never_more_holders_than_slots() {
 /// P14, P16
 #[test]
 fn a_killed_holders_slot_is_free_when_its_job_ends() {
-    let server = Server::shared();
-    let (key, journal) = (unique("key"), Journal::new());
-    let run = || server.run(&key).args(["--slots", "2"]);
+    let (case, journal) = (Case::new(), Journal::new());
+    let key = &case.key;
+    let run = || case.run().args(["--slots", "2"]);
     let other = run().holding();
     let killed = run()
         .sh(&format!("{}; note \"pid $$\"; read -r _; exit", journal.note()))
@@ -68,9 +66,9 @@ fn a_killed_holders_slot_is_free_when_its_job_ends() {
 /// P16
 #[test]
 fn a_plain_holder_counts_as_one() {
-    let (server, key) = (Server::shared(), unique("key"));
-    let plain = server.run(&key).holding();
-    let run = || server.run(&key).args(["--slots", "2"]);
+    let case = Case::new();
+    let plain = case.holder();
+    let run = || case.run().args(["--slots", "2"]);
     let slot = run().sh("echo slot $PGLOCK_SLOT; read -r _; exit 0").spawn();
     slot.await_stdout("slot 1\n");
     run().args(["-n", "true"]).output().code(75);
@@ -82,15 +80,14 @@ fn a_plain_holder_counts_as_one() {
 /// P16. It leaves no ticket behind.
 #[test]
 fn a_waiter_takes_the_first_free_slot() {
-    let server = Server::shared();
     let mut delays = Vec::new();
     for _ in 0..8 {
-        let key = unique("key");
-        let run = || server.run(&key).args(["--slots", "3"]);
+        let case = Case::new();
+        let run = || case.run().args(["--slots", "3"]);
         let mut holders: Vec<_> = (0..3).map(|_| run().holding()).collect();
         let waiter = run().sh("date +%s%N").spawn();
         let tickets = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2";
-        eventually(SOON, "a ticket", || server.value(tickets) != "0");
+        eventually(SOON, "a ticket", || case.value(tickets) != "0");
         let freed = now();
         holders.swap_remove(1).finish().code(0);
         let began: u128 = waiter.finish().stdout().trim().parse().unwrap();
@@ -98,7 +95,7 @@ fn a_waiter_takes_the_first_free_slot() {
         for holder in holders {
             holder.finish().code(0);
         }
-        assert_eq!(server.locks(&key).granted, 0);
+        assert_eq!(case.locks().granted, 0);
     }
     delays.sort_unstable();
     println!("from the end of a holder's job to the waiter's, ms: {delays:?}");

@@ -389,7 +389,7 @@ impl Desk {
         lines.find(|line| line.starts_with(start)).unwrap().to_owned()
     }
 
-    /// Returns a recipe that is no script, with the directory and the connection string replaced.
+    /// Returns a recipe that is not a script, with the directory and the connection string replaced.
     fn text(&self, name: &str) -> String {
         let text = fs::read_to_string(format!("{EXAMPLES}/{name}")).unwrap();
         assert!(text.contains(BIN) && text.contains(DSN), "{text}");

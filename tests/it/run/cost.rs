@@ -71,7 +71,7 @@ fn a_run_starts_one_thread_and_opens_no_unused_file() {
     assert!(other.is_empty(), "{other:?}");
 }
 
-/// Returns the system calls of pglock and of its job up to the job's own. As under cron, there is no terminal, which
+/// Returns the system calls of pglock and of its job up to the job's own. As under cron, there is not a terminal, which
 /// would add the thread of ctrlc.
 #[cfg(target_os = "linux")]
 fn traced(server: &Server, arguments: &[&str]) -> Vec<String> {

@@ -1,8 +1,10 @@
 //! Hostile surroundings: schemas of other users, terminals that hang up, jobs that leave the process group, systems
 //! that reveal nothing.
 
+use crate::support::case::Case;
 use crate::support::command::command;
 use crate::support::journal::{Journal, now, state};
+use crate::support::network::can_unshare;
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::Pglock;
 use crate::support::server::{Server, rows};
@@ -78,16 +80,14 @@ fn functions_in_the_search_path_are_not_run() {
 /// P21: a lock that was lost before the job ended does not pass for success, even if pglock was stopped meanwhile.
 #[test]
 fn a_loss_that_is_noticed_after_the_jobs_end_is_still_a_loss() {
-    let (server, key) = (Server::shared(), unique("key"));
-    let mut running = server.run(&key).sh("echo $$; read -r _; exit 0").spawn();
+    let case = Case::new();
+    let mut running = case.run().sh("echo $$; read -r _; exit 0").spawn();
     running.await_stdout("\n");
     let job = Pid::from_raw(running.stdout().trim().parse().unwrap());
     running.signal(Signal::SIGSTOP);
     eventually(SOON, "the stop", || state(running.pid()) == Some('T'));
-    server.sql(&format!(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'"
-    ));
-    server.await_locks(&key, 0, 0);
+    case.terminate_backends();
+    case.await_locks(0, 0);
     std::io::Write::write_all(running.stdin(), b"go\n").unwrap();
     eventually(SOON, "the job's end", || state(job).is_none());
     running.signal(Signal::SIGCONT);
@@ -103,31 +103,32 @@ fn a_loss_that_is_noticed_after_the_jobs_end_is_still_a_loss() {
 /// run ...`), in which case the kernel signals pglock alone.
 #[test]
 fn a_hangup_reaches_the_job_of_a_session_leader() {
-    let (server, key) = (Server::shared(), unique("key"));
+    let case = Case::new();
     let pglock = env!("CARGO_BIN_EXE_pglock");
-    let terminal = Terminal::run(server, &[pglock, "run", "-k", &key, "--", "sleep", "63"]);
-    server.await_locks(&key, 1, 0);
+    let terminal = Terminal::run(case.server, &[pglock, "run", "-k", &case.key, "--", "sleep", "63"]);
+    case.await_locks(1, 0);
     terminal.hang_up();
-    server.await_locks(&key, 0, 0);
+    case.await_locks(0, 0);
 }
 
 /// P50: a job that leaves pglock's process group, as timeout(1) does, still gets the keys of the terminal.
 #[test]
 fn keys_reach_a_job_that_has_left_the_group() {
-    let (server, key) = (Server::shared(), unique("key"));
-    let mut terminal = Terminal::run(server, &["bash", "--norc", "--noprofile", "-i"]);
+    let case = Case::new();
+    let key = &case.key;
+    let mut terminal = Terminal::run(case.server, &["bash", "--norc", "--noprofile", "-i"]);
     terminal.expect("prompt> ");
     terminal.keys(&format!("\"$PGLOCK\" run -k {key} -- timeout 60 sleep 64\n"));
     let sleep = || command("pgrep").args(["-x", "-f", "sleep 64"]).output().unwrap();
     eventually(SOON, "the job", || sleep().status.success());
     terminal.keys("\x1a");
     terminal.expect("Stopped");
-    assert_eq!(server.locks(&key).granted, 1);
+    assert_eq!(case.locks().granted, 1);
     terminal.keys("fg\n");
     let pid: i32 = String::from_utf8_lossy(&sleep().stdout).trim().parse().unwrap();
     eventually(SOON, "it to go on", || state(Pid::from_raw(pid)) == Some('S'));
     terminal.keys("\x03");
-    server.await_locks(&key, 0, 0);
+    case.await_locks(0, 0);
     terminal.keys("echo status $?\n");
     terminal.expect("status 1");
 }
@@ -135,19 +136,18 @@ fn keys_reach_a_job_that_has_left_the_group() {
 /// P13, P23: what the job leaves behind holds neither the lock nor the session.
 #[test]
 fn an_ignored_loss_does_not_leave_the_lock_to_what_the_job_leaves_behind() {
-    let (server, key) = (Server::shared(), unique("key"));
+    let case = Case::new();
     let options = ["--on-lost", "ignore", "--heartbeat", "0.3"];
     let job = "sleep 65 >/dev/null 2>&1 & echo $!; read -r _; exit 0";
-    let running = server.run(&key).args(options).sh(job).spawn();
+    let running = case.run().args(options).sh(job).spawn();
     running.await_stdout("\n");
     let left_behind = Pid::from_raw(running.stdout().trim().parse().unwrap());
-    let tail = format!("SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'");
-    let frozen = Pid::from_raw(server.value(&tail).parse().unwrap());
+    let frozen = case.backend();
     kill(frozen, Signal::SIGSTOP).unwrap();
     running.await_stderr("unguarded");
     kill(frozen, Signal::SIGCONT).unwrap();
     running.finish().code(0);
-    server.await_locks(&key, 0, 0);
+    case.await_locks(0, 0);
     assert!(state(left_behind).is_some());
     kill(left_behind, Signal::SIGKILL).unwrap();
 }
@@ -156,22 +156,13 @@ fn an_ignored_loss_does_not_leave_the_lock_to_what_the_job_leaves_behind() {
 #[cfg(target_os = "linux")]
 #[test]
 fn without_proc_a_job_that_ignores_term_is_killed_too() {
-    let allowed = command("unshare")
-        .args(["-m", "true"])
-        .output()
-        .is_ok_and(|o| o.status.success());
-    if !allowed {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "CI must be able to make mount namespaces"
-        );
-        println!("SKIPPED: mount namespaces are not permitted; run as root to test without /proc");
+    if !can_unshare("-m") {
         return;
     }
-    let (server, key, journal) = (Server::shared(), unique("key"), Journal::new());
+    let (case, journal) = (Case::new(), Journal::new());
     let hide = "mount -t tmpfs none /proc; exec \"$@\"";
     let pglock = env!("CARGO_BIN_EXE_pglock");
-    let running = server
+    let running = case
         .program("unshare")
         .args([
             "-m",
@@ -182,16 +173,14 @@ fn without_proc_a_job_that_ignores_term_is_killed_too() {
             pglock,
             "run",
             "--key",
-            &key,
+            &case.key,
             "--kill-after",
             "0.5",
         ])
         .sh(&journal.stubborn())
         .spawn();
     eventually(SOON, "three processes", || journal.pids().len() == 3);
-    server.sql(&format!(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'"
-    ));
+    case.terminate_backends();
     running.finish().code(74);
     assert!(
         journal.pids().iter().all(|pid| state(*pid).is_none()),
@@ -203,20 +192,19 @@ fn without_proc_a_job_that_ignores_term_is_killed_too() {
 /// P21: children that a shell had before it became pglock are not part of the job.
 #[test]
 fn children_from_before_are_not_terminated() {
-    let (server, key) = (Server::shared(), unique("key"));
+    let case = Case::new();
+    let key = &case.key;
     let script = format!("trap '' HUP; sleep 66 & echo pid $!.; exec \"$PGLOCK\" run -k {key} -- sleep 67");
-    let mut terminal = Terminal::run(server, &["bash", "-c", &script]);
+    let mut terminal = Terminal::run(case.server, &["bash", "-c", &script]);
     terminal.expect("pid ");
     terminal.expect(".");
     let screen = terminal.screen();
     let before = screen.split("pid ").nth(1).unwrap().split('.').next().unwrap();
     let before = Pid::from_raw(before.parse().unwrap());
-    server.await_locks(&key, 1, 0);
+    case.await_locks(1, 0);
     let sleep = || command("pgrep").args(["-x", "-f", "sleep 67"]).output().unwrap();
     eventually(SOON, "the job", || sleep().status.success());
-    server.sql(&format!(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'"
-    ));
+    case.terminate_backends();
     assert_eq!(terminal.end().code(), Some(74), "{}", terminal.screen());
     assert!(state(before).is_some());
     kill(before, Signal::SIGKILL).unwrap();
@@ -225,13 +213,13 @@ fn children_from_before_are_not_terminated() {
 /// P91: too few descriptors are an error with a message, not a panic.
 #[test]
 fn too_few_descriptors_are_reported() {
-    let (server, key) = (Server::shared(), unique("key"));
+    let case = Case::new();
     for limit in 7..16 {
         let limit = format!("ulimit -n {limit}; exec \"$@\"");
-        let run = server
+        let run = case
             .program("sh")
             .args(["-c", &limit, "sh", env!("CARGO_BIN_EXE_pglock")]);
-        let output = run.args(["run", "--key", &key, "true"]).output();
+        let output = run.args(["run", "--key", &case.key, "true"]).output();
         if output.status.code() != Some(0) {
             output.code(70).stderr_line();
         }
@@ -241,18 +229,18 @@ fn too_few_descriptors_are_reported() {
 /// P33, if all signals were blocked on entry.
 #[test]
 fn a_blocked_signal_ends_the_wait() {
-    let (server, key) = (Server::shared(), unique("key"));
-    let holder = server.run(&key).holding();
+    let case = Case::new();
+    let holder = case.holder();
     for signal in [Signal::SIGTERM, Signal::SIGQUIT] {
         let pglock = env!("CARGO_BIN_EXE_pglock");
-        let run = server
+        let run = case
             .program("env")
-            .args(["--block-signal", pglock, "run", "--key", &key, "true"]);
+            .args(["--block-signal", pglock, "run", "--key", &case.key, "true"]);
         let waiter = run.spawn();
-        server.await_locks(&key, 1, 1);
+        case.await_locks(1, 1);
         waiter.signal(signal);
         waiter.finish().signal(signal).silent();
-        server.await_locks(&key, 1, 0);
+        case.await_locks(1, 0);
     }
     holder.finish().code(0);
 }
@@ -260,16 +248,16 @@ fn a_blocked_signal_ends_the_wait() {
 /// P14, over TCP.
 #[test]
 fn the_job_keeps_the_lock_of_a_killed_pglock_over_tcp() {
-    let (server, key, journal) = (Server::shared(), unique("key"), Journal::new());
+    let (case, journal) = (Case::new(), Journal::new());
     let job = format!("{}; note \"pid $$\"; read -r _; exit", journal.note());
-    let mut running = server.run(&key).args(["-d", &server.dsn()]).sh(&job).spawn();
+    let mut running = case.run().args(["-d", &case.dsn()]).sh(&job).spawn();
     eventually(SOON, "the job", || journal.pids().len() == 1);
     running.signal(Signal::SIGKILL);
     eventually(SOON, "the end of pglock", || !running.lives());
-    server.run(&key).args(["--no-wait", "true"]).output().code(75);
+    case.assert_held();
     let freed = now();
     kill(journal.pids()[0], Signal::SIGKILL).unwrap();
-    server.await_locks(&key, 0, 0);
+    case.await_locks(0, 0);
     assert!(now() - freed < 5_000_000_000);
 }
 
@@ -300,10 +288,7 @@ fn deferrable_transactions_do_not_wait_for_writers() {
     for pooled in [false, true] {
         let run = |options: &[&str]| {
             let limits = ["run", "--heartbeat", "2"];
-            let pglock = match pooled {
-                true => pooler.pglock(),
-                false => server.pglock(),
-            };
+            let pglock = if pooled { pooler.pglock() } else { server.pglock() };
             pglock.args(limits).args(options)
         };
         for options in [
@@ -370,12 +355,12 @@ impl Unread {
 /// arrive meanwhile.
 #[test]
 fn an_unread_standard_error_does_not_block() {
-    let (server, key, unread) = (Server::shared(), unique("key"), Unread::new());
-    let run = unread.run(server, &key).args(["-v", "true"]).output();
+    let (case, unread) = (Case::new(), Unread::new());
+    let run = unread.run(case.server, &case.key).args(["-v", "true"]).output();
     assert!(run.code(0).took < Duration::from_secs(15), "{run}");
 
-    let holder = server.run(&key).holding();
-    let mut refused = unread.run(server, &key).args(["-n", "true"]).spawn();
+    let holder = case.holder();
+    let mut refused = unread.run(case.server, &case.key).args(["-n", "true"]).spawn();
     eventually(SOON, "its end", || {
         let lives = refused.lives();
         if lives {
@@ -391,12 +376,11 @@ fn an_unread_standard_error_does_not_block() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_loss_while_reporting_the_acquisition_starts_no_job() {
-    let (server, key, mut unread) = (Server::shared(), unique("key"), Unread::new());
-    let running = unread.run(server, &key).args(["-v", "echo", "ran"]).spawn();
-    server.await_locks(&key, 1, 0);
-    server.sql(&format!(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'"
-    ));
+    let (case, mut unread) = (Case::new(), Unread::new());
+    let key = &case.key;
+    let running = unread.run(case.server, key).args(["-v", "echo", "ran"]).spawn();
+    case.await_locks(1, 0);
+    case.terminate_backends();
     // The session's thread has reported the loss and exited; the main thread waits for room in the pipe.
     let threads = format!("/proc/{}/task", running.pid());
     eventually(SOON, "the end of the session's thread", || {

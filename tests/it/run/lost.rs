@@ -3,25 +3,14 @@
 //! Every loss is real: a session terminated by an administrator, a server that crashes or restarts, a frozen backend.
 //! Network cuts are in `partition`.
 
+use crate::support::case::Case;
 use crate::support::journal::{Journal, now, state};
-use crate::support::pglock::{Output, Running};
+use crate::support::pglock::Output;
 use crate::support::server::Server;
-use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::time::{Duration, Instant};
-
-/// Returns the process id of this pglock's backend.
-fn backend(server: &Server, running: &Running) -> Pid {
-    let tail = format!(":{}", running.pid());
-    let sql = format!("SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pglock:%{tail}'");
-    Pid::from_raw(server.value(&sql).parse().unwrap())
-}
-
-fn terminate(server: &Server, running: &Running) {
-    server.sql(&format!("SELECT pg_terminate_backend({})", backend(server, running)));
-}
 
 /// Asserts status 74 and one line that names the key.
 #[track_caller]
@@ -37,18 +26,17 @@ fn assert_lost(output: &Output, key: &str, why: &str, done: &str) {
 /// P20: the job gets TERM within 100 ms (median).
 #[test]
 fn an_ended_session_is_noticed_in_milliseconds() {
-    let server = Server::shared();
     let mut delays: Vec<u128> = (0..9)
         .map(|_| {
-            let (key, journal) = (unique("key"), Journal::new());
+            let (case, journal) = (Case::new(), Journal::new());
             let job = format!(
                 "{}; trap 'note TERM; exit 0' TERM; note ready; while :; do sleep 1 & wait $!; done",
                 journal.note()
             );
-            let running = server.run(&key).sh(&job).spawn();
+            let running = case.run().sh(&job).spawn();
             journal.await_count("ready", 1);
-            let pid = backend(server, &running);
-            let mut client = server.client();
+            let pid = case.backend();
+            let mut client = case.client();
             let began = now();
             client
                 .simple_query(&format!("SELECT pg_terminate_backend({pid})"))
@@ -56,7 +44,7 @@ fn an_ended_session_is_noticed_in_milliseconds() {
             let output = running.finish();
             assert_lost(
                 &output,
-                &key,
+                &case.key,
                 "terminating connection due to administrator command",
                 "terminated the job with SIGTERM",
             );
@@ -89,21 +77,16 @@ fn a_crashed_or_restarted_server_terminates_the_job() {
 /// P21
 #[test]
 fn a_job_that_ignores_term_is_killed_with_its_children() {
-    let server = Server::shared();
-    let (key, journal) = (unique("key"), Journal::new());
-    let running = server
-        .run(&key)
-        .args(["--kill-after", "0.7"])
-        .sh(&journal.stubborn())
-        .spawn();
+    let (case, journal) = (Case::new(), Journal::new());
+    let running = case.run().args(["--kill-after", "0.7"]).sh(&journal.stubborn()).spawn();
     eventually(SOON, "three processes", || journal.pids().len() == 3);
     let began = Instant::now();
-    terminate(server, &running);
+    case.terminate_backends();
     let output = running.finish();
     let took = began.elapsed();
     assert_lost(
         &output,
-        &key,
+        &case.key,
         "terminating connection",
         "terminated the job with SIGTERM, then SIGKILL",
     );
@@ -122,17 +105,16 @@ fn a_job_that_ignores_term_is_killed_with_its_children() {
 /// than it needs.
 #[test]
 fn the_rest_of_the_group_has_its_grace() {
-    let server = Server::shared();
-    let (key, journal) = (unique("key"), Journal::new());
+    let (case, journal) = (Case::new(), Journal::new());
     let job = format!(
         "{}; (trap 'sleep 0.3; note clean; exit 0' TERM; note ready; while :; do sleep 0.05; done) & wait",
         journal.note()
     );
-    let running = server.run(&key).args(["--kill-after", "20"]).sh(&job).spawn();
+    let running = case.run().args(["--kill-after", "20"]).sh(&job).spawn();
     journal.await_count("ready", 1);
-    terminate(server, &running);
+    case.terminate_backends();
     let output = running.finish();
-    assert_lost(&output, &key, "", "terminated the job with SIGTERM");
+    assert_lost(&output, &case.key, "", "terminated the job with SIGTERM");
     assert_eq!(journal.count("clean"), 1);
     assert!(output.took < Duration::from_secs(15), "{output}");
 }
@@ -140,16 +122,16 @@ fn the_rest_of_the_group_has_its_grace() {
 /// P23
 #[test]
 fn an_ignored_loss_is_reported_and_the_job_runs_to_its_end() {
-    let server = Server::shared();
     for variable in [false, true] {
-        let (key, journal) = (unique("key"), Journal::new());
-        let run = match variable {
-            true => server.run(&key).env("PGLOCK_ON_LOST", "ignore"),
-            false => server.run(&key).args(["--on-lost", "ignore"]),
+        let (case, journal) = (Case::new(), Journal::new());
+        let run = if variable {
+            case.run().env("PGLOCK_ON_LOST", "ignore")
+        } else {
+            case.run().args(["--on-lost", "ignore"])
         };
         let running = run.sh(&journal.recording("TERM")).spawn();
         journal.await_count("ready", 1);
-        terminate(server, &running);
+        case.terminate_backends();
         running.await_stderr("\n");
         running.signal(Signal::SIGUSR2);
         let output = running.finish();
@@ -165,57 +147,54 @@ fn an_ignored_loss_is_reported_and_the_job_runs_to_its_end() {
 /// P21, P52: a second TERM too.
 #[test]
 fn signals_are_forwarded_while_the_job_is_being_terminated() {
-    let server = Server::shared();
-    let (key, journal) = (unique("key"), Journal::new());
-    let running = server
-        .run(&key)
+    let (case, journal) = (Case::new(), Journal::new());
+    let running = case
+        .run()
         .args(["--kill-after", "60"])
         .sh(&journal.recording("TERM"))
         .spawn();
     journal.await_count("ready", 1);
-    terminate(server, &running);
+    case.terminate_backends();
     journal.await_count("TERM", 1);
     running.signal(Signal::SIGTERM);
     journal.await_count("TERM", 2);
     running.signal(Signal::SIGUSR2);
-    assert_lost(&running.finish(), &key, "", "terminated the job with SIGTERM");
+    assert_lost(&running.finish(), &case.key, "", "terminated the job with SIGTERM");
 }
 
 /// P21: a job that is stopped (SIGSTOP) when the lock is lost still handles its TERM.
 #[test]
 fn a_stopped_job_is_continued_to_be_terminated() {
-    let server = Server::shared();
-    let (key, journal) = (unique("key"), Journal::new());
+    let (case, journal) = (Case::new(), Journal::new());
     let job = format!(
         "{}; trap 'note TERM; exit' TERM; note \"pid $$\"; while :; do sleep 0.05; done",
         journal.note()
     );
-    let running = server.run(&key).args(["--kill-after", "60"]).sh(&job).spawn();
+    let running = case.run().args(["--kill-after", "60"]).sh(&job).spawn();
     eventually(SOON, "the job", || journal.pids().len() == 1);
     let job = journal.pids()[0];
     kill(job, Signal::SIGSTOP).unwrap();
     eventually(SOON, "the stop", || state(job) == Some('T'));
-    terminate(server, &running);
-    assert_lost(&running.finish(), &key, "", "terminated the job with SIGTERM");
+    case.terminate_backends();
+    assert_lost(&running.finish(), &case.key, "", "terminated the job with SIGTERM");
     assert_eq!(journal.count("TERM"), 1);
 }
 
 /// P20: the limit is H + D + G.
 #[test]
 fn a_frozen_server_is_a_lost_lock_after_the_documented_time() {
-    let server = Server::shared();
-    let (key, journal) = (unique("key"), Journal::new());
+    let (case, journal) = (Case::new(), Journal::new());
     let limits = ["--heartbeat", "0.4", "--kill-after", "0.4"];
-    let running = server.run(&key).args(limits).sh(&journal.stubborn()).spawn();
+    let running = case.run().args(limits).sh(&journal.stubborn()).spawn();
     eventually(SOON, "three processes", || journal.pids().len() == 3);
-    let frozen = backend(server, &running);
+    let frozen = case.backend();
     kill(frozen, Signal::SIGSTOP).unwrap();
     let at = now();
     let output = running.finish();
     kill(frozen, Signal::SIGCONT).unwrap();
     assert_lost(
         &output,
-        &key,
+        &case.key,
         "the server did not respond within 400ms",
         "SIGTERM, then SIGKILL",
     );
@@ -227,22 +206,22 @@ fn a_frozen_server_is_a_lost_lock_after_the_documented_time() {
         "{last:?}"
     );
     // The connection was cut, so nothing is left once the server runs again.
-    server.await_locks(&key, 0, 0);
+    case.await_locks(0, 0);
 }
 
 /// P12: pglock closes the connection, and exits with the job's status.
 #[test]
 fn a_server_that_is_frozen_during_the_release_does_not_hang_pglock() {
-    let server = Server::shared();
-    let key = unique("key");
-    let mut running = server
-        .run(&key)
+    let case = Case::new();
+    let key = &case.key;
+    let mut running = case
+        .run()
         .args(["-v", "--heartbeat", "0.5"])
         .sh("sleep 60 & echo $!; read -r _; exit 6")
         .spawn();
     running.await_stdout("\n");
     let left_behind = Pid::from_raw(running.stdout().trim().parse().unwrap());
-    let frozen = backend(server, &running);
+    let frozen = case.backend();
     kill(frozen, Signal::SIGSTOP).unwrap();
     let began = Instant::now();
     std::io::Write::write_all(running.stdin(), b"go\n").unwrap();
@@ -256,9 +235,9 @@ fn a_server_that_is_frozen_during_the_release_does_not_hang_pglock() {
         running.stderr()
     );
     // Neither lock nor session is left, although what the job left behind has inherited the socket.
-    server.await_locks(&key, 0, 0);
+    case.await_locks(0, 0);
     let session = format!("SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'");
-    eventually(SOON, "the end of the session", || server.sql(&session).is_empty());
+    eventually(SOON, "the end of the session", || case.sql(&session).is_empty());
     assert!(state(left_behind).is_some());
     kill(left_behind, Signal::SIGKILL).unwrap();
     running.finish().code(6);
@@ -267,22 +246,22 @@ fn a_server_that_is_frozen_during_the_release_does_not_hang_pglock() {
 /// P20: a pglock that was itself stopped for longer than any deadline finds its session intact when it is continued.
 #[test]
 fn a_continued_pglock_does_not_blame_the_server() {
-    let server = Server::shared();
-    let (key, journal) = (unique("key"), Journal::new());
+    let (case, journal) = (Case::new(), Journal::new());
+    let key = &case.key;
     let job = journal.recording("TERM");
-    let running = server.run(&key).args(["--heartbeat", "0.4"]).sh(&job).spawn();
+    let running = case.run().args(["--heartbeat", "0.4"]).sh(&job).spawn();
     journal.await_count("ready", 1);
     running.signal(Signal::SIGSTOP);
     eventually(SOON, "the stop", || state(running.pid()) == Some('T'));
     // Longer than interval and deadline together.
     let session = format!("FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'");
     let is_silent = format!("SELECT clock_timestamp() - state_change > '1 s' {session}");
-    eventually(SOON, "a silent session", || server.value(&is_silent) == "t");
+    eventually(SOON, "a silent session", || case.value(&is_silent) == "t");
     running.signal(Signal::SIGCONT);
     let heartbeat = format!("SELECT state_change {session}");
-    let mut heartbeats = vec![server.value(&heartbeat)];
+    let mut heartbeats = vec![case.value(&heartbeat)];
     eventually(SOON, "two more heartbeats", || {
-        heartbeats.push(server.value(&heartbeat));
+        heartbeats.push(case.value(&heartbeat));
         heartbeats.dedup();
         heartbeats.len() > 2
     });

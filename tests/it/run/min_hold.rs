@@ -1,5 +1,6 @@
 //! `--min-hold` keeps the lock for a while, for jobs that are shorter than the clocks of their hosts differ.
 
+use crate::support::case::Case;
 use crate::support::journal::now;
 use crate::support::server::Server;
 use crate::support::unique;
@@ -10,25 +11,21 @@ use std::time::Duration;
 /// P17
 #[test]
 fn the_lock_is_kept_after_a_short_job() {
-    let (server, key) = (Server::shared(), unique("key"));
-    let running = server
-        .run(&key)
-        .args(["--min-hold", "1.5"])
-        .sh("echo done; exit 4")
-        .spawn();
+    let case = Case::new();
+    let running = case.run().args(["--min-hold", "1.5"]).sh("echo done; exit 4").spawn();
     running.await_stdout("done\n");
-    server.run(&key).args(["--no-wait", "true"]).output().code(75);
+    case.assert_held();
     let output = running.finish();
     output.code(4).silent();
     assert!(output.took >= Duration::from_millis(1500), "{output}");
-    assert_eq!(server.locks(&key).granted, 0);
+    assert_eq!(case.locks().granted, 0);
 }
 
 /// P17: it costs a long job nothing.
 #[test]
 fn a_long_job_is_not_delayed() {
-    let (server, key) = (Server::shared(), unique("key"));
-    let run = server.run(&key).args(["--min-hold", "0.3"]);
+    let case = Case::new();
+    let run = case.run().args(["--min-hold", "0.3"]);
     let output = run.sh("sleep 0.4; date +%s%N").output();
     let ended: u128 = output.stdout().trim().parse().unwrap();
     let since = now() - ended;
@@ -38,13 +35,9 @@ fn a_long_job_is_not_delayed() {
 /// P17
 #[test]
 fn a_signal_ends_the_minimum_hold() {
-    let (server, key) = (Server::shared(), unique("key"));
+    let case = Case::new();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-        let running = server
-            .run(&key)
-            .args(["--min-hold", "600"])
-            .sh("echo $$; exit 4")
-            .spawn();
+        let running = case.run().args(["--min-hold", "600"]).sh("echo $$; exit 4").spawn();
         running.await_stdout("\n");
         let job = running.stdout().trim().parse().unwrap();
         let job = nix::unistd::Pid::from_raw(job);
@@ -53,7 +46,7 @@ fn a_signal_ends_the_minimum_hold() {
         });
         running.signal(signal);
         running.finish().code(4).silent();
-        assert_eq!(server.locks(&key).granted, 0);
+        assert_eq!(case.locks().granted, 0);
     }
 }
 

@@ -2,9 +2,8 @@
 //!
 //! The job has inherited the session's socket, as a job under flock(1) inherits the locked file.
 
+use crate::support::case::Case;
 use crate::support::journal::Journal;
-use crate::support::server::Server;
-use crate::support::unique;
 use crate::support::wait::{SOON, eventually, until};
 use nix::sys::signal::{Signal, kill};
 use std::hash::{BuildHasher, RandomState};
@@ -13,17 +12,16 @@ use std::time::Duration;
 /// P14
 #[test]
 fn the_job_keeps_the_lock_of_a_killed_pglock() {
-    let server = Server::shared();
-    let (key, journal) = (unique("key"), Journal::new());
+    let (case, journal) = (Case::new(), Journal::new());
     let job = format!("{}; note \"pid $$\"; read -r _; exit", journal.note());
-    let mut running = server.run(&key).sh(&job).spawn();
+    let mut running = case.run().sh(&job).spawn();
     eventually(SOON, "the job", || journal.pids().len() == 1);
     running.signal(Signal::SIGKILL);
     eventually(SOON, "the end of pglock", || !running.lives());
-    server.run(&key).args(["--no-wait", "true"]).output().code(75);
+    case.assert_held();
     // The waiter waits only for the job.
-    let waiter = server.run(&key).args(["echo", "mine"]).spawn();
-    server.await_locks(&key, 1, 1);
+    let waiter = case.run().args(["echo", "mine"]).spawn();
+    case.await_locks(1, 1);
     kill(journal.pids()[0], Signal::SIGKILL).unwrap();
     assert_eq!(waiter.finish().stdout(), "mine\n");
 }
@@ -31,14 +29,13 @@ fn the_job_keeps_the_lock_of_a_killed_pglock() {
 /// P14: `--close` turns that off.
 #[test]
 fn with_close_the_lock_ends_with_pglock() {
-    let server = Server::shared();
     for option in ["-o", "--close"] {
-        let (key, journal) = (unique("key"), Journal::new());
+        let (case, journal) = (Case::new(), Journal::new());
         let job = format!("{}; note \"pid $$\"; sleep 60", journal.note());
-        let running = server.run(&key).arg(option).sh(&job).spawn();
+        let running = case.run().arg(option).sh(&job).spawn();
         eventually(SOON, "the job", || journal.pids().len() == 1);
         running.signal(Signal::SIGKILL);
-        server.await_locks(&key, 0, 0);
+        case.await_locks(0, 0);
         let job = journal.pids()[0];
         nix::sys::signal::killpg(job, Signal::SIGKILL).unwrap();
     }
@@ -47,14 +44,14 @@ fn with_close_the_lock_ends_with_pglock() {
 /// P13: neither the lock nor the session.
 #[test]
 fn what_the_job_leaves_behind_keeps_nothing() {
-    let server = Server::shared();
-    let key = unique("key");
+    let case = Case::new();
+    let key = &case.key;
     let job = "sleep 60 >/dev/null 2>&1 & echo $!";
-    let output = server.run(&key).sh(job).output();
+    let output = case.run().sh(job).output();
     let left_behind = output.stdout().trim().parse().unwrap();
-    server.run(&key).args(["--no-wait", "true"]).output().code(0);
+    case.run().args(["--no-wait", "true"]).output().code(0);
     let session = format!("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'");
-    eventually(SOON, "the end of the session", || server.value(&session) == "0");
+    eventually(SOON, "the end of the session", || case.value(&session) == "0");
     kill(nix::unistd::Pid::from_raw(left_behind), Signal::SIGKILL).unwrap();
 }
 
@@ -62,15 +59,14 @@ fn what_the_job_leaves_behind_keeps_nothing() {
 /// no lock is left once the job is gone.
 #[test]
 fn two_hundred_kills_at_random_times() {
-    let server = Server::shared();
-    let (key, journal) = (unique("key"), Journal::new());
+    let (case, journal) = (Case::new(), Journal::new());
     let job = format!("{}; note in; sleep 0.02; note out", journal.note());
     let lanes = 5;
     std::thread::scope(|scope| {
         for _ in 0..lanes {
             scope.spawn(|| {
                 for _ in 0..200 / lanes {
-                    let mut running = server.run(&key).sh(&job).spawn();
+                    let mut running = case.run().sh(&job).spawn();
                     // Within 120 ms: before, during and after it waits, holds and releases, while the lock circulates
                     // among the five.
                     let limit = Duration::from_micros(RandomState::new().hash_one(()) % 120_000);
@@ -83,10 +79,10 @@ fn two_hundred_kills_at_random_times() {
             });
         }
     });
-    server.await_locks(&key, 0, 0);
-    let words: Vec<String> = journal.entries().into_iter().map(|entry| entry.event).collect();
-    let expected: Vec<&str> = ["in", "out"].into_iter().cycle().take(words.len()).collect();
-    println!("jobs that ran: {}", words.len() / 2);
-    assert_eq!(words, expected);
-    assert!(words.len() >= 20, "hardly a job was reached: {words:?}");
+    case.await_locks(0, 0);
+    let events: Vec<String> = journal.entries().into_iter().map(|entry| entry.event).collect();
+    let expected: Vec<&str> = ["in", "out"].into_iter().cycle().take(events.len()).collect();
+    println!("jobs that ran: {}", events.len() / 2);
+    assert_eq!(events, expected);
+    assert!(events.len() >= 20, "hardly a job was reached: {events:?}");
 }

@@ -2,8 +2,10 @@
 //!
 //! The job without pglock is the reference for what a job should find.
 
+use crate::support::case::Case;
 use crate::support::command::command;
 use crate::support::journal::{Journal, state};
+use crate::support::network::can_unshare;
 use crate::support::pglock::Pglock;
 use crate::support::server::Server;
 use crate::support::unique;
@@ -13,10 +15,9 @@ use nix::sys::signal::Signal;
 /// P51, P52: signals sent by kill(2).
 #[test]
 fn each_signal_arrives_once() {
-    let server = Server::shared();
-    let (key, journal) = (unique("key"), Journal::new());
-    let running = server
-        .run(&key)
+    let (case, journal) = (Case::new(), Journal::new());
+    let running = case
+        .run()
         .sh(&journal.recording("TERM INT HUP QUIT USR1 WINCH CONT"))
         .spawn();
     journal.await_count("ready", 1);
@@ -46,13 +47,12 @@ fn each_signal_arrives_once() {
 /// P51: a child of the job gets the signal too.
 #[test]
 fn the_whole_group_is_signalled() {
-    let server = Server::shared();
-    let (key, journal) = (unique("key"), Journal::new());
+    let (case, journal) = (Case::new(), Journal::new());
     let job = format!(
         "{}; trap 'wait; exit 4' TERM; (trap 'note child; exit' TERM; note ready; while :; do sleep 0.05; done) & wait",
         journal.note()
     );
-    let running = server.run(&key).sh(&job).spawn();
+    let running = case.run().sh(&job).spawn();
     journal.await_count("ready", 1);
     running.signal(Signal::SIGTERM);
     running.finish().code(4);
@@ -62,20 +62,19 @@ fn the_whole_group_is_signalled() {
 /// P52: TSTP and CONT stop and continue the job and pglock together, and the lock is held meanwhile.
 #[test]
 fn stop_and_continuation_reach_job_and_pglock() {
-    let server = Server::shared();
-    let (key, journal) = (unique("key"), Journal::new());
+    let (case, journal) = (Case::new(), Journal::new());
     let job = format!(
         "{}; note \"pid $$\"; trap 'exit 3' USR2; while :; do sleep 0.05 & wait $!; done",
         journal.note()
     );
-    let running = server.run(&key).sh(&job).spawn();
+    let running = case.run().sh(&job).spawn();
     eventually(SOON, "the job", || journal.pids().len() == 1);
     let job = journal.pids()[0];
     running.signal(Signal::SIGTSTP);
     eventually(SOON, "both to stop", || {
         [job, running.pid()].iter().all(|pid| state(*pid) == Some('T'))
     });
-    assert_eq!(server.locks(&key).granted, 1);
+    assert_eq!(case.locks().granted, 1);
     running.signal(Signal::SIGCONT);
     eventually(SOON, "both to continue", || {
         [job, running.pid()].iter().all(|pid| state(*pid) != Some('T'))
@@ -87,11 +86,10 @@ fn stop_and_continuation_reach_job_and_pglock() {
 /// P53
 #[test]
 fn what_was_ignored_on_entry_stays_ignored() {
-    let server = Server::shared();
-    let (key, journal) = (unique("key"), Journal::new());
+    let (case, journal) = (Case::new(), Journal::new());
     // A shell cannot trap what was ignored when it started, so a HUP that reached the job would leave no trace; a child
-    // that is no shell prints its dispositions.
-    let running = wrapped(server, &["nohup"], &key)
+    // that is not a shell prints its dispositions.
+    let running = wrapped(case.server, &["nohup"], &case.key)
         .sh(&format!(
             "{}; note ready; sed -n s/SigIgn:.//p /proc/self/status; read -r _; exit 0",
             journal.note()
@@ -166,9 +164,10 @@ fn closed_standard_streams_stay_closed() {
             );
             let script = format!("exec \"$@\" {closed}");
             let wrapper = ["sh", "-c", &script, "sh"];
-            let run = match under {
-                true => wrapped(server, &wrapper, &unique("key")).args(["--", "sh", "-c", &job]),
-                false => server.program("sh").args(&wrapper[1..]).args(["sh", "-c", &job]),
+            let run = if under {
+                wrapped(server, &wrapper, &unique("key")).args(["--", "sh", "-c", &job])
+            } else {
+                server.program("sh").args(&wrapper[1..]).args(["sh", "-c", &job])
             };
             run.output().code(9);
             std::fs::read_to_string(journal.path()).unwrap()
@@ -201,16 +200,7 @@ fn a_thousand_inherited_descriptors_reach_the_job() {
 #[cfg(target_os = "linux")]
 #[test]
 fn pglock_works_as_process_1_of_a_container() {
-    let allowed = command("unshare")
-        .args(["-pf", "true"])
-        .output()
-        .is_ok_and(|o| o.status.success());
-    if !allowed {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "CI must be able to make process namespaces"
-        );
-        println!("SKIPPED: process namespaces are not permitted; run as root to test process 1");
+    if !can_unshare("-pf") {
         return;
     }
     let server = Server::shared();

@@ -1,5 +1,6 @@
 //! P50: on a terminal, keys, job control and the script around pglock behave as without pglock.
 
+use crate::support::case::Case;
 use crate::support::command::command;
 use crate::support::journal::{Journal, state};
 use crate::support::server::Server;
@@ -59,22 +60,24 @@ fn ctrl_c_ends_the_script_around() {
 /// P50: Ctrl-C during the wait ends the script and the wait.
 #[test]
 fn ctrl_c_ends_a_wait() {
-    let (server, key) = (Server::shared(), unique("key"));
-    let holder = server.run(&key).holding();
+    let case = Case::new();
+    let key = &case.key;
+    let holder = case.holder();
     let script = format!("\"$PGLOCK\" run -k {key} -- true; echo NEXT LINE");
-    let mut terminal = Terminal::run(server, &["bash", "-c", &script]);
-    server.await_locks(&key, 1, 1);
+    let mut terminal = Terminal::run(case.server, &["bash", "-c", &script]);
+    case.await_locks(1, 1);
     terminal.keys(INTERRUPT);
     assert_eq!(terminal.end().signal(), Some(Signal::SIGINT as i32));
     assert!(!terminal.screen().contains("NEXT LINE"), "{}", terminal.screen());
-    server.await_locks(&key, 1, 0);
+    case.await_locks(1, 0);
     holder.finish().code(0);
 }
 
 /// P52: signals from the terminal and from kill(2).
 #[test]
 fn the_job_sees_each_signal_once() {
-    let (server, key, journal) = (Server::shared(), unique("key"), Journal::new());
+    let (case, journal) = (Case::new(), Journal::new());
+    let key = &case.key;
     let directory = tempfile::tempdir().unwrap();
     let job = directory.path().join("job");
     std::fs::write(&job, journal.recording("INT QUIT WINCH TERM HUP USR1")).unwrap();
@@ -83,9 +86,9 @@ fn the_job_sees_each_signal_once() {
         "trap : QUIT; \"$PGLOCK\" run -k {key} -- sh {}; echo \"status $?\"",
         job.display()
     );
-    let mut terminal = Terminal::run(server, &["sh", "-c", &script]);
+    let mut terminal = Terminal::run(case.server, &["sh", "-c", &script]);
     journal.await_count("ready", 1);
-    let pglock = pglock(&key);
+    let pglock = pglock(key);
     terminal.keys(QUIT);
     journal.await_count("QUIT", 1);
     terminal.resize(91);
@@ -115,12 +118,13 @@ fn the_job_sees_each_signal_once() {
 /// P50: Ctrl-Z stops the job and pglock, fg and bg continue both, and the lock is held meanwhile.
 #[test]
 fn job_control_of_an_interactive_shell() {
-    let (server, key) = (Server::shared(), unique("key"));
-    let mut terminal = Terminal::run(server, &["bash", "--norc", "--noprofile", "-i"]);
+    let case = Case::new();
+    let key = &case.key;
+    let mut terminal = Terminal::run(case.server, &["bash", "--norc", "--noprofile", "-i"]);
     terminal.expect("prompt> ");
     terminal.keys(&format!("\"$PGLOCK\" run -k {key} -- sleep 61\n"));
-    eventually(SOON, "the lock", || server.locks(&key).granted == 1);
-    let pglock = pglock(&key);
+    eventually(SOON, "the lock", || case.locks().granted == 1);
+    let pglock = pglock(key);
     let has_job = || {
         command("pgrep")
             .args(["-P", &pglock.to_string()])
@@ -141,7 +145,7 @@ fn job_control_of_an_interactive_shell() {
         terminal.expect("Stopped");
         terminal.expect("prompt> ");
         assert!(both.iter().all(|pid| state(*pid) == Some('T')), "{}", terminal.screen());
-        assert_eq!(server.locks(&key).granted, 1);
+        assert_eq!(case.locks().granted, 1);
         terminal.keys("fg\n");
         eventually(SOON, "both to continue", are_in_foreground);
     }
@@ -159,22 +163,23 @@ fn job_control_of_an_interactive_shell() {
     terminal.expect("prompt> ");
     terminal.keys("echo status $?\n");
     terminal.expect("status 130");
-    server.await_locks(&key, 0, 0);
+    case.await_locks(0, 0);
 }
 
 /// P50: a pglock in the background is stopped when its job reads from the terminal, and fg gives the terminal to the
 /// job.
 #[test]
 fn a_background_job_gets_the_terminal_by_fg() {
-    let (server, key) = (Server::shared(), unique("key"));
-    let mut terminal = Terminal::run(server, &["bash", "--norc", "--noprofile", "-i"]);
+    let case = Case::new();
+    let key = &case.key;
+    let mut terminal = Terminal::run(case.server, &["bash", "--norc", "--noprofile", "-i"]);
     terminal.expect("prompt> ");
     terminal.keys(&format!("\"$PGLOCK\" run -k {key} -- cat &\n"));
     terminal.expect("prompt> ");
     eventually(SOON, "pglock to be stopped", || {
-        server.locks(&key).granted == 1 && state(pglock(&key)) == Some('T')
+        case.locks().granted == 1 && state(pglock(key)) == Some('T')
     });
-    let cat = pgrep(&["-P", &pglock(&key).to_string()]);
+    let cat = pgrep(&["-P", &pglock(key).to_string()]);
     terminal.keys("fg\n");
     eventually(SOON, "the foreground", || is_in_foreground(cat));
     terminal.keys("hello\n");
@@ -189,14 +194,15 @@ fn a_background_job_gets_the_terminal_by_fg() {
     terminal.expect("prompt> ");
     terminal.keys("echo status $?\n");
     terminal.expect("status 0");
-    server.await_locks(&key, 0, 0);
+    case.await_locks(0, 0);
 }
 
 /// P21: on a terminal all descendants of the job are terminated, orphans too. The script around is not the job, and
 /// continues.
 #[test]
 fn a_lost_lock_terminates_the_descendants_and_not_the_script() {
-    let (server, key, journal) = (Server::shared(), unique("key"), Journal::new());
+    let (case, journal) = (Case::new(), Journal::new());
+    let key = &case.key;
     let directory = tempfile::tempdir().unwrap();
     let (child, job) = (directory.path().join("child"), directory.path().join("job"));
     let stubborn = format!(
@@ -210,12 +216,10 @@ fn a_lost_lock_terminates_the_descendants_and_not_the_script() {
         "\"$PGLOCK\" run -k {key} --kill-after 0.3 -- sh {}; echo \"status $?\"; echo NEXT LINE",
         job.display()
     );
-    let mut terminal = Terminal::run(server, &["sh", "-c", &script]);
+    let mut terminal = Terminal::run(case.server, &["sh", "-c", &script]);
     eventually(SOON, "both children", || journal.pids().len() == 2);
     assert!(journal.pids().iter().all(|pid| state(*pid).is_some()));
-    server.sql(&format!(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'"
-    ));
+    case.terminate_backends();
     terminal.expect("lost the lock on key");
     terminal.expect("status 74");
     assert!(

@@ -1,5 +1,6 @@
 //! A waiter does no harm: no long snapshot, no log messages, no ghost in the queue, and exact limits.
 
+use crate::support::case::Case;
 use crate::support::proxy::Proxy;
 use crate::support::server::{Locks, Server, number, rows};
 use crate::support::unique;
@@ -11,18 +12,18 @@ use std::time::{Duration, Instant};
 /// P30, with three waiters.
 #[test]
 fn waiters_do_not_block_create_index_concurrently() {
-    let server = Server::shared();
-    let (key, database) = (unique("index"), server.database());
-    let run = || server.run(&key).env("PGDATABASE", &database);
+    let case = Case::new();
+    let database = case.database();
+    let run = || case.run().env("PGDATABASE", &database);
     // The job ends once its index is built. The server cannot tell that this process runs the statement for the job.
     let holder = run().holding();
     let waiters: Vec<_> = (0..3).map(|_| run().arg("true").spawn()).collect();
-    server.await_locks(&key, 1, 3);
-    let mut job = server.client_in(&database);
+    case.await_locks(1, 3);
+    let mut job = case.client_in(&database);
     rows(&mut job, "CREATE TABLE t AS SELECT generate_series(1, 1000) AS n");
     rows(&mut job, "SET statement_timeout = '20s'");
     rows(&mut job, "CREATE INDEX CONCURRENTLY i ON t (n)");
-    assert_eq!(server.locks(&key).waiting, 3, "not all have been waiting meanwhile");
+    assert_eq!(case.locks().waiting, 3, "not all have been waiting meanwhile");
     holder.finish().code(0);
     for waiter in waiters {
         waiter.finish().code(0).silent();
@@ -32,13 +33,13 @@ fn waiters_do_not_block_create_index_concurrently() {
 /// P30: not for longer than a slice of the wait.
 #[test]
 fn waiters_do_not_hold_back_vacuum() {
-    let server = Server::shared();
-    let (key, database) = (unique("vacuum"), server.database());
-    let run = || server.run(&key).env("PGDATABASE", &database);
+    let case = Case::new();
+    let database = case.database();
+    let run = || case.run().env("PGDATABASE", &database);
     let holder = run().holding();
     let waiters: Vec<_> = (0..3).map(|_| run().arg("true").spawn()).collect();
-    server.await_locks(&key, 1, 3);
-    let mut client = server.client_in(&database);
+    case.await_locks(1, 3);
+    let mut client = case.client_in(&database);
     rows(&mut client, "CREATE TABLE t AS SELECT generate_series(1, 1000) AS n");
     rows(&mut client, "DELETE FROM t");
     let deleted = rows(&mut client, "SELECT txid_current()").concat().concat();
@@ -52,7 +53,7 @@ fn waiters_do_not_hold_back_vacuum() {
         rows(&mut client, "SELECT pg_relation_size('t')") == [["0"]]
     });
     assert_eq!(rows(&mut client, &held_back), [[""; 0]; 0]);
-    assert_eq!(server.locks(&key).waiting, 3, "not all have been waiting meanwhile");
+    assert_eq!(case.locks().waiting, 3, "not all have been waiting meanwhile");
     holder.finish().code(0);
     for waiter in waiters {
         waiter.finish().code(0);
@@ -62,11 +63,11 @@ fn waiters_do_not_hold_back_vacuum() {
 /// P31: its session ends with its slice.
 #[test]
 fn a_killed_waiter_leaves_the_queue_within_a_slice() {
-    let server = Server::shared();
-    let key = unique("killed");
-    let holder = server.run(&key).holding();
-    let waiter = server.run(&key).arg("true").spawn();
-    server.await_locks(&key, 1, 1);
+    let case = Case::new();
+    let key = &case.key;
+    let holder = case.holder();
+    let waiter = case.run().arg("true").spawn();
+    case.await_locks(1, 1);
     waiter.signal(Signal::SIGKILL);
     // Between two slices the queue is empty for a short time, so look for the session, which a ghost still has.
     let sessions = format!(
@@ -74,24 +75,24 @@ fn a_killed_waiter_leaves_the_queue_within_a_slice() {
         waiter.pid()
     );
     eventually(Duration::from_secs(3), "the ghost's end", || {
-        server.sql(&sessions).is_empty()
+        case.sql(&sessions).is_empty()
     });
-    server.await_locks(&key, 1, 0);
+    case.await_locks(1, 0);
     holder.finish().code(0);
 }
 
-/// P20: a wait can be longer than the heartbeat and its deadline, and the silence before the grant is no loss of the
+/// P20: a wait can be longer than the heartbeat and its deadline, and the silence before the grant is not a loss of the
 /// lock after it. The line is so slow that the first heartbeat reply arrives only after the job could notice.
 #[test]
 fn the_wait_is_not_taken_for_a_missing_heartbeat() {
-    let server = Server::shared();
-    let key = unique("period");
-    let number = number(&key);
-    let slow_line = Proxy::with_delay(server, Duration::from_millis(50));
-    let mut holder = server.client();
+    let case = Case::new();
+    let key = &case.key;
+    let number = number(key);
+    let slow_line = Proxy::with_delay(case.server, Duration::from_millis(50));
+    let mut holder = case.client();
     rows(&mut holder, &format!("SELECT pg_advisory_lock({number})"));
-    let waiter = server
-        .run(&key)
+    let waiter = case
+        .run()
         .args(["-d", &slow_line.dsn(), "--heartbeat", "0.4"])
         .sh("sleep 0.2; echo mine")
         .spawn();
@@ -148,7 +149,7 @@ fn contention_leaves_no_trace_if_the_server_logs_slow_statements() {
     assert_eq!(complaints(&server), [""; 0]);
     // Since version 13, for a sample of the statements, which is all of them by default.
     if server.version() >= 13 {
-        let server = Server::with(&["log_min_duration_sample=200"]);
+        let server = Server::with(&["log_min_duration_sample=500"]);
         contend(&server);
         assert_eq!(complaints(&server), [""; 0]);
     }
@@ -242,20 +243,19 @@ fn many_hand_offs_leave_nothing_held() {
 /// P38: with timeouts of 1 s, a job and a wait of 4 s survive.
 #[test]
 fn timeouts_of_the_role_end_neither_a_long_job_nor_a_long_wait() {
-    let server = Server::shared();
-    let (key, role) = (unique("patient"), unique("impatient_role"));
-    server.sql(&format!("CREATE ROLE {role} LOGIN"));
+    let (case, role) = (Case::new(), unique("impatient_role"));
+    case.sql(&format!("CREATE ROLE {role} LOGIN"));
     let mut settings = vec![
         "statement_timeout",
         "lock_timeout",
         "idle_in_transaction_session_timeout",
     ];
-    settings.extend((server.version() >= 14).then_some("idle_session_timeout"));
-    settings.extend((server.version() >= 17).then_some("transaction_timeout"));
+    settings.extend((case.version() >= 14).then_some("idle_session_timeout"));
+    settings.extend((case.version() >= 17).then_some("transaction_timeout"));
     for setting in settings {
-        server.sql(&format!("ALTER ROLE {role} SET {setting} = '1s'"));
+        case.sql(&format!("ALTER ROLE {role} SET {setting} = '1s'"));
     }
-    let run = || server.run(&key).env("PGUSER", &role).env("PGDATABASE", "postgres");
+    let run = || case.run().env("PGUSER", &role).env("PGDATABASE", "postgres");
     let job = run().sh("echo ready; sleep 4").spawn();
     job.await_stdout("ready");
     let waiter = run().args(["echo", "mine"]).spawn();
@@ -273,20 +273,19 @@ fn timeouts_of_the_role_end_neither_a_long_job_nor_a_long_wait() {
 /// P32: not before the limit, and soon after it.
 #[test]
 fn a_limited_wait_ends_in_time() {
-    let server = Server::shared();
-    let key = unique("limited");
-    let holder = server.run(&key).holding();
+    let case = Case::new();
+    let holder = case.holder();
     for (limit, seconds) in [("1.5", 1.5), ("300ms", 0.3), ("0.05", 0.05)] {
-        let output = server.run(&key).args(["--wait", limit, "true"]).output();
+        let output = case.run().args(["--wait", limit, "true"]).output();
         let line = output.code(75).stderr_line();
         let late = output.took.as_secs_f64() - seconds;
         assert!((0.0..0.7).contains(&late), "{late} s late: {output}");
         assert!(line.contains("; gave up after "), "{output}");
-        assert_eq!(server.locks(&key).waiting, 0);
+        assert_eq!(case.locks().waiting, 0);
     }
     // One that acquires the lock in time does not wait longer.
-    let waiter = server.run(&key).args(["--wait", "1h", "echo", "mine"]).spawn();
-    server.await_locks(&key, 1, 1);
+    let waiter = case.run().args(["--wait", "1h", "echo", "mine"]).spawn();
+    case.await_locks(1, 1);
     holder.finish().code(0);
     let freed = Instant::now();
     assert_eq!(waiter.finish().stdout(), "mine\n");
@@ -298,18 +297,17 @@ const ENDS_A_WAIT: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHU
 /// P33
 #[test]
 fn a_signal_ends_the_wait_at_once_and_leaves_no_waiter() {
-    let server = Server::shared();
-    let key = unique("signalled");
-    let holder = server.run(&key).holding();
+    let case = Case::new();
+    let holder = case.holder();
     for signal in ENDS_A_WAIT {
-        let waiter = server.run(&key).args(["echo", "mine"]).spawn();
-        server.await_locks(&key, 1, 1);
+        let waiter = case.run().args(["echo", "mine"]).spawn();
+        case.await_locks(1, 1);
         let sent = Instant::now();
         waiter.signal(signal);
         let output = waiter.finish();
         let took = sent.elapsed();
         output.signal(signal).silent();
-        assert_eq!(server.locks(&key), Locks { granted: 1, waiting: 0 });
+        assert_eq!(case.locks(), Locks { granted: 1, waiting: 0 });
         assert!(took < Duration::from_millis(500), "{took:?} after {signal}");
         assert_eq!(output.stdout, b"", "the job was started");
     }
@@ -339,12 +337,12 @@ fn a_signal_ends_the_wait_at_any_time() {
 /// P32, P33: without plpgsql, pglock polls with `pg_try_advisory_lock`.
 #[test]
 fn without_plpgsql_pglock_polls() {
-    let server = Server::shared();
-    let (key, database, role) = (unique("polled"), server.database(), unique("polling_role"));
-    let mut client = server.client_in(&database);
+    let case = Case::new();
+    let (database, role) = (case.database(), unique("polling_role"));
+    let mut client = case.client_in(&database);
     rows(&mut client, "REVOKE USAGE ON LANGUAGE plpgsql FROM PUBLIC");
     rows(&mut client, &format!("CREATE ROLE {role} LOGIN"));
-    let run = || server.run(&key).env("PGDATABASE", &database).env("PGUSER", &role);
+    let run = || case.run().env("PGDATABASE", &database).env("PGUSER", &role);
     let mut await_polling = || {
         let polling = format!(
             "SELECT 1 FROM pg_stat_activity WHERE usename = '{role}' AND state = 'idle' \
@@ -352,7 +350,7 @@ fn without_plpgsql_pglock_polls() {
         );
         eventually(SOON, "a waiter that polls", || rows(&mut client, &polling).len() == 1);
     };
-    let holder = server.run(&key).env("PGDATABASE", &database).holding();
+    let holder = case.run().env("PGDATABASE", &database).holding();
 
     let output = run().args(["-w", "0.4", "true"]).output();
     output.code(75).stderr_line();
@@ -370,20 +368,21 @@ fn without_plpgsql_pglock_polls() {
 
     let waiter = run().args(["echo", "mine"]).spawn();
     await_polling();
-    assert_eq!(server.locks(&key), Locks { granted: 1, waiting: 0 }, "it polls");
+    assert_eq!(case.locks(), Locks { granted: 1, waiting: 0 }, "it polls");
     holder.finish().code(0);
     assert_eq!(waiter.finish().stdout(), "mine\n");
-    assert_eq!(server.locks(&key), Locks::default());
+    assert_eq!(case.locks(), Locks::default());
 }
 
 /// P70: if the server stops responding before the wait is over, no holder is named.
 #[test]
 fn a_server_that_falls_silent_is_not_taken_for_a_conflict() {
-    let (server, key) = (Server::shared(), unique("key"));
-    let holder = server.run(&key).holding();
-    let waiter = server.run(&key).args(["--wait", "1", "true"]).spawn();
-    server.await_locks(&key, 1, 1);
-    let backend = server.value(&format!(
+    let case = Case::new();
+    let key = &case.key;
+    let holder = case.holder();
+    let waiter = case.run().args(["--wait", "1", "true"]).spawn();
+    case.await_locks(1, 1);
+    let backend = case.value(&format!(
         "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %:{}'",
         waiter.pid()
     ));

@@ -1,8 +1,8 @@
 //! P37: the progress line on real screens.
 
+use crate::support::case::Case;
+use crate::support::hostname;
 use crate::support::screen::Screen;
-use crate::support::server::Server;
-use crate::support::unique;
 
 const WIDE: (u16, u16) = (80, 24);
 
@@ -14,12 +14,12 @@ fn starting<'a>(screen: &'a [String], text: &str) -> Option<&'a String> {
 /// P37
 #[test]
 fn the_wait_is_shown_in_one_line_until_the_lock_is_acquired() {
-    let server = Server::shared();
-    let key = unique("shown");
-    let holder = server.run(&key).holding();
-    let screen = Screen::new(server, WIDE, &[("NO_COLOR", "1")]);
+    let case = Case::new();
+    let key = &case.key;
+    let holder = case.holder();
+    let screen = Screen::new(case.server, WIDE, &[("NO_COLOR", "1")]);
     screen.line(&format!("clear; pglock run -k {key} -- echo my turn"));
-    let who = format!("held by {}:{}", host(), holder.pid());
+    let who = format!("held by {}:{}", hostname(), holder.pid());
     let head = format!("pglock: waiting for key \"{key}\" for ");
     let first = screen.expect("waiting line", |lines| starting(lines, &head).is_some());
     let line = starting(&first, &head).unwrap();
@@ -37,10 +37,10 @@ fn the_wait_is_shown_in_one_line_until_the_lock_is_acquired() {
 /// P37
 #[test]
 fn a_narrow_screen_shows_as_much_as_fits() {
-    let server = Server::shared();
-    let key = unique("narrow");
-    let holder = server.run(&key).holding();
-    let screen = Screen::new(server, (40, 10), &[]);
+    let case = Case::new();
+    let key = &case.key;
+    let holder = case.holder();
+    let screen = Screen::new(case.server, (40, 10), &[]);
     screen.line(&format!("clear; pglock run -k {key} -w 3 -- true"));
     let line = screen.expect("waiting line", |lines| {
         lines.len() == 1 && lines[0].contains(&format!("s: key \"{key}\"; held by "))
@@ -58,11 +58,11 @@ fn a_narrow_screen_shows_as_much_as_fits() {
 /// P37: where a line cannot be erased, it is printed once.
 #[test]
 fn a_plain_terminal_and_a_log_get_one_line() {
-    let server = Server::shared();
     for variable in [("TERM", "dumb"), ("CI", "true")] {
-        let key = unique("once");
-        let holder = server.run(&key).holding();
-        let screen = Screen::new(server, WIDE, &[]);
+        let case = Case::new();
+        let key = &case.key;
+        let holder = case.holder();
+        let screen = Screen::new(case.server, WIDE, &[]);
         screen.line(&format!(
             "clear; {}={} pglock run -k {key} -w 3.5 -- true",
             variable.0, variable.1
@@ -76,27 +76,22 @@ fn a_plain_terminal_and_a_log_get_one_line() {
     }
 }
 
-/// P37: nothing is shown if standard error is no terminal, except one line with `-v`; nor with `-q`, nor in the
+/// P37: nothing is shown if standard error is not a terminal, except one line with `-v`; nor with `-q`, nor in the
 /// background.
 #[test]
 fn nothing_is_shown_without_a_terminal() {
-    let server = Server::shared();
-    let key = unique("nobody");
-    let holder = server.run(&key).holding();
-    let silent = server.run(&key).args(["-w", "2.5", "-E", "0", "-q", "true"]);
+    let case = Case::new();
+    let key = &case.key;
+    let holder = case.holder();
+    let silent = case.run().args(["-w", "2.5", "-E", "0", "-q", "true"]);
     silent.output().code(0).silent();
-    let line = server
-        .run(&key)
-        .args(["-w", "2.5", "true"])
-        .output()
-        .code(75)
-        .stderr_line();
+    let line = case.run().args(["-w", "2.5", "true"]).output().code(75).stderr_line();
     assert!(line.ends_with("; gave up after 2s 500ms"), "{line}");
-    let verbose = server.run(&key).args(["-w", "2.5", "-v", "true"]).output();
+    let verbose = case.run().args(["-w", "2.5", "-v", "true"]).output();
     let waiting = String::from_utf8_lossy(&verbose.code(75).stderr).into_owned();
     assert_eq!(waiting.matches("; waiting\n").count(), 1, "{waiting}");
     assert!(!waiting.contains("waiting for"), "{waiting}");
-    let screen = Screen::new(server, WIDE, &[]);
+    let screen = Screen::new(case.server, WIDE, &[]);
     screen.line(&format!("clear; pglock run -k {key} -q -w 2.5 -- true; echo quiet"));
     assert_eq!(screen.expect("end", |lines| lines.len() == 2), ["quiet", "$"]);
     screen.line(&format!(
@@ -110,10 +105,10 @@ fn nothing_is_shown_without_a_terminal() {
 /// P37: a stopped wait erases the line for the shell, and shows it again when it is continued.
 #[test]
 fn the_line_disappears_when_the_wait_is_stopped_or_ended() {
-    let server = Server::shared();
-    let key = unique("stopped");
-    let holder = server.run(&key).holding();
-    let screen = Screen::new(server, WIDE, &[]);
+    let case = Case::new();
+    let key = &case.key;
+    let holder = case.holder();
+    let screen = Screen::new(case.server, WIDE, &[]);
     let head = "pglock: waiting for ";
     screen.line(&format!("clear; pglock run -k {key} -- true"));
     screen.expect("waiting line", |lines| starting(lines, head).is_some());
@@ -126,8 +121,4 @@ fn the_line_disappears_when_the_wait_is_stopped_or_ended() {
     let ended = screen.expect("prompt", |lines| lines.last().is_some_and(|line| line == "$"));
     assert!(starting(&ended, head).is_none(), "{ended:?}");
     drop(holder);
-}
-
-fn host() -> String {
-    nix::unistd::gethostname().unwrap().into_string().unwrap()
 }

@@ -63,7 +63,7 @@ fn is_any_blocked() -> bool {
 fn reset_before_exec(command: &mut Command, ignored: &'static [libc::c_int]) {
     let reset = move || {
         for signal in ignored {
-            // SAFETY: SIG_DFL is no handler.
+            // SAFETY: SIG_DFL runs no handler.
             unsafe { libc::signal(*signal, libc::SIG_DFL) };
         }
         SigSet::empty().thread_set_mask().map_err(io::Error::from)

@@ -7,6 +7,7 @@
 //! member, lints and packaging rules, and could not use `CARGO_BIN_EXE_pglock`, which cargo defines only for the
 //! targets of pglock's own package.
 
+pub mod case;
 pub mod command;
 pub mod delay_line;
 pub mod journal;
@@ -23,8 +24,13 @@ pub mod wait;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Returns a name that no other test uses, for a key, a database or a role. It differs between test processes too, since
-/// tests look for processes by the key on their command line.
+/// Returns the name of this host, as pglock reports it.
+pub fn hostname() -> String {
+    nix::unistd::gethostname().unwrap().into_string().unwrap()
+}
+
+/// Returns a name that no other test uses, for a key, a database or a role. Names differ between test processes too,
+/// since tests look for processes by the key on their command line.
 pub fn unique(what: &str) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));

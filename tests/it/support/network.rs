@@ -24,16 +24,7 @@ impl Network {
     /// Creates a switch without hosts. Returns `None`, with a message, if namespaces are not permitted; in CI that is a
     /// failure.
     pub fn new() -> Option<Network> {
-        let allowed = command("unshare")
-            .args(["-n", "true"])
-            .output()
-            .is_ok_and(|o| o.status.success());
-        if !allowed {
-            assert!(
-                std::env::var_os("CI").is_none(),
-                "CI must be able to create network namespaces"
-            );
-            println!("SKIPPED: network namespaces are not permitted; run as root to test network cuts");
+        if !can_unshare("-n") {
             return None;
         }
         let switch = Host::new("-");
@@ -87,6 +78,18 @@ impl Network {
         let port = format!("port{}", host.number());
         [(&self.switch, port), (host, "eth0".into())]
     }
+}
+
+/// Returns whether a namespace of this kind (an option of unshare(1)) can be created. If not, the caller's test is
+/// skipped with a message; in CI that is a failure.
+pub fn can_unshare(kind: &str) -> bool {
+    let output = command("unshare").args([kind, "true"]).output();
+    let can = output.is_ok_and(|output| output.status.success());
+    if !can {
+        assert!(std::env::var_os("CI").is_none(), "CI must be able to create namespaces");
+        println!("SKIPPED: unshare {kind} is not permitted; run the tests as root");
+    }
+    can
 }
 
 impl Host {

@@ -119,14 +119,23 @@ impl PgBouncer<'_> {
 
     /// Returns a column of `SHOW POOLS` for this database.
     pub fn pool(&self, database: &str, column: &str) -> usize {
-        let messages = self.client_in("pgbouncer").simple_query("SHOW POOLS").unwrap();
+        self.column("SHOW POOLS", database, column)
+    }
+
+    /// Returns a column of `SHOW STATS` for this database.
+    pub fn stats(&self, database: &str, column: &str) -> usize {
+        self.column("SHOW STATS", database, column)
+    }
+
+    fn column(&self, command: &str, database: &str, column: &str) -> usize {
+        let messages = self.client_in("pgbouncer").simple_query(command).unwrap();
         let value = messages.into_iter().find_map(|message| match message {
             SimpleQueryMessage::Row(pool) if pool.get("database") == Some(database) => {
                 Some(pool.get(column).unwrap().parse().unwrap())
             }
             _ => None,
         });
-        value.unwrap_or_else(|| panic!("no pool of {database}"))
+        value.unwrap_or_else(|| panic!("{command}: no {database}"))
     }
 
     /// Returns its process id.
@@ -150,8 +159,9 @@ impl Drop for PgBouncer<'_> {
 /// Returns the program, which Debian keeps in a directory that is not on an ordinary user's `PATH`.
 fn program() -> PathBuf {
     let usual = Path::new("/usr/sbin/pgbouncer");
-    match usual.exists() {
-        true => usual.to_owned(),
-        false => "pgbouncer".into(),
+    if usual.exists() {
+        usual.to_owned()
+    } else {
+        "pgbouncer".into()
     }
 }

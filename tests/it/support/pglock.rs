@@ -127,6 +127,15 @@ impl Pglock {
         running.await_stdout("ready\n");
         running
     }
+
+    /// Starts it with a job that prints `PGLOCK_BACKEND_PID`, as [`Pglock::holding`], and returns that too.
+    #[track_caller]
+    pub fn holding_with_backend(self) -> (Running, String) {
+        let running = self.sh("echo $PGLOCK_BACKEND_PID; read -r _; exit 0").spawn();
+        running.await_stdout("\n");
+        let backend = running.stdout().trim().to_owned();
+        (running, backend)
+    }
 }
 
 /// A started pglock. On drop it is terminated by TERM, which it forwards, and then by KILL.

@@ -91,15 +91,15 @@ fn listen(to: u16, serve: impl Fn(usize, TcpStream, TcpStream) + Send + Sync + '
 }
 
 fn converse(mut client: TcpStream, mut server: TcpStream, question: &str, answers: &Mutex<Vec<String>>) {
-    let asked = Arc::new(AtomicBool::new(false));
+    let has_asked = Arc::new(AtomicBool::new(false));
     let back = {
         let (mut server, mut client) = (server.try_clone().unwrap(), client.try_clone().unwrap());
-        let asked = Arc::clone(&asked);
+        let has_asked = Arc::clone(&has_asked);
         thread::spawn(move || {
             let mut answer = Vec::new();
             let mut buffer = [0; 8192];
             while let Ok(count @ 1..) = server.read(&mut buffer) {
-                match asked.load(Ordering::SeqCst) {
+                match has_asked.load(Ordering::SeqCst) {
                     true => answer.extend_from_slice(&buffer[..count]),
                     false if client.write_all(&buffer[..count]).is_err() => break,
                     false => {}
@@ -113,7 +113,7 @@ fn converse(mut client: TcpStream, mut server: TcpStream, question: &str, answer
     let mut typed = false;
     while let Ok(message) = read_message(&mut client, typed) {
         if typed && message[0] == b'X' {
-            asked.store(true, Ordering::SeqCst);
+            has_asked.store(true, Ordering::SeqCst);
             let length = (question.len() + 5) as u32;
             let query = [b"Q", &length.to_be_bytes()[..], question.as_bytes(), b"\0"].concat();
             let _ = server.write_all(&query);

@@ -94,11 +94,14 @@ impl Ending<'_> {
         }
         let is_pooled = self.run.request.pooled;
         match self.line {
-            line if line.contains("did not respond within") => match is_pooled {
-                // A pooler can be silent because its server is gone.
-                true => self.was_hit("nobody was silent", |kind| silences(kind) || ends_sessions(kind)),
-                false => self.was_hit("nobody was silent", silences),
-            },
+            line if line.contains("did not respond within") => {
+                if is_pooled {
+                    // A pooler can be silent because its server is gone.
+                    self.was_hit("nobody was silent", |kind| silences(kind) || ends_sessions(kind))
+                } else {
+                    self.was_hit("nobody was silent", silences)
+                }
+            }
             line if line.contains("administrator command") => self.was_hit("nobody ended the session", ends_sessions),
             _ => self.was_hit("nothing happened to the session", |kind| {
                 ends_sessions(kind) || silences(kind)
@@ -115,9 +118,10 @@ impl Ending<'_> {
         self.has_line(&format!("; gave up after {seconds}s"))?;
         let took = (self.run.ended - self.run.began) / 1_000_000;
         let is_late = took > u128::from(seconds) * 1000 + LATE_LIMIT_MS && self.was_hit("", |_| true).is_err();
-        match took < u128::from(seconds) * 1000 || is_late {
-            true => Err(format!("it gave up after {took} ms")),
-            false => Ok(()),
+        if took < u128::from(seconds) * 1000 || is_late {
+            Err(format!("it gave up after {took} ms"))
+        } else {
+            Ok(())
         }
     }
 
@@ -133,9 +137,10 @@ impl Ending<'_> {
 
     /// The message contains this text; the empty text means that there is none.
     fn has_line(&self, text: &str) -> Result<(), String> {
-        match self.line.contains(text) && text.is_empty() == self.line.is_empty() {
-            true => Ok(()),
-            false => Err(format!("it does not say {text:?}")),
+        if self.line.contains(text) && text.is_empty() == self.line.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("it does not say {text:?}"))
         }
     }
 

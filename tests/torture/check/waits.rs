@@ -29,7 +29,8 @@ struct Wanting<'a> {
 impl<'a> Check<'a> {
     fn wanting(&self, number: usize, run: &'a Run) -> Wanting<'a> {
         let stay = self.stays.get(&number);
-        // The lock of a killed pglock is its job's, which ends later; that of a silent client remains on the server for a while.
+        // The lock of a killed pglock is its job's, which ends later; that of a silent client remains on the server for
+        // a while.
         let was_silent = || {
             let is = |fault: &Fault| silences(fault.kind);
             let found = self.faults.find(number, run, run.began, run.ended, is);
@@ -41,11 +42,11 @@ impl<'a> Check<'a> {
         };
         // The first of several keys may be held while pglock waits for the others.
         let is_partly_inside = run.request.keys.len() > 1;
-        let is_told = matches!(run.end, End::Code(69 | 75));
+        let is_reported = matches!(run.end, End::Code(69 | 75));
         let inside = match stay {
             _ if is_partly_inside => Some((run.began, gone)),
             Some(stay) => Some((stay.entered.saturating_sub(ARRIVAL_LIMIT_NS), gone)),
-            None if is_told => None,
+            None if is_reported => None,
             None => Some((run.began, gone)),
         };
         Wanting {
@@ -80,7 +81,8 @@ impl<'a> Check<'a> {
             let Some(pid) = named_holder(run) else {
                 continue;
             };
-            // A session of the pool can be lent to another client between the server's looks at the lock and at the name.
+            // A session of the pool can be lent to another client between the server's looks at the lock and at the
+            // name.
             let could_hold = |other: &usize| {
                 let other = self.wanting(*other, &self.history.runs[other]);
                 other.number != number

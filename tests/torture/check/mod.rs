@@ -250,7 +250,7 @@ impl<'a> Faults<'a> {
         near.find(|fault| felt_until(fault, run) >= from && meets(fault, number, run) && is(fault))
     }
 
-    /// Those that met one of the two, to be told.
+    /// Returns those that hit one of the two, for a message.
     fn program(&self, first: Holder, second: Holder) -> Vec<&'a Fault> {
         let from = first.run.began.min(second.run.began);
         let until = first.stay.last.max(second.stay.last);

@@ -1,0 +1,81 @@
+//! What most tests start with: the shared server, and a key of their own.
+
+use super::pglock::{Pglock, Running};
+use super::server::{Locks, Server};
+use nix::unistd::Pid;
+use std::ops::Deref;
+
+/// A key that no other test uses, on the shared server.
+pub struct Case {
+    pub server: &'static Server,
+    pub key: String,
+}
+
+impl Case {
+    pub fn new() -> Case {
+        Case {
+            server: Server::shared(),
+            key: super::unique("key"),
+        }
+    }
+
+    /// Returns `pglock run --key KEY`; options and the command follow.
+    pub fn run(&self) -> Pglock {
+        self.server.run(&self.key)
+    }
+
+    /// Starts a pglock that holds the key until it is finished.
+    #[track_caller]
+    pub fn holder(&self) -> Running {
+        self.run().holding()
+    }
+
+    /// Returns how many sessions hold and await the key.
+    pub fn locks(&self) -> Locks {
+        self.server.locks(&self.key)
+    }
+
+    /// Waits until so many sessions hold the key and so many await it.
+    #[track_caller]
+    pub fn await_locks(&self, granted: usize, waiting: usize) {
+        self.server.await_locks(&self.key, granted, waiting);
+    }
+
+    /// Asserts that the key is held: a pglock that does not wait gets the status of a conflict.
+    #[track_caller]
+    pub fn assert_held(&self) {
+        self.run().args(["--no-wait", "true"]).output().code(75);
+    }
+
+    /// Returns the backend of the only pglock that has this key.
+    #[track_caller]
+    pub fn backend(&self) -> Pid {
+        let backends = self.backends();
+        assert_eq!(backends.len(), 1, "{backends:?}");
+        backends[0]
+    }
+
+    /// Terminates the sessions of all pglocks that have this key.
+    pub fn terminate_backends(&self) {
+        for backend in self.backends() {
+            self.sql(&format!("SELECT pg_terminate_backend({backend})"));
+        }
+    }
+
+    fn backends(&self) -> Vec<Pid> {
+        let sql = format!(
+            "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pglock:{} %'",
+            self.key
+        );
+        let pids = self.sql(&sql).concat();
+        pids.iter().map(|pid| Pid::from_raw(pid.parse().unwrap())).collect()
+    }
+}
+
+impl Deref for Case {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        self.server
+    }
+}
