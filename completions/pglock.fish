@@ -154,7 +154,7 @@ golang-migrate-instance\t'golang-migrate, given an open connection (WithInstance
 prisma-migrate\t'Prisma Migrate'
 goose\t'goose session locker'
 node-pg-migrate\t'node-pg-migrate'
-all\t'all of them'"
+all\t'Every scheme'"
 complete -c pglock -n "__fish_pglock_using_subcommand key" -l dbname -d 'Name of the database, for schemes that hash it' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand key" -l sql -d 'Print the SQL expression that computes the number'
 complete -c pglock -n "__fish_pglock_using_subcommand key" -s h -l help -d 'Print help (see more with \'--help\')'

@@ -171,6 +171,8 @@ pub(crate) fn exited_child() -> io::Result<Option<Pid>> {
     Ok(wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOWAIT)?.map(|(pid, _)| pid))
 }
 
+/// Calls waitid(2) without blocking. Returns the child and its status change, if there is one.
+///
 /// # Errors
 /// waitid(2) fails.
 fn wait(id_type: libc::idtype_t, id: libc::id_t, options: libc::c_int) -> io::Result<Option<(Pid, WaitStatus)>> {

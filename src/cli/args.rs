@@ -26,7 +26,7 @@ pub(super) fn command() -> clap::Command {
 
 /// Run a command on one machine at a time, using the PostgreSQL server you already have
 #[derive(Debug, Parser)]
-#[command(name = "pglock", version, max_term_width = help::MAX_WIDTH, subcommand_required = true)]
+#[command(name = "pglock", version, max_term_width = help::MAX_HELP_WIDTH, subcommand_required = true)]
 #[command(disable_help_subcommand = true, arg_required_else_help = false)]
 pub(super) struct Cli {
     #[command(subcommand)]

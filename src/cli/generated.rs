@@ -2,10 +2,10 @@
 //!
 //! The completions and the manual page are committed, so that neither the binary nor its build needs a generator. The
 //! tests fail if a file is stale, and `make completions` rewrites it. `src/cli/generated/` has what clap cannot know:
-//! how the shells complete the job as a command of its own, and the prose of the manual page.
+//! how the shells complete the job as a separate command, and the prose of the manual page.
 
 use super::args::command;
-use super::help::{self, MAX_WIDTH};
+use super::help::{self, MAX_HELP_WIDTH};
 use super::options::CompletionsTarget;
 use crate::key::hash::{SCHEMES, SchemeInput};
 use crate::outcome::EXIT_TABLE;
@@ -21,7 +21,7 @@ const JOB_IN_FISH: &str = include_str!("generated/job.fish");
 /// The subcommands that have options.
 const SUBCOMMANDS: [&str; 5] = ["run", "list", "evict", "check", "key"];
 
-const MANUAL: &str = include_str!("generated/pglock.1.in");
+const MANUAL_TEMPLATE: &str = include_str!("generated/pglock.1.in");
 
 #[test]
 fn bash_is_up_to_date() {
@@ -44,7 +44,7 @@ fn bash_is_up_to_date() {
 #[test]
 fn zsh_is_up_to_date() {
     let script = complete(Shell::Zsh);
-    // The job is a command line of its own.
+    // The job is a complete command line.
     let script = replace_once(&script, "'*::command -- ", "'(-)*:::command -- ");
     let script = replace_once(&script, ":_cmdambivalent'", ":_normal'");
     assert_up_to_date("_pglock", &script);
@@ -68,7 +68,7 @@ fn fish_is_up_to_date() {
 
 #[test]
 fn the_manual_is_up_to_date() {
-    let mut manual = replace_once(MANUAL, "@VERSION@", env!("CARGO_PKG_VERSION"));
+    let mut manual = replace_once(MANUAL_TEMPLATE, "@VERSION@", env!("CARGO_PKG_VERSION"));
     for name in SUBCOMMANDS {
         let mark = format!("@OPTIONS {name}@\n");
         manual = replace_once(&manual, &mark, &options_in_roff(name));
@@ -181,7 +181,7 @@ fn root() -> PathBuf {
 }
 
 fn short_help(subcommand: &str) -> String {
-    let mut command = command().term_width(MAX_WIDTH);
+    let mut command = command().term_width(MAX_HELP_WIDTH);
     command.build();
     let subcommand = command.find_subcommand_mut(subcommand).expect("the subcommand exists");
     subcommand.render_help().to_string()
@@ -217,7 +217,7 @@ fn complete(shell: Shell) -> String {
     String::from_utf8(script).expect("clap's definitions are UTF-8")
 }
 
-/// Fails if a new version of clap generates something else than expected here.
+/// Replaces the only occurrence. Fails if a new version of clap generates something else.
 #[track_caller]
 fn replace_once(text: &str, old: &str, new: &str) -> String {
     assert_eq!(text.matches(old).count(), 1, "{old:?}");

@@ -1,4 +1,4 @@
-//! What the help text has beyond clap's own: defaults, environment variables, and the tables at its end.
+//! Additions to clap's help text: defaults, environment variables, and the tables at its end.
 
 use crate::key::hash::{SCHEMES, SchemeInput};
 use crate::outcome::EXIT_TABLE;
@@ -6,7 +6,7 @@ use clap::Arg;
 use std::fmt::Display;
 
 /// The widest help text, in columns: `-h` has one line per option at this width.
-pub(super) const MAX_WIDTH: usize = 120;
+pub(super) const MAX_HELP_WIDTH: usize = 120;
 
 /// Notes on the default and the variable of an option. clap prints such notes itself only if it also reads the variable
 /// and applies the default, but pglock must tell an invalid variable (78) from an invalid argument (64).

@@ -1,6 +1,6 @@
 //! The command line: from arguments and `PGLOCK_*` variables to a validated [`Invocation`].
 //!
-//! No I/O happens here except reading the environment, and every mistake is reported before anything else is touched.
+//! No I/O happens here except reading the environment, and every mistake is reported before anything else happens.
 //! Errors take one line and never contain a password.
 
 mod args;

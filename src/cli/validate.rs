@@ -1,4 +1,4 @@
-//! From parsed arguments to validated options: applies variables and defaults, and rejects what makes no sense.
+//! From parsed arguments to validated options: applies variables and defaults, and rejects contradictions.
 
 use super::args::{CheckArgs, ConnectionArgs, EvictArgs, KeyArgs, ListArgs, RunArgs, ScopeArgs};
 use super::defaults;
@@ -21,6 +21,8 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 impl RunArgs {
+    /// Validates the options of `pglock run`.
+    ///
     /// # Errors
     /// Fails if a variable is invalid, a value is out of range, or options contradict each other.
     pub(super) fn validate(self) -> Result<RunOptions, Failure> {
@@ -32,7 +34,8 @@ impl RunArgs {
         let on_lost = variables::PGLOCK_ON_LOST.or_option(self.on_lost)?;
         let poll = variables::PGLOCK_POLL.or_option(self.poll)?;
         let poll = poll.unwrap_or(defaults::DEFAULT_POLL);
-        check_range("--poll", poll, &defaults::POLL_RANGE)?;
+        let origin = variables::PGLOCK_POLL.origin("--poll", self.poll);
+        check_range(origin, poll, &defaults::POLL_RANGE)?;
         let timing = timing(self.heartbeat, self.kill_after)?;
         let connection = self.connection.validate()?;
         let scope = self.scope.validate()?;
@@ -71,7 +74,7 @@ impl RunArgs {
     }
 }
 
-/// Rejects what `--fair` cannot queue for.
+/// Checks that the options allow queueing with `--fair`.
 ///
 /// # Errors
 /// Fails if the lock has several keys, no wait, or the scope of a transaction.
@@ -91,6 +94,8 @@ fn check_fair(key_count: usize, wait: Option<Duration>, scope: ScopeChoice) -> R
 }
 
 impl ListArgs {
+    /// Validates the options of `pglock list`.
+    ///
     /// # Errors
     /// Fails if a variable is invalid or the scheme does not suit the keys.
     pub(super) fn validate(self) -> Result<ListOptions, Failure> {
@@ -110,6 +115,8 @@ impl ListArgs {
 }
 
 impl EvictArgs {
+    /// Validates the options of `pglock evict`.
+    ///
     /// # Errors
     /// Fails if a variable is invalid or the scheme does not suit the keys.
     pub(super) fn validate(self) -> Result<EvictOptions, Failure> {
@@ -125,6 +132,8 @@ impl EvictArgs {
 }
 
 impl CheckArgs {
+    /// Validates the options of `pglock check`.
+    ///
     /// # Errors
     /// Fails if a variable is invalid or out of range.
     pub(super) fn validate(self) -> Result<CheckOptions, Failure> {
@@ -138,6 +147,8 @@ impl CheckArgs {
 }
 
 impl KeyArgs {
+    /// Validates the options of `pglock key`.
+    ///
     /// # Errors
     /// Fails if a variable is invalid or the scheme does not suit the keys.
     pub(super) fn validate(self) -> Result<KeyOptions, Failure> {
@@ -167,6 +178,8 @@ fn only_name(keys: Vec<Key>) -> Result<Key, Failure> {
 }
 
 impl ConnectionArgs {
+    /// Completes the options from the variables.
+    ///
     /// # Errors
     /// Fails if a variable is invalid.
     fn validate(self) -> Result<ConnectionOptions, Failure> {
@@ -188,6 +201,8 @@ impl ConnectionArgs {
 }
 
 impl ScopeArgs {
+    /// Returns the scope from the option, the variable or the default.
+    ///
     /// # Errors
     /// Fails if the variable is invalid.
     fn validate(self) -> Result<ScopeChoice, Failure> {
@@ -222,8 +237,8 @@ fn tool_key(scheme: Option<Scheme>) -> Result<Key, Failure> {
     }
 }
 
-/// Applies the scheme from the option or else the variable. The variable cannot select a tool's own lock: what names
-/// the lock has no variable.
+/// Applies the scheme from the option or else the variable. The variable cannot select a tool's own lock, because no
+/// variable may name the lock.
 ///
 /// # Errors
 /// Fails if the scheme is a tool's own lock, or the variable is invalid.
@@ -259,30 +274,32 @@ fn distinct(keys: Vec<Key>) -> Vec<Key> {
 /// # Errors
 /// Fails if a variable is invalid, or an interval is out of range.
 fn timing(heartbeat: Option<Duration>, kill_after: Option<Duration>) -> Result<Timing, Failure> {
+    let heartbeat_origin = variables::PGLOCK_HEARTBEAT.origin("--heartbeat", heartbeat);
+    let kill_after_origin = variables::PGLOCK_KILL_AFTER.origin("--kill-after", kill_after);
     let heartbeat = variables::PGLOCK_HEARTBEAT.or_option(heartbeat)?;
     let kill_after = variables::PGLOCK_KILL_AFTER.or_option(kill_after)?;
     let timing = Timing {
         heartbeat: heartbeat.unwrap_or(defaults::DEFAULT_HEARTBEAT),
         kill_after: kill_after.unwrap_or(defaults::DEFAULT_KILL_AFTER),
     };
-    check_range("--heartbeat", timing.heartbeat, &defaults::HEARTBEAT_RANGE)?;
+    check_range(heartbeat_origin, timing.heartbeat, &defaults::HEARTBEAT_RANGE)?;
     if timing.kill_after > defaults::MAX_KILL_AFTER {
         let limit = format_duration(defaults::MAX_KILL_AFTER);
-        return Err(usage(format!("--kill-after must be at most {limit}")));
+        return Err(usage(format!("{kill_after_origin} must be at most {limit}")));
     }
     Ok(timing)
 }
 
-/// Checks the value of an option, or of its variable.
+/// Checks a value; `origin` is the option or variable that it comes from.
 ///
 /// # Errors
 /// Fails if the value is out of range.
-fn check_range(option: &str, value: Duration, range: &RangeInclusive<Duration>) -> Result<(), Failure> {
+fn check_range(origin: &str, value: Duration, range: &RangeInclusive<Duration>) -> Result<(), Failure> {
     if range.contains(&value) {
         return Ok(());
     }
     let (start, end) = (format_duration(*range.start()), format_duration(*range.end()));
-    Err(usage(format!("{option} must be between {start} and {end}")))
+    Err(usage(format!("{origin} must be between {start} and {end}")))
 }
 
 fn usage(message: impl Display) -> Failure {

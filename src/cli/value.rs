@@ -10,7 +10,7 @@ use crate::run::state::OnLost;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use std::time::Duration;
 
-/// A longer time overflows the clock's arithmetic on some systems, and nobody waits that long.
+/// The limit of every duration. A longer one could overflow the clock's arithmetic on some systems.
 const MAX_DURATION: Duration = Duration::from_secs(100 * 365 * 86400);
 
 /// Parses a duration: seconds with or without a fraction, or with units as in `1m30s`.
@@ -51,8 +51,8 @@ pub(super) fn slot_count(text: &str) -> Result<u16, String> {
     }
 }
 
-/// Parses the value of `--key`. clap lets it begin with a dash, because `-1,2` is a key; but `--shared` in this place
-/// is an option before which the key was forgotten.
+/// Parses the value of `--key`. clap lets it begin with a dash, because `-1,2` is a key; but if it is `--shared`, the
+/// key in front of that option was forgotten.
 ///
 /// # Errors
 /// Fails for an option, and as [`Key::parse`] does.
@@ -137,7 +137,7 @@ pub(super) fn scheme_parser() -> impl TypedValueParser<Value = Scheme> {
 
 /// Parses the value of `pglock key --hash`.
 pub(super) fn scheme_selection_parser() -> impl TypedValueParser<Value = SchemeSelection> {
-    let all = PossibleValue::new(ALL_SCHEMES).help("all of them");
+    let all = PossibleValue::new(ALL_SCHEMES).help("Every scheme");
     PossibleValuesParser::new(scheme_values().chain([all])).try_map(|name| match name.as_str() {
         ALL_SCHEMES => Ok(SchemeSelection::All),
         name => name.parse().map(SchemeSelection::One),

@@ -1,7 +1,7 @@
 //! The `PGLOCK_*` environment variables.
 //!
-//! A variable sets what belongs to a host or a crontab rather than to one call, and the option overrides it. Nothing
-//! that names the lock has a variable: a pglock in the job of another would acquire its parent's lock.
+//! Variables exist for what is configured once for a host or a crontab; an option overrides its variable. No variable
+//! names the lock: a pglock in the job of another pglock would otherwise try to acquire the lock of its parent.
 
 use super::value;
 use crate::connection::quoted;
@@ -61,6 +61,11 @@ impl<T> Variable<T> {
         }
     }
 
+    /// Returns what an error about the value should name: the option, if it is given, or else the variable.
+    pub(super) fn origin(&self, option_name: &'static str, option: Option<T>) -> &'static str {
+        if option.is_some() { option_name } else { self.name }
+    }
+
     /// Reads the variable; an empty one counts as unset, as for libpq.
     ///
     /// # Errors
@@ -80,7 +85,7 @@ impl<T> Variable<T> {
 
     /// Makes the error for an invalid value; a value that may contain a password is not printed.
     pub(super) fn invalid(&self, value: &str, expected: &str) -> Failure {
-        let message = format!("invalid value {} for {}: {expected}", quoted(value), self.name);
+        let message = format!("{} is {}; {expected}", self.name, quoted(value));
         Failure::msg(ExitCode::Config, message)
     }
 }

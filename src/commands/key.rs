@@ -52,12 +52,13 @@ fn print_key(key: &Key, format: &KeyFormat) -> Result<String, Failure> {
     match id_in(key, database.as_deref()) {
         Some(id) => Ok(id.to_string()),
         None => {
-            let verb = if key.name().is_some() { "is " } else { "" };
             let reason = why_unknown(key);
-            Err(Failure::msg(
-                ExitCode::Usage,
-                format!("the number of key {key} {verb}{reason}"),
-            ))
+            let message = if key.name().is_some() {
+                format!("the number of key {key} is {reason}; use --sql to print the expression")
+            } else {
+                format!("the number of key {key} {reason}")
+            };
+            Err(Failure::msg(ExitCode::Usage, message))
         }
     }
 }
@@ -93,6 +94,6 @@ fn why_unknown(key: &Key) -> String {
     if key.name().is_some() {
         format!("computed by the server: {}", key.sql())
     } else {
-        "depends on the database: use --dbname NAME".to_owned()
+        "depends on the database; use --dbname NAME".to_owned()
     }
 }

@@ -4,7 +4,7 @@ use crate::inspect::overview::{LockEntry, LockState};
 use crate::inspect::server_time::age;
 use crate::ui::table::{self, Column};
 
-const COLUMNS: [Column<LockEntry>; 13] = [
+const LOCK_COLUMNS: [Column<LockEntry>; 13] = [
     column("KEY", 0, key_and_slot),
     column("NUMBER", 6, number_of_named_key),
     column("STATE", 0, |entry| state(entry.state).into()),
@@ -33,7 +33,7 @@ const fn column(title: &'static str, drop_order: u8, cell: fn(&LockEntry) -> Str
 
 /// Returns the table of these locks for a terminal of this width; without one, with all columns.
 pub(super) fn render(entries: &[LockEntry], terminal_width: Option<usize>) -> String {
-    table::render(&COLUMNS, entries, terminal_width)
+    table::render(&LOCK_COLUMNS, entries, terminal_width)
 }
 
 /// Returns the name, or else the number, with the slot.

@@ -135,7 +135,7 @@ impl Connector {
     /// # Errors
     /// The handshake fails; the reason is recorded.
     async fn start_tls(&self, config: Arc<ClientConfig>, host: String, socket: Socket) -> io::Result<RustlsStream> {
-        // A name that is not a valid DNS name is not sent to the server. The verifier compares it in any case.
+        // A name that is not a valid DNS name is not sent to the server, but the verifier still compares it.
         let server_name = match ServerName::try_from(host.as_str()) {
             Ok(_) => host,
             Err(_) => "0.0.0.0".into(),

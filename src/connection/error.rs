@@ -22,7 +22,7 @@ pub(crate) enum RetryScope {
 pub(crate) struct ConnectError {
     /// The exit status if no other attempt succeeds.
     pub code: ExitCode,
-    /// What to tell the operator.
+    /// The message for the operator.
     pub message: String,
     /// What is still worth trying.
     pub retry: RetryScope,
@@ -114,7 +114,7 @@ pub(super) fn exit_code_for(sqlstate: &str) -> ExitCode {
     }
 }
 
-/// The failures of authentication that the client library tells apart by its text only.
+/// The authentication failures that the client library distinguishes only by their text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ClientErrorKind {
     /// The server requested a password, and the library has none.
@@ -127,7 +127,7 @@ pub(super) enum ClientErrorKind {
 
 impl ClientErrorKind {
     /// Classifies an error. Over TCP the handshake is observed, but over a Unix socket the library talks to the server
-    /// alone, and it keeps the kind of its errors private. A test holds these texts to the library's.
+    /// directly, and it keeps the kind of its errors private. A test compares these texts with the library's.
     pub(super) fn from_error(error: &postgres::Error) -> ClientErrorKind {
         if error
             .source()

@@ -26,7 +26,7 @@ pub(crate) struct Connection {
     pub canceller: Canceller,
 }
 
-/// Requests the server to cancel the current query of a session, from any thread.
+/// Asks the server to cancel the current query of a session, from any thread.
 #[derive(Clone)]
 pub(crate) struct Canceller {
     /// The connector is that of the session; a Unix socket has none.
@@ -44,7 +44,7 @@ impl Canceller {
     }
 }
 
-/// Is called with the time limit of each step of connecting that has one, before the step begins.
+/// A function that is called before each step of connecting that has a time limit, with that limit.
 pub(super) type TimeLimitObserver<'a> = &'a mut dyn FnMut(Duration);
 
 /// How long an attempt may exceed its own time limit.

@@ -9,7 +9,7 @@ use super::redact::{is_like_parameter_name, is_secret};
 use super::settings_error::SettingsError;
 
 /// The contents of a connection string.
-pub(super) struct Parsed {
+pub(super) struct ParsedConnectionString {
     /// The parameters that it sets.
     pub values: Values,
     /// The address may be part of a password with an unencoded `@`, and must not be printed.
@@ -20,7 +20,7 @@ pub(super) struct Parsed {
 ///
 /// # Errors
 /// The string is malformed, or names an unknown parameter.
-pub(super) fn parse(text: &str) -> Result<Parsed, SettingsError> {
+pub(super) fn parse(text: &str) -> Result<ParsedConnectionString, SettingsError> {
     parse_either(text).map_err(|problem| SettingsError::ConnectionString { problem })
 }
 
@@ -28,7 +28,7 @@ pub(super) fn parse(text: &str) -> Result<Parsed, SettingsError> {
 ///
 /// # Errors
 /// The string is malformed, or names an unknown parameter.
-fn parse_either(text: &str) -> Result<Parsed, String> {
+fn parse_either(text: &str) -> Result<ParsedConnectionString, String> {
     for prefix in ["postgresql://", "postgres://"] {
         if let Some(rest) = text.strip_prefix(prefix) {
             return parse_uri(rest);
@@ -44,7 +44,7 @@ fn parse_either(text: &str) -> Result<Parsed, String> {
     } else if !text.is_empty() {
         set(&mut values, "dbname", text)?;
     }
-    Ok(Parsed {
+    Ok(ParsedConnectionString {
         values,
         is_address_doubtful: false,
     })
@@ -131,7 +131,7 @@ fn parse_quoted_value(text: &str) -> Option<(String, &str)> {
 ///
 /// # Errors
 /// A part is malformed, or the query names an unknown parameter.
-fn parse_uri(text: &str) -> Result<Parsed, String> {
+fn parse_uri(text: &str) -> Result<ParsedConnectionString, String> {
     let mut values = Values::default();
     let mut rest = text;
     if let Some(at) = rest.find(['@', '/']).filter(|at| rest[*at..].starts_with('@')) {
@@ -158,7 +158,7 @@ fn parse_uri(text: &str) -> Result<Parsed, String> {
     }
     let parts = [&*hosts, &*ports, dbname];
     let is_address_doubtful = parts.iter().any(|part| part.contains('@'));
-    Ok(Parsed {
+    Ok(ParsedConnectionString {
         values,
         is_address_doubtful,
     })

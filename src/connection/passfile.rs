@@ -21,7 +21,7 @@ pub(super) struct PassfileQuery<'a> {
     pub user: &'a str,
 }
 
-/// What reading a password file came to.
+/// Result of reading a password file.
 pub(super) enum Passfile {
     /// It does not exist or cannot be read.
     Missing,

@@ -1,7 +1,7 @@
 //! Prompts for a password on the terminal, without echo, as psql does.
 //!
-//! Only if the server requested one and none is given, and only in the foreground of a terminal. The thread that
-//! prompts cannot be interrupted; whatever exits this process in the meantime calls [`restore_echo`] first.
+//! pglock prompts only if the server requested a password and none is given, and only in the foreground of a terminal.
+//! The prompting thread cannot be interrupted; any code that ends this process meanwhile calls [`restore_echo`] first.
 
 use super::settings::Secret;
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
@@ -11,15 +11,15 @@ use std::io::{Read, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The terminal whose echo is off, and its attributes before that.
-static SILENCED: Mutex<Option<(File, Termios)>> = Mutex::new(None);
+static SILENCED_TERMINAL: Mutex<Option<(File, Termios)>> = Mutex::new(None);
 
-fn silenced() -> MutexGuard<'static, Option<(File, Termios)>> {
-    SILENCED.lock().unwrap_or_else(PoisonError::into_inner)
+fn silenced_terminal() -> MutexGuard<'static, Option<(File, Termios)>> {
+    SILENCED_TERMINAL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Restores the attributes of the terminal, if a password prompt is open.
 pub(crate) fn restore_echo() {
-    if let Some((terminal, before)) = silenced().take() {
+    if let Some((terminal, before)) = silenced_terminal().take() {
         let _ = tcsetattr(&terminal, SetArg::TCSANOW, &before);
         let _ = (&terminal).write_all(b"\n");
     }
@@ -38,7 +38,7 @@ pub(crate) fn read_password(mut terminal: File, user: &str) -> Option<Secret> {
     let mut silent = before.clone();
     silent.local_flags.remove(LocalFlags::ECHO);
     silent.local_flags.insert(LocalFlags::ICANON);
-    *silenced() = Some((terminal.try_clone().ok()?, before));
+    *silenced_terminal() = Some((terminal.try_clone().ok()?, before));
     let password = tcsetattr(&terminal, SetArg::TCSAFLUSH, &silent)
         .ok()
         .and_then(|()| write!(terminal, "Password for user {user}: ").ok())

@@ -23,7 +23,7 @@ struct Environment<'a> {
 }
 
 /// The values of all sources.
-struct Collected {
+struct CollectedValues {
     values: Values,
     is_password_in_dsn: bool,
     is_address_doubtful: bool,
@@ -128,7 +128,7 @@ fn home_directory() -> Option<PathBuf> {
 ///
 /// # Errors
 /// The connection string or a variable is malformed, or the service file cannot be used.
-fn collect(dsn: &str, environment: &Environment) -> Result<Collected, SettingsError> {
+fn collect(dsn: &str, environment: &Environment) -> Result<CollectedValues, SettingsError> {
     let parsed = parse(dsn)?;
     let mut values = parsed.values;
     let is_password_in_dsn = values.get("password").is_some();
@@ -145,7 +145,7 @@ fn collect(dsn: &str, environment: &Environment) -> Result<Collected, SettingsEr
         values.fill(service::read(&service, &files)?);
     }
     values.fill(variables(environment)?);
-    Ok(Collected {
+    Ok(CollectedValues {
         values,
         is_password_in_dsn,
         is_address_doubtful: parsed.is_address_doubtful,

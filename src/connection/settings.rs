@@ -1,7 +1,7 @@
 //! The connection settings: what to connect to and how, validated, with nothing opened yet.
 //!
-//! Only types, and what to print of them. [`super::resolve`] collects the values, [`super::validate`] makes these types
-//! of them, and [`super::open`] connects.
+//! Only types, and how messages describe them. [`super::resolve`] collects the values, [`super::validate`] converts
+//! them to these types, and [`super::open`] connects.
 
 use super::reply_filter::MAX_LIST_REPLY_BYTES;
 use postgres::config::ChannelBinding;
@@ -217,7 +217,7 @@ pub(crate) struct Settings {
     pub(super) require_auth: RequireAuth,
     pub(super) require_peer: Option<String>,
     pub(super) is_password_in_dsn: bool,
-    /// The address may be part of a password; see [`super::parse::Parsed`].
+    /// The address may be part of a password; see [`super::parse::ParsedConnectionString`].
     pub(super) is_address_doubtful: bool,
     /// How much the server may send in reply to one query.
     pub(super) max_reply_bytes: usize,

@@ -18,9 +18,9 @@ pub(super) struct SocketSnapshot {
 const LOW_DESCRIPTORS: usize = 256;
 /// The number of low descriptors that must be free.
 const DESCRIPTOR_RESERVE: usize = 50;
-/// Where to put the duplicate, in order of preference. Scripts use descriptors 3 to 9 for themselves, and bash uses
-/// 255. Below 64, because to enlarge the descriptor table of a process with threads Linux waits for an RCU grace
-/// period, which takes longer than everything else together.
+/// The lowest number for the duplicate, in order of preference. Scripts use descriptors 3 to 9 for themselves, and bash
+/// uses 255. Below 64, because enlarging the descriptor table of a process with threads makes Linux wait for an RCU
+/// grace period, which takes longer than everything else together.
 const DUPLICATE_FLOORS: [RawFd; 2] = [56, 10];
 
 impl SocketSnapshot {
@@ -40,8 +40,8 @@ impl SocketSnapshot {
     /// address, or else through a Unix socket with a name. Meanwhile, other threads may open what they need, such as
     /// socket pairs, which have no name, or close a socket that is not connected yet, of an abandoned attempt.
     ///
-    /// Comparing the peer alone would not be enough: a pglock inside the job of another has inherited that one's
-    /// socket.
+    /// Comparing the peer alone would not be enough: a pglock in the job of another pglock has inherited the socket of
+    /// the outer one.
     pub(super) fn find_new(&self, address: Option<SocketAddr>) -> Option<OwnedFd> {
         let descriptors = if self.has_all {
             list_descriptors()

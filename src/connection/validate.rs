@@ -251,7 +251,7 @@ fn hosts(values: &Values, is_address_doubtful: bool) -> Result<Vec<Host>, Settin
     let count = names.len().max(addresses.len()).max(1);
     if !names.is_empty() && !addresses.is_empty() && names.len() != addresses.len() {
         return Err(SettingsError::inconsistent(format!(
-            "host has {} entries and hostaddr has {}; they must match",
+            "host and hostaddr must have the same number of entries, not {} and {}",
             names.len(),
             addresses.len()
         )));

@@ -41,7 +41,7 @@ pub(crate) struct Backend {
     pub read_epoch: f64,
 }
 
-/// Returns the columns of which [`Backend::from_row`] makes a [`Backend`], besides `pid`. `a` is `pg_stat_activity` or
+/// Returns the columns that [`Backend::from_row`] reads, besides `pid`. `a` is `pg_stat_activity` or
 /// `pg_stat_get_activity`. Of a query only the tag is read, and nothing of a query without one.
 pub(crate) fn columns() -> String {
     format!(

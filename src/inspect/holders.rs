@@ -56,6 +56,7 @@ pub(crate) fn conflict_message(
             let is = if taken == 1 { "is" } else { "are" };
             (format!("{taken} of {count} slots of key {key}{number}"), is, is)
         }
+        Some(1) => (format!("the only slot of key {key}{number}"), "is", "was"),
         Some(count) => (format!("all {count} slots of key {key}{number}"), "are", "were"),
         None => (format!("key {key}{number}"), "is", "was"),
     };
@@ -93,6 +94,7 @@ mod tests {
             "key 42 in database \"app\" is held; the holder could not be determined"
         );
         let of_slots = |count| message(Some(count), Some(&holders));
+        assert!(of_slots(1).starts_with("the only slot of key 42 in database \"app\" is held by "));
         assert!(of_slots(2).starts_with("all 2 slots of key 42 in database \"app\" are held by "));
         assert!(of_slots(3).starts_with("2 of 3 slots of key 42 in database \"app\" are held by "));
     }

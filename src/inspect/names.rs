@@ -7,14 +7,14 @@ use crate::key::{Key, KeyId};
 use crate::protocol::derived_keys::{slot_keys, ticket_class};
 use std::collections::HashMap;
 
-/// What a number stands for.
+/// The meaning of a number in `pg_locks`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Meaning {
     /// The key, if its name is known.
     pub key: Option<Key>,
     /// The number of the key itself, which is also that of slot 0.
     pub base: KeyId,
-    /// The slot, if it is another one than 0.
+    /// The slot, unless it is slot 0.
     pub slot: Option<usize>,
 }
 

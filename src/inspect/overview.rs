@@ -302,7 +302,7 @@ impl LockEntry {
         self.backend.run_name()?.slots
     }
 
-    /// Returns the sort key: keys by name, then unnamed ones by number; holders by slot, then waiters as they came.
+    /// Returns the sort key: keys by name, then unnamed ones by number; holders by slot, then waiters by arrival.
     fn rank(&self) -> impl Ord + use<> {
         let name = self.key.as_ref().map(|key| key.given().to_owned());
         let since = self.since.or(self.backend.connected);

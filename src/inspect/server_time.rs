@@ -1,6 +1,6 @@
 //! Times by the server's clock.
 //!
-//! The clock of this host is never compared with them: a time comes with its age, which the server computes too.
+//! They are never compared with the clock of this host: each comes with its age, also by the server's clock.
 
 use std::time::{Duration, UNIX_EPOCH};
 

@@ -129,7 +129,7 @@ impl Key {
         }
     }
 
-    /// Returns every key that a user can have written like this: one for each scheme, the default scheme first.
+    /// Returns every key that can be written like this: one for each scheme, the default scheme first.
     pub(crate) fn readings(given: &str) -> Vec<Key> {
         let mut readings: Vec<Key> = match Key::parse(given) {
             Ok(key) if key.name().is_some() => SCHEMES

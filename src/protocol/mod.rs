@@ -1,4 +1,4 @@
-//! What pglocks of every version tell each other, and database administrators: `docs/protocol.md` describes it.
+//! What pglocks of all versions tell each other and database administrators; see `docs/protocol.md`.
 //!
 //! A session names itself in `application_name`, a query says in a comment what it is for, and slots, tickets and
 //! eviction marks are locks whose keys are derived from the key of the lock. All of it is part of the stable interface:

@@ -10,10 +10,10 @@
 use super::derived_keys::MAX_SLOTS;
 use crate::key::Key;
 
-/// `NAMEDATALEN` - 1: what PostgreSQL keeps of an `application_name`.
+/// The maximum length of an `application_name` in PostgreSQL, `NAMEDATALEN` - 1.
 const MAX_NAME_LEN: usize = 63;
 
-/// What is kept of the host.
+/// The maximum length of the host name.
 const MAX_HOST_LEN: usize = 32;
 
 /// The front of the name of a `pglock run`; its keys follow.
@@ -23,7 +23,7 @@ const RUN_PREFIX: &str = "pglock:";
 const EVICT_PREFIX: &str = "pglock evict ";
 
 /// Returns the name of a session that holds or waits for these keys. A name that the user configured takes the place of
-/// the keys; slots, host and process ID follow it all the same.
+/// the keys; slots, host and process ID still follow it.
 pub(crate) fn for_run(configured: Option<&str>, keys: &[Key], slots: Option<u16>) -> String {
     let keys: Vec<&str> = keys.iter().map(Key::given).collect();
     let front = format!("{RUN_PREFIX}{}", keys.join(","));
@@ -42,14 +42,14 @@ pub(crate) fn for_check(configured: Option<&str>, random: Option<u64>) -> String
     of_this_process(configured.unwrap_or(&format!("pglock check{random}")), None)
 }
 
-/// Returns the name of a `pglock evict`: the evicted reads from it which user on which host did it. See [`evictor`].
+/// Returns the name of a `pglock evict`, from which the evicted pglock learns who evicted it. See [`evictor`].
 pub(crate) fn for_evict() -> String {
     let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten();
     let user = user.map_or_else(String::new, |user| format!("{}@", user.name));
     format!("{EVICT_PREFIX}{user}{}:{}", host(), std::process::id())
 }
 
-/// Returns user, host and process of a `pglock evict`, if the name is one's.
+/// Returns user, host and process ID, if this is the name of a `pglock evict`.
 pub(crate) fn evictor(application_name: &str) -> Option<&str> {
     application_name.strip_prefix(EVICT_PREFIX)
 }
@@ -194,7 +194,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the key and the host are called, others read from the name who it is.
+        /// Whatever the key and the host are, other clients can read host and process ID from the name.
         #[test]
         fn a_name_reads_back(
             key in "\\PC{0,70}", host in "[a-z0-9.-]{1,40}", slots in prop::option::of(1..=MAX_SLOTS), pid: u32,

@@ -1,8 +1,8 @@
 //! The comment in front of every query of a `pglock run`, which the server shows in `pg_stat_activity.query`.
 //!
 //! It tells `pglock list` and database administrators what the job's program is, how long the lock has been held, and
-//! that a session between two tries is still waiting: the server records none of this itself. Only the program is
-//! named, never its arguments, which may contain a secret.
+//! that a session between two tries is still waiting. The server itself records none of this. Only the program is
+//! named, never its arguments, which may contain secrets.
 
 use std::ffi::OsStr;
 use std::sync::OnceLock;
@@ -11,7 +11,7 @@ use std::time::Duration;
 /// The beginning of every tag.
 pub(crate) const QUERY_TAG_PREFIX: &str = "/* pglock ";
 
-/// The most that is kept of the program's name. The server keeps 1024 bytes of a query by default.
+/// The maximum length of the program's name. The server keeps 1024 bytes of a query by default.
 const MAX_PROGRAM_LEN: usize = 100;
 
 /// An upper bound on the length of a tag.
@@ -22,7 +22,7 @@ static JOB_PROGRAM: OnceLock<String> = OnceLock::new();
 /// Sets the job's program, once, before the first query. Without it queries have no tag.
 pub(crate) fn set_job_program(program: &OsStr) {
     // A second call would be a bug, and has no effect.
-    let _ = JOB_PROGRAM.set(plain_ascii(&program.to_string_lossy()));
+    let _ = JOB_PROGRAM.set(comment_safe(&program.to_string_lossy()));
 }
 
 /// What a tag says besides the job's program.
@@ -123,7 +123,7 @@ fn leading_seconds(text: &str) -> Option<f64> {
 
 /// Returns the first characters of a program's name, with `?` for those that could end the comment, begin another, or
 /// be changed on the way.
-fn plain_ascii(program: &str) -> String {
+fn comment_safe(program: &str) -> String {
     let is_kept = |c: char| (c == ' ' || c.is_ascii_graphic()) && !matches!(c, '*' | '\'' | '"' | '\\');
     let plain = program.chars().map(|c| if is_kept(c) { c } else { '?' });
     plain.take(MAX_PROGRAM_LEN).collect()
@@ -138,7 +138,7 @@ mod tests {
     /// The golden vectors: never change one.
     #[test]
     fn a_tag_names_the_program_and_stays_a_comment() {
-        let program = plain_ascii("./b\u{e4}ckup */ DROP 'x'\n");
+        let program = comment_safe("./b\u{e4}ckup */ DROP 'x'\n");
         assert_eq!(program, "./b?ckup ?/ DROP ?x??");
         let comment = QueryTag::ProgramOnly.comment(&program);
         assert_eq!(comment, format!("/* pglock job {program} */ "));
@@ -155,7 +155,7 @@ mod tests {
             job_limit: Duration::from_secs(20),
         };
         assert_eq!(guarding.comment("sh"), "/* pglock guards limit 20.000 job sh */ ");
-        assert_eq!(plain_ascii(&"x".repeat(500)).len(), MAX_PROGRAM_LEN);
+        assert_eq!(comment_safe(&"x".repeat(500)).len(), MAX_PROGRAM_LEN);
     }
 
     #[test]
@@ -213,7 +213,7 @@ mod tests {
                 QueryTag::Holding { held_for: time, job_limit: time }, QueryTag::Guarding { job_limit: time },
             ];
             for tag in tags {
-                let program = plain_ascii(&program);
+                let program = comment_safe(&program);
                 let comment = tag.comment(&program);
                 prop_assert!(comment.starts_with(QUERY_TAG_PREFIX) && comment.ends_with(" */ "));
                 prop_assert_eq!(comment.matches("*/").count(), 1);

@@ -3,6 +3,7 @@
 //! Standard output belongs to the job. Nothing here panics or fails: a closed or broken standard error must not end a
 //! pglock that guards a running job, so write errors are ignored, and a line that nobody reads is dropped.
 
+use crate::ui::terminal::ERASE_TO_LINE_END;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fmt::{self, Display};
@@ -33,9 +34,7 @@ static STATUS_LINE_SHOWN: Mutex<bool> = Mutex::new(false);
 const MAX_LINE_LEN: usize = 4096;
 /// How long to wait for a reader to make room. A reader that has stalled must not delay the job or its exit.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Erases from the cursor to the end of the line (ECMA-48 EL).
-const ERASE_TO_END: &str = "\x1b[K";
-/// Erases the line the cursor is in.
+/// Erases the line that the cursor is on (ECMA-48 EL).
 const ERASE_LINE: &str = "\r\x1b[K";
 
 /// Sets the verbosity. To be called once, before the first message.
@@ -86,7 +85,7 @@ pub(crate) fn show_status(line: &str) {
     *is_shown = true;
     let line = line.replace(char::is_control, " ");
     // The line is refreshed soon, so do not wait for a terminal that Ctrl-S has suspended.
-    write(format_args!("\r{line}{ERASE_TO_END}"), Duration::ZERO);
+    write(format_args!("\r{line}{ERASE_TO_LINE_END}"), Duration::ZERO);
 }
 
 /// Removes the status line, if there is one.

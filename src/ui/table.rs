@@ -3,13 +3,13 @@
 use crate::ui::terminal::truncate_to_width;
 use unicode_width::UnicodeWidthStr;
 
-/// What separates two columns.
-const GAP: &str = "  ";
+/// The space between two columns.
+const COLUMN_GAP: &str = "  ";
 
-/// What no column is shortened below.
+/// The width below which no column is shortened.
 const MIN_COLUMN_WIDTH: usize = 4;
 
-/// A column: its title, and what it shows of a row.
+/// A column: its title, and how to make its cell from a row.
 pub(crate) struct Column<R> {
     /// The title.
     pub title: &'static str,
@@ -19,7 +19,7 @@ pub(crate) struct Column<R> {
     pub cell: fn(&R) -> String,
 }
 
-/// A column that has a cell that is not empty.
+/// A column with its cells.
 struct FilledColumn {
     title: &'static str,
     drop_order: u8,
@@ -61,7 +61,7 @@ impl FilledColumn {
 
 fn table_width(columns: &[FilledColumn]) -> usize {
     let widths: usize = columns.iter().map(|column| column.width).sum();
-    widths + GAP.len() * columns.len().saturating_sub(1)
+    widths + COLUMN_GAP.len() * columns.len().saturating_sub(1)
 }
 
 /// Drops columns until the rest fits, or only those are left that are never dropped.
@@ -92,7 +92,7 @@ fn line<'a>(columns: &'a [FilledColumn], cell: impl Fn(&'a FilledColumn) -> &'a 
         format!("{cell}{}", " ".repeat(padding))
     });
     let cells: Vec<String> = cells.collect();
-    format!("{}\n", cells.join(GAP).trim_end())
+    format!("{}\n", cells.join(COLUMN_GAP).trim_end())
 }
 
 #[cfg(test)]

@@ -8,6 +8,9 @@ use std::io::{IsTerminal, Write, stderr, stdin, stdout};
 use std::os::fd::AsFd;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
+/// Erases from the cursor to the end of the line (ECMA-48 EL).
+pub(crate) const ERASE_TO_LINE_END: &str = "\x1b[K";
+
 /// How to show a status that changes, on standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StatusStyle {

@@ -48,7 +48,7 @@ pub(crate) fn run(options: &CheckOptions) -> Result<Outcome, Failure> {
 /// # Errors
 /// The connection cannot be opened, or is lost.
 fn check(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<CheckReport, Failure> {
-    // Nobody else uses a random key, and it makes the name of the session as unique.
+    // No other client uses a random key, and the number makes the name of the session unique as well.
     let random = fastrand::u64(..);
     let id = KeyId::Bigint(random as i64);
     let application_name = name::for_check(settings.application_name(), Some(random));
@@ -132,7 +132,7 @@ impl Inspection<'_> {
         let configured = timeouts::fetch_configured(&mut self.client)?;
         let tried = match scope.map(|scope| self.try_lock(scope, first_try)) {
             Some(Ok(tried)) => Some(tried),
-            // The pooler has closed the connection with it.
+            // The pooler has also closed the connection, so nothing else can be examined.
             Some(Err(failure)) => {
                 let message = refusal_message(failure)?;
                 self.findings.push(Finding::refusal("lock", message));

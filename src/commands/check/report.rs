@@ -8,7 +8,7 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Level {
-    /// As it should be.
+    /// Nothing needs to be done.
     Ok,
     /// `run` works, but not as well as it could.
     Warning,
@@ -26,7 +26,7 @@ pub(super) struct Finding {
 }
 
 impl Finding {
-    /// Makes a finding that things are as they should be.
+    /// Makes a finding that needs no action.
     pub(super) fn ok(subject: &'static str, fact: impl Into<String>) -> Finding {
         Finding {
             fact: fact.into(),

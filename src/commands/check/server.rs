@@ -22,7 +22,7 @@ pub(super) fn product(server: &Server) -> Finding {
         .with_remedy("the lock below shows whether this server's locks are real")
 }
 
-/// Returns in which database the locks are.
+/// Returns the database to which the locks belong.
 pub(super) fn database(server: &Server) -> Finding {
     Finding::ok(
         "database",
@@ -33,7 +33,7 @@ pub(super) fn database(server: &Server) -> Finding {
     )
 }
 
-/// Returns which role it is, and what it can see of other sessions.
+/// Returns our role, and what it can see of other sessions.
 ///
 /// # Errors
 /// The query fails, or the connection is lost.
@@ -78,7 +78,7 @@ pub(super) fn recovery(server: &Server) -> Finding {
     Finding::ok("recovery", "a primary")
 }
 
-/// Returns whether the connection is encrypted; behind a pooler, that between pooler and server.
+/// Returns whether the connection is encrypted; behind a pooler, the one between the pooler and the server.
 ///
 /// # Errors
 /// The query fails, or the connection is lost.
@@ -108,7 +108,7 @@ pub(super) fn encryption(client: &mut Client, server: &Server) -> Result<Finding
     Ok(Finding::warning("TLS", format!("none{between}")).with_remedy(remedy))
 }
 
-/// Returns how `run` would wait for a lock. An empty DO needs the same privilege as one that waits.
+/// Returns how `run` would wait for a lock. An empty DO block requires the same privilege as one that waits.
 ///
 /// # Errors
 /// The connection is lost.

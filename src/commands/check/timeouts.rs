@@ -39,7 +39,7 @@ pub(super) fn fetch_configured(client: &mut Client) -> Result<Vec<ConfiguredTime
     Ok(timeouts.collect())
 }
 
-/// Returns what became of these timeouts, if the session or transaction has been configured for a lock.
+/// Returns the values of these timeouts now, if the session or transaction has been configured for a lock.
 ///
 /// # Errors
 /// The query fails, or the connection is lost.

@@ -13,20 +13,18 @@ use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::protocol::name;
 use crate::ui::message;
 use crate::ui::stdout;
-use crate::ui::terminal::{self, truncate_to_width};
+use crate::ui::terminal::{self, ERASE_TO_LINE_END, truncate_to_width};
 use json::LockList;
 use postgres::Client;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
-/// How often `--watch` looks.
+/// How often `--watch` refreshes.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The cursor moves to the upper left corner (ECMA-48 CUP).
+/// Moves the cursor to the upper left corner (ECMA-48 CUP).
 const CURSOR_HOME: &str = "\x1b[H";
-/// The rest of the line is erased (ECMA-48 EL).
-const ERASE_TO_LINE_END: &str = "\x1b[K";
-/// The rest of the screen is erased (ECMA-48 ED).
+/// Erases from the cursor to the end of the screen (ECMA-48 ED).
 const ERASE_TO_SCREEN_END: &str = "\x1b[J";
 
 /// Lists the locks, once or until interrupted.

@@ -1,7 +1,7 @@
-//! The contents of a certificate, and whether it is for the wanted host.
+//! The contents of a certificate, and whether it is for a given host.
 //!
 //! rustls verifies the chain of signatures. Names are compared here by libpq's rules, which also accept a common name
-//! if there is no alternative name of the same kind; private certificates of PostgreSQL servers often have no other.
+//! if there is no alternative name of the same kind: private certificates of PostgreSQL servers often have only that.
 //! Version 1 certificates, which the commands in PostgreSQL's manual create and rustls cannot parse, are parsed here to
 //! explain the problem.
 

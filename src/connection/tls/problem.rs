@@ -5,13 +5,13 @@ use rustls::{AlertDescription, CertificateError, Error, OtherError};
 use std::fmt;
 use std::sync::Arc;
 
-/// What is wrong with the server's certificate, as a sentence of ours that travels inside rustls's error.
+/// What is wrong with the server's certificate: a sentence that is carried inside an error of rustls.
 #[derive(Debug)]
-pub struct CertificateProblem(String);
+pub(crate) struct CertificateProblem(String);
 
 impl CertificateProblem {
     /// Wraps the sentence.
-    pub fn new(problem: String) -> CertificateProblem {
+    pub(crate) fn new(problem: String) -> CertificateProblem {
         CertificateProblem(problem)
     }
 }
@@ -44,7 +44,7 @@ pub(crate) fn describe(error: &Error) -> String {
     }
 }
 
-/// Returns whether the server rejects the client certificate, or misses one.
+/// Returns whether the server rejected the client certificate, or requires one.
 pub(crate) fn is_about_client_certificate(alert: AlertDescription) -> bool {
     use AlertDescription::*;
     matches!(

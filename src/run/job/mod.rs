@@ -13,7 +13,7 @@ mod spawn;
 use crate::key::{Key, KeyId};
 use crate::lock::Mode;
 use crate::outcome::{ExitCode, ExitReason, Failure};
-use crate::run::job::spawn::{Setup, spawn};
+use crate::run::job::spawn::{SpawnSetup, spawn};
 use crate::run::signals::Signals;
 use crate::sys::{self, WaitStatus};
 use crate::ui::terminal;
@@ -93,7 +93,7 @@ impl Job {
                 inherited_children = processes::children();
             }
         }
-        let setup = Setup {
+        let setup = SpawnSetup {
             own_group: group == Group::Own,
             mask: signals.on_entry().mask,
             default: signals.to_default().collect(),

@@ -19,7 +19,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 /// The setup of the new process, beyond what a [`Command`] describes.
-pub(super) struct Setup<'a> {
+pub(super) struct SpawnSetup<'a> {
     /// Whether it leads its own process group instead of joining pglock's.
     pub own_group: bool,
     /// The signal mask.
@@ -28,7 +28,7 @@ pub(super) struct Setup<'a> {
     pub default: Vec<Signal>,
     /// Signals to ignore, because they were ignored when pglock started.
     pub ignored: Vec<Signal>,
-    /// A close-on-exec descriptor that it inherits nevertheless.
+    /// A descriptor that it inherits although it is close-on-exec.
     pub inherit: Option<&'a OwnedFd>,
 }
 
@@ -37,14 +37,14 @@ pub(super) struct Setup<'a> {
 ///
 /// # Errors
 /// The program cannot be executed, or the system cannot create a process.
-pub(super) fn spawn(command: Command, setup: &Setup) -> io::Result<Pid> {
+pub(super) fn spawn(command: Command, setup: &SpawnSetup) -> io::Result<Pid> {
     set_inherited_flags(setup, FdFlag::empty())?;
     let spawned = if setup.ignored.contains(&Signal::SIGCHLD) {
         fork(command, setup)
     } else {
         posix_spawn(&command, setup)
     };
-    // Cannot fail, as the descriptor is open; and a process that has started must be reported in any case.
+    // Cannot fail, because the descriptor is open; even if it did, a started process would have to be reported.
     let _ = set_inherited_flags(setup, FdFlag::FD_CLOEXEC);
     spawned
 }
@@ -53,16 +53,18 @@ pub(super) fn spawn(command: Command, setup: &Setup) -> io::Result<Pid> {
 ///
 /// # Errors
 /// The descriptor is not open.
-fn set_inherited_flags(setup: &Setup, flags: FdFlag) -> nix::Result<()> {
+fn set_inherited_flags(setup: &SpawnSetup, flags: FdFlag) -> nix::Result<()> {
     if let Some(descriptor) = setup.inherit {
         fcntl(descriptor, FcntlArg::F_SETFD(flags))?;
     }
     Ok(())
 }
 
+/// Starts the process with posix_spawnp(3).
+///
 /// # Errors
 /// posix_spawnp(3) fails, or a string contains a NUL byte.
-fn posix_spawn(command: &Command, setup: &Setup) -> io::Result<Pid> {
+fn posix_spawn(command: &Command, setup: &SpawnSetup) -> io::Result<Pid> {
     let mut flags = PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF;
     flags.set(PosixSpawnFlags::POSIX_SPAWN_SETPGROUP, setup.own_group);
     let mut attributes = PosixSpawnAttr::init()?;
@@ -106,15 +108,19 @@ fn environment(command: &Command) -> io::Result<Vec<CString>> {
     variables.into_iter().map(pair).collect()
 }
 
+/// Converts a text for the system.
+///
 /// # Errors
 /// The text contains a NUL byte.
 fn c_string(text: &OsStr) -> io::Result<CString> {
     CString::new(text.as_bytes()).map_err(|_| Errno::EINVAL.into())
 }
 
+/// Starts the process with fork(2) and execvp(3).
+///
 /// # Errors
 /// fork(2) or execvp(3) fails.
-fn fork(mut command: Command, setup: &Setup) -> io::Result<Pid> {
+fn fork(mut command: Command, setup: &SpawnSetup) -> io::Result<Pid> {
     if setup.own_group {
         command.process_group(0);
     }

@@ -43,17 +43,17 @@ pub(super) enum AcquireOutcome {
 pub(super) struct AcquiredLock {
     /// The numbers of the keys, in the order in which they were given.
     pub(super) ids: Vec<KeyId>,
-    /// What is held, and to be released.
+    /// The lock that is held, and later released.
     pub(super) lock: Lock,
     pub(super) grant: Grant,
     /// Whether the session is the server's own, with no pooler between.
     pub(super) is_direct: bool,
-    /// Our place in the ticket queue, to be given up.
+    /// Our place in the ticket queue, to be released.
     pub(super) ticket: Option<Ticket>,
     pub(super) token: Option<String>,
 }
 
-/// What we request, and the server, whose locks are fit for it.
+/// The lock that we request, and the server, which supports it.
 struct LockRequest {
     /// The numbers of the keys, in the order in which they were given.
     ids: Vec<KeyId>,

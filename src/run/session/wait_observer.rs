@@ -10,7 +10,7 @@ use crate::lock::{Server, WaitObserver};
 use postgres::Client;
 use std::time::{Duration, Instant};
 
-/// How often a user who watches is shown who holds the lock.
+/// How often the holders are refreshed for a user who watches the wait.
 const HOLDER_REFRESH_INTERVAL: Duration = Duration::from_millis(850);
 
 /// Announces each query and each pause of a wait, and ends the wait on the order to release.

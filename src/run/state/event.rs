@@ -1,4 +1,4 @@
-//! What the state machine hears and what it orders.
+//! The inputs and outputs of the state machine.
 
 use crate::outcome::{ExitCode, ExitReason, Outcome};
 use crate::run::signals::SignalInfo;
