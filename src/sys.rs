@@ -4,6 +4,7 @@
 //! child between fork and exec, and waiting for a child without reaping it. Nothing here makes a decision.
 #![expect(unsafe_code, reason = "all unsafe code is in this file")]
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::Pid;
@@ -28,7 +29,7 @@ extern "C" fn record_entry() {
             state |= 1 << fd;
         }
     }
-    if is_ignored(Signal::SIGPIPE) {
+    if is_ignored(libc::SIGPIPE) {
         state |= SIGPIPE_IGNORED_BIT;
     }
     ENTRY_STATE.store(state, Ordering::Relaxed);
@@ -57,11 +58,11 @@ pub(crate) fn sigpipe_was_ignored() -> bool {
 }
 
 /// Returns whether the signal is ignored now.
-pub(crate) fn is_ignored(signal: Signal) -> bool {
+pub(crate) fn is_ignored(signal: libc::c_int) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: a null new action makes sigaction a query; all-zero bytes are a valid sigaction.
     unsafe {
-        libc::sigaction(signal as libc::c_int, std::ptr::null(), action.as_mut_ptr()) == 0
+        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
             && action.assume_init().sa_sigaction == libc::SIG_IGN
     }
 }
@@ -70,6 +71,16 @@ pub(crate) fn is_ignored(signal: Signal) -> bool {
 fn set_default(signal: Signal) {
     // SAFETY: SIG_DFL is not a handler, so no Rust code runs in signal context.
     unsafe { libc::signal(signal as libc::c_int, libc::SIG_DFL) };
+}
+
+/// Sends the signal to a process, or to the process group whose negated id is given. Takes a number because nix has no
+/// names for real-time signals.
+///
+/// # Errors
+/// kill(2) fails.
+pub(crate) fn kill(pid: Pid, signal: libc::c_int) -> nix::Result<()> {
+    // SAFETY: kill(2) takes two numbers.
+    Errno::result(unsafe { libc::kill(pid.as_raw(), signal) }).map(drop)
 }
 
 /// Raises the signal, unblocked and with its default action. If the process survives (it was stopped and continued,

@@ -1,8 +1,8 @@
 //! The sentences that `pglock run` prints: pure functions of the facts. The supervisor decides when to print them.
 
+use crate::run::signal_number::SignalNumber;
 use humantime::{FormattedDuration, format_duration, format_rfc3339_seconds};
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
 use std::time::{Duration, Instant, SystemTime};
 
 /// Why the lock is lost, or was not acquired, after a panic of the session's thread.
@@ -146,7 +146,7 @@ pub(crate) fn unresponsive(since_startup: Duration) -> String {
 }
 
 /// A signal could not be sent to the job.
-pub(crate) fn signal_failure(signal: Signal, error: Errno) -> String {
+pub(crate) fn signal_failure(signal: SignalNumber, error: Errno) -> String {
     format!("cannot send {signal} to the job: {}", error.desc())
 }
 

@@ -5,6 +5,8 @@ pub(crate) mod messages;
 pub(crate) mod options;
 pub(crate) mod progress;
 pub(crate) mod session;
+pub(crate) mod signal_number;
+mod signal_queue;
 pub(crate) mod signals;
 pub(crate) mod state;
 pub(crate) mod supervisor;

@@ -3,25 +3,29 @@
 //! Handlers only write to a socket pair whose other end the main loop polls. Other threads write to it as well, so that
 //! the loop waits in one place ([`Waker`]). `signal-hook` delivers the signals and their origins; SIGINT goes to
 //! `ctrlc` first if there is a terminal to press Ctrl-C on. A signal that was ignored on entry (nohup) is not handled,
-//! so it stays ignored for pglock and for the job.
+//! so it stays ignored for pglock and for the job. Signals without a handler are queued instead (`signal_queue`).
 //!
 //! All threads except the main one block every signal. Handlers therefore run on the main thread only, and have
 //! finished by the time the main loop reads what they left.
 
+use crate::run::signal_number::SignalNumber;
+use crate::run::signal_queue::{QueuedSignal, SignalQueue};
 use crate::sys;
 use crate::ui::terminal;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::unistd::{Pid, getsid};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::origin::WithOrigin;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-/// The signals pglock handles: those it forwards, those of job control, and SIGCHLD.
-const HANDLED_SIGNALS: [Signal; 10] = [
+/// The signals pglock handles: those that operators and terminals send, those of job control, and SIGCHLD. Where
+/// there is no [`SignalQueue`] to read them from, also the other signals that it forwards.
+const HANDLED_SIGNALS: &[Signal] = &[
     Signal::SIGINT,
     Signal::SIGTERM,
     Signal::SIGHUP,
@@ -32,6 +36,22 @@ const HANDLED_SIGNALS: [Signal; 10] = [
     Signal::SIGTSTP,
     Signal::SIGCONT,
     Signal::SIGCHLD,
+    #[cfg(not(target_os = "linux"))]
+    Signal::SIGALRM,
+    #[cfg(not(target_os = "linux"))]
+    Signal::SIGVTALRM,
+    #[cfg(not(target_os = "linux"))]
+    Signal::SIGPROF,
+    #[cfg(not(target_os = "linux"))]
+    Signal::SIGXCPU,
+    #[cfg(not(target_os = "linux"))]
+    Signal::SIGXFSZ,
+    #[cfg(not(target_os = "linux"))]
+    Signal::SIGIO,
+    #[cfg(not(target_os = "linux"))]
+    Signal::SIGSYS,
+    #[cfg(not(target_os = "linux"))]
+    Signal::SIGABRT,
 ];
 
 /// The signal setup that pglock inherited, to be restored for the job.
@@ -47,7 +67,7 @@ pub(crate) struct SignalDispositions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SignalInfo {
     /// The signal.
-    pub signal: Signal,
+    pub signal: SignalNumber,
     /// Whether the terminal driver sent it (Ctrl-C, a hangup, a resized window), and thus to the whole foreground
     /// process group. Otherwise a process sent it with kill(2).
     pub from_terminal: bool,
@@ -78,6 +98,7 @@ impl Waker {
 pub(crate) struct BlockedSignals {
     on_entry: SignalDispositions,
     has_terminal: bool,
+    queue: SignalQueue,
     read: UnixStream,
     waker: Waker,
 }
@@ -86,13 +107,11 @@ impl BlockedSignals {
     /// Blocks every signal in the calling thread, and thus in the threads it creates afterwards.
     ///
     /// # Errors
-    /// No socket pair can be created.
+    /// No descriptor is free.
     pub(crate) fn block_all() -> io::Result<BlockedSignals> {
         let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
-        let mut ignored: Vec<Signal> = HANDLED_SIGNALS
-            .into_iter()
-            .filter(|signal| sys::is_ignored(*signal))
-            .collect();
+        let is_ignored = |signal: &Signal| sys::is_ignored(*signal as i32);
+        let mut ignored: Vec<Signal> = HANDLED_SIGNALS.iter().copied().filter(is_ignored).collect();
         if sys::sigpipe_was_ignored() {
             ignored.push(Signal::SIGPIPE);
         }
@@ -100,15 +119,16 @@ impl BlockedSignals {
         write.set_nonblocking(true)?;
         Ok(BlockedSignals {
             on_entry: SignalDispositions { mask, ignored },
-            // Now, before the session's thread starts: this opens and closes a descriptor, and that thread determines
+            // Now, before the session's thread starts: these open and close descriptors, and that thread determines
             // which descriptors connecting opens.
             has_terminal: terminal::foreground_group().is_some(),
+            queue: SignalQueue::open(HANDLED_SIGNALS)?,
             read,
             waker: Waker(Arc::new(write)),
         })
     }
 
-    /// Returns a handle that wakes the loop polling [`Signals::as_fd`].
+    /// Returns a handle that wakes the loop in [`Signals::wait`].
     pub(crate) fn waker(&self) -> Waker {
         self.waker.clone()
     }
@@ -121,12 +141,14 @@ impl BlockedSignals {
         let BlockedSignals {
             on_entry,
             has_terminal,
+            queue,
             read,
             waker,
         } = self;
         // SIGCHLD is handled even if it was ignored on entry: without it nothing can be supervised.
         let handled: Vec<Signal> = HANDLED_SIGNALS
-            .into_iter()
+            .iter()
+            .copied()
             .filter(|signal| !on_entry.ignored.contains(signal) || *signal == Signal::SIGCHLD)
             .collect();
         let write = waker.0.try_clone()?;
@@ -137,14 +159,19 @@ impl BlockedSignals {
         // signal-hook chains to ctrlc's handler for SIGINT, and adds the origin.
         let numbers = handled.iter().map(|signal| *signal as i32);
         let delivery = SignalDelivery::with_pipe(read, write, WithOrigin::default(), numbers)?;
-        Ok(Signals { on_entry, delivery })
+        Ok(Signals {
+            on_entry,
+            delivery,
+            queue,
+        })
     }
 }
 
-/// The handled signals of this process.
+/// The handled and the queued signals of this process.
 pub(crate) struct Signals {
     on_entry: SignalDispositions,
     delivery: SignalDelivery<UnixStream, WithOrigin>,
+    queue: SignalQueue,
 }
 
 impl Signals {
@@ -154,9 +181,9 @@ impl Signals {
     /// # Errors
     /// pthread_sigmask(3) fails.
     pub(crate) fn unblock(&self) -> io::Result<()> {
-        let mut mask = self.on_entry.mask;
+        let mut mask = self.queue.add_to(self.on_entry.mask);
         for signal in HANDLED_SIGNALS {
-            mask.remove(signal);
+            mask.remove(*signal);
         }
         Ok(mask.thread_set_mask()?)
     }
@@ -166,40 +193,63 @@ impl Signals {
         &self.on_entry
     }
 
-    /// Returns the signals received since the last call, and drains the wake-ups from the descriptor.
+    /// Waits until a signal or a wake-up arrives, or the timeout is over.
+    pub(crate) fn wait(&self, timeout: PollTimeout) {
+        let descriptors = [Some(self.delivery.get_read().as_fd()), self.queue.descriptor()];
+        let readable = |descriptor| PollFd::new(descriptor, PollFlags::POLLIN);
+        let mut descriptors: Vec<PollFd> = descriptors.into_iter().flatten().map(readable).collect();
+        // EINTR is a signal, which is pending by now.
+        let _ = poll(&mut descriptors, timeout);
+    }
+
+    /// Returns the signals received since the last call, and drains the wake-ups.
     pub(crate) fn received(&mut self) -> Vec<SignalInfo> {
-        let mut received = Vec::new();
-        for origin in self.delivery.pending() {
-            if let Ok(signal) = Signal::try_from(origin.signal) {
-                let from_kernel = origin.process.is_none();
-                received.push(SignalInfo {
-                    signal,
-                    from_terminal: from_kernel && reaches_foreground_group(signal),
-                });
-            }
-        }
-        received
+        let handled = self.delivery.pending().map(|origin| QueuedSignal {
+            signal: SignalNumber::from_raw(origin.signal),
+            sender: origin.process.map(|process| process.pid),
+        });
+        let mut received: Vec<QueuedSignal> = handled.collect();
+        received.extend(std::iter::from_fn(|| self.queue.next()));
+        received.retain(|received| !is_own_fault(*received));
+        let to_info = |QueuedSignal { signal, sender }| SignalInfo {
+            signal,
+            from_terminal: sender.is_none() && is_sent_to_foreground_group(signal),
+        };
+        received.into_iter().map(to_info).collect()
     }
 
     /// Returns the signals whose default action must be restored for the job.
     pub(crate) fn to_default(&self) -> impl Iterator<Item = Signal> {
         let ignored = &self.on_entry.ignored;
         HANDLED_SIGNALS
-            .into_iter()
+            .iter()
+            .copied()
             .filter(move |signal| !ignored.contains(signal))
     }
 }
 
-impl AsFd for Signals {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.delivery.get_read().as_fd()
-    }
+/// Returns whether the signal is about pglock itself: one that reports a fault, such as a write beyond the file size
+/// limit, and that no other process sent. Linux reports SIGXFSZ as sent by the process that wrote.
+fn is_own_fault(received: QueuedSignal) -> bool {
+    let reports_fault = match received.signal.named() {
+        Some(Signal::SIGABRT | Signal::SIGSYS | Signal::SIGXFSZ) => true,
+        #[cfg(target_os = "linux")]
+        Some(Signal::SIGSTKFLT) => true,
+        _ => false,
+    };
+    let is_from_other = received.sender.is_some_and(|sender| sender != Pid::this().as_raw());
+    reports_fault && !is_from_other
 }
 
 /// Returns whether the kernel sends this signal to the whole foreground group. It sends SIGHUP to the session leader
-/// only, which may be pglock itself (`ssh -t host pglock run ...`); the group gets it when that leader exits.
-fn reaches_foreground_group(signal: Signal) -> bool {
-    signal != Signal::SIGHUP || getsid(None) != Ok(Pid::this())
+/// only, which may be pglock itself (`ssh -t host pglock run ...`); the group gets it when that leader exits. A signal
+/// of a timer, such as one set by a program that `exec`ed pglock, or of a resource limit is for this process only.
+fn is_sent_to_foreground_group(signal: SignalNumber) -> bool {
+    match signal.named() {
+        Some(Signal::SIGHUP) => getsid(None) != Ok(Pid::this()),
+        Some(Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTSTP | Signal::SIGWINCH | Signal::SIGCONT) => true,
+        _ => false,
+    }
 }
 
 /// Stops this process with the signal that stopped the job, until it is continued. In an orphaned process group, which

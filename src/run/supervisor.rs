@@ -1,7 +1,7 @@
 //! The one loop: waits for events, passes them to the state machine in `state`, and performs its actions.
 //!
 //! This is the only place that sees both the session and the job. The loop sleeps in one poll(2), on the descriptor
-//! that signal handlers and the session's thread write to, until the next deadline. Every blocking call happens
+//! that signal handlers and the session's thread write to and on that of queued signals, until the next deadline. Every blocking call happens
 //! elsewhere.
 
 use crate::connection::{Canceller, Settings};
@@ -14,15 +14,15 @@ use crate::run::messages::{self, LockLoss, Termination};
 use crate::run::options::RunOptions;
 use crate::run::progress::WaitProgress;
 use crate::run::session::{self, Held, Session, SessionEvent, SessionPlan};
+use crate::run::signal_number::SignalNumber;
 use crate::run::signals::{self, BlockedSignals, SignalInfo, Signals};
 use crate::run::state::{Action, Event, RunState};
 use crate::sys::WaitStatus;
 use crate::ui::message;
 use crate::ui::terminal::{self, StatusStyle};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollTimeout;
 use nix::sys::signal::{SigSet, Signal};
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -281,7 +281,7 @@ impl Supervisor {
             }
             Action::SignalAll(signal) => self.terminate_job(signal),
             Action::ContinueJob => {
-                self.signal_job(Signal::SIGCONT, Job::resume);
+                self.signal_job(Signal::SIGCONT.into(), Job::resume);
             }
             Action::StopSelf(signal) => {
                 message::clear_status();
@@ -353,7 +353,7 @@ impl Supervisor {
         // If the session has not reported a loss, the missing report is the loss.
         self.loss.get_or_insert_with(|| LockLoss::new_unresponsive(heartbeat));
         let had_exited = self.job.as_ref().is_some_and(Job::has_exited);
-        let is_sent = self.signal_job(signal, |job| job.signal_all(signal));
+        let is_sent = self.signal_job(signal.into(), |job| job.signal_all(signal));
         if had_exited && self.termination == Termination::NotNeeded {
             return;
         }
@@ -365,7 +365,7 @@ impl Supervisor {
     }
 
     /// Sends a signal to the job. Returns whether the system permitted it, and reports it if not.
-    fn signal_job(&self, signal: Signal, send: impl FnOnce(&Job) -> nix::Result<()>) -> bool {
+    fn signal_job(&self, signal: SignalNumber, send: impl FnOnce(&Job) -> nix::Result<()>) -> bool {
         match self.job.as_ref().map(send) {
             // ESRCH: the job is not reaped yet, but no process is left that could receive a signal.
             None | Some(Ok(()) | Err(Errno::ESRCH)) => true,
@@ -428,8 +428,7 @@ impl Supervisor {
         };
         let limit = until_deadline.into_iter().chain(interval).min();
         let timeout = limit.map_or(PollTimeout::NONE, session::poll_timeout);
-        // EINTR is a signal, which is pending by now.
-        let _ = poll(&mut [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], timeout);
+        self.signals.wait(timeout);
     }
 
     /// Prints why the run ended, unless it ended as the job did.

@@ -2,12 +2,14 @@
 //!
 //! `probe RECORD [--end-on SIGNAL]... [--beat]` appends lines to the file RECORD, each starting with the monotonic
 //! clock in nanoseconds, which all processes of a machine share: `ready PID blocked=MASK ignored=MASK` (its inherited
-//! masks, as in proc(5)), `TERM from PID` or `TERM from kernel`, and with `--beat`, every 10 ms, `beat`. After the
-//! first line it prints `ready (pid PID)`. A signal that was ignored on entry stays ignored. The probe dies of a signal
-//! of `--end-on`, of one that cannot be caught, or of SIGALRM after two minutes, so that none is left behind.
+//! masks, as in proc(5)), `TERM from PID` or `TERM from kernel`, and with `--beat`, every 10 ms, `beat`. A real-time
+//! signal is a number there. After the first line it prints `ready (pid PID)`. A signal that was ignored on entry stays
+//! ignored. The probe dies of a signal of `--end-on`, of one that cannot be caught, or of its own SIGALRM after two
+//! minutes, so that none is left behind.
 
 #![expect(clippy::missing_errors_doc, reason = "a program has no API")]
 
+use nix::libc;
 use nix::sys::signal::Signal;
 use nix::time::{ClockId, clock_gettime};
 use signal_hook::iterator::SignalsInfo;
@@ -18,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// TSTP, TTIN and TTOU keep their default effect.
-const RECORDED: [Signal; 8] = [
+const RECORDED: [Signal; 16] = [
     Signal::SIGHUP,
     Signal::SIGINT,
     Signal::SIGQUIT,
@@ -27,7 +29,29 @@ const RECORDED: [Signal; 8] = [
     Signal::SIGUSR2,
     Signal::SIGWINCH,
     Signal::SIGCONT,
+    Signal::SIGALRM,
+    Signal::SIGVTALRM,
+    Signal::SIGPROF,
+    Signal::SIGXCPU,
+    Signal::SIGXFSZ,
+    Signal::SIGIO,
+    Signal::SIGSYS,
+    Signal::SIGABRT,
 ];
+
+/// The numbers of all recorded signals.
+#[cfg(target_os = "linux")]
+fn recorded() -> impl Iterator<Item = i32> {
+    let of_linux = [libc::SIGPWR, libc::SIGSTKFLT];
+    let named = RECORDED.into_iter().map(|signal| signal as i32).chain(of_linux);
+    named.chain(libc::SIGRTMIN()..=libc::SIGRTMAX())
+}
+
+/// The numbers of all recorded signals.
+#[cfg(not(target_os = "linux"))]
+fn recorded() -> impl Iterator<Item = i32> {
+    RECORDED.into_iter().map(|signal| signal as i32)
+}
 
 fn main() -> io::Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -46,9 +70,8 @@ fn main() -> io::Result<()> {
     nix::unistd::alarm::set(120);
     let record = Record::open(&record)?;
     let (blocked, ignored) = (mask("SigBlk:"), mask("SigIgn:"));
-    let is_ignored = |signal: &Signal| ignored >> (*signal as u32 - 1) & 1 == 1;
-    let recorded = RECORDED.into_iter().filter(|signal| !is_ignored(signal));
-    let mut signals = SignalsInfo::<WithOrigin>::new(recorded.map(|signal| signal as i32))?;
+    let is_ignored = |signal: &i32| ignored >> (*signal - 1) & 1 == 1;
+    let mut signals = SignalsInfo::<WithOrigin>::new(recorded().filter(|signal| !is_ignored(signal)))?;
     let pid = std::process::id();
     record.line(&format!("ready {pid} blocked={blocked:x} ignored={ignored:x}"))?;
     writeln!(io::stdout(), "ready (pid {pid})")?;
@@ -61,11 +84,12 @@ fn main() -> io::Result<()> {
         });
     }
     for origin in &mut signals {
-        let name = Signal::try_from(origin.signal).map_or("?", Signal::as_str);
-        let name = name.trim_start_matches("SIG");
+        let named = Signal::try_from(origin.signal).map(Signal::as_str);
+        let name = named.map_or(origin.signal.to_string(), |name| name[3..].to_owned());
         let sender = origin.process.map(|process| process.pid.to_string());
         record.line(&format!("{name} from {}", sender.as_deref().unwrap_or("kernel")))?;
-        if ends.iter().any(|end| end == name) {
+        let is_own_alarm = origin.signal == libc::SIGALRM && origin.process.is_none();
+        if is_own_alarm || ends.contains(&name) {
             signal_hook::low_level::emulate_default_handler(origin.signal)?;
         }
     }

@@ -14,11 +14,12 @@ use crate::key::{Key, KeyId};
 use crate::lock::Mode;
 use crate::outcome::{ExitCode, ExitReason, Failure};
 use crate::run::job::spawn::{SpawnSetup, spawn};
+use crate::run::signal_number::SignalNumber;
 use crate::run::signals::Signals;
 use crate::sys::{self, WaitStatus};
 use crate::ui::terminal;
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, getpgid, getpgrp};
 use std::ffi::{OsStr, OsString};
@@ -140,11 +141,11 @@ impl Job {
     ///
     /// # Errors
     /// kill(2) fails.
-    pub(crate) fn signal(&self, signal: Signal) -> nix::Result<()> {
-        match self.own_group() {
-            Some(group) => killpg(group, signal),
-            None => kill(self.pid, signal),
-        }
+    pub(crate) fn signal(&self, signal: SignalNumber) -> nix::Result<()> {
+        let target = self
+            .own_group()
+            .map_or(self.pid, |group| Pid::from_raw(-group.as_raw()));
+        sys::kill(target, signal.as_raw())
     }
 
     /// Returns the job's process group unless it is pglock's. Signals from the terminal do not reach that group. The
@@ -161,7 +162,7 @@ impl Job {
     /// # Errors
     /// The command (or its group) could not be signalled.
     pub(crate) fn signal_all(&self, signal: Signal) -> nix::Result<()> {
-        let result = self.signal(signal);
+        let result = self.signal(signal.into());
         if self.group == Group::Caller {
             for pid in self.running_processes().unwrap_or_default() {
                 if pid != self.pid {
@@ -195,7 +196,7 @@ impl Job {
         if self.group == Group::Own && terminal::foreground_group() == Some(getpgrp()) {
             terminal::set_foreground_group(self.pid);
         }
-        self.signal(Signal::SIGCONT)
+        self.signal(Signal::SIGCONT.into())
     }
 
     /// Reaps the exited job. Consumes the value because the pid may be reused from now on.

@@ -1,6 +1,7 @@
 //! The inputs and outputs of the state machine.
 
 use crate::outcome::{ExitCode, ExitReason, Outcome};
+use crate::run::signal_number::SignalNumber;
 use crate::run::signals::SignalInfo;
 use nix::sys::signal::Signal;
 use std::time::Instant;
@@ -60,7 +61,7 @@ pub(crate) enum Action {
     /// Cancel the session's wait for the lock.
     CancelWait,
     /// Forward a signal to the job.
-    Forward(Signal),
+    Forward(SignalNumber),
     /// Send a signal to the whole job, including its descendants.
     SignalAll(Signal),
     /// Continue the stopped job.

@@ -14,6 +14,7 @@ pub(crate) use event::{Action, Event};
 pub(crate) use policy::{OnLost, Policy};
 
 use crate::outcome::{ExitCode, Outcome};
+use crate::run::signal_number::SignalNumber;
 use crate::run::signals::SignalInfo;
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
@@ -36,7 +37,7 @@ enum Phase {
     /// Connecting, or waiting for the lock.
     Acquiring { connected: bool },
     /// A signal ended the wait; the session is leaving the queue.
-    LeavingQueue { signal: Signal, until: Instant },
+    LeavingQueue { signal: SignalNumber, until: Instant },
     /// The lock is held; the job is about to start.
     Starting,
     /// The job runs.
@@ -171,9 +172,9 @@ impl RunState {
                 Vec::new()
             }
             Event::NotAcquired(outcome) => self.finish(outcome),
-            Event::Signal(SignalInfo { signal, .. }) if is_terminating(signal) => {
+            Event::Signal(SignalInfo { signal, .. }) if ends_wait(signal) => {
                 if !connected {
-                    return self.finish(Outcome::Interrupted(signal as i32));
+                    return self.finish(Outcome::Interrupted(signal.as_raw()));
                 }
                 let until = now + QUEUE_LEAVE_TIMEOUT;
                 self.phase = Phase::LeavingQueue { signal, until };
@@ -194,13 +195,19 @@ impl RunState {
         }
     }
 
-    fn handle_leaving_queue(&mut self, signal: Signal, until: Instant, event: Event, now: Instant) -> Vec<Action> {
-        let outcome = Outcome::Interrupted(signal as i32);
+    fn handle_leaving_queue(
+        &mut self,
+        signal: SignalNumber,
+        until: Instant,
+        event: Event,
+        now: Instant,
+    ) -> Vec<Action> {
+        let outcome = Outcome::Interrupted(signal.as_raw());
         match event {
             // The server granted the lock before the cancellation arrived.
             Event::Acquired => self.release(outcome, now),
             Event::NotAcquired(_) | Event::LockLost => self.finish(outcome),
-            Event::Signal(SignalInfo { signal, .. }) if is_terminating(signal) => self.finish(outcome),
+            Event::Signal(SignalInfo { signal, .. }) if ends_wait(signal) => self.finish(outcome),
             Event::Tick if now >= until => self.finish(outcome),
             _ => Vec::new(),
         }
@@ -215,8 +222,8 @@ impl RunState {
             }
             Event::JobNotStarted(code) => self.release(Outcome::Failed(code), now),
             // The signal arrived right before the start; there is no job to forward it to.
-            Event::Signal(SignalInfo { signal, .. }) if is_terminating(signal) => {
-                self.release(Outcome::Interrupted(signal as i32), now)
+            Event::Signal(SignalInfo { signal, .. }) if ends_wait(signal) => {
+                self.release(Outcome::Interrupted(signal.as_raw()), now)
             }
             Event::Signal(info) if is_stop(info) => stop_self(),
             // No job has started, and none may start now.
@@ -308,7 +315,7 @@ impl RunState {
         match event {
             Event::LockLost => self.disconnect(outcome),
             Event::EvictionRequested => self.release(outcome, now),
-            Event::Signal(SignalInfo { signal, .. }) if is_terminating(signal) => self.release(outcome, now),
+            Event::Signal(SignalInfo { signal, .. }) if ends_wait(signal) => self.release(outcome, now),
             Event::Signal(info) if is_stop(info) => stop_self(),
             Event::Tick if now >= until => self.release(outcome, now),
             Event::Tick if self.is_report_overdue(now) => self.disconnect(outcome),
@@ -417,20 +424,20 @@ impl RunState {
     /// group gets the terminal's signals together with pglock.
     fn forward(&mut self, info: SignalInfo) -> Vec<Action> {
         self.got_terminating_signal |= is_terminating(info.signal);
-        match info.signal {
-            Signal::SIGCHLD => Vec::new(),
+        match info.signal.named() {
+            Some(Signal::SIGCHLD) => Vec::new(),
             // The shell's `fg` continues the whole group, including the job.
-            Signal::SIGCONT if self.in_callers_group && !self.is_job_stopped => Vec::new(),
-            Signal::SIGCONT => {
+            Some(Signal::SIGCONT) if self.in_callers_group && !self.is_job_stopped => Vec::new(),
+            Some(Signal::SIGCONT) => {
                 self.stop_forwarded = false;
                 vec![Action::ContinueJob]
             }
             _ if self.in_callers_group && info.from_terminal => Vec::new(),
-            Signal::SIGTSTP => {
+            Some(Signal::SIGTSTP) => {
                 self.stop_forwarded = true;
-                vec![Action::Forward(Signal::SIGTSTP)]
+                vec![Action::Forward(info.signal)]
             }
-            signal => vec![Action::Forward(signal)],
+            _ => vec![Action::Forward(info.signal)],
         }
     }
 
@@ -460,18 +467,29 @@ fn earliest(first: Option<Instant>, second: Option<Instant>) -> Option<Instant> 
     first.into_iter().chain(second).min()
 }
 
-/// Returns whether an operator or a closing terminal sends this signal to end pglock. The others (USR1, WINCH) are for
-/// the job, and ignored while there is none.
-fn is_terminating(signal: Signal) -> bool {
+/// Returns whether an operator or a closing terminal sends this signal to end a run.
+fn is_terminating(signal: SignalNumber) -> bool {
     matches!(
-        signal,
-        Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT
+        signal.named(),
+        Some(Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT)
     )
+}
+
+/// Returns whether this signal ends pglock while there is no job, as it ends any program that does not handle it. USR1
+/// and USR2 are for the job alone, as are those that have no effect by default; without a job they are ignored.
+fn ends_wait(signal: SignalNumber) -> bool {
+    match signal.named() {
+        Some(Signal::SIGUSR1 | Signal::SIGUSR2 | Signal::SIGWINCH) => false,
+        Some(Signal::SIGCHLD | Signal::SIGTSTP | Signal::SIGCONT) => false,
+        // It ends a program on Linux only.
+        Some(Signal::SIGIO) => cfg!(target_os = "linux"),
+        _ => true,
+    }
 }
 
 /// Returns whether this is Ctrl-Z's signal. While there is no job, it stops pglock alone.
 fn is_stop(info: SignalInfo) -> bool {
-    info.signal == Signal::SIGTSTP
+    info.signal.named() == Some(Signal::SIGTSTP)
 }
 
 fn stop_self() -> Vec<Action> {

@@ -8,6 +8,7 @@ use super::*;
 use crate::outcome::ExitReason;
 use crate::run::session::timing::Timing;
 use Signal::*;
+use nix::libc;
 use proptest::prelude::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -24,16 +25,16 @@ fn policy(on_lost: OnLost) -> Policy {
     }
 }
 
-fn sent(signal: Signal) -> Event {
+fn sent(signal: impl Into<SignalNumber>) -> Event {
     Event::Signal(SignalInfo {
-        signal,
+        signal: signal.into(),
         from_terminal: false,
     })
 }
 
 fn typed(signal: Signal) -> Event {
     Event::Signal(SignalInfo {
-        signal,
+        signal: signal.into(),
         from_terminal: true,
     })
 }
@@ -47,6 +48,24 @@ fn stopped(signal: Signal, by_terminal: bool) -> Event {
 
 fn alive_until(next_due: Instant) -> Event {
     Event::Alive { next_due }
+}
+
+fn forward(signal: impl Into<SignalNumber>) -> Action {
+    Action::Forward(signal.into())
+}
+
+/// Returns the signals that end a process by default and have no use of their own for pglock.
+fn other_signals() -> impl Iterator<Item = SignalNumber> {
+    let named = [SIGALRM, SIGVTALRM, SIGPROF, SIGXCPU, SIGXFSZ, SIGSYS, SIGABRT].map(SignalNumber::from);
+    #[cfg(target_os = "linux")]
+    let (more, real_time) = (vec![SIGIO, SIGPWR, SIGSTKFLT], libc::SIGRTMIN()..=libc::SIGRTMAX());
+    #[cfg(not(target_os = "linux"))]
+    let (more, real_time) = (Vec::<Signal>::new(), 0..0);
+    let more = more.into_iter().map(SignalNumber::from);
+    named
+        .into_iter()
+        .chain(more)
+        .chain(real_time.map(SignalNumber::from_raw))
 }
 
 fn stop_self(signal: Signal) -> Action {
@@ -111,8 +130,16 @@ fn a_short_job_keeps_the_lock_for_the_minimum_hold_time_unless_signalled() {
 
     // A signal that ended the job, or arrived while it ran, is a signal to pglock as well.
     let (mut state, now) = running_with_min_hold();
-    assert_eq!(state.handle(sent(SIGTERM), now), [Action::Forward(SIGTERM)]);
+    assert_eq!(state.handle(sent(SIGTERM), now), [forward(SIGTERM)]);
     assert_eq!(state.handle(exited, now), [Action::Reap, Action::Release]);
+
+    // The others end the hold time, but one that the job may have handled does not skip it.
+    for signal in other_signals() {
+        let (mut state, now) = running_with_min_hold();
+        assert_eq!(state.handle(sent(signal), now), [forward(signal)]);
+        assert_eq!(state.handle(exited, now), [Action::Reap]);
+        assert_eq!(state.handle(sent(signal), now), [Action::Release]);
+    }
 
     // A long job needs no extra hold time, and a server that does not respond ends the hold time.
     let (mut state, now) = running_with_min_hold();
@@ -127,10 +154,11 @@ fn a_short_job_keeps_the_lock_for_the_minimum_hold_time_unless_signalled() {
 
 #[test]
 fn a_terminating_signal_ends_the_wait_and_leaves_the_queue() {
-    for signal in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] {
+    let by_operators = [SIGINT, SIGTERM, SIGHUP, SIGQUIT].map(SignalNumber::from);
+    for signal in by_operators.into_iter().chain(other_signals()) {
         let now = Instant::now();
         let mut state = RunState::new(policy(OnLost::Stop), None);
-        let finish = [Action::Finish(Outcome::Interrupted(signal as i32))];
+        let finish = [Action::Finish(Outcome::Interrupted(signal.as_raw()))];
         assert_eq!(
             state.clone().handle(sent(signal), now),
             finish,
@@ -217,14 +245,20 @@ fn each_signal_reaches_the_job_once() {
     for signal in all {
         for in_callers_group in [false, true] {
             let (mut state, now) = running(in_callers_group, OnLost::Stop);
-            assert_eq!(state.handle(sent(signal), now), [Action::Forward(signal)]);
+            assert_eq!(state.handle(sent(signal), now), [forward(signal)]);
             let forwarded = if in_callers_group {
                 vec![]
             } else {
-                vec![Action::Forward(signal)]
+                vec![forward(signal)]
             };
             assert_eq!(state.handle(typed(signal), now), forwarded);
         }
+    }
+    for signal in other_signals() {
+        let (mut state, now) = running(true, OnLost::Stop);
+        assert_eq!(state.handle(sent(signal), now), [forward(signal)]);
+        state.handle(Event::LockLost, now);
+        assert_eq!(state.handle(sent(signal), now), [forward(signal)]);
     }
     let (mut state, now) = running(false, OnLost::Stop);
     assert_eq!(state.handle(sent(SIGCHLD), now), []);
@@ -249,7 +283,7 @@ fn a_stop_is_visible_to_the_shell_and_sigcont_reaches_the_job() {
         "a process stopped only the job"
     );
     assert_eq!(state.handle(Event::JobContinued, now), []);
-    assert_eq!(state.handle(sent(SIGTSTP), now), [Action::Forward(SIGTSTP)]);
+    assert_eq!(state.handle(sent(SIGTSTP), now), [forward(SIGTSTP)]);
     assert_eq!(state.handle(stopped(SIGTSTP, false), now), [stop_self(SIGTSTP)]);
     assert_eq!(state.handle(sent(SIGCONT), now), [Action::ContinueJob]);
     state.handle(Event::JobContinued, now);
@@ -262,7 +296,7 @@ fn a_lost_lock_terminates_the_job_with_sigterm_then_sigkill() {
     assert_eq!(state.handle(Event::LockLost, now), [Action::SignalAll(SIGTERM)]);
     assert_eq!(
         state.handle(sent(SIGTERM), now),
-        [Action::Forward(SIGTERM)],
+        [forward(SIGTERM)],
         "a second SIGTERM is forwarded"
     );
     assert_eq!(state.handle(Event::Tick, now + 9 * SECOND), []);
@@ -428,9 +462,13 @@ enum Incident {
     End(u8),
 }
 
+const SIGNALS: [Signal; 12] = [
+    SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGWINCH, SIGTSTP, SIGCONT, SIGCHLD, SIGALRM, SIGABRT,
+];
+
 fn incident() -> impl Strategy<Value = Incident> {
     prop_oneof![
-        1 => (0..10usize, any::<bool>()).prop_map(|(signal, typed)| Incident::Signal(signal, typed)),
+        1 => (0..SIGNALS.len(), any::<bool>()).prop_map(|(signal, typed)| Incident::Signal(signal, typed)),
         1 => (0..20_000u64).prop_map(Incident::Milliseconds),
         1 => Just(Incident::Heartbeat),
         1 => Just(Incident::Connect),
@@ -460,12 +498,9 @@ impl World {
     }
 
     fn apply(&mut self, incident: Incident, in_callers_group: bool) {
-        let signals = [
-            SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGWINCH, SIGTSTP, SIGCONT, SIGCHLD,
-        ];
         match incident {
-            Incident::Signal(n, false) => self.deliver(sent(signals[n]), in_callers_group),
-            Incident::Signal(n, true) => self.deliver(typed(signals[n]), in_callers_group),
+            Incident::Signal(n, false) => self.deliver(sent(SIGNALS[n]), in_callers_group),
+            Incident::Signal(n, true) => self.deliver(typed(SIGNALS[n]), in_callers_group),
             Incident::Milliseconds(ms) => {
                 self.now += Duration::from_millis(ms);
                 self.deliver(Event::Tick, in_callers_group);

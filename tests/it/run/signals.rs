@@ -7,10 +7,14 @@ use crate::support::command::command;
 use crate::support::journal::{Journal, state};
 use crate::support::network::can_unshare;
 use crate::support::pglock::Pglock;
-use crate::support::server::Server;
+use crate::support::probe;
+use crate::support::server::{Locks, Server};
 use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
+use nix::libc;
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use std::time::{Duration, Instant};
 
 /// P51, P52: signals sent by kill(2).
 #[test]
@@ -42,6 +46,178 @@ fn each_signal_arrives_once() {
         received,
         ["TERM", "INT", "HUP", "QUIT", "USR1", "WINCH", "CONT", "USR2"]
     );
+}
+
+/// Returns the signals that end a program by default and that neither operators nor terminals send, with the names that
+/// the probe records.
+#[cfg(target_os = "linux")]
+fn other_signals() -> Vec<(String, libc::c_int)> {
+    let named = [
+        ("ALRM", libc::SIGALRM),
+        ("VTALRM", libc::SIGVTALRM),
+        ("PROF", libc::SIGPROF),
+        ("XCPU", libc::SIGXCPU),
+        ("XFSZ", libc::SIGXFSZ),
+        ("IO", libc::SIGIO),
+        ("PWR", libc::SIGPWR),
+        ("SYS", libc::SIGSYS),
+        ("ABRT", libc::SIGABRT),
+        ("STKFLT", libc::SIGSTKFLT),
+    ];
+    let real_time = (libc::SIGRTMIN()..=libc::SIGRTMAX()).map(|number| (number.to_string(), number));
+    named
+        .map(|(name, number)| (name.to_owned(), number))
+        .into_iter()
+        .chain(real_time)
+        .collect()
+}
+
+/// P52: every signal that kills a program by default, with the real-time signals from the first to the last.
+#[cfg(target_os = "linux")]
+#[test]
+fn every_other_signal_arrives_once() {
+    let server = Server::shared();
+    let directory = tempfile::tempdir().unwrap();
+    let record = directory.path().join("record");
+    let run = server.run(&unique("key")).args(["--", probe::path()]).arg(&record);
+    let running = run.args(["--end-on", "TERM"]).spawn();
+    running.await_stdout("ready");
+    let read = || std::fs::read_to_string(&record).unwrap();
+    let signals = other_signals();
+    let mut expected: Vec<String> = Vec::new();
+    for (name, number) in &signals {
+        running.signal_number(*number);
+        expected.push(format!("{name} from {}", running.pid()));
+        eventually(SOON, name, || read().contains(&expected[expected.len() - 1]));
+    }
+    assert_eq!(
+        server.value("SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory'"),
+        "t"
+    );
+    running.signal(Signal::SIGTERM);
+    expected.push(format!("TERM from {}", running.pid()));
+    running.finish().signal(Signal::SIGTERM);
+    let received = read();
+    let received = received.lines().skip(1).map(|line| line.split_once(' ').unwrap().1);
+    assert_eq!(received.collect::<Vec<_>>(), expected);
+}
+
+/// P3: a job that such a signal kills.
+#[cfg(target_os = "linux")]
+#[test]
+fn pglock_dies_by_the_signal_that_killed_the_job() {
+    let server = Server::shared();
+    for (name, number) in other_signals() {
+        let running = server
+            .run(&unique("key"))
+            .sh("ulimit -c 0; echo $$; exec sleep 60")
+            .spawn();
+        running.await_stdout("\n");
+        let job = Pid::from_raw(running.stdout().trim().parse().unwrap());
+        running.signal_number(number);
+        let output = running.finish();
+        output.signal_number(number);
+        assert_eq!(state(job), None, "{name} left the job behind");
+        assert_eq!(output.stderr, b"", "{name}: {output}");
+    }
+}
+
+/// P33
+#[cfg(target_os = "linux")]
+#[test]
+fn every_other_signal_ends_the_wait_at_once() {
+    let server = Server::shared();
+    let key = unique("key");
+    let holder = server.run(&key).holding();
+    for (name, number) in other_signals() {
+        let waiter = wrapped(server, &["env", "--block-signal"], &key)
+            .args(["echo", "mine"])
+            .spawn();
+        server.await_locks(&key, 1, 1);
+        let sent = Instant::now();
+        waiter.signal_number(number);
+        let output = waiter.finish();
+        let took = sent.elapsed();
+        output.signal_number(number).silent();
+        assert_eq!(server.locks(&key), Locks { granted: 1, waiting: 0 }, "{name}");
+        assert!(took < Duration::from_millis(500), "{took:?} after {name}");
+    }
+    let waiter = server.run(&key).args(["echo", "mine"]).spawn();
+    server.await_locks(&key, 1, 1);
+    for signal in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGWINCH] {
+        waiter.signal(signal);
+    }
+    holder.finish().code(0);
+    assert_eq!(waiter.finish().stdout(), "mine\n");
+}
+
+/// P52: a timer that the caller set before it `exec`ed pglock, as a poor man's timeout(1).
+#[cfg(target_os = "linux")]
+#[test]
+fn an_inherited_alarm_reaches_the_job() {
+    let server = Server::shared();
+    let journal = Journal::new();
+    let alarm = ["perl", "-e", "alarm 1; exec @ARGV"];
+    let job = format!(
+        "{}; trap 'note ALRM; exit 3' ALRM; while :; do sleep 0.05; done",
+        journal.note()
+    );
+    wrapped(server, &alarm, &unique("key")).sh(&job).output().code(3);
+    assert_eq!(journal.count("ALRM"), 1);
+}
+
+/// P52: what pglock itself causes is not for the job, and does not end pglock while the job runs.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_write_beyond_the_file_size_limit_does_not_end_pglock() {
+    let server = Server::shared();
+    let directory = tempfile::tempdir().unwrap();
+    let messages = directory.path().join("messages");
+    let script = format!("ulimit -f 0; exec \"$@\" 2>{}", messages.display());
+    let job = "trap 'exit 5' XFSZ; echo ready; read -r _; exit 7";
+    let run = wrapped(server, &["sh", "-c", &script, "sh"], &unique("key"))
+        .arg("-v")
+        .sh(job);
+    let output = run.output();
+    output.code(7);
+    assert_eq!(std::fs::read(&messages).unwrap(), b"", "nothing was over the limit");
+}
+
+/// P53: the job handles what pglock ignores, so whatever pglock forwarded would leave a trace.
+#[cfg(target_os = "linux")]
+#[test]
+fn other_signals_ignored_on_entry_are_not_forwarded() {
+    let server = Server::shared();
+    let directory = tempfile::tempdir().unwrap();
+    let record = directory.path().join("record");
+    let ignored = [
+        libc::SIGALRM,
+        libc::SIGPWR,
+        libc::SIGABRT,
+        libc::SIGRTMIN(),
+        libc::SIGRTMAX(),
+    ];
+    let numbers = ignored.map(|number| number.to_string()).join(",");
+    let (ignore, restore) = (
+        format!("--ignore-signal={numbers}"),
+        format!("--default-signal={numbers}"),
+    );
+    let run = wrapped(server, &["env", &ignore], &unique("key"));
+    let run = run.args(["--", "env", &restore, probe::path()]).arg(&record);
+    let running = run.args(["--end-on", "TERM"]).spawn();
+    running.await_stdout("ready");
+    for number in ignored {
+        running.signal_number(number);
+    }
+    // Two round trips, so that a signal sent before the first has been forwarded by the second.
+    let received = || std::fs::read_to_string(&record).unwrap();
+    for signal in [Signal::SIGUSR1, Signal::SIGUSR2] {
+        running.signal(signal);
+        eventually(SOON, signal.as_str(), || received().contains(&signal.as_str()[3..]));
+    }
+    running.signal(Signal::SIGTERM);
+    running.finish().signal(Signal::SIGTERM);
+    assert_eq!(received().matches(" from ").count(), 3, "{}", received());
 }
 
 /// P51: a child of the job gets the signal too.
@@ -112,13 +288,13 @@ fn wrapped(server: &Server, wrapper: &[&str], key: &str) -> Pglock {
         .args([env!("CARGO_BIN_EXE_pglock"), "run", "--key", key])
 }
 
-/// Returns the signals 1 to 31 of each line; 32 and 33 belong to the C library, and no program can use them.
+/// Returns the signals of each line, except 32 and 33, which belong to the C library.
 fn masks(status: &[u8]) -> Vec<u64> {
     let text = String::from_utf8_lossy(status);
     let masks = text
         .lines()
         .map(|line| u64::from_str_radix(line.rsplit('\t').next().unwrap(), 16).unwrap());
-    masks.map(|mask| mask & 0x7fff_ffff).collect()
+    masks.map(|mask| mask & !(0b11 << 31)).collect()
 }
 
 /// Asserts that the job prints the same under an unusual parent, with and without pglock.

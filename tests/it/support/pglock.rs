@@ -7,6 +7,8 @@
 use super::command::command;
 use super::server::{SUPERUSER, Server};
 use super::wait::{SOON, eventually, until};
+use nix::errno::Errno;
+use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::ffi::OsStr;
@@ -161,6 +163,13 @@ impl Running {
         kill(self.pid(), signal).unwrap();
     }
 
+    /// Sends it a signal that may be a real-time signal, for which nix has no name.
+    #[expect(unsafe_code, reason = "no safe function takes a number")]
+    pub fn signal_number(&self, signal: libc::c_int) {
+        // SAFETY: kill(2) takes two numbers.
+        Errno::result(unsafe { libc::kill(self.pid().as_raw(), signal) }).unwrap();
+    }
+
     /// Returns whether it still runs.
     pub fn lives(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
@@ -251,7 +260,13 @@ impl Output {
     /// This signal ended it; an exit with 128+n is something else.
     #[track_caller]
     pub fn signal(&self, signal: Signal) -> &Output {
-        assert_eq!(self.status.signal(), Some(signal as i32), "{self}");
+        self.signal_number(signal as i32)
+    }
+
+    /// The signal of this number ended it.
+    #[track_caller]
+    pub fn signal_number(&self, signal: libc::c_int) -> &Output {
+        assert_eq!(self.status.signal(), Some(signal), "{self}");
         self
     }
 
