@@ -4,17 +4,33 @@
 //! That is why a `pglock run` names its keys, host and process there.
 //!
 //! PostgreSQL keeps 63 bytes and mangles what is not ASCII, so a long front is cut, and what is not printable ASCII
-//! becomes `?`. So do quotes and backslashes, because the name is written into SQL. Host and process ID at the end are
-//! never cut: they make the name unique.
+//! becomes `?`. So do quotes and backslashes, because the name is written into SQL. The random characters and the
+//! process ID at the end are never cut: they make the name unique. Host and process ID alone do not: two containers may
+//! be called the same and both have process 1. By this name a session is recognized as one that began with us (see
+//! [`Server::pooled`](crate::lock::Server::pooled)), so two processes must never share one.
 
 use super::derived_keys::MAX_SLOTS;
 use crate::key::Key;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::OnceLock;
 
 /// The maximum length of an `application_name` in PostgreSQL, `NAMEDATALEN` - 1.
 const MAX_NAME_LEN: usize = 63;
 
-/// The maximum length of the host name.
+/// What is kept of the host, if there is room for it.
 const MAX_HOST_LEN: usize = 32;
+
+/// What is kept of the front, at the cost of the host: `pglock:`, by which others recognize the name, and a character.
+const MIN_FRONT_LEN: usize = RUN_PREFIX.len() + 1;
+
+/// Separates the host and the random characters. No host name contains it.
+const INSTANCE_SEPARATOR: char = '~';
+
+/// The number of random characters.
+const INSTANCE_LEN: usize = 6;
+
+/// The random characters are of these.
+const INSTANCE_ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 
 /// The front of the name of a `pglock run`; its keys follow.
 const RUN_PREFIX: &str = "pglock:";
@@ -27,19 +43,19 @@ const EVICT_PREFIX: &str = "pglock evict ";
 pub(crate) fn for_run(configured: Option<&str>, keys: &[Key], slots: Option<u16>) -> String {
     let keys: Vec<&str> = keys.iter().map(Key::given).collect();
     let front = format!("{RUN_PREFIX}{}", keys.join(","));
-    of_this_process(configured.unwrap_or(&front), slots)
+    of_this_instance(configured.unwrap_or(&front), slots)
 }
 
 /// Returns the name of a `pglock list`.
 pub(crate) fn for_list() -> String {
-    of_this_process("pglock list", None)
+    of_this_process("pglock list")
 }
 
 /// Returns the name of a `pglock check`, with the number of its key if it is given. A name that the user configured
 /// replaces both.
 pub(crate) fn for_check(configured: Option<&str>, random: Option<u64>) -> String {
     let random = random.map_or_else(String::new, |random| format!(" {random:016x}"));
-    of_this_process(configured.unwrap_or(&format!("pglock check{random}")), None)
+    of_this_instance(configured.unwrap_or(&format!("pglock check{random}")), None)
 }
 
 /// Returns the name of a `pglock evict`, from which the evicted pglock learns who evicted it. See [`evictor`].
@@ -63,6 +79,9 @@ pub(crate) struct RunName<'a> {
     pub slots: Option<u16>,
     /// The host it runs on.
     pub host: &'a str,
+    /// The random characters that tell it from other processes with this host name and process ID; `None` for a version
+    /// of pglock that had none.
+    pub instance: Option<&'a str>,
     /// Its process ID there.
     pub pid: u32,
 }
@@ -73,6 +92,10 @@ impl<'a> RunName<'a> {
     pub(crate) fn parse(application_name: &'a str) -> Option<RunName<'a>> {
         let (front, tail) = application_name.strip_prefix(RUN_PREFIX)?.rsplit_once(' ')?;
         let (host, pid) = tail.rsplit_once(':')?;
+        let (host, instance) = match host.rsplit_once(INSTANCE_SEPARATOR) {
+            Some((host, instance)) if is_instance(instance) => (host, Some(instance)),
+            _ => (host, None),
+        };
         let is_possible = |slots: &u16| (1..=MAX_SLOTS).contains(slots);
         let (keys, slots) = match front.rsplit_once(" slots=") {
             Some((keys, count)) => (keys, count.parse().ok().filter(is_possible)),
@@ -82,13 +105,21 @@ impl<'a> RunName<'a> {
             keys,
             slots,
             host,
+            instance,
             pid: pid.parse().ok()?,
         })
     }
 }
 
-fn of_this_process(front: &str, slots: Option<u16>) -> String {
-    compose(front, slots, &host(), std::process::id())
+/// Returns the name of a session that is recognized by its name.
+fn of_this_instance(front: &str, slots: Option<u16>) -> String {
+    static INSTANCE: OnceLock<String> = OnceLock::new();
+    let instance = INSTANCE.get_or_init(random_instance);
+    compose(front, slots, &host(), Some(instance), std::process::id())
+}
+
+fn of_this_process(front: &str) -> String {
+    compose(front, None, &host(), None, std::process::id())
 }
 
 fn host() -> String {
@@ -96,9 +127,25 @@ fn host() -> String {
     host.to_string_lossy().into_owned()
 }
 
-fn compose(front: &str, slots: Option<u16>, host: &str, pid: u32) -> String {
+/// Returns random characters. Their seed is the operating system's: a clock would be the same in two virtual machines
+/// that were resumed from one image.
+fn random_instance() -> String {
+    let mut random = fastrand::Rng::with_seed(RandomState::new().hash_one(std::process::id()));
+    let random_char = |_| char::from(INSTANCE_ALPHABET[random.usize(..INSTANCE_ALPHABET.len())]);
+    (0..INSTANCE_LEN).map(random_char).collect()
+}
+
+fn is_instance(text: &str) -> bool {
+    text.len() == INSTANCE_LEN && text.bytes().all(|byte| INSTANCE_ALPHABET.contains(&byte))
+}
+
+fn compose(front: &str, slots: Option<u16>, host: &str, instance: Option<&str>, pid: u32) -> String {
     let slots = slots.map_or_else(String::new, |count| format!(" slots={count}"));
-    let tail = format!("{slots} {}:{pid}", plain_ascii(host, MAX_HOST_LEN).replace(' ', "?"));
+    let instance = instance.map_or_else(String::new, |instance| format!("{INSTANCE_SEPARATOR}{instance}"));
+    let end = format!("{instance}:{pid}");
+    let host_room = MAX_NAME_LEN - MIN_FRONT_LEN - slots.len() - " ".len() - end.len();
+    let host = plain_ascii(host, MAX_HOST_LEN.min(host_room)).replace(' ', "?");
+    let tail = format!("{slots} {host}{end}");
     format!("{}{tail}", plain_ascii(front, MAX_NAME_LEN - tail.len()))
 }
 
@@ -114,62 +161,77 @@ mod tests {
     use super::*;
     use crate::protocol::document;
     use proptest::prelude::*;
+    use std::collections::BTreeSet;
 
     /// The golden vectors: never change one.
     #[test]
-    fn a_name_is_63_bytes_of_ascii_with_host_and_pid_whole() {
-        assert_eq!(compose("pglock:backup", None, "web1", 77), "pglock:backup web1:77");
+    fn a_name_is_63_bytes_of_ascii_with_the_random_part_and_the_pid_whole() {
+        let of_run = |front, slots| compose(front, slots, "web1", Some("k3x9qa"), 77);
+        assert_eq!(of_run("pglock:backup", None), "pglock:backup web1~k3x9qa:77");
+        assert_eq!(of_run("pglock:backup", Some(3)), "pglock:backup slots=3 web1~k3x9qa:77");
         assert_eq!(
-            compose("pglock:backup", Some(3), "web1", 77),
-            "pglock:backup slots=3 web1:77"
+            of_run("pglock:schl\u{fc}ssel 'x'\n", None),
+            "pglock:schl?ssel ?x?? web1~k3x9qa:77"
         );
-        assert_eq!(
-            compose("pglock:schl\u{fc}ssel 'x'\n", None, "web1", 77),
-            "pglock:schl?ssel ?x?? web1:77"
-        );
-        let long = compose(&"k".repeat(100), None, &"h".repeat(64), u32::MAX);
+        assert_eq!(compose("pglock list", None, "web1", None, 77), "pglock list web1:77");
+        let of_host = |slots| compose(&"k".repeat(100), slots, &"h".repeat(64), Some("k3x9qa"), u32::MAX);
+        let long = of_host(None);
         assert_eq!(long.len(), 63);
-        assert!(long.ends_with(&format!(" {}:4294967295", "h".repeat(32))), "{long}");
+        assert!(
+            long.ends_with(&format!(" {}~k3x9qa:4294967295", "h".repeat(32))),
+            "{long}"
+        );
+        let longest = of_host(Some(1000));
+        let expected = format!("{} slots=1000 {}~k3x9qa:4294967295", "k".repeat(8), "h".repeat(25));
+        assert_eq!(longest, expected);
     }
 
     #[test]
     fn the_documented_examples_are_true() {
         let rows = document::rows("### Examples of application_name");
-        assert_eq!(rows.len(), 5);
+        assert_eq!(rows.len(), 6);
         for row in rows {
-            let [keys, slots, host, pid, expected] = &row[..] else {
+            let [keys, slots, host, instance, pid, expected] = &row[..] else {
                 panic!("{row:?}");
             };
             let slots = (!slots.is_empty()).then(|| slots.parse().expect("a number"));
+            let instance = (!instance.is_empty()).then_some(instance.as_str());
             let pid = pid.parse().expect("a number");
-            let name = compose(&format!("{RUN_PREFIX}{keys}"), slots, host, pid);
+            let name = compose(&format!("{RUN_PREFIX}{keys}"), slots, host, instance, pid);
             assert_eq!(&name, expected);
             let run = RunName::parse(expected).expect("the name of a run");
-            assert_eq!((run.slots, run.host, run.pid), (slots, host.as_str(), pid));
+            assert_eq!(
+                (run.slots, run.host, run.instance, run.pid),
+                (slots, host.as_str(), instance, pid)
+            );
         }
     }
 
     #[test]
     fn each_command_names_its_sessions() {
         let key = |given| Key::parse(given).expect("a key");
-        let tail = format!(
-            " {}:{}",
-            compose("", None, &host(), 0).trim().trim_end_matches(":0"),
-            std::process::id()
-        );
-        let keys = [key("a b"), key("42")];
-        assert_eq!(for_run(None, &keys, None), format!("pglock:a b,42{tail}"));
-        assert_eq!(
-            for_run(Some("nightly"), &keys, Some(3)),
-            format!("nightly slots=3{tail}")
-        );
-        assert_eq!(for_list(), format!("pglock list{tail}"));
-        assert_eq!(for_check(None, None), format!("pglock check{tail}"));
-        assert_eq!(
-            for_check(None, Some(255)),
-            format!("pglock check 00000000000000ff{tail}")
-        );
-        assert_eq!(for_check(Some("mine"), Some(255)), format!("mine{tail}"));
+        let (host, pid) = (host(), std::process::id());
+        // All sessions of a process have the same random part.
+        let named = for_run(None, &[key("a")], None);
+        let instance = RunName::parse(&named)
+            .and_then(|run| run.instance)
+            .expect("a random part");
+        let is_named = |name: String, front: &str| {
+            assert_eq!(name, compose(front, None, &host, Some(instance), pid));
+        };
+        is_named(for_run(None, &[key("a b"), key("42")], None), "pglock:a b,42");
+        is_named(for_run(Some("nightly"), &[key("a")], Some(3)), "nightly slots=3");
+        is_named(for_check(None, None), "pglock check");
+        is_named(for_check(None, Some(255)), "pglock check 00000000000000ff");
+        is_named(for_check(Some("mine"), Some(255)), "mine");
+        assert_eq!(for_list(), compose("pglock list", None, &host, None, pid));
+    }
+
+    /// By it, pglock tells its own session from that of another process with its host name and process ID.
+    #[test]
+    fn the_random_part_differs_each_time() {
+        let instances: BTreeSet<String> = (0..1000).map(|_| random_instance()).collect();
+        assert!(instances.len() > 990 && instances.iter().all(|instance| is_instance(instance)));
     }
 
     #[test]
@@ -182,28 +244,49 @@ mod tests {
 
     #[test]
     fn keys_slots_host_and_pid_are_read_from_a_name() {
-        let run = |keys, slots, host, pid| Some(RunName { keys, slots, host, pid });
-        assert_eq!(RunName::parse("pglock:a b web1:77"), run("a b", None, "web1", 77));
-        assert_eq!(
-            RunName::parse("pglock:a,b slots=3 ::1:7"),
-            run("a,b", Some(3), "::1", 7)
-        );
-        assert_eq!(RunName::parse("pglock list web1:77"), None);
-        assert_eq!(RunName::parse("pglock:half"), None);
-        assert_eq!(RunName::parse("psql"), None);
+        let run = |keys, slots, host, instance, pid| {
+            Some(RunName {
+                keys,
+                slots,
+                host,
+                instance,
+                pid,
+            })
+        };
+        for (name, expected) in [
+            (
+                "pglock:a b web1~k3x9qa:77",
+                run("a b", None, "web1", Some("k3x9qa"), 77),
+            ),
+            (
+                "pglock:a,b slots=3 ::1~000000:7",
+                run("a,b", Some(3), "::1", Some("000000"), 7),
+            ),
+            // Of a version that had no random part, and of none.
+            ("pglock:a b web1:77", run("a b", None, "web1", None, 77)),
+            ("pglock:a web1~K3X9QA:77", run("a", None, "web1~K3X9QA", None, 77)),
+            ("pglock:a web1~k3x9q:77", run("a", None, "web1~k3x9q", None, 77)),
+            ("pglock list web1:77", None),
+            ("pglock:half", None),
+            ("psql", None),
+        ] {
+            assert_eq!(RunName::parse(name), expected, "{name}");
+        }
     }
 
     proptest! {
-        /// Whatever the key and the host are, other clients can read host and process ID from the name.
+        /// Whatever the key and the host are called, others read from the name who it is.
         #[test]
         fn a_name_reads_back(
-            key in "\\PC{0,70}", host in "[a-z0-9.-]{1,40}", slots in prop::option::of(1..=MAX_SLOTS), pid: u32,
+            key in "\\PC{0,70}", host in "[a-z0-9.-]{1,40}", slots in prop::option::of(1..=MAX_SLOTS),
+            instance in "[a-z0-9]{6}", pid: u32,
         ) {
-            let name = compose(&format!("{RUN_PREFIX}{key}"), slots, &host, pid);
+            let name = compose(&format!("{RUN_PREFIX}{key}"), slots, &host, Some(&instance), pid);
             prop_assert!(name.len() <= 63 && name.bytes().all(|b| (b' '..=b'~').contains(&b)), "{name:?}");
             prop_assert!(!name.contains(['\'', '"', '\\']), "{name:?}");
             let run = RunName::parse(&name).expect("the name of a run");
-            prop_assert_eq!((run.host, run.pid), (&host[..host.len().min(32)], pid));
+            prop_assert_eq!((run.instance, run.pid), (Some(instance.as_str()), pid));
+            prop_assert!(host.starts_with(run.host) && run.host.len() >= host.len().min(25), "{name:?}");
             if !key.contains("slots=") {
                 prop_assert_eq!(run.slots, slots);
             }
@@ -211,7 +294,7 @@ mod tests {
 
         /// Any client can call itself anything.
         #[test]
-        fn no_name_panics(name in "(pglock:)?\\PC{0,40}( slots=[0-9]{0,6})?( \\PC{0,10}:[0-9]{0,11})?") {
+        fn no_name_panics(name in "(pglock:)?\\PC{0,40}( slots=[0-9]{0,6})?( \\PC{0,10}(~[a-z0-9]{5,7})?:[0-9]{0,11})?") {
             if let Some(run) = RunName::parse(&name) {
                 prop_assert!(run.slots.is_none_or(|slots| (1..=MAX_SLOTS).contains(&slots)));
             }

@@ -23,6 +23,7 @@ struct LockObject<'a> {
     client_address: Option<&'a str>,
     connected_since: Option<String>,
     host: Option<&'a str>,
+    instance: Option<&'a str>,
     job: Option<&'a str>,
     /// A string: a JSON number need not have 64 bits.
     key: String,
@@ -58,6 +59,7 @@ impl<'a> From<&'a LockEntry> for LockObject<'a> {
             client_address: backend.client_address.as_deref(),
             connected_since: backend.connected.map(|time| time.rfc3339()),
             host: run.map(|run| run.host),
+            instance: run.and_then(|run| run.instance),
             job: backend.job.as_deref(),
             key: entry.id.to_string(),
             mode: entry.mode.map(|mode| mode.name()),
@@ -104,7 +106,7 @@ mod tests {
                 connected: Some(since),
                 since: Some(since),
                 job: Some("sh".into()),
-                ..Backend::named("pglock:backup web1:17240")
+                ..Backend::named("pglock:backup web1~k3x9qa:17240")
             },
         };
         Overview {
@@ -134,8 +136,8 @@ mod tests {
         assert_eq!(documented, expected);
     }
 
-    /// What earlier versions printed for [`the_json_is_what_it_always_was`]: a `Value`, whose keys are in alphabetical
-    /// order.
+    /// What earlier versions printed for [`the_json_is_what_it_always_was`], a `Value`, whose keys are in alphabetical
+    /// order, and the keys that were added.
     fn printed_before() -> Value {
         json!({
             "database": "postgres",
@@ -151,6 +153,7 @@ mod tests {
                 "since": null,
                 "behind": [17249, 7],
                 "host": "h",
+                "instance": null,
                 "pid": 1,
                 "job": null,
                 "user": "\"ann\"",

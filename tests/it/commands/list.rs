@@ -85,9 +85,10 @@ fn holders_and_waiters_are_shown_with_all_that_is_known() {
     assert_eq!((&held["user"], &held["job"]), (&"postgres".into(), &"sh".into()));
     assert_eq!(held["client_address"], "127.0.0.1");
     assert_eq!(held["behind"], Value::Array(vec![]));
+    let instance = held["instance"].as_str().expect("the random part");
     assert_eq!(
         held["application_name"],
-        format!("pglock:{key} {host}:{}", holder.pid())
+        format!("pglock:{key} {host}~{instance}:{}", holder.pid())
     );
     assert_eq!((&waits["state"], &waits["mode"]), (&"waiting".into(), &"shared".into()));
     assert_eq!(waits["behind"], Value::Array(vec![held["backend_pid"].clone()]));
