@@ -9,11 +9,12 @@
 //! have any stay blocked: they do not reach the job, but they do not end pglock either.
 
 use crate::run::signal_number::SignalNumber;
-use crate::sys;
 use nix::sys::signal::{SigSet, Signal};
 use std::io;
 use std::os::fd::BorrowedFd;
 
+#[cfg(target_os = "linux")]
+use crate::sys;
 #[cfg(target_os = "linux")]
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 #[cfg(target_os = "linux")]

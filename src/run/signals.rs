@@ -237,8 +237,8 @@ fn is_own_fault(received: QueuedSignal) -> bool {
         Some(Signal::SIGSTKFLT) => true,
         _ => false,
     };
-    let is_from_other = received.sender.is_some_and(|sender| sender != Pid::this().as_raw());
-    reports_fault && !is_from_other
+    let is_from_other = |sender: i32| sender != Pid::this().as_raw();
+    reports_fault && !received.sender.is_some_and(is_from_other)
 }
 
 /// Returns whether the kernel sends this signal to the whole foreground group. It sends SIGHUP to the session leader

@@ -8,6 +8,7 @@ use super::*;
 use crate::outcome::ExitReason;
 use crate::run::session::timing::Timing;
 use Signal::*;
+#[cfg(target_os = "linux")]
 use nix::libc;
 use proptest::prelude::*;
 

@@ -115,6 +115,24 @@ fn the_job_sees_each_signal_once() {
     assert_eq!(received, expected);
 }
 
+/// P52: the kernel sends a timer's signal to pglock alone, unlike the terminal's signals.
+#[test]
+fn an_inherited_alarm_reaches_the_job_on_a_terminal() {
+    let (key, journal) = (unique("key"), Journal::new());
+    let directory = tempfile::tempdir().unwrap();
+    let job = directory.path().join("job");
+    std::fs::write(&job, journal.recording("ALRM")).unwrap();
+    let script = format!(
+        "perl -e 'alarm 1; exec @ARGV' \"$PGLOCK\" run -k {key} -- sh {}; echo \"status $?\"",
+        job.display()
+    );
+    let mut terminal = Terminal::run(Server::shared(), &["sh", "-c", &script]);
+    journal.await_count("ALRM", 1);
+    kill(pglock(&key), Signal::SIGUSR2).unwrap();
+    terminal.expect("status 3");
+    assert_eq!(journal.count("ALRM"), 1);
+}
+
 /// P50: Ctrl-Z stops the job and pglock, fg and bg continue both, and the lock is held meanwhile.
 #[test]
 fn job_control_of_an_interactive_shell() {
