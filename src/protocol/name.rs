@@ -163,7 +163,6 @@ mod tests {
             for_run(Some("nightly"), &keys, Some(3)),
             format!("nightly slots=3{tail}")
         );
-        assert_eq!(for_evicted(), format!("pglock evicted{tail}"));
         assert_eq!(for_list(), format!("pglock list{tail}"));
         assert_eq!(for_check(None, None), format!("pglock check{tail}"));
         assert_eq!(
