@@ -70,6 +70,8 @@ impl Lock {
         self.query_heartbeat(client, backend_pid, tag, &listen)
     }
 
+    /// # Errors
+    /// As for [`Lock::heartbeat`].
     fn query_heartbeat(
         &self,
         client: &mut Client,
