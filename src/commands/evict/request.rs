@@ -4,6 +4,7 @@ use super::terminate::{terminate, unauthorized, wait_until_gone};
 use crate::cli::EvictOptions;
 use crate::inspect::backend::Backend;
 use crate::inspect::eviction::may_evict_condition;
+use crate::key;
 use crate::lock::{QueryResult, simple_query};
 use crate::outcome::Failure;
 use crate::protocol::derived_keys;
@@ -221,16 +222,23 @@ impl<'a> Eviction<'a> {
         Ok(())
     }
 
-    /// Returns which of these backends still have an advisory lock.
+    /// Returns which of these backends still have an advisory lock and the same client. A pooler lends a backend that is
+    /// released to the next client, and most likely to one that was waiting for the lock.
     ///
     /// # Errors
     /// The connection is lost.
     fn backends_with_locks(&mut self, requests: &[&Request]) -> Result<Vec<i32>, Failure> {
-        let pids: Vec<String> = requests.iter().map(|request| request.pid.to_string()).collect();
+        let sessions: Vec<String> = requests
+            .iter()
+            .map(|request| {
+                let application_name = key::sql_literal(&request.backend.application_name);
+                format!("(pid = {} AND application_name = {application_name})", request.pid)
+            })
+            .collect();
         let sql = format!(
-            "SELECT pg_catalog.string_agg(DISTINCT pid::text, ',') AS pids FROM pg_catalog.pg_locks \
-             WHERE locktype = 'advisory' AND pid IN ({})",
-            pids.join(", ")
+            "SELECT pg_catalog.string_agg(pid::text, ',') AS pids FROM pg_catalog.pg_stat_activity a WHERE ({}) \
+             AND EXISTS (SELECT 1 FROM pg_catalog.pg_locks l WHERE l.locktype = 'advisory' AND l.pid = a.pid)",
+            sessions.join(" OR ")
         );
         let result = QueryResult::fetch(self.client, &sql)?;
         let pids = result.get("pids").unwrap_or_default().split(',');

@@ -40,6 +40,17 @@ pub(super) struct Guard<'a> {
     pub(super) lost_backend_pid: i32,
 }
 
+/// How an attempt to guard ended.
+enum GuardEnd {
+    /// There is nothing more to do.
+    Over,
+    /// The key was held, and lost again; it is acquired again.
+    LostAgain {
+        /// The backend that held it, if an administrator terminated it.
+        terminated: Option<i32>,
+    },
+}
+
 /// Whether the key is guarded.
 enum GuardTry {
     Acquired { lock: Lock, grant: Grant, is_direct: bool },
@@ -50,8 +61,9 @@ impl Guard<'_> {
     /// Reports who ended the session, and holds the key until the order to release. `by_administrator` says that it may
     /// have been an eviction.
     pub(super) fn stand(&self, by_administrator: bool) {
-        let mut explains_loss = by_administrator;
-        if !explains_loss {
+        // The backend of which it is to be found out who terminated it.
+        let mut unexplained = by_administrator.then_some(self.lost_backend_pid);
+        if unexplained.is_none() {
             self.reporter.report(SessionEvent::LossExplained { evictor: None });
         }
         if self.plan.options.policy.on_lost == OnLost::Ignore {
@@ -60,39 +72,43 @@ impl Guard<'_> {
         let began = Instant::now();
         let mut pause = FIRST_PAUSE;
         while !self.orders.is_release_ordered_within(pause) {
-            let is_over = self.attempt(explains_loss).unwrap_or_else(|failure| {
-                if explains_loss {
-                    self.reporter.report(SessionEvent::LossExplained { evictor: None });
+            match self.attempt(unexplained) {
+                Ok(GuardEnd::Over) => return,
+                Ok(GuardEnd::LostAgain { terminated }) => unexplained = terminated,
+                Err(failure) => {
+                    if unexplained.take().is_some() {
+                        self.reporter.report(SessionEvent::LossExplained { evictor: None });
+                    }
+                    // Only a server that is away can come back.
+                    if failure.code != ExitCode::Unavailable {
+                        return;
+                    }
                 }
-                // Only a server that is away can come back.
-                failure.code != ExitCode::Unavailable
-            });
-            if is_over {
-                return;
             }
-            explains_loss = false;
             if began.elapsed() > FIRST_PAUSE_PERIOD {
                 pause = (pause * 3 / 2).min(MAX_PAUSE);
             }
         }
     }
 
-    /// Reconnects, and holds the key if it is free. Returns whether there is nothing more to do.
+    /// Reconnects, and holds the key if it is free, unless the eviction of the backend `unexplained` was forced.
     ///
     /// # Errors
     /// The server is not there, or its locks protect nothing.
-    fn attempt(&self, explains_loss: bool) -> Result<bool, Failure> {
+    fn attempt(&self, unexplained: Option<i32>) -> Result<GuardEnd, Failure> {
         let plan = self.plan;
         let application_name = plan.application_name();
         let Connection { mut client, socket, .. } = plan.settings.reopen(&application_name)?;
-        if explains_loss && self.explain_loss(&mut client) {
-            return Ok(true);
+        if let Some(backend_pid) = unexplained
+            && self.explain_loss(&mut client, backend_pid)
+        {
+            return Ok(GuardEnd::Over);
         }
         let (lock, grant, is_direct) = match self.try_key(&mut client, application_name)? {
             GuardTry::Acquired { lock, grant, is_direct } => (lock, grant, is_direct),
             GuardTry::Taken { message } => {
                 self.reporter.report(SessionEvent::GuardFailed(message));
-                return Ok(true);
+                return Ok(GuardEnd::Over);
             }
         };
         let guard = Holder {
@@ -104,13 +120,17 @@ impl Guard<'_> {
             is_direct,
             is_guard: true,
         };
-        // Lost again, it is acquired again.
-        Ok(guard.hold(&mut client, socket.as_ref(), None).is_ok())
+        Ok(match guard.hold(&mut client, socket.as_ref(), None) {
+            Ok(_) => GuardEnd::Over,
+            Err(loss) => GuardEnd::LostAgain {
+                terminated: loss.by_administrator.then_some(grant.backend_pid),
+            },
+        })
     }
 
     /// Reports who ended the session. Returns whether the key must stay free.
-    fn explain_loss(&self, client: &mut Client) -> bool {
-        let evictor = eviction::find_evictor(client, self.lost_backend_pid).ok().flatten();
+    fn explain_loss(&self, client: &mut Client, backend_pid: i32) -> bool {
+        let evictor = eviction::find_evictor_first(client, backend_pid).ok().flatten();
         let is_forced = evictor.as_ref().is_some_and(|evictor| evictor.is_forced);
         let evictor = evictor.map(|evictor| evictor.description);
         self.reporter.report(SessionEvent::LossExplained { evictor });

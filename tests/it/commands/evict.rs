@@ -1,4 +1,5 @@
-//! `pglock evict` ends the sessions that hold a lock, and both sides report it.
+//! `pglock evict` has the holders of a lock give it up, and both sides report it. That nobody starts before the evicted
+//! job is dead is in `run::eviction`.
 
 use crate::support::case::Case;
 use crate::support::pgbouncer::PgBouncer;
@@ -37,20 +38,24 @@ fn the_evicted_holder_terminates_its_job_and_names_the_evictor() {
     output.code(0);
     assert!(output.stderr.is_empty());
     let lines = report(&output);
-    assert!(
-        lines[0].starts_with(&format!("evicted {}:{pid} (backend ", hostname())),
-        "{lines:?}"
-    );
-    assert_eq!(lines[1..], [format!("key \"{key}\" is free")]);
+    let backend = format!("{}:{pid} (backend ", hostname());
+    assert!(lines[0].starts_with(&format!("waiting for {backend}")), "{lines:?}");
+    assert!(lines[0].ends_with(" to terminate its job, up to 20s"), "{lines:?}");
+    assert!(lines[1].starts_with(&format!("evicted {backend}")), "{lines:?}");
+    assert_eq!(lines[2..], [format!("key \"{key}\" is free")]);
     let evicted = holder.finish();
     assert_eq!(String::from_utf8_lossy(&evicted.code(74).stdout), "ready\nstopped\n");
     let line = String::from_utf8_lossy(&evicted.stderr).into_owned();
+    assert!(
+        line.contains(&format!("pglock: lost the lock on key \"{key}\" at 20")),
+        "{line}"
+    );
     let user = nix::unistd::User::from_uid(nix::unistd::getuid())
         .unwrap()
         .unwrap()
         .name;
     let by = format!(
-        "(evicted by {user}@{}:{evictor} as role \"postgres\"); terminated the job with SIGTERM",
+        ": evicted by {user}@{}:{evictor} as role \"postgres\"; terminated the job with SIGTERM",
         hostname()
     );
     assert!(line.contains(&by), "{line}");
@@ -75,7 +80,7 @@ fn waiters_are_evicted_only_with_waiters() {
     let output = evict(case.server, key).arg("--yes").output();
     output.code(0);
     assert!(
-        report(&output)[1].starts_with(&format!(
+        report(&output)[2].starts_with(&format!(
             "key \"{key}\" is now held by {}:{} ",
             hostname(),
             second.pid()
@@ -126,7 +131,7 @@ fn a_role_without_the_right_learns_which_one_it_needs() {
     try_evict().code(0);
     let evicted = holder.finish();
     let text = String::from_utf8_lossy(&evicted.code(74).stderr).into_owned();
-    assert!(text.contains(&format!(" as role \"{role}\")")), "{text}");
+    assert!(text.contains(&format!(" as role \"{role}\";")), "{text}");
 }
 
 /// P75: without a terminal to ask on, `--yes` is required, and its absence is reported before pglock connects.
@@ -159,7 +164,7 @@ fn a_terminal_is_asked_first() {
             screen.expect("question", |lines| {
                 lines
                     .concat()
-                    .ends_with("Terminate this session and stop its job? [y/N]")
+                    .ends_with("Evict this session and terminate its job? [y/N]")
             })
         };
         let question = ask();
@@ -191,20 +196,20 @@ fn a_terminal_is_asked_first() {
     }
 }
 
-/// P75: the holder's session is the pool's, and is ended; polling waiters have none.
+/// P75: the holder's session is the pool's; it is asked, and polling waiters have no session that could be terminated.
 #[test]
 fn a_holder_behind_a_pooler_is_evicted_and_names_the_evictor() {
     let server = Server::shared();
     let bouncer = PgBouncer::with(server, &["pool_mode=transaction"]);
     for evictor in [bouncer.pglock(), server.pglock()] {
         let key = unique("pooled");
-        let holder = bouncer.run(&key).holding();
+        let holder = bouncer.run(&key).args(["--heartbeat", "0.5"]).holding();
         let waiter = bouncer.run(&key).sh("echo mine").spawn();
         let evict = evictor.args(["evict", "--yes", "--waiters", "--key", &key]);
         evict.output().code(0);
         let evicted = holder.finish();
         let text = String::from_utf8_lossy(&evicted.code(74).stderr).into_owned();
-        assert!(text.contains("(evicted by "), "{text}");
+        assert!(text.contains(": evicted by "), "{text}");
         assert_eq!(waiter.finish().code(0).stdout(), "mine\n");
     }
 }

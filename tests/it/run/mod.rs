@@ -1,7 +1,9 @@
 //! A run from start to end: the job, signals, the terminal, waiting, and the loss of the lock.
 
 mod cost;
+mod eviction;
 mod failures;
+mod guard;
 mod hostile;
 mod job;
 mod lost;

@@ -6,6 +6,7 @@
 use super::command::command;
 use super::wait::{SOON, eventually};
 use nix::unistd::Pid;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -70,6 +71,48 @@ impl Journal {
             note ready; beat",
             self.note()
         )
+    }
+
+    /// Returns the beginning of a job that must run alone among the jobs of this journal: it records its process, and
+    /// `overlap` if a process of another job that was recorded before still runs. A job records each further process of
+    /// its own by `note "pid $!"`.
+    ///
+    /// It records itself before it looks for others, so that of two jobs that start together one sees the other.
+    pub fn alone(&self) -> String {
+        format!(
+            "{}
+            note \"pid $$\"
+            while read -r _ what other; do
+                [ \"$what\" = pid ] && [ \"$other\" != $$ ] || continue
+                read -r stat < /proc/$other/stat || continue
+                case ${{stat##*) }} in [ZX]*) ;; *) note \"overlap $$ $stat\" ;; esac
+            done < '{}'
+            note enter",
+            self.note(),
+            self.path().display()
+        )
+    }
+
+    /// Returns a job that must run alone, and that only KILL ends, as its child.
+    pub fn stubborn_alone(&self) -> String {
+        format!(
+            "trap '' TERM INT HUP; {}; sleep 600 & note \"pid $!\"; note ready; wait",
+            self.alone()
+        )
+    }
+
+    /// Asserts that no two jobs ran at the same time, and that so many have run.
+    #[track_caller]
+    pub fn assert_alone(&self, jobs: RangeInclusive<usize>) {
+        let entries = self.entries();
+        let is_overlap = |entry: &&Entry| entry.event.starts_with("overlap");
+        let overlaps: Vec<&Entry> = entries.iter().filter(is_overlap).collect();
+        assert!(overlaps.is_empty(), "two jobs at once: {overlaps:?}\n{entries:?}");
+        let entered = self.count("enter");
+        assert!(
+            jobs.contains(&entered),
+            "{entered} jobs have run, not {jobs:?}: {entries:?}"
+        );
     }
 
     pub fn entries(&self) -> Vec<Entry> {

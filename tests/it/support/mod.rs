@@ -11,6 +11,7 @@ pub mod case;
 pub mod command;
 pub mod delay_line;
 pub mod journal;
+pub mod meddler;
 pub mod network;
 pub mod pgbouncer;
 pub mod pglock;
@@ -27,6 +28,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// Returns the name of this host, as pglock reports it.
 pub fn hostname() -> String {
     nix::unistd::gethostname().unwrap().into_string().unwrap()
+}
+
+/// Returns the number in this environment variable, which repeats a test more often than usual.
+pub fn repetitions(variable: &str, usual: usize) -> usize {
+    std::env::var(variable).map_or(usual, |text| text.parse().unwrap())
 }
 
 /// Returns a name that no other test uses, for a key, a database or a role. Names differ between test processes too,

@@ -204,11 +204,32 @@ impl Server {
 
     /// Stops the server as a crash would: it ends every session and writes nothing.
     pub fn stop_immediate(&self) {
+        self.stop(Signal::SIGQUIT);
+    }
+
+    /// Stops the server as `pg_ctl stop -m fast` does: it terminates every session.
+    pub fn stop_fast(&self) {
+        self.stop(Signal::SIGINT);
+    }
+
+    fn stop(&self, signal: Signal) {
         let Some(mut postmaster) = self.postmaster.lock().unwrap().take() else {
             return;
         };
-        kill(Pid::from_raw(postmaster.id() as i32), Signal::SIGQUIT).unwrap();
+        kill(Pid::from_raw(postmaster.id() as i32), signal).unwrap();
         postmaster.wait().unwrap();
+    }
+
+    /// Kills the backend of a session of its own, upon which the server ends all sessions and recovers. Waits until it
+    /// answers again.
+    pub fn crash_restart(&self) {
+        let (mut client, mut other) = (self.client(), self.client());
+        let pid: i32 = rows(&mut client, "SELECT pg_backend_pid()").concat()[0]
+            .parse()
+            .unwrap();
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        eventually(SOON, "the end of all sessions", || other.simple_query("").is_err());
+        eventually(SOON, "the recovery", || self.config().connect(NoTls).is_ok());
     }
 
     /// Stops it if it runs, and starts it again on the same port.

@@ -1,0 +1,110 @@
+//! A newcomer leaves a server alone that has just started, for those that lost their locks in the restart to come first.
+
+use crate::support::journal::now;
+use crate::support::pgbouncer::PgBouncer;
+use crate::support::pglock::Pglock;
+use crate::support::server::Server;
+use crate::support::unique;
+use crate::support::wait::{SOON, eventually};
+use nix::sys::signal::Signal;
+
+/// Nanoseconds.
+const HALF_SECOND: u128 = 500_000_000;
+
+/// With `-v`.
+const SETTLING: &str = "the server has just started; waiting half a second for jobs that lost their locks\n";
+
+/// How often to try to be in time on a busy machine.
+const TRIES: usize = 10;
+
+/// Returns when the server started, in nanoseconds since 1970.
+fn started(server: &Server) -> u128 {
+    epoch(server, "pg_postmaster_start_time()")
+}
+
+fn epoch(server: &Server, expression: &str) -> u128 {
+    let microseconds = server.value(&format!("SELECT (extract(epoch FROM {expression}) * 1000000)::bigint"));
+    microseconds.parse::<u128>().unwrap() * 1000
+}
+
+/// Asserts that this pglock starts its job half a second after the server's start, and not before.
+#[track_caller]
+fn assert_settles(server: &Server, restart: fn(&Server), start: fn(&Server) -> u128, run: impl Fn() -> Pglock) {
+    for _ in 0..TRIES {
+        restart(server);
+        let output = run().args(["-v", "date", "+%s%N"]).output();
+        let text = String::from_utf8(output.code(0).stdout.clone()).unwrap();
+        let ran: u128 = text.trim().parse().unwrap();
+        let since_start = ran - start(server);
+        assert!(since_start >= HALF_SECOND, "{since_start} ns after the start: {output}");
+        if String::from_utf8_lossy(&output.stderr).contains(SETTLING) {
+            return;
+        }
+    }
+    panic!("no newcomer was in time to be held up");
+}
+
+/// P25: neither a lock of the session nor of a transaction, of one key, several or a slot, by any hash.
+#[test]
+fn a_newcomer_waits_until_the_server_is_half_a_second_old() {
+    let server = Server::start();
+    let (key, other) = (unique("young"), unique("other"));
+    let kinds: [&[&str]; 6] = [
+        &["-n"],
+        &["-n", "--scope", "transaction"],
+        &["-n", "--key", &other],
+        &["-n", "--slots", "2"],
+        &["-n", "--hash", "hashtext"],
+        &["--fair", "--shared"],
+    ];
+    for options in kinds {
+        assert_settles(&server, Server::restart, started, || server.run(&key).args(options));
+    }
+}
+
+/// P25: through a pooler too, which is older.
+#[test]
+fn a_newcomer_behind_a_pooler_waits_too() {
+    let server = Server::start();
+    let bouncer = PgBouncer::with(&server, &["pool_mode=transaction", "server_login_retry=1"]);
+    let key = unique("young");
+    assert_settles(&server, Server::restart, started, || bouncer.run(&key));
+}
+
+/// P25: a crash of a backend restarts the sessions of the server, though not the server.
+#[test]
+fn a_newcomer_waits_after_a_crash() {
+    let server = Server::start();
+    if server.version() >= 15 {
+        let key = unique("crashed");
+        let crashed = |server: &Server| epoch(server, "pg_stat_get_bgwriter_stat_reset_time()");
+        assert_settles(&server, Server::crash_restart, crashed, || server.run(&key));
+    }
+}
+
+/// P25
+#[test]
+fn a_signal_ends_the_half_second() {
+    let server = Server::start();
+    for _ in 0..TRIES {
+        server.restart();
+        let started = started(&server);
+        let newcomer = server.run(&unique("young")).args(["-v", "-n", "echo", "ran"]).spawn();
+        let has_said = |text| newcomer.stderr().contains(text);
+        eventually(SOON, "the first query", || {
+            has_said(SETTLING) || has_said("connected to ")
+        });
+        if !has_said(SETTLING) {
+            newcomer.finish().code(0);
+            continue;
+        }
+        newcomer.signal(Signal::SIGTERM);
+        let output = newcomer.finish();
+        if now() < started + HALF_SECOND {
+            output.signal(Signal::SIGTERM);
+            assert!(output.stdout.is_empty(), "{output}");
+            return;
+        }
+    }
+    panic!("no newcomer ended within the half second");
+}

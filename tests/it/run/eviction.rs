@@ -1,0 +1,356 @@
+//! An evicted holder terminates its job first, and releases the lock when the job is dead.
+
+use crate::support::case::Case;
+use crate::support::journal::{Journal, state};
+use crate::support::pgbouncer::PgBouncer;
+use crate::support::pglock::{Output, Pglock, Running};
+use crate::support::server::{SUPERUSER, Server, rows};
+use crate::support::wait::{SOON, eventually};
+use crate::support::{hostname, repetitions, unique};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use postgres::{Client, NoTls};
+use std::time::Duration;
+
+/// The first number of an eviction mark, as `docs/protocol.md` has it.
+const MARK: i32 = -613_922_599;
+
+/// A holder with a job that only KILL ends, which it gets soon. Its heartbeats are frequent enough that an eviction
+/// through a pooler is noticed soon.
+fn stubborn(run: Pglock, journal: &Journal) -> Running {
+    let limits = ["--heartbeat", "0.5", "--kill-after", "0.7"];
+    let holder = run.args(limits).sh(&journal.stubborn_alone()).spawn();
+    journal.await_count("ready", 1);
+    // Which shows its limit.
+    let name = format!("application_name LIKE 'pglock:%:{}'", holder.pid());
+    let heartbeat = format!("SELECT 1 FROM pg_stat_activity WHERE {name} AND query LIKE '/* pglock holds %'");
+    let mut observer = Server::shared().client();
+    eventually(SOON, "a heartbeat", || !rows(&mut observer, &heartbeat).is_empty());
+    holder
+}
+
+fn evict(evictor: Pglock, key: &str) -> Pglock {
+    evictor.args(["evict", "--yes", "--key", key])
+}
+
+/// Asserts status 74, and that the one line names the requester.
+#[track_caller]
+fn assert_evicted(output: &Output, by: &str, done: &str) {
+    let line = output.code(74).stderr_line();
+    assert!(line.contains(": evicted by ") && line.contains(by), "{line}");
+    assert!(line.ends_with(done), "{line}");
+}
+
+const KILLED: &str = "; terminated the job with SIGTERM, then SIGKILL";
+
+/// Evicts a holder with two waiters behind it, and asserts that nobody started before its job was dead.
+#[track_caller]
+fn evict_before_two_waiters(key: &str, run: impl Fn() -> Pglock, evictor: Pglock) {
+    let journal = Journal::new();
+    let holder = stubborn(run(), &journal);
+    let waiters = [0, 1].map(|_| {
+        let waiter = run().args(["-v", "--poll", "0.02"]).sh(&journal.alone()).spawn();
+        waiter.await_stderr("; waiting");
+        waiter
+    });
+    let output = evict(evictor, key).output();
+    let text = String::from_utf8_lossy(&output.code(0).silent().stdout).into_owned();
+    let who = format!("{}:{} (backend ", hostname(), holder.pid());
+    assert!(text.contains(&format!("\nwaiting for {who}")), "{output}");
+    assert!(text.contains(" to terminate its job, up to 1s 700ms\n"), "{output}");
+    assert!(text.contains(&format!("\nevicted {who}")), "{output}");
+    // The grace period is over when the evictor returns; a waiter does not keep it.
+    assert!(output.took < Duration::from_secs(5), "{output}");
+    assert_evicted(&holder.finish(), &format!(" as role \"{SUPERUSER}\""), KILLED);
+    for waiter in waiters {
+        waiter.finish().code(0);
+    }
+    journal.assert_alone(3..=3);
+}
+
+/// P10, P75
+#[test]
+fn no_waiter_starts_before_the_evicted_job_is_dead() {
+    for _ in 0..repetitions("PGLOCK_TEST_EVICTIONS", 3) {
+        let case = Case::new();
+        evict_before_two_waiters(&case.key, || case.run(), case.server.pglock());
+    }
+}
+
+/// P10, P75: nor through a pooler, where the next holder gets the same backend.
+#[test]
+fn no_waiter_starts_before_the_evicted_job_is_dead_behind_a_pooler() {
+    let server = Server::shared();
+    let bouncer = PgBouncer::with(server, &["pool_mode=transaction"]);
+    for n in 0..repetitions("PGLOCK_TEST_EVICTIONS", 3) {
+        let key = unique("pooled");
+        let evictor = if n % 2 == 0 { server.pglock() } else { bouncer.pglock() };
+        evict_before_two_waiters(&key, || bouncer.run(&key), evictor);
+    }
+}
+
+/// P75: the next holder gets the backend of the evicted one. The requester neither waits for it nor terminates it.
+#[test]
+fn the_next_holder_behind_a_pooler_is_left_alone() {
+    let server = Server::shared();
+    let database = server.database();
+    let bouncer = PgBouncer::with(server, &["pool_mode=transaction", "default_pool_size=1"]);
+    let (key, journal) = (unique("pool_of_one"), Journal::new());
+    let run = || bouncer.run(&key).env("PGDATABASE", &database);
+    let holder = stubborn(run(), &journal);
+    let next = run().sh("echo mine; read -r _; exit 0").spawn();
+    eventually(SOON, "the next one to wait for the backend", || {
+        bouncer.pool(&database, "cl_waiting") == 1
+    });
+    let evictor = server.pglock().env("PGDATABASE", &database);
+    let evictor = evict(evictor, &key).spawn();
+    next.await_stdout("mine\n");
+    let output = evictor.finish();
+    output.code(0).silent();
+    assert!(output.took < Duration::from_millis(2500), "{output}");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let now = format!("key \"{key}\" is now held by {}:{} ", hostname(), next.pid());
+    assert!(text.contains(&now), "{output}");
+    assert_evicted(&holder.finish(), "", KILLED);
+    next.finish().code(0).silent();
+}
+
+/// P75: a slot, of the only one.
+#[test]
+fn a_slot_is_released_when_the_evicted_job_is_dead() {
+    let case = Case::new();
+    evict_before_two_waiters(&case.key, || case.run().args(["--slots", "1"]), case.server.pglock());
+}
+
+/// P75: each of them has the key until its own job is dead.
+#[test]
+fn all_shared_holders_are_evicted() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let job = format!(
+        "trap '' TERM; {}; note \"pid $$\"; sleep 600 & note \"pid $!\"; note ready; wait",
+        journal.note()
+    );
+    let holders = ["0.3", "0.7", "1"].map(|grace| {
+        let run = case
+            .run()
+            .args(["--shared", "--heartbeat", "0.5", "--kill-after", grace]);
+        run.sh(&job).spawn()
+    });
+    journal.await_count("ready", 3);
+    let waiter = case.run().sh(&journal.alone()).spawn();
+    case.await_locks(3, 1);
+    let output = evict(case.server.pglock(), &case.key).output();
+    let text = String::from_utf8_lossy(&output.code(0).silent().stdout).into_owned();
+    assert_eq!(text.matches("\nevicted ").count(), 3, "{output}");
+    for holder in holders {
+        assert_evicted(&holder.finish(), "", KILLED);
+    }
+    waiter.finish().code(0).silent();
+    journal.assert_alone(1..=1);
+}
+
+/// P75: the requester does not wait longer than the job needs.
+#[test]
+fn a_job_that_terminates_is_not_waited_for_longer_than_that() {
+    let case = Case::new();
+    let holder = case
+        .run()
+        .args(["--kill-after", "60"])
+        .sh("echo ready; exec sleep 600")
+        .spawn();
+    holder.await_stdout("ready\n");
+    let output = evict(case.server.pglock(), &case.key).output();
+    output.code(0).silent();
+    // A direct session listens from 0.9 s on.
+    assert!(output.took < Duration::from_secs(4), "{output}");
+    let evicted = holder.finish();
+    let text = String::from_utf8_lossy(&evicted.code(74).stderr).into_owned();
+    assert!(text.ends_with("; terminated the job with SIGTERM\n"), "{text}");
+}
+
+/// A role of its own for a holder, and another for its evictor.
+struct Roles {
+    owner: String,
+    other: String,
+}
+
+impl Roles {
+    fn new(server: &Server) -> Roles {
+        let (owner, other) = (unique("owner"), unique("other"));
+        server.sql(&format!("CREATE ROLE {owner} LOGIN; CREATE ROLE {other} LOGIN"));
+        Roles { owner, other }
+    }
+
+    fn client(&self, server: &Server) -> Client {
+        let mut config = server.config();
+        config.user(&self.other).dbname("postgres");
+        config.connect(NoTls).unwrap()
+    }
+}
+
+fn as_role(run: Pglock, role: &str) -> Pglock {
+    run.env("PGUSER", role).env("PGDATABASE", "postgres")
+}
+
+/// Waits until the holder of the case has sent two more heartbeats, so that it has seen whatever there is to see.
+#[track_caller]
+fn await_heartbeats(case: &Case) {
+    let name = format!("application_name LIKE 'pglock:{} %'", case.key);
+    let sent = format!("SELECT query_start FROM pg_stat_activity WHERE {name} AND query LIKE '/* pglock holds %'");
+    let mut heartbeats = vec![case.value(&sent)];
+    eventually(SOON, "two heartbeats", || {
+        heartbeats.push(case.value(&sent));
+        heartbeats.dedup();
+        heartbeats.len() > 3
+    });
+}
+
+fn marks(case: &Case) -> usize {
+    let backend = case.backend();
+    let class = MARK as u32;
+    let sql = format!("SELECT 1 FROM pg_locks WHERE objsubid = 2 AND classid = {class} AND objid = {backend}");
+    case.sql(&sql).len()
+}
+
+/// P75: nothing happens, neither to the job nor to the lock, and no mark is left.
+#[test]
+fn a_role_without_the_right_changes_nothing() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let roles = Roles::new(case.server);
+    let run = as_role(case.run(), &roles.owner).args(["--heartbeat", "0.3"]);
+    let holder = run.sh(&journal.recording("TERM")).spawn();
+    journal.await_count("ready", 1);
+    let refused = evict(as_role(case.server.pglock(), &roles.other), &case.key).output();
+    let text = String::from_utf8_lossy(&refused.code(77).stderr).into_owned();
+    assert!(text.contains("GRANT pg_signal_backend to it"), "{text}");
+    assert_eq!(marks(&case), 0);
+    await_heartbeats(&case);
+    assert_eq!((case.locks().granted, journal.count("TERM")), (1, 0));
+    case.sql(&format!("GRANT pg_signal_backend TO {}", roles.other));
+    let allowed = evict(as_role(case.server.pglock(), &roles.other), &case.key).spawn();
+    journal.await_count("TERM", 1);
+    holder.signal(Signal::SIGUSR2);
+    allowed.finish().code(0).silent();
+    assert_evicted(&holder.finish(), &format!(" as role {:?}", roles.other), "SIGTERM");
+}
+
+/// P75: a superuser's session is beyond `pg_signal_backend`, as for `pg_terminate_backend`.
+#[test]
+fn a_superusers_lock_is_not_for_others_to_evict() {
+    let case = Case::new();
+    let roles = Roles::new(case.server);
+    case.sql(&format!("GRANT pg_signal_backend TO {}", roles.other));
+    let holder = case.holder();
+    evict(as_role(case.server.pglock(), &roles.other), &case.key)
+        .output()
+        .code(77);
+    holder.finish().code(0).silent();
+}
+
+/// P75: the holder checks the requester's role itself, since any client can place a mark.
+#[test]
+fn a_mark_counts_only_if_its_role_may_evict() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let roles = Roles::new(case.server);
+    let run = as_role(case.run(), &roles.owner).args(["--heartbeat", "0.3"]);
+    let holder = run.sh(&journal.recording("TERM")).spawn();
+    journal.await_count("ready", 1);
+    let backend = case.backend();
+    let place = |client: &mut Client| {
+        rows(client, "SET application_name = 'pglock evict x'");
+        rows(client, &format!("SELECT pg_advisory_lock_shared({MARK}, {backend})"));
+        rows(client, &format!("NOTIFY pglock_{backend}"));
+    };
+    let mut outsider = roles.client(case.server);
+    place(&mut outsider);
+    await_heartbeats(&case);
+    assert_eq!((case.locks().granted, journal.count("TERM")), (1, 0));
+    assert_eq!(holder.stderr(), "");
+    // Beside the mark that does not count.
+    let mut superuser = case.client();
+    place(&mut superuser);
+    journal.await_count("TERM", 1);
+    holder.signal(Signal::SIGUSR2);
+    assert_evicted(
+        &holder.finish(),
+        &format!("evicted by x as role \"{SUPERUSER}\""),
+        "SIGTERM",
+    );
+}
+
+/// P75: with `--force` the lock is free at once, and nobody guards the end of the job.
+#[test]
+fn force_frees_the_lock_at_once() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let run = case.run().args(["--kill-after", "2"]);
+    let holder = run.sh(&journal.stubborn_alone()).spawn();
+    journal.await_count("ready", 1);
+    let output = evict(case.server.pglock(), &case.key).arg("--force").output();
+    output.code(0).silent();
+    case.run().args(["-n", "true"]).output().code(0).silent();
+    let pids = journal.pids();
+    assert!(pids.iter().all(|pid| state(*pid).is_some()), "the job is dead already");
+    let ended = holder.finish();
+    let line = ended.code(74).stderr_line();
+    assert!(line.contains(" (evicted by ") && line.ends_with(KILLED), "{line}");
+}
+
+/// P23, P75
+#[test]
+fn a_job_that_ignores_the_loss_goes_on_without_its_lock() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let run = case.run().args(["--on-lost", "ignore", "--min-hold", "600"]);
+    let holder = run.sh(&journal.recording("TERM")).spawn();
+    journal.await_count("ready", 1);
+    evict(case.server.pglock(), &case.key).output().code(0).silent();
+    assert_eq!(case.locks().granted, 0);
+    case.run().args(["-n", "true"]).output().code(0).silent();
+    holder.await_stderr("\n");
+    holder.signal(Signal::SIGUSR2);
+    let line = holder.finish().code(3).stderr_line();
+    assert!(line.contains(": evicted by "), "{line}");
+    assert!(
+        line.ends_with("; the job continues unguarded (--on-lost ignore)"),
+        "{line}"
+    );
+    assert_eq!(journal.count("TERM"), 0);
+}
+
+/// P17, P75: the job is over, so its status stands.
+#[test]
+fn an_eviction_ends_the_minimum_hold() {
+    let case = Case::new();
+    let holder = case.run().args(["--min-hold", "600"]).sh("echo $$; exit 4").spawn();
+    holder.await_stdout("\n");
+    let job = Pid::from_raw(holder.stdout().trim().parse().unwrap());
+    eventually(SOON, "the job to be reaped", || kill(job, None).is_err());
+    let output = evict(case.server.pglock(), &case.key).output();
+    output.code(0).silent();
+    assert!(output.took < Duration::from_secs(4), "{output}");
+    assert_eq!(holder.finish().code(4).silent().stdout.last(), Some(&b'\n'));
+    assert_eq!(case.locks().granted, 0);
+}
+
+/// P75: a holder that does not react within its own limit is terminated, with a warning.
+#[test]
+fn a_stopped_holder_is_terminated_after_its_limit() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let run = case.run().args(["--heartbeat", "0.4", "--kill-after", "0.4"]);
+    let holder = run.sh(&journal.recording("TERM")).spawn();
+    journal.await_count("ready", 1);
+    await_heartbeats(&case);
+    holder.signal(Signal::SIGSTOP);
+    eventually(SOON, "the stop", || state(holder.pid()) == Some('T'));
+    let output = evict(case.server.pglock(), &case.key).output();
+    let text = String::from_utf8_lossy(&output.code(0).stderr).into_owned();
+    assert!(
+        text.ends_with(" did not react; terminating its session, although its job may still run\n"),
+        "{output}"
+    );
+    assert!(output.took >= Duration::from_millis(1200), "{output}");
+    assert_eq!((case.locks().granted, journal.count("TERM")), (0, 0));
+    holder.signal(Signal::SIGCONT);
+    journal.await_count("TERM", 1);
+    holder.signal(Signal::SIGUSR2);
+    holder.finish().code(74);
+}

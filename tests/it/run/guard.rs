@@ -1,0 +1,317 @@
+//! The loser of a lock guards the end of its job: it reconnects and holds the key until the job is dead.
+
+use crate::support::case::Case;
+use crate::support::journal::{Journal, state};
+use crate::support::pglock::{Output, Pglock, Running};
+use crate::support::server::Server;
+use crate::support::wait::{SOON, eventually};
+use crate::support::{hostname, repetitions, unique};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const KILLED: &str = "; terminated the job with SIGTERM, then SIGKILL";
+
+/// Asserts status 74 and one line that names the key.
+#[track_caller]
+fn assert_lost(output: &Output, key: &str, done: &str) -> String {
+    let line = output.code(74).stderr_line();
+    let front = format!("lost the lock on key \"{key}\" at 20");
+    assert!(line.starts_with(&front) && line.ends_with(done), "{line}");
+    line
+}
+
+/// Does something while a newcomer that does not wait starts every `interval`. Returns the newcomers' statuses.
+fn with_newcomers(interval: Duration, newcomer: impl Fn() -> Pglock + Sync, during: impl FnOnce()) -> Vec<i32> {
+    struct StopOnDrop<'a>(&'a AtomicBool);
+    impl Drop for StopOnDrop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let starter = scope.spawn(|| {
+            let mut started: Vec<Child> = Vec::new();
+            while !is_over.load(Ordering::SeqCst) {
+                let mut newcomer = newcomer();
+                let command = newcomer.command().stdin(Stdio::null());
+                started.push(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+                thread::sleep(interval);
+            }
+            let status = |mut child: Child| child.wait().unwrap().code().unwrap_or(-1);
+            started.into_iter().map(status).collect()
+        });
+        let stop = StopOnDrop(&is_over);
+        during();
+        drop(stop);
+        starter.join().unwrap()
+    })
+}
+
+/// Restarts the server under a job that only KILL ends, with two waiters, and with newcomers all the while.
+#[track_caller]
+fn restart_under_newcomers(server: &Server, restart: fn(&Server), interval: Duration) {
+    let (key, journal) = (unique("restart"), Journal::new());
+    let run = server.run(&key).args(["--kill-after", "1.2"]);
+    let holder = run.sh(&journal.stubborn_alone()).spawn();
+    journal.await_count("ready", 1);
+    let waiters = [0, 1].map(|_| server.run(&key).sh(&journal.alone()).spawn());
+    server.await_locks(&key, 1, 2);
+    let newcomer = || server.run(&key).args(["-n", "-q"]).sh(&journal.alone());
+    let statuses = with_newcomers(interval, newcomer, || {
+        restart(server);
+        let ended = holder.finish();
+        // Whatever there is to say in between, nobody else had the key.
+        let line = assert_lost(&ended, &key, KILLED);
+        assert!(!line.contains("was acquired by"), "{line}");
+    });
+    let count = |code| statuses.iter().filter(|status| **status == code).count();
+    println!(
+        "newcomers: {} ran, {} conflicts, {} without a server",
+        count(0),
+        count(75),
+        count(69)
+    );
+    assert_eq!(count(0) + count(75) + count(69), statuses.len(), "{statuses:?}");
+    for waiter in waiters {
+        let output = waiter.finish();
+        assert!(matches!(output.status.code(), Some(0 | 69)), "{output}");
+    }
+    journal.assert_alone(1..=usize::MAX);
+}
+
+const SOMETIMES: Duration = Duration::from_millis(100);
+const OFTEN: Duration = Duration::from_millis(20);
+
+fn restart_repeatedly(restart: fn(&Server)) {
+    let server = Server::start();
+    for n in 0..repetitions("PGLOCK_TEST_RESTARTS", 2) {
+        let interval = if n % 2 == 0 { SOMETIMES } else { OFTEN };
+        restart_under_newcomers(&server, restart, interval);
+    }
+}
+
+/// P10, P25
+#[test]
+fn nobody_starts_before_the_job_is_dead_that_lost_its_lock_in_a_fast_restart() {
+    restart_repeatedly(|server| {
+        server.stop_fast();
+        server.restart();
+    });
+}
+
+/// P10, P25
+#[test]
+fn nor_in_an_immediate_restart() {
+    restart_repeatedly(Server::restart);
+}
+
+/// P10, P25
+#[test]
+fn nor_in_a_crash() {
+    // Before PostgreSQL 15 nothing tells a newcomer when the server crashed.
+    if Server::shared().version() >= 15 {
+        restart_repeatedly(Server::crash_restart);
+    }
+}
+
+/// Starts a holder whose job goes on after TERM until USR2.
+#[track_caller]
+fn lingering(run: Pglock, journal: &Journal) -> Running {
+    let before = journal.count("ready");
+    let holder = run.args(["--kill-after", "60"]).sh(&journal.recording("TERM")).spawn();
+    journal.await_count("ready", before + 1);
+    holder
+}
+
+/// Waits until a guard holds the key, in place of this backend. Returns its backend.
+#[track_caller]
+fn await_guard(case: &Case, lost: Pid) -> Pid {
+    let name = format!("translate(application_name, ',', ' ') LIKE 'pglock:{} %'", case.key);
+    let sql = format!(
+        "SELECT pid FROM pg_stat_activity WHERE {name} AND pid <> {lost} AND EXISTS (\
+         SELECT 1 FROM pg_locks l WHERE l.pid = pg_stat_activity.pid AND locktype = 'advisory' AND granted)"
+    );
+    let mut found = Vec::new();
+    eventually(SOON, "a guard", || {
+        found = case.sql(&sql).concat();
+        !found.is_empty()
+    });
+    Pid::from_raw(found[0].parse().unwrap())
+}
+
+/// Terminates the session of the holder, and waits until it guards. Returns the guard's backend.
+#[track_caller]
+fn terminate(case: &Case, backend: Pid) -> Pid {
+    case.sql(&format!("SELECT pg_terminate_backend({backend})"));
+    await_guard(case, backend)
+}
+
+/// P25: the guard bears the loser's name, is free again when the job is dead, and takes the key as often as needed.
+#[test]
+fn the_loser_of_a_terminated_session_holds_the_key_until_its_job_is_dead() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let holder = lingering(case.run(), &journal);
+    let mut backend = case.backend();
+    for _ in 0..3 {
+        backend = terminate(&case, backend);
+        let line = case.run().args(["-n", "true"]).output().code(75).stderr_line();
+        assert!(
+            line.contains(&format!("{}:{} (backend {backend}", hostname(), holder.pid())),
+            "{line}"
+        );
+    }
+    assert_eq!(journal.count("TERM"), 1);
+    holder.signal(Signal::SIGUSR2);
+    let line = assert_lost(&holder.finish(), &case.key, "; terminated the job with SIGTERM");
+    assert!(
+        line.contains(": terminating connection due to administrator command;"),
+        "{line}"
+    );
+    case.run().args(["-n", "true"]).output().code(0).silent();
+}
+
+/// P25: in the same mode, all of several keys, the same slot, and in either scope.
+#[test]
+fn every_kind_of_lock_is_guarded() {
+    let other = unique("other");
+    let kinds: [(&[&str], &[&str]); 5] = [
+        (&["--shared"], &[]),
+        (&["--scope", "transaction"], &[]),
+        (&["--key", &other], &[]),
+        (&["--slots", "1"], &["--slots", "1"]),
+        (&["--hash", "hashtext"], &["--hash", "hashtext"]),
+    ];
+    for (options, newcomers) in kinds {
+        let (case, journal) = (Case::new(), Journal::new());
+        let holder = lingering(case.run().args(options), &journal);
+        let name = format!("translate(application_name, ',', ' ') LIKE 'pglock:{} %'", case.key);
+        let lost = case.value(&format!("SELECT pid FROM pg_stat_activity WHERE {name}"));
+        terminate(&case, Pid::from_raw(lost.parse().unwrap()));
+        case.run().args(newcomers).args(["-n", "true"]).output().code(75);
+        if options == ["--shared"] {
+            case.run().args(["--shared", "-n", "true"]).output().code(0).silent();
+        }
+        if options[0] == "--key" {
+            case.server.run(&other).args(["-n", "true"]).output().code(75);
+        }
+        holder.signal(Signal::SIGUSR2);
+        holder.finish().code(74);
+        case.run()
+            .args(newcomers)
+            .args(["-n", "true"])
+            .output()
+            .code(0)
+            .silent();
+    }
+}
+
+/// P25: a waiter in the server's queue is there first, and the loser names it.
+#[test]
+fn the_loser_names_the_waiter_that_came_first() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let run = case.run().args(["--kill-after", "0.7"]);
+    let holder = run.sh(&journal.stubborn_alone()).spawn();
+    journal.await_count("ready", 1);
+    let backend = case.backend();
+    let waiter = case.run().sh("echo mine; read -r _; exit 0").spawn();
+    case.await_locks(1, 1);
+    case.sql(&format!("SELECT pg_terminate_backend({backend})"));
+    waiter.await_stdout("mine\n");
+    let line = assert_lost(&holder.finish(), &case.key, " before the job was dead");
+    let named = format!(
+        "; key \"{}\" was acquired by {}:{} ",
+        case.key,
+        hostname(),
+        waiter.pid()
+    );
+    assert!(line.contains(&named), "{line}");
+    waiter.finish().code(0).silent();
+}
+
+/// P75: a guard that is evicted has nothing more to do than it does already, and the requester waits for it.
+#[test]
+fn an_evicted_guard_stays_until_its_job_is_dead() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let holder = lingering(case.run(), &journal);
+    terminate(&case, case.backend());
+    let evict = case
+        .server
+        .pglock()
+        .args(["evict", "--yes", "--key", &case.key])
+        .spawn();
+    evict.await_stdout("waiting for ");
+    case.assert_held();
+    holder.signal(Signal::SIGUSR2);
+    holder.finish().code(74);
+    evict.finish().code(0).silent();
+}
+
+/// P75: with `--force` not even the guard holds the key.
+#[test]
+fn a_guard_can_be_evicted_by_force() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let holder = lingering(case.run(), &journal);
+    terminate(&case, case.backend());
+    let evict = case
+        .server
+        .pglock()
+        .args(["evict", "--yes", "--force", "--key", &case.key]);
+    evict.output().code(0).silent();
+    case.run().args(["-n", "true"]).output().code(0).silent();
+    assert_eq!(journal.count("USR2"), 0);
+    holder.signal(Signal::SIGUSR2);
+    holder.finish().code(74);
+}
+
+/// P23: nobody guards a job that runs on.
+#[test]
+fn an_ignored_loss_is_not_guarded() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let holder = lingering(case.run().args(["--on-lost", "ignore"]), &journal);
+    case.sql(&format!("SELECT pg_terminate_backend({})", case.backend()));
+    holder.await_stderr("unguarded");
+    case.await_locks(0, 0);
+    case.run().args(["-n", "true"]).output().code(0).silent();
+    holder.signal(Signal::SIGUSR2);
+    holder.finish().code(3);
+}
+
+/// P20: a job that dies at once is not delayed by the search for who ended the session, even if the server is gone.
+#[test]
+fn a_job_that_dies_at_once_is_not_delayed() {
+    let server = Server::start();
+    let mut delays: Vec<Duration> = Vec::new();
+    for n in 0..10 {
+        let key = unique("prompt");
+        let holder = server.run(&key).sh("echo $$; exec sleep 600").spawn();
+        holder.await_stdout("\n");
+        let job = Pid::from_raw(holder.stdout().trim().parse().unwrap());
+        let began = Instant::now();
+        if n % 2 == 0 {
+            let name = format!("application_name LIKE 'pglock:{key} %'");
+            server.sql(&format!(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {name}"
+            ));
+        } else {
+            server.stop_fast();
+        }
+        let output = holder.finish();
+        delays.push(began.elapsed());
+        assert!(
+            output.code(74).stderr.ends_with(b"; terminated the job with SIGTERM\n"),
+            "{output}"
+        );
+        assert!(state(job).is_none(), "{output}");
+        if n % 2 == 1 {
+            server.restart();
+        }
+    }
+    delays.sort_unstable();
+    println!("from the order to the exit of pglock: {delays:?}");
+    assert!(delays[delays.len() / 2] < Duration::from_millis(500), "{delays:?}");
+}
