@@ -78,6 +78,8 @@ pub(crate) struct Failure {
     pub code: ExitCode,
     /// The message: the outermost context first, then the causes.
     pub error: anyhow::Error,
+    /// Whether the same attempt may succeed a little later: the server is away, starting, or out of connections.
+    pub is_transient: bool,
 }
 
 impl Failure {
@@ -86,6 +88,7 @@ impl Failure {
         Failure {
             code,
             error: error.into(),
+            is_transient: false,
         }
     }
 
@@ -94,7 +97,13 @@ impl Failure {
         Failure {
             code,
             error: anyhow::anyhow!("{message}"),
+            is_transient: false,
         }
+    }
+
+    /// Marks the failure as one that may be over a little later, or not.
+    pub(crate) fn transient_if(self, is_transient: bool) -> Failure {
+        Failure { is_transient, ..self }
     }
 
     /// Prefixes the message with what pglock was doing.

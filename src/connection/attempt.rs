@@ -7,7 +7,7 @@
 
 use super::connector::{Connector, Encryption, HandshakeInfo};
 use super::error::{
-    ClientErrorKind, ConnectError, RetryScope, describe_io_error, exit_code_for, root_cause, tls_alert,
+    ClientErrorKind, ConnectError, RetryScope, describe_io_error, exit_code_for, is_transient, root_cause, tls_alert,
 };
 use super::settings::{Host, HostAddress, Secret, Settings, TargetSessionAttrs};
 use super::tls;
@@ -69,7 +69,7 @@ impl ConnectAttempt<'_> {
         match connected {
             None => Err(ConnectError::unreachable(self.timed_out())),
             Some(Err(error)) => Err(self.connect_error(&error, &handshake)),
-            Some(Ok((_, Some(mismatch)))) => Err(ConnectError::new(ExitCode::Unavailable, mismatch, RetryScope::Host)),
+            Some(Ok((_, Some(mismatch)))) => Err(ConnectError::wrong_role(mismatch)),
             Some(Ok((client, None))) => Ok((client, connector)),
         }
     }
@@ -194,6 +194,7 @@ impl ConnectAttempt<'_> {
         }
         ConnectError {
             is_before_authentication: !handshake.is_authenticated && retry == RetryScope::Nothing,
+            is_transient: is_transient(db),
             ..ConnectError::new(exit_code_for(db.code().code()), message, retry)
         }
     }

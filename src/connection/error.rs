@@ -2,6 +2,7 @@
 
 use super::tls;
 use crate::outcome::{ExitCode, Failure};
+use postgres::error::DbError;
 use rustls::AlertDescription;
 use std::error::Error;
 use std::io;
@@ -35,6 +36,8 @@ pub(crate) struct ConnectError {
     pub is_before_authentication: bool,
     /// The server requested a password, and there is none.
     pub is_password_missing: bool,
+    /// The same attempt may succeed a little later.
+    pub is_transient: bool,
 }
 
 impl ConnectError {
@@ -48,12 +51,24 @@ impl ConnectError {
             is_encrypted: false,
             is_before_authentication: false,
             is_password_missing: false,
+            is_transient: false,
         }
     }
 
     /// Reports that no server responds at this address.
     pub(crate) fn unreachable(message: impl Into<String>) -> ConnectError {
-        ConnectError::new(ExitCode::Unavailable, message, RetryScope::Address)
+        ConnectError {
+            is_transient: true,
+            ..ConnectError::new(ExitCode::Unavailable, message, RetryScope::Address)
+        }
+    }
+
+    /// Reports that this server has another role than the settings require. That changes with a failover.
+    pub(crate) fn wrong_role(message: impl Into<String>) -> ConnectError {
+        ConnectError {
+            is_transient: true,
+            ..ConnectError::new(ExitCode::Unavailable, message, RetryScope::Host)
+        }
     }
 
     /// Reports invalid settings of this host, while other hosts may work.
@@ -84,7 +99,7 @@ impl ConnectError {
 
 impl From<ConnectError> for Failure {
     fn from(error: ConnectError) -> Failure {
-        Failure::new(error.code, anyhow::Error::msg(error.message))
+        Failure::new(error.code, anyhow::Error::msg(error.message)).transient_if(error.is_transient)
     }
 }
 
@@ -92,12 +107,47 @@ impl From<postgres::Error> for Failure {
     fn from(error: postgres::Error) -> Failure {
         // The message of the server suffices; the library only wraps it.
         match error.as_db_error() {
-            Some(db) => Failure::new(
-                exit_code_for(db.code().code()),
-                anyhow::Error::msg(db.message().to_owned()),
-            ),
-            None => Failure::new(ExitCode::Unavailable, error),
+            Some(db) => Failure::msg(exit_code_for(db.code().code()), db.message()).transient_if(is_transient(db)),
+            None if error.is_closed() => {
+                Failure::msg(ExitCode::Unavailable, "the server closed the connection unexpectedly").transient_if(true)
+            }
+            // Not of the connection: what the library cannot parse stays so.
+            None => {
+                let is_transient = error.source().is_some_and(<dyn Error>::is::<io::Error>);
+                Failure::new(ExitCode::Unavailable, error).transient_if(is_transient)
+            }
         }
+    }
+}
+
+/// Returns whether an error of the server, or of a pooler, says that the same attempt may succeed a little later.
+///
+/// By SQLSTATE: connection exceptions (class 08), insufficient resources (53, as `too_many_connections`), operator
+/// intervention (57P01 to 57P05: shutdown, crash, starting up, idle session) and the timeouts of a transaction (25P03,
+/// 25P04). PgBouncer uses 08P01, a protocol violation, for everything; its temporary errors are told by their text
+/// (PgBouncer 1.18 and 1.25, `client.c`, `objects.c`, `janitor.c`).
+pub(super) fn is_transient(error: &DbError) -> bool {
+    const TEMPORARY_IN_POOLERS: [&str; 12] = [
+        "no more connections allowed",
+        "server login has been failing",
+        "server login failed",
+        "query_wait_timeout",
+        "client_login_timeout",
+        "the database system is",
+        "server conn crashed",
+        "server closed the connection",
+        "server connection closed",
+        "terminating connection",
+        "pgbouncer cannot connect to server",
+        "shutting down",
+    ];
+    match error.code().code() {
+        "08P01" => {
+            let message = error.message();
+            TEMPORARY_IN_POOLERS.iter().any(|text| message.contains(text))
+        }
+        "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "25P04" => true,
+        code => code.starts_with("08") || code.starts_with("53"),
     }
 }
 

@@ -40,7 +40,7 @@ mod sockets;
 mod tls;
 mod validate;
 
-pub(crate) use open::{Canceller, Connection};
+pub(crate) use open::{Canceller, Connection, LimitEnforcement};
 pub(crate) use redact::{may_have_password, quoted};
 pub(crate) use settings::{ConnectionOptions, Settings};
 pub(crate) use validate::DEFAULT_CONNECT_TIMEOUT;

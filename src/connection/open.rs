@@ -47,14 +47,22 @@ impl Canceller {
 /// A function that is called before each step of connecting that has a time limit, with that limit.
 pub(super) type TimeLimitObserver<'a> = &'a mut dyn FnMut(Duration);
 
+/// Who enforces the time limit of the last attempt, after which nothing is left to try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LimitEnforcement {
+    /// The observer, which ends this process. The attempt then needs no thread of its own.
+    Observer,
+    /// The attempt, which fails.
+    Attempt,
+}
+
 /// How long an attempt may exceed its own time limit.
 const ATTEMPT_SLACK: Duration = Duration::from_secs(1);
 /// How long the password prompt may stay unanswered.
 const PASSWORD_PROMPT_TIMEOUT: Duration = Duration::from_secs(86_400);
 
 impl Settings {
-    /// Connects under this application name. If there is an observer, it must end this process when a step exceeds its
-    /// time limit.
+    /// Connects under this application name. `enforcement` says who ends a step that exceeds its time limit.
     ///
     /// # Errors
     /// No attempt succeeded. The error names each server and the reason, the last attempt first.
@@ -62,8 +70,10 @@ impl Settings {
         &'a self,
         application_name: &'a str,
         observer: Option<TimeLimitObserver<'a>>,
+        enforcement: LimitEnforcement,
     ) -> Result<Connection, Failure> {
         let mut opener = Opener::new(self, application_name, observer);
+        opener.enforcement = enforcement;
         let error = match opener.try_hosts() {
             Ok(connection) => return Ok(connection),
             Err(error) => error,
@@ -99,6 +109,7 @@ struct Opener<'a> {
     /// Loaded for the first attempt with TLS.
     tls: Option<Result<TlsConfig, SettingsError>>,
     observer: Option<TimeLimitObserver<'a>>,
+    enforcement: LimitEnforcement,
     /// There is nothing left to try after the current attempt.
     is_last_attempt: bool,
 }
@@ -110,6 +121,7 @@ impl<'a> Opener<'a> {
             application_name,
             tls: None,
             observer,
+            enforcement: LimitEnforcement::Attempt,
             is_last_attempt: false,
         }
     }
@@ -350,7 +362,7 @@ impl<'a> Opener<'a> {
     /// Returns whether the observer alone enforces the time limit: nothing is left to try if this attempt takes too
     /// long, so the attempt needs no thread that could be abandoned.
     fn is_limit_left_to_observer(&self) -> bool {
-        self.is_last_attempt && self.observer.is_some()
+        self.is_last_attempt && self.enforcement == LimitEnforcement::Observer
     }
 
     fn announce_attempt(&mut self) {

@@ -142,7 +142,7 @@ impl Wait {
     }
 
     /// Returns the time left; `None` without a limit.
-    pub(super) fn time_left(self) -> Option<Duration> {
+    pub(crate) fn time_left(self) -> Option<Duration> {
         match self {
             Wait::Try => Some(Duration::ZERO),
             Wait::Until(deadline) => Some(deadline.saturating_duration_since(Instant::now())),

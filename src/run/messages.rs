@@ -140,6 +140,11 @@ pub(crate) fn connect_timeout(address: &str, waited: Duration) -> String {
     format!("cannot connect to {address} within {}", rounded(waited))
 }
 
+/// The wait is over, and the last attempt to connect failed for this reason.
+pub(crate) fn wait_failed(reason: &str, waited: Duration) -> String {
+    format!("{reason}; gave up after {}", rounded(waited))
+}
+
 /// The server stopped responding before the lock was acquired.
 pub(crate) fn unresponsive(since_startup: Duration) -> String {
     format!("the server stopped responding {} after startup", rounded(since_startup))

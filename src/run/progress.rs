@@ -6,15 +6,29 @@ use crate::ui::terminal::truncate_to_width;
 use std::time::{Duration, Instant};
 use unicode_width::UnicodeWidthStr;
 
-/// The holders of the lock as last seen.
-pub(crate) struct WaitProgress {
-    /// The holders.
-    pub holders: Vec<Backend>,
-    /// When the holders were queried.
-    pub seen: Instant,
+/// What a wait waits for, as last seen.
+pub(crate) enum WaitProgress {
+    /// The holders of the lock.
+    Held {
+        holders: Vec<Backend>,
+        /// When the holders were queried.
+        seen: Instant,
+    },
+    /// A server that is away, for this reason.
+    Reconnecting(String),
 }
 
 impl WaitProgress {
+    /// Creates the progress of a wait for these holders.
+    pub(crate) fn held(holders: Vec<Backend>, seen: Instant) -> WaitProgress {
+        WaitProgress::Held { holders, seen }
+    }
+
+    /// Creates the progress of a wait for a server.
+    pub(crate) fn reconnecting(reason: &str) -> WaitProgress {
+        WaitProgress::Reconnecting(reason.to_owned())
+    }
+
     /// Returns the status in full.
     pub(crate) fn sentence(&self, keys: &str, waited: Duration) -> String {
         format!("waiting for {keys} for {}; {}", age(waited), self.holder())
@@ -30,17 +44,21 @@ impl WaitProgress {
     }
 
     fn holder(&self) -> String {
-        let Some(first) = self.holders.first() else {
+        let (holders, seen) = match self {
+            WaitProgress::Held { holders, seen } => (holders, seen),
+            WaitProgress::Reconnecting(reason) => return format!("reconnecting: {reason}"),
+        };
+        let Some(first) = holders.first() else {
             return "just released".into();
         };
         let held_for = match first.since {
             Some(since) => {
-                let duration = since.ago + self.seen.elapsed();
+                let duration = since.ago + seen.elapsed();
                 format!(" for {}", age(duration))
             }
             None => String::new(),
         };
-        let more = match self.holders.len() {
+        let more = match holders.len() {
             1 => String::new(),
             count => format!(" and {} more", count - 1),
         };
@@ -54,10 +72,8 @@ mod tests {
 
     #[test]
     fn the_line_is_shortened_to_the_terminal() {
-        let progress = WaitProgress {
-            holders: vec![Backend::named("pglock:backup web1:77"), Backend::default()],
-            seen: Instant::now(),
-        };
+        let holders = vec![Backend::named("pglock:backup web1:77"), Backend::default()];
+        let progress = WaitProgress::held(holders, Instant::now());
         let line = |columns| progress.line("key \"backup\"", Duration::from_secs(12), columns);
         assert_eq!(
             line(80),

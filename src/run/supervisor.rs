@@ -23,6 +23,7 @@ use crate::ui::terminal::{self, StatusStyle};
 use nix::errno::Errno;
 use nix::poll::PollTimeout;
 use nix::sys::signal::{SigSet, Signal};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -81,6 +82,10 @@ struct Supervisor {
     started_at: Instant,
     is_connected: bool,
     canceller: Option<Canceller>,
+    /// The socket of a session that waits.
+    wait_socket: Option<Arc<OwnedFd>>,
+    /// Why the last connection failed, if the wait has endured it.
+    last_failure: Option<String>,
     held: Option<Held>,
     job: Option<Job>,
     /// Why the lock was not acquired or the job not started, to be printed at the end.
@@ -112,6 +117,8 @@ impl Supervisor {
             started_at,
             is_connected: false,
             canceller: None,
+            wait_socket: None,
+            last_failure: None,
             held: None,
             job: None,
             failure: None,
@@ -183,9 +190,17 @@ impl Supervisor {
     /// Records what the session reports, and translates it for the state machine.
     fn record(&mut self, session_event: SessionEvent) -> Event {
         match session_event {
-            SessionEvent::Connected => {
+            SessionEvent::Connected(socket) => {
                 self.is_connected = true;
+                self.wait_socket = socket;
                 Event::Connected
+            }
+            SessionEvent::Contended => Event::Contended,
+            SessionEvent::Retrying(reason) => {
+                self.wait_socket = None;
+                self.progress = Some(WaitProgress::reconnecting(&reason));
+                self.last_failure = Some(reason);
+                Event::Tick
             }
             SessionEvent::Cancellable(canceller) => {
                 self.canceller = Some(canceller);
@@ -194,7 +209,7 @@ impl Supervisor {
             SessionEvent::Alive(next_due) => Event::Alive { next_due },
             SessionEvent::Waiting(holders) => {
                 let seen = Instant::now();
-                self.progress = Some(WaitProgress { holders, seen });
+                self.progress = Some(WaitProgress::held(holders, seen));
                 Event::Tick
             }
             SessionEvent::Held(held) => self.record_acquisition(held),
@@ -238,6 +253,7 @@ impl Supervisor {
 
     fn record_acquisition(&mut self, held: Held) -> Event {
         self.progress = None;
+        self.wait_socket = None;
         message::clear_status();
         message::detail(messages::acquired(&self.keys, self.started_at.elapsed()));
         self.held = Some(held);
@@ -294,6 +310,11 @@ impl Supervisor {
             }
             Action::Release => self.session.release(),
             Action::Disconnect => self.disconnect(),
+            Action::AbandonConnection => {
+                if let Some(socket) = &self.wait_socket {
+                    session::shut_down_socket(socket);
+                }
+            }
             Action::ReportUnguarded => {
                 let heartbeat = self.options.policy.timing.heartbeat;
                 let loss = self.loss.get_or_insert_with(|| LockLoss::new_unresponsive(heartbeat));
@@ -469,6 +490,9 @@ impl Supervisor {
         match (&self.failure, &self.loss) {
             (Some(failure), _) => failure.clone(),
             (None, Some(loss)) => loss.before_start(&self.keys),
+            (None, None) if self.last_failure.is_some() => {
+                messages::wait_failed(self.last_failure.as_deref().unwrap_or_default(), elapsed)
+            }
             // The session failed to report in time.
             (None, None) if self.is_connected => messages::unresponsive(elapsed),
             (None, None) => messages::connect_timeout(&self.address, elapsed),

@@ -10,7 +10,7 @@ mod server;
 mod timeouts;
 
 use crate::cli::CheckOptions;
-use crate::connection::{Connection, Settings};
+use crate::connection::{Connection, LimitEnforcement, Settings};
 use crate::key::KeyId;
 use crate::lock::{self, Acquisition, ClientInfo, Keys, Lock, Mode, Scope, ScopeChoice, Server, TryOutcome};
 use crate::outcome::{ExitCode, Failure, Outcome};
@@ -52,7 +52,7 @@ fn check(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<Che
     let random = fastrand::u64(..);
     let id = KeyId::Bigint(random as i64);
     let application_name = name::for_check(settings.application_name(), Some(random));
-    let Connection { mut client, .. } = settings.open(&application_name, None)?;
+    let Connection { mut client, .. } = settings.open(&application_name, None, LimitEnforcement::Attempt)?;
     let client_info = ClientInfo {
         application_name,
         choice,
@@ -171,7 +171,7 @@ impl Inspection<'_> {
                 let name = name::for_check(self.settings.application_name(), None);
                 let reconnect = || {
                     std::thread::sleep(lock::BEGIN_PROBE_PAUSE);
-                    Some(self.settings.open(&name, None).ok()?.client)
+                    Some(self.settings.open(&name, None, LimitEnforcement::Attempt).ok()?.client)
                 };
                 lock.first_try_in_transaction(&mut self.client, server_limit, Duration::ZERO, reconnect)?
             }

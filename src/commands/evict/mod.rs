@@ -10,7 +10,7 @@ mod terminate;
 
 use crate::cli::EvictOptions;
 use crate::commands::lock_table;
-use crate::connection::Settings;
+use crate::connection::{LimitEnforcement, Settings};
 use crate::inspect::overview::{LockEntry, LockState, Overview};
 use crate::key::{self, Key};
 use crate::lock;
@@ -36,7 +36,9 @@ pub(crate) fn run(options: &EvictOptions) -> Result<Outcome, Failure> {
     }
     let settings = Settings::from_options(&options.connection)?.for_lists();
     let application_name = name::for_evict();
-    let mut client = settings.open(&application_name, None)?.client;
+    let mut client = settings
+        .open(&application_name, None, LimitEnforcement::Attempt)?
+        .client;
     evict(&mut client, options, &application_name)?;
     Ok(Outcome::Success)
 }

@@ -6,7 +6,7 @@ mod json;
 
 use crate::cli::ListOptions;
 use crate::commands::lock_table;
-use crate::connection::Settings;
+use crate::connection::{LimitEnforcement, Settings};
 use crate::inspect::overview::Overview;
 use crate::key::{self, Key};
 use crate::outcome::{ExitCode, Failure, Outcome};
@@ -33,7 +33,9 @@ const ERASE_TO_SCREEN_END: &str = "\x1b[J";
 /// The settings are wrong, the connection fails, or standard output cannot be written.
 pub(crate) fn run(options: &ListOptions) -> Result<Outcome, Failure> {
     let settings = Settings::from_options(&options.connection)?.for_lists();
-    let mut client = settings.open(&name::for_list(), None)?.client;
+    let mut client = settings
+        .open(&name::for_list(), None, LimitEnforcement::Attempt)?
+        .client;
     let is_any_held = print_locks(&mut client, options)?;
     if is_any_held && !options.keys.is_empty() {
         Ok(Outcome::Failed(ExitCode::Conflict))

@@ -5,6 +5,7 @@ use super::events::SessionEvent;
 use super::orders::Orders;
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
+use super::retry::{Retry, WaitMemory};
 use super::wait_observer::{SessionWaitObserver, max_pool_wait};
 use crate::connection::Canceller;
 use crate::inspect::holders;
@@ -72,11 +73,18 @@ impl Acquirer<'_> {
     ///
     /// # Errors
     /// The lock would protect nothing, the wait was cancelled, the server reports an error, or the connection is lost.
-    pub(super) fn acquire(&self, client: &mut Client, canceller: Canceller) -> Result<AcquireOutcome, Failure> {
+    pub(super) fn acquire(
+        &self,
+        client: &mut Client,
+        canceller: Canceller,
+        memory: &mut WaitMemory,
+    ) -> Result<AcquireOutcome, Failure> {
+        self.await_old_job(client, memory)?;
         let (request, acquisition) = self.first_try(client, canceller)?;
+        memory.has_answered = true;
         let (mut grant, ticket) = match acquisition {
             Acquisition::Acquired(grant) => (grant, None),
-            Acquisition::Busy { key_index } => match self.wait(client, &request, key_index)? {
+            Acquisition::Busy { key_index } => match self.wait(client, &request, key_index, memory)? {
                 WaitOutcome::Acquired { grant, ticket } => (grant, ticket),
                 WaitOutcome::Busy { key_index } => {
                     let message = self.give_up(client, &request, key_index)?;
@@ -135,6 +143,23 @@ impl Acquirer<'_> {
         };
         let acquisition = outcome.into_acquisition()?;
         Ok((request, acquisition))
+    }
+
+    /// After a lost connection, leaves the key alone as long as the job of the client that held it may run.
+    ///
+    /// # Errors
+    /// As for [`Retry::await_old_job`].
+    fn await_old_job(&self, client: &mut Client, memory: &mut WaitMemory) -> Result<(), Failure> {
+        if !memory.must_await_old_job() {
+            return Ok(());
+        }
+        let ids = self.key_ids(client)?;
+        let retry = Retry {
+            plan: self.plan,
+            orders: self.orders,
+            reporter: self.reporter,
+        };
+        retry.await_old_job(client, self.lock(&ids, Scope::Session).ids(), memory)
     }
 
     /// Leaves a server alone that has just started: whoever lost the lock in the restart comes first.
@@ -282,7 +307,15 @@ impl Acquirer<'_> {
     ///
     /// # Errors
     /// As for [`Lock::wait`].
-    fn wait(&self, client: &mut Client, request: &LockRequest, key_index: usize) -> Result<WaitOutcome, Failure> {
+    fn wait(
+        &self,
+        client: &mut Client,
+        request: &LockRequest,
+        key_index: usize,
+        memory: &mut WaitMemory,
+    ) -> Result<WaitOutcome, Failure> {
+        memory.was_contended = true;
+        self.reporter.report(SessionEvent::Contended);
         if self.plan.wait == Wait::Try {
             return Ok(WaitOutcome::Busy { key_index });
         }
@@ -297,7 +330,7 @@ impl Acquirer<'_> {
             max_pause: self.options().poll,
             server_limit: self.options().policy.timing.server_limit(),
         };
-        let mut observer = SessionWaitObserver::new(self.plan, self.orders, self.reporter, server, lock.ids());
+        let mut observer = SessionWaitObserver::new(self.plan, self.orders, self.reporter, server, lock.ids(), memory);
         let mut ticket = None;
         if let (Some(queue), Scope::Session) = (self.ticket_queue(ids), lock.scope) {
             ticket = match queue.wait_for_turn(client, wait_options, &mut observer)? {

@@ -2,7 +2,7 @@
 
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
-use crate::connection::Connection;
+use crate::connection::{Connection, LimitEnforcement};
 use crate::outcome::{ExitCode, Failure};
 use crate::sys;
 use crate::ui::message;
@@ -35,5 +35,12 @@ pub(super) fn connect(plan: &SessionPlan, reporter: &Reporter) -> Result<Connect
 /// Connecting fails; see [`Settings::open`](crate::connection::Settings::open).
 pub(super) fn open(plan: &SessionPlan, reporter: &Reporter) -> Result<Connection, Failure> {
     let mut watch = |limit| reporter.expect_within(limit);
-    plan.settings.open(&plan.application_name(), Some(&mut watch))
+    // Where the wait endures, a step that takes too long must fail rather than end pglock.
+    let enforcement = if plan.retries_from_start() {
+        LimitEnforcement::Attempt
+    } else {
+        LimitEnforcement::Observer
+    };
+    plan.settings
+        .open(&plan.application_name(), Some(&mut watch), enforcement)
 }

@@ -11,12 +11,16 @@ use std::time::Instant;
 
 /// A report, in the usual order.
 pub(crate) enum SessionEvent {
-    /// Connected to a server or a pooler.
-    Connected,
+    /// Connected to a server or a pooler, over this socket if it is known.
+    Connected(Option<Arc<OwnedFd>>),
     /// Connected to the server itself, so this can interrupt the wait.
     Cancellable(Canceller),
     /// The session is alive. If there is no further report by this time, it is not.
     Alive(Instant),
+    /// Another client holds the lock; from now on the wait endures a server that is away.
+    Contended,
+    /// The connection failed while nothing was held, and is tried again; the reason.
+    Retrying(String),
     /// Who holds the lock, as seen during the wait.
     Waiting(Vec<Backend>),
     /// The lock is ours.

@@ -17,6 +17,7 @@ mod hold;
 mod orders;
 mod plan;
 mod reporter;
+mod retry;
 pub(crate) mod timing;
 mod wait_observer;
 mod worker;

@@ -19,6 +19,11 @@ pub(crate) struct SessionPlan {
 }
 
 impl SessionPlan {
+    /// Returns whether the wait also covers a server that is away from the first attempt on: if the user gave a limit.
+    pub(super) fn retries_from_start(&self) -> bool {
+        matches!(self.wait, Wait::Until(_))
+    }
+
     /// Returns the `application_name` of the session.
     pub(super) fn application_name(&self) -> String {
         let configured = self.settings.application_name();

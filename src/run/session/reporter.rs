@@ -60,7 +60,7 @@ impl Reporter {
                 let previous = self.deadline.replace(Some(*deadline));
                 previous.is_none_or(|previous| previous > *deadline)
             }
-            SessionEvent::Connected | SessionEvent::Cancellable(_) => false,
+            SessionEvent::Connected(_) | SessionEvent::Cancellable(_) | SessionEvent::Contended => false,
             _ => true,
         }
     }

@@ -4,6 +4,7 @@ use super::events::SessionEvent;
 use super::orders::Orders;
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
+use super::retry::WaitMemory;
 use crate::inspect::holders;
 use crate::key::KeyId;
 use crate::lock::{Server, WaitObserver};
@@ -20,6 +21,7 @@ pub(super) struct SessionWaitObserver<'a> {
     reporter: &'a Reporter,
     server: &'a Server,
     ids: &'a [KeyId],
+    memory: &'a mut WaitMemory,
     holders_refreshed: Instant,
 }
 
@@ -30,6 +32,7 @@ impl<'a> SessionWaitObserver<'a> {
         reporter: &'a Reporter,
         server: &'a Server,
         ids: &'a [KeyId],
+        memory: &'a mut WaitMemory,
     ) -> SessionWaitObserver<'a> {
         SessionWaitObserver {
             plan,
@@ -37,6 +40,7 @@ impl<'a> SessionWaitObserver<'a> {
             reporter,
             server,
             ids,
+            memory,
             holders_refreshed: Instant::now(),
         }
     }
@@ -45,6 +49,7 @@ impl<'a> SessionWaitObserver<'a> {
         self.reporter.expect_reply_within(max_pool_wait(self.server));
         // On an error nothing is shown; the wait itself finds out what is wrong.
         if let Ok(mut holders) = holders::find(client, self.ids) {
+            self.memory.note_limits(&holders);
             holders.retain(|holder| holder.pid != Some(self.server.backend_pid));
             self.reporter.report(SessionEvent::Waiting(holders));
         }

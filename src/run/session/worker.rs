@@ -8,12 +8,15 @@ use super::hold::Holder;
 use super::orders::Orders;
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
+use super::retry::{Retry, WaitMemory};
 use crate::connection::{Canceller, Connection};
-use crate::lock::Lock;
+use crate::key;
+use crate::lock::{Lock, Wait};
 use crate::outcome::Failure;
 use postgres::Client;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What the thread works with.
 pub(super) struct Worker {
@@ -38,30 +41,55 @@ enum SessionEnd {
 }
 
 impl Worker {
-    /// Runs the session to its end.
+    /// Runs the session to its end. While nothing is held, a connection that fails is opened again (see `retry`).
+    pub(super) fn run(self) {
+        let retry = Retry {
+            plan: &self.plan,
+            orders: &self.orders,
+            reporter: &self.reporter,
+        };
+        let mut memory = WaitMemory::new();
+        while let Err(failure) = self.run_session(&mut memory) {
+            if let Err(failure) = retry.await_next_attempt(failure, &mut memory) {
+                return self.report_failure(failure, &memory);
+            }
+        }
+    }
+
+    /// Reports why the lock was not acquired. If another client was seen to hold it and the time is up, that is a conflict.
+    fn report_failure(&self, failure: Failure, memory: &WaitMemory) {
+        let is_time_up = self.plan.wait.time_left() == Some(Duration::ZERO);
+        if memory.was_contended && is_time_up && failure.is_transient && self.plan.wait != Wait::Try {
+            let keys = key::describe(&self.plan.options.keys);
+            let message = format!("{keys} was held when the connection was lost: {failure}");
+            return self.reporter.report(SessionEvent::Conflict(message));
+        }
+        self.reporter.report(SessionEvent::Failed(failure));
+    }
+
+    /// Runs one session: connects, acquires, holds and releases the lock.
     ///
     /// Sends every report before closing the connection, because closing may block on the network. After a release the
     /// connection is handed to the main thread, which closes it.
-    pub(super) fn run(self) {
-        let connection = match connect::connect(&self.plan, &self.reporter) {
-            Ok(connection) => connection,
-            Err(failure) => return self.reporter.report(SessionEvent::Failed(failure)),
-        };
+    ///
+    /// # Errors
+    /// The lock was not acquired, and nothing is held.
+    fn run_session(&self, memory: &mut WaitMemory) -> Result<(), Failure> {
         let Connection {
             mut client,
             socket,
             canceller,
-        } = connection;
-        match self.converse(&mut client, socket, canceller) {
-            Ok(SessionEnd::Released { was_held }) => self.reporter.report(SessionEvent::Released {
+        } = connect::connect(&self.plan, &self.reporter)?;
+        match self.converse(&mut client, socket, canceller, memory)? {
+            SessionEnd::Released { was_held } => self.reporter.report(SessionEvent::Released {
                 was_held,
                 session: Box::new(client),
             }),
-            Ok(SessionEnd::Lost {
+            SessionEnd::Lost {
                 lock,
                 backend_pid,
                 by_administrator,
-            }) => {
+            } => {
                 // What is left of the session must not hold any of the keys while they are acquired again.
                 drop(client);
                 let guard = Guard {
@@ -73,9 +101,9 @@ impl Worker {
                 };
                 guard.stand(by_administrator);
             }
-            Ok(SessionEnd::NotAcquired) => {}
-            Err(failure) => self.reporter.report(SessionEvent::Failed(failure)),
+            SessionEnd::NotAcquired => {}
         }
+        Ok(())
     }
 
     /// Acquires the lock, holds it until the order to release, and releases it.
@@ -87,14 +115,16 @@ impl Worker {
         client: &mut Client,
         socket: Option<OwnedFd>,
         canceller: Canceller,
+        memory: &mut WaitMemory,
     ) -> Result<SessionEnd, Failure> {
-        self.reporter.report(SessionEvent::Connected);
+        let socket = socket.map(Arc::new);
+        self.reporter.report(SessionEvent::Connected(socket.clone()));
         let acquirer = Acquirer {
             plan: &self.plan,
             orders: &self.orders,
             reporter: &self.reporter,
         };
-        let acquired = match acquirer.acquire(client, canceller)? {
+        let acquired = match acquirer.acquire(client, canceller, memory)? {
             AcquireOutcome::Acquired(acquired) => acquired,
             AcquireOutcome::Conflict(message) => {
                 self.reporter.report(SessionEvent::Conflict(message));
@@ -109,7 +139,6 @@ impl Worker {
             ticket,
             token,
         } = acquired;
-        let socket = socket.map(Arc::new);
         self.reporter.expect_reply_after(grant.query_sent);
         self.reporter.report(SessionEvent::Held(Held {
             ids,

@@ -13,6 +13,8 @@ pub(crate) enum Event {
     Signal(SignalInfo),
     /// The session is connected; from now on its wait can be cancelled.
     Connected,
+    /// Another client holds the lock.
+    Contended,
     /// The session reported that it is alive.
     Alive {
         /// When its next report is due.
@@ -74,6 +76,8 @@ pub(crate) enum Action {
     Release,
     /// Shut the connection down without waiting for the server to confirm a release.
     Disconnect,
+    /// Shut the connection of a waiter down, which does not respond: its session then connects again.
+    AbandonConnection,
     /// Report that the lock is lost or given up, and the job continues.
     ReportUnguarded,
     /// End pglock with this outcome.

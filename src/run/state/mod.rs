@@ -35,7 +35,13 @@ const OVERSLEEP_ALLOWANCE: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// Connecting, or waiting for the lock.
-    Acquiring { connected: bool },
+    Acquiring {
+        connected: bool,
+        /// Another client was seen to hold the lock.
+        contended: bool,
+        /// A connection that did not respond was abandoned, and the session has not reported since.
+        abandoned: bool,
+    },
     /// A signal ended the wait; the session is leaving the queue.
     LeavingQueue { signal: SignalNumber, until: Instant },
     /// The lock is held; the job is about to start.
@@ -86,7 +92,11 @@ impl RunState {
         RunState {
             policy,
             wait_deadline,
-            phase: Phase::Acquiring { connected: false },
+            phase: Phase::Acquiring {
+                connected: false,
+                contended: false,
+                abandoned: false,
+            },
             report_due: None,
             overslept_due: None,
             min_hold_until: None,
@@ -132,7 +142,11 @@ impl RunState {
     pub(crate) fn handle(&mut self, event: Event, now: Instant) -> Vec<Action> {
         match event {
             Event::Alive { next_due } => {
-                if self.report_due.is_some() || matches!(self.phase, Phase::Acquiring { .. }) {
+                if let Phase::Acquiring { abandoned, .. } = &mut self.phase {
+                    *abandoned = false;
+                    self.report_due = Some(next_due);
+                    self.overslept_due = None;
+                } else if self.report_due.is_some() {
                     self.report_due = Some(next_due);
                     self.overslept_due = None;
                 }
@@ -146,7 +160,7 @@ impl RunState {
             _ => {}
         }
         match self.phase {
-            Phase::Acquiring { connected } => self.handle_acquiring(connected, event, now),
+            Phase::Acquiring { .. } => self.handle_acquiring(event, now),
             Phase::LeavingQueue { signal, until } => self.handle_leaving_queue(signal, until, event, now),
             Phase::Starting => self.handle_starting(event, now),
             Phase::Running => self.handle_running(event, now),
@@ -160,10 +174,22 @@ impl RunState {
         }
     }
 
-    fn handle_acquiring(&mut self, connected: bool, event: Event, now: Instant) -> Vec<Action> {
+    fn handle_acquiring(&mut self, event: Event, now: Instant) -> Vec<Action> {
+        let Phase::Acquiring {
+            connected,
+            contended,
+            abandoned,
+        } = &mut self.phase
+        else {
+            return Vec::new();
+        };
         match event {
             Event::Connected => {
-                self.phase = Phase::Acquiring { connected: true };
+                *connected = true;
+                Vec::new()
+            }
+            Event::Contended => {
+                *contended = true;
                 Vec::new()
             }
             Event::Acquired => {
@@ -173,7 +199,7 @@ impl RunState {
             }
             Event::NotAcquired(outcome) => self.finish(outcome),
             Event::Signal(SignalInfo { signal, .. }) if ends_wait(signal) => {
-                if !connected {
+                if !*connected {
                     return self.finish(Outcome::Interrupted(signal.as_raw()));
                 }
                 let until = now + QUEUE_LEAVE_TIMEOUT;
@@ -182,17 +208,35 @@ impl RunState {
             }
             Event::Signal(info) if is_stop(info) => stop_self(),
             Event::Tick => {
-                let is_wait_over = self.wait_cutoff().is_some_and(|cutoff| now >= cutoff);
-                if is_wait_over && connected {
-                    self.finish(Outcome::Conflict(self.policy.conflict_status))
-                } else if is_wait_over || self.is_report_overdue(now) {
-                    self.finish(Outcome::Failed(ExitCode::Unavailable))
-                } else {
-                    Vec::new()
+                let (contended, abandoned) = (*contended, *abandoned);
+                if self.wait_cutoff().is_some_and(|cutoff| now >= cutoff) {
+                    return self.finish(if contended {
+                        Outcome::Conflict(self.policy.conflict_status)
+                    } else {
+                        Outcome::Failed(ExitCode::Unavailable)
+                    });
                 }
+                if !self.is_report_overdue(now) {
+                    return Vec::new();
+                }
+                if contended && !abandoned {
+                    return self.abandon_connection(now);
+                }
+                self.finish(Outcome::Failed(ExitCode::Unavailable))
             }
             _ => Vec::new(),
         }
+    }
+
+    /// Gives up a connection that does not respond while nothing is held. The session's thread, which is blocked by it,
+    /// then connects again.
+    fn abandon_connection(&mut self, now: Instant) -> Vec<Action> {
+        if let Phase::Acquiring { abandoned, .. } = &mut self.phase {
+            *abandoned = true;
+        }
+        self.overslept_due = None;
+        self.report_due = Some(now + self.policy.timing.heartbeat);
+        vec![Action::AbandonConnection]
     }
 
     fn handle_leaving_queue(

@@ -200,7 +200,84 @@ fn the_wait_times_out() {
         "not even connected"
     );
     state.handle(Event::Connected, now);
+    assert_eq!(
+        state.clone().handle(Event::Tick, late),
+        unavailable,
+        "no answer, or that of a pooler"
+    );
+    state.handle(Event::Contended, now);
     assert_eq!(state.handle(Event::Tick, late), [Action::Finish(Outcome::Conflict(75))]);
+}
+
+#[test]
+fn a_waiter_abandons_a_connection_that_does_not_respond() {
+    let now = Instant::now();
+    let waiting = |contended: bool| {
+        let mut state = RunState::new(policy(OnLost::Stop), None);
+        state.handle(Event::Connected, now);
+        if contended {
+            state.handle(Event::Contended, now);
+        }
+        state.handle(alive_until(now + SECOND), now);
+        state
+    };
+    let unavailable = [Action::Finish(Outcome::Failed(ExitCode::Unavailable))];
+    let mut state = waiting(false);
+    assert_eq!(
+        state.handle(Event::Tick, now + SECOND),
+        unavailable,
+        "nothing was answered"
+    );
+    let mut state = waiting(true);
+    assert_eq!(state.handle(Event::Tick, now + SECOND), [Action::AbandonConnection]);
+    let mut silent = state.clone();
+    assert_eq!(
+        silent.handle(Event::Tick, now + 6 * SECOND),
+        unavailable,
+        "not even that helps"
+    );
+    // The session connects again, and waits on.
+    state.handle(alive_until(now + 12 * SECOND), now + 2 * SECOND);
+    assert_eq!(state.handle(Event::Tick, now + 6 * SECOND), []);
+    assert_eq!(
+        state.handle(Event::Tick, now + 12 * SECOND),
+        [Action::AbandonConnection]
+    );
+}
+
+#[test]
+fn an_evicted_job_is_dead_before_the_lock_is_released() {
+    let lost = Action::Finish(Outcome::Failed(ExitCode::Lost));
+    let (mut state, now) = running(false, OnLost::Stop);
+    assert_eq!(
+        state.handle(Event::EvictionRequested, now),
+        [Action::SignalAll(SIGTERM)]
+    );
+    let mut killed = state.clone();
+    state.handle(Event::JobExited(ExitReason::Code(0)), now);
+    assert!(state.is_draining());
+    assert_eq!(state.handle(Event::GroupEmpty, now), [Action::Reap, Action::Release]);
+    assert_eq!(state.handle(Event::Released { was_held: true }, now), [lost]);
+
+    let kill_at = now + 10 * SECOND;
+    assert_eq!(killed.deadline(), Some(kill_at));
+    assert_eq!(killed.handle(Event::Tick, kill_at), [Action::SignalAll(SIGKILL)]);
+    // Lost before the job is dead: there is nothing to release.
+    assert_eq!(killed.handle(Event::LockLost, kill_at), []);
+    killed.handle(Event::JobExited(ExitReason::Signal(9)), kill_at);
+    assert_eq!(
+        killed.handle(Event::GroupEmpty, kill_at),
+        [Action::Reap, Action::Disconnect, lost]
+    );
+
+    let (mut ignoring, now) = running(false, OnLost::Ignore);
+    assert_eq!(
+        ignoring.handle(Event::EvictionRequested, now),
+        [Action::Release, Action::ReportUnguarded]
+    );
+    let (mut state, now) = starting();
+    assert_eq!(state.handle(Event::EvictionRequested, now), [Action::Release]);
+    assert!(!state.is_starting(), "no job starts any more");
 }
 
 #[test]
@@ -458,6 +535,8 @@ enum Incident {
     Start,
     Refuse,
     LoseSession,
+    Contend,
+    Evict,
     Stop,
     Continue,
     End(u8),
@@ -477,6 +556,8 @@ fn incident() -> impl Strategy<Value = Incident> {
         3 => Just(Incident::Start),
         1 => Just(Incident::Refuse),
         1 => Just(Incident::LoseSession),
+        1 => Just(Incident::Contend),
+        1 => Just(Incident::Evict),
         1 => Just(Incident::Stop),
         1 => Just(Incident::Continue),
         1 => any::<u8>().prop_map(Incident::End),
@@ -536,6 +617,13 @@ impl World {
                 self.lock_held = false;
                 self.lost_during_job |= self.job == JobState::Running;
                 self.deliver(Event::LockLost, in_callers_group);
+            }
+            Incident::Contend if self.is_session_alive && !self.lock_held => {
+                self.deliver(Event::Contended, in_callers_group);
+            }
+            Incident::Evict if self.is_session_alive && self.lock_held => {
+                self.lost_during_job |= self.job == JobState::Running;
+                self.deliver(Event::EvictionRequested, in_callers_group);
             }
             Incident::Stop if self.job == JobState::Running => {
                 self.deliver(stopped(SIGTSTP, false), in_callers_group);
@@ -602,7 +690,7 @@ impl World {
             }
             Action::Release => {
                 assert!(
-                    matches!(self.job, JobState::None | JobState::Reaped),
+                    matches!(self.job, JobState::None | JobState::Reaped) || self.state.is_unguarded,
                     "the lock is released and the job is {:?}",
                     self.job
                 );
@@ -616,7 +704,11 @@ impl World {
                 );
                 self.finished = Some(outcome);
             }
-            Action::CancelWait | Action::StopSelf(_) | Action::ReportUnguarded | Action::Disconnect => {}
+            Action::CancelWait
+            | Action::StopSelf(_)
+            | Action::ReportUnguarded
+            | Action::Disconnect
+            | Action::AbandonConnection => {}
         }
     }
 

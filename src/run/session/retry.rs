@@ -1,0 +1,171 @@
+//! A wait that survives what is not an answer: while nothing is held, to connect again is safe.
+//!
+//! A server that restarts, starts up or has no connection left, a pooler that is restarted, a network that is cut for a
+//! while, a primary that has moved: none of them says that the lock is held, so none of them ends a wait. With `--wait`
+//! this holds from the first attempt on; without, from the first answered query on; with `--no-wait` never.
+//!
+//! One danger remains. A session that ends together with the holder's finds the key free while the old job is still being
+//! terminated. So a waiter that lost its connection while another client held the key does not take it before it has seen
+//! that client's guard (see `guard`), or its job must be dead by the timing rule.
+
+use super::events::SessionEvent;
+use super::orders::Orders;
+use super::plan::SessionPlan;
+use super::reporter::Reporter;
+use crate::inspect::backend::Backend;
+use crate::inspect::holders;
+use crate::key::{self, KeyId};
+use crate::lock::Wait;
+use crate::outcome::{ExitCode, Failure};
+use crate::ui::message;
+use postgres::Client;
+use std::time::{Duration, Instant};
+
+/// The first pause before connecting again.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause before connecting again.
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// The first pause between two looks for the guard; it grows to [`MAX_PAUSE`].
+const FIRST_LOOK_PAUSE: Duration = Duration::from_millis(50);
+
+/// What a wait remembers from one connection to the next.
+pub(super) struct WaitMemory {
+    /// The server has answered a query.
+    pub(super) has_answered: bool,
+    /// Another client was seen to hold the lock; since the last connection, or before.
+    pub(super) was_contended: bool,
+    /// The holder could have lost its session together with us, at this time.
+    holder_lost_at: Option<Instant>,
+    /// The longest limit that a holder's query tag has shown.
+    shown_limit: Option<Duration>,
+    next_pause: Duration,
+    is_reported: bool,
+}
+
+impl WaitMemory {
+    pub(super) fn new() -> WaitMemory {
+        WaitMemory {
+            has_answered: false,
+            was_contended: false,
+            holder_lost_at: None,
+            shown_limit: None,
+            next_pause: FIRST_PAUSE,
+            is_reported: false,
+        }
+    }
+
+    /// Returns whether the job of a client that held the lock may still run without it.
+    pub(super) fn must_await_old_job(&self) -> bool {
+        self.holder_lost_at.is_some()
+    }
+
+    /// Notes the limits that holders show.
+    pub(super) fn note_limits(&mut self, holders: &[Backend]) {
+        let limits = holders.iter().filter_map(|holder| holder.job_limit_seconds);
+        let limits = limits.filter_map(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        self.shown_limit = limits.chain(self.shown_limit).max();
+    }
+}
+
+/// Decides about and awaits the next attempt.
+pub(super) struct Retry<'a> {
+    pub(super) plan: &'a SessionPlan,
+    pub(super) orders: &'a Orders,
+    pub(super) reporter: &'a Reporter,
+}
+
+impl Retry<'_> {
+    /// After a failure with nothing held: waits until the next attempt is due.
+    ///
+    /// # Errors
+    /// The failure, if it is final: it is not a temporary one, the time is up, or the order to release came.
+    pub(super) fn await_next_attempt(&self, failure: Failure, memory: &mut WaitMemory) -> Result<(), Failure> {
+        let endures = match self.plan.wait {
+            Wait::Try => false,
+            Wait::Until(_) => true,
+            Wait::Indefinitely => memory.has_answered,
+        };
+        let time_left = self.plan.wait.time_left();
+        if !endures || !failure.is_transient || time_left == Some(Duration::ZERO) {
+            return Err(failure);
+        }
+        if memory.was_contended {
+            memory.holder_lost_at.get_or_insert_with(Instant::now);
+        }
+        self.report(&failure, memory);
+        let pause = memory.next_pause.mul_f64(1.0 - fastrand::f64() / 2.0);
+        let pause = time_left.map_or(pause, |time_left| time_left.min(pause));
+        memory.next_pause = (memory.next_pause * 3 / 2).min(MAX_PAUSE);
+        self.reporter.expect_reply_within(pause);
+        if self.orders.is_release_ordered_within(pause) {
+            return Err(failure);
+        }
+        Ok(())
+    }
+
+    /// One line at the loss, and none until the outcome; with `-v`, one for each attempt.
+    fn report(&self, failure: &Failure, memory: &mut WaitMemory) {
+        self.reporter.report(SessionEvent::Retrying(failure.to_string()));
+        if memory.is_reported {
+            message::detail(failure);
+            return;
+        }
+        memory.is_reported = true;
+        let keys = key::describe(&self.plan.options.keys);
+        if memory.has_answered {
+            message::notice(format_args!(
+                "lost the connection while waiting for {keys}: {failure}; reconnecting"
+            ));
+        } else {
+            message::notice(format_args!("{failure}; retrying until the wait for {keys} is over"));
+        }
+    }
+
+    /// Before the lock is tried on a new connection: waits until the client that held it, if it may have lost its session
+    /// together with us, can have no job any more.
+    ///
+    /// # Errors
+    /// The order to release came, the time is up, or the connection is lost.
+    pub(super) fn await_old_job(
+        &self,
+        client: &mut Client,
+        ids: &[KeyId],
+        memory: &mut WaitMemory,
+    ) -> Result<(), Failure> {
+        let Some(lost_at) = memory.holder_lost_at else {
+            return Ok(());
+        };
+        let own_limit = self.plan.options.policy.timing.server_limit();
+        let limit = memory.shown_limit.map_or(own_limit, |shown| own_limit.max(shown));
+        let mut pause = FIRST_LOOK_PAUSE;
+        message::detail(format_args!(
+            "the holder may have lost its lock in the meantime; waiting for its job to end, up to {}",
+            humantime::format_duration(Duration::from_secs(limit.as_secs()))
+        ));
+        while lost_at.elapsed() < limit {
+            self.reporter.expect_reply_within(Duration::ZERO);
+            let holders = holders::find(client, ids)?;
+            if holders.iter().any(|holder| is_guard_or_old_holder(holder, lost_at)) {
+                break;
+            }
+            if self.plan.wait.time_left() == Some(Duration::ZERO) {
+                return Err(Failure::msg(
+                    ExitCode::Unavailable,
+                    "the job of the client that held the lock may still be running",
+                ));
+            }
+            self.reporter.expect_reply_within(pause);
+            if self.orders.is_release_ordered_within(pause) {
+                return Err(Failure::msg(ExitCode::Unavailable, "interrupted"));
+            }
+            pause = (pause * 3 / 2).min(MAX_PAUSE);
+        }
+        memory.holder_lost_at = None;
+        Ok(())
+    }
+}
+
+/// Returns whether a session guards the end of the old job, or held the lock all along: then it is waited for as ever.
+fn is_guard_or_old_holder(holder: &Backend, lost_at: Instant) -> bool {
+    holder.is_guard || holder.since.is_some_and(|since| since.ago >= lost_at.elapsed())
+}
