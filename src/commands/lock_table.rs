@@ -7,7 +7,7 @@ use crate::ui::table::{self, Column};
 const LOCK_COLUMNS: [Column<LockEntry>; 13] = [
     column("KEY", 0, key_and_slot),
     column("NUMBER", 6, number_of_named_key),
-    column("STATE", 0, |entry| state(entry.state).into()),
+    column("STATE", 0, |entry| state(entry).into()),
     column("FOR", 0, held_for),
     column("WHO", 0, |entry| entry.backend.who()),
     column("BACKEND", 1, |entry| text(entry.backend.pid)),
@@ -57,9 +57,11 @@ fn number_of_named_key(entry: &LockEntry) -> String {
     }
 }
 
-/// Returns the state, as the JSON has it, except that a waiter that polls is shown as such: it has no place in a queue.
-fn state(state: LockState) -> &'static str {
-    match state {
+/// Returns the state, as the JSON has it, except that a guard and a waiter that polls are shown as such: the job of a guard is
+/// being terminated, and one that polls has no place in a queue.
+fn state(entry: &LockEntry) -> &'static str {
+    match entry.state {
+        LockState::Holding if entry.backend.is_guard => "guarding",
         LockState::Holding => "holding",
         LockState::Queueing | LockState::Ticketed(_) => "waiting",
         LockState::Polling => "polling",

@@ -134,6 +134,9 @@ impl fmt::Display for Backend {
             (None, Some(connected)) => write!(f, ", connected since {}", connected.rfc3339())?,
             (None, None) => {}
         }
+        if self.is_guard {
+            f.write_str(", until the job that lost the lock is dead")?;
+        }
         f.write_str(")")
     }
 }

@@ -22,6 +22,7 @@ struct LockObject<'a> {
     behind: &'a [i32],
     client_address: Option<&'a str>,
     connected_since: Option<String>,
+    guard: bool,
     host: Option<&'a str>,
     instance: Option<&'a str>,
     job: Option<&'a str>,
@@ -58,6 +59,7 @@ impl<'a> From<&'a LockEntry> for LockObject<'a> {
             behind: &entry.behind,
             client_address: backend.client_address.as_deref(),
             connected_since: backend.connected.map(|time| time.rfc3339()),
+            guard: backend.is_guard,
             host: run.map(|run| run.host),
             instance: run.and_then(|run| run.instance),
             job: backend.job.as_deref(),
@@ -160,6 +162,7 @@ mod tests {
                 "client_address": "::1",
                 "backend_pid": null,
                 "connected_since": null,
+                "guard": false,
                 "application_name": "pglock:a\\/\u{1}\u{9375} slots=4 h:1",
             }],
         })

@@ -61,6 +61,10 @@ impl Holder<'_> {
         if must_listen {
             next_heartbeat = next_heartbeat.min(held_since + LISTEN_DELAY);
         }
+        if self.is_guard {
+            // Its tag tells waiters what this holder is.
+            next_heartbeat = held_since;
+        }
         let mut is_eviction_reported = false;
         loop {
             match self.orders.sleep(socket, next_heartbeat) {
