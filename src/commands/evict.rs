@@ -44,7 +44,7 @@ pub(crate) fn run(options: &EvictOptions) -> Result<Outcome, Failure> {
     }
     let settings = Settings::from_options(&options.connection)?.for_lists();
     let mut client = settings.open(&name::for_evict(), None)?.client;
-    evict(&mut client, options)?;
+    evict(&mut client, options, &settings)?;
     Ok(Outcome::Success)
 }
 
@@ -52,7 +52,7 @@ pub(crate) fn run(options: &EvictOptions) -> Result<Outcome, Failure> {
 ///
 /// # Errors
 /// As for [`run`].
-fn evict(client: &mut Client, options: &EvictOptions) -> Result<(), Failure> {
+fn evict(client: &mut Client, options: &EvictOptions, settings: &Settings) -> Result<(), Failure> {
     let (keys, waiters) = (&options.keys, options.waiters);
     let entries = Overview::fetch(client, keys)?.entries;
     let polling = entries.iter().filter(|entry| entry.state == LockState::Polling);
@@ -68,7 +68,12 @@ fn evict(client: &mut Client, options: &EvictOptions) -> Result<(), Failure> {
     if !options.yes && !terminal::confirm(&question(backends.len())) {
         return Err(Failure::msg(ExitCode::Conflict, "nobody was evicted"));
     }
-    stdout::print(&terminate_all(client, &backends)?)?;
+    let (leftovers, of_clients): (Vec<&Backend>, Vec<&Backend>) =
+        backends.into_iter().partition(|backend| backend.is_leftover);
+    if !of_clients.is_empty() {
+        stdout::print(&terminate_all(client, &of_clients)?)?;
+    }
+    stdout::print(&terminate_leftovers(client, settings, &leftovers)?)?;
     if waiters && polling_count > 0 {
         message::notice(format_args!(
             "{polling_count} more clients wait by polling, and have no session that could be terminated"
@@ -136,6 +141,47 @@ fn terminate_all(client: &mut Client, backends: &[&Backend]) -> Result<String, F
     Ok(report)
 }
 
+/// Ends sessions of a pool that hold a lock for no client that could be named. Returns the report, a line for each.
+///
+/// No mark is left, since no pglock holds that lock. The name of such a session changes with each client of the pool,
+/// so it is not compared. The session may be the one that the pool has lent to us: then ours ends with it.
+///
+/// # Errors
+/// As for [`terminate_all`].
+fn terminate_leftovers(client: &mut Client, settings: &Settings, leftovers: &[&Backend]) -> Result<String, Failure> {
+    let mut report = String::new();
+    for backend in leftovers {
+        let Some(pid) = backend.pid else { continue };
+        let sql = format!(
+            "SELECT pg_catalog.pg_terminate_backend(pid) AS terminated FROM pg_catalog.pg_stat_activity \
+             WHERE pid = {pid} AND usename = {} AND {}",
+            key::sql_literal(&backend.user),
+            has_advisory_lock(pid),
+        );
+        let is_terminated = match QueryResult::fetch(client, &sql) {
+            Ok(result) => result.is_true("terminated"),
+            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                return Err(explain(error, backend));
+            }
+            Err(_) => {
+                *client = settings.open(&name::for_evict(), None)?.client;
+                true
+            }
+        };
+        wait_until_gone(client, &[pid])?;
+        report += &if is_terminated {
+            format!("evicted {backend}\n")
+        } else {
+            format!("{backend} was already gone\n")
+        };
+    }
+    Ok(report)
+}
+
+fn has_advisory_lock(pid: i32) -> String {
+    format!("EXISTS (SELECT 1 FROM pg_catalog.pg_locks l WHERE l.pid = {pid} AND l.locktype = 'advisory')")
+}
+
 /// Marks the eviction and terminates the session. Returns whether it was still the session that was shown.
 ///
 /// # Errors
@@ -145,10 +191,10 @@ fn mark_and_terminate(client: &mut Client, pid: i32, shown: &Backend) -> Result<
     let sql = format!(
         "SELECT pg_catalog.pg_advisory_xact_lock_shared({mark}); \
          SELECT pg_catalog.pg_terminate_backend(pid) AS terminated FROM pg_catalog.pg_stat_activity a \
-         WHERE pid = {pid} AND usename = {} AND application_name = {} AND EXISTS (\
-         SELECT 1 FROM pg_catalog.pg_locks l WHERE l.pid = {pid} AND l.locktype = 'advisory')",
+         WHERE pid = {pid} AND usename = {} AND application_name = {} AND {}",
         key::sql_literal(&shown.user),
         key::sql_literal(&shown.application_name),
+        has_advisory_lock(pid),
     );
     Ok(QueryResult::fetch(client, &sql)?.is_true("terminated"))
 }

@@ -4,9 +4,10 @@ use super::events::SessionEvent;
 use super::orders::Orders;
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
+use crate::inspect::backend::Backend;
 use crate::inspect::holders;
-use crate::key::KeyId;
-use crate::lock::{Server, WaitObserver};
+use crate::lock::{Lock, Scope, Server, WaitObserver};
+use crate::protocol::query_tag::QueryTag;
 use postgres::Client;
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ pub(super) struct SessionWaitObserver<'a> {
     orders: &'a Orders,
     reporter: &'a Reporter,
     server: &'a Server,
-    ids: &'a [KeyId],
+    lock: &'a Lock,
     holders_refreshed: Instant,
 }
 
@@ -29,23 +30,29 @@ impl<'a> SessionWaitObserver<'a> {
         orders: &'a Orders,
         reporter: &'a Reporter,
         server: &'a Server,
-        ids: &'a [KeyId],
+        lock: &'a Lock,
     ) -> SessionWaitObserver<'a> {
         SessionWaitObserver {
             plan,
             orders,
             reporter,
             server,
-            ids,
+            lock,
             holders_refreshed: Instant::now(),
         }
     }
 
     fn refresh_holders(&mut self, client: &mut Client) {
         self.reporter.expect_reply_within(max_pool_wait(self.server));
+        let tag = QueryTag::between_tries(self.lock.scope == Scope::Transaction, self.plan.options.poll);
         // On an error nothing is shown; the wait itself finds out what is wrong.
-        if let Ok(mut holders) = holders::find(client, self.ids) {
-            holders.retain(|holder| holder.pid != Some(self.server.backend_pid));
+        if let Ok(mut holders) = holders::find(client, self.lock.ids(), tag) {
+            match self.lock.scope {
+                // We may hold some of several keys ourselves.
+                Scope::Session => holders.retain(|holder| !holder.is_own),
+                // We hold nothing between two tries: a lock of our backend was left behind there.
+                Scope::Transaction => holders = holders.into_iter().map(Backend::without_client_if_own).collect(),
+            }
             self.reporter.report(SessionEvent::Waiting(holders));
         }
         self.holders_refreshed = Instant::now();

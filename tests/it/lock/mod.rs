@@ -3,7 +3,9 @@
 mod conflict;
 mod exclusion;
 mod fair;
+mod forwarder;
 mod impostor;
+mod leftover;
 mod pooler;
 mod several_keys;
 mod slots;

@@ -9,6 +9,7 @@
 
 pub mod command;
 pub mod delay_line;
+pub mod forwarder;
 pub mod journal;
 pub mod network;
 pub mod pgbouncer;
