@@ -35,11 +35,26 @@ pub(crate) struct Backend {
     pub job_limit_seconds: Option<f64>,
     /// How long ago its last query was sent, in seconds, unless that is hidden.
     pub idle_seconds: Option<f64>,
+    /// Whether the pglock that sent its last query had just rolled back a try in a transaction, and so holds nothing.
+    pub is_rolled_back: bool,
+    /// Whether its last query was the heartbeat of a pglock that holds a lock.
+    pub is_heartbeat: bool,
+    /// Whether it is the session that asks.
+    pub is_own: bool,
+    /// Whether it is a session of a pool that holds a lock which is not that of the client it is named after; see
+    /// [`Backend::without_client`].
+    pub is_leftover: bool,
     /// Whether our role may not see what it does.
     pub is_hidden: bool,
     /// The server's clock when this was read, in seconds since 1970.
     pub read_epoch: f64,
 }
+
+/// The condition that the session's last query is one that a pglock sends between two tries in transactions: the
+/// ROLLBACK, or the one of [`holders::find`](super::holders::find). One that polls in a session, and may hold some of
+/// several keys, sends others.
+pub(super) const IS_ROLLED_BACK: &str = "(a.query LIKE '/* pglock asks %' AND (a.query LIKE '% */ ROLLBACK' \
+     OR a.query LIKE '% */ SET LOCAL % SET TRANSACTION NOT DEFERRABLE; SELECT l.pid,%'))";
 
 /// Returns the columns that [`Backend::from_row`] reads, besides `pid`. `a` is `pg_stat_activity` or
 /// `pg_stat_get_activity`. Of a query only the tag is read, and nothing of a query without one.
@@ -49,7 +64,9 @@ pub(crate) fn columns() -> String {
          pg_catalog.host(a.client_addr) AS client_address, extract(epoch FROM a.backend_start) AS connected, \
          extract(epoch FROM a.query_start) AS query_start, extract(epoch FROM a.state_change) AS state_change, \
          CASE WHEN a.query LIKE '{QUERY_TAG_PREFIX}%' THEN pg_catalog.left(a.query, {MAX_QUERY_TAG_LEN}) END AS tag, \
-         a.query = '<insufficient privilege>' AS hidden, extract(epoch FROM pg_catalog.clock_timestamp()) AS now"
+         a.query = '<insufficient privilege>' AS hidden, a.pid = pg_catalog.pg_backend_pid() AS own, \
+         {IS_ROLLED_BACK} AS rolled_back, \
+         extract(epoch FROM pg_catalog.clock_timestamp()) AS now"
     )
 }
 
@@ -90,15 +107,37 @@ impl Backend {
             is_guard: tag.as_ref().is_some_and(|tag| tag.is_guard),
             job_limit_seconds: tag.as_ref().and_then(|tag| tag.job_limit_seconds),
             idle_seconds: number("query_start").map(|sent| read_epoch - sent),
+            is_rolled_back: get("rolled_back") == Some("t"),
+            is_heartbeat: tag
+                .as_ref()
+                .is_some_and(|tag| tag.held_seconds.is_some() || tag.is_guard),
+            is_own: get("own") == Some("t"),
+            is_leftover: false,
             job: tag.and_then(|tag| tag.program).map(str::to_owned),
             is_hidden: get("hidden") == Some("t"),
             read_epoch,
         }
     }
 
+    /// Returns the session without what is known about the client that used it last: the lock is not that client's.
+    pub(super) fn without_client(self) -> Backend {
+        Backend {
+            is_leftover: true,
+            is_polling: false,
+            job: None,
+            since: None,
+            ..self
+        }
+    }
+
+    /// Returns the session without its last client, if it is our own and the caller does not hold the lock.
+    pub(crate) fn without_client_if_own(self) -> Backend {
+        if self.is_own { self.without_client() } else { self }
+    }
+
     /// Returns what its name says, if it is that of a `pglock run`.
     pub(crate) fn run_name(&self) -> Option<RunName<'_>> {
-        RunName::parse(&self.application_name)
+        RunName::parse(&self.application_name).filter(|_| !self.is_leftover)
     }
 
     /// Returns whether it is a `pglock run`, by its name or by its query tag: the user can replace the name.
@@ -106,8 +145,12 @@ impl Backend {
         self.run_name().is_some() || self.job.is_some()
     }
 
-    /// Returns a short description: host and process ID of a pglock, application name and user of any other client.
+    /// Returns a short description: host and process ID of a pglock, that it is a pool's, application name and user of
+    /// any other client.
     pub(crate) fn who(&self) -> String {
+        if self.is_leftover {
+            return "a session of the pool".into();
+        }
         if let Some(run) = self.run_name() {
             return format!("{}:{}", run.host, run.pid);
         }
@@ -121,7 +164,7 @@ impl Backend {
     }
 }
 
-/// Describes the session, with its backend's process ID and, if known, since when it has held the lock.
+/// Describes the session, with its backend's process ID and, if known, since when its client has held the lock.
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.who())?;
@@ -129,6 +172,10 @@ impl fmt::Display for Backend {
             return f.write_str(" (see pg_prepared_xacts)");
         };
         write!(f, " (backend {pid}")?;
+        // The age of a session says nothing about a lock that was left behind in it.
+        if self.is_leftover {
+            return f.write_str(")");
+        }
         match (self.since, self.connected) {
             (Some(since), _) => write!(f, ", since {}", since.rfc3339())?,
             (None, Some(connected)) => write!(f, ", connected since {}", connected.rfc3339())?,

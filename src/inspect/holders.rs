@@ -1,19 +1,21 @@
 //! Who holds certain keys, and the message that reports it.
 
 use crate::inspect::backend::{Backend, columns, rows};
+use crate::inspect::leftover::{self, HeldKey};
 use crate::key::{Key, KeyId};
-use crate::lock::{NOT_DEFERRABLE, simple_query};
+use crate::lock::{NOT_DEFERRABLE, simple_query_tagged};
+use crate::protocol::query_tag::QueryTag;
 use postgres::Client;
 
 /// Returns the sessions that hold one of these keys, in any mode, in the order in which they connected.
 ///
 /// Looking up one session with `pg_stat_get_activity` is much cheaper than the view of all sessions, which looks up the
 /// user and the database of each. A prepared transaction has no session, and a null argument would return all of them.
-/// The database comes from the same function, called for our own session.
+/// The database comes from the same function, called for our own session. The tag tells observers whether we wait.
 ///
 /// # Errors
 /// The connection is lost, or the query fails.
-pub(crate) fn find(client: &mut Client, ids: &[KeyId]) -> Result<Vec<Backend>, postgres::Error> {
+pub(crate) fn find(client: &mut Client, ids: &[KeyId], tag: QueryTag) -> Result<Vec<Backend>, postgres::Error> {
     let conditions = ids.iter().map(|id| {
         let (classid, objid, objsubid) = id.in_pg_locks();
         format!("(l.classid = '{classid}' AND l.objid = '{objid}' AND l.objsubid = '{objsubid}')")
@@ -27,13 +29,42 @@ pub(crate) fn find(client: &mut Client, ids: &[KeyId]) -> Result<Vec<Backend>, p
         columns(),
         conditions.join(" OR ")
     );
-    let mut holders: Vec<Backend> = rows(simple_query(client, &sql)?)
+    let mut holders: Vec<Backend> = rows(simple_query_tagged(client, &sql, tag)?)
         .map(|row| Backend::from_row(&row))
         .collect();
     // The first one is named in messages.
     let connected = |holder: &Backend| holder.connected.map_or(f64::INFINITY, |time| time.epoch);
     holders.sort_by(|a, b| connected(a).total_cmp(&connected(b)).then(a.pid.cmp(&b.pid)));
     Ok(holders)
+}
+
+/// Marks the sessions that hold this key for no client that could be named. Our own is one of them: we do not hold it.
+pub(crate) fn mark_leftovers(holders: Vec<Backend>, key: &Key, id: KeyId, database: &str) -> Vec<Backend> {
+    let held = HeldKey {
+        id,
+        base: id,
+        given: Some(key.given()),
+    };
+    let marked = holders.into_iter().map(|holder| {
+        if leftover::is_leftover(&holder, held, database) {
+            holder.without_client()
+        } else {
+            holder
+        }
+    });
+    marked.collect()
+}
+
+/// Returns what a session is that holds a key for no client that could be named, and what to do about it.
+fn describe_leftover(holder: &Backend, key: &Key) -> String {
+    let end = match holder.pid {
+        Some(pid) => format!(" or pg_terminate_backend({pid})"),
+        None => String::new(),
+    };
+    format!(
+        "{holder}: left behind, or held by another client of the same pool; pglock evict {}{end} ends it",
+        key.options()
+    )
 }
 
 /// Returns the message that a key is held and by whom, to which the caller appends what pglock does about it. `holders`
@@ -63,6 +94,7 @@ pub(crate) fn conflict_message(
     let held = match holders {
         None => format!("{is} held; the holder could not be determined"),
         Some([]) => format!("{was} held until just now"),
+        Some([holder]) if holder.is_leftover => format!("{is} held by {}", describe_leftover(holder, key)),
         Some([holder]) => format!("{is} held by {holder}"),
         Some([first, more @ ..]) => format!("{is} held by {first} and {} more", more.len()),
     };

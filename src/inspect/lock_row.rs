@@ -20,7 +20,8 @@ pub(super) struct LockRow {
     pub(super) backend: Backend,
 }
 
-/// Returns all advisory locks of the database but eviction marks and our own. PostgreSQL 14 and later know since when a
+/// Returns all advisory locks of the database but eviction marks. Those of our own session were left behind in it: this
+/// session takes none. PostgreSQL 14 and later know since when a
 /// session has waited; before, it is when the query began.
 ///
 /// # Errors
@@ -35,8 +36,7 @@ pub(super) fn query(client: &mut Client) -> Result<Vec<LockRow>, postgres::Error
          AS behind, l.pid IN (SELECT pid FROM locks WHERE locktype = 'virtualxid' AND granted \
          AND virtualxid = virtualtransaction) AS in_transaction, {} \
          FROM locks l LEFT JOIN pg_catalog.pg_stat_activity a USING (pid) \
-         WHERE l.locktype = 'advisory' AND l.{IN_THIS_DATABASE} \
-         AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()",
+         WHERE l.locktype = 'advisory' AND l.{IN_THIS_DATABASE}",
         columns()
     );
     let locks = rows(simple_query(client, &sql)?).filter_map(|row| LockRow::from_row(&row));

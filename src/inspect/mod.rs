@@ -3,6 +3,7 @@
 pub(crate) mod backend;
 pub(crate) mod eviction;
 pub(crate) mod holders;
+mod leftover;
 mod lock_row;
 mod names;
 pub(crate) mod overview;

@@ -4,6 +4,7 @@
 //! ticket it waits for shows which session is ahead of it. A waiter that polls has no row at all (see [`polling`]).
 
 use crate::inspect::backend::Backend;
+use crate::inspect::leftover::{self, HeldKey};
 use crate::inspect::lock_row::{self, LockRow};
 use crate::inspect::names::KeyNames;
 use crate::inspect::polling;
@@ -78,14 +79,13 @@ impl Overview {
             names.learn(key, *id, MAX_SLOTS);
         }
         let rows = lock_row::query(client)?;
-        let mut pollers = polling::find_waiters(client)?;
-        // A waiter that had a row is between two stays in the queue.
-        let with_row: HashSet<&str> = rows.iter().map(|row| row.backend.application_name.as_str()).collect();
-        pollers.retain(|poller| !with_row.contains(poller.application_name.as_str()));
+        let pollers = polling::find_waiters(client)?;
         let backends: Vec<&Backend> = rows.iter().map(|row| &row.backend).chain(&pollers).collect();
         let is_partial = backends.iter().any(|backend| backend.is_hidden);
         let present: HashSet<KeyId> = rows.iter().map(|row| row.id).collect();
         learn_names(client, &mut names, &backends, &present, &database);
+        let rows = mark_leftovers(rows, &names, &database);
+        let pollers = without_row(pollers, &rows);
         let mut entries = entries_of_rows(rows, &names);
         let polling = pollers.into_iter();
         entries.extend(polling.filter_map(|poller| LockEntry::for_poller(poller, &names, &database)));
@@ -149,6 +149,39 @@ fn learn_names(
     for id in present {
         names.learn_tickets(*id);
     }
+}
+
+/// Marks the sessions that hold a lock for no client that could be named.
+fn mark_leftovers(rows: Vec<LockRow>, names: &KeyNames, database: &str) -> Vec<LockRow> {
+    let is_leftover = |row: &LockRow| {
+        // A ticket has no name of its own.
+        let id = names.key_of_ticket(row.id).unwrap_or(row.id);
+        let meaning = names.meaning(id);
+        let given = meaning.key.as_ref().map(Key::given);
+        let base = meaning.base;
+        row.is_granted && leftover::is_leftover(&row.backend, HeldKey { id, base, given }, database)
+    };
+    let marked = rows.into_iter().map(|row| {
+        if !is_leftover(&row) {
+            return row;
+        }
+        LockRow {
+            backend: row.backend.without_client(),
+            ..row
+        }
+    });
+    marked.collect()
+}
+
+/// Returns the waiters without a row of their own: one that had a row is between two stays in the queue.
+fn without_row(mut pollers: Vec<Backend>, rows: &[LockRow]) -> Vec<Backend> {
+    let of_clients = rows
+        .iter()
+        .map(|row| &row.backend)
+        .filter(|backend| !backend.is_leftover);
+    let with_row: HashSet<&str> = of_clients.map(|backend| backend.application_name.as_str()).collect();
+    pollers.retain(|poller| !with_row.contains(poller.application_name.as_str()));
+    pollers
 }
 
 /// Makes an entry of each lock; a session with a ticket becomes one that waits for the ticket's key.

@@ -4,7 +4,7 @@
 //! Only the tag of their last query shows that they wait (see `protocol::query_tag`). Behind a pooler it is visible
 //! only until the pooler lends the session to its next client, so one query does not find them all.
 
-use crate::inspect::backend::{Backend, columns, rows};
+use crate::inspect::backend::{Backend, IS_ROLLED_BACK, columns, rows};
 use crate::lock::{NOT_DEFERRABLE, simple_query};
 use crate::protocol::query_tag::QUERY_TAG_PREFIX;
 use postgres::Client;
@@ -32,14 +32,16 @@ pub(super) fn find_waiters(client: &mut Client) -> Result<Vec<Backend>, postgres
         "'^{}(?:waits|asks) {SECONDS_REGEX} '",
         QUERY_TAG_PREFIX.replace('*', "[*]")
     );
-    // A waiter that is overdue has gone, or has got its lock.
+    // One that asks within no time has given up. A waiter that is overdue has gone, or has got its lock. One that has
+    // rolled back has no lock: any that its session holds was left behind there.
     let sql = format!(
-        "{NOT_DEFERRABLE}SELECT pid, {} FROM pg_catalog.pg_stat_activity a \
-         WHERE a.datname = pg_catalog.current_database() AND a.query ~ {waiting_tag} \
+        "{NOT_DEFERRABLE}SELECT pid, {} FROM pg_catalog.pg_stat_activity a WHERE a.datname = pg_catalog.current_database() \
+         AND a.query ~ {waiting_tag} AND a.query NOT LIKE '{QUERY_TAG_PREFIX}asks 0.000 %' \
          AND a.pid <> pg_catalog.pg_backend_pid() \
          AND a.state_change > pg_catalog.clock_timestamp() - pg_catalog.make_interval(\
          secs => 1 + pg_catalog.substring(a.query, {waiting_tag})::float8) \
-         AND a.pid NOT IN (SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid IS NOT NULL)",
+         AND ({IS_ROLLED_BACK} OR a.pid NOT IN (\
+         SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid IS NOT NULL))",
         columns()
     );
     let mut waiters: BTreeMap<String, Backend> = BTreeMap::new();

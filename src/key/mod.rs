@@ -152,6 +152,22 @@ impl Key {
         &self.given
     }
 
+    /// Returns the options that name this key on a command line, quoted for a shell.
+    pub(crate) fn options(&self) -> String {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.,:/@".contains(c);
+        let given = match &self.given {
+            plain if plain.chars().all(is_plain) => plain.clone(),
+            other => format!("'{}'", other.replace('\'', "'\\''")),
+        };
+        match &self.kind {
+            KeyKind::Name { scheme, .. } if *scheme != DEFAULT_SCHEME => {
+                format!("--hash {} --key {given}", scheme.name())
+            }
+            KeyKind::Name { .. } | KeyKind::Number(_) => format!("--key {given}"),
+            KeyKind::Tool(scheme) => format!("--hash {}", scheme.name()),
+        }
+    }
+
     /// Returns the number of the lock, or the SQL expression that computes it.
     pub(crate) fn number(&self) -> Number {
         let known = match &self.kind {

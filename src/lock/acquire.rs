@@ -5,12 +5,16 @@
 //!
 //! A lock counts as acquired when the session's own row in `pg_locks` was seen: some servers report success and lock
 //! nothing.
+//!
+//! A backend that may have had other clients may still hold the key for one of them, and would be granted it again.
+//! Every query that takes a lock there looks first (`leftover`): a key that the backend holds counts as held by
+//! another client.
 
 use super::backoff::Backoff;
 use super::query::{Claim, QueryResult, first_query_failure, is_statement_pooling, simple_query};
 use super::queue::{QueueOutcome, WaitObserver, cancelled, wait_in_queue};
 use super::server::{STATEMENT_POOLING, Server};
-use super::sql::{self, KeySql};
+use super::sql::{self, KeySql, Looks};
 use super::ticket::TicketQueue;
 use super::types::{Acquisition, ClientInfo, Keys, Lock, Mode, OnGrant, Scope, TryOutcome, WaitOptions};
 use crate::key::KeyId;
@@ -86,6 +90,9 @@ impl Lock {
 
     /// Tries once, in a transaction that stays open if the lock is ours and is rolled back otherwise.
     ///
+    /// The backend is the pool's, so the query that takes the lock looks for leftovers. A probe, which costs a
+    /// fraction, precedes it: most tries of a waiter end with that.
+    ///
     /// # Errors
     /// The server reports an error, or the connection is lost.
     fn try_in_transaction(
@@ -95,10 +102,10 @@ impl Lock {
         max_pause: Duration,
     ) -> Result<TryOutcome, postgres::Error> {
         let lock = self.to_sql();
-        let outcome = match QueryResult::fetch(client, &lock.begin_and_try())?.claim(&self.keys) {
-            Claim::Acquired { key_index } => {
-                let sql = lock.confirm_in_transaction(server_limit);
-                QueryResult::fetch(client, &sql)?.prove(&self.keys, key_index)
+        let outcome = match QueryResult::fetch(client, &lock.begin_and_probe())?.claim(&self.keys) {
+            Claim::Acquired { .. } => {
+                let sql = lock.try_in_transaction(server_limit);
+                QueryResult::fetch(client, &sql)?.try_outcome(&self.keys)
             }
             Claim::Busy { key_index } => TryOutcome::Busy { key_index },
             Claim::Untried => TryOutcome::Untried,
@@ -160,7 +167,7 @@ impl Lock {
             observer.before_query(Duration::ZERO);
             let outcome = match self.scope {
                 Scope::Transaction => self.try_in_transaction(client, options.server_limit, options.max_pause)?,
-                Scope::Session => self.try_again(client, first_busy, options.max_pause)?,
+                Scope::Session => self.try_again(client, first_busy, options)?,
             };
             try_duration = began.elapsed();
             match outcome.into_acquisition()? {
@@ -183,15 +190,16 @@ impl Lock {
         &self,
         client: &mut Client,
         first_busy: usize,
-        max_pause: Duration,
+        options: WaitOptions,
     ) -> Result<TryOutcome, postgres::Error> {
         let (keys, keys_before) = match &self.keys {
             Keys::All(ids) => (Keys::All(ids[first_busy..].to_vec()), first_busy),
             candidates => (candidates.clone(), 0),
         };
         let remaining = Lock { keys, ..*self };
-        let tag = QueryTag::Polling(Backoff::longest_pause(max_pause));
-        let result = QueryResult::fetch_tagged(client, &remaining.to_sql().retry(), tag)?;
+        let tag = QueryTag::Polling(Backoff::longest_pause(options.max_pause));
+        let sql = remaining.to_sql().retry(Looks::if_lent(options.is_lent));
+        let result = QueryResult::fetch_tagged(client, &sql, tag)?;
         Ok(match result.try_outcome(&remaining.keys) {
             TryOutcome::Busy { key_index } => TryOutcome::Busy {
                 key_index: keys_before + key_index,

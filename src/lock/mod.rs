@@ -12,6 +12,7 @@
 //! | `server` | which scope a server is fit for |
 //! | `key_ids` | the numbers that only the server can compute |
 //! | `query` | running queries, reading results and errors |
+//! | `leftover` | looking for locks that the backend held before us; pure |
 //! | `sql` | the text of the queries; pure |
 //! | `settings` | the settings of a holder; pure |
 //! | `types` | what is requested, and what it results in; pure |
@@ -20,6 +21,7 @@ mod acquire;
 mod backoff;
 mod heartbeat;
 mod key_ids;
+mod leftover;
 mod query;
 mod queue;
 mod release;
@@ -33,7 +35,7 @@ mod types;
 pub(crate) use acquire::{BEGIN_PROBE_PAUSE, ComputedTry, configure_session, first_try_computed};
 pub(crate) use heartbeat::HeartbeatReply;
 pub(crate) use key_ids::{key_ids, require_computed};
-pub(crate) use query::{QueryResult, cell, simple_query};
+pub(crate) use query::{QueryResult, cell, simple_query, simple_query_tagged};
 pub(crate) use queue::WaitObserver;
 pub(crate) use release::release_all;
 pub(crate) use server::Server;

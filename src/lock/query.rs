@@ -26,7 +26,7 @@ pub(crate) fn simple_query(client: &mut Client, sql: &str) -> Result<Vec<SimpleQ
 ///
 /// # Errors
 /// As for [`simple_query`].
-fn simple_query_tagged(
+pub(crate) fn simple_query_tagged(
     client: &mut Client,
     sql: &str,
     tag: QueryTag,

@@ -3,8 +3,9 @@
 //! A session that waits in one long statement holds a snapshot all the while, which holds back VACUUM and can deadlock
 //! with a CREATE INDEX CONCURRENTLY that the holder's job runs. A wait is therefore cut into slices, one query each.
 
+use super::backoff::Backoff;
 use super::query::{QueryResult, lacks_plpgsql};
-use super::sql::{self, GOT_CANCELLED, GOT_COLUMN, GOT_UNPROVEN};
+use super::sql::{self, GOT_CANCELLED, GOT_COLUMN, GOT_LEFT_BEHIND, GOT_UNPROVEN, Looks};
 use super::types::{Acquisition, Grant, Keys, Mode, OnGrant, TryOutcome, WaitOptions};
 use crate::key::KeyId;
 use crate::outcome::{ExitCode, Failure};
@@ -32,6 +33,8 @@ pub(super) enum QueueOutcome {
 
 /// Waits in the server's queue for one key, slice by slice.
 ///
+/// There is no queue for a key that our own backend holds for another client: it is looked for again and again.
+///
 /// # Errors
 /// The wait was cancelled, the lock would protect nothing, the server reports an error, or the connection is lost.
 pub(super) fn wait_in_queue(
@@ -43,21 +46,28 @@ pub(super) fn wait_in_queue(
     observer: &mut impl WaitObserver,
 ) -> Result<QueueOutcome, Failure> {
     let keys = Keys::All(vec![id]);
+    let mut backoff = Backoff::new(options.max_pause);
+    let mut pause = Duration::ZERO;
     loop {
-        if !observer.pause(client, Duration::ZERO) {
+        if !observer.pause(client, pause) {
             return Err(cancelled());
         }
         let time_left = options.wait.time_left();
         let slice = time_left.map_or(options.max_slice, |time_left| time_left.min(options.max_slice));
         observer.before_query(slice);
-        let sql = sql::wait_slice(id, mode, on_grant, slice);
+        let sql = sql::wait_slice(id, mode, on_grant, slice, Looks::if_lent(options.is_lent));
         let result = match QueryResult::fetch_tagged(client, &sql, QueryTag::Queueing(slice)) {
             Err(error) if lacks_plpgsql(&error) => return Ok(QueueOutcome::NoQueue),
             result => result?,
         };
+        pause = Duration::ZERO;
         let outcome = match result.get(GOT_COLUMN) {
             Some(GOT_CANCELLED) => return Err(cancelled()),
             Some(GOT_UNPROVEN) => TryOutcome::Unproven,
+            Some(GOT_LEFT_BEHIND) => {
+                pause = backoff.next_pause(Duration::ZERO, options.wait.time_left());
+                TryOutcome::Busy { key_index: 0 }
+            }
             _ => result.try_outcome(&keys),
         };
         match outcome.into_acquisition()? {

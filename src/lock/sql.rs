@@ -3,6 +3,7 @@
 //! Pure functions from a request to SQL; nothing here talks to a server. All names are schema-qualified, because
 //! anyone who may create functions in a schema of our role's search path could otherwise run code with our privileges.
 
+use super::leftover;
 use super::server::MIN_SERVER_AGE;
 use super::settings::{LOG_THRESHOLD_SETTINGS, NOT_DEFERRABLE, setting_expressions};
 use super::types::{ClientInfo, Keys, Lock, Mode, OnGrant, Scope, ScopeChoice};
@@ -24,6 +25,9 @@ pub(super) const GOT_UNPROVEN: &str = "unproven";
 
 /// The value of [`GOT_COLUMN`] after a wait that was cancelled on the server.
 pub(super) const GOT_CANCELLED: &str = "cancelled";
+
+/// The value of [`GOT_COLUMN`] after a wait that did not begin, because the backend holds the key for another client.
+pub(super) const GOT_LEFT_BEHIND: &str = "left";
 
 /// The key that the server computed in the first statement of the query.
 const COMPUTED_KEY: &str = "pg_catalog.current_setting('pglock.key')::bigint";
@@ -48,6 +52,25 @@ const STORED_RESULT: &str = "pg_catalog.current_setting('pglock.got')";
 /// Returns the expression that stores a text expression for the rest of the transaction.
 fn store_result(text: &str) -> String {
     format!("pg_catalog.set_config('pglock.got', {text}, true)")
+}
+
+/// The savepoint before which nothing was acquired in the transaction.
+const PROBE: &str = "pglock";
+
+/// Whether a query that tries a lock first looks whether the backend already holds it; see [`leftover`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Looks {
+    /// It does: the backend may have had other clients.
+    AtLeftovers,
+    /// It does not.
+    Nowhere,
+}
+
+impl Looks {
+    /// Returns whether to look, on a backend that may have had other clients or not.
+    pub(super) fn if_lent(is_lent: bool) -> Looks {
+        if is_lent { Looks::AtLeftovers } else { Looks::Nowhere }
+    }
 }
 
 /// How a key is written in SQL: as literals, or as the expression by which the server computes it.
@@ -129,11 +152,17 @@ impl Lock<KeySql> {
                 MIN_SERVER_AGE.as_secs_f64()
             )
         };
-        let try_if_usable = match client_info.choice {
-            ScopeChoice::Transaction => "NULL".into(),
-            _ => format!(
-                "CASE WHEN {is_usable}{is_settled} THEN {} END",
-                self.try_expression(ticket_class)
+        let looks = match client_info.choice {
+            ScopeChoice::SessionPooled => Looks::AtLeftovers,
+            // The condition proves that the backend began with us.
+            _ => Looks::Nowhere,
+        };
+        let (try_expression, from) = self.try_expression(ticket_class, looks);
+        let (try_if_usable, from) = match client_info.choice {
+            ScopeChoice::Transaction => ("NULL".into(), String::new()),
+            _ => (
+                format!("CASE WHEN {is_usable}{is_settled} THEN {try_expression} END"),
+                from,
             ),
         };
         let settings = client_info.server_limit.map_or_else(String::new, |server_limit| {
@@ -150,42 +179,47 @@ impl Lock<KeySql> {
             "{NOT_DEFERRABLE}{compute_key}SELECT {INITIAL_NAME} AS name, pg_catalog.version() AS version, \
              pg_catalog.current_database() AS database, pg_catalog.pg_is_in_recovery() AS standby, \
              pg_catalog.pg_backend_pid() AS backend_pid, {SERVER_AGE} AS server_age, {log_thresholds}, \
-             {settings}{try_if_usable} \
-             AS {GOT_COLUMN}; {}",
+             {settings}{try_if_usable} AS {GOT_COLUMN}{from}; {}",
             self.proof(),
         )
     }
 
-    /// Returns the query that opens a transaction and tries the lock in it.
+    /// Returns the query that opens a transaction and finds out whether the lock is free for this backend.
     ///
-    /// READ COMMITTED, so that an idle transaction has no snapshot and does not hold back VACUUM. A waiter repeats this
-    /// query, so it is the shortest that does the job: settings and proof would make it five times as expensive, and
-    /// come with [`Lock::confirm_in_transaction`].
-    pub(super) fn begin_and_try(&self) -> String {
+    /// READ COMMITTED, so that an idle transaction has no snapshot and does not hold back VACUUM. A waiter repeats
+    /// this query, so it is the shortest that does the job: a look at the backend's own locks, settings and proof
+    /// would make it ten times as expensive. They come with [`Lock::try_in_transaction`], which takes back what this
+    /// query acquired: the backend may have held it before, and would be granted it again.
+    pub(super) fn begin_and_probe(&self) -> String {
+        let (try_expression, _) = self.try_expression(None, Looks::Nowhere);
         format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT CASE WHEN {IS_PRIMARY} THEN {} END AS {GOT_COLUMN}",
-            self.try_expression(None)
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SAVEPOINT {PROBE}; \
+             SELECT CASE WHEN {IS_PRIMARY} THEN {try_expression} END AS {GOT_COLUMN}"
         )
     }
 
-    /// Returns the query that makes the settings of an open transaction and proves its lock.
-    pub(super) fn confirm_in_transaction(&self, server_limit: Duration) -> String {
+    /// Returns the query that tries the lock in the transaction that [`Lock::begin_and_probe`] has opened, makes the
+    /// transaction's settings and proves the lock.
+    pub(super) fn try_in_transaction(&self, server_limit: Duration) -> String {
+        let (try_expression, from) = self.try_expression(None, Looks::AtLeftovers);
         format!(
-            "SELECT {}, pg_catalog.pg_backend_pid() AS backend_pid; {}",
+            "ROLLBACK TO SAVEPOINT {PROBE}; RELEASE SAVEPOINT {PROBE}; \
+             SELECT {}, pg_catalog.pg_backend_pid() AS backend_pid, {try_expression} AS {GOT_COLUMN}{from}; {}",
             setting_expressions(server_limit, Scope::Transaction).join(", "),
             self.proof()
         )
     }
 
     /// Returns the query that tries the lock again in a session, and proves it if it was acquired.
-    pub(super) fn retry(&self) -> String {
+    pub(super) fn retry(&self, looks: Looks) -> String {
+        let (try_expression, from) = self.try_expression(None, looks);
         let is_acquired = match &self.keys {
             Keys::All(keys) => format!("{STORED_RESULT} = '{}'", keys.len()),
             Keys::OneOf { .. } => format!("{STORED_RESULT} <> '-1'"),
         };
         format!(
-            "SELECT pg_catalog.pg_backend_pid() AS backend_pid, {} AS {GOT_COLUMN}; {}",
-            store_result(&format!("({})::text", self.try_expression(None))),
+            "SELECT pg_catalog.pg_backend_pid() AS backend_pid, {} AS {GOT_COLUMN}{from}; {}",
+            store_result(&format!("({try_expression})::text")),
             proof(self.keys.as_slice(), self.mode, Some(&is_acquired))
         )
     }
@@ -224,8 +258,9 @@ impl Lock<KeySql> {
         format!("{}; COMMIT", self.proof())
     }
 
-    /// Returns the expression that tries the lock, for [`GOT_COLUMN`].
-    fn try_expression(&self, ticket_class: Option<i32>) -> String {
+    /// Returns the expression that tries the lock, for [`GOT_COLUMN`], and the FROM clause that it needs. A key that
+    /// was left behind in the backend is not tried: it counts as held.
+    fn try_expression(&self, ticket_class: Option<i32>, looks: Looks) -> (String, String) {
         let function = match self.scope {
             Scope::Session => "pg_try_advisory_lock",
             Scope::Transaction => "pg_try_advisory_xact_lock",
@@ -234,24 +269,39 @@ impl Lock<KeySql> {
             Some(class) => format!("WHEN {} THEN {value} ", has_tickets(class)),
             None => String::new(),
         };
+        let try_key = |index, key: &KeySql| {
+            let call = key.call(function, self.mode);
+            match looks {
+                Looks::AtLeftovers => leftover::unless_left_behind(index, &call),
+                Looks::Nowhere => call,
+            }
+        };
         // CASE evaluates its conditions in order, and none after the first that holds.
-        match &self.keys {
+        let expression = match &self.keys {
             Keys::All(keys) => {
                 let busy_branches: String = keys
                     .iter()
                     .enumerate()
-                    .map(|(index, key)| format!("WHEN NOT {} THEN {index} ", key.call(function, self.mode)))
+                    .map(|(index, key)| format!("WHEN NOT {} THEN {index} ", try_key(index, key)))
                     .collect();
                 format!("CASE {}{busy_branches}ELSE {} END", busy_if_queued("0"), keys.len())
             }
             Keys::OneOf { keys, start } => {
                 let from_start = keys.iter().enumerate().cycle().skip(*start).take(keys.len());
                 let acquired_branches: String = from_start
-                    .map(|(index, key)| format!("WHEN {} THEN {index} ", key.call(function, self.mode)))
+                    .map(|(index, key)| format!("WHEN {} THEN {index} ", try_key(index, key)))
                     .collect();
                 format!("CASE {}{acquired_branches}ELSE -1 END", busy_if_queued("-1"))
             }
-        }
+        };
+        let from = match looks {
+            Looks::AtLeftovers => {
+                let rows = self.keys.as_slice().iter().map(|key| key.row_condition.as_str());
+                format!(" FROM {}", leftover::subselect(rows, self.mode))
+            }
+            Looks::Nowhere => String::new(),
+        };
+        (expression, from)
     }
 
     /// Returns the statement that proves the lock; see `QueryResult::proves`.
@@ -261,7 +311,7 @@ impl Lock<KeySql> {
 }
 
 /// Returns the query that waits in the server's queue for one key, for up to `slice`. [`GOT_COLUMN`] is then 1, 0 after
-/// a timeout, [`GOT_CANCELLED`] or [`GOT_UNPROVEN`].
+/// a timeout, [`GOT_CANCELLED`], [`GOT_UNPROVEN`] or, if the query looks, [`GOT_LEFT_BEHIND`].
 ///
 /// One expression reports whether the lock is ours and proven. It is planned before the wait begins, because what
 /// follows the wait delays the handover from one job to the next.
@@ -274,7 +324,7 @@ impl Lock<KeySql> {
 ///
 /// The caught errors leave no trace in the server's log. A cancellation is caught twice, because the postmaster signals
 /// the process and then its group, and the second signal may arrive after the first was handled.
-pub(super) fn wait_slice(id: KeyId, mode: Mode, on_grant: OnGrant, slice: Duration) -> String {
+pub(super) fn wait_slice(id: KeyId, mode: Mode, on_grant: OnGrant, slice: Duration, looks: Looks) -> String {
     // A lock_timeout of 0 would mean no limit. Rounded up, so that the wait does not end early.
     let milliseconds = slice.as_micros().div_ceil(1000).max(1);
     let key = KeySql::from_id(id);
@@ -285,10 +335,18 @@ pub(super) fn wait_slice(id: KeyId, mode: Mode, on_grant: OnGrant, slice: Durati
         ),
         OnGrant::Release => String::new(),
     };
+    // Granted at once, it would not be waited for; and it must not be ours.
+    let look = match looks {
+        Looks::AtLeftovers => format!(
+            "WHEN {} THEN '{GOT_LEFT_BEHIND}' ",
+            leftover::is_left_behind(&key.row_condition, mode)
+        ),
+        Looks::Nowhere => String::new(),
+    };
     let store_cancelled = store_result(&format!("'{GOT_CANCELLED}'"));
     let lock_and_prove = store_result(&format!(
         "CASE WHEN pg_catalog.set_config('lock_timeout', '{milliseconds}ms', true) IS NULL THEN '{GOT_UNPROVEN}' \
-         WHEN {} IS NULL THEN '{GOT_UNPROVEN}' WHEN NOT EXISTS ({}) THEN '{GOT_UNPROVEN}' {keep}ELSE '1' END",
+         {look}WHEN {} IS NULL THEN '{GOT_UNPROVEN}' WHEN NOT EXISTS ({}) THEN '{GOT_UNPROVEN}' {keep}ELSE '1' END",
         key.call("pg_advisory_xact_lock", mode),
         proof(&[key], mode, None),
     ));
@@ -457,14 +515,17 @@ mod tests {
                  WHEN pg_catalog.pg_try_advisory_lock('11'::bigint) THEN 1 ELSE -1 END",
             ),
         ] {
-            assert_eq!(lock.try_expression(None), expected);
+            assert_eq!(
+                lock.try_expression(None, Looks::Nowhere),
+                (expected.into(), String::new())
+            );
         }
     }
 
     #[test]
     fn a_queue_with_tickets_counts_as_busy() {
         let one = lock(all(&[KeyId::Bigint(1)]), Mode::Exclusive, Scope::Session);
-        assert!(one.try_expression(Some(-3)).starts_with(
+        assert!(one.try_expression(Some(-3), Looks::Nowhere).0.starts_with(
             "CASE WHEN EXISTS (SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND objsubid = 2 \
              AND classid = 4294967293 AND granted AND mode = 'ExclusiveLock' AND database = (SELECT oid FROM \
              pg_catalog.pg_database WHERE datname = pg_catalog.current_database())) THEN 0 WHEN NOT "
@@ -490,7 +551,7 @@ mod tests {
              OR classid = '3' AND objid = '4' AND objsubid = '2')"
         ));
         assert!(
-            two.retry()
+            two.retry(Looks::Nowhere)
                 .contains("WHERE pg_catalog.current_setting('pglock.got') = '2' AND locktype")
         );
     }
@@ -508,7 +569,9 @@ mod tests {
             ),
             (
                 ScopeChoice::SessionPooled,
-                format!("log_min_duration_sample, CASE WHEN {is_primary} AND {is_settled} THEN CASE WHEN NOT "),
+                format!(
+                    "log_min_duration_sample, CASE WHEN {is_primary} AND {is_settled} THEN CASE WHEN NOT CASE WHEN left0 THEN false ELSE "
+                ),
             ),
             (
                 ScopeChoice::Transaction,
@@ -546,7 +609,7 @@ mod tests {
 
     #[test]
     fn a_slice_waits_for_at_least_a_millisecond() {
-        let sql = |on_grant, slice| wait_slice(KeyId::Bigint(1), Mode::Shared, on_grant, slice);
+        let sql = |on_grant, slice| wait_slice(KeyId::Bigint(1), Mode::Shared, on_grant, slice, Looks::Nowhere);
         for (slice, expected) in [(0, "'1ms'"), (1_000, "'1ms'"), (1_001, "'2ms'"), (900_000, "'900ms'")] {
             let slice = Duration::from_micros(slice);
             let expected = format!("set_config('lock_timeout', {expected}, true)");
@@ -561,17 +624,60 @@ mod tests {
     fn a_transactions_settings_come_with_its_proof() {
         let one = lock(all(&[KeyId::Bigint(1)]), Mode::Exclusive, Scope::Transaction);
         assert_eq!(
-            one.begin_and_try(),
-            "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN CASE WHEN \
+            one.begin_and_probe(),
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SAVEPOINT pglock; SELECT CASE WHEN NOT \
+             pg_catalog.pg_is_in_recovery() THEN CASE WHEN \
              NOT pg_catalog.pg_try_advisory_xact_lock('1'::bigint) THEN 0 ELSE 1 END END AS got"
         );
-        let confirm = one.confirm_in_transaction(LIMIT);
+        let sql = one.try_in_transaction(LIMIT);
         assert!(
-            confirm.contains("set_config('tcp_keepalives_idle', '20', true)"),
-            "{confirm}"
+            sql.starts_with("ROLLBACK TO SAVEPOINT pglock; RELEASE SAVEPOINT pglock; SELECT "),
+            "{sql}"
         );
-        assert!(confirm.ends_with(&format!("AS backend_pid; {}", one.proof())));
+        assert!(sql.contains("set_config('tcp_keepalives_idle', '20', true)"), "{sql}");
+        assert!(sql.ends_with(&format!("AS left_behind; {}", one.proof())));
         assert_eq!(one.prove_and_commit(), format!("{}; COMMIT", one.proof()));
+    }
+
+    /// The look comes before the first try: after it, a lock of our own could not be told from one that was left
+    /// behind.
+    #[test]
+    fn what_was_left_behind_is_not_tried() {
+        let try_two = |keys| lock(keys, Mode::Shared, Scope::Transaction).try_expression(None, Looks::AtLeftovers);
+        let (first, second) = (KeyId::Bigint(1), KeyId::IntPair(2, 3));
+        let (expression, from) = try_two(all(&[first, second]));
+        assert_eq!(
+            expression,
+            "CASE WHEN NOT CASE WHEN left0 THEN false ELSE pg_catalog.pg_try_advisory_xact_lock_shared('1'::bigint) END \
+             THEN 0 WHEN NOT CASE WHEN left1 THEN false ELSE \
+             pg_catalog.pg_try_advisory_xact_lock_shared('2'::int, '3'::int) END THEN 1 ELSE 2 END"
+        );
+        let rows = [
+            "classid = '0' AND objid = '1' AND objsubid = '1'",
+            "classid = '2' AND objid = '3' AND objsubid = '2'",
+        ];
+        assert_eq!(
+            from,
+            format!(" FROM {}", leftover::subselect(rows.into_iter(), Mode::Shared))
+        );
+        let slots = Keys::OneOf {
+            keys: vec![first, second],
+            start: 1,
+        };
+        assert!(
+            try_two(slots)
+                .0
+                .starts_with("CASE WHEN CASE WHEN left1 THEN false ELSE ")
+        );
+        let slice = wait_slice(
+            first,
+            Mode::Exclusive,
+            OnGrant::Keep,
+            Duration::ZERO,
+            Looks::AtLeftovers,
+        );
+        let (look, wait) = (slice.find("THEN 'left' "), slice.find("pg_advisory_xact_lock("));
+        assert!(look.is_some() && look < wait, "{slice}");
     }
 
     #[test]

@@ -162,6 +162,8 @@ pub(crate) struct WaitOptions {
     pub max_pause: Duration,
     /// After how long without an acknowledgement the server must end our session.
     pub server_limit: Duration,
+    /// Whether the backend is a pool's although the lock is a session's: it may hold locks of earlier clients.
+    pub is_lent: bool,
 }
 
 /// What to do with a key when the server's queue grants it.

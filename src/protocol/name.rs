@@ -111,6 +111,11 @@ impl<'a> RunName<'a> {
     }
 }
 
+/// Returns whether the front of a name may have been cut.
+pub(crate) fn is_cut(application_name: &str) -> bool {
+    application_name.len() >= MAX_NAME_LEN
+}
+
 /// Returns the name of a session that is recognized by its name.
 fn of_this_instance(front: &str, slots: Option<u16>) -> String {
     static INSTANCE: OnceLock<String> = OnceLock::new();

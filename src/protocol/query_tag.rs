@@ -32,7 +32,7 @@ pub(crate) enum QueryTag {
     ProgramOnly,
     /// The session waits in the server's queue for this long, and then queues again.
     Queueing(Duration),
-    /// The session waits, and tries again within this time.
+    /// The session waits, and tries again within this time; or it has given up, if that is zero.
     Polling(Duration),
     /// The session has held the lock for this long.
     Holding {
@@ -49,6 +49,16 @@ pub(crate) enum QueryTag {
 }
 
 impl QueryTag {
+    /// Returns the tag of a query that is sent between two tries, `pause` apart. One that holds nothing then, because
+    /// it tries in transactions, says that it polls.
+    pub(crate) fn between_tries(in_transaction: bool, pause: Duration) -> QueryTag {
+        if in_transaction {
+            QueryTag::Polling(pause)
+        } else {
+            QueryTag::ProgramOnly
+        }
+    }
+
     /// Returns the query with the tag in front, or as it is if there is no job.
     pub(crate) fn prepend_to(self, sql: &str) -> String {
         match JOB_PROGRAM.get() {

@@ -149,6 +149,9 @@ impl Inspection<'_> {
         }
         self.findings.push(server::waiting(client, scope)?);
         self.findings.push(timeouts::round_trip(client, self.timing)?);
+        if tried.is_some() && self.server.pooled {
+            self.findings.extend(server::leftovers(client, self.id)?);
+        }
         if let Some((lock, outcome)) = tried {
             self.findings.push(released_lock(client, &lock, outcome)?);
         }

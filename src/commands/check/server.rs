@@ -1,7 +1,8 @@
 //! Findings about the server, the role and the connection.
 
-use super::query::{fetch_one, is_true, text};
+use super::query::{fetch_all, fetch_one, is_true, text};
 use super::report::Finding;
+use crate::key::KeyId;
 use crate::lock::{Scope, ScopeChoice, Server};
 use crate::outcome::Failure;
 use postgres::Client;
@@ -129,3 +130,44 @@ pub(super) fn waiting(client: &mut Client, scope: Option<Scope>) -> Result<Findi
         }
     }
 }
+
+/// Returns whether the session that the pool has lent to us holds advisory locks besides our own.
+///
+/// # Errors
+/// The query fails, or the connection is lost.
+pub(super) fn leftovers(client: &mut Client, own: KeyId) -> Result<Option<Finding>, Failure> {
+    let (classid, objid, objsubid) = own.in_pg_locks();
+    let sql = format!(
+        "SELECT DISTINCT pid, classid::bigint AS classid, objid::bigint AS objid, objsubid FROM pg_catalog.pg_locks \
+         WHERE locktype = 'advisory' AND granted AND pid = pg_catalog.pg_backend_pid() \
+         AND NOT (classid = '{classid}' AND objid = '{objid}' AND objsubid = '{objsubid}') ORDER BY 2, 3, 4"
+    );
+    let rows = fetch_all(client, &sql)?;
+    let Some(pid) = rows.first().map(|row| text(row, "pid")) else {
+        return Ok(None);
+    };
+    let keys: Vec<String> = rows
+        .iter()
+        .map(|row| {
+            let number = |column| text(row, column).parse().unwrap_or_default();
+            KeyId::from_pg_locks(number("classid"), number("objid"), number("objsubid")).to_string()
+        })
+        .collect();
+    let shown = keys[..keys.len().min(MAX_LEFTOVERS_SHOWN)].join(" and ");
+    let more = match keys.len().saturating_sub(MAX_LEFTOVERS_SHOWN) {
+        0 => String::new(),
+        count => format!(" and {count} more"),
+    };
+    let fact = format!(
+        "a session of the pool (backend {pid}) holds {shown}{more}: left behind, or held by another client of the same \
+         pool"
+    );
+    let remedy = format!(
+        "pglock takes such a key for held; pglock evict or pg_terminate_backend({pid}) releases it, and session-level \
+         locks need a pool of sessions"
+    );
+    Ok(Some(Finding::warning("leftovers", fact).with_remedy(remedy)))
+}
+
+/// The most keys of leftovers that are named.
+const MAX_LEFTOVERS_SHOWN: usize = 3;

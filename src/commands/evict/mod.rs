@@ -5,12 +5,14 @@
 //! Only what was shown is evicted: a session that still has the same name and role, and an advisory lock. The evicted
 //! pglock learns from a mark who evicts it (`inspect::eviction`).
 
+mod leftover;
 mod request;
 mod terminate;
 
 use crate::cli::EvictOptions;
 use crate::commands::lock_table;
 use crate::connection::{LimitEnforcement, Settings};
+use crate::inspect::backend::Backend;
 use crate::inspect::overview::{LockEntry, LockState, Overview};
 use crate::key::{self, Key};
 use crate::lock;
@@ -19,6 +21,7 @@ use crate::protocol::name;
 use crate::ui::message;
 use crate::ui::stdout;
 use crate::ui::terminal;
+use leftover::terminate_leftovers;
 use postgres::Client;
 use request::{Eviction, Target};
 
@@ -39,7 +42,7 @@ pub(crate) fn run(options: &EvictOptions) -> Result<Outcome, Failure> {
     let mut client = settings
         .open(&application_name, None, LimitEnforcement::Attempt)?
         .client;
-    evict(&mut client, options, &application_name)?;
+    evict(&mut client, options, &settings, &application_name)?;
     Ok(Outcome::Success)
 }
 
@@ -47,7 +50,12 @@ pub(crate) fn run(options: &EvictOptions) -> Result<Outcome, Failure> {
 ///
 /// # Errors
 /// As for [`run`].
-fn evict(client: &mut Client, options: &EvictOptions, application_name: &str) -> Result<(), Failure> {
+fn evict(
+    client: &mut Client,
+    options: &EvictOptions,
+    settings: &Settings,
+    application_name: &str,
+) -> Result<(), Failure> {
     let (keys, waiters) = (&options.keys, options.waiters);
     let entries = Overview::fetch(client, keys)?.entries;
     let polling = entries.iter().filter(|entry| entry.state == LockState::Polling);
@@ -63,7 +71,13 @@ fn evict(client: &mut Client, options: &EvictOptions, application_name: &str) ->
     if !options.yes && !terminal::confirm(&question(distinct.len())) {
         return Err(Failure::msg(ExitCode::Conflict, "nobody was evicted"));
     }
-    Eviction::begin(client, options, application_name)?.carry_out(&distinct)?;
+    let (leftovers, of_clients): (Vec<Target>, Vec<Target>) =
+        distinct.into_iter().partition(|target| target.backend.is_leftover);
+    if !of_clients.is_empty() {
+        Eviction::begin(client, options, application_name)?.carry_out(&of_clients)?;
+    }
+    let leftovers: Vec<&Backend> = leftovers.iter().map(|target| target.backend).collect();
+    stdout::print(&terminate_leftovers(client, settings, &leftovers)?)?;
     if waiters && polling_count > 0 {
         message::notice(format_args!(
             "{polling_count} more clients wait by polling, and have no session that could be terminated"

@@ -28,6 +28,7 @@ struct LockObject<'a> {
     job: Option<&'a str>,
     /// A string: a JSON number need not have 64 bits.
     key: String,
+    leftover: bool,
     mode: Option<&'static str>,
     name: Option<&'a str>,
     pid: Option<u32>,
@@ -64,6 +65,7 @@ impl<'a> From<&'a LockEntry> for LockObject<'a> {
             instance: run.and_then(|run| run.instance),
             job: backend.job.as_deref(),
             key: entry.id.to_string(),
+            leftover: backend.is_leftover,
             mode: entry.mode.map(|mode| mode.name()),
             name: entry.key.as_ref().map(|key| key.given()),
             pid: run.map(|run| run.pid),
@@ -156,6 +158,7 @@ mod tests {
                 "behind": [17249, 7],
                 "host": "h",
                 "instance": null,
+                "leftover": false,
                 "pid": 1,
                 "job": null,
                 "user": "\"ann\"",

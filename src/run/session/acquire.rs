@@ -11,8 +11,8 @@ use crate::connection::Canceller;
 use crate::inspect::holders;
 use crate::key::{KeyId, Number};
 use crate::lock::{
-    self, Acquisition, ClientInfo, ComputedTry, Grant, Keys, Lock, Scope, Server, Ticket, TicketQueue, TryOutcome,
-    Turn, Wait, WaitOptions,
+    self, Acquisition, ClientInfo, ComputedTry, Grant, Keys, Lock, Scope, ScopeChoice, Server, Ticket, TicketQueue,
+    TryOutcome, Turn, Wait, WaitOptions,
 };
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::derived_keys::slot_keys;
@@ -294,6 +294,11 @@ impl Acquirer<'_> {
         }
     }
 
+    /// Returns whether the lock is a session's although the backend may have had other clients.
+    fn is_session_lent(&self) -> bool {
+        self.options().scope == ScopeChoice::SessionPooled
+    }
+
     /// Returns the ticket queue to wait in, if the wait needs one.
     fn ticket_queue(&self, ids: &[KeyId]) -> Option<TicketQueue> {
         let needs_tickets = self.options().fair || self.options().slots.is_some();
@@ -320,7 +325,7 @@ impl Acquirer<'_> {
             return Ok(WaitOutcome::Busy { key_index });
         }
         if message::is_verbose() {
-            let conflict = self.conflict_message(client, request, key_index);
+            let conflict = self.conflict_message(client, request, key_index, self.options().poll);
             message::detail(format_args!("{conflict}; waiting"));
         }
         let LockRequest { ids, lock, server } = request;
@@ -329,8 +334,9 @@ impl Acquirer<'_> {
             max_slice: server.max_slice,
             max_pause: self.options().poll,
             server_limit: self.options().policy.timing.server_limit(),
+            is_lent: self.is_session_lent(),
         };
-        let mut observer = SessionWaitObserver::new(self.plan, self.orders, self.reporter, server, lock.ids(), memory);
+        let mut observer = SessionWaitObserver::new(self.plan, self.orders, self.reporter, server, lock, memory);
         let mut ticket = None;
         if let (Some(queue), Scope::Session) = (self.ticket_queue(ids), lock.scope) {
             ticket = match queue.wait_for_turn(client, wait_options, &mut observer)? {
@@ -395,29 +401,40 @@ impl Acquirer<'_> {
     /// # Errors
     /// The connection is lost.
     fn give_up(&self, client: &mut Client, request: &LockRequest, key_index: usize) -> Result<String, Failure> {
-        let message = self.conflict_message(client, request, key_index);
+        let message = self.conflict_message(client, request, key_index, Duration::ZERO);
         if request.lock.scope == Scope::Session && key_index > 0 {
-            lock::release_all(client)?;
+            if self.is_session_lent() {
+                // Not what the session held before it was lent to us.
+                let keys = Keys::All(request.lock.ids()[..key_index].to_vec());
+                Lock { keys, ..request.lock }.release(client)?;
+            } else {
+                lock::release_all(client)?;
+            }
         }
         Ok(message)
     }
 
-    /// Returns the message that says which key is held, and by whom.
-    fn conflict_message(&self, client: &mut Client, request: &LockRequest, key_index: usize) -> String {
+    /// Returns the message that says which key is held, and by whom. The next try follows within `pause`, or none if
+    /// that is zero.
+    fn conflict_message(
+        &self,
+        client: &mut Client,
+        request: &LockRequest,
+        key_index: usize,
+        pause: Duration,
+    ) -> String {
         self.reporter.expect_reply_within(max_pool_wait(&request.server));
         let busy_ids = match &request.lock.keys {
             Keys::All(ids) => &ids[key_index..=key_index],
             Keys::OneOf { keys, .. } => keys,
         };
-        let found = holders::find(client, busy_ids).ok();
+        let tag = QueryTag::between_tries(request.lock.scope == Scope::Transaction, pause);
+        let found = holders::find(client, busy_ids, tag).ok();
         // Slot 0 is the key itself.
         let given_index = request.ids.iter().position(|id| *id == busy_ids[0]).unwrap_or_default();
-        holders::conflict_message(
-            &self.options().keys[given_index],
-            request.ids[given_index],
-            self.options().slots,
-            &request.server.database,
-            found.as_deref(),
-        )
+        let (key, id) = (&self.options().keys[given_index], request.ids[given_index]);
+        let database = &request.server.database;
+        let found = found.map(|holders| holders::mark_leftovers(holders, key, id, database));
+        holders::conflict_message(key, id, self.options().slots, database, found.as_deref())
     }
 }

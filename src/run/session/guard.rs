@@ -18,6 +18,7 @@ use crate::inspect::{eviction, holders};
 use crate::key;
 use crate::lock::{Acquisition, ClientInfo, Grant, Keys, Lock, Scope};
 use crate::outcome::{ExitCode, Failure};
+use crate::protocol::query_tag::QueryTag;
 use crate::run::state::OnLost;
 use postgres::Client;
 use std::time::{Duration, Instant};
@@ -181,7 +182,7 @@ impl Guard<'_> {
 /// Returns the message that names the client that has the key now.
 fn taken_message(client: &mut Client, lock: &Lock, keys: &str) -> String {
     let (Keys::All(ids) | Keys::OneOf { keys: ids, .. }) = &lock.keys;
-    let found = holders::find(client, ids).unwrap_or_default();
+    let found = holders::find(client, ids, QueryTag::ProgramOnly).unwrap_or_default();
     match found.first() {
         Some(holder) => format!("{keys} was acquired by {holder} before the job was dead"),
         None => format!("{keys} was acquired by another client before the job was dead"),

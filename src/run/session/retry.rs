@@ -17,6 +17,7 @@ use crate::inspect::holders;
 use crate::key::{self, KeyId};
 use crate::lock::Wait;
 use crate::outcome::{ExitCode, Failure};
+use crate::protocol::query_tag::QueryTag;
 use crate::ui::message;
 use postgres::Client;
 use std::time::{Duration, Instant};
@@ -144,7 +145,7 @@ impl Retry<'_> {
         ));
         while lost_at.elapsed() < limit {
             self.reporter.expect_reply_within(Duration::ZERO);
-            let holders = holders::find(client, ids)?;
+            let holders = holders::find(client, ids, QueryTag::Polling(pause))?;
             if holders.iter().any(|holder| is_guard_or_old_holder(holder, lost_at)) {
                 break;
             }

@@ -5,9 +5,10 @@ use super::orders::Orders;
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
 use super::retry::WaitMemory;
+use crate::inspect::backend::Backend;
 use crate::inspect::holders;
-use crate::key::KeyId;
-use crate::lock::{Server, WaitObserver};
+use crate::lock::{Lock, Scope, Server, WaitObserver};
+use crate::protocol::query_tag::QueryTag;
 use postgres::Client;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ pub(super) struct SessionWaitObserver<'a> {
     orders: &'a Orders,
     reporter: &'a Reporter,
     server: &'a Server,
-    ids: &'a [KeyId],
+    lock: &'a Lock,
     memory: &'a mut WaitMemory,
     holders_refreshed: Instant,
 }
@@ -31,7 +32,7 @@ impl<'a> SessionWaitObserver<'a> {
         orders: &'a Orders,
         reporter: &'a Reporter,
         server: &'a Server,
-        ids: &'a [KeyId],
+        lock: &'a Lock,
         memory: &'a mut WaitMemory,
     ) -> SessionWaitObserver<'a> {
         SessionWaitObserver {
@@ -39,7 +40,7 @@ impl<'a> SessionWaitObserver<'a> {
             orders,
             reporter,
             server,
-            ids,
+            lock,
             memory,
             holders_refreshed: Instant::now(),
         }
@@ -47,10 +48,16 @@ impl<'a> SessionWaitObserver<'a> {
 
     fn refresh_holders(&mut self, client: &mut Client) {
         self.reporter.expect_reply_within(max_pool_wait(self.server));
+        let tag = QueryTag::between_tries(self.lock.scope == Scope::Transaction, self.plan.options.poll);
         // On an error nothing is shown; the wait itself finds out what is wrong.
-        if let Ok(mut holders) = holders::find(client, self.ids) {
+        if let Ok(mut holders) = holders::find(client, self.lock.ids(), tag) {
             self.memory.note_limits(&holders);
-            holders.retain(|holder| holder.pid != Some(self.server.backend_pid));
+            match self.lock.scope {
+                // We may hold some of several keys ourselves.
+                Scope::Session => holders.retain(|holder| !holder.is_own),
+                // We hold nothing between two tries: a lock of our backend was left behind there.
+                Scope::Transaction => holders = holders.into_iter().map(Backend::without_client_if_own).collect(),
+            }
             self.reporter.report(SessionEvent::Waiting(holders));
         }
         self.holders_refreshed = Instant::now();

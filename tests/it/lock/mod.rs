@@ -3,7 +3,9 @@
 mod conflict;
 mod exclusion;
 mod fair;
+mod forwarder;
 mod impostor;
+mod leftover;
 mod pooler;
 mod settling;
 mod several_keys;

@@ -213,7 +213,7 @@ fn statements(text: &str) -> Vec<String> {
 }
 
 /// Reads one message, with its type in front if it has one.
-fn read_message(from: &mut TcpStream, typed: bool) -> io::Result<Vec<u8>> {
+pub(crate) fn read_message(from: &mut TcpStream, typed: bool) -> io::Result<Vec<u8>> {
     let mut message = vec![0; if typed { 5 } else { 4 }];
     from.read_exact(&mut message)?;
     let length = message[message.len() - 4..].try_into().unwrap();

@@ -1,0 +1,55 @@
+//! Ending sessions of a pool that hold a lock for no client that could be named.
+
+use super::terminate::{unauthorized, wait_until_gone};
+use crate::connection::Settings;
+use crate::inspect::backend::Backend;
+use crate::key;
+use crate::lock::QueryResult;
+use crate::outcome::Failure;
+use crate::protocol::name;
+use postgres::Client;
+use postgres::error::SqlState;
+
+/// Ends sessions of a pool that hold a lock for no client that could be named. Returns the report, a line for each.
+///
+/// No mark is left, since no pglock holds that lock. The name of such a session changes with each client of the pool,
+/// so it is not compared. The session may be the one that the pool has lent to us: then ours ends with it.
+///
+/// # Errors
+/// Our role may not terminate the session, it does not terminate, or the connection is lost.
+pub(super) fn terminate_leftovers(
+    client: &mut Client,
+    settings: &Settings,
+    leftovers: &[&Backend],
+) -> Result<String, Failure> {
+    let mut report = String::new();
+    for backend in leftovers {
+        let Some(pid) = backend.pid else { continue };
+        let sql = format!(
+            "SELECT pg_catalog.pg_terminate_backend(pid) AS terminated FROM pg_catalog.pg_stat_activity \
+             WHERE pid = {pid} AND usename = {} AND {}",
+            key::sql_literal(&backend.user),
+            has_advisory_lock(pid),
+        );
+        let is_terminated = match QueryResult::fetch(client, &sql) {
+            Ok(result) => result.is_true("terminated"),
+            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => return Err(unauthorized(backend)),
+            Err(_) => {
+                *client = settings.reopen(&name::for_evict())?.client;
+                true
+            }
+        };
+        wait_until_gone(client, &[pid])?;
+        report += &if is_terminated {
+            format!("evicted {backend}\n")
+        } else {
+            format!("{backend} was already gone\n")
+        };
+    }
+    Ok(report)
+}
+
+/// Returns the condition that a backend has an advisory lock.
+fn has_advisory_lock(pid: i32) -> String {
+    format!("EXISTS (SELECT 1 FROM pg_catalog.pg_locks l WHERE l.pid = {pid} AND l.locktype = 'advisory')")
+}

@@ -1,0 +1,100 @@
+//! Which of the sessions that hold a key hold it for no client that we could name.
+//!
+//! A session of a pool has the name and the last query of the client that used it last. If a lock is left behind in
+//! it, it looks as if that client held the lock: often a pglock that has just found it held, or even ourselves.
+
+use crate::inspect::backend::Backend;
+use crate::key::{Key, KeyId};
+use crate::protocol::name::{self, RunName};
+
+/// What is known about the key that a session holds.
+#[derive(Clone, Copy)]
+pub(super) struct HeldKey<'a> {
+    /// The number of the key itself, or of the slot that is held.
+    pub id: KeyId,
+    /// The number of the key itself.
+    pub base: KeyId,
+    /// The key as it was given to a pglock, if that is known.
+    pub given: Option<&'a str>,
+}
+
+/// Returns whether a session that holds this key holds it for another client than the one that it is named after.
+///
+/// It is, if the session is our own, which the caller has found to hold the key although we do not. It is, if the last
+/// query is the ROLLBACK of a pglock that tries in transactions, which holds nothing then. And it is, if the session
+/// is named after a pglock of other keys, unless a heartbeat shows that this pglock holds a lock in it, perhaps of a
+/// key that only the server could compute.
+pub(super) fn is_leftover(holder: &Backend, key: HeldKey, database: &str) -> bool {
+    if holder.is_own || holder.is_rolled_back {
+        return true;
+    }
+    match holder.run_name() {
+        Some(run) if !holder.is_heartbeat && !name::is_cut(&holder.application_name) => !is_named(run, key, database),
+        _ => false,
+    }
+}
+
+/// Returns whether the key is among those of a pglock, by any hash scheme.
+fn is_named(run: RunName, key: HeldKey, database: &str) -> bool {
+    let parts: Vec<&str> = run.keys.split(',').collect();
+    // A name may contain commas itself.
+    let runs = (0..parts.len()).flat_map(|from| (from + 1..=parts.len()).map(move |to| (from, to)));
+    let mut texts = runs.map(|(from, to)| parts[from..to].join(","));
+    texts.any(|text| {
+        let ids = Key::readings(&text);
+        let mut ids = ids.iter().filter_map(|reading| reading.id_in(database));
+        key.given == Some(&text) || ids.any(|id| id == key.id || id == key.base)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BACKUP: HeldKey = HeldKey {
+        id: KeyId::Bigint(6111399565520850680),
+        base: KeyId::Bigint(6111399565520850680),
+        given: None,
+    };
+
+    fn is_left_in(holder: Backend, key: HeldKey) -> bool {
+        is_leftover(&holder, key, "app")
+    }
+
+    #[test]
+    fn a_session_named_after_other_keys_holds_a_leftover() {
+        let named = |name| is_left_in(Backend::named(name), BACKUP);
+        for holder in ["psql", "pglock:backup web1:7", "pglock:a,backup,b web1~k3x9qa:7", ""] {
+            assert!(!named(holder), "{holder}");
+        }
+        assert!(!named("pglock:6111399565520850680 web1:7"));
+        assert!(named("pglock:restore web1:7"));
+        // The end of the keys may be missing.
+        let cut = format!("pglock:{} web1~k3x9qa:77", "x".repeat(41));
+        assert_eq!((cut.len(), named(&cut)), (63, false));
+        let computed = HeldKey {
+            given: Some("x"),
+            ..BACKUP
+        };
+        assert!(!is_left_in(Backend::named("pglock:x web1:7"), computed));
+        let beating = Backend {
+            is_heartbeat: true,
+            ..Backend::named("pglock:restore web1:7")
+        };
+        assert!(!is_left_in(beating, BACKUP));
+    }
+
+    #[test]
+    fn a_session_that_tries_or_is_our_own_holds_a_leftover() {
+        let backup = Backend::named("pglock:backup web1:7");
+        let rolled_back = Backend {
+            is_rolled_back: true,
+            ..backup.clone()
+        };
+        let own = Backend {
+            is_own: true,
+            ..backup.clone()
+        };
+        assert!(is_left_in(rolled_back, BACKUP) && is_left_in(own, BACKUP) && !is_left_in(backup, BACKUP));
+    }
+}
