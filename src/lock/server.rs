@@ -5,7 +5,7 @@
 
 use super::query::QueryResult;
 use super::settings::{LOG_THRESHOLD_SETTINGS, max_slice};
-use super::types::{HOT_STANDBY, Scope, ScopeChoice};
+use super::types::{HOT_STANDBY, MIN_SERVER_AGE, Scope, ScopeChoice};
 use crate::outcome::{ExitCode, Failure};
 use std::time::Duration;
 
@@ -27,10 +27,6 @@ pub(crate) struct Server {
     /// The longest uninterrupted stay in its queue.
     pub max_slice: Duration,
 }
-
-/// How long a newcomer leaves a server alone that has just started. A pglock that lost its lock in the restart acquires
-/// it again within that time, to guard the end of its job.
-pub(super) const MIN_SERVER_AGE: Duration = Duration::from_millis(500);
 
 /// Servers whose advisory locks are stubs: what `version()` contains, and the product's name.
 const STUBS: [(&str, &str); 2] = [("CockroachDB", "CockroachDB"), ("Redshift", "Amazon Redshift")];

@@ -4,9 +4,8 @@
 //! anyone who may create functions in a schema of our role's search path could otherwise run code with our privileges.
 
 use super::leftover;
-use super::server::MIN_SERVER_AGE;
 use super::settings::{LOG_THRESHOLD_SETTINGS, NOT_DEFERRABLE, setting_expressions};
-use super::types::{ClientInfo, Keys, Lock, Mode, OnGrant, Scope, ScopeChoice};
+use super::types::{ClientInfo, Keys, Lock, MIN_SERVER_AGE, Mode, OnGrant, Scope, ScopeChoice};
 use crate::key::{KeyId, Number};
 use std::time::Duration;
 

@@ -200,6 +200,10 @@ pub(crate) struct ClientInfo {
     pub ignores_server_age: bool,
 }
 
+/// How long a newcomer leaves a server alone that has just started. A pglock that lost its lock in the restart acquires
+/// it again within that time, to guard the end of its job.
+pub(super) const MIN_SERVER_AGE: Duration = Duration::from_millis(500);
+
 /// Result of one try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TryOutcome {

@@ -4,7 +4,7 @@ use super::terminate::{unauthorized, wait_until_gone};
 use crate::connection::Settings;
 use crate::inspect::backend::Backend;
 use crate::key;
-use crate::lock::QueryResult;
+use crate::lock::{NOT_DEFERRABLE, QueryResult};
 use crate::outcome::Failure;
 use crate::protocol::name;
 use postgres::Client;
@@ -26,7 +26,7 @@ pub(super) fn terminate_leftovers(
     for backend in leftovers {
         let Some(pid) = backend.pid else { continue };
         let sql = format!(
-            "SELECT pg_catalog.pg_terminate_backend(pid) AS terminated FROM pg_catalog.pg_stat_activity \
+            "{NOT_DEFERRABLE}SELECT pg_catalog.pg_terminate_backend(pid) AS terminated FROM pg_catalog.pg_stat_activity \
              WHERE pid = {pid} AND usename = {} AND {}",
             key::sql_literal(&backend.user),
             has_advisory_lock(pid),
@@ -39,7 +39,7 @@ pub(super) fn terminate_leftovers(
                 true
             }
         };
-        wait_until_gone(client, &[pid])?;
+        wait_until_gone(client, &[pid], NOT_DEFERRABLE)?;
         report += &if is_terminated {
             format!("evicted {backend}\n")
         } else {

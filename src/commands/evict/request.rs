@@ -5,7 +5,7 @@ use crate::cli::EvictOptions;
 use crate::inspect::backend::Backend;
 use crate::inspect::eviction::may_evict_condition;
 use crate::key;
-use crate::lock::{QueryResult, simple_query};
+use crate::lock::{NOT_DEFERRABLE, QueryResult, simple_query};
 use crate::outcome::Failure;
 use crate::protocol::derived_keys;
 use crate::run::session::timing::Timing;
@@ -57,9 +57,13 @@ impl<'a> Eviction<'a> {
         options: &EvictOptions,
         application_name: &str,
     ) -> Result<Eviction<'a>, Failure> {
-        let sql = "SELECT pg_catalog.set_config('application_name', NULL, true) AS name";
-        let is_direct = QueryResult::fetch(client, sql)?.get("name") == Some(application_name);
-        if !is_direct {
+        let sql = format!("{NOT_DEFERRABLE}SELECT pg_catalog.set_config('application_name', NULL, true) AS name");
+        let is_direct = QueryResult::fetch(client, &sql)?.get("name") == Some(application_name);
+        if is_direct {
+            // For all queries that follow.
+            let set = "SELECT pg_catalog.set_config('default_transaction_deferrable', 'off', false)";
+            simple_query(client, &format!("{NOT_DEFERRABLE}{set}"))?;
+        } else {
             simple_query(client, "BEGIN NOT DEFERRABLE")?;
         }
         Ok(Eviction {
@@ -108,7 +112,7 @@ impl<'a> Eviction<'a> {
             }
         }
         let pids: Vec<i32> = terminated.iter().map(|(pid, _)| *pid).collect();
-        wait_until_gone(self.client, &pids)?;
+        wait_until_gone(self.client, &pids, "")?;
         for Target { backend, .. } in targets {
             let is_evicted = |pid: i32| pids.contains(&pid) || requests.iter().any(|request| request.pid == pid);
             if backend.pid.is_some_and(is_evicted) {

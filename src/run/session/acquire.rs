@@ -79,8 +79,15 @@ impl Acquirer<'_> {
         canceller: Canceller,
         memory: &mut WaitMemory,
     ) -> Result<AcquireOutcome, Failure> {
+        let retry = Retry {
+            plan: self.plan,
+            orders: self.orders,
+            reporter: self.reporter,
+        };
+        retry.heed_eviction(client, memory)?;
         self.await_old_job(client, memory)?;
         let (request, acquisition) = self.first_try(client, canceller)?;
+        memory.backend_pid = (!request.server.pooled).then_some(request.server.backend_pid);
         memory.has_answered = true;
         let (mut grant, ticket) = match acquisition {
             Acquisition::Acquired(grant) => (grant, None),

@@ -13,7 +13,7 @@ use super::orders::Orders;
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
 use crate::inspect::backend::Backend;
-use crate::inspect::holders;
+use crate::inspect::{eviction, holders};
 use crate::key::{self, KeyId};
 use crate::lock::Wait;
 use crate::outcome::{ExitCode, Failure};
@@ -35,6 +35,8 @@ pub(super) struct WaitMemory {
     pub(super) has_answered: bool,
     /// Another client was seen to hold the lock; since the last connection, or before.
     pub(super) was_contended: bool,
+    /// The backend of the last connection that answered.
+    pub(super) backend_pid: Option<i32>,
     /// The holder could have lost its session together with us, at this time.
     holder_lost_at: Option<Instant>,
     /// The longest limit that a holder's query tag has shown.
@@ -48,6 +50,7 @@ impl WaitMemory {
         WaitMemory {
             has_answered: false,
             was_contended: false,
+            backend_pid: None,
             holder_lost_at: None,
             shown_limit: None,
             next_pause: FIRST_PAUSE,
@@ -119,6 +122,25 @@ impl Retry<'_> {
             ));
         } else {
             message::notice(format_args!("{failure}; retrying until the wait for {keys} is over"));
+        }
+    }
+
+    /// Before the lock is tried on a new connection: gives up if the last session was evicted.
+    ///
+    /// # Errors
+    /// It was evicted, or the connection is lost.
+    pub(super) fn heed_eviction(&self, client: &mut Client, memory: &mut WaitMemory) -> Result<(), Failure> {
+        let Some(backend_pid) = memory.backend_pid.take() else {
+            return Ok(());
+        };
+        self.reporter.expect_reply_within(Duration::ZERO);
+        match eviction::find_evictor_first(client, backend_pid)? {
+            Some(evictor) => {
+                let keys = key::describe(&self.plan.options.keys);
+                let message = format!("evicted while waiting for {keys} by {}", evictor.description);
+                Err(Failure::msg(ExitCode::Unavailable, message))
+            }
+            None => Ok(()),
         }
     }
 

@@ -49,7 +49,9 @@ impl Worker {
             reporter: &self.reporter,
         };
         let mut memory = WaitMemory::new();
-        while let Err(failure) = self.run_session(&mut memory) {
+        // Closed after the report, because closing may block on the network.
+        let mut failed_client = None;
+        while let Err(failure) = self.run_session(&mut memory, &mut failed_client) {
             if let Err(failure) = retry.await_next_attempt(failure, &mut memory) {
                 return self.report_failure(failure, &memory);
             }
@@ -69,18 +71,25 @@ impl Worker {
 
     /// Runs one session: connects, acquires, holds and releases the lock.
     ///
-    /// Sends every report before closing the connection, because closing may block on the network. After a release the
-    /// connection is handed to the main thread, which closes it.
+    /// After a release the connection is handed to the main thread, which closes it.
     ///
     /// # Errors
-    /// The lock was not acquired, and nothing is held.
-    fn run_session(&self, memory: &mut WaitMemory) -> Result<(), Failure> {
+    /// The lock was not acquired, and nothing is held. The connection, if there is one, is left in `failed_client`.
+    fn run_session(&self, memory: &mut WaitMemory, failed_client: &mut Option<Client>) -> Result<(), Failure> {
+        *failed_client = None;
         let Connection {
             mut client,
             socket,
             canceller,
         } = connect::connect(&self.plan, &self.reporter)?;
-        match self.converse(&mut client, socket, canceller, memory)? {
+        let end = match self.converse(&mut client, socket, canceller, memory) {
+            Ok(end) => end,
+            Err(failure) => {
+                *failed_client = Some(client);
+                return Err(failure);
+            }
+        };
+        match end {
             SessionEnd::Released { was_held } => self.reporter.report(SessionEvent::Released {
                 was_held,
                 session: Box::new(client),

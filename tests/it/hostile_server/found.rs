@@ -65,6 +65,8 @@ fn granting(columns: Row) -> Vec<u8> {
         ("got", "1"),
         ("proven", "t"),
         ("released", "t"),
+        ("held", "1"),
+        ("marked", "f"),
     ];
     let is_other = |name: &str| columns.iter().any(|(other, _)| *other == name);
     let usual = usual.into_iter().filter(|(name, _)| !is_other(name));
@@ -225,7 +227,7 @@ fn a_number_out_of_range_is_treated_as_a_key() {
             &["--no-wait"][..],
             &["--wait", "0.2"],
             &["-k", "y", "--wait", "0.2"],
-            &["--slots", "3"],
+            &["--slots", "3", "--wait", "1"],
         ] {
             let conflict = granting(&[("got", got), ("proven", "f")]);
             let run = [&["run", "-k", "x"], options, &["--heartbeat", "0.2", "echo", "ran"]].concat();

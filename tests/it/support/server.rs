@@ -100,6 +100,9 @@ impl Server {
             fs::remove_file(server.log_file()).unwrap();
             server.port = free_port();
         }
+        eventually(SOON, "a server that newcomers need not leave alone", || {
+            is_settled(&mut server.client())
+        });
         server
     }
 
@@ -355,6 +358,16 @@ impl Drop for Server {
         }
         let _ = watchdog.wait();
     }
+}
+
+/// Returns whether the server has run for long enough that pglock does not wait for those that lost their locks.
+fn is_settled(client: &mut Client) -> bool {
+    let sql = "SELECT clock_timestamp() - pg_postmaster_start_time() > '0.6s'";
+    client.simple_query(sql).is_ok_and(|messages| {
+        messages
+            .iter()
+            .any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t")))
+    })
 }
 
 /// Returns the rows of a statement in this session; NULL is the empty text.
