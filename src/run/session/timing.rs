@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// within the reply deadline, and the job is dead within the grace period after that. The server waits longer than all
 /// of this before it ends a silent session, so after a network failure the job is dead before another client can
 /// acquire the lock. No clocks are compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Timing {
     /// H, the interval between heartbeats, and D, the time allowed for each reply.
     pub heartbeat: Duration,
