@@ -19,7 +19,7 @@ pub(crate) struct Timing {
 impl Timing {
     /// Time between the latest end of the job and the earliest release by the server: for the kernel to deliver SIGKILL
     /// on a busy machine, and for the coarse timers of TCP.
-    const MARGIN: Duration = Duration::from_secs(3);
+    pub(crate) const MARGIN: Duration = Duration::from_secs(3);
 
     /// Returns H + D + G, the longest that the job may run after the server last received something from us.
     pub(crate) fn job_limit(self) -> Duration {

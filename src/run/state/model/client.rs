@@ -2,7 +2,7 @@
 
 use super::rules::Rules;
 use super::time::{Ticks, at, now};
-use super::world::{Client, Connection, Job, Process, Record, Report, Thread, World};
+use super::world::{Client, Connection, Exception, Job, Process, Record, Report, Thread, World};
 use crate::outcome::{ExitCode, ExitReason, Outcome};
 use crate::run::signals::SignalInfo;
 use crate::run::state::{Action, Event, OnLost, Policy, RunState};
@@ -71,7 +71,8 @@ impl Client {
         let is_running = self.job == Job::Running;
         let record = Record {
             is_granted: is_running,
-            exception: self.record.exception.filter(|_| is_running),
+            // Where another client has the key already, a killed pglock leaves its job to run beside that client's.
+            exception: self.record.exception.filter(|_| is_running).map(|_| Exception::Killed),
             ..Record::default()
         };
         *self = Client {

@@ -120,7 +120,8 @@ impl World {
     pub(super) fn vanish(&mut self, rules: &Rules, session: usize) {
         for client in self.clients.iter_mut().filter(|client| client.session == session) {
             client.record.loss = Some(Loss::Vanished);
-            client.record.vanished_for = rules.timing.job_limit;
+            // Until the end of that tick.
+            client.record.vanished_for = rules.timing.job_limit + 1;
         }
         self.free_key(rules, session);
     }

@@ -111,7 +111,12 @@ impl World {
         if budget.evictions > 0 && self.evictor.is_none() {
             steps.extend([Step::Evict(holder), Step::ForceEviction(holder)]);
         }
-        if budget.vanishings > 0 {
+        let is_lent = self
+            .clients
+            .iter()
+            .enumerate()
+            .any(|(number, client)| number != holder && client.session == holder);
+        if budget.vanishings > 0 && !is_lent {
             steps.push(Step::Vanish(holder));
         }
         if let (true, Some(client)) = (budget.loans > 0, next) {

@@ -36,6 +36,10 @@ const ANY_FAULT: Budget = Budget {
 };
 
 /// Explores all worlds, and returns the steps to those in which a property does not hold.
+#[expect(
+    clippy::print_stdout,
+    reason = "shown with --nocapture: the size, and the steps to a fault"
+)]
 fn explore(rules: Rules) -> BTreeMap<&'static str, Vec<Step>> {
     let start = Instant::now();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -52,7 +56,10 @@ fn explore(rules: Rules) -> BTreeMap<&'static str, Vec<Step>> {
     let mut found = BTreeMap::new();
     for (property, path) in checker.discoveries() {
         let steps = path.into_actions();
-        println!("{property:?} does not hold after {} steps: {steps:?}", steps.len());
+        println!("{property:?} does not hold after {} steps:", steps.len());
+        for step in &steps {
+            println!("    {step:?}");
+        }
         found.insert(property, steps);
     }
     found
@@ -79,20 +86,39 @@ fn one_fault_breaks_nothing() {
     assert!(explore(Rules::new(2, 2, 2, ANY_FAULT)).is_empty());
 }
 
-/// The size is `PGLOCK_MODEL=pglocks,faults,heartbeat,grace`, in ticks.
+/// The sizes are `PGLOCK_MODEL`, each as `pglocks,faults,heartbeat,grace`, in ticks.
 #[test]
 fn more_faults_break_nothing() {
-    let size = std::env::var("PGLOCK_MODEL").unwrap_or_else(|_| "3,0,1,1".into());
-    let size: Vec<u8> = size
-        .split(',')
-        .map(|number| number.parse().expect("a number"))
-        .collect();
-    let [clients, total, heartbeat, kill_after] = size[..] else {
-        panic!("PGLOCK_MODEL is not pglocks,faults,heartbeat,grace");
+    let sizes = std::env::var("PGLOCK_MODEL").unwrap_or_else(|_| "3,1,1,1 2,2,1,1".into());
+    for size in sizes.split_whitespace() {
+        let numbers: Vec<u8> = size
+            .split(',')
+            .map(|number| number.parse().expect("a number"))
+            .collect();
+        let [clients, total, heartbeat, kill_after] = numbers[..] else {
+            panic!("PGLOCK_MODEL: {size} is not pglocks,faults,heartbeat,grace");
+        };
+        let budget = Budget { total, ..ANY_FAULT };
+        let rules = Rules::new(clients.into(), heartbeat.into(), kill_after.into(), budget);
+        assert!(explore(rules).is_empty());
+    }
+}
+
+/// In a cut network, the margin covers a loop that is late by two ticks altogether, and no more.
+#[test]
+fn the_margin_covers_what_is_said() {
+    let budget = Budget {
+        total: 4,
+        cuts: 1,
+        delays: 3,
+        ..NO_FAULTS
     };
-    let budget = Budget { total, ..ANY_FAULT };
-    let rules = Rules::new(clients.into(), heartbeat.into(), kill_after.into(), budget);
-    assert!(explore(rules).is_empty());
+    let rules = Rules::new(2, 1, 1, budget);
+    assert_eq!(rules.covered_delay, 2);
+    assert!(explore(rules.clone()).is_empty());
+    let covered_delay = 3;
+    let found = explore(Rules { covered_delay, ..rules });
+    assert!(found.contains_key(NEVER_TWICE), "{found:?}");
 }
 
 #[test]

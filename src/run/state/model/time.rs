@@ -69,14 +69,13 @@ pub(super) fn pass_tick(state: &mut RunState) {
         }
         Phase::Acquiring { .. } | Phase::Starting | Phase::Running | Phase::Finished => {}
     }
-    for time in [
+    let times = [
         &mut state.wait_deadline,
         &mut state.report_due,
         &mut state.overslept_due,
-    ] {
-        if let Some(time) = time {
-            move_back(time, OLDEST);
-        }
+    ];
+    for time in times.into_iter().flatten() {
+        move_back(time, OLDEST);
     }
     if let Some(until) = &mut state.min_hold_until {
         // It is only compared with now.
