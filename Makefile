@@ -45,7 +45,7 @@ test-crowd: ## put 2000 waiters behind a pooler, and print the measurements
 	PGLOCK_TEST_WAITERS=2000 $(CARGO) test --release --locked --test it a_crowd_behind -- --nocapture
 
 # More pglocks, more faults, longer intervals: make model MODEL='3,2,1,1 2,3,1,1' (pglocks,faults,heartbeat,grace in seconds)
-MODEL = 2,2,2,2
+MODEL = 2,3,1,1 3,2,1,1
 
 model: ## explore the model of a run exhaustively (MODEL, see src/run/state/model)
 	CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 PGLOCK_MODEL='$(MODEL)' \

@@ -12,7 +12,7 @@ pub(super) const NEVER_TWICE: &str = "never two jobs at once";
 pub(super) const NO_JOB_WITHOUT_LOCK: &str = "no job without a lock";
 /// A run that has lost its lock, is to give it up, or whose job is dead, ends within its time.
 pub(super) const EVERY_RUN_ENDS: &str = "every run ends";
-/// A waiter acquires a key that is free.
+/// A waiter acquires a key that stays free.
 pub(super) const NO_WAITER_FORGOTTEN: &str = "no waiter is forgotten";
 /// Nothing runs round and round in no time.
 pub(super) const NO_BUSY_LOOP: &str = "no busy loop";
@@ -38,7 +38,7 @@ impl Client {
         }
     }
 
-    fn is_waiting(&self) -> bool {
+    pub(super) fn is_waiting(&self) -> bool {
         matches!(self.state.phase, Phase::Acquiring { .. })
     }
 }

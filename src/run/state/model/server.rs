@@ -20,6 +20,10 @@ impl World {
                 self.clients[other].record.exception = self.exception(rules, other);
             }
         }
+        // Whoever waits has to wait again.
+        for client in self.clients.iter_mut().filter(|client| client.is_waiting()) {
+            client.record.overdue = 0;
+        }
         let record = &mut self.clients[client].record;
         record.is_granted = true;
         record.loss = None;
@@ -43,6 +47,7 @@ impl World {
         match record.loss? {
             Loss::Terminated if record.is_loss_fresh => Some(Exception::CameBeforeGuard),
             Loss::Terminated | Loss::Restarted if record.is_guard_hindered => Some(Exception::GuardHindered),
+            Loss::Terminated | Loss::Restarted if record.has_guard_given_up => Some(Exception::GuardGaveUp),
             Loss::Forced => Some(Exception::Forced),
             Loss::Silent if record.loop_delay > rules.covered_delay => Some(Exception::Frozen),
             Loss::Unresponsive if record.was_delayed => Some(Exception::Unresponsive),

@@ -147,10 +147,10 @@ impl World {
                     steps.push(kill(true));
                 }
             }
-            if budget.delays > 0 && !client.is_loop_delayed {
+            if budget.loop_delays > 0 && !client.is_loop_delayed {
                 steps.push(Step::DelayLoop(number));
             }
-            if budget.delays > 0 && !client.is_thread_delayed && client.thread != Thread::Ended {
+            if budget.thread_delays > 0 && !client.is_thread_delayed && client.thread != Thread::Ended {
                 steps.push(Step::DelayThread(number));
             }
             if budget.signals > 0 {
@@ -200,7 +200,8 @@ impl World {
             cuts,
             evictions,
             kills,
-            delays,
+            loop_delays,
+            thread_delays,
             vanishings,
             loans,
             signals,
@@ -211,7 +212,8 @@ impl World {
             Step::Cut(_) => cuts,
             Step::Evict(_) | Step::ForceEviction(_) => evictions,
             Step::Kill { .. } => kills,
-            Step::DelayLoop(_) | Step::DelayThread(_) => delays,
+            Step::DelayLoop(_) => loop_delays,
+            Step::DelayThread(_) => thread_delays,
             Step::Vanish(_) => vanishings,
             Step::StartOnLoan { .. } => loans,
             Step::Signal(_) => signals,

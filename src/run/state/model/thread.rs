@@ -222,7 +222,9 @@ impl World {
     fn guard(&mut self, rules: &Rules, number: usize, looks_for_evictor: bool) {
         let session = self.clients[number].session;
         let is_forced = looks_for_evictor && self.evictor == Some(Evictor::Forcing { session });
-        if self.clients[number].is_release_ordered || is_forced || self.server.holder.is_some() {
+        let is_taken = self.server.holder.is_some();
+        self.clients[number].record.has_guard_given_up |= is_taken;
+        if self.clients[number].is_release_ordered || is_forced || is_taken {
             self.clients[number].thread = Thread::Ended;
             return;
         }

@@ -30,8 +30,10 @@ pub(super) struct Budget {
     pub(super) evictions: u8,
     /// `kill -9` of a pglock, with and without an inherited socket.
     pub(super) kills: u8,
-    /// Ticks for which a thread does not run.
-    pub(super) delays: u8,
+    /// Ticks for which the loop does not run.
+    pub(super) loop_delays: u8,
+    /// Ticks for which the session's thread does not run.
+    pub(super) thread_delays: u8,
     /// Locks that vanish from a living session.
     pub(super) vanishings: u8,
     /// Sessions that a pooler lends to a second client.
@@ -95,6 +97,8 @@ pub(super) struct Record {
     pub(super) is_loss_fresh: bool,
     /// Since then, a tick has passed in which the guard could not run or had no network.
     pub(super) is_guard_hindered: bool,
+    /// The guard found the key taken.
+    pub(super) has_guard_given_up: bool,
     /// How many ticks the loop has been delayed altogether.
     pub(super) loop_delay: Ticks,
     /// Any of its threads has ever been delayed.
@@ -138,6 +142,9 @@ pub(super) enum Exception {
     CameBeforeGuard,
     /// The server ended the session while pglock was frozen or cut off for longer than a newcomer waits.
     GuardHindered,
+    /// After two losses, the guard found the key taken by another client and gave up, as the message says; and that
+    /// client released the key before the job was dead.
+    GuardGaveUp,
     /// pglock was frozen for longer than the margin covers.
     Frozen,
     /// pglock was frozen when it was to react to an eviction, which said that the job may still run.
