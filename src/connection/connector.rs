@@ -42,6 +42,8 @@ pub(super) enum Encryption {
 pub(super) struct HandshakeInfo {
     /// Why there is no TLS connection.
     pub tls_failure: Option<String>,
+    /// The server closed the connection during the TLS handshake, without an alert.
+    pub is_tls_cut_off: bool,
     /// The connection is encrypted.
     pub is_encrypted: bool,
     /// The authentication method that the server requested, as `require_auth` names it.
@@ -146,6 +148,7 @@ impl Connector {
         match rustls_connect.connect(socket).await {
             Ok(stream) => Ok(stream),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                self.lock_handshake().is_tls_cut_off = true;
                 Err(self.fail("the server closed the connection during the TLS handshake".into()))
             }
             Err(error) => Err(self.fail(describe_io_error(&error))),

@@ -6,7 +6,7 @@ use super::orders::Orders;
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
 use super::retry::{Retry, WaitMemory};
-use super::wait_observer::{SessionWaitObserver, max_pool_wait};
+use super::wait_observer::{MAX_POOL_WAIT, SessionWaitObserver, max_pool_wait};
 use crate::connection::Canceller;
 use crate::inspect::holders;
 use crate::key::{KeyId, Number};
@@ -88,7 +88,7 @@ impl Acquirer<'_> {
         self.await_old_job(client, memory)?;
         let (request, acquisition) = self.first_try(client, canceller)?;
         memory.backend_pid = (!request.server.pooled).then_some(request.server.backend_pid);
-        memory.has_answered = true;
+        memory.note_answer();
         let (mut grant, ticket) = match acquisition {
             Acquisition::Acquired(grant) => (grant, None),
             Acquisition::Busy { key_index } => match self.wait(client, &request, key_index, memory)? {
@@ -166,7 +166,9 @@ impl Acquirer<'_> {
             orders: self.orders,
             reporter: self.reporter,
         };
-        retry.await_old_job(client, self.lock(&ids, Scope::Session).ids(), memory)
+        let ids = self.lock(&ids, Scope::Session).ids().to_vec();
+        // Whether a pooler is between is not known yet.
+        retry.await_old_job(client, &ids, MAX_POOL_WAIT, memory)
     }
 
     /// Leaves a server alone that has just started: whoever lost the lock in the restart comes first.

@@ -15,6 +15,11 @@ use std::time::{Duration, Instant};
 /// How often the holders are refreshed for a user who watches the wait.
 const HOLDER_REFRESH_INTERVAL: Duration = Duration::from_millis(850);
 
+/// How often they are looked up otherwise, for the limits that they show. A wait that survives its connection needs them.
+const LIMIT_REFRESH_INTERVAL: Duration = Duration::from_secs(30);
+/// How long a pooler may let a query wait for a free session of its pool: PgBouncer's default (`query_wait_timeout`).
+pub(super) const MAX_POOL_WAIT: Duration = Duration::from_secs(120);
+
 /// Announces each query and each pause of a wait, and ends the wait on the order to release.
 pub(super) struct SessionWaitObserver<'a> {
     plan: &'a SessionPlan,
@@ -24,6 +29,7 @@ pub(super) struct SessionWaitObserver<'a> {
     lock: &'a Lock,
     memory: &'a mut WaitMemory,
     holders_refreshed: Instant,
+    has_looked_for_limits: bool,
 }
 
 impl<'a> SessionWaitObserver<'a> {
@@ -43,7 +49,18 @@ impl<'a> SessionWaitObserver<'a> {
             lock,
             memory,
             holders_refreshed: Instant::now(),
+            has_looked_for_limits: false,
         }
+    }
+
+    fn is_refresh_due(&self) -> bool {
+        let is_first = !self.has_looked_for_limits;
+        let interval = if self.plan.is_watched || is_first {
+            HOLDER_REFRESH_INTERVAL
+        } else {
+            LIMIT_REFRESH_INTERVAL
+        };
+        self.holders_refreshed.elapsed() > interval
     }
 
     fn refresh_holders(&mut self, client: &mut Client) {
@@ -58,8 +75,11 @@ impl<'a> SessionWaitObserver<'a> {
                 // We hold nothing between two tries: a lock of our backend was left behind there.
                 Scope::Transaction => holders = holders.into_iter().map(Backend::without_client_if_own).collect(),
             }
-            self.reporter.report(SessionEvent::Waiting(holders));
+            if self.plan.is_watched {
+                self.reporter.report(SessionEvent::Waiting(holders));
+            }
         }
+        self.has_looked_for_limits = true;
         self.holders_refreshed = Instant::now();
     }
 }
@@ -71,7 +91,7 @@ impl WaitObserver for SessionWaitObserver<'_> {
     }
 
     fn pause(&mut self, client: &mut Client, pause: Duration) -> bool {
-        if self.plan.is_watched && self.holders_refreshed.elapsed() > HOLDER_REFRESH_INTERVAL {
+        if self.is_refresh_due() {
             self.refresh_holders(client);
         }
         // No query is sent meanwhile, so no reply is due.
@@ -80,12 +100,8 @@ impl WaitObserver for SessionWaitObserver<'_> {
     }
 }
 
-/// Returns how long a waiter's query may be delayed before a backend receives it. A pooler lets it wait for a free
-/// session of its pool, by PgBouncer's default (`query_wait_timeout`) for two minutes; a holder has a session already.
+/// Returns how long a waiter's query may be delayed before a backend receives it: by a pooler. A holder has a session
+/// already.
 pub(super) fn max_pool_wait(server: &Server) -> Duration {
-    if server.pooled {
-        Duration::from_secs(120)
-    } else {
-        Duration::ZERO
-    }
+    if server.pooled { MAX_POOL_WAIT } else { Duration::ZERO }
 }

@@ -10,6 +10,7 @@ use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Pglock, Running};
 use crate::support::server::Server;
 use crate::support::wait::{SOON, eventually};
+use nix::sys::signal::Signal;
 use std::time::Duration;
 
 /// H = D = G = 1 s, hence 3 s for the job and 6 s for the lock.

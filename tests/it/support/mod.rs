@@ -11,6 +11,7 @@ pub mod case;
 pub mod command;
 pub mod delay_line;
 pub mod forwarder;
+pub mod gate;
 pub mod journal;
 pub mod meddler;
 pub mod network;

@@ -172,8 +172,8 @@ impl World {
                 // The process ends with the next action, which closes all its connections.
                 Action::Disconnect => {}
                 Action::Finish(_) => self.exit(rules, number, Process::Exited),
-                Action::ContinueJob | Action::StopSelf(_) | Action::ReportUnguarded => {
-                    unreachable!("{action:?}: the model stops no job and ignores no loss")
+                Action::ContinueJob | Action::StopSelf(_) | Action::ReportUnguarded | Action::AbandonConnection => {
+                    unreachable!("{action:?}: the model stops no job, ignores no loss and reports no contention")
                 }
             }
         }
