@@ -5,11 +5,12 @@ use crate::support::command::command;
 use crate::support::forwarder::Forwarder;
 use crate::support::journal::Journal;
 use crate::support::pglock::Pglock;
-use crate::support::server::Server;
+use crate::support::server::{Server, rows};
 use crate::support::unique;
 use crate::support::wait::{SOON, eventually, until};
+use postgres::{Client, NoTls};
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const ROUNDS: u64 = 100;
 const SEED: u64 = 17;
@@ -116,5 +117,29 @@ fn two_clients_that_race_run_one_after_the_other() {
         let names: Vec<&str> = events.iter().map(|event| event.split_once('-').unwrap().0).collect();
         assert_eq!(names, ["in", "out", "in", "out"], "{events:?}");
         assert_eq!(server.locks(&key).granted, 0);
+    }
+}
+/// P20, P21: a lock that another client of the same session takes away is noticed by the next heartbeat, within H + D.
+#[test]
+fn a_lock_that_another_client_releases_is_noticed() {
+    const HEARTBEAT: Duration = Duration::from_millis(500);
+    let server = Server::shared();
+    for release in ["SELECT pg_advisory_unlock_all()", "DISCARD ALL"] {
+        let (forwarder, key) = (Forwarder::to(server), unique("taken"));
+        let holder = through(&forwarder, &key).args(["--heartbeat", "0.5", "-v"]);
+        let holder = holder.sh("echo ready; exec sleep 60").spawn();
+        holder.await_stdout("ready\n");
+        assert!(!holder.stderr().contains("through a pooler"), "{}", holder.stderr());
+        let mut other = Client::connect(&forwarder.dsn(), NoTls).unwrap();
+        rows(&mut other, release);
+        let taken = Instant::now();
+        assert_eq!(server.locks(&key).granted, 0);
+        holder.await_stderr("lost the lock");
+        let noticed = taken.elapsed();
+        assert!(
+            noticed < HEARTBEAT * 2 + Duration::from_millis(500),
+            "{release}: {noticed:?}"
+        );
+        holder.finish().code(74);
     }
 }
