@@ -170,7 +170,8 @@ impl<'a> Eviction<'a> {
         for Target { backend, .. } in asked {
             let Some(pid) = backend.pid else { continue };
             self.mark(pid)?;
-            let limit = job_limit(backend, self.timing);
+            // After a stall of the network, the job is dead only just at its limit.
+            let limit = job_limit(backend, self.timing) + Timing::MARGIN;
             print(&format!(
                 "waiting for {backend} to terminate its job, up to {}",
                 humantime::format_duration(Duration::from_millis(limit.as_millis() as u64))

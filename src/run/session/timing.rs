@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// within the reply deadline, and the job is dead within the grace period after that. The server waits longer than all
 /// of this before it ends a silent session, so after a network failure the job is dead before another client can
 /// acquire the lock. No clocks are compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Timing {
     /// H, the interval between heartbeats, and D, the time allowed for each reply.
     pub heartbeat: Duration,
@@ -19,7 +19,7 @@ pub(crate) struct Timing {
 impl Timing {
     /// Time between the latest end of the job and the earliest release by the server: for the kernel to deliver SIGKILL
     /// on a busy machine, and for the coarse timers of TCP.
-    const MARGIN: Duration = Duration::from_secs(3);
+    pub(crate) const MARGIN: Duration = Duration::from_secs(3);
 
     /// Returns H + D + G, the longest that the job may run after the server last received something from us.
     pub(crate) fn job_limit(self) -> Duration {
