@@ -15,7 +15,7 @@ BASH = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSH  = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISH = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 
-.PHONY: help build demo test test-matrix test-crowd torture fuzz bench bench-growth bench-check check audit completions dist deb test-packages install uninstall clean
+.PHONY: help build demo test test-matrix test-crowd model torture fuzz bench bench-growth bench-check check audit completions dist deb test-packages install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,13 @@ test-matrix: ## run the tests on PostgreSQL 10 to 18 (Linux on x86-64, npm)
 test-crowd: ## put 2000 waiters behind a pooler, and print the measurements
 	@scripts/setup test
 	PGLOCK_TEST_WAITERS=2000 $(CARGO) test --release --locked --test it a_crowd_behind -- --nocapture
+
+# More pglocks, more faults, longer intervals: make model MODEL='3,2,1,1 2,3,1,1' (pglocks,faults,heartbeat,grace in seconds)
+MODEL = 2,3,1,1 3,2,1,1
+
+model: ## explore the model of a run exhaustively (MODEL, see src/run/state/model)
+	CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 PGLOCK_MODEL='$(MODEL)' \
+		$(CARGO) test --release --locked --target-dir $(TARGET)/model --bin pglock model:: -- --nocapture --test-threads=1
 
 fuzz: ## fuzz for a few minutes (PROPTEST_CASES, PGLOCK_FUZZ_COUNT, PGLOCK_FUZZ_SEED)
 	@scripts/setup test

@@ -7,7 +7,7 @@
 use std::fmt;
 
 /// The exit statuses of pglock's own failures; see [`ExitReason`] for the job's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub(crate) enum ExitCode {
     /// The arguments are invalid.
@@ -48,7 +48,7 @@ pub(crate) const EXIT_TABLE: &[(&str, &str)] = &[
 ];
 
 /// How the job ended, as wait(2) reports it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum ExitReason {
     /// It exited with this status.
     Code(u8),
@@ -57,7 +57,7 @@ pub(crate) enum ExitReason {
 }
 
 /// How pglock ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Outcome {
     /// The subcommand succeeded; it had no job.
     Success,

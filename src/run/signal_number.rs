@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 use std::fmt;
 
 /// A signal. Unlike nix's [`Signal`], it can be a real-time signal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct SignalNumber(i32);
 
 impl SignalNumber {

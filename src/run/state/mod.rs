@@ -32,7 +32,7 @@ const OVERSLEEP_THRESHOLD: Duration = Duration::from_millis(100);
 /// server's.
 const OVERSLEEP_ALLOWANCE: Duration = Duration::from_secs(1);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
     /// Connecting, or waiting for the lock.
     Acquiring { connected: bool },
@@ -56,7 +56,7 @@ enum Phase {
 }
 
 /// The state of a run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct RunState {
     policy: Policy,
     /// The deadline for acquiring the lock.
@@ -496,5 +496,7 @@ fn stop_self() -> Vec<Action> {
     vec![Action::StopSelf(Signal::SIGTSTP as i32)]
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@ use crate::run::session::timing::Timing;
 use std::time::Duration;
 
 /// What happens to the job when the lock is lost (`--on-lost`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) enum OnLost {
     /// It is terminated.
     #[default]
@@ -14,7 +14,7 @@ pub(crate) enum OnLost {
 }
 
 /// Exit status, time limits, and what to do about a lost lock.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Policy {
     /// The exit status if the lock is held or the wait times out.
     pub conflict_status: u8,

@@ -1,0 +1,241 @@
+//! A pglock's session thread: a simplified `run::session`.
+
+use super::rules::Rules;
+use super::time::Ticks;
+use super::world::{Client, Connection, Evictor, Process, Reply, Report, Thread, World};
+
+impl Client {
+    /// Notes a delay of a tick.
+    pub(super) fn delay(&mut self, is_loop: bool) {
+        self.record.was_delayed = true;
+        if is_loop {
+            self.is_loop_delayed = true;
+            self.record.loop_delay += 1;
+        } else {
+            self.is_thread_delayed = true;
+        }
+    }
+}
+
+impl World {
+    pub(super) fn can_thread_step(&self, rules: &Rules, number: usize) -> bool {
+        let client = &self.clients[number];
+        if client.process != Process::Alive || client.is_thread_delayed {
+            return false;
+        }
+        let (is_ordered, is_there) = (client.is_release_ordered, self.server.away_for.is_none());
+        let is_ended = client.connection == Connection::Ended;
+        let has_reply = self.server.sessions[client.session].is_some_and(|session| session.reply.is_some());
+        match client.thread {
+            Thread::Ended => false,
+            // Without the network, a release is blocked as well, but nobody waits for that longer than H.
+            _ if client.is_cut => match client.thread {
+                Thread::Holding { sent, .. } => -sent >= rules.timing.heartbeat && !is_ordered,
+                Thread::Guarding { .. } => is_ordered,
+                _ => false,
+            },
+            Thread::Connecting => true,
+            Thread::Settling => is_ended || is_ordered || !self.server.is_young,
+            Thread::Queueing { .. } => is_ended || has_reply,
+            Thread::Pausing { is_over } => is_ended || is_ordered || is_over,
+            Thread::Holding { sent, .. } => is_ended || is_ordered || -sent >= rules.timing.heartbeat,
+            Thread::Blocked { .. } => true,
+            Thread::Guarding { .. } => is_ordered || is_there,
+        }
+    }
+
+    pub(super) fn step_thread(&mut self, rules: &Rules, number: usize) {
+        let thread = self.clients[number].thread;
+        let is_ended = self.clients[number].connection == Connection::Ended;
+        match thread {
+            Thread::Ended => {}
+            Thread::Connecting => self.connect(rules, number),
+            Thread::Settling | Thread::Queueing { .. } | Thread::Pausing { .. } if is_ended => self.fail(number),
+            Thread::Settling | Thread::Pausing { .. } if self.clients[number].is_release_ordered => self.fail(number),
+            Thread::Settling | Thread::Pausing { .. } => self.try_key(rules, number),
+            Thread::Queueing { sent } => self.read_reply(rules, number, sent),
+            Thread::Holding { is_guard, .. } | Thread::Blocked { is_guard, .. } if is_ended => {
+                self.lose(rules, number, is_guard);
+            }
+            Thread::Holding { is_guard, .. } if self.clients[number].is_release_ordered => {
+                self.release(rules, number, is_guard);
+            }
+            Thread::Holding { is_guard, is_told, .. } if self.clients[number].is_cut => {
+                let sent = 0;
+                self.clients[number].thread = Thread::Blocked {
+                    sent,
+                    is_guard,
+                    is_told,
+                };
+            }
+            Thread::Holding { is_guard, is_told, .. } => self.heartbeat(rules, number, 0, is_guard, is_told),
+            Thread::Blocked {
+                sent,
+                is_guard,
+                is_told,
+            } => self.heartbeat(rules, number, sent, is_guard, is_told),
+            Thread::Guarding { looks_for_evictor } => self.guard(rules, number, looks_for_evictor),
+        }
+    }
+
+    /// Ends the wait with a failure.
+    fn fail(&mut self, number: usize) {
+        self.clients[number].thread = Thread::Ended;
+        self.clients[number].report(Report::Failed);
+    }
+
+    fn connect(&mut self, rules: &Rules, number: usize) {
+        if self.server.away_for.is_some() {
+            return self.fail(number);
+        }
+        let lent = self.clients[number].session;
+        match &mut self.server.sessions[lent] {
+            Some(session) if lent != number => {
+                session.is_lent = true;
+                self.clients[number].connection = Connection::Open;
+            }
+            _ => self.open_session(number),
+        }
+        self.clients[number].report(Report::Connected);
+        self.try_key(rules, number);
+    }
+
+    /// The first query: examines the server, and tries the key.
+    fn try_key(&mut self, rules: &Rules, number: usize) {
+        self.hear(number);
+        let double_heartbeat = 2 * rules.timing.heartbeat;
+        if self.server.is_young && rules.fixes.newcomer_waits {
+            self.clients[number].report_alive(double_heartbeat + 1);
+            self.clients[number].thread = Thread::Settling;
+            return;
+        }
+        let session = self.clients[number].session;
+        let is_leftover = self.server.holder == Some(session);
+        if self.server.holder.is_none() || is_leftover && !rules.fixes.leftovers_count {
+            self.grant(rules, number);
+            return self.hold(rules, number, 0);
+        }
+        self.clients[number].report_alive(double_heartbeat + 1);
+        // A lent session has no place of its own in the queue.
+        if session == number && !is_leftover {
+            self.enqueue(number);
+            self.clients[number].thread = Thread::Queueing { sent: 0 };
+        } else {
+            self.clients[number].thread = Thread::Pausing { is_over: false };
+        }
+    }
+
+    /// Reads the reply to a slice in the queue.
+    fn read_reply(&mut self, rules: &Rules, number: usize, sent: Ticks) {
+        let session = self.clients[number].session;
+        let reply = self.server.sessions[session]
+            .as_mut()
+            .and_then(|session| session.reply.take());
+        match reply {
+            Some(Reply::Busy) if !self.clients[number].is_release_ordered => self.try_key(rules, number),
+            Some(Reply::Busy | Reply::Cancelled) | None => self.fail(number),
+            Some(Reply::Granted) => {
+                // The timing rule counts from when the last query was sent.
+                let sent = if -sent >= rules.timing.heartbeat {
+                    self.hear(number);
+                    0
+                } else {
+                    sent
+                };
+                if self.server.holder == Some(session) {
+                    self.hold(rules, number, sent);
+                } else {
+                    self.fail(number);
+                }
+            }
+        }
+    }
+
+    /// Reports the lock as ours.
+    fn hold(&mut self, rules: &Rules, number: usize, sent: Ticks) {
+        let client = &mut self.clients[number];
+        client.report_alive(sent + 2 * rules.timing.heartbeat);
+        client.report(Report::Held);
+        client.thread = Thread::Holding {
+            sent,
+            is_guard: false,
+            is_told: false,
+        };
+    }
+
+    /// Receives the reply to a heartbeat, and reports it.
+    fn heartbeat(&mut self, rules: &Rules, number: usize, sent: Ticks, is_guard: bool, mut is_told: bool) {
+        self.hear(number);
+        let session = self.clients[number].session;
+        if self.server.holder != Some(session) && rules.fixes.heartbeat_proves {
+            return self.lose(rules, number, is_guard);
+        }
+        let is_marked = self.server.sessions[session].is_some_and(|session| session.is_marked);
+        let client = &mut self.clients[number];
+        if is_marked && !is_told {
+            is_told = true;
+            client.report(Report::EvictionRequested);
+        }
+        client.report_alive(sent + 2 * rules.timing.heartbeat);
+        client.thread = Thread::Holding {
+            sent,
+            is_guard,
+            is_told,
+        };
+    }
+
+    fn release(&mut self, rules: &Rules, number: usize, is_guard: bool) {
+        self.hear(number);
+        let session = self.clients[number].session;
+        let was_held = self.server.holder == Some(session);
+        self.free_key(rules, session);
+        self.clients[number].thread = Thread::Ended;
+        // Nobody waits for what was acquired again.
+        if !is_guard {
+            self.clients[number].report(Report::Released { was_held });
+        }
+    }
+
+    /// Reports the loss, and sets out to guard the key.
+    fn lose(&mut self, rules: &Rules, number: usize, is_guard: bool) {
+        let session = self.clients[number].session;
+        let is_ended = self.clients[number].connection == Connection::Ended;
+        if !is_ended {
+            self.close_session(rules, session);
+        }
+        let client = &mut self.clients[number];
+        client.connection = Connection::None;
+        client.session = number;
+        if !is_guard {
+            client.report(Report::Lost);
+        }
+        client.thread = if rules.fixes.guard_stands {
+            // Only the first attempt after a message of the server looks for the evictor.
+            let looks_for_evictor = is_ended && !is_guard;
+            Thread::Guarding { looks_for_evictor }
+        } else {
+            Thread::Ended
+        };
+    }
+
+    /// Reconnects and acquires the key again, unless it is taken, or an eviction was forced.
+    fn guard(&mut self, rules: &Rules, number: usize, looks_for_evictor: bool) {
+        let session = self.clients[number].session;
+        let is_forced = looks_for_evictor && self.evictor == Some(Evictor::Forcing { session });
+        let is_taken = self.server.holder.is_some();
+        self.clients[number].record.has_guard_given_up |= is_taken;
+        if self.clients[number].is_release_ordered || is_forced || is_taken {
+            self.clients[number].thread = Thread::Ended;
+            return;
+        }
+        self.open_session(number);
+        self.grant(rules, number);
+        let client = &mut self.clients[number];
+        client.report_alive(2 * rules.timing.heartbeat);
+        client.thread = Thread::Holding {
+            sent: 0,
+            is_guard: true,
+            is_told: false,
+        };
+    }
+}
