@@ -274,7 +274,7 @@ mod tests {
             acquisition(TryOutcome::Busy { key_index: 2 }),
             Some(Acquisition::Busy { key_index: 2 })
         );
-        for outcome in [TryOutcome::Unproven, TryOutcome::Untried, TryOutcome::Restarted] {
+        for outcome in [TryOutcome::Unproven, TryOutcome::Untried] {
             let failure = outcome.into_acquisition().expect_err("a refusal");
             assert_eq!(failure.code, ExitCode::Config);
         }
