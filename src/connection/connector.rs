@@ -111,6 +111,7 @@ impl Connector {
             connector: self,
             header: Vec::new(),
             skipped_bytes: 0,
+            has_unhandled_bytes: false,
         })
     }
 
@@ -207,6 +208,8 @@ pub(super) struct Stream {
     header: Vec<u8>,
     /// How many bytes of the current message are still to be skipped.
     skipped_bytes: usize,
+    /// The library has not had a chance yet to handle what was received.
+    has_unhandled_bytes: bool,
 }
 
 /// The header of an authentication message, and the code that follows it.
@@ -292,6 +295,13 @@ impl AsyncRead for Stream {
             };
             let received = buffer.filled().len() - before;
             if !matches!(read, Poll::Ready(Ok(()))) || received == 0 {
+                // The library forgets an error message if it sees the end of the connection before a query has taken
+                // the message, so it sees the end a little later.
+                let delays_end = std::mem::take(&mut self.has_unhandled_bytes) && matches!(read, Poll::Ready(Ok(())));
+                if delays_end {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 return read;
             }
             let kept = self.reply_filter.filter(&mut buffer.filled_mut()[before..])?;
@@ -302,6 +312,7 @@ impl AsyncRead for Stream {
             }
             // Zero bytes would mean the end of the connection, so read on.
             if kept > 0 {
+                self.has_unhandled_bytes = true;
                 return read;
             }
         }

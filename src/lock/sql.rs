@@ -192,8 +192,8 @@ impl Lock<KeySql> {
     pub(super) fn begin_and_probe(&self) -> String {
         let (try_expression, _) = self.try_expression(None, Looks::Nowhere);
         format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED; SAVEPOINT {PROBE}; \
-             SELECT CASE WHEN {IS_PRIMARY} THEN {try_expression} END AS {GOT_COLUMN}"
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SAVEPOINT {PROBE}; SELECT {SERVER_AGE} AS server_age, \
+             CASE WHEN {IS_PRIMARY} THEN {try_expression} END AS {GOT_COLUMN}"
         )
     }
 
@@ -624,9 +624,11 @@ mod tests {
         let one = lock(all(&[KeyId::Bigint(1)]), Mode::Exclusive, Scope::Transaction);
         assert_eq!(
             one.begin_and_probe(),
-            "BEGIN ISOLATION LEVEL READ COMMITTED; SAVEPOINT pglock; SELECT CASE WHEN NOT \
-             pg_catalog.pg_is_in_recovery() THEN CASE WHEN \
-             NOT pg_catalog.pg_try_advisory_xact_lock('1'::bigint) THEN 0 ELSE 1 END END AS got"
+            format!(
+                "BEGIN ISOLATION LEVEL READ COMMITTED; SAVEPOINT pglock; SELECT {SERVER_AGE} AS server_age, \
+                 CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN CASE WHEN NOT \
+                 pg_catalog.pg_try_advisory_xact_lock('1'::bigint) THEN 0 ELSE 1 END END AS got"
+            )
         );
         let sql = one.try_in_transaction(LIMIT);
         assert!(

@@ -6,7 +6,7 @@ use super::orders::Orders;
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
 use super::retry::{Retry, WaitMemory};
-use super::wait_observer::{MAX_POOL_WAIT, SessionWaitObserver, max_pool_wait};
+use super::wait_observer::{SessionWaitObserver, max_pool_wait};
 use crate::connection::Canceller;
 use crate::inspect::holders;
 use crate::key::{KeyId, Number};
@@ -79,16 +79,9 @@ impl Acquirer<'_> {
         canceller: Canceller,
         memory: &mut WaitMemory,
     ) -> Result<AcquireOutcome, Failure> {
-        let retry = Retry {
-            plan: self.plan,
-            orders: self.orders,
-            reporter: self.reporter,
-        };
-        retry.heed_eviction(client, memory)?;
-        self.await_old_job(client, memory)?;
+        self.take_up_wait(client, memory)?;
         let (request, acquisition) = self.first_try(client, canceller)?;
-        memory.backend_pid = (!request.server.pooled).then_some(request.server.backend_pid);
-        memory.note_answer();
+        memory.note_server(&request.server);
         let (mut grant, ticket) = match acquisition {
             Acquisition::Acquired(grant) => (grant, None),
             Acquisition::Busy { key_index } => match self.wait(client, &request, key_index, memory)? {
@@ -152,23 +145,24 @@ impl Acquirer<'_> {
         Ok((request, acquisition))
     }
 
-    /// After a lost connection, leaves the key alone as long as the job of the client that held it may run.
+    /// After a lost connection: ends an evicted wait, and leaves the key alone as long as the job of the client that held
+    /// it may run.
     ///
     /// # Errors
-    /// As for [`Retry::await_old_job`].
-    fn await_old_job(&self, client: &mut Client, memory: &mut WaitMemory) -> Result<(), Failure> {
-        if !memory.must_await_old_job() {
-            return Ok(());
-        }
-        let ids = self.key_ids(client)?;
+    /// As for [`Retry::check_eviction`] and [`Retry::await_old_job`].
+    fn take_up_wait(&self, client: &mut Client, memory: &mut WaitMemory) -> Result<(), Failure> {
         let retry = Retry {
             plan: self.plan,
             orders: self.orders,
             reporter: self.reporter,
         };
+        retry.check_eviction(client, memory)?;
+        if !memory.must_await_old_job() {
+            return Ok(());
+        }
+        let ids = self.key_ids(client)?;
         let ids = self.lock(&ids, Scope::Session).ids().to_vec();
-        // Whether a pooler is between is not known yet.
-        retry.await_old_job(client, &ids, MAX_POOL_WAIT, memory)
+        retry.await_old_job(client, &ids, memory)
     }
 
     /// Leaves a server alone that has just started: whoever lost the lock in the restart comes first.

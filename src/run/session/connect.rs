@@ -41,6 +41,10 @@ pub(super) fn open(plan: &SessionPlan, reporter: &Reporter) -> Result<Connection
     open_within(plan, reporter, LimitEnforcement::Attempt)
 }
 
+/// Does the same; `enforcement` says who ends a step that takes too long.
+///
+/// # Errors
+/// As for [`open`].
 fn open_within(plan: &SessionPlan, reporter: &Reporter, enforcement: LimitEnforcement) -> Result<Connection, Failure> {
     let mut watch = |limit| reporter.expect_within(limit);
     plan.settings

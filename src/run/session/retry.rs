@@ -12,9 +12,11 @@ use super::events::SessionEvent;
 use super::orders::Orders;
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
+use super::wait_observer::MAX_POOL_WAIT;
 use crate::inspect::backend::Backend;
 use crate::inspect::{eviction, holders};
 use crate::key::{self, KeyId};
+use crate::lock::Server;
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::query_tag::QueryTag;
 use crate::ui::message;
@@ -37,10 +39,12 @@ pub(super) struct WaitMemory {
     has_answered_here: bool,
     /// Another client was seen to hold the lock; since the last connection, or before.
     pub(super) was_contended: bool,
-    /// The backend of the last connection that answered.
-    pub(super) backend_pid: Option<i32>,
     /// The holder could have lost its session together with us, at this time.
     holder_lost_at: Option<Instant>,
+    /// The backend of the current connection, if that is direct.
+    backend: Option<i32>,
+    /// The backend of the last connection, of which it is not known yet whether it was evicted.
+    lost_backend: Option<i32>,
     /// The longest limit that a holder's query tag has shown.
     shown_limit: Option<Duration>,
     next_pause: Duration,
@@ -53,8 +57,9 @@ impl WaitMemory {
             has_answered: false,
             has_answered_here: false,
             was_contended: false,
-            backend_pid: None,
             holder_lost_at: None,
+            backend: None,
+            lost_backend: None,
             shown_limit: None,
             next_pause: FIRST_PAUSE,
             is_reported: false,
@@ -68,6 +73,12 @@ impl WaitMemory {
         self.next_pause = FIRST_PAUSE;
     }
 
+    /// Notes what the first query on a connection has answered.
+    pub(super) fn note_server(&mut self, server: &Server) {
+        self.note_answer();
+        self.backend = (!server.pooled).then_some(server.backend_pid);
+    }
+
     /// Notes that the connection is lost. Whoever held the lock then may have lost it together with us; a server that is
     /// still away gives it to nobody.
     fn note_loss(&mut self) {
@@ -75,6 +86,7 @@ impl WaitMemory {
             self.holder_lost_at = Some(Instant::now());
         }
         self.has_answered_here = false;
+        self.lost_backend = self.backend.take().or(self.lost_backend);
     }
 
     /// Returns whether the job of a client that held the lock may still run without it.
@@ -136,21 +148,22 @@ impl Retry<'_> {
         }
     }
 
-    /// Before the lock is tried on a new connection: gives up if the last session was evicted.
+    /// As the first query of a new connection: finds out whether the last one was evicted.
     ///
     /// # Errors
-    /// It was evicted, or the connection is lost.
-    pub(super) fn heed_eviction(&self, client: &mut Client, memory: &mut WaitMemory) -> Result<(), Failure> {
-        let Some(backend_pid) = memory.backend_pid.take() else {
+    /// It was, which is final, or the connection is lost.
+    pub(super) fn check_eviction(&self, client: &mut Client, memory: &mut WaitMemory) -> Result<(), Failure> {
+        let Some(backend_pid) = memory.lost_backend else {
             return Ok(());
         };
-        self.reporter.expect_reply_within(Duration::ZERO);
-        match eviction::find_evictor_first(client, backend_pid)? {
-            Some(evictor) => {
-                let keys = key::describe(&self.plan.options.keys);
-                let message = format!("evicted while waiting for {keys} by {}", evictor.description);
-                Err(Failure::msg(ExitCode::Unavailable, message))
-            }
+        self.reporter.expect_reply_within(MAX_POOL_WAIT);
+        let evictor = eviction::find_evictor_first(client, backend_pid)?;
+        memory.lost_backend = None;
+        match evictor.filter(|evictor| evictor.is_authorized) {
+            Some(evictor) => Err(Failure::msg(
+                ExitCode::Unavailable,
+                format!("the wait was evicted by {}", evictor.description),
+            )),
             None => Ok(()),
         }
     }
@@ -164,7 +177,6 @@ impl Retry<'_> {
         &self,
         client: &mut Client,
         ids: &[KeyId],
-        max_reply_time: Duration,
         memory: &mut WaitMemory,
     ) -> Result<(), Failure> {
         let Some(lost_at) = memory.holder_lost_at else {
@@ -179,7 +191,7 @@ impl Retry<'_> {
         ));
         self.reporter.report(SessionEvent::AwaitingOldJob);
         while lost_at.elapsed() < limit {
-            self.reporter.expect_reply_within(max_reply_time);
+            self.reporter.expect_reply_within(MAX_POOL_WAIT);
             let holders = holders::find(client, ids, QueryTag::Polling(pause))?;
             memory.note_answer();
             if are_all_accounted_for(&holders, ids, lost_at) {

@@ -276,10 +276,7 @@ fn a_final_failure_ends_the_wait_at_once() {
     let plain_gate = Gate::before(plain, Answer::Relay);
     let on = |gate: &Gate, rest: &str| format!("host=127.0.0.1 port={} dbname=postgres {rest}", gate.port());
     let root = secured.pki("ca.crt");
-    let (wrong, unknown) = (
-        "user=with_password password=wrong",
-        "user=postgres dbname=no_such_database",
-    );
+    let (wrong, unknown) = ("user=with_password", "user=postgres dbname=no_such_database");
     let cases = [
         (&plain_gate, on(&plain_gate, &format!("{wrong} sslmode=disable")), 77, 1),
         (
@@ -300,7 +297,11 @@ fn a_final_failure_ends_the_wait_at_once() {
     for (gate, dsn, code, attempts) in cases {
         for options in [&["--wait", "20"][..], &[], &["-n"]] {
             let before = gate.connections();
-            let run = plain.run(&unique("final")).args(["-d", &dsn]).args(options);
+            let run = plain
+                .run(&unique("final"))
+                .args(["-d", &dsn])
+                .args(options)
+                .env("PGPASSWORD", "wrong");
             let output = run.arg("true").output();
             output.code(code).stderr_line();
             assert!(output.took < Duration::from_secs(3), "{output}");
