@@ -242,7 +242,7 @@ impl Supervisor {
             }
             SessionEvent::GuardFailed(message) => {
                 if let Some(loss) = &mut self.loss {
-                    loss.guard_failure = Some(message);
+                    loss.guard_failure.get_or_insert(message);
                 }
                 Event::Tick
             }

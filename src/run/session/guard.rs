@@ -46,6 +46,8 @@ pub(super) struct Guard<'a> {
 enum GuardEnd {
     /// There is nothing more to do.
     Over,
+    /// Another client has the key. Once it releases it, the key is guarded from the next one.
+    Taken,
     /// The key was held, and lost again; it is acquired again.
     LostAgain {
         /// The backend that held it, if an administrator terminated it.
@@ -76,6 +78,10 @@ impl Guard<'_> {
         while !self.orders.is_release_ordered_within(pause) {
             match self.attempt(unexplained) {
                 Ok(GuardEnd::Over) => return,
+                Ok(GuardEnd::Taken) => {
+                    unexplained = None;
+                    pause = MAX_PAUSE;
+                }
                 Ok(GuardEnd::LostAgain { terminated }) => unexplained = terminated,
                 Err(failure) => {
                     if unexplained.take().is_some() {
@@ -110,7 +116,7 @@ impl Guard<'_> {
             GuardTry::Acquired { lock, grant, is_direct } => (lock, grant, is_direct),
             GuardTry::Taken { message } => {
                 self.reporter.report(SessionEvent::GuardFailed(message));
-                return Ok(GuardEnd::Over);
+                return Ok(GuardEnd::Taken);
             }
         };
         let guard = Holder {

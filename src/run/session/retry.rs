@@ -12,7 +12,7 @@ use super::events::SessionEvent;
 use super::orders::Orders;
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
-use super::wait_observer::MAX_POOL_WAIT;
+use super::timing::MAX_POOL_WAIT;
 use crate::inspect::backend::Backend;
 use crate::inspect::{eviction, holders};
 use crate::key::{self, KeyId};

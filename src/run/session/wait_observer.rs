@@ -5,6 +5,7 @@ use super::orders::Orders;
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
 use super::retry::WaitMemory;
+use super::timing::MAX_POOL_WAIT;
 use crate::inspect::backend::Backend;
 use crate::inspect::holders;
 use crate::lock::{Lock, Scope, Server, WaitObserver};
@@ -17,8 +18,6 @@ const HOLDER_REFRESH_INTERVAL: Duration = Duration::from_millis(850);
 
 /// How often they are looked up otherwise, for the limits that they show. A wait that survives its connection needs them.
 const LIMIT_REFRESH_INTERVAL: Duration = Duration::from_secs(30);
-/// How long a pooler may let a query wait for a free session of its pool: PgBouncer's default (`query_wait_timeout`).
-pub(super) const MAX_POOL_WAIT: Duration = Duration::from_secs(120);
 
 /// Announces each query and each pause of a wait, and ends the wait on the order to release.
 pub(super) struct SessionWaitObserver<'a> {
