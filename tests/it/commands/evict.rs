@@ -40,7 +40,7 @@ fn the_evicted_holder_terminates_its_job_and_names_the_evictor() {
     let lines = report(&output);
     let backend = format!("{}:{pid} (backend ", hostname());
     assert!(lines[0].starts_with(&format!("waiting for {backend}")), "{lines:?}");
-    assert!(lines[0].ends_with(" to terminate its job, up to 20s"), "{lines:?}");
+    assert!(lines[0].ends_with(" to terminate its job, up to 23s"), "{lines:?}");
     assert!(lines[1].starts_with(&format!("evicted {backend}")), "{lines:?}");
     assert_eq!(lines[2..], [format!("key \"{key}\" is free")]);
     let evicted = holder.finish();

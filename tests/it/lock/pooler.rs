@@ -338,7 +338,8 @@ fn loses(holder: Running, what: &str, lose: impl FnOnce()) {
 fn a_holder_notices_the_loss_of_its_lock() {
     let case = Case::new();
     let database = case.database();
-    let pooler = bouncer(case.server, "transaction", &[]);
+    // A guard meets the killed pool, after which PgBouncer would leave the server alone for 15 s.
+    let pooler = bouncer(case.server, "transaction", &["server_login_retry=1"]);
     let holder = || {
         run(&pooler, &case.key, &database)
             .sh("echo ready; exec sleep 60")
