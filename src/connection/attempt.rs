@@ -204,6 +204,7 @@ impl ConnectAttempt<'_> {
         if let Some(message) = &handshake.tls_failure {
             return ConnectError {
                 is_tls_failure: true,
+                is_transient: handshake.is_tls_cut_off,
                 ..ConnectError::new(ExitCode::Unavailable, message, RetryScope::Nothing)
             };
         }

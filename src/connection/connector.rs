@@ -42,6 +42,8 @@ pub(super) enum Encryption {
 pub(super) struct HandshakeInfo {
     /// Why there is no TLS connection.
     pub tls_failure: Option<String>,
+    /// The server closed the connection during the TLS handshake, without an alert.
+    pub is_tls_cut_off: bool,
     /// The connection is encrypted.
     pub is_encrypted: bool,
     /// The authentication method that the server requested, as `require_auth` names it.
@@ -109,6 +111,7 @@ impl Connector {
             connector: self,
             header: Vec::new(),
             skipped_bytes: 0,
+            has_unhandled_bytes: false,
         })
     }
 
@@ -146,6 +149,7 @@ impl Connector {
         match rustls_connect.connect(socket).await {
             Ok(stream) => Ok(stream),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                self.lock_handshake().is_tls_cut_off = true;
                 Err(self.fail("the server closed the connection during the TLS handshake".into()))
             }
             Err(error) => Err(self.fail(describe_io_error(&error))),
@@ -204,6 +208,8 @@ pub(super) struct Stream {
     header: Vec<u8>,
     /// How many bytes of the current message are still to be skipped.
     skipped_bytes: usize,
+    /// The library has not had a chance yet to handle what was received.
+    has_unhandled_bytes: bool,
 }
 
 /// The header of an authentication message, and the code that follows it.
@@ -289,6 +295,13 @@ impl AsyncRead for Stream {
             };
             let received = buffer.filled().len() - before;
             if !matches!(read, Poll::Ready(Ok(()))) || received == 0 {
+                // The library forgets an error message if it sees the end of the connection before a query has taken
+                // the message, so it sees the end a little later.
+                let delays_end = std::mem::take(&mut self.has_unhandled_bytes) && matches!(read, Poll::Ready(Ok(())));
+                if delays_end {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 return read;
             }
             let kept = self.reply_filter.filter(&mut buffer.filled_mut()[before..])?;
@@ -299,6 +312,7 @@ impl AsyncRead for Stream {
             }
             // Zero bytes would mean the end of the connection, so read on.
             if kept > 0 {
+                self.has_unhandled_bytes = true;
                 return read;
             }
         }

@@ -124,28 +124,68 @@ impl From<postgres::Error> for Failure {
 ///
 /// By SQLSTATE: connection exceptions (class 08), insufficient resources (53, as `too_many_connections`), operator
 /// intervention (57P01 to 57P05: shutdown, crash, starting up, idle session) and the timeouts of a transaction (25P03,
-/// 25P04). PgBouncer uses 08P01, a protocol violation, for everything; its temporary errors are told by their text
-/// (PgBouncer 1.18 and 1.25, `client.c`, `objects.c`, `janitor.c`).
+/// 25P04). Poolers use one code for everything: PgBouncer 08P01 (protocol violation), PgCat 58000 (system error),
+/// Supavisor and Pgpool-II XX000 (internal error). Their temporary errors are told by their text.
 pub(super) fn is_transient(error: &DbError) -> bool {
-    const TEMPORARY_IN_POOLERS: [&str; 12] = [
-        "no more connections allowed",
-        "server login has been failing",
-        "server login failed",
-        "query_wait_timeout",
-        "client_login_timeout",
-        "the database system is",
-        "server conn crashed",
-        "server closed the connection",
-        "server connection closed",
-        "terminating connection",
-        "pgbouncer cannot connect to server",
-        "shutting down",
-    ];
-    match error.code().code() {
-        "08P01" => {
-            let message = error.message();
-            TEMPORARY_IN_POOLERS.iter().any(|text| message.contains(text))
-        }
+    is_transient_error(error.code().code(), error.message())
+}
+
+/// What poolers say about what is temporary.
+const TEMPORARY_IN_POOLERS: [&str; 34] = [
+    // PgBouncer 1.18 to 1.25, of itself: client.c, objects.c, janitor.c.
+    "no more connections allowed",
+    "client connections exceeded",
+    "server login has been failing",
+    "server login failed",
+    "query_wait_timeout",
+    "query_timeout",
+    "client_login_timeout",
+    "client_idle_timeout",
+    "suspend_timeout",
+    "shutting down",
+    "pause failed",
+    "resources exhaustion",
+    "no memory",
+    "out of memory",
+    "pgbouncer cannot connect to server",
+    // PgBouncer, when it closes the session that a client was using: janitor.c, objects.c, server.c.
+    "the database system is",
+    "terminating connection",
+    "server conn crashed",
+    "server closed the connection",
+    "server connection closed",
+    "server DNS lookup failed",
+    "cannot connect",
+    "connect failed",
+    "connect timeout",
+    "query timeout",
+    "transaction timeout",
+    "database configuration changed",
+    "connect string changed",
+    // PgCat: client.rs.
+    "could not get connection from the pool",
+    "error receiving data from server",
+    // Supavisor: "(EMAXCONN) max client connections reached", "MaxClientsInSessionMode: max clients reached".
+    "ax client connections reached",
+    "max clients reached",
+    // Pgpool-II: pool_connection_pool.c, child.c.
+    "not accepting any new connections",
+    "failed to create a backend connection",
+];
+
+/// What a pooler repeats of a server that does not let it in: a later attempt fails as well.
+const FINAL_IN_POOLERS: [&str; 5] = [
+    "authentication failed",
+    "does not exist",
+    "permission denied",
+    "no pg_hba.conf entry",
+    "is not permitted to log in",
+];
+
+fn is_transient_error(sqlstate: &str, message: &str) -> bool {
+    let contains_any = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
+    match sqlstate {
+        "08P01" | "58000" | "XX000" => contains_any(&TEMPORARY_IN_POOLERS) && !contains_any(&FINAL_IN_POOLERS),
         "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "25P04" => true,
         code => code.starts_with("08") || code.starts_with("53"),
     }
@@ -254,6 +294,47 @@ mod tests {
         let connected = config.host_path(directory.path()).port(1).user("u").connect(NoTls);
         server.join().expect("no panic").expect("a connection");
         connected.err().expect("authentication is never completed")
+    }
+
+    #[test]
+    fn what_is_temporary_is_told_from_what_is_final() {
+        let temporary = [
+            ("57P03", "the database system is starting up"),
+            ("57P01", "terminating connection due to administrator command"),
+            ("53300", "sorry, too many clients already"),
+            ("08006", "anything"),
+            ("08P01", "no more connections allowed (max_client_conn)"),
+            ("08P01", "query_wait_timeout"),
+            ("08P01", "server login failed: FATAL sorry, too many clients already"),
+            (
+                "08P01",
+                "server login has been failing, try again later (server_login_retry)",
+            ),
+            ("08P01", "server conn crashed?"),
+            ("58000", "could not get connection from the pool - AllServersDown"),
+            ("XX000", "(EMAXCONN) max client connections reached, limit: 5"),
+            ("XX000", "Max client connections reached"),
+        ];
+        for (sqlstate, message) in temporary {
+            assert!(is_transient_error(sqlstate, message), "{sqlstate} {message}");
+        }
+        let login = "server login has been failing, cached error: password authentication failed for user \"u\"";
+        let permanent = [
+            ("28P01", "password authentication failed for user \"u\""),
+            ("3D000", "database \"d\" does not exist"),
+            ("42501", "permission denied"),
+            ("08P01", "server login failed: FATAL database \"d\" does not exist"),
+            ("08P01", login),
+            ("08P01", "no such database: d"),
+            ("08P01", "SASL authentication failed"),
+            ("08P01", "unsupported startup parameter: x"),
+            ("XX000", "cache lookup failed for function 1"),
+            ("58000", "No pool configured for database: d, user: u"),
+            ("57014", "canceling statement due to user request"),
+        ];
+        for (sqlstate, message) in permanent {
+            assert!(!is_transient_error(sqlstate, message), "{sqlstate} {message}");
+        }
     }
 
     /// Update the version after checking that `tokio-postgres` still has the texts that `ClientErrorKind` compares.
