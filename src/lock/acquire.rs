@@ -71,7 +71,7 @@ impl Lock {
         mut reconnect: impl FnMut() -> Option<Client>,
     ) -> Result<TryOutcome, Failure> {
         let began = Instant::now();
-        let error = match self.try_in_transaction(client, server_limit, max_pause) {
+        let error = match self.try_in_transaction(client, server_limit, max_pause, None) {
             Ok(outcome) => return Ok(outcome),
             Err(error) => error,
         };
@@ -84,7 +84,8 @@ impl Lock {
         }
     }
 
-    /// Tries once, in a transaction that stays open if the lock is ours and is rolled back otherwise.
+    /// Tries once, in a transaction that stays open if the lock is ours and is rolled back otherwise. Given when the
+    /// server was last asked, finds out whether it has started since: a pooler hides that.
     ///
     /// # Errors
     /// The server reports an error, or the connection is lost.
@@ -93,9 +94,16 @@ impl Lock {
         client: &mut Client,
         server_limit: Duration,
         max_pause: Duration,
+        last_asked: Option<Instant>,
     ) -> Result<TryOutcome, postgres::Error> {
         let lock = self.to_sql();
-        let outcome = match QueryResult::fetch(client, &lock.begin_and_try())?.claim(&self.keys) {
+        let result = QueryResult::fetch(client, &lock.begin_and_try())?;
+        let age = result.number("server_age").filter(|age| *age >= 0.0);
+        let is_restarted = last_asked
+            .zip(age)
+            .is_some_and(|(asked, age)| age < asked.elapsed().as_secs_f64());
+        let outcome = match result.claim(&self.keys) {
+            _ if is_restarted => TryOutcome::Restarted,
             Claim::Acquired { key_index } => {
                 let sql = lock.confirm_in_transaction(server_limit);
                 QueryResult::fetch(client, &sql)?.prove(&self.keys, key_index)
@@ -150,6 +158,7 @@ impl Lock {
     ) -> Result<Acquisition, Failure> {
         let mut backoff = Backoff::new(options.max_pause);
         let mut try_duration = Duration::ZERO;
+        let mut last_asked = Instant::now();
         loop {
             let pause = backoff.next_pause(try_duration, options.wait.time_left());
             if !observer.pause(client, pause) {
@@ -159,10 +168,13 @@ impl Lock {
             let began = Instant::now();
             observer.before_query(Duration::ZERO);
             let outcome = match self.scope {
-                Scope::Transaction => self.try_in_transaction(client, options.server_limit, options.max_pause)?,
+                Scope::Transaction => {
+                    self.try_in_transaction(client, options.server_limit, options.max_pause, Some(last_asked))?
+                }
                 Scope::Session => self.try_again(client, first_busy, options.max_pause)?,
             };
             try_duration = began.elapsed();
+            last_asked = began;
             match outcome.into_acquisition()? {
                 Acquisition::Busy { key_index } if !is_last_try => {
                     // A transaction that was rolled back holds no keys.

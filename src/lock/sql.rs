@@ -163,7 +163,8 @@ impl Lock<KeySql> {
     /// come with [`Lock::confirm_in_transaction`].
     pub(super) fn begin_and_try(&self) -> String {
         format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT CASE WHEN {IS_PRIMARY} THEN {} END AS {GOT_COLUMN}",
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT {SERVER_AGE} AS server_age, \
+             CASE WHEN {IS_PRIMARY} THEN {} END AS {GOT_COLUMN}",
             self.try_expression(None)
         )
     }
@@ -562,8 +563,11 @@ mod tests {
         let one = lock(all(&[KeyId::Bigint(1)]), Mode::Exclusive, Scope::Transaction);
         assert_eq!(
             one.begin_and_try(),
-            "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN CASE WHEN \
-             NOT pg_catalog.pg_try_advisory_xact_lock('1'::bigint) THEN 0 ELSE 1 END END AS got"
+            format!(
+                "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT {SERVER_AGE} AS server_age, CASE WHEN NOT \
+                 pg_catalog.pg_is_in_recovery() THEN CASE WHEN NOT pg_catalog.pg_try_advisory_xact_lock('1'::bigint) \
+                 THEN 0 ELSE 1 END END AS got"
+            )
         );
         let confirm = one.confirm_in_transaction(LIMIT);
         assert!(

@@ -212,6 +212,9 @@ pub(crate) enum TryOutcome {
     Unproven,
     /// The server did not try: the lock would protect nothing, and might stay behind.
     Untried,
+    /// The server has started since it was last asked: the holder may have lost the lock while its job runs. Nothing is
+    /// held.
+    Restarted,
 }
 
 /// Result of a try or a wait on a server whose locks are real.
@@ -237,6 +240,9 @@ impl TryOutcome {
             TryOutcome::Busy { key_index } => Ok(Acquisition::Busy { key_index }),
             TryOutcome::Unproven => Err(Failure::msg(ExitCode::Config, UNPROVEN)),
             TryOutcome::Untried => Err(Failure::msg(ExitCode::Config, HOT_STANDBY)),
+            TryOutcome::Restarted => {
+                Err(Failure::msg(ExitCode::Unavailable, "the server was restarted").transient_if(true))
+            }
         }
     }
 }
