@@ -81,7 +81,8 @@ pub(super) struct RunArgs {
 
     /// Time limit for connecting and waiting; 0 is --no-wait.
     ///
-    /// Without a limit, pglock waits indefinitely.
+    /// Without a limit, pglock waits indefinitely, once the first connection has succeeded. With one, it also retries the
+    /// first connection while the server is away.
     #[arg(short, long, visible_alias = "timeout", value_name = "DURATION", value_parser = value::duration)]
     #[arg(variable_note = variables::PGLOCK_WAIT.name)]
     pub wait: Option<Duration>,

@@ -29,6 +29,8 @@ pub(crate) struct Backend {
     pub job: Option<String>,
     /// Whether it is a pglock that waits by trying again and again, rather than in a queue.
     pub is_polling: bool,
+    /// Whether it holds the lock in shared mode, where that was queried.
+    pub is_shared: bool,
     /// Whether it is a pglock that lost its lock, and holds the key only until its job is dead.
     pub is_guard: bool,
     /// For how many seconds after its last query the job of a pglock may live, unless that is hidden.
@@ -87,6 +89,7 @@ impl Backend {
             connected: time("connected"),
             since,
             is_polling: tag.as_ref().is_some_and(|tag| tag.is_polling),
+            is_shared: get("mode") == Some("ShareLock"),
             is_guard: tag.as_ref().is_some_and(|tag| tag.is_guard),
             job_limit_seconds: tag.as_ref().and_then(|tag| tag.job_limit_seconds),
             idle_seconds: number("query_start").map(|sent| read_epoch - sent),

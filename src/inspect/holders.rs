@@ -20,7 +20,7 @@ pub(crate) fn find(client: &mut Client, ids: &[KeyId]) -> Result<Vec<Backend>, p
     });
     let conditions: Vec<String> = conditions.collect();
     let sql = format!(
-        "{NOT_DEFERRABLE}SELECT l.pid, {} \
+        "{NOT_DEFERRABLE}SELECT l.pid, l.mode, {} \
          FROM pg_catalog.pg_locks l LEFT JOIN LATERAL pg_catalog.pg_stat_get_activity(l.pid) a ON l.pid IS NOT NULL \
          WHERE l.locktype = 'advisory' AND l.granted AND ({}) AND l.database = (\
          SELECT datid FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()))",

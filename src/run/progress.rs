@@ -16,6 +16,8 @@ pub(crate) enum WaitProgress {
     },
     /// A server that is away, for this reason.
     Reconnecting(String),
+    /// The end of a job whose holder may have lost its lock.
+    OldJob,
 }
 
 impl WaitProgress {
@@ -47,6 +49,7 @@ impl WaitProgress {
         let (holders, seen) = match self {
             WaitProgress::Held { holders, seen } => (holders, seen),
             WaitProgress::Reconnecting(reason) => return format!("reconnecting: {reason}"),
+            WaitProgress::OldJob => return "the job of the last holder may still be running".into(),
         };
         let Some(first) = holders.first() else {
             return "just released".into();

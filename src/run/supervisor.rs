@@ -198,8 +198,13 @@ impl Supervisor {
             SessionEvent::Contended => Event::Contended,
             SessionEvent::Retrying(reason) => {
                 self.wait_socket = None;
+                self.canceller = None;
                 self.progress = Some(WaitProgress::reconnecting(&reason));
                 self.last_failure = Some(reason);
+                Event::Disconnected
+            }
+            SessionEvent::AwaitingOldJob => {
+                self.progress = Some(WaitProgress::OldJob);
                 Event::Tick
             }
             SessionEvent::Cancellable(canceller) => {

@@ -79,9 +79,9 @@ impl Acquirer<'_> {
         canceller: Canceller,
         memory: &mut WaitMemory,
     ) -> Result<AcquireOutcome, Failure> {
-        self.await_old_job(client, memory)?;
+        self.take_up_wait(client, memory)?;
         let (request, acquisition) = self.first_try(client, canceller)?;
-        memory.has_answered = true;
+        memory.note_server(&request.server);
         let (mut grant, ticket) = match acquisition {
             Acquisition::Acquired(grant) => (grant, None),
             Acquisition::Busy { key_index } => match self.wait(client, &request, key_index, memory)? {
@@ -145,21 +145,24 @@ impl Acquirer<'_> {
         Ok((request, acquisition))
     }
 
-    /// After a lost connection, leaves the key alone as long as the job of the client that held it may run.
+    /// After a lost connection: ends an evicted wait, and leaves the key alone as long as the job of the client that held
+    /// it may run.
     ///
     /// # Errors
-    /// As for [`Retry::await_old_job`].
-    fn await_old_job(&self, client: &mut Client, memory: &mut WaitMemory) -> Result<(), Failure> {
-        if !memory.must_await_old_job() {
-            return Ok(());
-        }
-        let ids = self.key_ids(client)?;
+    /// As for [`Retry::check_eviction`] and [`Retry::await_old_job`].
+    fn take_up_wait(&self, client: &mut Client, memory: &mut WaitMemory) -> Result<(), Failure> {
         let retry = Retry {
             plan: self.plan,
             orders: self.orders,
             reporter: self.reporter,
         };
-        retry.await_old_job(client, self.lock(&ids, Scope::Session).ids(), memory)
+        retry.check_eviction(client, memory)?;
+        if !memory.must_await_old_job() {
+            return Ok(());
+        }
+        let ids = self.key_ids(client)?;
+        let ids = self.lock(&ids, Scope::Session).ids().to_vec();
+        retry.await_old_job(client, &ids, memory)
     }
 
     /// Leaves a server alone that has just started: whoever lost the lock in the restart comes first.

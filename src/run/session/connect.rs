@@ -15,11 +15,15 @@ const DESCRIPTOR_HEADROOM: usize = 12;
 ///
 /// # Errors
 /// [`ExitCode::Internal`] if too few descriptors are free; else as for [`open`].
-pub(super) fn connect(plan: &SessionPlan, reporter: &Reporter) -> Result<Connection, Failure> {
+pub(super) fn connect(
+    plan: &SessionPlan,
+    reporter: &Reporter,
+    enforcement: LimitEnforcement,
+) -> Result<Connection, Failure> {
     sys::check_free_descriptors(DESCRIPTOR_HEADROOM).map_err(|error| {
         Failure::new(ExitCode::Internal, error).context("too few file descriptors left to connect (see ulimit -n)")
     })?;
-    let connection = open(plan, reporter)?;
+    let connection = open_within(plan, reporter, enforcement)?;
     if connection.socket.is_none() {
         message::detail(
             "cannot tell which descriptor is the session's socket: a lost session is noticed later, \
@@ -29,18 +33,20 @@ pub(super) fn connect(plan: &SessionPlan, reporter: &Reporter) -> Result<Connect
     Ok(connection)
 }
 
-/// Opens a connection with the name of the session.
+/// Opens a further connection with the name of the session.
 ///
 /// # Errors
 /// Connecting fails; see [`Settings::open`](crate::connection::Settings::open).
 pub(super) fn open(plan: &SessionPlan, reporter: &Reporter) -> Result<Connection, Failure> {
+    open_within(plan, reporter, LimitEnforcement::Attempt)
+}
+
+/// Does the same; `enforcement` says who ends a step that takes too long.
+///
+/// # Errors
+/// As for [`open`].
+fn open_within(plan: &SessionPlan, reporter: &Reporter, enforcement: LimitEnforcement) -> Result<Connection, Failure> {
     let mut watch = |limit| reporter.expect_within(limit);
-    // Where the wait endures, a step that takes too long must fail rather than end pglock.
-    let enforcement = if plan.retries_from_start() {
-        LimitEnforcement::Attempt
-    } else {
-        LimitEnforcement::Observer
-    };
     plan.settings
         .open(&plan.application_name(), Some(&mut watch), enforcement)
 }

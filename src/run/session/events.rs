@@ -21,6 +21,8 @@ pub(crate) enum SessionEvent {
     Contended,
     /// The connection failed while nothing was held, and is tried again; the reason.
     Retrying(String),
+    /// The lock is left alone as long as the job of a client that held it may run.
+    AwaitingOldJob,
     /// Who holds the lock, as seen during the wait.
     Waiting(Vec<Backend>),
     /// The lock is ours.

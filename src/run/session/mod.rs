@@ -7,7 +7,8 @@
 //! The thread obeys one order ([`Session::release`]) and reports what happens. Each [`SessionEvent::Alive`] announces
 //! by when the next report is due; the main thread notices if it does not come.
 //!
-//! The connection is opened once and never reopened: by then another client could hold the lock.
+//! While nothing is held, a connection that fails is opened again (see `retry`). One that held the lock is not: by then
+//! another client could hold the lock. What is opened after a loss only guards the end of the job (see `guard`).
 
 mod acquire;
 mod connect;

@@ -19,9 +19,14 @@ pub(crate) struct SessionPlan {
 }
 
 impl SessionPlan {
-    /// Returns whether the wait also covers a server that is away from the first attempt on: if the user gave a limit.
-    pub(super) fn retries_from_start(&self) -> bool {
-        matches!(self.wait, Wait::Until(_))
+    /// Returns whether the wait survives a server that is away: with `--wait` from the first attempt on, else once the
+    /// server has answered a query.
+    pub(super) fn endures(&self, has_answered: bool) -> bool {
+        match self.wait {
+            Wait::Try => false,
+            Wait::Until(_) => true,
+            Wait::Indefinitely => has_answered,
+        }
     }
 
     /// Returns the `application_name` of the session.

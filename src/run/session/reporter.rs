@@ -60,6 +60,11 @@ impl Reporter {
                 let previous = self.deadline.replace(Some(*deadline));
                 previous.is_none_or(|previous| previous > *deadline)
             }
+            SessionEvent::Retrying(_) => {
+                // The main thread forgets the deadline, and must be woken for the next one.
+                self.deadline.set(None);
+                true
+            }
             SessionEvent::Connected(_) | SessionEvent::Cancellable(_) | SessionEvent::Contended => false,
             _ => true,
         }

@@ -12,10 +12,11 @@ use super::events::SessionEvent;
 use super::orders::Orders;
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
+use super::timing::MAX_POOL_WAIT;
 use crate::inspect::backend::Backend;
-use crate::inspect::holders;
+use crate::inspect::{eviction, holders};
 use crate::key::{self, KeyId};
-use crate::lock::Wait;
+use crate::lock::Server;
 use crate::outcome::{ExitCode, Failure};
 use crate::ui::message;
 use postgres::Client;
@@ -23,8 +24,9 @@ use std::time::{Duration, Instant};
 
 /// The first pause before connecting again.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// The longest pause before connecting again.
-const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause before connecting again: shorter than a second, so that a job starts within a second of the server's
+/// being ready.
+const MAX_PAUSE: Duration = Duration::from_millis(800);
 /// The first pause between two looks for the guard; it grows to [`MAX_PAUSE`].
 const FIRST_LOOK_PAUSE: Duration = Duration::from_millis(50);
 
@@ -32,10 +34,16 @@ const FIRST_LOOK_PAUSE: Duration = Duration::from_millis(50);
 pub(super) struct WaitMemory {
     /// The server has answered a query.
     pub(super) has_answered: bool,
+    /// It has answered on the current connection.
+    has_answered_here: bool,
     /// Another client was seen to hold the lock; since the last connection, or before.
     pub(super) was_contended: bool,
     /// The holder could have lost its session together with us, at this time.
     holder_lost_at: Option<Instant>,
+    /// The backend of the current connection, if that is direct.
+    backend: Option<i32>,
+    /// The backend of the last connection, of which it is not known yet whether it was evicted.
+    lost_backend: Option<i32>,
     /// The longest limit that a holder's query tag has shown.
     shown_limit: Option<Duration>,
     next_pause: Duration,
@@ -46,12 +54,38 @@ impl WaitMemory {
     pub(super) fn new() -> WaitMemory {
         WaitMemory {
             has_answered: false,
+            has_answered_here: false,
             was_contended: false,
             holder_lost_at: None,
+            backend: None,
+            lost_backend: None,
             shown_limit: None,
             next_pause: FIRST_PAUSE,
             is_reported: false,
         }
+    }
+
+    /// Notes that the server has answered a query on the current connection.
+    pub(super) fn note_answer(&mut self) {
+        self.has_answered = true;
+        self.has_answered_here = true;
+        self.next_pause = FIRST_PAUSE;
+    }
+
+    /// Notes what the first query on a connection has answered.
+    pub(super) fn note_server(&mut self, server: &Server) {
+        self.note_answer();
+        self.backend = (!server.pooled).then_some(server.backend_pid);
+    }
+
+    /// Notes that the connection is lost. Whoever held the lock then may have lost it together with us; a server that is
+    /// still away gives it to nobody.
+    fn note_loss(&mut self) {
+        if self.was_contended && self.has_answered_here {
+            self.holder_lost_at = Some(Instant::now());
+        }
+        self.has_answered_here = false;
+        self.lost_backend = self.backend.take().or(self.lost_backend);
     }
 
     /// Returns whether the job of a client that held the lock may still run without it.
@@ -80,23 +114,15 @@ impl Retry<'_> {
     /// # Errors
     /// The failure, if it is final: it is not a temporary one, the time is up, or the order to release came.
     pub(super) fn await_next_attempt(&self, failure: Failure, memory: &mut WaitMemory) -> Result<(), Failure> {
-        let endures = match self.plan.wait {
-            Wait::Try => false,
-            Wait::Until(_) => true,
-            Wait::Indefinitely => memory.has_answered,
-        };
         let time_left = self.plan.wait.time_left();
-        if !endures || !failure.is_transient || time_left == Some(Duration::ZERO) {
+        if !self.plan.endures(memory.has_answered) || !failure.is_transient || time_left == Some(Duration::ZERO) {
             return Err(failure);
         }
-        if memory.was_contended {
-            memory.holder_lost_at.get_or_insert_with(Instant::now);
-        }
+        memory.note_loss();
         self.report(&failure, memory);
         let pause = memory.next_pause.mul_f64(1.0 - fastrand::f64() / 2.0);
         let pause = time_left.map_or(pause, |time_left| time_left.min(pause));
         memory.next_pause = (memory.next_pause * 3 / 2).min(MAX_PAUSE);
-        self.reporter.expect_reply_within(pause);
         if self.orders.is_release_ordered_within(pause) {
             return Err(failure);
         }
@@ -121,6 +147,26 @@ impl Retry<'_> {
         }
     }
 
+    /// As the first query of a new connection: finds out whether the last one was evicted.
+    ///
+    /// # Errors
+    /// It was, which is final, or the connection is lost.
+    pub(super) fn check_eviction(&self, client: &mut Client, memory: &mut WaitMemory) -> Result<(), Failure> {
+        let Some(backend_pid) = memory.lost_backend else {
+            return Ok(());
+        };
+        self.reporter.expect_reply_within(MAX_POOL_WAIT);
+        let evictor = eviction::find_evictor_first(client, backend_pid)?;
+        memory.lost_backend = None;
+        match evictor.filter(|evictor| evictor.is_authorized) {
+            Some(evictor) => Err(Failure::msg(
+                ExitCode::Unavailable,
+                format!("the wait was evicted by {}", evictor.description),
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// Before the lock is tried on a new connection: waits until the client that held it, if it may have lost its session
     /// together with us, can have no job any more.
     ///
@@ -142,20 +188,22 @@ impl Retry<'_> {
             "the holder may have lost its lock in the meantime; waiting for its job to end, up to {}",
             humantime::format_duration(Duration::from_secs(limit.as_secs()))
         ));
+        self.reporter.report(SessionEvent::AwaitingOldJob);
         while lost_at.elapsed() < limit {
-            self.reporter.expect_reply_within(Duration::ZERO);
+            self.reporter.expect_reply_within(MAX_POOL_WAIT);
             let holders = holders::find(client, ids)?;
-            if holders.iter().any(|holder| is_guard_or_old_holder(holder, lost_at)) {
+            memory.note_answer();
+            if are_all_accounted_for(&holders, ids, lost_at) {
                 break;
             }
-            if self.plan.wait.time_left() == Some(Duration::ZERO) {
-                return Err(Failure::msg(
-                    ExitCode::Unavailable,
-                    "the job of the client that held the lock may still be running",
-                ));
+            let time_left = self.plan.wait.time_left().unwrap_or(Duration::MAX);
+            if time_left.is_zero() {
+                let message = "the job of the client that held it may still be running";
+                return Err(Failure::msg(ExitCode::Unavailable, message).transient_if(true));
             }
-            self.reporter.expect_reply_within(pause);
-            if self.orders.is_release_ordered_within(pause) {
+            let pause_now = pause.min(time_left).min(limit.saturating_sub(lost_at.elapsed()));
+            self.reporter.expect_reply_within(pause_now);
+            if self.orders.is_release_ordered_within(pause_now) {
                 return Err(Failure::msg(ExitCode::Unavailable, "interrupted"));
             }
             pause = (pause * 3 / 2).min(MAX_PAUSE);
@@ -165,7 +213,11 @@ impl Retry<'_> {
     }
 }
 
-/// Returns whether a session guards the end of the old job, or held the lock all along: then it is waited for as ever.
-fn is_guard_or_old_holder(holder: &Backend, lost_at: Instant) -> bool {
-    holder.is_guard || holder.since.is_some_and(|since| since.ago >= lost_at.elapsed())
+/// Returns whether each key, or slot, is held by a session that guards the end of the old job, or that has held it all
+/// along: then it is waited for as ever. A shared lock says nothing about others that may have held it too.
+fn are_all_accounted_for(holders: &[Backend], ids: &[KeyId], lost_at: Instant) -> bool {
+    let is_guard_or_old =
+        |holder: &Backend| holder.is_guard || holder.since.is_some_and(|since| since.ago >= lost_at.elapsed());
+    let count = holders.iter().filter(|holder| is_guard_or_old(holder)).count();
+    count >= ids.len() && !holders.iter().any(|holder| holder.is_shared)
 }

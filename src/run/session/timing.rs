@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+/// How long a pooler may let a query wait for a free session of its pool: PgBouncer's default (`query_wait_timeout`).
+pub(super) const MAX_POOL_WAIT: Duration = Duration::from_secs(120);
+
 /// The timing rule, a lease without leases.
 ///
 /// We sent the last query that the server received at most one heartbeat interval ago. We notice its missing reply

@@ -5,6 +5,7 @@ use super::orders::Orders;
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
 use super::retry::WaitMemory;
+use super::timing::MAX_POOL_WAIT;
 use crate::inspect::holders;
 use crate::key::KeyId;
 use crate::lock::{Server, WaitObserver};
@@ -13,6 +14,9 @@ use std::time::{Duration, Instant};
 
 /// How often the holders are refreshed for a user who watches the wait.
 const HOLDER_REFRESH_INTERVAL: Duration = Duration::from_millis(850);
+
+/// How often they are looked up otherwise, for the limits that they show. A wait that survives its connection needs them.
+const LIMIT_REFRESH_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Announces each query and each pause of a wait, and ends the wait on the order to release.
 pub(super) struct SessionWaitObserver<'a> {
@@ -23,6 +27,7 @@ pub(super) struct SessionWaitObserver<'a> {
     ids: &'a [KeyId],
     memory: &'a mut WaitMemory,
     holders_refreshed: Instant,
+    has_looked_for_limits: bool,
 }
 
 impl<'a> SessionWaitObserver<'a> {
@@ -42,7 +47,18 @@ impl<'a> SessionWaitObserver<'a> {
             ids,
             memory,
             holders_refreshed: Instant::now(),
+            has_looked_for_limits: false,
         }
+    }
+
+    fn is_refresh_due(&self) -> bool {
+        let is_first = !self.has_looked_for_limits;
+        let interval = if self.plan.is_watched || is_first {
+            HOLDER_REFRESH_INTERVAL
+        } else {
+            LIMIT_REFRESH_INTERVAL
+        };
+        self.holders_refreshed.elapsed() > interval
     }
 
     fn refresh_holders(&mut self, client: &mut Client) {
@@ -51,8 +67,11 @@ impl<'a> SessionWaitObserver<'a> {
         if let Ok(mut holders) = holders::find(client, self.ids) {
             self.memory.note_limits(&holders);
             holders.retain(|holder| holder.pid != Some(self.server.backend_pid));
-            self.reporter.report(SessionEvent::Waiting(holders));
+            if self.plan.is_watched {
+                self.reporter.report(SessionEvent::Waiting(holders));
+            }
         }
+        self.has_looked_for_limits = true;
         self.holders_refreshed = Instant::now();
     }
 }
@@ -64,7 +83,7 @@ impl WaitObserver for SessionWaitObserver<'_> {
     }
 
     fn pause(&mut self, client: &mut Client, pause: Duration) -> bool {
-        if self.plan.is_watched && self.holders_refreshed.elapsed() > HOLDER_REFRESH_INTERVAL {
+        if self.is_refresh_due() {
             self.refresh_holders(client);
         }
         // No query is sent meanwhile, so no reply is due.
@@ -73,12 +92,8 @@ impl WaitObserver for SessionWaitObserver<'_> {
     }
 }
 
-/// Returns how long a waiter's query may be delayed before a backend receives it. A pooler lets it wait for a free
-/// session of its pool, by PgBouncer's default (`query_wait_timeout`) for two minutes; a holder has a session already.
+/// Returns how long a waiter's query may be delayed before a backend receives it: by a pooler. A holder has a session
+/// already.
 pub(super) fn max_pool_wait(server: &Server) -> Duration {
-    if server.pooled {
-        Duration::from_secs(120)
-    } else {
-        Duration::ZERO
-    }
+    if server.pooled { MAX_POOL_WAIT } else { Duration::ZERO }
 }

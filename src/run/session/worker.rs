@@ -9,7 +9,7 @@ use super::orders::Orders;
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
 use super::retry::{Retry, WaitMemory};
-use crate::connection::{Canceller, Connection};
+use crate::connection::{Canceller, Connection, LimitEnforcement};
 use crate::key;
 use crate::lock::{Lock, Wait};
 use crate::outcome::Failure;
@@ -79,7 +79,15 @@ impl Worker {
             mut client,
             socket,
             canceller,
-        } = connect::connect(&self.plan, &self.reporter)?;
+        } = {
+            // Where the wait endures, a step that takes too long must fail rather than end pglock.
+            let enforcement = if self.plan.endures(memory.has_answered) {
+                LimitEnforcement::Attempt
+            } else {
+                LimitEnforcement::Observer
+            };
+            connect::connect(&self.plan, &self.reporter, enforcement)?
+        };
         match self.converse(&mut client, socket, canceller, memory)? {
             SessionEnd::Released { was_held } => self.reporter.report(SessionEvent::Released {
                 was_held,

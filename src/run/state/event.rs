@@ -15,6 +15,8 @@ pub(crate) enum Event {
     Connected,
     /// Another client holds the lock.
     Contended,
+    /// The session has no connection any more, and will connect again.
+    Disconnected,
     /// The session reported that it is alive.
     Alive {
         /// When its next report is due.

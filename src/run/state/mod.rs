@@ -192,6 +192,13 @@ impl RunState {
                 *contended = true;
                 Vec::new()
             }
+            Event::Disconnected => {
+                *connected = false;
+                // A pause between two attempts needs no report, and each step of an attempt announces its own limit.
+                self.report_due = None;
+                self.overslept_due = None;
+                Vec::new()
+            }
             Event::Acquired => {
                 self.min_hold_until = Some(now + self.policy.min_hold);
                 self.phase = Phase::Starting;
