@@ -104,6 +104,8 @@ fn waiters_are_evicted_only_with_waiters() {
     for waiter in third {
         let output = waiter.finish();
         assert!(output.code(69).stdout.is_empty(), "a waiter got the lock");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains("the wait was evicted by "), "{text}");
     }
 }
 

@@ -59,7 +59,9 @@ fn restart_under_newcomers(server: &Server, restart: fn(&Server), interval: Dura
     let run = server.run(&key).args(["--kill-after", "1.2"]);
     let holder = run.sh(&journal.stubborn_alone()).spawn();
     journal.await_count("ready", 1);
-    let waiters = [0, 1].map(|_| server.run(&key).sh(&journal.alone()).spawn());
+    // They come back by themselves, and leave the old job its time if they have not seen its guard.
+    let short = ["--heartbeat", "1", "--kill-after", "1.2"];
+    let waiters = [0, 1].map(|_| server.run(&key).args(short).sh(&journal.alone()).spawn());
     server.await_locks(&key, 1, 2);
     let newcomer = || server.run(&key).args(["-n", "-q"]).sh(&journal.alone());
     let statuses = with_newcomers(interval, newcomer, || {
@@ -78,10 +80,9 @@ fn restart_under_newcomers(server: &Server, restart: fn(&Server), interval: Dura
     );
     assert_eq!(count(0) + count(75) + count(69), statuses.len(), "{statuses:?}");
     for waiter in waiters {
-        let output = waiter.finish();
-        assert!(matches!(output.status.code(), Some(0 | 69)), "{output}");
+        waiter.finish().code(0);
     }
-    journal.assert_alone(1..=usize::MAX);
+    journal.assert_alone(3..=usize::MAX);
 }
 
 const SOMETIMES: Duration = Duration::from_millis(100);

@@ -1,6 +1,8 @@
 //! A run from start to end: the job, signals, the terminal, waiting, and the loss of the lock.
 
 mod cost;
+mod endures;
+mod endures_kinds;
 mod eviction;
 mod failures;
 mod guard;

@@ -10,6 +10,7 @@
 pub mod case;
 pub mod command;
 pub mod delay_line;
+pub mod gate;
 pub mod journal;
 pub mod meddler;
 pub mod network;

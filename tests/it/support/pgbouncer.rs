@@ -94,6 +94,14 @@ impl PgBouncer<'_> {
         self.server.run(key).env("PGPORT", self.port.to_string())
     }
 
+    /// Starts one on the port of another, which was killed.
+    pub fn again(self, settings: &[&str]) -> Self {
+        let (server, port) = (self.server, self.port);
+        drop(self);
+        let _ = fs::remove_file(server.directory().join(format!("pgbouncer-{port}.log")));
+        PgBouncer::launch(server, None, port, settings).expect("PgBouncer starts again")
+    }
+
     /// Returns its port, over TCP and of its socket.
     pub fn port(&self) -> u16 {
         self.port
