@@ -79,10 +79,10 @@ impl Holder<'_> {
                     next_heartbeat = last_sent + interval;
                     let is_marked = self.heartbeat(client, last_sent.duration_since(held_since), must_listen)?;
                     must_listen = false;
+                    self.reporter.expect_reply_after(last_sent);
                     if is_marked && !is_eviction_reported {
                         is_eviction_reported = self.report_eviction(client)?;
                     }
-                    self.reporter.expect_reply_after(last_sent);
                 }
             }
         }

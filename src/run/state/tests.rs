@@ -623,6 +623,9 @@ impl World {
             }
             Incident::Evict if self.is_session_alive && self.lock_held => {
                 self.lost_during_job |= self.job == JobState::Running;
+                // It is seen in the reply to a heartbeat.
+                self.reach_server();
+                self.deliver(alive_until(self.now + 10 * SECOND), in_callers_group);
                 self.deliver(Event::EvictionRequested, in_callers_group);
             }
             Incident::Stop if self.job == JobState::Running => {
