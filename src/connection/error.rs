@@ -131,7 +131,7 @@ pub(super) fn is_transient(error: &DbError) -> bool {
 }
 
 /// What poolers say about what is temporary.
-const TEMPORARY_IN_POOLERS: [&str; 34] = [
+const TEMPORARY_IN_POOLERS: [&str; 37] = [
     // PgBouncer 1.18 to 1.25, of itself: client.c, objects.c, janitor.c.
     "no more connections allowed",
     "client connections exceeded",
@@ -162,6 +162,10 @@ const TEMPORARY_IN_POOLERS: [&str; 34] = [
     "transaction timeout",
     "database configuration changed",
     "connect string changed",
+    // PgBouncer, when it repeats what the server said as it refused the pooler's own login, without its SQLSTATE (53300).
+    "too many clients already",
+    "remaining connection slots are reserved",
+    "too many connections for",
     // PgCat: client.rs.
     "could not get connection from the pool",
     "error receiving data from server",
@@ -306,6 +310,9 @@ mod tests {
             ("08P01", "no more connections allowed (max_client_conn)"),
             ("08P01", "query_wait_timeout"),
             ("08P01", "server login failed: FATAL sorry, too many clients already"),
+            ("08P01", "sorry, too many clients already"),
+            ("08P01", "remaining connection slots are reserved for superusers"),
+            ("08P01", "too many connections for role \"u\""),
             (
                 "08P01",
                 "server login has been failing, try again later (server_login_retry)",

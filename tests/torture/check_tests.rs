@@ -177,16 +177,100 @@ fn a_slot_that_two_have_is_caught() {
 #[test]
 fn an_overlap_is_excused_by_what_ended_the_session_and_by_nothing_else() {
     use Kind::*;
-    for kind in [EndSession, TermBackend, Evict, KillBackend, Crash, Failover] {
+    for kind in [EndSession, TermBackend, EvictForced] {
         let verdict = explained_overlap(kind).passes().verdict();
         assert_eq!(verdict.explained[&kind.name()].count, 1, "{kind:?}");
     }
-    for kind in [Cut, CutServer, Delay, StopBackend] {
+    for kind in [Evict, KillBackend, Crash, Failover, Cut, CutServer, Delay, StopBackend] {
         explained_overlap(kind).fails_for(OVERLAP);
     }
     for kind in [TermJob, SlowDisk, Exhaust, Reconnect] {
         assert_eq!(explained_overlap(kind).verdict().violations.len(), 2, "{kind:?}");
     }
+}
+
+#[test]
+fn a_restart_or_an_eviction_is_an_excuse_only_where_the_loser_could_not_come_back() {
+    use Kind::*;
+    let ends = [
+        (Crash, Target::All),
+        (KillBackend, Target::All),
+        (Failover, Target::All),
+        (Evict, Target::Key("a")),
+    ];
+    for (end, target) in ends {
+        let tale = || explained_overlap(Reconnect).fault(end, target, 400, 480);
+        let is_explained_by = |tale: Story, suffix: &str| {
+            let verdict = tale.verdict();
+            let overlaps = verdict
+                .violations
+                .iter()
+                .filter(|violation| violation.contains(OVERLAP));
+            overlaps.count() == 0 && verdict.explained.contains_key(&format!("{}{suffix}", end.name()))
+        };
+        tale().fails_for(OVERLAP);
+        let killed = tale().fault(KillPglock, Target::Run(1), 200, 201);
+        assert!(is_explained_by(killed, " of a killed pglock"), "{end:?}");
+        let stopped = tale().fault(StopPglock, Target::Run(1), 200, 450);
+        assert!(is_explained_by(stopped, " of a stopped pglock"), "{end:?}");
+        for hindrance in [Cut, CutServer, Delay, Exhaust, StopBackend] {
+            let hindered = tale().fault(hindrance, Target::All, 410, 490);
+            assert!(
+                is_explained_by(hindered, " with the server out of reach"),
+                "{end:?} {hindrance:?}"
+            );
+        }
+        // Of another host, and only after the other job had started.
+        tale().fault(Cut, Target::Host(1), 410, 490).fails_for(OVERLAP);
+        tale().fault(Cut, Target::Host(0), 600, 700).fails_for(OVERLAP);
+        let pooled = tale().request(1, |request| request.pooled = true);
+        assert_eq!(is_explained_by(pooled, " behind the pooler"), end != Evict, "{end:?}");
+        let pooled = tale().request(2, |request| request.pooled = true);
+        pooled.fails_for(OVERLAP);
+    }
+}
+
+#[test]
+fn a_terminated_session_is_an_excuse_only_if_somebody_wanted_the_lock_then() {
+    let terminated = |second_began| {
+        let tale = Story::default().holds(1, 0, 3000).holds(2, second_began, 3500);
+        let tale = tale.job(2, |stay| stay.entered = ms(second_began.max(450)));
+        tale.fault(Kind::EndSession, Target::Run(1), 400, 401)
+    };
+    terminated(300).passes();
+    terminated(1500).fails_for(OVERLAP);
+    // Another one had got in, after whom the lock is free.
+    let tale = terminated(1500).holds(3, 200, 600);
+    tale.job(3, |stay| stay.entered = ms(450)).passes();
+    let other = terminated(1500).holds(3, 200, 600);
+    other.request(3, |request| request.keys = vec!["b"]).fails_for(OVERLAP);
+}
+
+#[test]
+fn a_job_under_a_lock_left_in_the_pool_is_caught() {
+    let leftover = |began, ended| {
+        let tale = Story::default().holds(1, 0, 1000);
+        tale.fault(Kind::Leftover, Target::Key("a"), began, ended)
+    };
+    const CAUGHT: &str = "run 1 was inside under a lock left in the pool";
+    leftover(300, 600).fails_for(CAUGHT);
+    leftover(0, 600).fails_for(CAUGHT);
+    leftover(1000, 1500).passes();
+    let shared = leftover(300, 600).request(1, |request| request.shared = true);
+    shared.fails_for(CAUGHT);
+    let other = leftover(300, 600).request(1, |request| request.keys = vec!["b"]);
+    other.passes();
+    let slot = |slot| {
+        let tale = leftover(300, 600).request(1, |request| request.slots = Some(3));
+        tale.job(1, |stay| stay.slot = Some(slot))
+    };
+    slot(0).fails_for(CAUGHT);
+    slot(1).passes();
+    // It had lost its lock before.
+    let forced = leftover(300, 600).fault(Kind::EvictForced, Target::Key("a"), 290, 295);
+    forced.passes();
+    let asked = leftover(300, 600).fault(Kind::Evict, Target::Key("a"), 290, 295);
+    asked.fails_for(CAUGHT);
 }
 
 #[test]
@@ -210,7 +294,7 @@ fn an_excuse_counts_for_its_target_and_its_time() {
     // Long before the first one had the lock: its session is a newer one.
     let late = Story::default().holds(1, 0, 9000).holds(2, 8000, 9500);
     let late = late.job(1, |stay| stay.entered = ms(7900));
-    let late = late.fault(Kind::Crash, Target::All, 4000, 4500);
+    let late = late.fault(Kind::EvictForced, Target::All, 4000, 4500);
     late.fails_for(OVERLAP);
 }
 
@@ -328,8 +412,49 @@ fn an_end_that_nothing_explains_is_caught() {
     }
     let killed = holder().job(1, |stay| stay.left = false);
     killed.fails_for("unexpected exit");
-    let waiter = Story::default().waits(1, 0, 1000, 69, "pglock: the server is gone");
+    let waiter = Story::default().waits(1, 0, 5100, 69, "pglock: the server is gone");
     waiter.fails_for("the server was there");
+}
+
+#[test]
+fn a_wait_that_a_restart_ends_is_caught() {
+    let fails = |ended, line: &str| {
+        let tale = Story::default().waits(1, 0, ended, 69, line);
+        tale.fault(Kind::Crash, Target::All, 400, 480)
+    };
+    fails(5100, "pglock: cannot connect; gave up after 5s\n").passes();
+    fails(500, "pglock: cannot connect\n").fails_for("the wait ended before its time was up");
+    let at_once = fails(500, "pglock: cannot connect\n");
+    at_once.request(1, |request| request.wait = None).passes();
+    fails(
+        500,
+        "pglock: lost the lock on key \"a\" at noon: because; the job was not started\n",
+    )
+    .passes();
+    let evicted = "pglock: evicted while waiting for key \"a\" by root@ops:1\n";
+    fails(500, evicted).fails_for("nobody evicted it");
+    let by = fails(500, evicted).fault(Kind::EvictForced, Target::Key("a"), 300, 350);
+    by.passes();
+    let silent = "pglock: the server stopped responding 2s after startup\n";
+    fails(2000, silent).fails_for("nobody was silent");
+    fails(2000, silent).fault(Kind::Cut, Target::Host(0), 300, 350).passes();
+}
+
+#[test]
+fn a_wait_that_goes_on_says_so_once_and_for_a_reason() {
+    const GOES_ON: &str = "pglock: lost the connection while waiting for key \"a\": the server is gone; reconnecting\n";
+    let restart = |line: &str| {
+        let tale = Story::default().holds(1, 0, 1000).end(1, End::Code(0), line);
+        tale.fault(Kind::Crash, Target::All, 2, 5)
+    };
+    restart(GOES_ON).passes();
+    restart("pglock: cannot connect; retrying until the wait for key \"a\" is over\n").passes();
+    restart(&GOES_ON.repeat(2)).fails_for("it does not say \"\"");
+    let mut calm = restart(GOES_ON);
+    calm.0.faults.clear();
+    calm.fails_for("it had no reason to connect again");
+    let at_once = restart(GOES_ON).request(1, |request| request.wait = None);
+    at_once.fails_for("it went on waiting, and was not to wait");
 }
 
 #[test]
@@ -361,6 +486,10 @@ fn a_loss_is_reported_with_its_reason() {
     lost(Kind::EndSession, command).passes();
     lost(Kind::EndSession, &format!("{command} (evicted by root@ops)")).fails_for("nobody evicted it");
     lost(Kind::Evict, &format!("{command} (evicted by root@ops)")).passes();
+    lost(Kind::EvictForced, &format!("{command} (evicted by root@ops)")).passes();
+    lost(Kind::Evict, "evicted by root@ops").passes();
+    lost(Kind::EvictForced, "evicted by root@ops").fails_for("nobody asked for it");
+    lost(Kind::EndSession, "the session no longer holds it").fails_for("its session had lost the lock");
     let silent = "the server did not respond within 1s";
     lost(Kind::EndSession, silent).fails_for("nobody was silent");
     lost(Kind::Cut, silent).passes();

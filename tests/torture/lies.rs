@@ -22,7 +22,7 @@ const LIES: [(&str, &str); 8] = [
 #[test]
 fn a_pglock_that_lies_is_caught() {
     let _alone = ALONE.lock();
-    let (world, directory) = (World::new(), tempfile::tempdir().unwrap());
+    let (world, directory) = (World::new(true), tempfile::tempdir().unwrap());
     let plan = Plan::new(1, 1).with("WORKERS=10 FAULTS=none").unwrap();
     let (_, verdict) = run(&plan, &world, Path::new(env!("CARGO_BIN_EXE_pglock")));
     assert_eq!(verdict.violations, Vec::<String>::new(), "the real one");

@@ -123,7 +123,8 @@ fn judge(plan: Plan) -> Option<String> {
 
 /// Makes a run in a world of its own, and returns its summary and verdict.
 fn torture(plan: &Plan) -> (String, Verdict) {
-    let (began, world) = (Instant::now(), World::new());
+    let resets_sessions = !plan.kinds.contains(&Kind::Leftover);
+    let (began, world) = (Instant::now(), World::new(resets_sessions));
     let versions = world.versions();
     let (history, mut verdict) = run(plan, &world, Path::new(env!("CARGO_BIN_EXE_pglock")));
     verdict.violations.extend(world.end());

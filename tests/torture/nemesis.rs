@@ -6,7 +6,7 @@ use super::crowd::{Crowd, Running};
 use super::history::{Fault, Target, now};
 use super::plan::{Kind, Strike};
 use super::support::command::command;
-use super::support::server::SUPERUSER;
+use super::support::server::{SUPERUSER, number};
 use super::support::wait::{SOON, until};
 use super::world::{HOSTS, World};
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP, SIGTERM};
@@ -18,6 +18,12 @@ use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
+
+/// How long a client of the pool tries to get a lock that it leaves there.
+const LEFTOVER_ATTEMPTS: Duration = Duration::from_secs(1);
+
+/// How often it is seen whether the lock is still there.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 pub struct Nemesis<'a> {
     pub world: &'a World,
@@ -32,6 +38,10 @@ impl Nemesis<'_> {
             until(millis(strike.pause), || self.crowd.is_over());
             if self.crowd.is_over() {
                 break;
+            }
+            if strike.kind == Kind::Leftover {
+                faults.extend(self.leave_a_lock(&strike).unwrap_or_default());
+                continue;
             }
             let began = now();
             let target = self.strike(&strike);
@@ -59,7 +69,8 @@ impl Nemesis<'_> {
             Kind::TermBackend => self.signal_backend(strike, SIGTERM),
             Kind::StopBackend => self.signal_backend(strike, SIGSTOP),
             Kind::KillBackend => self.kill_backend(strike),
-            Kind::Evict => self.evict(strike),
+            Kind::Evict => self.evict(strike, &[]),
+            Kind::EvictForced => self.evict(strike, &["--force"]),
             Kind::Cut => {
                 let host = self.host(strike);
                 self.world.cut(Some(host), || wait_for_fault(strike));
@@ -181,12 +192,14 @@ impl Nemesis<'_> {
         until(SOON, || self.query("SELECT 1").is_some());
     }
 
-    fn evict(&self, strike: &Strike) -> Option<Target> {
+    fn evict(&self, strike: &Strike, options: &[&str]) -> Option<Target> {
         let (_, running) = self.pick_running(strike)?;
         let key = running.request.keys[0];
         let server = self.world.primary();
         let mut evict = command(env!("CARGO_BIN_EXE_pglock"));
-        evict.args(["evict", "--yes", "--key", key]);
+        evict.args(["evict", "--yes", "--key", key]).args(options);
+        // Those of the pglocks: a holder that is new does not show its own yet.
+        evict.env("PGLOCK_HEARTBEAT", "1").env("PGLOCK_KILL_AFTER", "1");
         evict.env(
             "PGLOCK_DSN",
             format!(
@@ -198,6 +211,57 @@ impl Nemesis<'_> {
         evict.stdin(Stdio::null()).stdout(Stdio::null());
         evict.stderr(Stdio::null()).status().unwrap();
         Some(Target::Key(key))
+    }
+
+    /// Takes a lock of the session through the pooler, and leaves. The fault lasts for as long as the lock was seen to be
+    /// there; the end of its session is another one.
+    fn leave_a_lock(&self, strike: &Strike) -> Option<Vec<Fault>> {
+        let (_, running) = self.pick_running(strike)?;
+        let key = running.request.keys[0];
+        let mut pid = None;
+        // Jobs take turns at the key.
+        until(LEFTOVER_ATTEMPTS, || {
+            pid = self.lock_in_pool(key);
+            pid.is_some() || self.crowd.is_over()
+        });
+        let (pid, began) = (pid?, now());
+        let present = format!("SELECT 1 FROM pg_locks WHERE pid = {pid} AND locktype = 'advisory' AND granted");
+        let end = began + u128::from(strike.lasts) * 1_000_000;
+        let (mut ended, mut is_there) = (began, true);
+        while is_there && now() < end && !self.crowd.is_over() {
+            let_pass(LOOK_INTERVAL);
+            let at = now();
+            let found = self.query(&present);
+            is_there = found.as_ref().is_none_or(|rows| !rows.is_empty());
+            if found.is_some() && is_there {
+                ended = at;
+            }
+        }
+        let ending = now();
+        until(SOON, || {
+            self.query(&format!("SELECT pg_terminate_backend({pid})")).is_some()
+        });
+        let fault = |kind, target, began, ended| Fault {
+            kind,
+            target,
+            began,
+            ended,
+        };
+        Some(vec![
+            fault(Kind::Leftover, Target::Key(key), began, ended),
+            fault(Kind::EndSession, Target::Pooled, ending, now()),
+        ])
+    }
+
+    /// Returns the process id of the session that took the lock.
+    fn lock_in_pool(&self, key: &str) -> Option<String> {
+        let mut client = self.world.pool_client()?;
+        let sql = format!("SELECT pg_backend_pid() WHERE pg_try_advisory_lock({})", number(key));
+        let messages = client.simple_query(&sql).ok()?;
+        messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        })
     }
 
     /// Delays each flush of the WAL.

@@ -75,7 +75,12 @@ pub enum Kind {
     StopBackend,
     /// SIGKILL to a backend, whereupon the server ends all sessions and recovers.
     KillBackend,
+    /// `pglock evict`, which asks.
     Evict,
+    /// `pglock evict --force`, which does not.
+    EvictForced,
+    /// A client of the pool takes a session's lock and leaves it there; later its session is ended.
+    Leftover,
     /// Immediate stop and start.
     Crash,
     Failover,
@@ -97,7 +102,7 @@ pub enum Kind {
 
 impl Kind {
     /// The kinds that can be planned, and how often. What stops everything is rare, or nothing else would happen.
-    pub const ALL: [(Kind, u64); 20] = [
+    pub const ALL: [(Kind, u64); 22] = [
         (Kind::KillPglock, 20),
         (Kind::StopPglock, 16),
         (Kind::TermPglock, 20),
@@ -108,7 +113,9 @@ impl Kind {
         (Kind::TermBackend, 12),
         (Kind::StopBackend, 8),
         (Kind::KillBackend, 2),
-        (Kind::Evict, 16),
+        (Kind::Evict, 12),
+        (Kind::EvictForced, 4),
+        (Kind::Leftover, 8),
         (Kind::Crash, 2),
         (Kind::Failover, 1),
         (Kind::KillPooler, 5),
@@ -141,6 +148,7 @@ impl Kind {
             Kind::Cut => (4000, 14_000),
             Kind::CutServer => (500, 5000),
             Kind::Delay => (500, 4000),
+            Kind::Leftover => (100, 2500),
             Kind::SlowDisk => (200, 2000),
             Kind::Exhaust => (100, 1500),
             _ => (0, 1),

@@ -7,6 +7,7 @@ use super::support::network::{Host, Network};
 use super::support::pgbouncer::PgBouncer;
 use super::support::server::{SUPERUSER, Server};
 use super::support::wait::{SOON, eventually, until};
+use postgres::{Client, Config, NoTls};
 use std::fs;
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -22,6 +23,8 @@ const SETTINGS: [&str; 4] = [
 ];
 
 pub struct World {
+    /// Whether the pooler resets each session that it lends.
+    resets_sessions: bool,
     network: Option<Network>,
     clients: Vec<Host>,
     servers: Vec<Host>,
@@ -43,7 +46,8 @@ struct Now {
 }
 
 impl World {
-    pub fn new() -> World {
+    /// Starts everything. A pooler that resets each session has no locks left in it.
+    pub fn new(resets_sessions: bool) -> World {
         let mut network = Network::new();
         let mut hosts = |count| -> Vec<Host> {
             let made = network
@@ -54,8 +58,9 @@ impl World {
         let (servers, clients) = (hosts(2), hosts(HOSTS));
         let primary = leak(Server::make(&SETTINGS, servers.first(), None));
         let standby = leak(Server::make(&SETTINGS, servers.get(1), Some(primary)));
-        let pooler = pooler(primary, servers.first());
+        let pooler = pooler(primary, servers.first(), resets_sessions);
         World {
+            resets_sessions,
             network,
             clients,
             servers,
@@ -157,7 +162,7 @@ impl World {
         now.standby.promote();
         now.primary_host = 1 - now.primary_host;
         (now.primary, now.standby) = (now.standby, old);
-        now.pooler = pooler(now.primary, self.servers.get(now.primary_host));
+        now.pooler = self.pooler(&now);
         *self.now.write().unwrap() = now.clone();
         let next = self.servers.get(1 - now.primary_host);
         now.standby = leak(Server::make(&SETTINGS, next, Some(now.primary)));
@@ -177,8 +182,20 @@ impl World {
         let _change = self.change.lock().unwrap();
         let mut now = self.now();
         now.pooler.kill();
-        now.pooler = pooler(now.primary, self.servers.get(now.primary_host));
+        now.pooler = self.pooler(&now);
         *self.now.write().unwrap() = now;
+    }
+
+    fn pooler(&self, now: &Now) -> Arc<PgBouncer<'static>> {
+        pooler(now.primary, self.servers.get(now.primary_host), self.resets_sessions)
+    }
+
+    /// Connects through the pooler, if that is possible at once.
+    pub fn pool_client(&self) -> Option<Client> {
+        let now = self.now();
+        let mut config = Config::new();
+        config.host(now.primary.host()).port(now.pooler.port());
+        config.user(SUPERUSER).dbname("postgres").connect(NoTls).ok()
     }
 
     pub fn reconnect_pooler(&self) {
@@ -220,15 +237,19 @@ fn leak(server: Server) -> &'static Server {
     Box::leak(Box::new(server))
 }
 
-/// Starts a pooler that resets every session as thoroughly as possible, and that waits for a silent client as long as
-/// the server would.
-fn pooler(server: &'static Server, host: Option<&Host>) -> Arc<PgBouncer<'static>> {
+/// Starts a pooler that resets every session as thoroughly as possible or, as most do, not at all, and that waits for a
+/// silent client as long as the server would.
+fn pooler(server: &'static Server, host: Option<&Host>, resets_sessions: bool) -> Arc<PgBouncer<'static>> {
     let settings = [
         "pool_mode=transaction",
         "default_pool_size=15",
         "server_login_retry=1",
         "server_reset_query=DISCARD ALL",
-        "server_reset_query_always=1",
+        if resets_sessions {
+            "server_reset_query_always=1"
+        } else {
+            "server_reset_query_always=0"
+        },
         "tcp_keepidle=3",
         "tcp_keepintvl=1",
         "tcp_keepcnt=3",

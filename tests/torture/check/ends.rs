@@ -1,7 +1,7 @@
 //! The check of how each pglock ended: its exit status and its message fit what happened to it, and its job had ended
 //! before.
 
-use super::{Check, POOLER_RETRY_NS, disturbs, ends_sessions, silences};
+use super::{Check, POOLER_RETRY_NS, SECOND_NS, disturbs, ends_sessions, silences};
 use crate::history::{End, Fault, Run, Stay};
 use crate::plan::Kind;
 
@@ -13,18 +13,32 @@ impl Check<'_> {
     pub fn ends(&mut self) {
         for (&number, run) in &self.history.runs {
             let stay = self.stays.get(&number).copied();
+            let (retried, line) = last_line(run.stderr.trim_end());
             let ending = Ending {
                 check: self,
                 number,
                 run,
                 stay,
-                line: run.stderr.trim_end(),
+                line,
             };
-            if let Err(why) = ending.is_right().and_then(|()| ending.is_after_the_job()) {
+            let is_retry_right = retried.map_or(Ok(()), |_| ending.has_retried());
+            if let Err(why) = is_retry_right
+                .and_then(|()| ending.is_right())
+                .and_then(|()| ending.is_after_the_job())
+            {
                 self.violation(format!("run {number}: {why}\n  {run:?}\n  {stay:?}"));
             }
         }
     }
+}
+
+/// Returns the line that says that the wait goes on without a server, if there is one, and the rest.
+fn last_line(text: &str) -> (Option<&str>, &str) {
+    let (first, rest) = text.split_once('\n').unwrap_or((text, ""));
+    let is_retry = first.starts_with("pglock: ")
+        && (first.contains("lost the connection while waiting for key") && first.ends_with("; reconnecting")
+            || first.contains("; retrying until the wait for key") && first.ends_with(" is over"));
+    if is_retry { (Some(first), rest) } else { (None, text) }
 }
 
 /// The end of a run, to be judged.
@@ -50,10 +64,7 @@ impl Ending<'_> {
             }
             End::Code(74) => self.is_a_loss(),
             End::Code(75) if self.stay.is_none() => self.is_a_conflict(),
-            End::Code(69) if self.stay.is_none() => {
-                self.has_line("pglock: ")?;
-                self.was_hit("the server was there", disturbs)
-            }
+            End::Code(69) if self.stay.is_none() => self.is_a_failure(),
             End::Signal(9) => self.was_hit("nobody killed it", |kind| {
                 matches!(kind, Kind::KillPglock | Kind::KillJob)
             }),
@@ -86,11 +97,47 @@ impl Ending<'_> {
         }
     }
 
+    /// A wait went on without a server.
+    fn has_retried(&self) -> Result<(), String> {
+        if self.run.request.wait.is_none() {
+            return Err("it went on waiting, and was not to wait".into());
+        }
+        self.was_hit("it had no reason to connect again", disturbs)
+    }
+
+    /// The lock was not acquired. A wait ends so only when its time is up, by an eviction, or with a lock that was lost
+    /// before the job was started.
+    fn is_a_failure(&self) -> Result<(), String> {
+        self.has_line("pglock: ")?;
+        self.was_hit("the server was there", disturbs)?;
+        let Some(seconds) = self.run.request.wait else {
+            return Ok(());
+        };
+        match self.line {
+            line if line.contains("evicted ") => self.was_hit("nobody evicted it", evicts),
+            line if line.contains("; the job was not started") || line.contains("before the job was started") => Ok(()),
+            line if line.contains("stopped responding") => self.was_hit("nobody was silent", |kind| {
+                silences(kind) || self.run.request.pooled && ends_sessions(kind)
+            }),
+            _ if self.run.ended - self.run.began >= u128::from(seconds) * SECOND_NS => Ok(()),
+            _ => Err("the wait ended before its time was up".into()),
+        }
+    }
+
     /// The lock was lost, for the reason in the message.
     fn is_a_loss(&self) -> Result<(), String> {
         self.has_line("pglock: lost the lock on key")?;
+        if self.line.contains(": evicted by ") {
+            self.was_hit("nobody asked for it", |kind| kind == Kind::Evict)?;
+        }
         if self.line.contains("(evicted by ") {
-            self.was_hit("nobody evicted it", |kind| kind == Kind::Evict)?;
+            self.was_hit("nobody evicted it", evicts)?;
+        }
+        // Nothing here releases a lock behind pglock's back.
+        if self.line.contains("the session no longer holds it")
+            || self.line.contains("instead of the one that holds it")
+        {
+            return Err("its session had lost the lock".into());
         }
         let is_pooled = self.run.request.pooled;
         match self.line {
@@ -150,4 +197,8 @@ impl Ending<'_> {
         let found = self.check.faults.find(self.number, self.run, from, until, is);
         found.map(|_| ()).ok_or_else(|| otherwise.to_owned())
     }
+}
+
+fn evicts(kind: Kind) -> bool {
+    matches!(kind, Kind::Evict | Kind::EvictForced)
 }

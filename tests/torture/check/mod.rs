@@ -1,14 +1,16 @@
 //! The check: whether a history keeps pglock's promises.
 //!
-//! Two jobs that exclude each other may overlap only if a fault ended the session of one of them, and for no longer
-//! than it takes to terminate its job. A cut cable, a slow line or a silent server is no excuse, since pglock
-//! terminates the job before the server frees the lock, unless pglock itself was killed or stopped. Even with an
-//! excuse, the tokens must tell which job was first, and the store must have refused it after the other one had
-//! written.
+//! Two jobs that exclude each other may overlap only where nobody could keep the second one out, and for no longer than
+//! it takes to terminate the first one ([`excuses`] says when). A restart, a crash or an eviction is no excuse, since
+//! the loser guards the end of its job; nor is a cut cable, a slow line or a silent server, since pglock terminates the
+//! job before the server frees the lock. Even with an excuse, the tokens must tell which job was first, and the store
+//! must have refused it after the other one had written. Nor may a job be inside while another client of the pool has
+//! left a lock on its key.
 //!
-//! [`tokens`]: tokens and the store. [`ends`]: how each pglock ended, and what it printed. [`waits`]: the waiters.
+//! [`excuses`]: what explains an overlap. [`tokens`]: tokens and the store. [`ends`]: how each pglock ended, and what it printed. [`waits`]: the waiters.
 
 mod ends;
+mod excuses;
 mod tokens;
 mod waits;
 
@@ -58,6 +60,7 @@ pub fn check(history: &History) -> Verdict {
         verdict: Verdict::default(),
     };
     check.overlaps();
+    check.leftovers();
     check.tokens();
     check.store();
     check.ends();
@@ -128,8 +131,8 @@ impl<'a> Check<'a> {
         };
         let lasted = a.last.min(b.last) - b.entered;
         match excuse {
-            Some(kind) => {
-                let explained = self.verdict.explained.entry(kind.name()).or_default();
+            Some(why) => {
+                let explained = self.verdict.explained.entry(why).or_default();
                 explained.count += 1;
                 explained.ordered += usize::from(tokens.is_some());
                 explained.longest = explained.longest.max(lasted);
@@ -145,32 +148,6 @@ impl<'a> Check<'a> {
                 self.faults.program(first, second)
             )),
         }
-    }
-
-    /// Returns the fault that had ended the session of this holder before another job started.
-    fn excuse(&self, victim: Holder, until: u128) -> Option<Kind> {
-        let Holder { stay, run } = victim;
-        let hit = |kinds: &[Kind]| {
-            let is = |fault: &Fault| kinds.contains(&fault.kind);
-            self.faults.find(stay.run, run, run.began, stay.last, is)
-        };
-        // No pglock was there to terminate the job, or not before this.
-        let is_alone = hit(&[Kind::KillPglock]).is_some();
-        let back = hit(&[Kind::StopPglock, Kind::Stall]).map(|fault| fault.ended);
-        let is_stopped_in_time = |fault: &Fault| {
-            let noticed = fault.ended.max(back.unwrap_or_default());
-            is_alone || stay.last <= noticed + TERMINATION_LIMIT_NS
-        };
-        let from = stay.entered.saturating_sub(START_LIMIT_NS);
-        let found = |is: &dyn Fn(&Fault) -> bool| self.faults.find(stay.run, run, from, until, is);
-        let ended = found(&|fault| ends_sessions(fault.kind) && is_stopped_in_time(fault));
-        // The server frees the lock of a silent client.
-        let is_unguarded = is_alone || back.is_some();
-        let freed_by_server = || {
-            let is = |fault: &Fault| cuts(fault.kind) && is_unguarded && is_stopped_in_time(fault);
-            found(&is)
-        };
-        ended.or_else(freed_by_server).map(|fault| fault.kind)
     }
 }
 
@@ -193,7 +170,7 @@ fn ends_sessions(kind: Kind) -> bool {
     use Kind::*;
     matches!(
         kind,
-        EndSession | TermBackend | Evict | KillBackend | Crash | Failover | KillPooler
+        EndSession | TermBackend | Evict | EvictForced | KillBackend | Crash | Failover | KillPooler
     )
 }
 

@@ -1,7 +1,7 @@
 //! The check of the waiters: a reported holder exists, no client waits while the lock is free, and the queue is served
 //! in the order in which clients came.
 
-use super::{Check, Faults, SECOND_NS, felt_until, meets, share_a_key, silences};
+use super::{Check, Faults, SECOND_NS, ends_sessions, felt_until, meets, share_a_key, silences};
 use crate::history::{End, Fault, Run};
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,6 +15,10 @@ const ARRIVAL_LIMIT_NS: u128 = 4 * SECOND_NS;
 /// How long the lock of a silent client can remain: until the server gives up the connection, or longer if its backend
 /// was stopped.
 const GHOST_LIMIT_NS: u128 = 20 * SECOND_NS;
+
+/// How long a waiter that lost its session leaves the key alone, since the job of the holder may still run: H + D + G and
+/// the margin, and then its next try.
+const OLD_JOB_LIMIT_NS: u128 = 7 * SECOND_NS;
 
 /// A client that wants a key, or has it.
 #[derive(Clone, Copy)]
@@ -194,7 +198,8 @@ fn gaps(from: u128, until: u128, all: &[Wanting]) -> Vec<(u128, u128)> {
 /// that could not use it.
 fn is_disturbed(faults: &Faults, all: &[Wanting], from: u128, until: u128) -> bool {
     let meets_one = |fault: &Fault| {
-        let is_met = |it: &Wanting| felt_until(fault, it.run) >= from && meets(fault, it.number, it.run);
+        let echo = if ends_sessions(fault.kind) { OLD_JOB_LIMIT_NS } else { 0 };
+        let is_met = |it: &Wanting| felt_until(fault, it.run) + echo >= from && meets(fault, it.number, it.run);
         all.iter()
             .filter(|wanting| wanting.run.began < until && wanting.gone > from)
             .any(is_met)

@@ -1,0 +1,108 @@
+//! What explains that a job was inside without its lock.
+//!
+//! A session that is ended frees the lock at once, but its pglock takes it again until the job is dead. That fails in
+//! these cases only: pglock itself was killed or stopped; the lock was to be free at once (`pglock evict --force`);
+//! another client wanted the lock when `pg_terminate_backend` ended the session, and stood in the server's queue; or the
+//! server could not be reached.
+
+use super::{Check, Holder, SECOND_NS, START_LIMIT_NS, TERMINATION_LIMIT_NS, cuts, ends_sessions, share_a_key};
+use crate::history::{Fault, Target};
+use crate::plan::Kind;
+
+/// How late a client can have come that got the lock before the loser of a terminated session, on a busy machine.
+const GAP_LIMIT_NS: u128 = SECOND_NS / 2;
+/// How long after a cut the server cannot be reached: until the first message of a connection is retransmitted.
+const UNREACHABLE_AFTER_CUT_NS: u128 = 4 * SECOND_NS;
+/// How long after another fault it cannot be reached, on a busy machine.
+const UNREACHABLE_AFTER_NS: u128 = SECOND_NS;
+
+impl<'a> Check<'a> {
+    /// Returns what let another job start although this holder's job was still inside.
+    pub fn excuse(&self, victim: Holder<'a>, until: u128) -> Option<String> {
+        let Holder { stay, run } = victim;
+        let hit = |kinds: &[Kind]| {
+            let is = |fault: &Fault| kinds.contains(&fault.kind);
+            self.faults.find(stay.run, run, run.began, stay.last, is)
+        };
+        // No pglock was there to terminate the job and to take the lock again, or not before this.
+        let is_killed = hit(&[Kind::KillPglock]).is_some();
+        let back = hit(&[Kind::StopPglock, Kind::Stall]).map(|fault| fault.ended);
+        let is_stopped_in_time = |fault: &Fault| {
+            let noticed = fault.ended.max(back.unwrap_or_default());
+            is_killed || stay.last <= noticed + TERMINATION_LIMIT_NS
+        };
+        let reason = |fault: &Fault| match fault.kind {
+            _ if is_killed => Some(" of a killed pglock"),
+            _ if back.is_some() => Some(" of a stopped pglock"),
+            Kind::EvictForced => Some(""),
+            Kind::EndSession | Kind::TermBackend if self.was_wanted(fault, victim) => Some(""),
+            // Its pooler is gone for good, or keeps it waiting before it tries the server again.
+            Kind::KillPooler | Kind::Crash | Kind::KillBackend | Kind::Failover if run.request.pooled => {
+                Some(" behind the pooler")
+            }
+            _ if self.is_out_of_reach(fault, victim, until) => Some(" with the server out of reach"),
+            _ => None,
+        };
+        let explains = |fault: &Fault| {
+            let frees = ends_sessions(fault.kind) || cuts(fault.kind) && (is_killed || back.is_some());
+            frees && is_stopped_in_time(fault) && reason(fault).is_some()
+        };
+        let from = stay.entered.saturating_sub(START_LIMIT_NS);
+        let fault = self.faults.find(stay.run, run, from, until, explains)?;
+        Some(fault.kind.name() + reason(fault).unwrap_or_default())
+    }
+
+    /// Returns whether another client wanted the lock when the session was ended.
+    fn was_wanted(&self, fault: &Fault, victim: Holder) -> bool {
+        self.history.runs.iter().any(|(&number, run)| {
+            number != victim.stay.run
+                && share_a_key(&run.request, &victim.run.request)
+                && run.began < fault.ended + GAP_LIMIT_NS
+                && run.ended > fault.began
+        })
+    }
+
+    /// Returns whether the loser could not reach the server between the end of its session and the other job's start.
+    fn is_out_of_reach(&self, fault: &Fault, victim: Holder, until: u128) -> bool {
+        let is = |other: &Fault| {
+            let after = match other.kind {
+                kind if cuts(kind) => UNREACHABLE_AFTER_CUT_NS,
+                Kind::Exhaust | Kind::StopBackend => UNREACHABLE_AFTER_NS,
+                _ => return false,
+            };
+            other.ended + after >= fault.began
+        };
+        self.faults
+            .find(victim.stay.run, victim.run, fault.began, until, is)
+            .is_some()
+    }
+
+    /// P43: nobody enters while another client of the pool has left a lock on the key.
+    pub fn leftovers(&mut self) {
+        let history = self.history;
+        let mut found = Vec::new();
+        for fault in history.faults.iter().filter(|fault| fault.kind == Kind::Leftover) {
+            let Target::Key(key) = fault.target else {
+                continue;
+            };
+            for stay in &history.stays {
+                let Some(run) = self.run(stay.run).filter(|run| run.request.keys.contains(&key)) else {
+                    continue;
+                };
+                let is_other_slot = run.request.slots.is_some() && stay.slot != Some(0);
+                let is_apart = stay.last <= fault.began || stay.entered >= fault.ended;
+                if is_apart || is_other_slot || self.excuse(Holder { stay, run }, fault.began).is_some() {
+                    continue;
+                }
+                found.push(format!(
+                    "{key}: run {} was inside under a lock left in the pool:\n  {run:?}\n  {stay:?}\n  {fault:?}\n  faults: {:?}",
+                    stay.run,
+                    self.faults.program(Holder { stay, run }, Holder { stay, run })
+                ));
+            }
+        }
+        for violation in found {
+            self.violation(violation);
+        }
+    }
+}
