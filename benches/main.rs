@@ -10,8 +10,8 @@
 //! | `plot` | charts of the results |
 //! | `floor.c`, `floor_tls.rs` | the floor, in plain text and with TLS |
 //!
-//! `make bench` and `make bench-growth` write their results beside this file; `make bench-check` only compares them with
-//! the bounds. Everything runs on this machine, on servers of its own.
+//! `make bench` and `make bench-growth` write their results beside this file; `make bench-check` only compares them
+//! with the bounds. Everything runs on this machine, on servers of its own.
 
 #![expect(unreachable_pub, clippy::missing_errors_doc, reason = "a benchmark has no API")]
 #![expect(clippy::unwrap_used, reason = "a failed measurement panics")]

@@ -20,7 +20,8 @@ fn text(x: f64, y: f64, size: u32, anchor: &str, words: &str) -> String {
     format!("<text x=\"{x:.1}\" y=\"{y:.1}\" font-size=\"{size}\" text-anchor=\"{anchor}\" {FONT}>{words}</text>\n")
 }
 
-/// What took milliseconds, in proportion to the floor: the median as a bar, and what lies between the quartiles as a line.
+/// What took milliseconds, in proportion to the floor: the median as a bar, and what lies between the quartiles as a
+/// line.
 pub fn bars(works: &[Work]) -> String {
     const LEFT: f64 = 400.0;
     const LINE: f64 = 17.0;

@@ -81,8 +81,8 @@ pub(super) struct RunArgs {
 
     /// Time limit for connecting and waiting; 0 is --no-wait.
     ///
-    /// Without a limit, pglock waits indefinitely, once the first connection has succeeded. With one, it also retries the
-    /// first connection while the server is away.
+    /// Without a limit, pglock waits indefinitely, once the first connection has succeeded. With one, it also retries
+    /// the first connection while the server is away.
     #[arg(short, long, visible_alias = "timeout", value_name = "DURATION", value_parser = value::duration)]
     #[arg(variable_note = variables::PGLOCK_WAIT.name)]
     pub wait: Option<Duration>,
@@ -240,8 +240,8 @@ pub(super) struct EvictArgs {
 
     /// Release the lock at once, even while the job is still being terminated
     ///
-    /// Without it, a pglock that holds the lock terminates its job first, and the next job starts only when the old one is
-    /// dead.
+    /// Without it, a pglock that holds the lock terminates its job first, and the next job starts only when the old one
+    /// is dead.
     #[arg(long)]
     pub force: bool,
 

@@ -57,8 +57,8 @@ fn number_of_named_key(entry: &LockEntry) -> String {
     }
 }
 
-/// Returns the state, as the JSON has it, except that a guard and a waiter that polls are shown as such: the job of a guard is
-/// being terminated, and one that polls has no place in a queue.
+/// Returns the state, as the JSON has it, except that a guard and a waiter that polls are shown as such: the job of a
+/// guard is being terminated, and one that polls has no place in a queue.
 fn state(entry: &LockEntry) -> &'static str {
     match entry.state {
         LockState::Holding if entry.backend.is_guard => "guarding",

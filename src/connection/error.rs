@@ -162,7 +162,8 @@ const TEMPORARY_IN_POOLERS: [&str; 37] = [
     "transaction timeout",
     "database configuration changed",
     "connect string changed",
-    // PgBouncer, when it repeats what the server said as it refused the pooler's own login, without its SQLSTATE (53300).
+    // PgBouncer, when it repeats what the server said as it refused the pooler's own login, without its SQLSTATE
+    // (53300).
     "too many clients already",
     "remaining connection slots are reserved",
     "too many connections for",

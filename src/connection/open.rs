@@ -92,8 +92,8 @@ impl Settings {
         Ok(opener.try_hosts()?)
     }
 
-    /// Connects again under this application name, without asking for a password: with the one that was typed before, if
-    /// any.
+    /// Connects again under this application name, without asking for a password: with the one that was typed before,
+    /// if any.
     ///
     /// # Errors
     /// As for [`Settings::open`].

@@ -19,9 +19,9 @@ pub(crate) struct Evictor {
     pub is_forced: bool,
 }
 
-/// Returns who evicts the backend with this process ID, if a `pglock evict` has marked it. An authorized one comes first.
-/// Must be asked by a session of the role that the backend's session has, after its first query: the holder itself asks
-/// within the transaction to which its lock may belong, where any error would release the lock.
+/// Returns who evicts the backend with this process ID, if a `pglock evict` has marked it. An authorized one comes
+/// first. Must be asked by a session of the role that the backend's session has, after its first query: the holder
+/// itself asks within the transaction to which its lock may belong, where any error would release the lock.
 ///
 /// # Errors
 /// The server reports an error, or the connection is lost.

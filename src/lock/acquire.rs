@@ -65,6 +65,9 @@ impl Lock {
     /// that has lost its server. `reconnect` therefore opens further connections, to see whether BEGIN ends each of
     /// them.
     ///
+    /// If `last_asked` is given, a server that has started since counts as restarted: those that lost their locks in
+    /// the restart come first.
+    ///
     /// # Errors
     /// [`ExitCode::Config`] behind statement pooling; else the server reports an error, or the connection is lost.
     pub(crate) fn first_try_in_transaction(
@@ -72,10 +75,11 @@ impl Lock {
         client: &mut Client,
         server_limit: Duration,
         max_pause: Duration,
+        last_asked: Option<Instant>,
         mut reconnect: impl FnMut() -> Option<Client>,
     ) -> Result<TryOutcome, Failure> {
         let began = Instant::now();
-        let error = match self.try_in_transaction(client, server_limit, max_pause, None) {
+        let error = match self.try_in_transaction(client, server_limit, max_pause, last_asked) {
             Ok(outcome) => return Ok(outcome),
             Err(error) => error,
         };

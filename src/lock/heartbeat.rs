@@ -41,8 +41,8 @@ impl HeartbeatReply {
 }
 
 impl Lock {
-    /// Asks the server whether backend `backend_pid` still holds the lock for us. The tag of the query says for how long
-    /// it has been held.
+    /// Asks the server whether backend `backend_pid` still holds the lock for us. The tag of the query says for how
+    /// long it has been held.
     ///
     /// # Errors
     /// The server reports an error, or the connection is lost.

@@ -40,7 +40,8 @@ const INITIAL_NAME: &str = "pg_catalog.set_config('application_name', NULL, true
 const IS_PRIMARY: &str = "NOT pg_catalog.pg_is_in_recovery()";
 
 /// How many seconds ago the server started, or restarted after a crash: then its statistics are reset (from PostgreSQL
-/// 15 on; before, to ask for them could take 10 ms). All sessions ended at that time, and jobs may still be terminating.
+/// 15 on; before, to ask for them could take 10 ms). All sessions ended at that time, and jobs may still be
+/// terminating.
 const SERVER_AGE: &str = "extract(epoch FROM pg_catalog.clock_timestamp() - GREATEST(\
      pg_catalog.pg_postmaster_start_time(), CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 150000 \
      THEN pg_catalog.pg_stat_get_bgwriter_stat_reset_time() END))";
@@ -171,9 +172,7 @@ impl Lock<KeySql> {
         let compute_key = key_expression.map_or_else(String::new, |expression| {
             format!("SELECT pg_catalog.set_config('pglock.key', ({expression})::text, true) AS key; ")
         });
-        let log_thresholds = LOG_THRESHOLD_SETTINGS
-            .map(|name| format!("pg_catalog.current_setting('{name}', true) AS {name}"))
-            .join(", ");
+        let log_thresholds = log_threshold_columns();
         format!(
             "{NOT_DEFERRABLE}{compute_key}SELECT {INITIAL_NAME} AS name, pg_catalog.version() AS version, \
              pg_catalog.current_database() AS database, pg_catalog.pg_is_in_recovery() AS standby, \
@@ -307,6 +306,12 @@ impl Lock<KeySql> {
     pub(super) fn proof(&self) -> String {
         proof(self.keys.as_slice(), self.mode, None)
     }
+}
+
+/// Returns the columns with the server's settings above which it logs a statement.
+fn log_threshold_columns() -> String {
+    let columns = LOG_THRESHOLD_SETTINGS.map(|name| format!("pg_catalog.current_setting('{name}', true) AS {name}"));
+    columns.join(", ")
 }
 
 /// Returns the query that waits in the server's queue for one key, for up to `slice`. [`GOT_COLUMN`] is then 1, 0 after

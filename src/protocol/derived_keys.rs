@@ -36,8 +36,8 @@ pub(crate) fn ticket_class(key: KeyId) -> i32 {
     i32::from_be_bytes(sha256_prefix(format!("pglock line {key}").as_bytes()))
 }
 
-/// Returns the lock that `pglock evict` holds, shared, while it requests the session of the backend with this process ID
-/// to terminate its job, or terminates the session.
+/// Returns the lock that `pglock evict` holds, shared, while it requests the session of the backend with this process
+/// ID to terminate its job, or terminates the session.
 pub(crate) fn eviction_mark(backend_pid: i32) -> KeyId {
     KeyId::IntPair(EVICTION_MARK_CLASS, backend_pid)
 }

@@ -1,6 +1,7 @@
 //! A supervised run: the session that holds the lock, the job, and the loop that watches both.
 
 pub(crate) mod job;
+mod job_events;
 pub(crate) mod messages;
 pub(crate) mod options;
 pub(crate) mod progress;

@@ -2,9 +2,13 @@
 
 use crate::inspect::backend::Backend;
 use crate::inspect::server_time::age;
-use crate::ui::terminal::truncate_to_width;
+use crate::ui::message;
+use crate::ui::terminal::{self, StatusStyle, truncate_to_width};
 use std::time::{Duration, Instant};
 use unicode_width::UnicodeWidthStr;
+
+/// The width assumed for a terminal that does not report one.
+const DEFAULT_COLUMNS: usize = 80;
 
 /// What a wait waits for, as last seen.
 pub(crate) enum WaitProgress {
@@ -31,13 +35,29 @@ impl WaitProgress {
         WaitProgress::Reconnecting(reason.to_owned())
     }
 
+    /// Shows the status on the terminal, in place or, where that is not possible, once.
+    pub(crate) fn show(&self, keys: &str, waited: Duration, is_reported: &mut bool) {
+        match terminal::status_style() {
+            Some(StatusStyle::InPlace) => {
+                // Leave the last column empty: some terminals move to the next line after a character there.
+                let columns = terminal::stderr_columns().unwrap_or(DEFAULT_COLUMNS).saturating_sub(1);
+                message::show_status(&self.line(keys, waited, columns));
+            }
+            Some(StatusStyle::Once) if !*is_reported => {
+                message::notice(self.sentence(keys, waited));
+                *is_reported = true;
+            }
+            Some(StatusStyle::Once) | None => {}
+        }
+    }
+
     /// Returns the status in full.
-    pub(crate) fn sentence(&self, keys: &str, waited: Duration) -> String {
+    fn sentence(&self, keys: &str, waited: Duration) -> String {
         format!("waiting for {keys} for {}; {}", age(waited), self.holder())
     }
 
     /// Returns the status shortened to this many columns. The holder is at the end, so it is cut off first.
-    pub(crate) fn line(&self, keys: &str, waited: Duration, columns: usize) -> String {
+    fn line(&self, keys: &str, waited: Duration, columns: usize) -> String {
         let full = format!("pglock: {}", self.sentence(keys, waited));
         if full.width() <= columns {
             return full;

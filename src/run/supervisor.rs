@@ -1,15 +1,16 @@
 //! The one loop: waits for events, passes them to the state machine in `state`, and performs its actions.
 //!
 //! This is the only place that sees both the session and the job. The loop sleeps in one poll(2), on the descriptor
-//! that signal handlers and the session's thread write to and on that of queued signals, until the next deadline. Every blocking call happens
-//! elsewhere.
+//! that signal handlers and the session's thread write to and on that of queued signals, until the next deadline. Every
+//! blocking call happens elsewhere.
 
 use crate::connection::{Canceller, Settings};
 use crate::key;
 use crate::lock::Wait;
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::protocol::query_tag;
-use crate::run::job::{self, Group, Job, Launch};
+use crate::run::job::{Group, Job, Launch};
+use crate::run::job_events::push_job_events;
 use crate::run::messages::{self, LockLoss, Termination};
 use crate::run::options::RunOptions;
 use crate::run::progress::WaitProgress;
@@ -17,9 +18,8 @@ use crate::run::session::{self, Held, Session, SessionEvent, SessionPlan};
 use crate::run::signal_number::SignalNumber;
 use crate::run::signals::{self, BlockedSignals, SignalInfo, Signals};
 use crate::run::state::{Action, Event, RunState};
-use crate::sys::WaitStatus;
 use crate::ui::message;
-use crate::ui::terminal::{self, StatusStyle};
+use crate::ui::terminal;
 use nix::errno::Errno;
 use nix::poll::PollTimeout;
 use nix::sys::signal::{SigSet, Signal};
@@ -33,8 +33,6 @@ const EVICTOR_LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 const STATUS_UPDATE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often to check whether any process of a job that is being terminated is left.
 const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// The width assumed for a terminal that does not report one.
-const DEFAULT_COLUMNS: usize = 80;
 
 /// Runs the command under the lock and returns how pglock exits. The wait is counted from `started_at`.
 ///
@@ -213,8 +211,7 @@ impl Supervisor {
             }
             SessionEvent::Alive(next_due) => Event::Alive { next_due },
             SessionEvent::Waiting(holders) => {
-                let seen = Instant::now();
-                self.progress = Some(WaitProgress::held(holders, seen));
+                self.progress = Some(WaitProgress::held(holders, Instant::now()));
                 Event::Tick
             }
             SessionEvent::Held(held) => self.record_acquisition(held),
@@ -226,6 +223,20 @@ impl Supervisor {
                 self.failure = Some(failure.to_string());
                 Event::NotAcquired(Outcome::Failed(failure.code))
             }
+            SessionEvent::Released { was_held, session } => {
+                // Closes the session explicitly: a process that the job left behind has the socket too, and must not
+                // keep the session open.
+                drop(session);
+                Event::Released { was_held }
+            }
+            SessionEvent::Panicked => self.record_panic(),
+            loss => self.record_loss(loss),
+        }
+    }
+
+    /// Records what the session reports about a lock that is lost, or to be given up.
+    fn record_loss(&mut self, session_event: SessionEvent) -> Event {
+        match session_event {
             SessionEvent::Lost(reason) => {
                 self.loss.get_or_insert_with(|| LockLoss::new(reason));
                 Event::LockLost
@@ -246,13 +257,7 @@ impl Supervisor {
                 }
                 Event::Tick
             }
-            SessionEvent::Released { was_held, session } => {
-                // Closes the session explicitly: a process that the job left behind has the socket too, and must not
-                // keep the session open.
-                drop(session);
-                Event::Released { was_held }
-            }
-            SessionEvent::Panicked => self.record_panic(),
+            _ => Event::Tick,
         }
     }
 
@@ -422,21 +427,9 @@ impl Supervisor {
 
     /// Shows a person at the terminal what pglock waits for.
     fn show_progress(&mut self) {
-        let Some(progress) = &self.progress else {
-            return;
-        };
-        let waited = self.started_at.elapsed();
-        match terminal::status_style() {
-            Some(StatusStyle::InPlace) => {
-                // Leave the last column empty: some terminals move to the next line after a character there.
-                let columns = terminal::stderr_columns().unwrap_or(DEFAULT_COLUMNS).saturating_sub(1);
-                message::show_status(&progress.line(&self.keys, waited, columns));
-            }
-            Some(StatusStyle::Once) if !self.is_wait_reported => {
-                message::notice(progress.sentence(&self.keys, waited));
-                self.is_wait_reported = true;
-            }
-            Some(StatusStyle::Once) | None => {}
+        if let Some(progress) = &self.progress {
+            let waited = self.started_at.elapsed();
+            progress.show(&self.keys, waited, &mut self.is_wait_reported);
         }
     }
 
@@ -502,22 +495,5 @@ impl Supervisor {
             (None, None) if self.is_connected => messages::unresponsive(elapsed),
             (None, None) => messages::connect_timeout(&self.address, elapsed),
         }
-    }
-}
-
-/// Appends the job's status changes since the last call.
-fn push_job_events(job: &Job, events: &mut Vec<Event>) {
-    while let Ok(Some(status)) = job.poll_status() {
-        if let Some(reason) = job::exit_reason(status) {
-            events.push(Event::JobExited(reason));
-            return;
-        }
-        events.push(match status {
-            WaitStatus::Stopped(signal) => Event::JobStopped {
-                signal,
-                by_terminal: job.is_stopped_by_terminal(signal),
-            },
-            _ => Event::JobContinued,
-        });
     }
 }

@@ -213,8 +213,8 @@ impl Nemesis<'_> {
         Some(Target::Key(key))
     }
 
-    /// Takes a lock of the session through the pooler, and leaves. The fault lasts for as long as the lock was seen to be
-    /// there; the end of its session is another one.
+    /// Takes a lock of the session through the pooler, and leaves. The fault lasts for as long as the lock was seen to
+    /// be there; the end of its session is another one.
     fn leave_a_lock(&self, strike: &Strike) -> Option<Vec<Fault>> {
         let (_, running) = self.pick_running(strike)?;
         let key = running.request.keys[0];

@@ -176,7 +176,7 @@ impl Inspection<'_> {
                     std::thread::sleep(lock::BEGIN_PROBE_PAUSE);
                     Some(self.settings.open(&name, None, LimitEnforcement::Attempt).ok()?.client)
                 };
-                lock.first_try_in_transaction(&mut self.client, server_limit, Duration::ZERO, reconnect)?
+                lock.first_try_in_transaction(&mut self.client, server_limit, Duration::ZERO, None, reconnect)?
             }
         };
         Ok((lock, outcome))

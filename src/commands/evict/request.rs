@@ -77,8 +77,8 @@ impl<'a> Eviction<'a> {
     /// Evicts these sessions, waits until they hold the lock no more, and prints a line for each.
     ///
     /// # Errors
-    /// Our role may not evict one of the holders (then nothing happens), a session does not terminate, or the connection
-    /// is lost.
+    /// Our role may not evict one of the holders (then nothing happens), a session does not terminate, or the
+    /// connection is lost.
     pub(super) fn carry_out(mut self, targets: &[Target]) -> Result<(), Failure> {
         let can_ask = |target: &&Target| !self.force && is_living_holder(target, self.timing);
         let (asked, others): (Vec<&Target>, Vec<&Target>) = targets.iter().partition(can_ask);
@@ -227,8 +227,8 @@ impl<'a> Eviction<'a> {
         Ok(())
     }
 
-    /// Returns which of these backends still have an advisory lock and the same client. A pooler lends a backend that is
-    /// released to the next client, and most likely to one that was waiting for the lock.
+    /// Returns which of these backends still have an advisory lock and the same client. A pooler lends a backend that
+    /// is released to the next client, and most likely to one that was waiting for the lock.
     ///
     /// # Errors
     /// The connection is lost.
@@ -251,8 +251,9 @@ impl<'a> Eviction<'a> {
     }
 }
 
-/// Returns whether the session is one of a pglock that lives, as far as our role can see. The backend of a lock that was
-/// left in a pool bears the name of the pool's last client; but a living holder has sent a heartbeat within its limit.
+/// Returns whether the session is one of a pglock that lives, as far as our role can see. The backend of a lock that
+/// was left in a pool bears the name of the pool's last client; but a living holder has sent a heartbeat within its
+/// limit.
 fn is_living_holder(target: &Target, timing: Timing) -> bool {
     let backend = target.backend;
     if !target.is_holder || backend.pid.is_none() || !backend.is_pglock() {

@@ -41,7 +41,8 @@ pub(super) fn wait_until_gone(client: &mut Client, pids: &[i32], before: &str) -
     let list: Vec<String> = pids.iter().map(i32::to_string).collect();
     let list = list.join(", ");
     let sql = format!(
-        "{before}SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid IN ({list})) AS present"
+        "{before}SELECT EXISTS (\
+         SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid IN ({list})) AS present"
     );
     let start = Instant::now();
     while QueryResult::fetch(client, &sql)?.is_true("present") {

@@ -120,9 +120,11 @@ impl Acquirer<'_> {
     /// # Errors
     /// As for [`Lock::first_try`] and [`Server::usable_scope`].
     fn first_try(&self, client: &mut Client, canceller: Canceller) -> Result<(LockRequest, Acquisition), Failure> {
+        let mut examined = Instant::now();
         let (mut request, mut outcome) = self.first_query(client)?;
         while let Some(settling_time) = request.server.settling_time() {
             self.let_server_settle(settling_time)?;
+            examined = Instant::now();
             (request, outcome) = self.first_query(client)?;
         }
         let server = &request.server;
@@ -139,14 +141,14 @@ impl Acquirer<'_> {
         ));
         let outcome = match request.lock.scope {
             Scope::Session => outcome,
-            Scope::Transaction => self.first_try_in_transaction(client, &request)?,
+            Scope::Transaction => self.first_try_in_transaction(client, &request, examined)?,
         };
         let acquisition = outcome.into_acquisition()?;
         Ok((request, acquisition))
     }
 
-    /// After a lost connection: ends an evicted wait, and leaves the key alone as long as the job of the client that held
-    /// it may run.
+    /// After a lost connection: ends an evicted wait, and leaves the key alone as long as the job of the client that
+    /// held it may run.
     ///
     /// # Errors
     /// As for [`Retry::check_eviction`] and [`Retry::await_old_job`].
@@ -178,11 +180,16 @@ impl Acquirer<'_> {
         Ok(())
     }
 
-    /// Tries the lock for the first time in a transaction.
+    /// Tries the lock for the first time in a transaction, on a server that was `examined` then.
     ///
     /// # Errors
     /// As for [`Lock::first_try_in_transaction`]; and [`ExitCode::Config`] with `--fair`.
-    fn first_try_in_transaction(&self, client: &mut Client, request: &LockRequest) -> Result<TryOutcome, Failure> {
+    fn first_try_in_transaction(
+        &self,
+        client: &mut Client,
+        request: &LockRequest,
+        examined: Instant,
+    ) -> Result<TryOutcome, Failure> {
         if self.options().fair {
             return Err(Failure::msg(
                 ExitCode::Config,
@@ -202,7 +209,7 @@ impl Acquirer<'_> {
         let max_pause = self.options().poll;
         request
             .lock
-            .first_try_in_transaction(client, server_limit, max_pause, reconnect)
+            .first_try_in_transaction(client, server_limit, max_pause, Some(examined), reconnect)
     }
 
     /// Examines the server and tries the lock if it is a session's.

@@ -1,9 +1,10 @@
 //! After the lock is lost: holding the key again until the job is dead.
 //!
 //! When the server ends the session (a restart, a crash, a failover, `pg_terminate_backend`), the lock is free at once,
-//! but the job still has its grace period. So this thread reconnects and acquires the same key in the same mode if it is
-//! free, and nobody starts before the old job is dead. The job is terminated all the same and its status stays 74: this
-//! only keeps others out, and never lets a job go on. pglock's exit closes the connection, which releases the lock.
+//! but the job still has its grace period. So this thread reconnects and acquires the same key in the same mode if it
+//! is free, and nobody starts before the old job is dead. The job is terminated all the same and its status stays 74:
+//! this only keeps others out, and never lets a job go on. pglock's exit closes the connection, which releases the
+//! lock.
 //!
 //! A newcomer leaves a server alone for the first half second after its start (`lock::MIN_SERVER_AGE`), so that the
 //! guard comes first.
@@ -171,7 +172,7 @@ impl Guard<'_> {
         let lock = Lock { scope, ..lock };
         let outcome = match scope {
             Scope::Session => outcome,
-            Scope::Transaction => lock.first_try_in_transaction(client, server_limit, options.poll, || None)?,
+            Scope::Transaction => lock.first_try_in_transaction(client, server_limit, options.poll, None, || None)?,
         };
         Ok(match outcome.into_acquisition()? {
             Acquisition::Acquired(grant) => GuardTry::Acquired {

@@ -133,8 +133,8 @@ impl Holder<'_> {
     }
 }
 
-/// Reads what the server sent without being asked, and returns the number of notifications. When an idle session becomes
-/// readable, it has most often been ended.
+/// Reads what the server sent without being asked, and returns the number of notifications. When an idle session
+/// becomes readable, it has most often been ended.
 ///
 /// # Errors
 /// The session is lost.

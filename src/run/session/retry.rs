@@ -4,9 +4,9 @@
 //! while, a primary that has moved: none of them says that the lock is held, so none of them ends a wait. With `--wait`
 //! this holds from the first attempt on; without, from the first answered query on; with `--no-wait` never.
 //!
-//! One danger remains. A session that ends together with the holder's finds the key free while the old job is still being
-//! terminated. So a waiter that lost its connection while another client held the key does not take it before it has seen
-//! that client's guard (see `guard`), or its job must be dead by the timing rule.
+//! One danger remains. A session that ends together with the holder's finds the key free while the old job is still
+//! being terminated. So a waiter that lost its connection while another client held the key does not take it before it
+//! has seen that client's guard (see `guard`), or its job must be dead by the timing rule.
 
 use super::events::SessionEvent;
 use super::orders::Orders;
@@ -25,8 +25,8 @@ use std::time::{Duration, Instant};
 
 /// The first pause before connecting again.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// The longest pause before connecting again: shorter than a second, so that a job starts within a second of the server's
-/// being ready.
+/// The longest pause before connecting again: shorter than a second, so that a job starts within a second of the
+/// server's being ready.
 const MAX_PAUSE: Duration = Duration::from_millis(800);
 /// The first pause between two looks for the guard; it grows to [`MAX_PAUSE`].
 const FIRST_LOOK_PAUSE: Duration = Duration::from_millis(50);
@@ -79,8 +79,8 @@ impl WaitMemory {
         self.backend = (!server.pooled).then_some(server.backend_pid);
     }
 
-    /// Notes that the connection is lost. Whoever held the lock then may have lost it together with us; a server that is
-    /// still away gives it to nobody.
+    /// Notes that the connection is lost. Whoever held the lock then may have lost it together with us; a server that
+    /// is still away gives it to nobody.
     fn note_loss(&mut self) {
         if self.was_contended && self.has_answered_here {
             self.holder_lost_at = Some(Instant::now());
@@ -168,8 +168,8 @@ impl Retry<'_> {
         }
     }
 
-    /// Before the lock is tried on a new connection: waits until the client that held it, if it may have lost its session
-    /// together with us, can have no job any more.
+    /// Before the lock is tried on a new connection: waits until the client that held it, if it may have lost its
+    /// session together with us, can have no job any more.
     ///
     /// # Errors
     /// The order to release came, the time is up, or the connection is lost.

@@ -58,7 +58,8 @@ impl Worker {
         }
     }
 
-    /// Reports why the lock was not acquired. If another client was seen to hold it and the time is up, that is a conflict.
+    /// Reports why the lock was not acquired. If another client was seen to hold it and the time is up, that is a
+    /// conflict.
     fn report_failure(&self, failure: Failure, memory: &WaitMemory) {
         let is_time_up = self.plan.wait.time_left() == Some(Duration::ZERO);
         if memory.was_contended && is_time_up && failure.is_transient && self.plan.wait != Wait::Try {
@@ -141,13 +142,17 @@ impl Worker {
             orders: &self.orders,
             reporter: &self.reporter,
         };
-        let acquired = match acquirer.acquire(client, canceller, memory)? {
-            AcquireOutcome::Acquired(acquired) => acquired,
+        match acquirer.acquire(client, canceller, memory)? {
+            AcquireOutcome::Acquired(acquired) => Ok(self.hold(client, socket, acquired)),
             AcquireOutcome::Conflict(message) => {
                 self.reporter.report(SessionEvent::Conflict(message));
-                return Ok(SessionEnd::NotAcquired);
+                Ok(SessionEnd::NotAcquired)
             }
-        };
+        }
+    }
+
+    /// Reports the lock, and holds it until the order to release.
+    fn hold(&self, client: &mut Client, socket: Option<Arc<OwnedFd>>, acquired: AcquiredLock) -> SessionEnd {
         let AcquiredLock {
             ids,
             lock,
@@ -174,16 +179,14 @@ impl Worker {
             is_guard: false,
         };
         match holder.hold(client, socket.as_deref(), ticket) {
-            Ok(was_held) => Ok(SessionEnd::Released { was_held }),
+            Ok(was_held) => SessionEnd::Released { was_held },
             Err(loss) => {
                 self.reporter.report(SessionEvent::Lost(loss.why));
-                let backend_pid = grant.backend_pid;
-                let by_administrator = loss.by_administrator;
-                Ok(SessionEnd::Lost {
+                SessionEnd::Lost {
                     lock,
-                    backend_pid,
-                    by_administrator,
-                })
+                    backend_pid: grant.backend_pid,
+                    by_administrator: loss.by_administrator,
+                }
             }
         }
     }

@@ -9,6 +9,7 @@
 
 mod event;
 mod policy;
+mod waiting;
 
 pub(crate) use event::{Action, Event};
 pub(crate) use policy::{OnLost, Policy};
@@ -19,11 +20,6 @@ use crate::run::signals::SignalInfo;
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 
-/// How long after the end of the wait the query that finds the holder may take.
-const HOLDER_REPLY_GRACE: Duration = Duration::from_millis(250);
-/// How long the session may take to leave the server's queue. After that pglock exits, and the server removes the
-/// waiter within a second.
-const QUEUE_LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long to wait for the rest of a killed job after its leader has exited.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How late the loop may notice a deadline. If it is later, pglock itself was stopped or starved of CPU time.
@@ -171,96 +167,6 @@ impl RunState {
             Phase::KeepingLock { outcome, until } => self.handle_keeping_lock(outcome, until, event, now),
             Phase::Releasing { outcome, until } => self.handle_releasing(outcome, until, event, now),
             Phase::Finished => Vec::new(),
-        }
-    }
-
-    fn handle_acquiring(&mut self, event: Event, now: Instant) -> Vec<Action> {
-        let Phase::Acquiring {
-            connected,
-            contended,
-            abandoned,
-        } = &mut self.phase
-        else {
-            return Vec::new();
-        };
-        match event {
-            Event::Connected => {
-                *connected = true;
-                Vec::new()
-            }
-            Event::Contended => {
-                *contended = true;
-                Vec::new()
-            }
-            Event::Disconnected => {
-                *connected = false;
-                // A pause between two attempts needs no report, and each step of an attempt announces its own limit.
-                self.report_due = None;
-                self.overslept_due = None;
-                Vec::new()
-            }
-            Event::Acquired => {
-                self.min_hold_until = Some(now + self.policy.min_hold);
-                self.phase = Phase::Starting;
-                Vec::new()
-            }
-            Event::NotAcquired(outcome) => self.finish(outcome),
-            Event::Signal(SignalInfo { signal, .. }) if ends_wait(signal) => {
-                if !*connected {
-                    return self.finish(Outcome::Interrupted(signal.as_raw()));
-                }
-                let until = now + QUEUE_LEAVE_TIMEOUT;
-                self.phase = Phase::LeavingQueue { signal, until };
-                vec![Action::CancelWait]
-            }
-            Event::Signal(info) if is_stop(info) => stop_self(),
-            Event::Tick => {
-                let (contended, abandoned) = (*contended, *abandoned);
-                if self.wait_cutoff().is_some_and(|cutoff| now >= cutoff) {
-                    return self.finish(if contended {
-                        Outcome::Conflict(self.policy.conflict_status)
-                    } else {
-                        Outcome::Failed(ExitCode::Unavailable)
-                    });
-                }
-                if !self.is_report_overdue(now) {
-                    return Vec::new();
-                }
-                if contended && !abandoned {
-                    return self.abandon_connection(now);
-                }
-                self.finish(Outcome::Failed(ExitCode::Unavailable))
-            }
-            _ => Vec::new(),
-        }
-    }
-
-    /// Gives up a connection that does not respond while nothing is held. The session's thread, which is blocked by it,
-    /// then connects again.
-    fn abandon_connection(&mut self, now: Instant) -> Vec<Action> {
-        if let Phase::Acquiring { abandoned, .. } = &mut self.phase {
-            *abandoned = true;
-        }
-        self.overslept_due = None;
-        self.report_due = Some(now + self.policy.timing.heartbeat);
-        vec![Action::AbandonConnection]
-    }
-
-    fn handle_leaving_queue(
-        &mut self,
-        signal: SignalNumber,
-        until: Instant,
-        event: Event,
-        now: Instant,
-    ) -> Vec<Action> {
-        let outcome = Outcome::Interrupted(signal.as_raw());
-        match event {
-            // The server granted the lock before the cancellation arrived.
-            Event::Acquired => self.release(outcome, now),
-            Event::NotAcquired(_) | Event::LockLost => self.finish(outcome),
-            Event::Signal(SignalInfo { signal, .. }) if ends_wait(signal) => self.finish(outcome),
-            Event::Tick if now >= until => self.finish(outcome),
-            _ => Vec::new(),
         }
     }
 
@@ -506,11 +412,6 @@ impl RunState {
             return false;
         }
         true
-    }
-
-    /// Returns when to stop waiting for the lock, including the time to find its holder.
-    fn wait_cutoff(&self) -> Option<Instant> {
-        self.wait_deadline.map(|deadline| deadline + HOLDER_REPLY_GRACE)
     }
 }
 

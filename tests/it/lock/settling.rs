@@ -1,4 +1,5 @@
-//! A newcomer leaves a server alone that has just started, for those that lost their locks in the restart to come first.
+//! A newcomer leaves a server alone that has just started, for those that lost their locks in the restart to come
+//! first.
 
 use crate::support::journal::now;
 use crate::support::pgbouncer::PgBouncer;

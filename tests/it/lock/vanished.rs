@@ -1,7 +1,7 @@
 //! A lock that vanishes while its session lives: the next heartbeat notices, and the job is terminated.
 //!
-//! A relay runs statements in the holder's session, or lends it another backend, as a pooler or a job with the inherited
-//! socket can.
+//! A relay runs statements in the holder's session, or lends it another backend, as a pooler or a job with the
+//! inherited socket can.
 
 use crate::support::case::Case;
 use crate::support::journal::Journal;

@@ -2,8 +2,8 @@
 //!
 //! A session that is ended frees the lock at once, but its pglock takes it again until the job is dead. That fails in
 //! these cases only: pglock itself was killed or stopped; the lock was to be free at once (`pglock evict --force`);
-//! another client wanted the lock when `pg_terminate_backend` ended the session, and stood in the server's queue; or the
-//! server could not be reached.
+//! another client wanted the lock when `pg_terminate_backend` ended the session, and stood in the server's queue; or
+//! the server could not be reached.
 
 use super::{Check, Holder, SECOND_NS, START_LIMIT_NS, TERMINATION_LIMIT_NS, cuts, ends_sessions, share_a_key};
 use crate::history::{Fault, Target};

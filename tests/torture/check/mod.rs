@@ -7,7 +7,8 @@
 //! must have refused it after the other one had written. Nor may a job be inside while another client of the pool has
 //! left a lock on its key.
 //!
-//! [`excuses`]: what explains an overlap. [`tokens`]: tokens and the store. [`ends`]: how each pglock ended, and what it printed. [`waits`]: the waiters.
+//! [`excuses`]: what explains an overlap. [`tokens`]: tokens and the store. [`ends`]: how each pglock ended, and what
+//! it printed. [`waits`]: the waiters.
 
 mod ends;
 mod excuses;

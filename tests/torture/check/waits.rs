@@ -16,8 +16,8 @@ const ARRIVAL_LIMIT_NS: u128 = 4 * SECOND_NS;
 /// was stopped.
 const GHOST_LIMIT_NS: u128 = 20 * SECOND_NS;
 
-/// How long a waiter that lost its session leaves the key alone, since the job of the holder may still run: H + D + G and
-/// the margin, and then its next try.
+/// How long a waiter that lost its session leaves the key alone, since the job of the holder may still run: H + D + G
+/// and the margin, and then its next try.
 const OLD_JOB_LIMIT_NS: u128 = 7 * SECOND_NS;
 
 /// A client that wants a key, or has it.

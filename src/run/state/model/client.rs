@@ -108,8 +108,8 @@ fn event(report: Report) -> Event {
 }
 
 impl World {
-    /// Runs the loop once: all pending events, and then the decision to start the job. The start itself is a step of its
-    /// own, since pglock can be delayed in between.
+    /// Runs the loop once: all pending events, and then the decision to start the job. The start itself is a step of
+    /// its own, since pglock can be delayed in between.
     pub(super) fn step_loop(&mut self, rules: &Rules, client: usize) {
         if self.clients[client].is_launching {
             self.launch(rules, client);

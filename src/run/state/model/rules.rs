@@ -39,7 +39,8 @@ pub(super) struct Rules {
     pub(super) timing: TickTiming,
     /// How long the evictor waits for a holder: as long as the server does.
     pub(super) eviction_limit: Ticks,
-    /// How many ticks of delay of the loop the margin covers: the margin, less the allowance of a pglock that overslept.
+    /// How many ticks of delay of the loop the margin covers: the margin, less the allowance of a pglock that
+    /// overslept.
     pub(super) covered_delay: Ticks,
     /// The longest that a restart keeps the server away.
     pub(super) longest_restart: Ticks,

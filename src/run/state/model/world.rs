@@ -137,8 +137,8 @@ pub(super) enum Exception {
     Killed,
     /// `evict --force`: the operator wants the key at once.
     Forced,
-    /// An operator's `pg_terminate_backend`: a waiter in the server's queue, or a client that tried in the same instant,
-    /// came before the guard.
+    /// An operator's `pg_terminate_backend`: a waiter in the server's queue, or a client that tried in the same
+    /// instant, came before the guard.
     CameBeforeGuard,
     /// The server ended the session while pglock was frozen or cut off for longer than a newcomer waits.
     GuardHindered,
