@@ -2,7 +2,7 @@
 //!
 //! `pglock evict` holds an eviction mark, a lock that stands for the backend of the session, while it requests the
 //! session to terminate its job or terminates the session. The server tells a terminated session only that an
-//! administrator did it. Whoever holds the mark is the evictor.
+//! administrator did it. The holder of the mark is the evictor.
 
 use crate::lock::{NOT_DEFERRABLE, QueryResult};
 use crate::protocol::{derived_keys, name};

@@ -36,7 +36,8 @@ pub(super) fn find_waiters(client: &mut Client) -> Result<Vec<Backend>, postgres
     // rolled back has no lock: any that its session holds was left behind there.
     let sql = format!(
         "{NOT_DEFERRABLE}SELECT pid, {} FROM pg_catalog.pg_stat_activity a \
-         WHERE a.datname = pg_catalog.current_database() AND a.query ~ {waiting_tag} AND a.query NOT LIKE '{QUERY_TAG_PREFIX}asks 0.000 %' \
+         WHERE a.datname = pg_catalog.current_database() AND a.query ~ {waiting_tag} \
+         AND a.query NOT LIKE '{QUERY_TAG_PREFIX}asks 0.000 %' \
          AND a.pid <> pg_catalog.pg_backend_pid() \
          AND a.state_change > pg_catalog.clock_timestamp() - pg_catalog.make_interval(\
          secs => 1 + pg_catalog.substring(a.query, {waiting_tag})::float8) \

@@ -167,7 +167,7 @@ impl Acquirer<'_> {
         retry.await_old_job(client, &ids, memory)
     }
 
-    /// Leaves a server alone that has just started: whoever lost the lock in the restart comes first.
+    /// Leaves a server alone that has just started: a client that lost the lock in the restart comes first.
     ///
     /// # Errors
     /// The order to release came.

@@ -79,7 +79,7 @@ impl WaitMemory {
         self.backend = (!server.pooled).then_some(server.backend_pid);
     }
 
-    /// Notes that the connection is lost. Whoever held the lock then may have lost it together with us; a server that
+    /// Notes that the connection is lost. The holder of the lock then may have lost it together with us; a server that
     /// is still away gives it to nobody.
     fn note_loss(&mut self) {
         if self.was_contended && self.has_answered_here {

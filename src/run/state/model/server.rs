@@ -20,7 +20,7 @@ impl World {
                 self.clients[other].record.exception = self.exception(rules, other);
             }
         }
-        // Whoever waits has to wait again.
+        // A waiter has to wait again.
         for client in self.clients.iter_mut().filter(|client| client.is_waiting()) {
             client.record.overdue = 0;
         }
