@@ -228,6 +228,13 @@ fn a_waiter_abandons_a_connection_that_does_not_respond() {
         unavailable,
         "nothing was answered"
     );
+    let mut limited = waiting(false);
+    limited.wait_deadline = Some(now + 60 * SECOND);
+    assert_eq!(
+        limited.handle(Event::Tick, now + SECOND),
+        [Action::AbandonConnection],
+        "there is time for another attempt"
+    );
     let mut state = waiting(true);
     assert_eq!(state.handle(Event::Tick, now + SECOND), [Action::AbandonConnection]);
     let mut silent = state.clone();

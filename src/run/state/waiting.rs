@@ -73,7 +73,8 @@ impl RunState {
         if !self.is_report_overdue(now) {
             return Vec::new();
         }
-        if contended && !abandoned {
+        // A wait with a limit survives a server that does not respond, as it survives one that is away.
+        if (contended || self.wait_deadline.is_some()) && !abandoned {
             return self.abandon_connection(now);
         }
         self.finish(Outcome::Failed(ExitCode::Unavailable))
