@@ -39,7 +39,8 @@ fn role_with_password(server: &Server) {
     MADE.call_once(|| {
         server.sql(&format!(
             "SET password_encryption = 'scram-sha-256'; \
-             CREATE ROLE {WITH_PASSWORD} LOGIN PASSWORD '{RIGHT}'"
+             DO $$ BEGIN CREATE ROLE {WITH_PASSWORD} LOGIN; EXCEPTION WHEN OTHERS THEN NULL; END $$; \
+             ALTER ROLE {WITH_PASSWORD} PASSWORD '{RIGHT}'"
         ));
     });
 }
