@@ -295,7 +295,8 @@ fn brief(dice: &mut Dice, host: usize) -> Request {
         50..60 => request.keys.push(dice.one_of(&KEYS)),
         // The key itself is slot 0.
         60..62 => request.keys = vec![SLOTS.0],
-        62..64 => {
+        // Newcomers, which do not know who held the lock before: the loser of a session must come before them.
+        62..72 => {
             request.keys = vec![dice.one_of(&LONG_KEYS)];
             request.wait = None;
         }

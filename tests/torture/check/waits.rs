@@ -3,6 +3,7 @@
 
 use super::{Check, Faults, SECOND_NS, ends_sessions, felt_until, meets, share_a_key, silences};
 use crate::history::{End, Fault, Run};
+use crate::plan::Kind;
 use std::collections::{BTreeMap, HashMap};
 
 /// How long no job may run while a client waits: the hand-off, and the start of a job. Behind a pooler, waiters pause
@@ -94,6 +95,15 @@ impl<'a> Check<'a> {
                     && other.run.began < run.ended
                     && other.gone > run.began
             };
+            // A session in which a lock was left has the name of the pool's last client.
+            let is_leftover = |fault: &Fault| fault.kind == Kind::Leftover;
+            if self
+                .faults
+                .find(number, run, run.began, run.ended, is_leftover)
+                .is_some()
+            {
+                continue;
+            }
             let named = by_pid.get(&pid).into_iter().flatten();
             if !named.clone().any(could_hold) {
                 let runs = &self.history.runs;

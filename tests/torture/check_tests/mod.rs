@@ -371,6 +371,9 @@ fn a_reported_holder_that_is_none_is_caught() {
     told_of(1001).passes();
     told_of(1002).fails_for("reported a holder that was none");
     told_of(1003).fails_for("reported a holder that was none");
+    // A lock in the pool has the name of a client that has gone.
+    let left = told_of(1003).fault(Kind::Leftover, Target::Key("a"), 5000, 5050);
+    left.fails_for("run 1 was inside under a lock left in the pool");
     let other = told_of(1001).request(1, |request| request.keys = vec!["b"]);
     let other = other.holds(3, 0, 9000).job(3, |stay| stay.entered = ms(20));
     other.fails_for("reported a holder that was none");
