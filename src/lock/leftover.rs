@@ -14,7 +14,7 @@ const OWN_ROWS: &str =
     "FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_catalog.pg_backend_pid()";
 
 /// Returns a subselect for FROM of one row: for each of these conditions, which select a key's rows, the column
-/// [`column`] is true if this backend holds that key in a mode that would exclude ours.
+/// [`column()`] is true if this backend holds that key in a mode that would exclude ours.
 ///
 /// PostgreSQL evaluates the select list of a query after the subselects in its FROM, and does not merge one that has
 /// aggregates into the query around it. So the look is over before the first key is tried, and one scan of the locks is

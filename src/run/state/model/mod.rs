@@ -18,7 +18,7 @@
 //!   network that is never cut.
 //! * A session that a pooler lends to two clients does not lose its lock as well: the second one's would prove the
 //!   first one's. The real pglock recognizes the pooler by the name of the session, and holds the lock in a
-//! transaction.
+//!   transaction.
 //! * A waiter whose session ends does not reconnect. There is no time limit for waiting or connecting.
 //! * A delay lasts from one tick to the next; longer ones take several from the budget.
 
