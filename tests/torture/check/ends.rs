@@ -116,10 +116,10 @@ impl Ending<'_> {
         match self.line {
             line if line.contains("evicted ") => self.was_hit("nobody evicted it", evicts),
             line if line.contains("; the job was not started") || line.contains("before the job was started") => Ok(()),
+            _ if self.run.ended - self.run.began >= u128::from(seconds) * SECOND_NS => Ok(()),
             line if line.contains("stopped responding") => self.was_hit("nobody was silent", |kind| {
                 silences(kind) || self.run.request.pooled && ends_sessions(kind)
             }),
-            _ if self.run.ended - self.run.began >= u128::from(seconds) * SECOND_NS => Ok(()),
             _ => Err("the wait ended before its time was up".into()),
         }
     }
