@@ -483,8 +483,7 @@ impl Idle {
         let works = vec![
             one("memory of an idle holder", "MB", megabytes(&self.holder), 0.5),
             one("memory of a waiter", "MB", megabytes(&self.waiter), 0.5),
-            // 1.7 before each heartbeat proved the lock.
-            one("CPU time of an idle holder, a minute", "ms", used, 2.4),
+            one("CPU time of an idle holder, a minute", "ms", used, 1.7),
         ];
         for child in [&mut self.holder, &mut self.waiter] {
             drop(child.stdin.take());

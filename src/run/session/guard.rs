@@ -26,8 +26,8 @@ use std::time::{Duration, Instant};
 
 /// The first pauses between two attempts to reconnect are this long ...
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
-/// ... for this long. A server that recovers from a crash is older than newcomers leave alone when it accepts the first
-/// connection, so the guard must come first by trying more often. The default grace period is over before.
+/// ... for this long. A server that recovers from a crash may take longer than newcomers leave it alone, so only more
+/// frequent attempts let the guard come first. The default grace period is over by then.
 const FIRST_PAUSE_PERIOD: Duration = Duration::from_secs(30);
 /// The longest pause, well below the half second that newcomers wait.
 const MAX_PAUSE: Duration = Duration::from_millis(200);

@@ -28,7 +28,7 @@ pub(super) struct Holder<'a> {
     pub(super) grant: Grant,
     /// Whether the session is the server's own, with no pooler between.
     pub(super) is_direct: bool,
-    /// Whether the lock is held only until a job is dead that lost it.
+    /// Whether the lock is held only until the job that lost it is dead.
     pub(super) is_guard: bool,
 }
 

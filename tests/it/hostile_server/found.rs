@@ -4,8 +4,9 @@
 
 use super::case::peak_memory_kb;
 use super::mutation::Endless;
-use super::wire::{description, message, read_message, report, row};
+use super::wire::{description, message, report, row};
 use crate::support::pglock::{Output, Pglock};
+use crate::support::proxy::read_message;
 use crate::support::wait::until;
 use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream};

@@ -4,7 +4,8 @@
 //! legitimately. It keeps what it has sent for the referee. Under TLS it sees only bytes.
 
 use super::mutation::{Mutation, Step};
-use super::wire::{grants, is_tls_request, read_message};
+use super::wire::{grants, is_tls_request};
+use crate::support::proxy::read_message;
 use crate::support::wait::until;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};

@@ -3,25 +3,12 @@
 //! The referee reads what pglock really received, and decides whether a server has thereby granted a lock. It shares no
 //! code with pglock or its client library, and is strict: what it does not understand grants nothing.
 
-use std::io::{self, Read};
-
 /// The code of a TLS request, in place of the protocol version.
 const TLS_REQUEST: u32 = 80_877_103;
 
 /// Returns whether an untyped message requests TLS.
 pub fn is_tls_request(message: &[u8]) -> bool {
     message.len() == 8 && message[4..] == TLS_REQUEST.to_be_bytes()
-}
-
-/// Reads one message, with its type in front if it has one.
-pub fn read_message(from: &mut impl Read, typed: bool) -> io::Result<Vec<u8>> {
-    let mut message = vec![0; if typed { 5 } else { 4 }];
-    from.read_exact(&mut message)?;
-    let head = message.len();
-    let length = u32::from_be_bytes(message[head - 4..].try_into().unwrap()) as usize;
-    message.resize(head + length.saturating_sub(4), 0);
-    from.read_exact(&mut message[head..])?;
-    Ok(message)
 }
 
 /// Returns a message of this type.

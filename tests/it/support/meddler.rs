@@ -4,8 +4,9 @@
 //! It knows only where a message ends, and no encryption. It relays a message of the client and the reply to it before
 //! the next one, so it does not forward what a server sends without being asked.
 
+use super::proxy::read_message;
 use super::server::Server;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -115,16 +116,4 @@ fn relay_reply(backend: &mut TcpStream, client: &mut impl Write) -> io::Result<(
             return Ok(());
         }
     }
-}
-
-/// Reads one message, with its type in front if it has one.
-fn read_message(from: &mut TcpStream, typed: bool) -> io::Result<Vec<u8>> {
-    let mut message = vec![0; if typed { 5 } else { 4 }];
-    from.read_exact(&mut message)?;
-    let length = message[message.len() - 4..].try_into().unwrap();
-    let body = u32::from_be_bytes(length) as usize - 4;
-    let head = message.len();
-    message.resize(head + body, 0);
-    from.read_exact(&mut message[head..])?;
-    Ok(message)
 }

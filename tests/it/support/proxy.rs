@@ -213,13 +213,12 @@ fn statements(text: &str) -> Vec<String> {
 }
 
 /// Reads one message, with its type in front if it has one.
-pub(crate) fn read_message(from: &mut TcpStream, typed: bool) -> io::Result<Vec<u8>> {
+pub(crate) fn read_message(from: &mut impl Read, typed: bool) -> io::Result<Vec<u8>> {
     let mut message = vec![0; if typed { 5 } else { 4 }];
     from.read_exact(&mut message)?;
-    let length = message[message.len() - 4..].try_into().unwrap();
-    let body = u32::from_be_bytes(length) as usize - 4;
     let head = message.len();
-    message.resize(head + body, 0);
+    let length = u32::from_be_bytes(message[head - 4..].try_into().unwrap()) as usize;
+    message.resize(head + length.saturating_sub(4), 0);
     from.read_exact(&mut message[head..])?;
     Ok(message)
 }
