@@ -68,7 +68,10 @@ complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock
 session\t'Session of a direct connection'
 transaction\t'Open transaction'
 session-pooled\t'Session, through a pooler that uses session pooling'"
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l note -d 'Text for those who find the lock held, such as a reason; at most 200 bytes' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s c -l command -d 'Run this text with $SHELL, or /bin/sh, instead of a command with arguments' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s s -l shared -d 'Acquire a shared lock instead of an exclusive one'
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s x -l exclusive -d 'Acquire an exclusive lock; this is the default'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s n -l no-wait -l nonblock -d 'Do not wait if the lock is held'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l fair -d 'Queue for the lock: waiters with --fair acquire it strictly in order of arrival'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l token -d 'Pass a fencing token to the job in PGLOCK_TOKEN'
@@ -168,14 +171,14 @@ function __fish_pglock_job
     set -l keyed
     while set -q arguments[1]
         set -l argument $arguments[1]
-        if string match -qr -- '^(--key|-[snoqvh]*k)' $argument
+        if string match -qr -- '^(--key|-[sxnoqvh]*k)' $argument
             set keyed yes
         end
         if test "$argument" = --
             set -e arguments[1]
             string escape -- $arguments
             return 0
-        else if string match -qr -- '^(--key|--hash|--wait|--timeout|--conflict-exit-code|--slots|--min-hold|--on-lost|--kill-after|--heartbeat|--poll|--dsn|--connect-timeout|--scope|-[snoqvh]*[kwEd])$' $argument
+        else if string match -qr -- '^(--key|--hash|--wait|--timeout|--conflict-exit-code|--slots|--min-hold|--on-lost|--kill-after|--heartbeat|--poll|--dsn|--connect-timeout|--scope|--note|--command|-[sxnoqvh]*[kwEdc])$' $argument
             # Skips the value of the option.
             set -q arguments[2]
             or return 1

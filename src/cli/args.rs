@@ -53,7 +53,8 @@ pub(super) enum Command {
 
 #[derive(Debug, Args)]
 #[command(
-    override_usage = "pglock run [OPTIONS] --key <KEY> [--] <COMMAND> [ARG]...",
+    override_usage = "pglock run [OPTIONS] --key <KEY> [--] <COMMAND> [ARG]...\n       \
+        pglock run [OPTIONS] --key <KEY> -c <COMMAND>",
     after_help = help::exit_table(),
     after_long_help = format!("{}\n{}", help::exit_table(), help::scheme_table())
 )]
@@ -74,6 +75,10 @@ pub(super) struct RunArgs {
     /// Acquire a shared lock instead of an exclusive one
     #[arg(short, long)]
     pub shared: bool,
+
+    /// Acquire an exclusive lock; this is the default
+    #[arg(short = 'x', short_alias = 'e', long, conflicts_with = "shared")]
+    pub exclusive: bool,
 
     /// Do not wait if the lock is held
     #[arg(short, long, visible_alias = "nonblock", conflicts_with = "wait")]
@@ -153,6 +158,12 @@ pub(super) struct RunArgs {
     #[command(flatten)]
     pub scope: ScopeArgs,
 
+    /// Text for those who find the lock held, such as a reason; at most 200 bytes
+    ///
+    /// pglock list and the messages of other pglocks show it.
+    #[arg(long, value_name = "TEXT", value_parser = value::note)]
+    pub note: Option<String>,
+
     /// Do not report that the lock is already held
     #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,
@@ -161,8 +172,14 @@ pub(super) struct RunArgs {
     #[arg(short, long)]
     pub verbose: bool,
 
+    /// Run this text with $SHELL, or /bin/sh, instead of a command with arguments
+    #[arg(short = 'c', long = "command", value_name = "COMMAND", allow_hyphen_values = true)]
+    #[arg(conflicts_with = "command")]
+    pub shell_command: Option<OsString>,
+
     /// Command to run, and its arguments, which are passed unchanged
-    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    #[arg(required_unless_present = "shell_command")]
+    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     #[arg(value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<OsString>,
 }

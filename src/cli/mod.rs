@@ -9,6 +9,7 @@ mod defaults;
 mod generated;
 mod help;
 mod options;
+mod usage_error;
 mod validate;
 mod value;
 mod variables;
@@ -17,12 +18,11 @@ pub(crate) use options::{
     CheckOptions, CompletionsTarget, EvictOptions, KeyFormat, KeyOptions, KeySelection, ListOptions,
 };
 
-use crate::connection::may_have_password;
 use crate::outcome::{ExitCode, Failure};
 use crate::run::options::RunOptions;
 use args::{Cli, Command, command};
 use clap::FromArgMatches;
-use clap::error::{ContextKind, ErrorKind};
+use clap::error::ErrorKind;
 use std::ffi::OsString;
 
 /// The validated command line.
@@ -58,7 +58,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             return Ok(Invocation::Text(error.render().to_string()));
         }
-        Err(error) => return Err(Failure::msg(ExitCode::Usage, one_line(&error, &arguments))),
+        Err(error) => return Err(Failure::msg(ExitCode::Usage, usage_error::one_line(&error, &arguments))),
     };
     Ok(match command {
         Command::Run(args) => Invocation::Run(Box::new(args.validate()?)),
@@ -68,40 +68,6 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
         Command::Key(args) => Invocation::Key(args.validate()?),
         Command::Completions(args) => Invocation::Completions(args.shell),
     })
-}
-
-/// Shortens clap's error, which fills a screen, to one line that names the command with more help.
-fn one_line(error: &clap::Error, arguments: &[OsString]) -> String {
-    let text = without_connection_strings(error.render().to_string(), arguments);
-    let summary = text.split("\n\n").next().unwrap_or_default();
-    let summary = summary.strip_prefix("error: ").unwrap_or(summary);
-    let summary = summary.split_whitespace().collect::<Vec<_>>().join(" ");
-    let similar = error
-        .get(ContextKind::SuggestedArg)
-        .or_else(|| error.get(ContextKind::SuggestedSubcommand));
-    let tip = similar.map_or_else(String::new, |similar| format!("; did you mean {similar}?"));
-    let definition = command();
-    let subcommand = arguments.get(1).and_then(|name| definition.find_subcommand(name));
-    let help = match subcommand {
-        Some(subcommand) => format!("pglock {} --help", subcommand.get_name()),
-        None => "pglock --help".to_owned(),
-    };
-    format!("{summary}{tip} (see '{help}')")
-}
-
-/// Replaces every argument that may contain a password: a connection string is easily passed in the wrong place
-/// (`pglock list postgresql://...`), and cron mails the error.
-fn without_connection_strings(mut text: String, arguments: &[OsString]) -> String {
-    for argument in arguments {
-        let argument = argument.to_string_lossy();
-        let value = argument.split_once('=').map(|(_, value)| value);
-        for part in [Some(&*argument), value].into_iter().flatten() {
-            if may_have_password(part) {
-                text = text.replace(part, "(a connection string)");
-            }
-        }
-    }
-    text
 }
 
 #[cfg(test)]

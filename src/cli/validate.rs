@@ -16,6 +16,7 @@ use crate::run::state::Policy;
 use crate::ui::message::Verbosity;
 use humantime::format_duration;
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -69,9 +70,19 @@ impl RunArgs {
                 (false, true) => Verbosity::Verbose,
                 (false, false) => Verbosity::Normal,
             },
-            command: self.command,
+            note: self.note,
+            command: match self.shell_command {
+                Some(text) => shell_command(text),
+                None => self.command,
+            },
         })
     }
+}
+
+/// Returns the command that runs a text with the user's shell, as `flock -c` does.
+fn shell_command(text: OsString) -> Vec<OsString> {
+    let shell = std::env::var_os("SHELL").filter(|shell| !shell.is_empty());
+    vec![shell.unwrap_or_else(|| "/bin/sh".into()), "-c".into(), text]
 }
 
 /// Checks that the options allow queueing with `--fair`.

@@ -6,6 +6,7 @@ use crate::key::Key;
 use crate::key::hash::{SCHEMES, Scheme};
 use crate::lock::ScopeChoice;
 use crate::protocol::derived_keys::MAX_SLOTS;
+use crate::protocol::query_tag::MAX_NOTE_LEN;
 use crate::run::state::OnLost;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use std::time::Duration;
@@ -49,6 +50,19 @@ pub(super) fn slot_count(text: &str) -> Result<u16, String> {
         Ok(count @ 1..=MAX_SLOTS) => Ok(count),
         _ => Err(format!("expected a number of slots from 1 to {MAX_SLOTS}")),
     }
+}
+
+/// Parses the value of `--note`.
+///
+/// # Errors
+/// Fails for a text that is too long, empty, or has control characters: it is printed on terminals, in one line.
+pub(super) fn note(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() || text.len() > MAX_NOTE_LEN || text.chars().any(char::is_control) {
+        return Err(format!(
+            "expected a text of at most {MAX_NOTE_LEN} bytes, without control characters"
+        ));
+    }
+    Ok(text.to_owned())
 }
 
 /// Parses the value of `--key`. clap lets it begin with a dash, because `-1,2` is a key; but if it is `--shared`, the

@@ -4,7 +4,7 @@ use crate::inspect::overview::{LockEntry, LockState};
 use crate::inspect::server_time::age;
 use crate::ui::table::{self, Column};
 
-const LOCK_COLUMNS: [Column<LockEntry>; 13] = [
+const LOCK_COLUMNS: [Column<LockEntry>; 14] = [
     column("KEY", 0, key_and_slot),
     column("NUMBER", 6, number_of_named_key),
     column("STATE", 0, |entry| state(entry).into()),
@@ -16,6 +16,7 @@ const LOCK_COLUMNS: [Column<LockEntry>; 13] = [
         pids.join(" ")
     }),
     column("JOB", 3, |entry| text(entry.backend.job.as_ref())),
+    column("NOTE", 0, |entry| text(entry.backend.note.as_ref())),
     column("MODE", 4, |entry| text(entry.mode.map(|mode| mode.name()))),
     column("USER", 5, |entry| entry.backend.user.clone()),
     column("CLIENT", 7, |entry| text(entry.backend.client_address.as_ref())),

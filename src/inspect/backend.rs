@@ -27,6 +27,8 @@ pub(crate) struct Backend {
     pub since: Option<ServerTime>,
     /// The program of a pglock's job, unless that is hidden.
     pub job: Option<String>,
+    /// The note of a pglock's user, unless that is hidden.
+    pub note: Option<String>,
     /// Whether it is a pglock that waits by trying again and again, rather than in a queue.
     pub is_polling: bool,
     /// Whether it holds the lock in shared mode, where that was queried.
@@ -116,7 +118,8 @@ impl Backend {
                 .is_some_and(|tag| tag.held_seconds.is_some() || tag.is_guard),
             is_own: get("own") == Some("t"),
             is_leftover: false,
-            job: tag.and_then(|tag| tag.program).map(str::to_owned),
+            job: tag.as_ref().and_then(|tag| tag.program).map(str::to_owned),
+            note: tag.and_then(|tag| tag.note),
             is_hidden: get("hidden") == Some("t"),
             read_epoch,
         }
@@ -128,6 +131,7 @@ impl Backend {
             is_leftover: true,
             is_polling: false,
             job: None,
+            note: None,
             since: None,
             ..self
         }
@@ -186,6 +190,9 @@ impl fmt::Display for Backend {
         }
         if self.is_guard {
             f.write_str(", until the job that lost the lock is dead")?;
+        }
+        if let Some(note) = &self.note {
+            write!(f, ", note: {note}")?;
         }
         f.write_str(")")
     }

@@ -111,6 +111,19 @@ impl<'a> RunName<'a> {
     }
 }
 
+/// Returns what tells this process from all others in the names of its sessions: `INSTANCE:PID`.
+pub(crate) fn instance_id() -> String {
+    format!("{}:{}", instance(), std::process::id())
+}
+
+/// Returns whether a session belongs to the process with this [`instance_id`].
+pub(crate) fn is_of_instance(application_name: &str, instance_id: &str) -> bool {
+    let Some((_, tail)) = application_name.rsplit_once(INSTANCE_SEPARATOR) else {
+        return false;
+    };
+    tail == instance_id
+}
+
 /// Returns whether the front of a name may have been cut.
 pub(crate) fn is_cut(application_name: &str) -> bool {
     application_name.len() >= MAX_NAME_LEN
@@ -118,9 +131,13 @@ pub(crate) fn is_cut(application_name: &str) -> bool {
 
 /// Returns the name of a session that is recognized by its name.
 fn of_this_instance(front: &str, slots: Option<u16>) -> String {
+    compose(front, slots, &host(), Some(instance()), std::process::id())
+}
+
+/// Returns the random characters of this process.
+fn instance() -> &'static str {
     static INSTANCE: OnceLock<String> = OnceLock::new();
-    let instance = INSTANCE.get_or_init(random_instance);
-    compose(front, slots, &host(), Some(instance), std::process::id())
+    INSTANCE.get_or_init(random_instance)
 }
 
 fn of_this_process(front: &str) -> String {

@@ -1,9 +1,10 @@
 //! The comment in front of every query of a `pglock run`, which the server shows in `pg_stat_activity.query`.
 //!
-//! It tells `pglock list` and database administrators what the job's program is, how long the lock has been held, and
-//! that a session between two tries is still waiting. The server itself records none of this. Only the program is
-//! named, never its arguments, which may contain secrets.
+//! It tells `pglock list` and database administrators what the job's program is, how long the lock has been held, that
+//! a session between two tries is still waiting, and the user's note. The server itself records none of this. Only the
+//! program is named, never its arguments, which may contain secrets.
 
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use std::ffi::OsStr;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -14,18 +15,28 @@ pub(crate) const QUERY_TAG_PREFIX: &str = "/* pglock ";
 /// The maximum length of the program's name. The server keeps 1024 bytes of a query by default.
 const MAX_PROGRAM_LEN: usize = 100;
 
-/// An upper bound on the length of a tag.
-pub(crate) const MAX_QUERY_TAG_LEN: usize = 200;
+/// The maximum length of a note, in bytes.
+pub(crate) const MAX_NOTE_LEN: usize = 200;
 
-static JOB_PROGRAM: OnceLock<String> = OnceLock::new();
+/// An upper bound on the length of a tag: a byte of a note takes up to three.
+pub(crate) const MAX_QUERY_TAG_LEN: usize = 200 + NOTE_SEPARATOR.len() + 3 * MAX_NOTE_LEN;
 
-/// Sets the job's program, once, before the first query. Without it queries have no tag.
-pub(crate) fn set_job_program(program: &OsStr) {
+/// Separates the program and the note.
+const NOTE_SEPARATOR: &str = " note ";
+
+/// What a note must not contain as it is, besides what is not ASCII: it would end the comment or be changed on the way.
+const ENCODED_IN_NOTE: &AsciiSet = &CONTROLS.add(b'%').add(b'*').add(b'\'').add(b'"').add(b'\\');
+
+/// The end of every tag: the job's program, and the note if there is one.
+static JOB: OnceLock<String> = OnceLock::new();
+
+/// Sets the job's program and the user's note, once, before the first query. Without it queries have no tag.
+pub(crate) fn set_job(program: &OsStr, note: Option<&str>) {
     // A second call would be a bug, and has no effect.
-    let _ = JOB_PROGRAM.set(comment_safe(&program.to_string_lossy()));
+    let _ = JOB.set(job_text(&program.to_string_lossy(), note));
 }
 
-/// What a tag says besides the job's program.
+/// What a tag says besides the job's program and the note.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum QueryTag {
     /// Nothing.
@@ -61,13 +72,13 @@ impl QueryTag {
 
     /// Returns the query with the tag in front, or as it is if there is no job.
     pub(crate) fn prepend_to(self, sql: &str) -> String {
-        match JOB_PROGRAM.get() {
-            Some(program) => format!("{}{sql}", self.comment(program)),
+        match JOB.get() {
+            Some(job) => format!("{}{sql}", self.comment(job)),
             None => sql.to_owned(),
         }
     }
 
-    fn comment(self, program: &str) -> String {
+    fn comment(self, job: &str) -> String {
         let state = match self {
             QueryTag::ProgramOnly => String::new(),
             QueryTag::Queueing(slice) => format!("waits {:.3} ", slice.as_secs_f64()),
@@ -81,12 +92,12 @@ impl QueryTag {
             }
             QueryTag::Guarding { job_limit } => format!("guards limit {:.3} ", job_limit.as_secs_f64()),
         };
-        format!("{QUERY_TAG_PREFIX}{state}job {program} */ ")
+        format!("{QUERY_TAG_PREFIX}{state}job {job} */ ")
     }
 }
 
 /// What [`QueryTagInfo::parse`] reads from a tag.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct QueryTagInfo<'a> {
     /// For how many seconds the lock had been held when the query was sent.
     pub held_seconds: Option<f64>,
@@ -98,6 +109,8 @@ pub(crate) struct QueryTagInfo<'a> {
     pub is_guard: bool,
     /// The job's program.
     pub program: Option<&'a str>,
+    /// The user's note.
+    pub note: Option<String>,
 }
 
 impl<'a> QueryTagInfo<'a> {
@@ -105,9 +118,13 @@ impl<'a> QueryTagInfo<'a> {
     /// comment that looks like a tag, so each part is optional.
     pub(crate) fn parse(query: &'a str) -> Option<QueryTagInfo<'a>> {
         let text = query.strip_prefix(QUERY_TAG_PREFIX)?;
-        let program = text
+        let job = text
             .split_once(" */")
             .and_then(|(text, _)| Some(text.split_once("job ")?.1));
+        let (program, note) = match job.and_then(|job| job.split_once(NOTE_SEPARATOR)) {
+            Some((program, note)) => (Some(program), decode_note(note)),
+            None => (job, None),
+        };
         let holding = text.strip_prefix("holds ");
         let after_state = match holding {
             Some(text) => text.split_once(' ').map(|(_, rest)| rest),
@@ -121,6 +138,7 @@ impl<'a> QueryTagInfo<'a> {
             is_polling: text.starts_with("asks "),
             is_guard: text.starts_with("guards "),
             program,
+            note,
         })
     }
 }
@@ -129,6 +147,26 @@ impl<'a> QueryTagInfo<'a> {
 fn leading_seconds(text: &str) -> Option<f64> {
     let (seconds, _) = text.split_once(' ')?;
     seconds.parse().ok().filter(|seconds: &f64| seconds.is_finite())
+}
+
+/// Returns what a tag says of a job.
+fn job_text(program: &str, note: Option<&str>) -> String {
+    // What follows the separator is the note.
+    let program = comment_safe(program).replace(NOTE_SEPARATOR, " note?");
+    match note {
+        Some(note) => format!(
+            "{program}{NOTE_SEPARATOR}{}",
+            utf8_percent_encode(note, ENCODED_IN_NOTE)
+        ),
+        None => program,
+    }
+}
+
+/// Returns the note that a tag contains; `None` if it is none that pglock would send.
+fn decode_note(encoded: &str) -> Option<String> {
+    let note = percent_decode_str(encoded).decode_utf8().ok()?;
+    let is_valid = note.len() <= MAX_NOTE_LEN && !note.chars().any(char::is_control);
+    is_valid.then(|| note.into_owned())
 }
 
 /// Returns the first characters of a program's name, with `?` for those that could end the comment, begin another, or
@@ -166,6 +204,9 @@ mod tests {
         };
         assert_eq!(guarding.comment("sh"), "/* pglock guards limit 20.000 job sh */ ");
         assert_eq!(comment_safe(&"x".repeat(500)).len(), MAX_PROGRAM_LEN);
+        let noted = job_text("sh", Some("until 14:00 */ 100% 'gr\u{fc}n'"));
+        assert_eq!(noted, "sh note until 14:00 %2A/ 100%25 %27gr%C3%BCn%27");
+        assert_eq!(job_text("./a note b", None), "./a note?b");
     }
 
     #[test]
@@ -181,14 +222,16 @@ mod tests {
             QueryTag::Guarding {
                 job_limit: Duration::from_secs(20),
             },
+            QueryTag::ProgramOnly,
         ];
         let rows = document::rows("### Examples of query tags");
         assert_eq!(rows.len(), tags.len());
         for (tag, row) in tags.into_iter().zip(rows) {
-            let [_, program, expected] = &row[..] else {
+            let [_, program, note, expected] = &row[..] else {
                 panic!("{row:?}");
             };
-            assert_eq!(&tag.comment(program), expected);
+            let note = (!note.is_empty()).then_some(note.as_str());
+            assert_eq!(&tag.comment(&job_text(program, note)), expected);
         }
     }
 
@@ -201,10 +244,21 @@ mod tests {
             is_polling: false,
             is_guard: false,
             program: None,
+            note: None,
         };
-        assert_eq!(QueryTagInfo::parse("/* pglock "), Some(nothing));
-        assert_eq!(QueryTagInfo::parse("/* pglock holds 1.2.3 seconds"), Some(nothing));
-        assert_eq!(QueryTagInfo::parse("/* pglock holds inf "), Some(nothing));
+        for tag in [
+            "/* pglock ",
+            "/* pglock holds 1.2.3 seconds",
+            "/* pglock holds inf ",
+            "/* pglock job x note y",
+        ] {
+            assert_eq!(QueryTagInfo::parse(tag), Some(nothing.clone()), "{tag}");
+        }
+        let escape = QueryTagInfo {
+            program: Some("x"),
+            ..nothing.clone()
+        };
+        assert_eq!(QueryTagInfo::parse("/* pglock job x note %1B[2J */"), Some(escape));
         // Cut by the server.
         let polling = QueryTagInfo {
             is_polling: true,
@@ -216,15 +270,19 @@ mod tests {
     proptest! {
         /// A tag ends where it should, and has no quotes, whatever the program is called and however long it runs.
         #[test]
-        fn a_tag_is_one_comment(program in "\\PC{0,120}|[/*' \\\\]{0,20}", millis in 0u64..1_000_000_000_000) {
+        fn a_tag_is_one_comment(
+            program in "\\PC{0,120}|[/*' \\\\]{0,20}| note (x note )?",
+            note in prop::option::of("\\PC{1,50}|[/*' \\\\%]{1,20}|x?( note | job )y?"),
+            millis in 0u64..1_000_000_000_000,
+        ) {
             let time = Duration::from_millis(millis);
             let tags = [
                 QueryTag::ProgramOnly, QueryTag::Queueing(time), QueryTag::Polling(time),
                 QueryTag::Holding { held_for: time, job_limit: time }, QueryTag::Guarding { job_limit: time },
             ];
             for tag in tags {
-                let program = comment_safe(&program);
-                let comment = tag.comment(&program);
+                let comment = tag.comment(&job_text(&program, note.as_deref()));
+                let program = comment_safe(&program).replace(NOTE_SEPARATOR, " note?");
                 prop_assert!(comment.starts_with(QUERY_TAG_PREFIX) && comment.ends_with(" */ "));
                 prop_assert_eq!(comment.matches("*/").count(), 1);
                 prop_assert_eq!(comment.matches("/*").count(), 1);
@@ -238,6 +296,7 @@ mod tests {
                     is_polling: matches!(tag, QueryTag::Polling(_)),
                     is_guard: matches!(tag, QueryTag::Guarding { .. }),
                     program: Some(program.as_str()),
+                    note: note.clone(),
                 }));
             }
         }

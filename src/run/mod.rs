@@ -1,5 +1,6 @@
 //! A supervised run: the session that holds the lock, the job, and the loop that watches both.
 
+pub(crate) mod ancestors;
 pub(crate) mod job;
 mod job_events;
 pub(crate) mod messages;

@@ -33,6 +33,8 @@ pub(crate) struct RunOptions {
     pub policy: Policy,
     /// Let the job inherit the connection's socket.
     pub inherit_socket: bool,
+    /// A text for those who find the lock held.
+    pub note: Option<String>,
     /// How much to print.
     pub verbosity: Verbosity,
     /// The command and its arguments.

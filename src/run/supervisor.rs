@@ -46,7 +46,7 @@ pub(crate) fn run(
 ) -> Result<Outcome, Failure> {
     let internal = |error: std::io::Error| Failure::new(ExitCode::Internal, error);
     if let Some(program) = options.command.first() {
-        query_tag::set_job_program(program);
+        query_tag::set_job(program, options.note.as_deref());
     }
     let wait = match options.wait {
         Some(limit) if limit.is_zero() => Wait::Try,

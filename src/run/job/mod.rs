@@ -13,6 +13,7 @@ mod spawn;
 use crate::key::{Key, KeyId};
 use crate::lock::Mode;
 use crate::outcome::{ExitCode, ExitReason, Failure};
+use crate::run::ancestors;
 use crate::run::job::spawn::{SpawnSetup, spawn};
 use crate::run::signal_number::SignalNumber;
 use crate::run::signals::Signals;
@@ -240,7 +241,8 @@ impl Launch<'_> {
             )
             .env("PGLOCK_KEY_ID", join_lines(self.ids.iter().map(KeyId::to_string)))
             .env("PGLOCK_MODE", self.mode.name())
-            .env("PGLOCK_BACKEND_PID", self.backend_pid.to_string());
+            .env("PGLOCK_BACKEND_PID", self.backend_pid.to_string())
+            .env(ancestors::VARIABLE, ancestors::of_job());
         // Variables that an outer pglock set describe its lock, not this one: override or remove them.
         let slot = self.slot.map(|slot| slot.to_string());
         for (name, value) in [("PGLOCK_SLOT", slot.as_deref()), ("PGLOCK_TOKEN", self.token)] {

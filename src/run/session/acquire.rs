@@ -8,15 +8,17 @@ use super::reporter::Reporter;
 use super::retry::{Retry, WaitMemory};
 use super::wait_observer::{SessionWaitObserver, max_pool_wait};
 use crate::connection::Canceller;
+use crate::inspect::backend::Backend;
 use crate::inspect::holders;
-use crate::key::{KeyId, Number};
+use crate::key::{self, KeyId, Number};
 use crate::lock::{
-    self, Acquisition, ClientInfo, ComputedTry, Grant, Keys, Lock, Scope, ScopeChoice, Server, Ticket, TicketQueue,
-    TryOutcome, Turn, Wait, WaitOptions,
+    self, Acquisition, ClientInfo, ComputedTry, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Server, Ticket,
+    TicketQueue, TryOutcome, Turn, Wait, WaitOptions,
 };
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::derived_keys::slot_keys;
 use crate::protocol::query_tag::QueryTag;
+use crate::run::ancestors;
 use crate::run::options::RunOptions;
 use crate::ui::message;
 use postgres::Client;
@@ -331,6 +333,7 @@ impl Acquirer<'_> {
     ) -> Result<WaitOutcome, Failure> {
         memory.was_contended = true;
         self.reporter.report(SessionEvent::Contended);
+        self.refuse_to_wait_for_ancestor(client, request)?;
         if self.plan.wait == Wait::Try {
             return Ok(WaitOutcome::Busy { key_index });
         }
@@ -359,6 +362,40 @@ impl Acquirer<'_> {
             Acquisition::Acquired(grant) => WaitOutcome::Acquired { grant, ticket },
             Acquisition::Busy { key_index } => WaitOutcome::Busy { key_index },
         })
+    }
+
+    /// Refuses a lock that a pglock holds in whose job we run: it would be released only after we have exited.
+    ///
+    /// # Errors
+    /// [`ExitCode::Usage`] in that case.
+    fn refuse_to_wait_for_ancestor(&self, client: &mut Client, request: &LockRequest) -> Result<(), Failure> {
+        let ancestors = ancestors::of_this_process();
+        if ancestors.is_empty() {
+            return Ok(());
+        }
+        let tag = QueryTag::between_tries(request.lock.scope == Scope::Transaction, self.options().poll);
+        self.reporter.expect_reply_within(max_pool_wait(&request.server));
+        let holders = holders::find(client, request.lock.ids(), tag)?;
+        let is_obstacle = |holder: &Backend| {
+            let are_compatible = holder.is_shared && self.options().mode == Mode::Shared;
+            !are_compatible && ancestors::is_one_of(holder, &ancestors)
+        };
+        let ancestor = holders.iter().find(|holder| is_obstacle(holder));
+        let is_slot_free_of_them = match request.lock.keys {
+            Keys::All(_) => false,
+            Keys::OneOf { .. } => holders.iter().any(|holder| !is_obstacle(holder)),
+        };
+        match ancestor {
+            Some(ancestor) if !is_slot_free_of_them => Err(Failure::msg(
+                ExitCode::Usage,
+                format!(
+                    "{} is held by {ancestor}, in whose job this pglock runs: it would wait for itself; leave out the \
+                     inner lock, or use another key",
+                    key::describe(&self.options().keys)
+                ),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Returns a fencing token. Afterwards the server has received another query from the session.

@@ -151,3 +151,49 @@ fn success_prints_nothing() {
         assert_eq!(output.code(code).silent().stdout, b"", "{output}");
     }
 }
+
+/// P77
+#[test]
+fn a_note_tells_others_why_the_key_is_held() {
+    let case = Case::new();
+    let note = "db upgrade */ until '14:00', 100 % M\u{fc}nchen; ask \"ops\" note job";
+    let holder = case.run().args(["--note", note]).holding();
+    let line = case.run().args(["-n", "true"]).output().code(75).stderr_line();
+    assert!(line.ends_with(&format!(", note: {note}); not waiting")), "{line}");
+    let list = |arguments: &[&str]| {
+        let output = case
+            .pglock()
+            .args(["list", "--key", &case.key])
+            .args(arguments)
+            .output();
+        String::from_utf8(output.code(75).stdout.clone()).unwrap()
+    };
+    assert!(list(&[]).contains(note));
+    let json: serde_json::Value = serde_json::from_str(&list(&["--json"])).unwrap();
+    assert_eq!(json["locks"][0]["note"], note);
+    assert_eq!(json["locks"][0]["job"], "sh");
+    let evicted = case.pglock().args(["evict", "--yes", "--key", &case.key]).output();
+    assert!(evicted.code(0).stdout().contains(note));
+    holder.finish().code(74);
+}
+
+/// P77
+#[test]
+fn a_note_that_cannot_be_shown_in_one_line_is_refused() {
+    let longest = "\u{e4}".repeat(100);
+    Case::new()
+        .run()
+        .args(["--note", &longest, "true"])
+        .output()
+        .code(0)
+        .silent();
+    for note in ["", " ", "a\nb", "\u{1b}[2J", &format!("{longest}x")] {
+        let line = Case::new()
+            .run()
+            .args(["--note", note, "true"])
+            .output()
+            .code(64)
+            .stderr_line();
+        assert!(line.contains("--note") && line.contains("at most 200 bytes"), "{line}");
+    }
+}

@@ -6,6 +6,7 @@ mod fair;
 mod forwarder;
 mod impostor;
 mod leftover;
+mod nested;
 mod pooler;
 mod settling;
 mod several_keys;

@@ -270,3 +270,25 @@ fn the_working_directory_is_the_jobs() {
     let expected = directory.path().canonicalize().unwrap();
     assert_eq!(run.output().stdout(), format!("{}\n", expected.display()));
 }
+
+/// P2: `-c` is flock's.
+#[test]
+fn a_text_is_run_with_the_shell() {
+    let case = Case::new();
+    let run = |shell: Option<&str>, text: &str| {
+        let mut run = case.run().args(["-x", "-c", text]);
+        run.command().env_remove("SHELL");
+        match shell {
+            Some(shell) => run.env("SHELL", shell),
+            None => run,
+        }
+    };
+    let output = run(None, "echo \"$0\" && exit 3").output();
+    assert_eq!(output.code(3).stdout, b"/bin/sh\n");
+    let output = run(Some("/bin/bash"), "echo \"$0\" $BASHOPTS | cut -c -9").output();
+    assert_eq!(output.code(0).stdout(), "/bin/bash\n");
+    run(Some(""), "exit 4").output().code(4);
+    // Not both a text and a command.
+    let line = run(None, "true").args(["--", "true"]).output().code(64).stderr_line();
+    assert!(line.contains("--command"), "{line}");
+}
