@@ -29,8 +29,8 @@ pub(crate) struct Backend {
     pub job: Option<String>,
     /// The note of a pglock's user, unless that is hidden.
     pub note: Option<String>,
-    /// Whether it is a pglock that waits by trying again and again, rather than in a queue.
-    pub is_polling: bool,
+    /// For how many seconds a pglock that waits by trying again and again, rather than in a queue, pauses at most.
+    pub polling_seconds: Option<f64>,
     /// Whether it holds the lock in shared mode, where that was queried.
     pub is_shared: bool,
     /// Whether it is a pglock that lost its lock, and holds the key only until its job is dead.
@@ -48,6 +48,8 @@ pub(crate) struct Backend {
     /// Whether it is a session of a pool that holds a lock which is not that of the client it is named after; see
     /// [`Backend::without_client`].
     pub is_leftover: bool,
+    /// Whether another pglock has its host name and process ID, so that only the random characters tell them apart.
+    pub is_ambiguous: bool,
     /// Whether our role may not see what it does.
     pub is_hidden: bool,
     /// The server's clock when this was read, in seconds since 1970.
@@ -107,7 +109,7 @@ impl Backend {
             client_address: get("client_address").map(str::to_owned),
             connected: time("connected"),
             since,
-            is_polling: tag.as_ref().is_some_and(|tag| tag.is_polling),
+            polling_seconds: tag.as_ref().and_then(|tag| tag.polling_seconds),
             is_shared: get("mode") == Some("ShareLock"),
             is_guard: tag.as_ref().is_some_and(|tag| tag.is_guard),
             job_limit_seconds: tag.as_ref().and_then(|tag| tag.job_limit_seconds),
@@ -118,6 +120,7 @@ impl Backend {
                 .is_some_and(|tag| tag.held_seconds.is_some() || tag.is_guard),
             is_own: get("own") == Some("t"),
             is_leftover: false,
+            is_ambiguous: false,
             job: tag.as_ref().and_then(|tag| tag.program).map(str::to_owned),
             note: tag.and_then(|tag| tag.note),
             is_hidden: get("hidden") == Some("t"),
@@ -129,7 +132,7 @@ impl Backend {
     pub(super) fn without_client(self) -> Backend {
         Backend {
             is_leftover: true,
-            is_polling: false,
+            polling_seconds: None,
             job: None,
             note: None,
             since: None,
@@ -152,14 +155,17 @@ impl Backend {
         self.run_name().is_some() || self.job.is_some()
     }
 
-    /// Returns a short description: host and process ID of a pglock, that it is a pool's, application name and user of
+    /// Returns a short description: host and process ID of a pglock, with the random characters if need be, that it is a pool's, application name and user of
     /// any other client.
     pub(crate) fn who(&self) -> String {
         if self.is_leftover {
             return "a session of the pool".into();
         }
         if let Some(run) = self.run_name() {
-            return format!("{}:{}", run.host, run.pid);
+            return match run.instance {
+                Some(instance) if self.is_ambiguous => format!("{}~{instance}:{}", run.host, run.pid),
+                _ => format!("{}:{}", run.host, run.pid),
+            };
         }
         if self.pid.is_none() {
             return "a prepared transaction".into();

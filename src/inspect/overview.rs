@@ -14,7 +14,7 @@ use crate::lock::{self, Mode, NOT_DEFERRABLE, QueryResult, Scope};
 use crate::outcome::Failure;
 use crate::protocol::derived_keys::{MAX_SLOTS, slot_keys, ticket_class};
 use postgres::Client;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// A lock that a session holds or waits for.
 #[derive(Clone, Debug)]
@@ -54,6 +54,13 @@ pub(crate) enum LockState {
     Polling,
 }
 
+/// Whether to look for waiters that poll, which takes more than a second if there are any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PollingWaiters {
+    Find,
+    Ignore,
+}
+
 /// The locks of a database.
 pub(crate) struct Overview {
     /// The database.
@@ -71,7 +78,7 @@ impl Overview {
     ///
     /// # Errors
     /// The connection is lost, or the server cannot compute the number of a key.
-    pub(crate) fn fetch(client: &mut Client, keys: &[Key]) -> Result<Overview, Failure> {
+    pub(crate) fn fetch(client: &mut Client, keys: &[Key], polling: PollingWaiters) -> Result<Overview, Failure> {
         let (database, role) = fetch_database_and_role(client)?;
         let mut names = KeyNames::default();
         let bases = lock::key_ids(client, keys)?;
@@ -79,7 +86,11 @@ impl Overview {
             names.learn(key, *id, MAX_SLOTS);
         }
         let rows = lock_row::query(client)?;
-        let pollers = polling::find_waiters(client)?;
+        let is_pooled_holder = |row: &LockRow| row.is_granted && row.in_transaction && row.backend.is_pglock();
+        let pollers = match polling {
+            PollingWaiters::Find => polling::find_waiters(client, rows.iter().any(is_pooled_holder))?,
+            PollingWaiters::Ignore => Vec::new(),
+        };
         let backends: Vec<&Backend> = rows.iter().map(|row| &row.backend).chain(&pollers).collect();
         let is_partial = backends.iter().any(|backend| backend.is_hidden);
         let present: HashSet<KeyId> = rows.iter().map(|row| row.id).collect();
@@ -92,6 +103,7 @@ impl Overview {
         fill_in_behind(&mut entries);
         entries.retain(|entry| bases.is_empty() || bases.contains(&entry.base));
         entries.sort_by_cached_key(LockEntry::rank);
+        mark_ambiguous(&mut entries);
         Ok(Overview {
             database,
             role,
@@ -245,6 +257,20 @@ fn fill_in_behind(entries: &mut [LockEntry]) {
     }
 }
 
+/// Marks the pglocks that have host name and process ID in common with another: in containers, both often have.
+fn mark_ambiguous(entries: &mut [LockEntry]) {
+    let mut instances: HashMap<(String, u32), HashSet<Option<String>>> = HashMap::new();
+    for run in entries.iter().filter_map(|entry| entry.backend.run_name()) {
+        let of_process = instances.entry((run.host.to_owned(), run.pid)).or_default();
+        of_process.insert(run.instance.map(str::to_owned));
+    }
+    for entry in entries {
+        let run = entry.backend.run_name();
+        let of_process = run.and_then(|run| instances.get(&(run.host.to_owned(), run.pid)));
+        entry.backend.is_ambiguous = of_process.is_some_and(|instances| instances.len() > 1);
+    }
+}
+
 impl LockState {
     fn ticket(self) -> Option<i32> {
         match self {
@@ -307,7 +333,7 @@ impl LockEntry {
         let named = readings.iter().find(|(_, id)| names.meaning(*id).key.is_some());
         let (key, id) = *named.or(readings.first())?;
         // Behind a pooler, the session belongs to the pool: it did not connect for this client.
-        let connected = backend.connected.filter(|_| !backend.is_polling);
+        let connected = backend.connected.filter(|_| backend.polling_seconds.is_none());
         Some(LockEntry {
             id,
             base: id,
@@ -315,7 +341,7 @@ impl LockEntry {
             slot: None,
             mode: None,
             scope: None,
-            state: if backend.is_polling {
+            state: if backend.polling_seconds.is_some() {
                 LockState::Polling
             } else {
                 LockState::Queueing

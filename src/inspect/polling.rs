@@ -2,7 +2,9 @@
 //! queue.
 //!
 //! Only the tag of their last query shows that they wait (see `protocol::query_tag`). Behind a pooler it is visible
-//! only until the pooler lends the session to its next client, so one query does not find them all.
+//! only until the pooler lends the session to its next client, so one query does not find them all. If we come through
+//! the same pool, that client may well be us: poolers lend the session that was used last. So each look at the sessions
+//! is a transaction that lasts for a while, and the waiters use others meanwhile, if the pool has any.
 
 use crate::inspect::backend::{Backend, IS_ROLLED_BACK, columns, rows};
 use crate::lock::{NOT_DEFERRABLE, simple_query};
@@ -19,23 +21,79 @@ const SECONDS_REGEX: &str = "([0-9]{1,9}[.][0-9]{3})";
 /// How long to look for waiters that poll. Most send a query at least once in this time.
 const SEARCH_DURATION: Duration = Duration::from_millis(1200);
 
+/// The longest that is looked for waiters that poll, however long their pauses are.
+const MAX_SEARCH_DURATION: Duration = Duration::from_secs(6);
+
+/// How long a transaction of the search lasts. Through a pool, it keeps a session from the pool's other clients.
+const TRANSACTION_DURATION: Duration = Duration::from_millis(150);
+
 /// The pause between two queries of the search.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(3);
 
-/// Returns the pglocks that wait without a row, each once. If the first query finds any that poll, the search goes on
-/// for [`SEARCH_DURATION`].
+/// Returns the pglocks that wait without a row, each once. If the first query finds any that poll, or they are to be
+/// expected because a lock is held behind a pooler, the search goes on for [`SEARCH_DURATION`], or for the longest pause
+/// that a waiter shows.
 ///
 /// # Errors
 /// The connection is lost, or the query fails.
-pub(super) fn find_waiters(client: &mut Client) -> Result<Vec<Backend>, postgres::Error> {
+pub(super) fn find_waiters(client: &mut Client, are_expected: bool) -> Result<Vec<Backend>, postgres::Error> {
+    let sql = polling_query();
+    let mut waiters: BTreeMap<String, Backend> = BTreeMap::new();
+    collect_waiters(client, &format!("{NOT_DEFERRABLE}{sql}"), &mut waiters)?;
+    let start = Instant::now();
+    let is_over = |waiters: &BTreeMap<String, Backend>| {
+        let longest_pause = waiters
+            .values()
+            .filter_map(|waiter| waiter.polling_seconds)
+            .reduce(f64::max);
+        let pause = longest_pause.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let duration = match pause {
+            Some(pause) => pause.clamp(SEARCH_DURATION, MAX_SEARCH_DURATION),
+            None if are_expected => SEARCH_DURATION,
+            None => Duration::ZERO,
+        };
+        start.elapsed() >= duration
+    };
+    while !is_over(&waiters) {
+        simple_query(client, "BEGIN READ ONLY NOT DEFERRABLE")?;
+        let transaction_start = Instant::now();
+        while transaction_start.elapsed() < TRANSACTION_DURATION && !is_over(&waiters) {
+            sleep(SEARCH_INTERVAL);
+            // A transaction sees the sessions as they were when it first looked.
+            simple_query(client, "SELECT pg_catalog.pg_stat_clear_snapshot()")?;
+            collect_waiters(client, &sql, &mut waiters)?;
+        }
+        simple_query(client, "COMMIT")?;
+    }
+    Ok(waiters.into_values().collect())
+}
+
+/// Adds the waiters that are visible now.
+///
+/// # Errors
+/// The connection is lost, or the query fails.
+fn collect_waiters(
+    client: &mut Client,
+    sql: &str,
+    waiters: &mut BTreeMap<String, Backend>,
+) -> Result<(), postgres::Error> {
+    for row in rows(simple_query(client, sql)?) {
+        let backend = Backend::from_row(&row);
+        waiters.insert(backend.application_name.clone(), backend);
+    }
+    Ok(())
+}
+
+/// Returns the query for the pglocks that wait without a row.
+fn polling_query() -> String {
     let waiting_tag = format!(
         "'^{}(?:waits|asks) {SECONDS_REGEX} '",
         QUERY_TAG_PREFIX.replace('*', "[*]")
     );
     // One that asks within no time has given up. A waiter that is overdue has gone, or has got its lock. One that has
     // rolled back has no lock: any that its session holds was left behind there.
-    let sql = format!(
-        "{NOT_DEFERRABLE}SELECT pid, {} FROM pg_catalog.pg_stat_activity a \
+    format!(
+        "SELECT pid, {} FROM pg_catalog.pg_stat_activity a \
          WHERE a.datname = pg_catalog.current_database() AND a.query ~ {waiting_tag} \
          AND a.query NOT LIKE '{QUERY_TAG_PREFIX}asks 0.000 %' \
          AND a.pid <> pg_catalog.pg_backend_pid() \
@@ -44,18 +102,5 @@ pub(super) fn find_waiters(client: &mut Client) -> Result<Vec<Backend>, postgres
          AND ({IS_ROLLED_BACK} OR a.pid NOT IN (\
          SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid IS NOT NULL))",
         columns()
-    );
-    let mut waiters: BTreeMap<String, Backend> = BTreeMap::new();
-    let start = Instant::now();
-    loop {
-        for row in rows(simple_query(client, &sql)?) {
-            let backend = Backend::from_row(&row);
-            waiters.insert(backend.application_name.clone(), backend);
-        }
-        let is_any_polling = waiters.values().any(|waiter| waiter.is_polling);
-        if !is_any_polling || start.elapsed() > SEARCH_DURATION {
-            return Ok(waiters.into_values().collect());
-        }
-        sleep(SEARCH_INTERVAL);
-    }
+    )
 }

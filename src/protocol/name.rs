@@ -4,7 +4,7 @@
 //! That is why a `pglock run` names its keys, host and process there.
 //!
 //! PostgreSQL keeps 63 bytes and mangles what is not ASCII, so a long front is cut, and what is not printable ASCII
-//! becomes `?`. So do quotes and backslashes, because the name is written into SQL. The random characters and the
+//! becomes `?`. A long host name loses its middle: Kubernetes puts what differs at its end, EC2 at its front. So do quotes and backslashes, because the name is written into SQL. The random characters and the
 //! process ID at the end are never cut: they make the name unique. Host and process ID alone do not: two containers may
 //! be called the same and both have process 1. By this name a session is recognized as one that began with us (see
 //! [`Server::pooled`](crate::lock::Server::pooled)), so two processes must never share one.
@@ -19,6 +19,12 @@ const MAX_NAME_LEN: usize = 63;
 
 /// What is kept of the host, if there is room for it.
 const MAX_HOST_LEN: usize = 32;
+
+/// Stands for what was cut out of the middle of a host name. No host name contains it.
+const HOST_ELLIPSIS: &str = "..";
+
+/// Some poolers append this and the client's address (PgBouncer and Odyssey with `application_name_add_host`).
+const ADDRESS_SEPARATOR: &str = " - ";
 
 /// What is kept of the front, at the cost of the host: `pglock:`, by which others recognize the name, and a character.
 const MIN_FRONT_LEN: usize = RUN_PREFIX.len() + 1;
@@ -67,7 +73,7 @@ pub(crate) fn for_evict() -> String {
 
 /// Returns user, host and process ID, if this is the name of a `pglock evict`.
 pub(crate) fn evictor(application_name: &str) -> Option<&str> {
-    application_name.strip_prefix(EVICT_PREFIX)
+    without_address(application_name).strip_prefix(EVICT_PREFIX)
 }
 
 /// What the `application_name` of a `pglock run` says.
@@ -90,7 +96,8 @@ impl<'a> RunName<'a> {
     /// Parses a name; `None` if it is not that of a `pglock run`. Any client can choose such a name, so nothing in it
     /// can be relied upon.
     pub(crate) fn parse(application_name: &'a str) -> Option<RunName<'a>> {
-        let (front, tail) = application_name.strip_prefix(RUN_PREFIX)?.rsplit_once(' ')?;
+        let name = without_address(application_name);
+        let (front, tail) = name.strip_prefix(RUN_PREFIX)?.rsplit_once(' ')?;
         let (host, pid) = tail.rsplit_once(':')?;
         let (host, instance) = match host.rsplit_once(INSTANCE_SEPARATOR) {
             Some((host, instance)) if is_instance(instance) => (host, Some(instance)),
@@ -118,10 +125,22 @@ pub(crate) fn instance_id() -> String {
 
 /// Returns whether a session belongs to the process with this [`instance_id`].
 pub(crate) fn is_of_instance(application_name: &str, instance_id: &str) -> bool {
-    let Some((_, tail)) = application_name.rsplit_once(INSTANCE_SEPARATOR) else {
-        return false;
-    };
-    tail == instance_id
+    let name = without_address(application_name).rsplit_once(INSTANCE_SEPARATOR);
+    name.is_some_and(|(_, tail)| tail == instance_id)
+}
+
+/// Returns the name without the address that a pooler appended, of which PostgreSQL may have cut off the end.
+fn without_address(application_name: &str) -> &str {
+    let mut ends = application_name.match_indices(':').filter_map(|(colon, _)| {
+        let digits = application_name[colon + 1..].bytes().take_while(u8::is_ascii_digit);
+        let end = colon + 1 + digits.count();
+        let (name, rest) = application_name.split_at(end);
+        let is_address = rest.starts_with(ADDRESS_SEPARATOR) && !rest[ADDRESS_SEPARATOR.len()..].contains(' ');
+        let is_cut_address = is_cut(application_name) && ADDRESS_SEPARATOR.starts_with(rest);
+        let is_process = name.as_bytes()[colon..].len() > 1 && name[..colon].contains(' ');
+        (is_process && (is_address || is_cut_address)).then_some(name)
+    });
+    ends.next().unwrap_or(application_name)
 }
 
 /// Returns whether the front of a name may have been cut.
@@ -166,9 +185,21 @@ fn compose(front: &str, slots: Option<u16>, host: &str, instance: Option<&str>, 
     let instance = instance.map_or_else(String::new, |instance| format!("{INSTANCE_SEPARATOR}{instance}"));
     let end = format!("{instance}:{pid}");
     let host_room = MAX_NAME_LEN - MIN_FRONT_LEN - slots.len() - " ".len() - end.len();
-    let host = plain_ascii(host, MAX_HOST_LEN.min(host_room)).replace(' ', "?");
+    let host = plain_ascii(host, usize::MAX).replace(' ', "?");
+    let host = without_middle(&host, MAX_HOST_LEN.min(host_room));
     let tail = format!("{slots} {host}{end}");
     format!("{}{tail}", plain_ascii(front, MAX_NAME_LEN - tail.len()))
+}
+
+/// Returns an ASCII text, of which the middle is left out if it is longer than `max_len`.
+fn without_middle(text: &str, max_len: usize) -> String {
+    if text.len() <= max_len {
+        return text.to_owned();
+    }
+    let kept_len = max_len - HOST_ELLIPSIS.len();
+    let start = &text[..kept_len / 2];
+    let end = &text[text.len() - (kept_len - start.len())..];
+    format!("{start}{HOST_ELLIPSIS}{end}")
 }
 
 /// Returns the first characters of a text, with `?` for those that PostgreSQL or SQL would change.
@@ -196,22 +227,26 @@ mod tests {
             "pglock:schl?ssel ?x?? web1~k3x9qa:77"
         );
         assert_eq!(compose("pglock list", None, "web1", None, 77), "pglock list web1:77");
-        let of_host = |slots| compose(&"k".repeat(100), slots, &"h".repeat(64), Some("k3x9qa"), u32::MAX);
+        let host = "billing-reports-nightly-28391340-1";
+        let of_host = |slots| compose(&"k".repeat(100), slots, host, Some("k3x9qa"), u32::MAX);
         let long = of_host(None);
         assert_eq!(long.len(), 63);
         assert!(
-            long.ends_with(&format!(" {}~k3x9qa:4294967295", "h".repeat(32))),
+            long.ends_with(" billing-reports..htly-28391340-1~k3x9qa:4294967295"),
             "{long}"
         );
         let longest = of_host(Some(1000));
-        let expected = format!("{} slots=1000 {}~k3x9qa:4294967295", "k".repeat(8), "h".repeat(25));
+        let expected = format!(
+            "{} slots=1000 billing-rep..y-28391340-1~k3x9qa:4294967295",
+            "k".repeat(8)
+        );
         assert_eq!(longest, expected);
     }
 
     #[test]
     fn the_documented_examples_are_true() {
         let rows = document::rows("### Examples of application_name");
-        assert_eq!(rows.len(), 6);
+        assert_eq!(rows.len(), 7);
         for row in rows {
             let [keys, slots, host, instance, pid, expected] = &row[..] else {
                 panic!("{row:?}");
@@ -224,7 +259,7 @@ mod tests {
             let run = RunName::parse(expected).expect("the name of a run");
             assert_eq!(
                 (run.slots, run.host, run.instance, run.pid),
-                (slots, host.as_str(), instance, pid)
+                (slots, without_middle(host, MAX_HOST_LEN).as_str(), instance, pid)
             );
         }
     }
@@ -260,6 +295,10 @@ mod tests {
     fn the_evictor_is_read_from_its_name() {
         assert!(for_evict().starts_with("pglock evict "));
         assert_eq!(evictor("pglock evict ann@web1:77"), Some("ann@web1:77"));
+        assert_eq!(
+            evictor("pglock evict ann@web1:77 - 10.0.0.1:57760"),
+            Some("ann@web1:77")
+        );
         assert_eq!(evictor("pglock evicted web1:77"), None);
         assert_eq!(RunName::parse(&for_evict()), None);
     }
@@ -288,6 +327,24 @@ mod tests {
             ("pglock:a b web1:77", run("a b", None, "web1", None, 77)),
             ("pglock:a web1~K3X9QA:77", run("a", None, "web1~K3X9QA", None, 77)),
             ("pglock:a web1~k3x9q:77", run("a", None, "web1~k3x9q", None, 77)),
+            // A pooler has appended the client's address, and PostgreSQL may have cut it off.
+            (
+                "pglock:a slots=3 web1~k3x9qa:77 - 127.0.0.1:57760",
+                run("a", Some(3), "web1", Some("k3x9qa"), 77),
+            ),
+            (
+                "pglock:a - b web1~k3x9qa:77 - [::1]:57760",
+                run("a - b", None, "web1", Some("k3x9qa"), 77),
+            ),
+            (
+                "pglock:a web1~k3x9qa:77 - unix:6432",
+                run("a", None, "web1", Some("k3x9qa"), 77),
+            ),
+            (
+                "pglock:a-key-that-is-long billing-reports..28391340-1~k3x9q:1 -",
+                run("a-key-that-is-long", None, "billing-reports..28391340-1~k3x9q", None, 1),
+            ),
+            ("pglock:a b web1:77 - 10.0.0.1:5", run("a b", None, "web1", None, 77)),
             ("pglock list web1:77", None),
             ("pglock:half", None),
             ("psql", None),
@@ -300,15 +357,19 @@ mod tests {
         /// Whatever the key and the host are called, others read from the name who it is.
         #[test]
         fn a_name_reads_back(
-            key in "\\PC{0,70}", host in "[a-z0-9.-]{1,40}", slots in prop::option::of(1..=MAX_SLOTS),
-            instance in "[a-z0-9]{6}", pid: u32,
+            key in "\\PC{0,70}", host in "[a-z0-9-]{1,40}", slots in prop::option::of(1..=MAX_SLOTS),
+            instance in "[a-z0-9]{6}", pid: u32, address in "(127[.]0[.]0[.]1|\\[::1\\]|unix):[0-9]{1,5}",
         ) {
             let name = compose(&format!("{RUN_PREFIX}{key}"), slots, &host, Some(&instance), pid);
             prop_assert!(name.len() <= 63 && name.bytes().all(|b| (b' '..=b'~').contains(&b)), "{name:?}");
             prop_assert!(!name.contains(['\'', '"', '\\']), "{name:?}");
             let run = RunName::parse(&name).expect("the name of a run");
             prop_assert_eq!((run.instance, run.pid), (Some(instance.as_str()), pid));
-            prop_assert!(host.starts_with(run.host) && run.host.len() >= host.len().min(25), "{name:?}");
+            let (start, end) = run.host.split_once(HOST_ELLIPSIS).unwrap_or((run.host, ""));
+            prop_assert!(host.starts_with(start) && host.ends_with(end) && run.host.len() >= host.len().min(25), "{name:?}");
+            // What a pooler appends changes nothing, wherever PostgreSQL cuts it off.
+            let extended = format!("{name} - {address}");
+            prop_assert_eq!(RunName::parse(&extended[..extended.len().min(MAX_NAME_LEN.max(name.len()))]), Some(run));
             if !key.contains("slots=") {
                 prop_assert_eq!(run.slots, slots);
             }

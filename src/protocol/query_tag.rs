@@ -103,8 +103,8 @@ pub(crate) struct QueryTagInfo<'a> {
     pub held_seconds: Option<f64>,
     /// For how many seconds the job may live on after this query.
     pub job_limit_seconds: Option<f64>,
-    /// Whether the session waits by trying again and again.
-    pub is_polling: bool,
+    /// Within how many seconds the session tries again, if it waits so.
+    pub polling_seconds: Option<f64>,
     /// Whether the session holds the lock only until its job is dead.
     pub is_guard: bool,
     /// The job's program.
@@ -135,7 +135,7 @@ impl<'a> QueryTagInfo<'a> {
             job_limit_seconds: after_state
                 .and_then(|text| text.strip_prefix("limit "))
                 .and_then(leading_seconds),
-            is_polling: text.starts_with("asks "),
+            polling_seconds: text.strip_prefix("asks ").and_then(leading_seconds),
             is_guard: text.starts_with("guards "),
             program,
             note,
@@ -241,7 +241,7 @@ mod tests {
         let nothing = QueryTagInfo {
             held_seconds: None,
             job_limit_seconds: None,
-            is_polling: false,
+            polling_seconds: None,
             is_guard: false,
             program: None,
             note: None,
@@ -261,7 +261,7 @@ mod tests {
         assert_eq!(QueryTagInfo::parse("/* pglock job x note %1B[2J */"), Some(escape));
         // Cut by the server.
         let polling = QueryTagInfo {
-            is_polling: true,
+            polling_seconds: Some(4.0),
             ..nothing
         };
         assert_eq!(QueryTagInfo::parse("/* pglock asks 4.000 job backu"), Some(polling));
@@ -293,7 +293,7 @@ mod tests {
                     held_seconds: matches!(tag, QueryTag::Holding { .. }).then(|| time.as_secs_f64()),
                     job_limit_seconds: matches!(tag, QueryTag::Holding { .. } | QueryTag::Guarding { .. })
                         .then(|| time.as_secs_f64()),
-                    is_polling: matches!(tag, QueryTag::Polling(_)),
+                    polling_seconds: matches!(tag, QueryTag::Polling(_)).then(|| time.as_secs_f64()),
                     is_guard: matches!(tag, QueryTag::Guarding { .. }),
                     program: Some(program.as_str()),
                     note: note.clone(),

@@ -13,7 +13,7 @@ use crate::cli::EvictOptions;
 use crate::commands::lock_table;
 use crate::connection::{LimitEnforcement, Settings};
 use crate::inspect::backend::Backend;
-use crate::inspect::overview::{LockEntry, LockState, Overview};
+use crate::inspect::overview::{LockEntry, LockState, Overview, PollingWaiters};
 use crate::key::{self, Key};
 use crate::lock;
 use crate::outcome::{ExitCode, Failure, Outcome};
@@ -57,7 +57,12 @@ fn evict(
     application_name: &str,
 ) -> Result<(), Failure> {
     let (keys, waiters) = (&options.keys, options.waiters);
-    let entries = Overview::fetch(client, keys)?.entries;
+    let polling = if waiters {
+        PollingWaiters::Find
+    } else {
+        PollingWaiters::Ignore
+    };
+    let entries = Overview::fetch(client, keys, polling)?.entries;
     let polling = entries.iter().filter(|entry| entry.state == LockState::Polling);
     let polling_count = polling.count();
     let mut targets = entries;
@@ -128,7 +133,7 @@ fn distinct_targets(entries: &[LockEntry]) -> Vec<Target<'_>> {
 /// # Errors
 /// The connection is lost, or a query fails.
 fn current_holders(client: &mut Client, keys: &[Key]) -> Result<String, Failure> {
-    let overview = Overview::fetch(client, keys)?;
+    let overview = Overview::fetch(client, keys, PollingWaiters::Ignore)?;
     let ids = lock::key_ids(client, keys)?;
     let lines = keys.iter().zip(ids).map(|(key, id)| {
         let is_holder = |entry: &&LockEntry| entry.state == LockState::Holding && entry.base == id;

@@ -7,7 +7,7 @@ mod json;
 use crate::cli::ListOptions;
 use crate::commands::lock_table;
 use crate::connection::{LimitEnforcement, Settings};
-use crate::inspect::overview::Overview;
+use crate::inspect::overview::{Overview, PollingWaiters};
 use crate::key::{self, Key};
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::protocol::name;
@@ -51,7 +51,7 @@ pub(crate) fn run(options: &ListOptions) -> Result<Outcome, Failure> {
 fn print_locks(client: &mut Client, options: &ListOptions) -> Result<bool, Failure> {
     let mut is_warned = false;
     loop {
-        let overview = Overview::fetch(client, &options.keys)?;
+        let overview = Overview::fetch(client, &options.keys, PollingWaiters::Find)?;
         if overview.is_partial && !is_warned {
             message::notice(hidden_details(&overview.role));
             is_warned = true;

@@ -7,6 +7,7 @@ mod forwarder;
 mod impostor;
 mod leftover;
 mod nested;
+mod pods;
 mod pooler;
 mod settling;
 mod several_keys;
