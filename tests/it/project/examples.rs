@@ -3,30 +3,25 @@
 //! The operator's own programs (`nightly`, `make-report`) are put beside pglock into a directory that stands for
 //! `/usr/local/bin`. Each test has a database of its own, and so its own locks, and no two recipes use the same key.
 
+use super::desk::{Desk, EXAMPLES, await_file};
 use crate::support::journal::{Journal, state};
 use crate::support::pglock::{Pglock, Running};
-use crate::support::server::{SUPERUSER, Server, rows};
 use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
-/// A path in the recipes that is replaced here.
-const BIN: &str = "/usr/local/bin";
-const DSN: &str = "postgresql://locks@db.internal/app";
-
-/// Every file is run by a test of this file, and is in the README's table.
+/// Every file is run by a test of this file or of `recipes.rs`, and is in the README's table.
 #[test]
 fn every_example_has_a_test_and_a_line_in_the_readme() {
-    let (tests, readme) = (include_str!("examples.rs"), include_str!("../../../README.md"));
+    let tests = concat!(include_str!("examples.rs"), include_str!("recipes.rs"));
+    let readme = include_str!("../../../README.md");
     let names: Vec<_> = fs::read_dir(EXAMPLES).unwrap().collect();
     assert!(!names.is_empty());
     for name in names {
         let name = name.unwrap().file_name().into_string().unwrap();
-        let is_used = ["script", "text"].map(|by| tests.contains(&format!(".{by}(\"{name}\")")));
+        let is_used = ["script", "text", "ci"].map(|by| tests.contains(&format!(".{by}(\"{name}\")")));
         assert!(is_used.contains(&true), "examples/{name} has no test");
         let line = format!("| [`{name}`](examples/{name}) |");
         assert!(readme.contains(&line), "the README lacks {line}");
@@ -332,99 +327,6 @@ fn the_wait_and_the_job_have_limits() {
     assert!(output.took >= Duration::from_millis(300), "{output}");
 }
 
-/// An operator's database, and the programs on the PATH of the hosts.
-struct Desk {
-    server: &'static Server,
-    database: String,
-    directory: tempfile::TempDir,
-}
-
-impl Desk {
-    fn new() -> Desk {
-        let server = Server::shared();
-        let desk = Desk {
-            server,
-            database: server.database(),
-            directory: tempfile::tempdir().unwrap(),
-        };
-        let pglock = env!("CARGO_BIN_EXE_pglock");
-        std::os::unix::fs::symlink(pglock, desk.file("pglock")).unwrap();
-        desk
-    }
-
-    /// Returns the directory that stands for `/usr/local/bin`.
-    fn directory(&self) -> &Path {
-        self.directory.path()
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.directory().join(name)
-    }
-
-    /// Puts a program of the operator's on the PATH. A shell writes it: if a concurrent test forks, a file that this
-    /// process has just written could still be open for writing, and could not be executed.
-    fn program(&self, name: &str, script: &str) {
-        let write = Pglock::for_program("sh").args(["-c", "cat > \"$0\"; chmod +x \"$0\""]);
-        let text = format!("#!/bin/sh\n{script}\n");
-        let output = write.arg(self.file(name)).output_with(text.as_bytes());
-        assert_eq!(output.stdout(), "");
-    }
-
-    /// Returns a recipe that is a script, unchanged.
-    fn script(&self, name: &str) -> Pglock {
-        self.on_path(&format!("{EXAMPLES}/{name}"))
-    }
-
-    fn on_path(&self, program: &str) -> Pglock {
-        let path = std::env::var("PATH").unwrap();
-        let path = format!("{}:{path}", self.directory().display());
-        let around = self.server.program(program).env("PATH", path);
-        around.env("PGDATABASE", &self.database)
-    }
-
-    /// Returns the indented line of a recipe's comment that starts so, which the operator is to copy.
-    fn comment(&self, name: &str, start: &str) -> String {
-        let text = fs::read_to_string(format!("{EXAMPLES}/{name}")).unwrap();
-        let mut lines = text.lines().filter_map(|line| line.strip_prefix("#   "));
-        lines.find(|line| line.starts_with(start)).unwrap().to_owned()
-    }
-
-    /// Returns a recipe that is not a script, with the directory and the connection string replaced.
-    fn text(&self, name: &str) -> String {
-        let text = fs::read_to_string(format!("{EXAMPLES}/{name}")).unwrap();
-        assert!(text.contains(BIN) && text.contains(DSN), "{text}");
-        let dsn = self.server.dsn().replace("/postgres?", &format!("/{}?", self.database));
-        let bin = self.directory().to_str().unwrap();
-        text.replace(BIN, bin).replace(DSN, &dsn)
-    }
-
-    /// Returns a command line of a crontab as cron runs it, with cron's bare environment.
-    fn cron(&self, variables: &[(String, String)], command: &str) -> Pglock {
-        let mut cron = Pglock::for_program("/bin/sh").args(["-c", command]);
-        cron.command().env_clear().current_dir(self.directory());
-        let bare = [("HOME", "/"), ("LOGNAME", SUPERUSER), ("SHELL", "/bin/sh")];
-        cron.command().envs(bare).env("PATH", "/usr/bin:/bin");
-        cron.command().envs(variables.iter().cloned());
-        cron
-    }
-
-    /// Returns the value of a statement in this desk's database.
-    fn sql(&self, sql: &str) -> String {
-        let mut client = self.server.client_in(&self.database);
-        rows(&mut client, sql).concat().concat()
-    }
-
-    /// Terminates the holder's session, as the server does with a silent one.
-    fn terminate_the_holder(&self, key: &str) {
-        assert_eq!(self.server.locks(key).granted, 1);
-        let ended = self.sql(
-            "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database d ON d.oid = database \
-             WHERE locktype = 'advisory' AND granted AND datname = current_database()",
-        );
-        assert_eq!(ended, "t");
-    }
-}
-
 /// A systemd unit file in which each setting is on one line.
 struct Unit(String);
 
@@ -460,9 +362,4 @@ fn crontab(text: &str) -> (Vec<(String, String)>, Vec<String>) {
         commands.push(rest.to_owned());
     }
     (variables, commands)
-}
-
-/// Returns a line of shell script that waits until the file exists.
-fn await_file(file: &Path) -> String {
-    format!("until [ -e '{}' ]; do sleep 0.02; done", file.display())
 }

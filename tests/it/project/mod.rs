@@ -1,8 +1,10 @@
 //! The repository: examples, completions, release checks, and the test harness itself.
 
 mod completions;
+mod desk;
 mod examples;
 mod gates;
 mod harness;
 mod promises;
+mod recipes;
 mod wings;
