@@ -24,6 +24,8 @@ pub(crate) struct Connection {
     pub socket: Option<OwnedFd>,
     /// Cancels the current query of the session.
     pub canceller: Canceller,
+    /// How the server authenticated us, as `require_auth` names it; unknown for a Unix socket.
+    pub authentication_method: Option<&'static str>,
 }
 
 /// Asks the server to cancel the current query of a session, from any thread.
@@ -349,6 +351,9 @@ impl<'a> Opener<'a> {
         {
             check_peer(socket.as_ref(), owner)?;
         }
+        let authentication_method = connector
+            .as_ref()
+            .and_then(|connector| connector.handshake_info().method);
         let canceller = Canceller {
             target: Arc::new((client.cancel_token(), connector)),
         };
@@ -356,6 +361,7 @@ impl<'a> Opener<'a> {
             client,
             socket,
             canceller,
+            authentication_method,
         })
     }
 

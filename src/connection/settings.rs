@@ -234,6 +234,19 @@ impl Settings {
         }
     }
 
+    /// Returns the settings for each host alone, whatever kind of session it has, with the name of the host.
+    pub(crate) fn of_each_host(&self) -> Vec<(String, Settings)> {
+        let of_host = |host: &Host| {
+            let settings = Settings {
+                hosts: vec![host.clone()],
+                target: TargetSessionAttrs::Any,
+                ..self.clone()
+            };
+            (self.address_of(host), settings)
+        };
+        self.hosts.iter().map(of_host).collect()
+    }
+
     /// Returns the application name that the user chose, if any.
     pub(crate) fn application_name(&self) -> Option<&str> {
         self.application_name.as_deref()

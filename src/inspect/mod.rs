@@ -8,4 +8,5 @@ mod lock_row;
 mod names;
 pub(crate) mod overview;
 mod polling;
+pub(crate) mod proxy;
 pub(crate) mod server_time;

@@ -4,6 +4,8 @@
 //! key: acquired as `run` acquires it, found in `pg_locks`, and released. Nothing is left behind: behind a pooler,
 //! every setting is made for a single transaction.
 
+mod account;
+mod hosts;
 mod query;
 mod report;
 mod server;
@@ -11,6 +13,7 @@ mod timeouts;
 
 use crate::cli::CheckOptions;
 use crate::connection::{Connection, LimitEnforcement, Settings};
+use crate::inspect::proxy;
 use crate::key::KeyId;
 use crate::lock::{self, Acquisition, ClientInfo, Keys, Lock, Mode, Scope, ScopeChoice, Server, TryOutcome};
 use crate::outcome::{ExitCode, Failure, Outcome};
@@ -19,6 +22,7 @@ use crate::run::session::timing::Timing;
 use crate::ui::stdout;
 use postgres::Client;
 use report::{CheckReport, Finding};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 /// Checks the connection and prints the findings.
@@ -52,7 +56,12 @@ fn check(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<Che
     let random = fastrand::u64(..);
     let id = KeyId::Bigint(random as i64);
     let application_name = name::for_check(settings.application_name(), Some(random));
-    let Connection { mut client, .. } = settings.open(&application_name, None, LimitEnforcement::Attempt)?;
+    let Connection {
+        mut client,
+        socket,
+        authentication_method,
+        ..
+    } = settings.open(&application_name, None, LimitEnforcement::Attempt)?;
     let client_info = ClientInfo {
         application_name,
         choice,
@@ -75,6 +84,8 @@ fn check(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<Che
         id,
         choice,
         timing,
+        socket,
+        authentication_method,
         findings: Vec::new(),
     };
     inspection.examine(scope, first_try)?;
@@ -110,6 +121,8 @@ struct Inspection<'a> {
     id: KeyId,
     choice: ScopeChoice,
     timing: Timing,
+    socket: Option<OwnedFd>,
+    authentication_method: Option<&'static str>,
     findings: Vec<Finding>,
 }
 
@@ -126,9 +139,19 @@ impl Inspection<'_> {
             return Ok(());
         }
         self.findings.push(server::role(&mut self.client)?);
+        self.findings.extend(account::login(self.authentication_method));
+        self.findings.extend(account::expiry(&mut self.client)?);
+        self.findings.push(account::connections(&mut self.client)?);
         self.findings.push(server::connection(&self.server, self.choice));
+        // Behind a pooler, the client that the server sees is the pooler.
+        let socket = self.socket.as_ref().filter(|_| !self.server.pooled);
+        let forwarded = proxy::find(&mut self.client, socket)?;
+        self.findings
+            .extend(forwarded.map(|forwarded| server::proxy(forwarded, self.timing)));
+        self.findings.extend(self.hosts());
         self.findings.push(server::recovery(&self.server));
-        self.findings.push(server::encryption(&mut self.client, &self.server)?);
+        self.findings
+            .push(server::encryption(&mut self.client, &self.server, forwarded)?);
         let configured = timeouts::fetch_configured(&mut self.client)?;
         let tried = match scope.map(|scope| self.try_lock(scope, first_try)) {
             Some(Ok(tried)) => Some(tried),
@@ -144,8 +167,13 @@ impl Inspection<'_> {
         self.findings
             .extend(timeouts::timeouts(client, &configured, tried.is_some())?);
         if tried.is_some() {
+            let watched = if self.server.pooled {
+                Some("the pooler")
+            } else {
+                forwarded.map(|_| "the proxy")
+            };
             self.findings
-                .push(timeouts::vanished_host(client, self.timing, self.server.pooled)?);
+                .push(timeouts::vanished_host(client, self.timing, watched)?);
         }
         self.findings.push(server::waiting(client, scope)?);
         self.findings.push(timeouts::round_trip(client, self.timing)?);
@@ -156,6 +184,12 @@ impl Inspection<'_> {
             self.findings.push(released_lock(client, &lock, outcome)?);
         }
         Ok(())
+    }
+
+    /// Returns what the hosts of the connection string are, if there are several.
+    fn hosts(&self) -> Option<Finding> {
+        let name = name::for_check(self.settings.application_name(), None);
+        hosts::hosts(self.settings, &name)
     }
 
     /// Configures the session or the transaction as `run` does, and tries the lock in it.

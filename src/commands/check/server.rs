@@ -2,9 +2,11 @@
 
 use super::query::{fetch_all, fetch_one, is_true, text};
 use super::report::Finding;
+use crate::inspect::proxy::ForwardedConnection;
 use crate::key::KeyId;
 use crate::lock::{Scope, ScopeChoice, Server};
 use crate::outcome::Failure;
+use crate::run::session::timing::Timing;
 use postgres::Client;
 
 /// Returns what the server is.
@@ -25,6 +27,14 @@ pub(super) fn product(server: &Server) -> Finding {
 
 /// Returns the database to which the locks belong.
 pub(super) fn database(server: &Server) -> Finding {
+    if matches!(server.database.as_str(), "template0" | "template1") {
+        let fact = format!(
+            "{}, a template: while a lock is held, CREATE DATABASE fails",
+            server.database
+        );
+        let remedy = "connect to another database, the same one for every client";
+        return Finding::warning("database", fact).with_remedy(remedy);
+    }
     Finding::ok(
         "database",
         format!(
@@ -70,6 +80,17 @@ pub(super) fn connection(server: &Server, choice: ScopeChoice) -> Finding {
     Finding::ok("connection", fact)
 }
 
+/// Returns that something forwards the connection, and what the timing rule still guarantees.
+pub(super) fn proxy(forwarded: ForwardedConnection, timing: Timing) -> Finding {
+    let job_limit = timing.job_limit().as_secs_f64();
+    let remedy = format!(
+        "a proxy or address translation is in between; behind a proxy, the job is still dead within {job_limit} s after \
+         the network fails, but the lock of a vanished host stays until the proxy notices (its keepalives and user \
+         timeout; ClientAliveInterval of sshd)"
+    );
+    Finding::warning("proxy", forwarded.to_string()).with_remedy(remedy)
+}
+
 /// Returns whether the server is a primary.
 pub(super) fn recovery(server: &Server) -> Finding {
     if server.standby {
@@ -83,7 +104,11 @@ pub(super) fn recovery(server: &Server) -> Finding {
 ///
 /// # Errors
 /// The query fails, or the connection is lost.
-pub(super) fn encryption(client: &mut Client, server: &Server) -> Result<Finding, Failure> {
+pub(super) fn encryption(
+    client: &mut Client,
+    server: &Server,
+    forwarded: Option<ForwardedConnection>,
+) -> Result<Finding, Failure> {
     let row = fetch_one(
         client,
         "SELECT ssl, version, cipher, pg_catalog.inet_client_addr() IS NULL AS local \
@@ -98,7 +123,11 @@ pub(super) fn encryption(client: &mut Client, server: &Server) -> Result<Finding
         let (version, cipher) = (text(&row, "version"), text(&row, "cipher"));
         return Ok(Finding::ok("TLS", format!("{version}, {cipher}{between}")));
     }
-    if is_true(&row, "local") {
+    let is_local = match forwarded {
+        Some(forwarded) => forwarded.is_local(),
+        None => is_true(&row, "local"),
+    };
+    if is_local {
         return Ok(Finding::ok("TLS", format!("a Unix socket, which needs none{between}")));
     }
     let remedy = if server.pooled {

@@ -71,11 +71,12 @@ pub(super) fn timeouts(
     Ok(findings)
 }
 
-/// Returns when the lock of a host that has vanished is released.
+/// Returns when the lock of a host that has vanished is released. The server watches the pooler or the proxy, if there is
+/// one.
 ///
 /// # Errors
 /// The query fails, or the connection is lost.
-pub(super) fn vanished_host(client: &mut Client, timing: Timing, is_pooled: bool) -> Result<Finding, Failure> {
+pub(super) fn vanished_host(client: &mut Client, timing: Timing, watched: Option<&str>) -> Result<Finding, Failure> {
     const SUBJECT: &str = "vanished host";
     let row = fetch_one(
         client,
@@ -89,12 +90,13 @@ pub(super) fn vanished_host(client: &mut Client, timing: Timing, is_pooled: bool
     let keepalive = text(&row, "keepalive").parse().unwrap_or_default();
     let is_keepalive_accepted = (job_limit..=server_limit * 2).contains(&Duration::from_secs(keepalive));
     let (server_limit, job_limit) = (server_limit.as_secs_f64(), job_limit.as_secs_f64());
-    Ok(if is_pooled {
+    Ok(if let Some(watched) = watched {
         let remedy = format!(
-            "make its tcp_keepidle + tcp_keepcnt * tcp_keepintvl and its tcp_user_timeout longer than {job_limit} s, \
-             the time that it can take to stop a job"
+            "make the time until its keepalives fail, and its tcp_user_timeout, longer than {job_limit} s, the time that \
+             it can take to terminate a job, and shorter than you want to wait for the lock"
         );
-        Finding::warning(SUBJECT, "the pooler decides when its lock is released").with_remedy(remedy)
+        let fact = format!("{watched} decides when its lock is released; its job is dead within {job_limit} s");
+        Finding::warning(SUBJECT, fact).with_remedy(remedy)
     } else if is_true(&row, "local") {
         Finding::ok(SUBJECT, "a Unix socket: server and client vanish together")
     } else if !is_keepalive_accepted {

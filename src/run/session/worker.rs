@@ -82,6 +82,7 @@ impl Worker {
             mut client,
             socket,
             canceller,
+            ..
         } = {
             // Where the wait endures, a step that takes too long must fail rather than end pglock.
             let enforcement = if self.plan.endures(memory.has_answered) {

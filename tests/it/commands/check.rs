@@ -1,10 +1,15 @@
 //! `pglock check`.
 
+use crate::connection::hosts::pair;
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Output, Pglock};
+use crate::support::proxy::Proxy;
 use crate::support::server::{Server, WITH_PASSWORD, free_port};
+use crate::support::socket_forwarder::SocketForwarder;
 use crate::support::unique;
+use crate::support::wait::{SOON, eventually};
 use serde_json::Value;
+use std::time::Duration;
 
 /// A finding: level, subject, and the rest of the line.
 type Finding = (String, String, String);
@@ -36,10 +41,11 @@ fn check(pglock: Pglock) -> Pglock {
     pglock.arg("check")
 }
 
-const SUBJECTS: [&str; 11] = [
+const SUBJECTS: [&str; 12] = [
     "server",
     "database",
     "role",
+    "connections",
     "connection",
     "recovery",
     "TLS",
@@ -111,6 +117,125 @@ fn timeouts_and_a_missing_plpgsql_are_reported() {
         assert!(text.starts_with("by trying again"), "{output}");
         assert_eq!(level == "warning", scope == "session", "{output}");
     }
+}
+
+/// P76: something forwards the connection, so the server's limits watch that.
+#[test]
+fn a_proxy_is_reported_and_nothing_false_is_said() {
+    let server = Server::shared();
+    let proxy = Proxy::with_delay(server, Duration::ZERO);
+    let over_tcp = check(Pglock::alone()).args(["--dsn", &proxy.dsn()]).output();
+    let to_socket = SocketForwarder::to(server);
+    let dsn = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", to_socket.port());
+    let over_socket = check(Pglock::alone()).args(["--dsn", &dsn]).output();
+    for (output, seen) in [(over_tcp, "127.0.0.1:"), (over_socket, "a Unix socket")] {
+        let found = findings(output.code(0));
+        let (level, text) = about(&found, "proxy");
+        assert!(
+            level == "warning" && text.contains(&format!("sees its client at {seen}")),
+            "{output}"
+        );
+        assert!(text.contains("ClientAliveInterval"), "{output}");
+        let (level, text) = about(&found, "vanished host");
+        assert!(level == "warning" && text.starts_with("the proxy decides"), "{output}");
+        let (level, text) = about(&found, "TLS");
+        assert!(level == "warning" && text.starts_with("none; "), "{output}");
+    }
+}
+
+/// P76: what will hurt later.
+#[test]
+fn an_expiring_password_a_template_and_full_connections_are_reported() {
+    let server = Server::shared();
+    let role = unique("expiring_role");
+    server.sql(&format!("CREATE ROLE {role} LOGIN SUPERUSER"));
+    for (until, expected) in [
+        (
+            "now() + interval '13 days'",
+            Some(("warning", "in less than two weeks")),
+        ),
+        ("now() + interval '15 days'", Some(("ok", "expires on"))),
+        ("now() - interval '1 day'", Some(("warning", "expired on"))),
+        ("'infinity'::timestamptz", None),
+    ] {
+        let alter = format!("SELECT format('ALTER ROLE {role} VALID UNTIL %L', {until})");
+        server.sql(&server.value(&alter));
+        let as_role = server.pglock().env("PGUSER", &role).env("PGDATABASE", "postgres");
+        let output = check(as_role).output();
+        let found = findings(output.code(0));
+        let is_reported = found.iter().any(|finding| finding.1 == "expiry");
+        let Some((level, text)) = expected else {
+            assert!(!is_reported, "{output}");
+            continue;
+        };
+        let finding = about(&found, "expiry");
+        assert!(finding.0 == level && finding.1.contains(text), "{output}");
+    }
+    let output = check(server.pglock()).env("PGDATABASE", "template1").output();
+    let found = findings(output.code(0));
+    assert_eq!(about(&found, "database").0, "warning", "{output}");
+
+    let small = Server::with(&["max_connections=12"]);
+    let level_with = |clients: &[postgres::Client]| {
+        let output = check(small.pglock()).output();
+        let level = about(&findings(output.code(0)), "connections").0.to_owned();
+        (level, clients.len())
+    };
+    assert_eq!(level_with(&[]), ("ok".into(), 0));
+    // Three are reserved for superusers, and check itself uses one.
+    let clients: Vec<_> = (0..8).map(|_| small.client()).collect();
+    assert_eq!(level_with(&clients), ("warning".into(), 8));
+}
+
+/// P76: the login is by a method that PostgreSQL deprecates.
+#[test]
+fn a_login_by_md5_is_reported() {
+    let server = Server::with(&["password_encryption=md5"]);
+    server.sql(&format!("CREATE ROLE {WITH_PASSWORD} LOGIN PASSWORD 'secret'"));
+    let hba = server.value("SHOW hba_file");
+    let rules = std::fs::read_to_string(&hba).unwrap().replace("scram-sha-256", "md5");
+    std::fs::write(&hba, rules).unwrap();
+    server.sql("SELECT pg_reload_conf()");
+    let dsn = format!(
+        "postgresql://{WITH_PASSWORD}:secret@127.0.0.1:{}/postgres",
+        server.port()
+    );
+    eventually(SOON, "a warning about the login", || {
+        let output = check(Pglock::alone()).env("PGLOCK_DSN", &dsn).output();
+        output.status.success() && {
+            let found = findings(&output);
+            found
+                .iter()
+                .any(|finding| finding.1 == "login" && finding.0 == "warning")
+        }
+    });
+}
+
+/// P76: locks of two primaries do not exclude each other.
+#[test]
+fn two_primaries_in_the_list_are_reported() {
+    let (first, second) = (Server::shared(), Server::start());
+    let check_hosts = |ports: [u16; 2]| {
+        let [first, second] = ports;
+        let dsn = format!("host=127.0.0.1,127.0.0.1 port={first},{second} user=postgres dbname=postgres");
+        let output = check(Pglock::alone()).args(["--dsn", &dsn]).output();
+        let found = findings(output.code(0));
+        let (level, text) = about(&found, "hosts");
+        (level.to_owned(), text.to_owned())
+    };
+    let (level, text) = check_hosts([first.port(), second.port()]);
+    assert!(
+        level == "warning" && text.contains("primaries of different clusters"),
+        "{text}"
+    );
+    let (primary, standby) = pair();
+    let (level, text) = check_hosts([primary.port(), standby.port()]);
+    assert_eq!((level.as_str(), text.as_str()), ("ok", "1 primary, 1 standbys"));
+    let (level, text) = check_hosts([primary.port(), free_port()]);
+    assert!(
+        level == "warning" && text.contains("cannot connect to 127.0.0.1:"),
+        "{text}"
+    );
 }
 
 /// P76, P40: `check` and `run` come to the same exit status in every kind of pool.

@@ -2,6 +2,6 @@
 
 mod alike;
 mod connecting;
-mod hosts;
+pub mod hosts;
 mod secrets;
 mod tls;

@@ -21,6 +21,7 @@ pub mod probe;
 pub mod proxy;
 pub mod screen;
 pub mod server;
+pub mod socket_forwarder;
 pub mod terminal;
 pub mod tls;
 pub mod wait;
