@@ -1,10 +1,11 @@
 //! Heartbeats: whether the server is there, whether it still holds the lock for us, and whether to give way.
 
 use super::query::QueryResult;
-use super::types::Lock;
+use super::types::{Lock, Scope};
 use crate::protocol::derived_keys::{eviction_channel, eviction_mark};
 use crate::protocol::query_tag::QueryTag;
 use postgres::Client;
+use postgres::error::SqlState;
 
 /// What the reply to a heartbeat says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,10 +82,17 @@ impl Lock {
         tag: QueryTag,
         listen: &str,
     ) -> Result<HeartbeatReply, postgres::Error> {
-        let (mark_class, _, mark_objsubid) = eviction_mark(backend_pid).in_pg_locks();
-        let sql = self.to_sql().heartbeat((mark_class, mark_objsubid));
-        let sql = format!("{listen}{sql}");
-        let result = QueryResult::fetch_tagged(client, &sql, tag)?;
+        let lock = self.to_sql();
+        let mark = eviction_mark(backend_pid);
+        let mut fetch = |sql: String| QueryResult::fetch_tagged(client, &format!("{listen}{sql}"), tag);
+        let result = match self.scope {
+            Scope::Transaction => fetch(lock.scanning_heartbeat(mark))?,
+            Scope::Session => match fetch(lock.session_heartbeat(backend_pid, mark)) {
+                // Other clients have filled the server's lock table, which changes nothing about our lock.
+                Err(error) if error.code() == Some(&SqlState::OUT_OF_MEMORY) => fetch(lock.scanning_heartbeat(mark))?,
+                result => result?,
+            },
+        };
         let held_keys = result.number("held").unwrap_or_default() as usize;
         Ok(if result.backend_pid() != backend_pid {
             HeartbeatReply::OtherBackend {

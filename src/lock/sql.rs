@@ -222,21 +222,56 @@ impl Lock<KeySql> {
         )
     }
 
-    /// Returns the heartbeat: the backend that answers, the number of keys that it holds for us, and whether `pglock
-    /// evict` has marked it.
+    /// Returns the heartbeat of a session lock that backend `backend_pid` holds: the backend that answers, the number of
+    /// keys that it holds for us, and whether `pglock evict` has marked it.
     ///
-    /// One scan answers all of it. A lock can vanish from a session that lives: by `pg_advisory_unlock_all()` or
-    /// `DISCARD ALL` of a pooler, or by a job that uses the socket it inherited.
-    pub(super) fn heartbeat(&self, eviction_mark: (u32, u8)) -> String {
-        let (mark_class, mark_objsubid) = eviction_mark;
-        let backend_pid = "pg_catalog.pg_backend_pid()";
+    /// Its cost does not depend on the other locks of the server. A query of `pg_locks` has the server build a row for
+    /// each of them, so the heartbeats of N holders would cost N² rows.
+    ///
+    /// A session counts how often it has acquired a lock. For each key the query takes one off that count and adds it
+    /// again, which fails if the session does not hold the lock. The lock is not released in between, because the
+    /// transaction has acquired it too, before, and keeps it until the query ends. Nor can a cancellation come in
+    /// between: CASE evaluates its conditions in order, and while the transaction has the lock, both calls only count,
+    /// without a check for interrupts (`LockRelease` and `LockAcquireExtended` of PostgreSQL). A lock that has vanished
+    /// may be granted to the transaction, and is released with it.
+    ///
+    /// Another backend is left alone: what it holds is another client's. `pglock evict` holds the mark shared, so it is
+    /// held if it cannot be acquired.
+    pub(super) fn session_heartbeat(&self, backend_pid: i32, eviction_mark: KeyId) -> String {
+        let keys = self.keys.as_slice();
+        let unproven_branches: String = keys
+            .iter()
+            .flat_map(|key| {
+                [
+                    "pg_try_advisory_xact_lock",
+                    "pg_advisory_unlock",
+                    "pg_try_advisory_lock",
+                ]
+                .map(|function| format!("WHEN NOT {} THEN 0 ", key.call(function, self.mode)))
+            })
+            .collect();
+        let mark = KeySql::from_id(eviction_mark).call("pg_try_advisory_xact_lock", Mode::Exclusive);
+        let answering_pid = "pg_catalog.pg_backend_pid()";
         format!(
-            "SELECT {backend_pid} AS backend_pid, \
-             pg_catalog.count(*) FILTER (WHERE {}) AS held, \
-             coalesce(pg_catalog.bool_or(objsubid = '{mark_objsubid}' AND classid = '{mark_class}' \
-             AND objid::bigint = {backend_pid}), false) AS marked \
-             FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted",
-            own_row_condition(self.keys.as_slice(), self.mode),
+            "SELECT {answering_pid} AS backend_pid, \
+             CASE WHEN {answering_pid} <> {backend_pid} THEN 0 {unproven_branches}ELSE {} END AS held, \
+             CASE WHEN {answering_pid} = {backend_pid} THEN NOT {mark} END AS marked",
+            keys.len()
+        )
+    }
+
+    /// Returns the heartbeat that reads the same from `pg_locks`: for the lock of a transaction, which cannot release
+    /// it, and for when the lock table of the server has no room for a mark.
+    ///
+    /// One scan answers all of it.
+    pub(super) fn scanning_heartbeat(&self, eviction_mark: KeyId) -> String {
+        let backend_pid = "pg_catalog.pg_backend_pid()";
+        let own_row = own_row_condition(self.keys.as_slice(), self.mode);
+        let mark_row = KeySql::from_id(eviction_mark).row_condition;
+        format!(
+            "SELECT {backend_pid} AS backend_pid, pg_catalog.count(*) FILTER (WHERE {own_row}) AS held, \
+             coalesce(pg_catalog.bool_or({mark_row}), false) AS marked \
+             FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted"
         )
     }
 
@@ -684,6 +719,43 @@ mod tests {
         );
         let (look, wait) = (slice.find("THEN 'left' "), slice.find("pg_advisory_xact_lock("));
         assert!(look.is_some() && look < wait, "{slice}");
+    }
+
+    /// The transaction acquires a key before the session's count changes, so that the key is never free; and nothing is
+    /// changed on another backend.
+    #[test]
+    fn a_sessions_heartbeat_keeps_each_key() {
+        let two = lock(
+            all(&[KeyId::Bigint(-5), KeyId::IntPair(1, 2)]),
+            Mode::Shared,
+            Scope::Session,
+        );
+        assert_eq!(
+            two.session_heartbeat(77, KeyId::IntPair(-3, 77)),
+            "SELECT pg_catalog.pg_backend_pid() AS backend_pid, \
+             CASE WHEN pg_catalog.pg_backend_pid() <> 77 THEN 0 \
+             WHEN NOT pg_catalog.pg_try_advisory_xact_lock_shared('-5'::bigint) THEN 0 \
+             WHEN NOT pg_catalog.pg_advisory_unlock_shared('-5'::bigint) THEN 0 \
+             WHEN NOT pg_catalog.pg_try_advisory_lock_shared('-5'::bigint) THEN 0 \
+             WHEN NOT pg_catalog.pg_try_advisory_xact_lock_shared('1'::int, '2'::int) THEN 0 \
+             WHEN NOT pg_catalog.pg_advisory_unlock_shared('1'::int, '2'::int) THEN 0 \
+             WHEN NOT pg_catalog.pg_try_advisory_lock_shared('1'::int, '2'::int) THEN 0 ELSE 2 END AS held, \
+             CASE WHEN pg_catalog.pg_backend_pid() = 77 \
+             THEN NOT pg_catalog.pg_try_advisory_xact_lock('-3'::int, '77'::int) END AS marked"
+        );
+    }
+
+    #[test]
+    fn a_transactions_heartbeat_reads_its_rows_and_the_mark() {
+        let one = lock(all(&[KeyId::Bigint(1)]), Mode::Exclusive, Scope::Transaction);
+        assert_eq!(
+            one.scanning_heartbeat(KeyId::IntPair(-3, 77)),
+            "SELECT pg_catalog.pg_backend_pid() AS backend_pid, pg_catalog.count(*) FILTER (WHERE \
+             pid = pg_catalog.pg_backend_pid() AND mode = 'ExclusiveLock' \
+             AND classid = '0' AND objid = '1' AND objsubid = '1') AS held, coalesce(pg_catalog.bool_or(\
+             classid = '4294967293' AND objid = '77' AND objsubid = '2'), false) AS marked \
+             FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted"
+        );
     }
 
     #[test]

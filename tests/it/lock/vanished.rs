@@ -7,9 +7,11 @@ use crate::support::case::Case;
 use crate::support::journal::Journal;
 use crate::support::meddler::Meddler;
 use crate::support::pglock::{Output, Pglock};
-use crate::support::server::number;
+use crate::support::server::{Server, number};
 use crate::support::wait::{SOON, eventually};
 use crate::support::{hostname, unique};
+use postgres::error::SqlState;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// H and D.
@@ -125,6 +127,57 @@ fn another_backend_that_answers_is_a_lost_lock() {
         assert_lost(&output, &case.key, " answered instead of the one that holds it: ");
         case.await_locks(0, 0);
     }
+}
+
+/// P13, P24: the heartbeat takes nothing from the lock that it proves. A client that waits in the server's own queue
+/// would be granted the lock as soon as it is free.
+#[test]
+fn a_heartbeat_keeps_the_lock() {
+    let other = unique("other");
+    for shared in [false, true] {
+        let case = Case::new();
+        let mut options = vec!["--heartbeat", "0.1", "--key", &other];
+        options.extend(shared.then_some("--shared"));
+        let holder = case.run().args(options).sh("read -r _; exit 0").spawn();
+        case.await_locks(1, 0);
+        let heartbeats = format!(
+            "SELECT query_start FROM pg_stat_activity WHERE application_name LIKE 'pglock:{}%' \
+             AND query LIKE '/* pglock holds %'",
+            case.key
+        );
+        let waiter = case.run().args(["--wait", "60"]).sh("echo mine").spawn();
+        case.await_locks(1, 1);
+        let mut seen = BTreeSet::new();
+        eventually(SOON, "twenty heartbeats", || {
+            let locks = case.locks();
+            assert_eq!(locks.granted, 1, "{locks:?}");
+            seen.extend(case.sql(&heartbeats));
+            seen.len() >= 20
+        });
+        assert_eq!(waiter.stdout(), "");
+        holder.finish().code(0).silent();
+        assert_eq!(waiter.finish().code(0).stdout(), "mine\n");
+    }
+}
+
+/// P24: but a server whose lock table is full, so that no mark of an eviction can be looked for in it, is no reason to
+/// lose a lock. One that vanishes meanwhile is lost.
+#[test]
+fn a_full_lock_table_is_no_reason_to_lose_a_lock() {
+    let server = Server::with(&["max_locks_per_transaction=10", "max_connections=20"]);
+    let meddler = Meddler::before(&server);
+    let run = server.run("kept").args(["--dsn", &meddler.dsn(), "--heartbeat", "0.5"]);
+    let holder = run.args(["sleep", "60"]).spawn();
+    server.await_locks("kept", 1, 0);
+    let mut filler = server.client();
+    let fill = "SELECT count(pg_advisory_lock(n, 0)) FROM generate_series(1, 100000) AS n";
+    let error = filler.simple_query(fill).unwrap_err();
+    assert_eq!(error.code(), Some(&SqlState::OUT_OF_MEMORY), "{error}");
+    let refused = || server.log().matches("STATEMENT:  /* pglock holds ").count();
+    eventually(SOON, "three heartbeats that were refused", || refused() >= 3);
+    assert!(holder.stderr().is_empty(), "{}", holder.stderr());
+    meddler.run("SELECT pg_advisory_unlock_all()");
+    assert_lost(&holder.finish(), "kept", VANISHED);
 }
 
 /// P24: a client that acquires the vanished lock keeps it, and the loser names it if its job outlives the loss.
