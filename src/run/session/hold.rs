@@ -53,7 +53,7 @@ impl Holder<'_> {
         if let Some(ticket) = ticket {
             ticket.release(client)?;
         }
-        let interval = self.plan.options.policy.timing.heartbeat;
+        let interval = self.plan.options.policy.timing.heartbeat_interval();
         let held_since = Instant::now();
         let mut last_sent = self.grant.query_sent;
         let mut next_heartbeat = last_sent + interval;

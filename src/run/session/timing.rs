@@ -24,6 +24,13 @@ impl Timing {
     /// on a busy machine, and for the coarse timers of TCP.
     pub(crate) const MARGIN: Duration = Duration::from_secs(3);
 
+    /// Returns the time between two heartbeats: a little less than H. The main thread sleeps until the reply to the next
+    /// heartbeat is due, H + D after the last one that it knows of. By then the reply to the one after that has come
+    /// too, so that it wakes only at every other heartbeat.
+    pub(super) fn heartbeat_interval(self) -> Duration {
+        self.heartbeat - self.heartbeat / 50
+    }
+
     /// Returns H + D + G, the longest that the job may run after the server last received something from us.
     pub(crate) fn job_limit(self) -> Duration {
         self.heartbeat * 2 + self.kill_after
@@ -52,5 +59,16 @@ mod tests {
         };
         assert_eq!(timing.job_limit(), Duration::from_secs(20));
         assert_eq!(timing.server_limit(), Duration::from_secs(23));
+    }
+
+    #[test]
+    fn the_main_thread_wakes_at_every_other_heartbeat() {
+        let timing = Timing {
+            heartbeat: Duration::from_secs(5),
+            kill_after: Duration::from_secs(10),
+        };
+        let (start, round_trip) = (Instant::now(), Duration::from_millis(100));
+        let second_reply = start + timing.heartbeat_interval() * 2 + round_trip;
+        assert!(second_reply < timing.next_reply_deadline(start));
     }
 }
