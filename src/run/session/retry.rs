@@ -12,7 +12,7 @@ use super::events::SessionEvent;
 use super::orders::Orders;
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
-use super::timing::MAX_POOL_WAIT;
+use super::timing::{MAX_POOL_WAIT, Timing};
 use crate::inspect::backend::Backend;
 use crate::inspect::{eviction, holders};
 use crate::key::{self, KeyId};
@@ -45,7 +45,7 @@ pub(super) struct WaitMemory {
     backend: Option<i32>,
     /// The backend of the last connection, of which it is not known yet whether it was evicted.
     lost_backend: Option<i32>,
-    /// The longest limit that a holder's query tag has shown.
+    /// The longest limit that a holder's query tag has shown, H + D + G.
     shown_limit: Option<Duration>,
     next_pause: Duration,
     is_reported: bool,
@@ -183,7 +183,9 @@ impl Retry<'_> {
             return Ok(());
         };
         let own_limit = self.plan.options.policy.timing.server_limit();
-        let limit = memory.shown_limit.map_or(own_limit, |shown| own_limit.max(shown));
+        // A holder shows its limit without the margin; after a stall of the network, its job is dead only just by then.
+        let shown_limit = memory.shown_limit.map(|limit| limit.saturating_add(Timing::MARGIN));
+        let limit = shown_limit.map_or(own_limit, |shown_limit| own_limit.max(shown_limit));
         let mut pause = FIRST_LOOK_PAUSE;
         message::detail(format_args!(
             "the holder may have lost its lock in the meantime; waiting for its job to end, up to {}",
