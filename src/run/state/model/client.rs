@@ -2,7 +2,7 @@
 
 use super::rules::Rules;
 use super::time::{Ticks, at, now};
-use super::world::{Client, Connection, Exception, Job, Process, Record, Report, Thread, World};
+use super::world::{Client, Connection, Exception, Job, Process, Record, Report, Thread, WaitMemory, World};
 use crate::outcome::{ExitCode, ExitReason, Outcome};
 use crate::run::signals::SignalInfo;
 use crate::run::state::{Action, Event, OnLost, Policy, RunState};
@@ -22,6 +22,7 @@ impl Client {
             is_launching: false,
             is_release_ordered: false,
             thread: Thread::Ended,
+            memory: WaitMemory::default(),
             connection: Connection::None,
             session: number,
             is_cut: false,
@@ -99,6 +100,8 @@ fn event(report: Report) -> Event {
     match report {
         Report::Connected => Event::Connected,
         Report::Alive { next_due } => Event::Alive { next_due: at(next_due) },
+        Report::Contended => Event::Contended,
+        Report::Retrying => Event::Disconnected,
         Report::Held => Event::Acquired,
         Report::Failed => Event::NotAcquired(Outcome::Failed(ExitCode::Unavailable)),
         Report::Lost => Event::LockLost,
@@ -172,8 +175,9 @@ impl World {
                 // The process ends with the next action, which closes all its connections.
                 Action::Disconnect => {}
                 Action::Finish(_) => self.exit(rules, number, Process::Exited),
-                Action::ContinueJob | Action::StopSelf(_) | Action::ReportUnguarded | Action::AbandonConnection => {
-                    unreachable!("{action:?}: the model stops no job, ignores no loss and reports no contention")
+                Action::AbandonConnection => self.abandon_connection(rules, number),
+                Action::ContinueJob | Action::StopSelf(_) | Action::ReportUnguarded => {
+                    unreachable!("{action:?}: the model stops no job and ignores no loss")
                 }
             }
         }
@@ -219,12 +223,20 @@ impl World {
         }
     }
 
-    /// Mends the network: what the client had to say arrives, and so does the end of a process.
+    /// Mends the network: what the client had to say arrives, and so does the end of a process or of a connection that
+    /// it has abandoned.
     pub(super) fn mend(&mut self, rules: &Rules, number: usize) {
         let client = &mut self.clients[number];
         client.is_cut = false;
         let session = client.session;
-        if client.process == Process::Exited || client.process == (Process::Killed { keeps_socket: false }) {
+        let is_closed = match client.process {
+            Process::Exited | Process::Killed { keeps_socket: false } => true,
+            Process::Alive => {
+                session == number && matches!(client.connection, Connection::None | Connection::Abandoned)
+            }
+            Process::NotStarted | Process::Killed { keeps_socket: true } => false,
+        };
+        if is_closed {
             self.close_session(rules, session);
         }
     }

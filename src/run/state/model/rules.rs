@@ -17,6 +17,8 @@ pub(super) struct Fixes {
     pub(super) leftovers_count: bool,
     /// A heartbeat proves the lock (`lock::heartbeat`).
     pub(super) heartbeat_proves: bool,
+    /// A waiter that lost its connection waits for the job of the client that held the lock (`session::retry`).
+    pub(super) waiter_waits: bool,
 }
 
 impl Fixes {
@@ -26,6 +28,7 @@ impl Fixes {
         eviction_asks: true,
         leftovers_count: true,
         heartbeat_proves: true,
+        waiter_waits: true,
     };
 }
 
@@ -39,6 +42,8 @@ pub(super) struct Rules {
     pub(super) timing: TickTiming,
     /// How long the evictor waits for a holder: as long as the server does.
     pub(super) eviction_limit: Ticks,
+    /// How long a waiter that lost its connection waits for an old job of which it sees nothing.
+    pub(super) old_job_limit: Ticks,
     /// How many ticks of delay of the loop the margin covers: the margin, less the allowance of a pglock that
     /// overslept.
     pub(super) covered_delay: Ticks,
@@ -58,6 +63,7 @@ impl Rules {
             policy_timing,
             timing,
             eviction_limit: timing.server_limit,
+            old_job_limit: timing.server_limit,
             covered_delay: timing.server_limit - timing.job_limit - 1,
             longest_restart: 1,
         }

@@ -2,7 +2,7 @@
 
 use super::rules::Rules;
 use super::time::Ticks;
-use super::world::{Connection, Evictor, Exception, Job, Loss, Process, Queued, Reply, Session, World};
+use super::world::{Client, Connection, Evictor, Exception, Job, Loss, Process, Queued, Reply, Session, World};
 
 impl World {
     /// Opens the client's own session.
@@ -17,17 +17,23 @@ impl World {
         self.server.holder = Some(self.clients[client].session);
         for other in 0..self.clients.len() {
             if other != client && self.is_at_risk(other) && self.clients[other].record.exception.is_none() {
-                self.clients[other].record.exception = self.exception(rules, other);
+                self.clients[other].record.exception = self.exception(rules, other, client);
             }
         }
         // A waiter has to wait again.
         for client in self.clients.iter_mut().filter(|client| client.is_waiting()) {
             client.record.overdue = 0;
         }
-        let record = &mut self.clients[client].record;
-        record.is_granted = true;
+        for client in &mut self.clients {
+            client.memory.is_granted_since = client.memory.holder_lost_at.is_some();
+        }
+        let Client { connection, record, .. } = &mut self.clients[client];
+        // A client that has given up the connection hears nothing of it.
+        record.is_granted = *connection == Connection::Open;
         record.loss = None;
         record.is_guard_hindered = false;
+        record.is_guard_behind = false;
+        record.witnesses = 0;
     }
 
     /// Returns whether the client was granted the lock, and its job runs or may still start.
@@ -37,8 +43,8 @@ impl World {
         client.record.is_granted && (client.job == Job::Running || may_start)
     }
 
-    /// Returns the named case in which another client may be granted the key now, although this one's job may run.
-    fn exception(&self, rules: &Rules, client: usize) -> Option<Exception> {
+    /// Returns the named case in which the other client may be granted the key now, although this one's job may run.
+    fn exception(&self, rules: &Rules, client: usize, other: usize) -> Option<Exception> {
         let client = &self.clients[client];
         let record = &client.record;
         if let Process::Killed { .. } = client.process {
@@ -46,8 +52,9 @@ impl World {
         }
         match record.loss? {
             Loss::Terminated if record.is_loss_fresh => Some(Exception::CameBeforeGuard),
+            Loss::Terminated | Loss::Restarted if record.is_guard_behind => Some(Exception::GuardBehind),
+            Loss::Restarted if record.witnesses & (1 << other) != 0 => None,
             Loss::Terminated | Loss::Restarted if record.is_guard_hindered => Some(Exception::GuardHindered),
-            Loss::Terminated | Loss::Restarted if record.has_guard_given_up => Some(Exception::GuardGaveUp),
             Loss::Forced => Some(Exception::Forced),
             Loss::Silent if record.loop_delay > rules.covered_delay => Some(Exception::Frozen),
             Loss::Unresponsive if record.was_delayed => Some(Exception::Unresponsive),
@@ -107,6 +114,7 @@ impl World {
 
     /// Ends a session from the server's side.
     pub(super) fn end_session(&mut self, rules: &Rules, session: usize, loss: Loss) {
+        let witnesses = if loss == Loss::Restarted { self.witnesses() } else { 0 };
         self.server.sessions[session] = None;
         self.server.queue.retain(|queued| queued.session != session);
         for client in &mut self.clients {
@@ -116,6 +124,7 @@ impl World {
             if client.session == session && client.record.is_granted {
                 client.record.loss = Some(loss);
                 client.record.is_loss_fresh = true;
+                client.record.witnesses = witnesses;
             }
         }
         self.free_key(rules, session);

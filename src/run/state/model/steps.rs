@@ -235,10 +235,10 @@ impl World {
         self.pass_tick_on_server(rules);
         self.pass_tick_for_evictor();
         for number in 0..self.clients.len() {
-            self.note_obligations(number);
+            self.note_obligations(rules, number);
             let has_session = self.server.sessions[number].is_some();
             let client = &mut self.clients[number];
-            client.pass_tick();
+            client.pass_tick(rules);
             if matches!(client.process, Process::Exited | Process::Killed { .. }) && !has_session {
                 client.is_cut = false;
             }
@@ -246,14 +246,14 @@ impl World {
     }
 
     /// Counts for how long a run has owed its next step: to acquire a free key, or to end. A delayed thread or, for the
-    /// key, a cut network stops the count.
-    fn note_obligations(&mut self, number: usize) {
+    /// key, a cut network stops the count. A waiter that may not acquire the key yet owes nothing.
+    fn note_obligations(&mut self, rules: &Rules, number: usize) {
         let (is_free, is_there) = (self.server.holder.is_none(), self.server.away_for.is_none());
         let client = &mut self.clients[number];
         let is_held = self.server.holder == Some(client.session) && client.connection == Connection::Open;
         let owes = match client.state.phase {
             _ if client.process != Process::Alive => false,
-            Phase::Acquiring { .. } => is_free && is_there && !client.is_cut,
+            Phase::Acquiring { .. } => is_free && is_there && !client.is_cut && !client.must_await_old_job(rules),
             Phase::Running => !is_held || client.is_cut,
             Phase::Finished => false,
             _ => true,
@@ -280,7 +280,7 @@ impl Client {
         }
     }
 
-    fn pass_tick(&mut self) {
+    fn pass_tick(&mut self, rules: &Rules) {
         time::pass_tick(&mut self.state);
         for report in &mut self.inbox {
             if let Report::Alive { next_due } = report {
@@ -291,8 +291,11 @@ impl Client {
             Thread::Queueing { sent } | Thread::Holding { sent, .. } | Thread::Blocked { sent, .. } => {
                 *sent = (*sent - 1).max(time::OLDEST);
             }
-            Thread::Pausing { is_over } => *is_over = true,
+            Thread::Pausing { is_over: is_due } | Thread::AwaitingOldJob { is_look_due: is_due } => *is_due = true,
             Thread::Connecting | Thread::Settling | Thread::Guarding { .. } | Thread::Ended => {}
+        }
+        if let Some(lost_at) = &mut self.memory.holder_lost_at {
+            *lost_at = (*lost_at - 1).max(-rules.old_job_limit);
         }
         self.is_loop_delayed = false;
         self.is_thread_delayed = false;

@@ -67,11 +67,13 @@ fn explore(rules: Rules) -> BTreeMap<&'static str, Vec<Step>> {
     found
 }
 
-/// Explores a model with one fault, and asserts that two jobs run at once.
+/// Explores a model with a fix switched off and one fault, or all that the budget says, and asserts that two jobs run
+/// at once; and that none do with all fixes.
 fn assert_overlap(fixes: Fixes, budget: Budget) {
+    let total = budget.total.max(1);
     let rules = Rules {
         fixes,
-        ..Rules::new(2, 1, 1, Budget { total: 1, ..budget })
+        ..Rules::new(2, 1, 1, Budget { total, ..budget })
     };
     let found = explore(rules.clone());
     assert!(found.contains_key(NEVER_TWICE), "the model misses the fault: {found:?}");
@@ -210,5 +212,50 @@ fn an_evictor_without_a_margin_overlaps() {
         eviction_limit,
         ..rules
     });
+    assert!(found.contains_key(NEVER_TWICE), "{found:?}");
+}
+
+/// The holder's network is cut in the restart in which its session ends together with the waiter's, so its guard comes
+/// late, or its thread does.
+#[test]
+fn a_waiter_that_does_not_wait_for_the_old_job_overlaps() {
+    let fixes = Fixes {
+        waiter_waits: false,
+        ..Fixes::ALL
+    };
+    let restart = Budget {
+        total: 2,
+        restarts: 1,
+        ..NO_FAULTS
+    };
+    assert_overlap(fixes, Budget { cuts: 1, ..restart });
+    assert_overlap(
+        fixes,
+        Budget {
+            thread_delays: 1,
+            ..restart
+        },
+    );
+}
+
+/// A waiter has to wait as long as the server would: the old job may live until H + D + G, and a loop that is late adds
+/// to that.
+#[test]
+fn a_waiter_without_a_margin_overlaps() {
+    let budget = Budget {
+        total: 3,
+        restarts: 1,
+        cuts: 1,
+        loop_delays: 1,
+        ..NO_FAULTS
+    };
+    let rules = Rules {
+        // The cut keeps the guard away as well.
+        longest_restart: 0,
+        ..Rules::new(2, 1, 1, budget)
+    };
+    assert!(explore(rules.clone()).is_empty());
+    let old_job_limit = rules.timing.job_limit;
+    let found = explore(Rules { old_job_limit, ..rules });
     assert!(found.contains_key(NEVER_TWICE), "{found:?}");
 }

@@ -2,7 +2,7 @@
 
 use super::rules::Rules;
 use super::time::Ticks;
-use super::world::{Client, Connection, Evictor, Process, Reply, Report, Thread, World};
+use super::world::{Client, Connection, Evictor, Process, Reply, Report, Thread, WaitMemory, World};
 
 impl Client {
     /// Notes a delay of a tick.
@@ -24,7 +24,7 @@ impl World {
             return false;
         }
         let (is_ordered, is_there) = (client.is_release_ordered, self.server.away_for.is_none());
-        let is_ended = client.connection == Connection::Ended;
+        let is_ended = client.is_disconnected();
         let has_reply = self.server.sessions[client.session].is_some_and(|session| session.reply.is_some());
         match client.thread {
             Thread::Ended => false,
@@ -32,32 +32,47 @@ impl World {
             _ if client.is_cut => match client.thread {
                 Thread::Holding { sent, .. } => -sent >= rules.timing.heartbeat && !is_ordered,
                 Thread::Guarding { .. } => is_ordered,
-                _ => false,
+                _ => is_ended,
             },
-            Thread::Connecting => true,
+            // The first attempt fails.
+            Thread::Connecting => is_there || !client.memory.was_contended,
+            Thread::AwaitingOldJob { is_look_due } => {
+                is_ended || is_ordered || is_look_due || self.is_holder_accounted_for(number)
+            }
             Thread::Settling => is_ended || is_ordered || !self.server.is_young,
             Thread::Queueing { .. } => is_ended || has_reply,
             Thread::Pausing { is_over } => is_ended || is_ordered || is_over,
             Thread::Holding { sent, .. } => is_ended || is_ordered || -sent >= rules.timing.heartbeat,
             Thread::Blocked { .. } => true,
-            Thread::Guarding { .. } => is_ordered || is_there,
+            // It tries again and again, which changes nothing as long as the key is taken.
+            Thread::Guarding { looks_for_evictor } => {
+                is_ordered || is_there && (looks_for_evictor || self.server.holder.is_none())
+            }
         }
     }
 
     pub(super) fn step_thread(&mut self, rules: &Rules, number: usize) {
         let thread = self.clients[number].thread;
-        let is_ended = self.clients[number].connection == Connection::Ended;
+        let is_ended = self.clients[number].is_disconnected();
+        let is_ordered = self.clients[number].is_release_ordered;
         match thread {
             Thread::Ended => {}
             Thread::Connecting => self.connect(rules, number),
-            Thread::Settling | Thread::Queueing { .. } | Thread::Pausing { .. } if is_ended => self.fail(number),
-            Thread::Settling | Thread::Pausing { .. } if self.clients[number].is_release_ordered => self.fail(number),
+            Thread::AwaitingOldJob { .. } | Thread::Settling | Thread::Queueing { .. } | Thread::Pausing { .. }
+                if is_ended =>
+            {
+                self.lose_contact(rules, number);
+            }
+            Thread::AwaitingOldJob { .. } | Thread::Settling | Thread::Pausing { .. } if is_ordered => {
+                self.fail(number)
+            }
+            Thread::AwaitingOldJob { .. } => self.take_up_wait(rules, number),
             Thread::Settling | Thread::Pausing { .. } => self.try_key(rules, number),
             Thread::Queueing { sent } => self.read_reply(rules, number, sent),
             Thread::Holding { is_guard, .. } | Thread::Blocked { is_guard, .. } if is_ended => {
                 self.lose(rules, number, is_guard);
             }
-            Thread::Holding { is_guard, .. } if self.clients[number].is_release_ordered => {
+            Thread::Holding { is_guard, .. } if is_ordered => {
                 self.release(rules, number, is_guard);
             }
             Thread::Holding { is_guard, is_told, .. } if self.clients[number].is_cut => {
@@ -79,7 +94,7 @@ impl World {
     }
 
     /// Ends the wait with a failure.
-    fn fail(&mut self, number: usize) {
+    pub(super) fn fail(&mut self, number: usize) {
         self.clients[number].thread = Thread::Ended;
         self.clients[number].report(Report::Failed);
     }
@@ -97,11 +112,11 @@ impl World {
             _ => self.open_session(number),
         }
         self.clients[number].report(Report::Connected);
-        self.try_key(rules, number);
+        self.take_up_wait(rules, number);
     }
 
     /// The first query: examines the server, and tries the key.
-    fn try_key(&mut self, rules: &Rules, number: usize) {
+    pub(super) fn try_key(&mut self, rules: &Rules, number: usize) {
         self.hear(number);
         let double_heartbeat = 2 * rules.timing.heartbeat;
         if self.server.is_young && rules.fixes.newcomer_waits {
@@ -115,6 +130,7 @@ impl World {
             self.grant(rules, number);
             return self.hold(rules, number, 0);
         }
+        self.note_contention(number);
         self.clients[number].report_alive(double_heartbeat + 1);
         // A lent session has no place of its own in the queue.
         if session == number && !is_leftover {
@@ -154,6 +170,7 @@ impl World {
     /// Reports the lock as ours.
     fn hold(&mut self, rules: &Rules, number: usize, sent: Ticks) {
         let client = &mut self.clients[number];
+        client.memory = WaitMemory::default();
         client.report_alive(sent + 2 * rules.timing.heartbeat);
         client.report(Report::Held);
         client.thread = Thread::Holding {
@@ -211,8 +228,9 @@ impl World {
         }
         client.thread = if rules.fixes.guard_stands {
             // Only the first attempt after a message of the server looks for the evictor.
-            let looks_for_evictor = is_ended && !is_guard;
-            Thread::Guarding { looks_for_evictor }
+            Thread::Guarding {
+                looks_for_evictor: is_ended,
+            }
         } else {
             Thread::Ended
         };
@@ -222,10 +240,15 @@ impl World {
     fn guard(&mut self, rules: &Rules, number: usize, looks_for_evictor: bool) {
         let session = self.clients[number].session;
         let is_forced = looks_for_evictor && self.evictor == Some(Evictor::Forcing { session });
-        let is_taken = self.server.holder.is_some();
-        self.clients[number].record.has_guard_given_up |= is_taken;
-        if self.clients[number].is_release_ordered || is_forced || is_taken {
+        if self.clients[number].is_release_ordered || is_forced {
             self.clients[number].thread = Thread::Ended;
+            return;
+        }
+        if self.server.holder.is_some() {
+            self.clients[number].record.is_guard_behind |= self.is_held_by_guard();
+            self.clients[number].thread = Thread::Guarding {
+                looks_for_evictor: false,
+            };
             return;
         }
         self.open_session(number);

@@ -76,6 +76,7 @@ pub(super) struct Client {
     pub(super) is_launching: bool,
     pub(super) is_release_ordered: bool,
     pub(super) thread: Thread,
+    pub(super) memory: WaitMemory,
     pub(super) connection: Connection,
     /// The session that the connection uses: its own, but for loans of a pooler.
     pub(super) session: usize,
@@ -97,8 +98,11 @@ pub(super) struct Record {
     pub(super) is_loss_fresh: bool,
     /// Since then, a tick has passed in which the guard could not run or had no network.
     pub(super) is_guard_hindered: bool,
-    /// The guard found the key taken.
-    pub(super) has_guard_given_up: bool,
+    /// The guard found the key held by the guard of another job, and has not acquired it since.
+    pub(super) is_guard_behind: bool,
+    /// Which waiters were in contact with the server when a restart took the lock back, one bit for each: they leave the
+    /// key alone until the job must be dead.
+    pub(super) witnesses: u8,
     /// How many ticks the loop has been delayed altogether.
     pub(super) loop_delay: Ticks,
     /// Any of its threads has ever been delayed.
@@ -140,11 +144,12 @@ pub(super) enum Exception {
     /// An operator's `pg_terminate_backend`: a waiter in the server's queue, or a client that tried in the same
     /// instant, came before the guard.
     CameBeforeGuard,
-    /// The server ended the session while pglock was frozen or cut off for longer than a newcomer waits.
+    /// Two jobs lost their locks, the second one before the first was dead, and the second one's guard found the key
+    /// held by the guard of the first. Another client acquired the key when that one released it.
+    GuardBehind,
+    /// The server ended the session while pglock was frozen or cut off for longer than a newcomer waits. This is no
+    /// excuse for a waiter whose session ended together with the holder's.
     GuardHindered,
-    /// After two losses, the guard found the key taken by another client and gave up, as the message says; and that
-    /// client released the key before the job was dead.
-    GuardGaveUp,
     /// pglock was frozen for longer than the margin covers.
     Frozen,
     /// pglock was frozen when it was to react to an eviction, which said that the job may still run.
@@ -157,6 +162,10 @@ pub(super) enum Exception {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Thread {
     Connecting,
+    /// Leaves the key alone as long as the job of a client that held it may run.
+    AwaitingOldJob {
+        is_look_due: bool,
+    },
     /// Leaves a server alone that has just started.
     Settling,
     /// Waits for the reply to a slice in the server's queue.
@@ -185,6 +194,19 @@ pub(super) enum Thread {
     Ended,
 }
 
+/// What a wait remembers from one connection to the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct WaitMemory {
+    /// Another client was seen to hold the lock.
+    pub(super) was_contended: bool,
+    /// The server has answered on the current connection.
+    pub(super) has_answered_here: bool,
+    /// The holder could have lost its session together with us, at this time.
+    pub(super) holder_lost_at: Option<Ticks>,
+    /// Since then the key was granted to a client.
+    pub(super) is_granted_since: bool,
+}
+
 /// The client's end of the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Connection {
@@ -192,6 +214,8 @@ pub(super) enum Connection {
     Open,
     /// The server has closed it.
     Ended,
+    /// The client has shut it down, because the server did not respond.
+    Abandoned,
 }
 
 /// A report of the session's thread.
@@ -199,6 +223,8 @@ pub(super) enum Connection {
 pub(super) enum Report {
     Connected,
     Alive { next_due: Ticks },
+    Contended,
+    Retrying,
     Held,
     Failed,
     Lost,
@@ -209,7 +235,7 @@ pub(super) enum Report {
 impl Report {
     /// Returns whether the loop must read it now; see `session::reporter`.
     pub(super) fn wakes(self) -> bool {
-        !matches!(self, Report::Connected | Report::Alive { .. })
+        !matches!(self, Report::Connected | Report::Alive { .. } | Report::Contended)
     }
 }
 
