@@ -131,7 +131,7 @@ pub(super) fn is_transient(error: &DbError) -> bool {
 }
 
 /// What poolers say about what is temporary.
-const TEMPORARY_IN_POOLERS: [&str; 37] = [
+const TEMPORARY_IN_POOLERS: [&str; 38] = [
     // PgBouncer 1.18 to 1.25, of itself: client.c, objects.c, janitor.c.
     "no more connections allowed",
     "client connections exceeded",
@@ -162,6 +162,8 @@ const TEMPORARY_IN_POOLERS: [&str; 37] = [
     "transaction timeout",
     "database configuration changed",
     "connect string changed",
+    // PgBouncer, when the session ends as it gives it the settings of a client: server.c.
+    "invalid server parameter",
     // PgBouncer, when it repeats what the server said as it refused the pooler's own login, without its SQLSTATE
     // (53300).
     "too many clients already",
@@ -319,6 +321,7 @@ mod tests {
                 "server login has been failing, try again later (server_login_retry)",
             ),
             ("08P01", "server conn crashed?"),
+            ("08P01", "invalid server parameter"),
             ("58000", "could not get connection from the pool - AllServersDown"),
             ("XX000", "(EMAXCONN) max client connections reached, limit: 5"),
             ("XX000", "Max client connections reached"),
