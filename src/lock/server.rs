@@ -1,12 +1,14 @@
 //! What a server is like, and whether its locks protect anything.
 //!
-//! Decided from the result of the first query alone; every refusal names the remedy. `pglock check` reports the same,
+//! Decided from the result of the first query, but for the age of a lent session; every refusal names the remedy. `pglock check` reports the same,
 //! by the same code.
 
 use super::query::QueryResult;
 use super::settings::{LOG_THRESHOLD_SETTINGS, max_slice};
-use super::types::{HOT_STANDBY, MIN_SERVER_AGE, Scope, ScopeChoice};
+use super::sql;
+use super::types::{HOT_STANDBY, MAX_POOLER_DELAY, MIN_SERVER_AGE, Scope, ScopeChoice};
 use crate::outcome::{ExitCode, Failure};
+use postgres::Client;
 use std::time::Duration;
 
 /// What the first query reports about the server.
@@ -22,7 +24,8 @@ pub(crate) struct Server {
     pub version: String,
     /// The backend that ran the first query.
     pub backend_pid: i32,
-    /// How many seconds ago it started, or restarted after a crash.
+    /// How many seconds ago it started, or restarted after a crash; with [`ScopeChoice::SessionPooled`], how many
+    /// seconds the pool has reached it since then.
     age_seconds: Option<f64>,
     /// The longest uninterrupted stay in its queue.
     pub max_slice: Duration,
@@ -40,17 +43,32 @@ impl Server {
             database: result.get("database").unwrap_or_default().to_owned(),
             version: result.get("version").unwrap_or_default().to_owned(),
             backend_pid: result.backend_pid(),
-            age_seconds: result.number("server_age"),
+            age_seconds: result.number("settled_for"),
             max_slice: max_slice(LOG_THRESHOLD_SETTINGS.map(|name| result.get(name))),
         }
     }
 
     /// Returns how long a newcomer has to wait before it may try a lock; `None` if not at all.
     pub(crate) fn settling_time(&self) -> Option<Duration> {
-        let min_age = MIN_SERVER_AGE.as_secs_f64();
-        let age = self.age_seconds.filter(|age| (0.0..=min_age).contains(age))?;
-        // A little more, so that the server agrees.
-        Some(Duration::from_secs_f64(min_age - age) + Duration::from_millis(1))
+        settling_time(self.age_seconds)
+    }
+
+    /// Returns how long a newcomer that was lent a session by a pooler has to wait before it may try a lock in a
+    /// transaction; `None` if not at all.
+    ///
+    /// A guard behind the pool cannot come before the pool has reached the server again, which may be long after the
+    /// server's start.
+    ///
+    /// # Errors
+    /// The server reports an error, or the connection is lost.
+    pub(crate) fn pool_settling_time(&self, client: &mut Client) -> Result<Option<Duration>, Failure> {
+        let max_age = MAX_POOLER_DELAY.as_secs_f64();
+        let is_young = self.age_seconds.is_some_and(|age| (0.0..=max_age).contains(&age));
+        if !self.pooled || !is_young {
+            return Ok(None);
+        }
+        let result = QueryResult::fetch(client, &sql::backend_age())?;
+        Ok(settling_time(result.number("backend_age")))
     }
 
     /// Returns the product's name, if its advisory locks are known to protect nothing.
@@ -87,6 +105,14 @@ impl Server {
         }
         self.scope(choice)
     }
+}
+
+/// Returns what is left of the half second after this age.
+fn settling_time(age_seconds: Option<f64>) -> Option<Duration> {
+    let min_age = MIN_SERVER_AGE.as_secs_f64();
+    let age = age_seconds.filter(|age| (0.0..=min_age).contains(age))?;
+    // A little more, so that the server agrees.
+    Some(Duration::from_secs_f64(min_age - age) + Duration::from_millis(1))
 }
 
 const SESSION_BEHIND_POOLER: &str = "the connection goes through a pooler, where a session lock protects nothing; \

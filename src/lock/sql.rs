@@ -5,7 +5,7 @@
 
 use super::leftover;
 use super::settings::{LOG_THRESHOLD_SETTINGS, NOT_DEFERRABLE, setting_expressions};
-use super::types::{ClientInfo, Keys, Lock, MIN_SERVER_AGE, Mode, OnGrant, Scope, ScopeChoice};
+use super::types::{ClientInfo, Keys, Lock, MAX_POOLER_DELAY, MIN_SERVER_AGE, Mode, OnGrant, Scope, ScopeChoice};
 use crate::key::{KeyId, Number};
 use std::time::Duration;
 
@@ -45,6 +45,28 @@ const IS_PRIMARY: &str = "NOT pg_catalog.pg_is_in_recovery()";
 const SERVER_AGE: &str = "extract(epoch FROM pg_catalog.clock_timestamp() - GREATEST(\
      pg_catalog.pg_postmaster_start_time(), CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 150000 \
      THEN pg_catalog.pg_stat_get_bgwriter_stat_reset_time() END))";
+
+/// How many seconds ago the backend began. A pool has reached its server for at least as long.
+const BACKEND_AGE: &str = "(SELECT extract(epoch FROM pg_catalog.clock_timestamp() - backend_start) \
+     FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()))";
+
+/// Returns the query for the age of the backend.
+pub(super) fn backend_age() -> String {
+    format!("SELECT {BACKEND_AGE} AS backend_age")
+}
+
+/// Returns the expression for the time that those who lost their locks in a restart had to come first: the age of the
+/// server. A session lock that a pooler may lend is tried in the first query, so there it is also that of the backend,
+/// if the server has started recently.
+fn settled_for(choice: ScopeChoice) -> String {
+    match choice {
+        ScopeChoice::SessionPooled => format!(
+            "LEAST({SERVER_AGE}, CASE WHEN {SERVER_AGE} BETWEEN 0 AND {} THEN {BACKEND_AGE} END)",
+            MAX_POOLER_DELAY.as_secs()
+        ),
+        _ => SERVER_AGE.to_owned(),
+    }
+}
 
 /// What a statement stored with [`store_result`], for the statements that follow it in the same query.
 const STORED_RESULT: &str = "pg_catalog.current_setting('pglock.got')";
@@ -143,12 +165,13 @@ impl Lock<KeySql> {
             ScopeChoice::SessionPooled => IS_PRIMARY.into(),
             _ => format!("{INITIAL_NAME} = '{name}' AND {IS_PRIMARY}"),
         };
+        let settled_for = settled_for(client_info.choice);
         let is_settled = if client_info.ignores_server_age {
             String::new()
         } else {
             // Unknown is old enough; so is the future, of a clock that was set back.
             format!(
-                " AND coalesce({SERVER_AGE} NOT BETWEEN 0 AND {}, true)",
+                " AND coalesce({settled_for} NOT BETWEEN 0 AND {}, true)",
                 MIN_SERVER_AGE.as_secs_f64()
             )
         };
@@ -176,7 +199,7 @@ impl Lock<KeySql> {
         format!(
             "{NOT_DEFERRABLE}{compute_key}SELECT {INITIAL_NAME} AS name, pg_catalog.version() AS version, \
              pg_catalog.current_database() AS database, pg_catalog.pg_is_in_recovery() AS standby, \
-             pg_catalog.pg_backend_pid() AS backend_pid, {SERVER_AGE} AS server_age, {log_thresholds}, \
+             pg_catalog.pg_backend_pid() AS backend_pid, {settled_for} AS settled_for, {log_thresholds}, \
              {settings}{try_if_usable} AS {GOT_COLUMN}{from}; {}",
             self.proof(),
         )
@@ -600,7 +623,11 @@ mod tests {
         let one = lock(all(&[KeyId::Bigint(1)]), Mode::Exclusive, Scope::Session);
         let has_name = "pg_catalog.set_config('application_name', NULL, true) = 'pglock:a web1:7'";
         let is_primary = "NOT pg_catalog.pg_is_in_recovery()";
-        let is_settled = format!("coalesce({SERVER_AGE} NOT BETWEEN 0 AND 0.5, true)");
+        let is_settled = |age: &str| format!("coalesce({age} NOT BETWEEN 0 AND 0.5, true)");
+        let is_pool_settled = is_settled(&format!(
+            "LEAST({SERVER_AGE}, CASE WHEN {SERVER_AGE} BETWEEN 0 AND 30 THEN {BACKEND_AGE} END)"
+        ));
+        let is_settled = is_settled(SERVER_AGE);
         for (choice, expected) in [
             (
                 ScopeChoice::Auto,
@@ -609,7 +636,7 @@ mod tests {
             (
                 ScopeChoice::SessionPooled,
                 format!(
-                    "log_min_duration_sample, CASE WHEN {is_primary} AND {is_settled} THEN CASE WHEN NOT CASE WHEN left0 THEN false ELSE "
+                    "log_min_duration_sample, CASE WHEN {is_primary} AND {is_pool_settled} THEN CASE WHEN NOT CASE WHEN left0 THEN false ELSE "
                 ),
             ),
             (

@@ -204,6 +204,11 @@ pub(crate) struct ClientInfo {
 /// it again within that time, to guard the end of its job.
 pub(super) const MIN_SERVER_AGE: Duration = Duration::from_millis(500);
 
+/// How long after the start of the server a pooler may reach it again: PgBouncer tries every 15 s by default
+/// (`server_login_retry`), and lets no client in before. The half second begins then, for a newcomer and a guard behind
+/// the same pool.
+pub(super) const MAX_POOLER_DELAY: Duration = Duration::from_secs(30);
+
 /// Result of one try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TryOutcome {

@@ -143,7 +143,10 @@ impl Acquirer<'_> {
         ));
         let outcome = match request.lock.scope {
             Scope::Session => outcome,
-            Scope::Transaction => self.first_try_in_transaction(client, &request, examined)?,
+            Scope::Transaction => {
+                self.let_pool_settle(client, server)?;
+                self.first_try_in_transaction(client, &request, examined)?
+            }
         };
         let acquisition = outcome.into_acquisition()?;
         Ok((request, acquisition))
@@ -180,6 +183,18 @@ impl Acquirer<'_> {
             return Err(Failure::msg(ExitCode::Unavailable, "interrupted"));
         }
         Ok(())
+    }
+
+    /// Leaves a server alone that a pooler has just reached again, for the same reason.
+    ///
+    /// # Errors
+    /// As for [`Server::pool_settling_time`]; and the order to release came.
+    fn let_pool_settle(&self, client: &mut Client, server: &Server) -> Result<(), Failure> {
+        self.reporter.expect_reply_within(max_pool_wait(server));
+        match server.pool_settling_time(client)? {
+            Some(settling_time) => self.let_server_settle(settling_time),
+            None => Ok(()),
+        }
     }
 
     /// Tries the lock for the first time in a transaction, on a server that was `examined` then.

@@ -6,8 +6,8 @@
 //! this only keeps others out, and never lets a job go on. pglock's exit closes the connection, which releases the
 //! lock.
 //!
-//! A newcomer leaves a server alone for the first half second after its start (`lock::MIN_SERVER_AGE`), so that the
-//! guard comes first.
+//! A newcomer leaves a server alone for the first half second after its start or, behind a pooler, after the pooler has
+//! reached it again (`lock::MIN_SERVER_AGE`), so that the guard comes first.
 
 use super::events::SessionEvent;
 use super::hold::Holder;
@@ -49,6 +49,8 @@ enum GuardEnd {
     Over,
     /// Another client has the key. Once it releases it, the key is guarded from the next one.
     Taken,
+    /// Another client had the key for a short time, as one that polls and then finds out that the server has restarted.
+    FreeAgain,
     /// The key was held, and lost again; it is acquired again.
     LostAgain {
         /// The backend that held it, if an administrator terminated it.
@@ -58,8 +60,15 @@ enum GuardEnd {
 
 /// Whether the key is guarded.
 enum GuardTry {
-    Acquired { lock: Lock, grant: Grant, is_direct: bool },
-    Taken { message: String },
+    Acquired {
+        lock: Lock,
+        grant: Grant,
+        is_direct: bool,
+    },
+    /// The message names the client that has the key; `None` if it is free again.
+    Taken {
+        message: Option<String>,
+    },
 }
 
 impl Guard<'_> {
@@ -83,6 +92,7 @@ impl Guard<'_> {
                     unexplained = None;
                     pause = MAX_PAUSE;
                 }
+                Ok(GuardEnd::FreeAgain) => unexplained = None,
                 Ok(GuardEnd::LostAgain { terminated }) => unexplained = terminated,
                 Err(failure) => {
                     if unexplained.take().is_some() {
@@ -116,6 +126,9 @@ impl Guard<'_> {
         let (lock, grant, is_direct) = match self.try_key(&mut client, application_name)? {
             GuardTry::Acquired { lock, grant, is_direct } => (lock, grant, is_direct),
             GuardTry::Taken { message } => {
+                let Some(message) = message else {
+                    return Ok(GuardEnd::FreeAgain);
+                };
                 self.reporter.report(SessionEvent::GuardFailed(message));
                 return Ok(GuardEnd::Taken);
             }
@@ -187,12 +200,10 @@ impl Guard<'_> {
     }
 }
 
-/// Returns the message that names the client that has the key now.
-fn taken_message(client: &mut Client, lock: &Lock, keys: &str) -> String {
+/// Returns the message that names the client that has the key now, if there is one.
+fn taken_message(client: &mut Client, lock: &Lock, keys: &str) -> Option<String> {
     let (Keys::All(ids) | Keys::OneOf { keys: ids, .. }) = &lock.keys;
     let found = holders::find(client, ids, QueryTag::ProgramOnly).unwrap_or_default();
-    match found.first() {
-        Some(holder) => format!("{keys} was acquired by {holder} before the job was dead"),
-        None => format!("{keys} was acquired by another client before the job was dead"),
-    }
+    let holder = found.first()?;
+    Some(format!("{keys} was acquired by {holder} before the job was dead"))
 }

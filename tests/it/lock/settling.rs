@@ -72,6 +72,32 @@ fn a_newcomer_behind_a_pooler_waits_too() {
     assert_settles(&server, Server::restart, started, || bouncer.run(&key));
 }
 
+/// P25: a pooler may reach the server long after its start, and a guard behind the pooler cannot come before that.
+#[test]
+fn a_newcomer_behind_a_pooler_waits_until_the_pooler_has_reached_the_server_for_half_a_second() {
+    let restart = |server: &Server| {
+        server.restart();
+        let age = "SELECT clock_timestamp() - pg_postmaster_start_time() > '0.6s'";
+        eventually(SOON, "a server that is old enough", || server.value(age) == "t");
+    };
+    // The pooler connects by TCP.
+    let reached = |server: &Server| {
+        epoch(
+            server,
+            "(SELECT min(backend_start) FROM pg_stat_activity WHERE client_addr IS NOT NULL)",
+        )
+    };
+    for (mode, options) in [
+        ("pool_mode=transaction", &["--scope", "auto"]),
+        ("pool_mode=session", &["--scope", "session-pooled"]),
+    ] {
+        let server = Server::start();
+        let bouncer = PgBouncer::with(&server, &[mode, "server_login_retry=1"]);
+        let key = unique("reached");
+        assert_settles(&server, restart, reached, || bouncer.run(&key).args(options));
+    }
+}
+
 /// P25: a crash of a backend restarts the sessions of the server, though not the server.
 #[test]
 fn a_newcomer_waits_after_a_crash() {
