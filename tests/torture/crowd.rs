@@ -1,7 +1,7 @@
 //! The clients that want locks: each worker makes one request after another, and records the result.
 
 use super::history::{End, Run, now};
-use super::plan::{Plan, Request};
+use super::plan::{Plan, Request, Road};
 use super::support::command::command;
 use super::support::probe::example;
 use super::support::wait::{SOON, until};
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 /// How long a pglock may take beyond its wait and its job's life: faults, and a silent server.
 const OVERTIME: Duration = Duration::from_secs(60);
-/// A query through the pooler may wait two minutes for a session of the pool.
+/// A query through a pooler may wait two minutes for a session of the pool.
 const OVERTIME_POOLED: Duration = Duration::from_secs(180);
 /// The pause after a request that reached no server.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
@@ -131,7 +131,10 @@ impl Crowd {
         let pid = Pid::from_raw(child.id() as i32);
         let own =
             Duration::from_secs(request.wait.unwrap_or(0)) + Duration::from_millis(request.life + request.min_hold);
-        let latest = if request.pooled { OVERTIME_POOLED } else { OVERTIME };
+        let latest = match request.road {
+            Road::Direct => OVERTIME,
+            Road::Pooler | Road::Forwarder => OVERTIME_POOLED,
+        };
         let running = Running {
             pid,
             request: request.clone(),
@@ -162,7 +165,7 @@ impl Crowd {
         let numbers = [number as u64, request.life, request.status as u64];
         command.args(numbers.map(|number| number.to_string()));
         command.args(request.stubborn.then_some("stubborn"));
-        command.env("PGLOCK_DSN", world.dsn(request.pooled));
+        command.env("PGLOCK_DSN", world.dsn(request.road));
         // The clocks of the last host are wrong; the monotonic one cannot be.
         if let (Some(library), true) = (faketime(), request.host == HOSTS - 1) {
             command.env("LD_PRELOAD", library).env("FAKETIME", "+100d");

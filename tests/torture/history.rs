@@ -63,6 +63,7 @@ pub enum Target {
     Host(usize),
     Key(&'static str),
     Pooled,
+    Forwarded,
     All,
 }
 

@@ -25,6 +25,9 @@ const LEFTOVER_ATTEMPTS: Duration = Duration::from_secs(1);
 /// How often it is seen whether the lock is still there.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
+/// The condition that a pglock's session is the one that the forwarding pooler lends: all others come by TCP.
+const IS_FORWARDED: &str = "client_addr IS NULL";
+
 pub struct Nemesis<'a> {
     pub world: &'a World,
     pub crowd: &'a Crowd,
@@ -66,6 +69,7 @@ impl Nemesis<'_> {
             Kind::TermJob => self.signal_job(strike, SIGTERM),
             Kind::StopJob => self.signal_job(strike, SIGSTOP),
             Kind::EndSession => self.end_session(strike),
+            Kind::EndForwarded => self.end_forwarded(),
             Kind::TermBackend => self.signal_backend(strike, SIGTERM),
             Kind::StopBackend => self.signal_backend(strike, SIGSTOP),
             Kind::KillBackend => self.kill_backend(strike),
@@ -85,20 +89,24 @@ impl Nemesis<'_> {
         }
     }
 
-    /// Injects a fault that hits all, or all that connect through the pooler.
+    /// Injects a fault that hits all, or all that connect through a pooler.
     fn strike_all(&self, strike: &Strike) -> Option<Target> {
         match strike.kind {
             Kind::Crash => self.world.crash(),
             Kind::Failover => self.world.fail_over(),
             Kind::KillPooler => self.world.replace_pooler(),
+            Kind::KillForwarder => self.world.replace_forwarder(),
             Kind::Reconnect => self.world.reconnect_pooler(),
             Kind::CutServer => self.world.cut(None, || wait_for_fault(strike)),
             Kind::SlowDisk => self.slow_disk(strike)?,
             Kind::Exhaust => self.exhaust(strike),
             _ => return None,
         }
-        let is_pooled = matches!(strike.kind, Kind::KillPooler | Kind::Reconnect);
-        Some(if is_pooled { Target::Pooled } else { Target::All })
+        Some(match strike.kind {
+            Kind::KillPooler | Kind::Reconnect => Target::Pooled,
+            Kind::KillForwarder => Target::Forwarded,
+            _ => Target::All,
+        })
     }
 
     fn pick_running(&self, strike: &Strike) -> Option<(usize, Running)> {
@@ -141,18 +149,21 @@ impl Nemesis<'_> {
     fn backend(&self, strike: &Strike) -> Option<(Pid, Target)> {
         let server = self.world.primary();
         let sql = format!(
-            "SELECT pid, application_name, client_addr = '{}' FROM pg_stat_activity WHERE application_name LIKE 'pglock:%'",
+            "SELECT pid, application_name, client_addr = '{}', {IS_FORWARDED} FROM pg_stat_activity \
+             WHERE application_name LIKE 'pglock:%'",
             server.address()
         );
         let found = self.query(&sql)?.into_iter();
-        let found = found.filter_map(|row| <[String; 3]>::try_from(row).ok());
-        let found: BTreeMap<String, (String, String)> =
-            found.map(|[pid, name, is_local]| (pid, (name, is_local))).collect();
-        let (backend, (name, is_local)) = picked(strike, &found)?;
+        let found = found.filter_map(|row| <[String; 4]>::try_from(row).ok());
+        let found: BTreeMap<String, [String; 3]> = found
+            .map(|[pid, name, is_local, is_forwarded]| (pid, [name, is_local, is_forwarded]))
+            .collect();
+        let (backend, [name, is_local, is_forwarded]) = picked(strike, &found)?;
         // A session of the pool keeps the name of its last client, and may serve another one by now.
         let is_pooled = self.world.has_cables() && is_local == "t";
         let target = match self.crowd.whose(name) {
-            Some((number, request)) if !request.pooled && !is_pooled => Target::Run(number),
+            _ if is_forwarded == "t" => Target::Forwarded,
+            Some((number, request)) if !request.is_pooled() && !is_pooled => Target::Run(number),
             _ => Target::Pooled,
         };
         Some((Pid::from_raw(backend.parse().ok()?), target))
@@ -162,6 +173,14 @@ impl Nemesis<'_> {
         let (backend, target) = self.backend(strike)?;
         self.query(&format!("SELECT pg_terminate_backend({backend})"));
         Some(target)
+    }
+
+    fn end_forwarded(&self) -> Option<Target> {
+        let sql = format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pglock:%' AND {IS_FORWARDED}"
+        );
+        let ended = self.query(&sql)?;
+        (!ended.is_empty()).then_some(Target::Forwarded)
     }
 
     fn signal_backend(&self, strike: &Strike, signal: Signal) -> Option<Target> {

@@ -22,6 +22,17 @@ const LONG_KEYS: [&str; 2] = ["long", "longer"];
 /// The key with slots, and their number.
 const SLOTS: (&str, u16) = ("slots", 3);
 
+/// How a pglock reaches the server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Road {
+    #[default]
+    Direct,
+    /// Through PgBouncer.
+    Pooler,
+    /// Through a pooler that lends the session that its first client has opened.
+    Forwarder,
+}
+
 /// The options of a pglock and of its job.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Request {
@@ -30,8 +41,7 @@ pub struct Request {
     pub slots: Option<u16>,
     pub fair: bool,
     pub token: bool,
-    /// Through the pooler.
-    pub pooled: bool,
+    pub road: Road,
     /// Seconds; `None` for `--no-wait`.
     pub wait: Option<u64>,
     /// Milliseconds.
@@ -42,6 +52,18 @@ pub struct Request {
     pub stubborn: bool,
     /// The number of the host that it runs on.
     pub host: usize,
+}
+
+impl Request {
+    /// Returns whether it goes through PgBouncer.
+    pub fn is_pooled(&self) -> bool {
+        self.road == Road::Pooler
+    }
+
+    /// Returns whether it goes through the pooler that lends its first client's session.
+    pub fn is_forwarded(&self) -> bool {
+        self.road == Road::Forwarder
+    }
 }
 
 /// A planned fault.
@@ -85,6 +107,10 @@ pub enum Kind {
     Crash,
     Failover,
     KillPooler,
+    /// The forwarding pooler ends, with all its connections, and starts again.
+    KillForwarder,
+    /// `pg_terminate_backend` of the session that the forwarding pooler lends.
+    EndForwarded,
     /// PgBouncer's RECONNECT.
     Reconnect,
     /// The cable of a client's host is pulled.
@@ -102,7 +128,7 @@ pub enum Kind {
 
 impl Kind {
     /// The kinds that can be planned, and how often. What stops everything is rare, or nothing else would happen.
-    pub const ALL: [(Kind, u64); 22] = [
+    pub const ALL: [(Kind, u64); 24] = [
         (Kind::KillPglock, 20),
         (Kind::StopPglock, 16),
         (Kind::TermPglock, 20),
@@ -119,6 +145,8 @@ impl Kind {
         (Kind::Crash, 2),
         (Kind::Failover, 1),
         (Kind::KillPooler, 5),
+        (Kind::KillForwarder, 6),
+        (Kind::EndForwarded, 6),
         (Kind::Reconnect, 12),
         (Kind::Cut, 10),
         (Kind::CutServer, 2),
@@ -271,7 +299,7 @@ fn brief(dice: &mut Dice, host: usize) -> Request {
     let mut request = Request {
         keys: vec![dice.one_of(&KEYS)],
         token: dice.percent(80),
-        pooled: dice.percent(30),
+        road: road(dice, 30, 15),
         wait: dice.percent(85).then(|| dice.number(1, 8)),
         life: dice.number(0, 12),
         status: dice.one_of(&[0, 0, 3]),
@@ -291,17 +319,19 @@ fn brief(dice: &mut Dice, host: usize) -> Request {
             request.keys = vec![SLOTS.0];
             request.slots = Some(SLOTS.1);
         }
-        35..50 if request.wait.is_some() && !request.pooled => request.fair = true,
+        35..50 if request.wait.is_some() && request.road == Road::Direct => request.fair = true,
         50..60 => request.keys.push(dice.one_of(&KEYS)),
         // The key itself is slot 0.
         60..62 => request.keys = vec![SLOTS.0],
-        // Newcomers, which do not know who held the lock before: the loser of a session must come before them.
-        62..72 => {
+        // Newcomers, which do not know who held the lock before: the loser of a session must come before them, and a
+        // session that is lent must not let them in.
+        drawn @ 62.. if drawn < 72 || request.is_forwarded() => {
             request.keys = vec![dice.one_of(&LONG_KEYS)];
             request.wait = None;
         }
         _ => {}
     }
+    without_token_if_forwarded(&mut request);
     request.keys.sort_unstable();
     request.keys.dedup();
     request
@@ -315,10 +345,10 @@ fn patient(dice: &mut Dice, host: usize, longest: u64) -> Request {
     } else {
         dice.number(100, longest / 3)
     };
-    Request {
+    let mut request = Request {
         keys: vec![LONG_KEYS[usize::from(dice.percent(25))]],
         token: true,
-        pooled: dice.percent(35),
+        road: road(dice, 35, 20),
         wait: Some(dice.number(longest / 1500, longest / 600)),
         life,
         status: dice.one_of(&[0, 3]),
@@ -326,7 +356,23 @@ fn patient(dice: &mut Dice, host: usize, longest: u64) -> Request {
         shared: dice.percent(10),
         host,
         ..Request::default()
+    };
+    without_token_if_forwarded(&mut request);
+    request
+}
+
+/// Draws a road: PgBouncer and the forwarding pooler with these chances.
+fn road(dice: &mut Dice, pooler: u64, forwarder: u64) -> Road {
+    match dice.number(0, 100) {
+        drawn if drawn < pooler => Road::Pooler,
+        drawn if drawn < pooler + forwarder => Road::Forwarder,
+        _ => Road::Direct,
     }
+}
+
+/// A token takes a second session while the transaction of the lock is open, and the forwarding pooler has only one.
+fn without_token_if_forwarded(request: &mut Request) {
+    request.token &= !request.is_forwarded();
 }
 
 #[test]
@@ -349,13 +395,15 @@ fn the_same_seed_makes_the_same_requests_and_strikes() {
     for kind in Kind::all() {
         assert!(strikes.iter().any(|strike| strike.kind == kind), "{kind:?}");
     }
-    let modes: [fn(&Request) -> bool; 7] = [
+    let modes: [fn(&Request) -> bool; 9] = [
         |request| request.shared,
         |request| request.slots.is_some() && request.wait.is_none(),
-        |request| request.slots.is_some() && request.pooled,
+        |request| request.slots.is_some() && request.is_pooled(),
         |request| request.fair,
-        |request| request.keys.len() > 1 && request.pooled,
-        |request| request.keys.len() > 1 && !request.pooled,
+        |request| request.keys.len() > 1 && request.is_pooled(),
+        |request| request.keys.len() > 1 && request.road == Road::Direct,
+        |request| request.is_forwarded() && request.wait.is_none(),
+        |request| request.is_forwarded() && request.wait.is_some() && LONG_KEYS.contains(&request.keys[0]),
         |request| request.wait.is_none(),
     ];
     for (number, mode) in modes.iter().enumerate() {

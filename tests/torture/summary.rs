@@ -3,7 +3,7 @@
 use super::check::Verdict;
 use super::crowd::faketime;
 use super::history::{End, History, Run};
-use super::plan::Plan;
+use super::plan::{Plan, Road};
 use super::world::HOSTS;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -57,8 +57,9 @@ pub fn summary(plan: &Plan, versions: &str, took: Duration, history: &History, v
 fn modes(run: &Run) -> Vec<String> {
     let request = &run.request;
     let all = [
-        (request.pooled, "pooled"),
-        (!request.pooled, "direct"),
+        (request.is_pooled(), "pooled"),
+        (request.is_forwarded(), "forwarded"),
+        (request.road == Road::Direct, "direct"),
         (request.shared, "shared"),
         (request.slots.is_some(), "slots"),
         (request.fair, "fair"),

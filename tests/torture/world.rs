@@ -1,8 +1,11 @@
-//! The world of a run: the hosts, a server with its standby, and a pooler.
+//! The world of a run: the hosts, a server with its standby, and two poolers.
 //!
 //! If network namespaces are permitted, the server, the standby and the clients are on hosts of their own; otherwise
-//! everything is on this one, and no cable can be pulled.
+//! everything is on this one, and no cable can be pulled. The pooler that forwards is reached by a Unix socket, on which
+//! no cable has an effect.
 
+use super::plan::Road;
+use super::support::forwarder::Forwarder;
 use super::support::network::{Host, Network};
 use super::support::pgbouncer::PgBouncer;
 use super::support::server::{SUPERUSER, Server};
@@ -10,6 +13,7 @@ use super::support::wait::{SOON, eventually, until};
 use postgres::{Client, Config, NoTls};
 use std::fs;
 use std::sync::{Arc, Mutex, RwLock};
+use tempfile::TempDir;
 
 /// The number of hosts on which pglocks run.
 pub const HOSTS: usize = 3;
@@ -28,6 +32,8 @@ pub struct World {
     network: Option<Network>,
     clients: Vec<Host>,
     servers: Vec<Host>,
+    /// The directory of the forwarding pooler's socket.
+    forwarder_directory: TempDir,
     /// All servers that were ever started.
     made: Mutex<Vec<&'static Server>>,
     now: RwLock<Now>,
@@ -41,6 +47,7 @@ struct Now {
     primary: &'static Server,
     standby: &'static Server,
     pooler: Arc<PgBouncer<'static>>,
+    forwarder: Arc<Forwarder>,
     /// The number of the primary's host.
     primary_host: usize,
 }
@@ -59,16 +66,20 @@ impl World {
         let primary = leak(Server::make(&SETTINGS, servers.first(), None));
         let standby = leak(Server::make(&SETTINGS, servers.get(1), Some(primary)));
         let pooler = pooler(primary, servers.first(), resets_sessions);
+        let forwarder_directory = tempfile::tempdir().unwrap();
+        let forwarder = forwarder(primary, &forwarder_directory);
         World {
             resets_sessions,
             network,
             clients,
             servers,
+            forwarder_directory,
             made: Mutex::new(vec![primary, standby]),
             now: RwLock::new(Now {
                 primary,
                 standby,
                 pooler,
+                forwarder,
                 primary_host: 0,
             }),
             change: Mutex::new(()),
@@ -92,21 +103,21 @@ impl World {
         format!("pglock {pglock}, PostgreSQL {server}, {pooler}")
     }
 
-    /// Returns a connection string for the current primary, or for the pooler.
-    pub fn dsn(&self, pooled: bool) -> String {
+    /// Returns a connection string for the current primary, directly or through a pooler.
+    pub fn dsn(&self, road: Road) -> String {
         let now = self.now();
-        let (hosts, ports) = if pooled {
-            (now.primary.address().to_owned(), now.pooler.port().to_string())
-        } else {
-            (
+        let (hosts, ports, attrs) = match road {
+            Road::Direct => (
                 format!("{},{}", now.primary.address(), now.standby.address()),
                 format!("{},{}", now.primary.port(), now.standby.port()),
-            )
+                "read-write",
+            ),
+            Road::Pooler => (now.primary.address().to_owned(), now.pooler.port().to_string(), "any"),
+            Road::Forwarder => return now.forwarder.dsn(),
         };
         format!(
             "host={hosts} port={ports} user={SUPERUSER} dbname=postgres sslmode=disable \
-             target_session_attrs={}",
-            if pooled { "any" } else { "read-write" }
+             target_session_attrs={attrs}"
         )
     }
 
@@ -163,6 +174,8 @@ impl World {
         now.primary_host = 1 - now.primary_host;
         (now.primary, now.standby) = (now.standby, old);
         now.pooler = self.pooler(&now);
+        now.forwarder.kill();
+        now.forwarder = forwarder(now.primary, &self.forwarder_directory);
         *self.now.write().unwrap() = now.clone();
         let next = self.servers.get(1 - now.primary_host);
         now.standby = leak(Server::make(&SETTINGS, next, Some(now.primary)));
@@ -186,6 +199,15 @@ impl World {
         *self.now.write().unwrap() = now;
     }
 
+    /// Kills the forwarding pooler, and starts another one in its place.
+    pub fn replace_forwarder(&self) {
+        let _change = self.change.lock().unwrap();
+        let mut now = self.now();
+        now.forwarder.kill();
+        now.forwarder = forwarder(now.primary, &self.forwarder_directory);
+        *self.now.write().unwrap() = now;
+    }
+
     fn pooler(&self, now: &Now) -> Arc<PgBouncer<'static>> {
         pooler(now.primary, self.servers.get(now.primary_host), self.resets_sessions)
     }
@@ -206,6 +228,8 @@ impl World {
     /// Ends everything. Returns what of pglock is left on the server.
     pub fn end(self) -> Vec<String> {
         let now = self.now();
+        // The session that it lends has the locks of clients that were killed.
+        now.forwarder.kill();
         let mut left = Vec::new();
         let mut none = |what: &str, sql: &str| {
             if !until(SOON * 2, || now.primary.sql(sql).is_empty()) {
@@ -235,6 +259,12 @@ impl World {
 /// it.
 fn leak(server: Server) -> &'static Server {
     Box::leak(Box::new(server))
+}
+
+/// Starts a pooler that lends the session of its first client.
+fn forwarder(server: &Server, directory: &TempDir) -> Arc<Forwarder> {
+    let directory = directory.path().to_owned();
+    Arc::new(Forwarder::make(server, directory, None, true))
 }
 
 /// Starts a pooler that resets every session as thoroughly as possible or, as most do, not at all, and that waits for a

@@ -1,7 +1,7 @@
 //! The check of how each pglock ended: its exit status and its message fit what happened to it, and its job had ended
 //! before.
 
-use super::{Check, POOLER_RETRY_NS, SECOND_NS, disturbs, ends_sessions, silences};
+use super::{Check, POOLER_RETRY_NS, SECOND_NS, disturbs, ends_sessions, evicts, silences};
 use crate::history::{End, Fault, Run, Stay};
 use crate::plan::Kind;
 
@@ -83,7 +83,11 @@ impl Ending<'_> {
         };
         let is_crash = |kind| matches!(kind, Kind::Crash | Kind::Failover | Kind::KillBackend);
         let is_late = |fault: &Fault| {
-            let echo = if self.run.request.pooled { POOLER_RETRY_NS } else { 0 };
+            let echo = if self.run.request.is_pooled() {
+                POOLER_RETRY_NS
+            } else {
+                0
+            };
             is_crash(fault.kind) && fault.began > stay.entered && fault.ended + echo < stay.last
         };
         let faults = &self.check.faults;
@@ -118,7 +122,7 @@ impl Ending<'_> {
             line if line.contains("; the job was not started") || line.contains("before the job was started") => Ok(()),
             _ if self.run.ended - self.run.began >= u128::from(seconds) * SECOND_NS => Ok(()),
             line if line.contains("stopped responding") => self.was_hit("nobody was silent", |kind| {
-                silences(kind) || self.run.request.pooled && ends_sessions(kind)
+                silences(kind) || self.run.request.is_pooled() && ends_sessions(kind)
             }),
             _ => Err("the wait ended before its time was up".into()),
         }
@@ -133,13 +137,16 @@ impl Ending<'_> {
         if self.line.contains("(evicted by ") {
             self.was_hit("nobody evicted it", evicts)?;
         }
-        // Nothing here releases a lock behind pglock's back.
+        // Nothing here releases a lock behind pglock's back, but the forwarding pooler replaces a session that ended.
         if self.line.contains("the session no longer holds it")
             || self.line.contains("instead of the one that holds it")
         {
-            return Err("its session had lost the lock".into());
+            if !self.run.request.is_forwarded() {
+                return Err("its session had lost the lock".into());
+            }
+            return self.was_hit("its session had lost the lock", ends_sessions);
         }
-        let is_pooled = self.run.request.pooled;
+        let is_pooled = self.run.request.is_pooled();
         match self.line {
             line if line.contains("did not respond within") => {
                 if is_pooled {
@@ -192,13 +199,16 @@ impl Ending<'_> {
     }
 
     fn was_hit(&self, otherwise: &str, is: impl Fn(Kind) -> bool) -> Result<(), String> {
+        // A session that is lent to another client is like one whose backend is stopped.
+        let is_like_lent = is(Kind::StopBackend);
         let is = |fault: &Fault| is(fault.kind);
         let (from, until) = (self.run.began, self.run.ended);
         let found = self.check.faults.find(self.number, self.run, from, until, is);
-        found.map(|_| ()).ok_or_else(|| otherwise.to_owned())
+        let was_lent = || self.check.was_lent_to_others(self.number, self.run);
+        if found.is_some() || is_like_lent && was_lent() {
+            Ok(())
+        } else {
+            Err(otherwise.to_owned())
+        }
     }
-}
-
-fn evicts(kind: Kind) -> bool {
-    matches!(kind, Kind::Evict | Kind::EvictForced)
 }

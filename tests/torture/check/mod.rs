@@ -7,6 +7,10 @@
 //! must have refused it after the other one had written. Nor may a job be inside while another client of the pool has
 //! left a lock on its key.
 //!
+//! The pooler that lends its first client's session hides the end of that session from those to which it is not lent,
+//! until their next query. They may overlap with another job until then, but only if they notice: a pglock that
+//! released its lock had it to the end, whoever shared its session.
+//!
 //! [`excuses`]: what explains an overlap. [`tokens`]: tokens and the store. [`ends`]: how each pglock ended, and what
 //! it printed. [`waits`]: the waiters.
 
@@ -90,6 +94,16 @@ impl<'a> Check<'a> {
         self.history.runs.get(&number)
     }
 
+    /// Returns whether the one session of the forwarding pooler may have been lent to another client during this run.
+    /// To this one, the server then seems silent.
+    fn was_lent_to_others(&self, number: usize, run: &Run) -> bool {
+        run.request.is_forwarded()
+            && self.history.runs.iter().any(|(&other, it)| {
+                let last = self.stays.get(&other).map_or(it.ended, |stay| stay.last.max(it.ended));
+                other != number && it.request.is_forwarded() && it.began < run.ended && last > run.began
+            })
+    }
+
     fn violation(&mut self, violation: String) {
         self.verdict.violations.push(violation);
     }
@@ -171,8 +185,21 @@ fn ends_sessions(kind: Kind) -> bool {
     use Kind::*;
     matches!(
         kind,
-        EndSession | TermBackend | Evict | EvictForced | KillBackend | Crash | Failover | KillPooler
+        EndSession
+            | EndForwarded
+            | TermBackend
+            | Evict
+            | EvictForced
+            | KillBackend
+            | Crash
+            | Failover
+            | KillPooler
+            | KillForwarder
     )
+}
+
+fn evicts(kind: Kind) -> bool {
+    matches!(kind, Kind::Evict | Kind::EvictForced)
 }
 
 /// Returns whether the server receives nothing from us, and frees the lock after a while.
@@ -244,9 +271,12 @@ impl<'a> Faults<'a> {
 fn meets(fault: &Fault, number: usize, run: &Run) -> bool {
     match fault.target {
         Target::Run(target) => target == number,
-        Target::Host(host) => host == run.request.host,
-        Target::Key(key) => run.request.keys.contains(&key),
-        Target::Pooled => run.request.pooled,
+        // No cable leads to the forwarding pooler.
+        Target::Host(host) => host == run.request.host && !run.request.is_forwarded(),
+        // A holder that does not react to an eviction loses its session, which is that of all who are forwarded.
+        Target::Key(key) => run.request.keys.contains(&key) || evicts(fault.kind) && run.request.is_forwarded(),
+        Target::Pooled => run.request.is_pooled(),
+        Target::Forwarded => run.request.is_forwarded(),
         Target::All => true,
     }
 }
@@ -254,7 +284,7 @@ fn meets(fault: &Fault, number: usize, run: &Run) -> bool {
 fn felt_until(fault: &Fault, run: &Run) -> u128 {
     let echo = match fault.kind {
         kind if cuts(kind) || kind == Kind::StopBackend => AFTERMATH_NS,
-        _ if run.request.pooled && matches!(fault.target, Target::All | Target::Pooled) => POOLER_RETRY_NS,
+        _ if run.request.is_pooled() && matches!(fault.target, Target::All | Target::Pooled) => POOLER_RETRY_NS,
         _ => 0,
     };
     fault.ended + echo

@@ -39,15 +39,18 @@ impl<'a> Check<'a> {
         let was_silent = || {
             let is = |fault: &Fault| silences(fault.kind);
             let found = self.faults.find(number, run, run.began, run.ended, is);
-            found.is_some()
+            found.is_some() || self.was_lent_to_others(number, run)
         };
+        let is_clean = matches!(run.end, End::Code(code) if code == run.request.status || code == 75);
         let gone = match run.end {
+            // What it leaves in the session that is lent to others stays there.
+            _ if run.request.is_forwarded() && (!is_clean || was_silent()) => self.forwarded_session_end(run.ended),
             End::Code(code) if code == run.request.status && !was_silent() => run.ended,
             _ => stay.map_or(run.ended, |stay| stay.last.max(run.ended)) + GHOST_LIMIT_NS,
         };
         // The first of several keys may be held while pglock waits for the others.
         let is_partly_inside = run.request.keys.len() > 1;
-        let is_reported = matches!(run.end, End::Code(69 | 75));
+        let is_reported = matches!(run.end, End::Code(69 | 75)) && (is_clean || !run.request.is_forwarded());
         let inside = match stay {
             _ if is_partly_inside => Some((run.began, gone)),
             Some(stay) => Some((stay.entered.saturating_sub(ARRIVAL_LIMIT_NS), gone)),
@@ -60,6 +63,19 @@ impl<'a> Check<'a> {
             inside,
             gone,
         }
+    }
+
+    /// Returns when the session of the forwarding pooler has ended for sure, after this time.
+    fn forwarded_session_end(&self, after: u128) -> u128 {
+        let ends = |fault: &&Fault| {
+            let is_end = matches!(
+                fault.kind,
+                Kind::KillForwarder | Kind::EndForwarded | Kind::Crash | Kind::KillBackend | Kind::Failover
+            );
+            is_end && fault.began > after
+        };
+        let end = self.history.faults.iter().filter(ends).map(|fault| fault.ended).min();
+        end.unwrap_or(u128::MAX)
     }
 
     fn by_key(&self) -> BTreeMap<&'a str, Vec<Wanting<'a>>> {
@@ -91,9 +107,14 @@ impl<'a> Check<'a> {
             let could_hold = |other: &usize| {
                 let other = self.wanting(*other, &self.history.runs[other]);
                 other.number != number
-                    && (share_a_key(&other.run.request, &run.request) || other.run.request.pooled)
+                    && (share_a_key(&other.run.request, &run.request) || other.run.request.is_pooled())
                     && other.run.began < run.ended
                     && other.gone > run.began
+            };
+            // The session of the forwarding pooler has the name of its first client, who may be gone.
+            let was_first = |other: &usize| {
+                let other = &self.history.runs[other];
+                other.request.is_forwarded() && other.began < run.ended
             };
             // A session in which a lock was left has the name of the pool's last client.
             let is_leftover = |fault: &Fault| fault.kind == Kind::Leftover;
@@ -105,7 +126,7 @@ impl<'a> Check<'a> {
                 continue;
             }
             let named = by_pid.get(&pid).into_iter().flatten();
-            if !named.clone().any(could_hold) {
+            if !named.clone().any(|other| could_hold(other) || was_first(other)) {
                 let runs = &self.history.runs;
                 let named: Vec<_> = named.map(|number| (number, &runs[number])).collect();
                 self.violation(format!(
@@ -122,11 +143,12 @@ impl<'a> Check<'a> {
             let [key] = run.request.keys[..] else {
                 continue;
             };
-            if run.end != End::Code(75) || run.request.wait.is_none() {
+            // Those who are forwarded also wait for the session, which those with other keys may have.
+            if run.end != End::Code(75) || run.request.wait.is_none() || run.request.is_forwarded() {
                 continue;
             }
             let near = near(&by_key[key], run);
-            let idle = if run.request.pooled {
+            let idle = if run.request.is_pooled() {
                 IDLE_POOLED_LIMIT_NS
             } else {
                 IDLE_LIMIT_NS

@@ -1,6 +1,6 @@
 //! Which overlaps are excused, and which are not.
 
-use super::{Kind, OVERLAP, Story, Target, explained_overlap, ms, overlap};
+use super::{Kind, OVERLAP, Road, Story, Target, explained_overlap, ms, overlap};
 use crate::history::End;
 
 #[test]
@@ -52,9 +52,9 @@ fn a_restart_or_an_eviction_is_an_excuse_only_where_the_loser_could_not_come_bac
         // Of another host, and only after the other job had started.
         tale().fault(Cut, Target::Host(1), 410, 490).fails_for(OVERLAP);
         tale().fault(Cut, Target::Host(0), 600, 700).fails_for(OVERLAP);
-        let pooled = tale().request(1, |request| request.pooled = true);
+        let pooled = tale().request(1, |request| request.road = Road::Pooler);
         assert_eq!(is_explained_by(pooled, " behind the pooler"), end != Evict, "{end:?}");
-        let pooled = tale().request(2, |request| request.pooled = true);
+        let pooled = tale().request(2, |request| request.road = Road::Pooler);
         pooled.fails_for(OVERLAP);
     }
 }

@@ -1,10 +1,11 @@
 //! Whether the check notices: correct histories pass, and each that is wrong in one way is caught for that.
 
 mod excuses;
+mod forwarder;
 
 use super::check::{Verdict, check};
 use super::history::{End, Fault, History, Run, Stay, Target, Write};
-use super::plan::{Kind, Request};
+use super::plan::{Kind, Request, Road};
 
 /// A history in the making. Times are milliseconds, long after the clock's start.
 #[derive(Default)]
@@ -321,7 +322,7 @@ fn a_loss_that_was_not_noticed_is_caught() {
     // It could not be notified.
     let cut = crash(400, 800).fault(Kind::Cut, Target::Host(0), 300, 350);
     cut.passes();
-    let pooled = crash(400, 800).request(1, |request| request.pooled = true);
+    let pooled = crash(400, 800).request(1, |request| request.road = Road::Pooler);
     pooled.passes();
 }
 
