@@ -186,7 +186,10 @@ pub(super) struct RunArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct ConnectionArgs {
-    /// Server to connect to: a postgresql:// URI or key=value pairs
+    /// Server to connect to: a postgresql:// URI or key=value pairs.
+    ///
+    /// DATABASE_URL may also be written for the library of an application: parameters that do not concern a lock have
+    /// no effect there, and TLS is never weaker than any of them asks for.
     #[arg(short, long, value_name = "DSN")]
     #[arg(variable_note = "PGLOCK_DSN, else DATABASE_URL, else PG*")]
     pub dsn: Option<String>,

@@ -5,7 +5,7 @@ use super::defaults;
 use super::options::{CheckOptions, EvictOptions, KeyFormat, KeyOptions, KeySelection, ListOptions};
 use super::value::SchemeSelection;
 use super::variables;
-use crate::connection::ConnectionOptions;
+use crate::connection::{ConnectionOptions, ConnectionString, ConnectionStringSource};
 use crate::key::Key;
 use crate::key::hash::{Scheme, SchemeInput};
 use crate::lock::{Mode, ScopeChoice};
@@ -195,17 +195,15 @@ impl ConnectionArgs {
     /// Fails if a variable is invalid.
     fn validate(self) -> Result<ConnectionOptions, Failure> {
         let connect_timeout = variables::PGLOCK_CONNECT_TIMEOUT.or_option(self.connect_timeout)?;
-        let dsn_is_argument = self.dsn.is_some();
-        let mut dsn = self.dsn;
-        if dsn.is_none() {
-            dsn = variables::PGLOCK_DSN.get()?;
-        }
-        if dsn.is_none() {
-            dsn = variables::DATABASE_URL.get()?;
-        }
+        let (text, source) = if self.dsn.is_some() {
+            (self.dsn, ConnectionStringSource::Option)
+        } else if let Some(dsn) = variables::PGLOCK_DSN.get()? {
+            (Some(dsn), ConnectionStringSource::PglockDsn)
+        } else {
+            (variables::DATABASE_URL.get()?, ConnectionStringSource::DatabaseUrl)
+        };
         Ok(ConnectionOptions {
-            dsn,
-            dsn_is_argument,
+            dsn: text.map(|text| ConnectionString { text, source }),
             connect_timeout,
         })
     }

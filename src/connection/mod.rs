@@ -6,7 +6,9 @@
 //! | `parameter` | the connection parameters of libpq, and their values from one source |
 //! | `redact` | what may be quoted in an error |
 //! | `settings_error` | errors in the settings |
-//! | `parse` | connection strings |
+//! | `grammar` | URIs and `key=value` pairs |
+//! | `parse` | connection strings, as libpq reads them |
+//! | `database_url` | `DATABASE_URL`, as applications write it |
 //! | `service`, `passfile` | the service file and the password file |
 //! | `validate` | from values to settings |
 //! | `resolve` | all sources, in order |
@@ -24,7 +26,9 @@
 
 mod attempt;
 mod connector;
+mod database_url;
 mod error;
+mod grammar;
 mod open;
 mod parameter;
 mod parse;
@@ -42,5 +46,5 @@ mod validate;
 
 pub(crate) use open::{Canceller, Connection, LimitEnforcement};
 pub(crate) use redact::{may_have_password, quoted};
-pub(crate) use settings::{ConnectionOptions, Settings};
+pub(crate) use settings::{ConnectionOptions, ConnectionString, ConnectionStringSource, Settings};
 pub(crate) use validate::DEFAULT_CONNECT_TIMEOUT;

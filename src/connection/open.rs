@@ -78,7 +78,7 @@ impl Settings {
         opener.enforcement = enforcement;
         let error = match opener.try_hosts() {
             Ok(connection) => return Ok(connection),
-            Err(error) => error,
+            Err(error) => self.with_whitespace_notes(error),
         };
         if !error.is_password_missing || self.prompted_password.get().is_some() {
             return Err(error.into());
@@ -91,7 +91,8 @@ impl Settings {
             return Err(error.into());
         };
         self.prompted_password.get_or_init(|| password);
-        Ok(opener.try_hosts()?)
+        let connected = opener.try_hosts();
+        Ok(connected.map_err(|error| self.with_whitespace_notes(error))?)
     }
 
     /// Connects again under this application name, without asking for a password: with the one that was typed before,
@@ -100,7 +101,20 @@ impl Settings {
     /// # Errors
     /// As for [`Settings::open`].
     pub(crate) fn reopen(&self, application_name: &str) -> Result<Connection, Failure> {
-        Ok(Opener::new(self, application_name, None).try_hosts()?)
+        let connected = Opener::new(self, application_name, None).try_hosts();
+        Ok(connected.map_err(|error| self.with_whitespace_notes(error))?)
+    }
+
+    /// Adds that the connection string or the password ends in whitespace, which may be why the connection failed.
+    fn with_whitespace_notes(&self, error: ConnectError) -> ConnectError {
+        let notes = &self.whitespace_notes;
+        // The password is not why a server is away.
+        let password = notes.password.as_ref().filter(|_| !error.is_transient);
+        let mut message = error.message;
+        for note in notes.dsn.iter().chain(password) {
+            message += &format!(" ({note})");
+        }
+        ConnectError { message, ..error }
     }
 }
 

@@ -4,6 +4,7 @@
 //! installed psql is too old to know it. A name that is not in the table is an error: ignoring a misspelled `sslmode`
 //! would mean connecting without TLS.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// The name of a parameter, and the environment variable that sets it if nothing else does.
@@ -73,7 +74,19 @@ pub(super) struct Values(BTreeMap<&'static str, Value>);
 struct Value {
     text: String,
     /// The variable that set it, or else the name of the parameter.
-    origin: &'static str,
+    origin: Cow<'static, str>,
+    /// The value cannot be part of a password.
+    is_quotable: bool,
+}
+
+impl Value {
+    fn new(text: String, origin: &'static str) -> Value {
+        Value {
+            text,
+            origin: Cow::Borrowed(origin),
+            is_quotable: true,
+        }
+    }
 }
 
 impl Values {
@@ -93,14 +106,32 @@ impl Values {
     }
 
     /// Returns what to call the parameter in an error: the variable that set it, or its own name.
-    pub(super) fn origin<'a>(&self, parameter: &'a str) -> &'a str {
-        self.0.get(parameter).map_or(parameter, |value| value.origin)
+    pub(super) fn origin<'a>(&'a self, parameter: &'a str) -> &'a str {
+        self.0.get(parameter).map_or(parameter, |value| &value.origin)
+    }
+
+    /// Returns whether an error may quote the value of the parameter.
+    pub(super) fn is_quotable(&self, parameter: &str) -> bool {
+        self.0.get(parameter).is_none_or(|value| value.is_quotable)
+    }
+
+    /// Keeps errors from quoting the value of a parameter, because it may be part of a password.
+    pub(super) fn hide(&mut self, parameter: &str) {
+        if let Some(value) = self.0.get_mut(parameter) {
+            value.is_quotable = false;
+        }
+    }
+
+    /// Makes errors say that these values come from this variable.
+    pub(super) fn attribute_to(&mut self, variable: &str) {
+        for (parameter, value) in &mut self.0 {
+            value.origin = format!("{parameter} in {variable}").into();
+        }
     }
 
     /// Sets a parameter from an environment variable.
     pub(super) fn set_from(&mut self, variable: &'static str, parameter: &'static str, text: String) {
-        let origin = variable;
-        self.0.insert(parameter, Value { text, origin });
+        self.0.insert(parameter, Value::new(text, variable));
     }
 
     /// Sets a parameter, replacing an earlier value of the same source. Returns `false` if there is no such parameter.
@@ -114,10 +145,15 @@ impl Values {
         };
         let known = PARAMETERS.iter().find(|(name, _)| *name == parameter);
         if let Some((name, _)) = known {
-            let text = value.to_owned();
-            self.0.insert(name, Value { text, origin: name });
+            self.0.insert(name, Value::new(value.to_owned(), name));
         }
         known.is_some()
+    }
+
+    /// Sets a parameter that is in the table.
+    pub(super) fn set_known(&mut self, parameter: &str, value: &str) {
+        let is_known = self.set(parameter, value);
+        debug_assert!(is_known, "{parameter} is not in the table");
     }
 
     /// Adds the values of the next source for the parameters that are not given yet.
@@ -136,25 +172,30 @@ impl Values {
 
 /// Returns the parameter that a misspelled name probably stands for.
 pub(super) fn find_similar(name: &str) -> Option<&'static str> {
-    let normalize = |text: &str| -> String {
-        let kept = text.chars().filter(|c| c.is_ascii_alphanumeric());
-        kept.collect::<String>().to_ascii_lowercase()
-    };
-    let wanted = match normalize(name).as_str() {
+    let wanted = match normalized(name).as_str() {
         "username" => "user".to_owned(),
         "database" | "db" => "dbname".to_owned(),
         "hostname" => "host".to_owned(),
         "ssl" => "sslmode".to_owned(),
         other => other.to_owned(),
     };
-    let is_close = |known: &str| {
-        let known = normalize(known);
-        known == wanted || is_one_edit_away(&known, &wanted)
-    };
-    PARAMETERS
-        .iter()
-        .map(|(known, _)| *known)
-        .find(|known| wanted.len() > 3 && is_close(known))
+    find_similar_in(&wanted, PARAMETERS.iter().map(|(known, _)| *known))
+}
+
+/// Returns the first of these names that differs from a misspelled one in no more than one letter, in case, or in
+/// punctuation.
+pub(super) fn find_similar_in(name: &str, mut known: impl Iterator<Item = &'static str>) -> Option<&'static str> {
+    let wanted = normalized(name);
+    known.find(|known| {
+        let known = normalized(known);
+        wanted.len() > 3 && (known == wanted || is_one_edit_away(&known, &wanted))
+    })
+}
+
+/// Returns the letters and digits of a name, in lower case.
+pub(super) fn normalized(name: &str) -> String {
+    let kept = name.chars().filter(char::is_ascii_alphanumeric);
+    kept.collect::<String>().to_ascii_lowercase()
 }
 
 /// Returns whether one insertion, deletion or substitution turns one text into the other.

@@ -3,6 +3,8 @@
 //! A connection string is easily given in the wrong place, and a password that is not quoted properly spills over into
 //! the names and values that follow it.
 
+use super::parameter::find_similar;
+
 /// Returns whether the text could be a connection string with a password, given where a plain value belongs.
 pub(crate) fn may_have_password(text: &str) -> bool {
     text.contains("://") || text.to_ascii_lowercase().contains("password")
@@ -17,8 +19,15 @@ pub(crate) fn quoted(value: &str) -> String {
     }
 }
 
+/// Returns whether the value of a parameter may be secret, also if its name is that of another tool, or misspelled.
+pub(super) fn may_be_secret(name: &str) -> bool {
+    let lower_case = name.to_ascii_lowercase();
+    let parts = ["pass", "pwd", "psw", "secret", "token"];
+    is_secret(name) || find_similar(name).is_some_and(is_secret) || parts.iter().any(|part| lower_case.contains(part))
+}
+
 /// Returns whether the value of this parameter is secret.
-pub(super) fn is_secret(parameter: &str) -> bool {
+fn is_secret(parameter: &str) -> bool {
     let secrets = [
         "password",
         "sslpassword",

@@ -4,11 +4,12 @@
 //! password file are opened here. Certificates and keys are read when a TLS connection is made, so that other
 //! connections do not pay for them.
 
+use super::database_url;
 use super::parameter::{PARAMETERS, Values};
 use super::parse::parse;
 use super::passfile::{self, Passfile, PassfileQuery};
 use super::service::{self, ServiceFiles};
-use super::settings::{ConnectionOptions, Secret, Settings};
+use super::settings::{ConnectionOptions, ConnectionString, ConnectionStringSource, Secret, Settings, WhitespaceNotes};
 use super::settings_error::SettingsError;
 use super::validate::{SOCKET_DIRECTORIES, system_user, validate};
 use crate::outcome::Failure;
@@ -27,6 +28,7 @@ struct CollectedValues {
     values: Values,
     is_password_in_dsn: bool,
     is_address_doubtful: bool,
+    whitespace_notes: WhitespaceNotes,
 }
 
 impl Settings {
@@ -35,8 +37,9 @@ impl Settings {
     /// # Errors
     /// As for [`Settings::resolve`].
     pub(crate) fn from_options(options: &ConnectionOptions) -> Result<Settings, Failure> {
-        let settings = Settings::resolve(options.dsn.as_deref(), options.connect_timeout)?;
-        if options.dsn_is_argument && settings.is_password_in_dsn {
+        let settings = Settings::resolve(options.dsn.as_ref(), options.connect_timeout)?;
+        let source = options.dsn.as_ref().map(|dsn| dsn.source);
+        if source == Some(ConnectionStringSource::Option) && settings.is_password_in_dsn {
             message::error(
                 "the password in --dsn is visible to every user of this system; \
                  pass the connection string in PGLOCK_DSN, or the password in a password file (~/.pgpass)",
@@ -50,12 +53,12 @@ impl Settings {
     ///
     /// # Errors
     /// A value is invalid or not supported, or the service file cannot be used.
-    pub(crate) fn resolve(dsn: Option<&str>, connect_timeout: Option<Duration>) -> Result<Settings, Failure> {
+    fn resolve(dsn: Option<&ConnectionString>, connect_timeout: Option<Duration>) -> Result<Settings, Failure> {
         let environment = Environment {
             variable: &environment_variable,
             home: home_directory(),
         };
-        let mut settings = resolve_in(dsn.unwrap_or_default(), &environment)?;
+        let mut settings = resolve_in(dsn, &environment)?;
         if let Some(timeout) = connect_timeout {
             settings.connect_timeout = Some(timeout).filter(|timeout| !timeout.is_zero());
         }
@@ -81,9 +84,12 @@ impl Settings {
                 dbname: &self.dbname,
                 user: &self.user,
             };
-            host.password = passfile::find(&text, &query)
-                .filter(|password| !password.is_empty())
-                .map(Secret::new);
+            let password = passfile::find(&text, &query).filter(|password| !password.is_empty());
+            if let Some(password) = &password {
+                let name = format!("the password in {}", path.display());
+                self.whitespace_notes.password = WhitespaceNotes::describe(&name, password, "it");
+            }
+            host.password = password.map(Secret::new);
         }
     }
 }
@@ -92,14 +98,21 @@ impl Settings {
 ///
 /// # Errors
 /// A value is invalid or not supported, or the service file cannot be used.
-fn resolve_in(dsn: &str, environment: &Environment) -> Result<Settings, SettingsError> {
+fn resolve_in(dsn: Option<&ConnectionString>, environment: &Environment) -> Result<Settings, SettingsError> {
     let collected = collect(dsn, environment)?;
     let home = environment.home.as_deref();
-    let settings = validate(&collected.values, collected.is_address_doubtful, home)?;
-    Ok(Settings {
-        is_password_in_dsn: collected.is_password_in_dsn,
-        ..settings
-    })
+    let notes = collected.whitespace_notes;
+    match validate(&collected.values, collected.is_address_doubtful, home) {
+        Ok(settings) => Ok(Settings {
+            is_password_in_dsn: collected.is_password_in_dsn,
+            whitespace_notes: notes,
+            ..settings
+        }),
+        Err(error) => Err(match notes.dsn {
+            Some(note) => SettingsError::inconsistent(format!("{error} ({note})")),
+            None => error,
+        }),
+    }
 }
 
 /// Returns the value of an environment variable. A variable with an empty value counts as set.
@@ -128,8 +141,12 @@ fn home_directory() -> Option<PathBuf> {
 ///
 /// # Errors
 /// The connection string or a variable is malformed, or the service file cannot be used.
-fn collect(dsn: &str, environment: &Environment) -> Result<CollectedValues, SettingsError> {
-    let parsed = parse(dsn)?;
+fn collect(dsn: Option<&ConnectionString>, environment: &Environment) -> Result<CollectedValues, SettingsError> {
+    let parsed = match dsn {
+        Some(dsn) if dsn.source == ConnectionStringSource::DatabaseUrl => database_url::parse(&dsn.text)?,
+        Some(dsn) => parse(&dsn.text)?,
+        None => parse("")?,
+    };
     let mut values = parsed.values;
     let is_password_in_dsn = values.get("password").is_some();
     let value_or_variable = |parameter: &str, variable: &str| match values.get_given(parameter) {
@@ -145,11 +162,26 @@ fn collect(dsn: &str, environment: &Environment) -> Result<CollectedValues, Sett
         values.fill(service::read(&service, &files)?);
     }
     values.fill(variables(environment)?);
+    let significant_dsn = dsn.filter(|_| parsed.is_end_significant);
+    let whitespace_notes = WhitespaceNotes {
+        dsn: significant_dsn.and_then(|dsn| WhitespaceNotes::describe(dsn.source.name(), &dsn.text, "its last value")),
+        password: password_note(&values),
+    };
     Ok(CollectedValues {
+        whitespace_notes,
         values,
         is_password_in_dsn,
         is_address_doubtful: parsed.is_address_doubtful,
     })
+}
+
+/// Says that the password ends in whitespace, if it does.
+fn password_note(values: &Values) -> Option<String> {
+    let name = match values.origin("password") {
+        "PGPASSWORD" => "PGPASSWORD",
+        _ => "the password",
+    };
+    WhitespaceNotes::describe(name, values.get("password")?, "the password")
 }
 
 /// Returns the directory of the system's service file: `PGSYSCONFDIR`, Debian's, or the one of the PostgreSQL sources.
@@ -190,13 +222,29 @@ mod tests {
     ///
     /// # Errors
     /// As for [`resolve_in`].
-    fn resolved(dsn: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+    fn resolved_from(
+        source: ConnectionStringSource,
+        dsn: &str,
+        variables: &[(&str, &str)],
+    ) -> Result<Settings, SettingsError> {
         let variables: BTreeMap<_, _> = variables.iter().copied().collect();
         let environment = Environment {
             variable: &|name| Ok(variables.get(name).map(|value| (*value).to_owned())),
             home: Some("/nonexistent/home".into()),
         };
-        resolve_in(dsn, &environment)
+        let dsn = ConnectionString {
+            text: dsn.to_owned(),
+            source,
+        };
+        resolve_in(Some(&dsn), &environment)
+    }
+
+    /// Resolves a value of `PGLOCK_DSN`.
+    ///
+    /// # Errors
+    /// As for [`resolve_in`].
+    fn resolved(dsn: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+        resolved_from(ConnectionStringSource::PglockDsn, dsn, variables)
     }
 
     fn error(dsn: &str, variables: &[(&str, &str)]) -> String {
@@ -283,12 +331,16 @@ mod tests {
                 format!("postgres://u:{secret}@h:{tail}"),
                 format!("host=h port=x user=u password='{secret}'"),
                 format!("host=h user=u sslmode=x password='{secret}'"),
+                format!("postgres://u:1/d?sslmode={secret}@h{tail}"),
+                format!("postgres://u:1/d?connect_timeout={secret}@h{tail}"),
             ] {
-                let text = match resolved(&dsn, &[]) {
-                    Ok(settings) => settings.address(),
-                    Err(error) => error.to_string(),
-                };
-                prop_assert!(!text.contains(['X', 'Y', 'Z']), "{dsn:?}: {text:?}");
+                for source in [ConnectionStringSource::Option, ConnectionStringSource::DatabaseUrl] {
+                    let text = match resolved_from(source, &dsn, &[]) {
+                        Ok(settings) => settings.address(),
+                        Err(error) => error.to_string(),
+                    };
+                    prop_assert!(!text.contains(['X', 'Y', 'Z']), "{dsn:?}: {text:?}");
+                }
             }
         }
     }

@@ -12,12 +12,41 @@ use std::time::Duration;
 /// The connection options of the command line.
 #[derive(Debug)]
 pub(crate) struct ConnectionOptions {
-    /// The connection string, from `--dsn` or `PGLOCK_DSN`.
-    pub dsn: Option<String>,
-    /// The connection string is a command-line argument, which every user of this system can see.
-    pub dsn_is_argument: bool,
+    /// The connection string, if one is given.
+    pub dsn: Option<ConnectionString>,
     /// The connect timeout for each address. Zero means no limit, `None` leaves it to the other settings.
     pub connect_timeout: Option<Duration>,
+}
+
+/// A connection string, and where it was found.
+#[derive(Debug)]
+pub(crate) struct ConnectionString {
+    /// The text, which may contain a password.
+    pub text: String,
+    /// Where it was found.
+    pub source: ConnectionStringSource,
+}
+
+/// Where a connection string was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ConnectionStringSource {
+    /// `--dsn`, which every user of this system can see.
+    Option,
+    /// `PGLOCK_DSN`, which is parsed as strictly.
+    PglockDsn,
+    /// `DATABASE_URL`, which belongs to an application, and is written for the library that it uses.
+    DatabaseUrl,
+}
+
+impl ConnectionStringSource {
+    /// Returns what to call it in a message.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            ConnectionStringSource::Option => "--dsn",
+            ConnectionStringSource::PglockDsn => "PGLOCK_DSN",
+            ConnectionStringSource::DatabaseUrl => "DATABASE_URL",
+        }
+    }
 }
 
 /// A text that must not be printed: it implements neither `Debug` nor `Display`.
@@ -195,6 +224,28 @@ impl RequireAuth {
     }
 }
 
+/// What to add to the message of a failure, because whitespace at the end of a value is used as it is, and is easily
+/// overlooked.
+#[derive(Clone, Default)]
+pub(super) struct WhitespaceNotes {
+    /// About the connection string.
+    pub dsn: Option<String>,
+    /// About the password.
+    pub password: Option<String>,
+}
+
+impl WhitespaceNotes {
+    /// Says that the value of this name ends in whitespace, and what it is part of; `None` if it does not.
+    pub(super) fn describe(name: &str, value: &str, whole: &str) -> Option<String> {
+        let kind = match value.chars().last()? {
+            '\n' | '\r' => "a newline",
+            last if last.is_whitespace() => "whitespace",
+            _ => return None,
+        };
+        Some(format!("{name} ends in {kind}, which is part of {whole}"))
+    }
+}
+
 /// Where and how to connect.
 #[derive(Clone)]
 pub(crate) struct Settings {
@@ -217,6 +268,7 @@ pub(crate) struct Settings {
     pub(super) require_auth: RequireAuth,
     pub(super) require_peer: Option<String>,
     pub(super) is_password_in_dsn: bool,
+    pub(super) whitespace_notes: WhitespaceNotes,
     /// The address may be part of a password; see [`super::parse::ParsedConnectionString`].
     pub(super) is_address_doubtful: bool,
     /// How much the server may send in reply to one query.

@@ -13,6 +13,8 @@ use std::path::Path;
 pub(crate) enum SettingsError {
     /// The connection string cannot be parsed.
     ConnectionString {
+        /// What to call it: the variable, where that matters.
+        origin: &'static str,
         /// What is wrong, and where.
         problem: String,
     },
@@ -74,7 +76,7 @@ impl SettingsError {
 impl Display for SettingsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            SettingsError::ConnectionString { problem } => write!(f, "invalid connection string: {problem}"),
+            SettingsError::ConnectionString { origin, problem } => write!(f, "invalid {origin}: {problem}"),
             SettingsError::InvalidValue {
                 origin,
                 value: Some(value),

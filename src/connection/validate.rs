@@ -8,7 +8,7 @@ use super::redact::quoted;
 use super::reply_filter::MAX_REPLY_BYTES;
 use super::settings::{
     ClientCertificateMode, Host, HostAddress, RequireAuth, RootSource, Secret, Settings, SettingsFile, SslMode,
-    TargetSessionAttrs, TcpSettings, TlsSettings, TlsVersion,
+    TargetSessionAttrs, TcpSettings, TlsSettings, TlsVersion, WhitespaceNotes,
 };
 use super::settings_error::SettingsError;
 use postgres::config::ChannelBinding;
@@ -61,6 +61,7 @@ pub(super) fn validate(
         require_auth: require_auth(values.get("require_auth").unwrap_or_default())?,
         require_peer: owned("requirepeer"),
         is_password_in_dsn: false,
+        whitespace_notes: WhitespaceNotes::default(),
         is_address_doubtful,
         max_reply_bytes: MAX_REPLY_BYTES,
         prompted_password: Arc::default(),
@@ -169,7 +170,7 @@ fn channel_binding(values: &Values) -> Result<ChannelBinding, SettingsError> {
 fn invalid_value(values: &Values, parameter: &str, value: &str, expected: impl Into<String>) -> SettingsError {
     SettingsError::InvalidValue {
         origin: values.origin(parameter).to_owned(),
-        value: Some(quoted(value)),
+        value: values.is_quotable(parameter).then(|| quoted(value)),
         expected: expected.into(),
     }
 }

@@ -2,6 +2,7 @@
 
 mod alike;
 mod connecting;
+mod database_url;
 pub mod hosts;
 mod secrets;
 mod tls;

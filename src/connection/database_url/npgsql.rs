@@ -1,0 +1,87 @@
+//! The connection strings of .NET, `Host=db;Username=app;SSL Mode=Require`, as Npgsql reads them.
+//!
+//! Names and values are trimmed. A value in double or single quotes may contain anything; its quote is doubled inside.
+
+use super::super::grammar::{GivenParameter, ParameterSink, parse_host_list};
+use super::super::parameter::normalized;
+use super::super::redact::{is_like_parameter_name, may_be_secret};
+
+/// The parameters that such a string starts with.
+const FIRST_NAMES: [&str; 9] = [
+    "host", "server", "port", "database", "db", "username", "userid", "uid", "sslmode",
+];
+
+/// Returns whether the text is such a string, rather than libpq's pairs, where a semicolon is an ordinary character:
+/// its first parameter is one that has no semicolon in its value, and ends with one.
+pub(super) fn is_like(text: &str) -> bool {
+    let Some((name, value)) = text.split_once(';').and_then(|(first, _)| first.split_once('=')) else {
+        return false;
+    };
+    FIRST_NAMES.contains(&normalized(name).as_str()) && !value.trim().contains(char::is_whitespace)
+}
+
+/// Parses the parameters. A port in a host (`Host=a:5433,b`) becomes a parameter of its own.
+///
+/// # Errors
+/// A parameter is malformed, or the sink refuses it.
+pub(super) fn parse(text: &str, sink: ParameterSink) -> Result<(), String> {
+    let mut rest = text;
+    let (mut is_quotable, mut is_value_quotable) = (true, true);
+    for number in 1.. {
+        rest = rest.trim_start_matches(|c: char| c == ';' || c.is_whitespace());
+        if rest.is_empty() {
+            break;
+        }
+        let (name, after) = rest.split_at(rest.find(['=', ';']).unwrap_or(rest.len()));
+        let name = name.trim();
+        let is_like_name = is_like_parameter_name(&name.replace(' ', ""));
+        let label = if is_quotable && is_like_name {
+            format!("parameter {name:?}")
+        } else {
+            format!("parameter number {number}")
+        };
+        let Some(after) = after.strip_prefix('=') else {
+            return Err(format!("missing \"=\" after {label}"));
+        };
+        let (value, after) =
+            parse_value(after.trim_start()).ok_or_else(|| format!("unterminated quoted value of {label}"))?;
+        is_value_quotable &= is_like_name;
+        is_quotable &= is_like_name && !may_be_secret(name);
+        let given = |name: &str, value: &str| GivenParameter {
+            name: name.to_owned(),
+            value: value.to_owned(),
+            label: label.clone(),
+            is_value_quotable,
+        };
+        if ["host", "server"].contains(&normalized(name).as_str()) && !value.starts_with('/') {
+            let (hosts, ports, _) = parse_host_list(&value)?;
+            sink(given("host", &hosts))?;
+            if ports.contains(|c| c != ',') {
+                sink(given("port", &ports))?;
+            }
+        } else {
+            sink(given(name, &value))?;
+        }
+        rest = after;
+    }
+    Ok(())
+}
+
+/// Parses a value and returns the text after it; `None` if its quote is not closed.
+fn parse_value(text: &str) -> Option<(String, &str)> {
+    let Some(quote) = text.chars().next().filter(|c| ['"', '\''].contains(c)) else {
+        let (value, after) = text.split_at(text.find(';').unwrap_or(text.len()));
+        return Some((value.trim_end().to_owned(), after));
+    };
+    let mut value = String::new();
+    let mut rest = &text[1..];
+    loop {
+        let (part, after) = rest.split_once(quote)?;
+        value += part;
+        let Some(quoted) = after.strip_prefix(quote) else {
+            return Some((value, after));
+        };
+        value.push(quote);
+        rest = quoted;
+    }
+}
