@@ -196,7 +196,8 @@ pub(super) struct ConnectionArgs {
 
     /// Time limit for connecting to one address; 0 disables it.
     ///
-    /// Overrides connect_timeout in the connection string and PGCONNECT_TIMEOUT.
+    /// Overrides connect_timeout in the connection string and PGCONNECT_TIMEOUT. Once connected, pglock allows two
+    /// heartbeat intervals for each reply: 10 s, unless PGLOCK_HEARTBEAT (or --heartbeat of run) says otherwise.
     #[arg(long, value_name = "DURATION", value_parser = value::duration)]
     #[arg(default_note = format_duration(DEFAULT_CONNECT_TIMEOUT))]
     #[arg(variable_note = variables::PGLOCK_CONNECT_TIMEOUT.name)]

@@ -5,6 +5,7 @@ use crate::key::Key;
 use crate::lock::ScopeChoice;
 use crate::run::session::timing::Timing;
 use clap::ValueEnum;
+use std::time::Duration;
 
 /// The options of `pglock list`.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub(crate) struct ListOptions {
     pub json: bool,
     /// Refresh until interrupted.
     pub watch: bool,
+    /// How long the server may take to reply to each query.
+    pub reply_limit: Duration,
 }
 
 /// The options of `pglock evict`.

@@ -121,6 +121,7 @@ impl ListArgs {
             connection: self.connection.validate()?,
             json: self.json,
             watch: self.watch,
+            reply_limit: timing(None, None)?.reply_limit(),
         })
     }
 }

@@ -18,13 +18,15 @@
 //! | `connector` | TLS negotiation and a look at the authentication, on a TCP connection |
 //! | `attempt` | one attempt at one address |
 //! | `prompt` | the password prompt |
-//! | `sockets` | finds the descriptor of the session's socket |
+//! | `sockets` | finds the descriptor of the session's socket, and shuts it down |
+//! | `client` | an open session, and the time limit for its replies |
 //! | `open` | hosts, addresses and TLS modes in order, until an attempt succeeds |
 //!
 //! Secrets are never printed: no message of this wing contains a password, a connection string that could contain one,
 //! or any text of the server that quotes one.
 
 mod attempt;
+mod client;
 mod connector;
 mod database_url;
 mod error;
@@ -44,7 +46,9 @@ mod sockets;
 mod tls;
 mod validate;
 
+pub(crate) use client::Client;
 pub(crate) use open::{Canceller, Connection, LimitEnforcement};
 pub(crate) use redact::{may_have_password, quoted};
 pub(crate) use settings::{ConnectionOptions, ConnectionString, ConnectionStringSource, Settings};
+pub(crate) use sockets::shut_down_socket;
 pub(crate) use validate::DEFAULT_CONNECT_TIMEOUT;

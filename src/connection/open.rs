@@ -1,6 +1,7 @@
 //! Opens a connection: tries hosts, addresses and TLS modes in order, until an attempt succeeds.
 
 use super::attempt::{ConnectAttempt, check_peer, within};
+use super::client::Client;
 use super::connector::{Connector, Encryption};
 use super::error::{ConnectError, RetryScope, describe_io_error};
 use super::prompt;
@@ -8,9 +9,9 @@ use super::settings::{Host, HostAddress, Settings, SslMode, TargetSessionAttrs};
 use super::settings_error::SettingsError;
 use super::sockets::SocketSnapshot;
 use super::tls::TlsConfig;
-use crate::outcome::Failure;
+use crate::outcome::{ExitCode, Failure};
 use crate::ui::message;
-use postgres::{CancelToken, Client, NoTls};
+use postgres::{CancelToken, NoTls};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -371,6 +372,10 @@ impl<'a> Opener<'a> {
         let canceller = Canceller {
             target: Arc::new((client.cancel_token(), connector)),
         };
+        let client = Client::new(client, socket.as_ref(), settings.reply_limit).map_err(|error| {
+            let message = format!("cannot watch the connection: {}", describe_io_error(&error));
+            ConnectError::new(ExitCode::Internal, message, RetryScope::Nothing)
+        })?;
         Ok(Connection {
             client,
             socket,

@@ -273,6 +273,8 @@ pub(crate) struct Settings {
     pub(super) is_address_doubtful: bool,
     /// How much the server may send in reply to one query.
     pub(super) max_reply_bytes: usize,
+    /// How long the reply to a query may take; `None` if the caller watches that.
+    pub(super) reply_limit: Option<Duration>,
     /// What the user typed at the prompt, so that nobody is asked twice.
     pub(super) prompted_password: Arc<OnceLock<Secret>>,
 }
@@ -297,6 +299,14 @@ impl Settings {
             (self.address_of(host), settings)
         };
         self.hosts.iter().map(of_host).collect()
+    }
+
+    /// Returns the same settings for sessions that end when a reply takes longer than this.
+    pub(crate) fn with_reply_limit(self, limit: Duration) -> Settings {
+        Settings {
+            reply_limit: Some(limit),
+            ..self
+        }
     }
 
     /// Returns the application name that the user chose, if any.

@@ -1,10 +1,16 @@
-//! Finds the descriptor of the session's socket, which the client library does not reveal.
+//! Finds the descriptor of the session's socket, which the client library does not reveal, and shuts it down.
 
 use crate::sys;
-use nix::sys::socket::{SockaddrStorage, getpeername};
+use nix::sys::socket::{Shutdown, SockaddrStorage, getpeername, shutdown};
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+/// Shuts a session's connection down, whatever the session is doing and whichever process has inherited the socket: the
+/// server notices as soon as the network lets it.
+pub(crate) fn shut_down_socket(socket: &OwnedFd) {
+    let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
+}
 
 /// The connected sockets of this process before a connection attempt.
 pub(super) struct SocketSnapshot {

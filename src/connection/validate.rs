@@ -64,6 +64,7 @@ pub(super) fn validate(
         whitespace_notes: WhitespaceNotes::default(),
         is_address_doubtful,
         max_reply_bytes: MAX_REPLY_BYTES,
+        reply_limit: None,
         prompted_password: Arc::default(),
     })
 }

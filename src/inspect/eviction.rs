@@ -4,9 +4,9 @@
 //! session to terminate its job or terminates the session. The server tells a terminated session only that an
 //! administrator did it. The holder of the mark is the evictor.
 
+use crate::connection::Client;
 use crate::lock::{NOT_DEFERRABLE, QueryResult};
 use crate::protocol::{derived_keys, name};
-use postgres::Client;
 
 /// A client that holds an eviction mark.
 #[derive(Clone, Debug, PartialEq, Eq)]

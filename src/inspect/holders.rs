@@ -1,11 +1,11 @@
 //! Who holds certain keys, and the message that reports it.
 
+use crate::connection::Client;
 use crate::inspect::backend::{Backend, columns, rows};
 use crate::inspect::leftover::{self, HeldKey};
 use crate::key::{Key, KeyId};
 use crate::lock::{NOT_DEFERRABLE, simple_query_tagged};
 use crate::protocol::query_tag::QueryTag;
-use postgres::Client;
 
 /// Returns the sessions that hold one of these keys, in any mode, in the order in which they connected.
 ///

@@ -1,10 +1,11 @@
 //! The advisory locks of the database, as `pg_locks` has them.
 
+use crate::connection::Client;
 use crate::inspect::backend::{Backend, columns, rows};
 use crate::key::KeyId;
 use crate::lock::{IN_THIS_DATABASE, Mode, NOT_DEFERRABLE, cell, simple_query};
 use crate::protocol::derived_keys;
-use postgres::{Client, SimpleQueryRow};
+use postgres::SimpleQueryRow;
 
 /// A row of `pg_locks`, and whose it is.
 pub(super) struct LockRow {

@@ -3,6 +3,7 @@
 //! Several rows of `pg_locks` make one entry: the session that holds a ticket waits for the ticket's key, and the
 //! ticket it waits for shows which session is ahead of it. A waiter that polls has no row at all (see [`polling`]).
 
+use crate::connection::Client;
 use crate::inspect::backend::Backend;
 use crate::inspect::leftover::{self, HeldKey};
 use crate::inspect::lock_row::{self, LockRow};
@@ -13,7 +14,6 @@ use crate::key::{Key, KeyId};
 use crate::lock::{self, Mode, NOT_DEFERRABLE, QueryResult, Scope};
 use crate::outcome::Failure;
 use crate::protocol::derived_keys::{MAX_SLOTS, slot_keys, ticket_class};
-use postgres::Client;
 use std::collections::{HashMap, HashSet};
 
 /// A lock that a session holds or waits for.

@@ -6,10 +6,10 @@
 //! the same pool, that client may well be us: poolers lend the session that was used last. So each look at the sessions
 //! is a transaction that lasts for a while, and the waiters use others meanwhile, if the pool has any.
 
+use crate::connection::Client;
 use crate::inspect::backend::{Backend, IS_ROLLED_BACK, columns, rows};
 use crate::lock::{NOT_DEFERRABLE, simple_query};
 use crate::protocol::query_tag::QUERY_TAG_PREFIX;
-use postgres::Client;
 use std::collections::BTreeMap;
 use std::thread::sleep;
 use std::time::{Duration, Instant};

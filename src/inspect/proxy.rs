@@ -4,10 +4,10 @@
 //! The server then sees another client than our socket, and its TCP limits watch that one. So it does with address
 //! translation, which forwards what the limits rely on; the two cannot be told apart.
 
+use crate::connection::Client;
 use crate::inspect::backend::rows;
 use crate::lock::{cell, simple_query};
 use nix::sys::socket::{SockaddrStorage, getsockname};
-use postgres::Client;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -17,10 +17,10 @@ use super::server::{STATEMENT_POOLING, Server};
 use super::sql::{self, KeySql, Looks};
 use super::ticket::TicketQueue;
 use super::types::{Acquisition, ClientInfo, Keys, Lock, Mode, OnGrant, Scope, TryOutcome, WaitOptions};
+use crate::connection::Client;
 use crate::key::KeyId;
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::query_tag::QueryTag;
-use postgres::Client;
 use std::time::{Duration, Instant};
 
 /// Result of the first query where the server also computes the number of the key.
@@ -83,7 +83,8 @@ impl Lock {
             Ok(outcome) => return Ok(outcome),
             Err(error) => error,
         };
-        let was_closed_at_once = error.is_closed() && began.elapsed() < Duration::from_secs(1);
+        let was_closed_at_once =
+            error.is_closed() && !client.has_stopped_responding() && began.elapsed() < Duration::from_secs(1);
         let mut is_closed_again = |_| reconnect().is_some_and(is_closed_by_begin);
         if is_statement_pooling(&error) || was_closed_at_once && (0..BEGIN_PROBE_COUNT).all(&mut is_closed_again) {
             Err(Failure::msg(ExitCode::Config, STATEMENT_POOLING))

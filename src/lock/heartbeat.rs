@@ -2,9 +2,9 @@
 
 use super::query::QueryResult;
 use super::types::{Lock, Scope};
+use crate::connection::Client;
 use crate::protocol::derived_keys::{eviction_channel, eviction_mark};
 use crate::protocol::query_tag::QueryTag;
-use postgres::Client;
 use postgres::error::SqlState;
 
 /// What the reply to a heartbeat says.

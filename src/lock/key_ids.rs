@@ -2,9 +2,9 @@
 
 use super::query::{QueryResult, first_query_failure};
 use super::sql;
+use crate::connection::Client;
 use crate::key::{Key, KeyId, Number};
 use crate::outcome::{ExitCode, Failure};
-use postgres::Client;
 
 /// Returns the numbers of the keys, in one query if the server must compute some, else without any.
 ///

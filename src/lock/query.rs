@@ -4,11 +4,12 @@
 
 use super::sql::{GOT_COLUMN, PROVEN_COLUMN};
 use super::types::{Grant, Keys, TryOutcome};
+use crate::connection::Client;
 use crate::key::KeyId;
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::query_tag::QueryTag;
 use postgres::error::{DbError, SqlState};
-use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
+use postgres::{SimpleQueryMessage, SimpleQueryRow};
 use std::time::Instant;
 
 /// Runs a query and returns its result.

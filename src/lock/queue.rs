@@ -7,10 +7,10 @@ use super::backoff::Backoff;
 use super::query::{QueryResult, lacks_plpgsql};
 use super::sql::{self, GOT_CANCELLED, GOT_COLUMN, GOT_LEFT_BEHIND, GOT_UNPROVEN, Looks};
 use super::types::{Acquisition, Grant, Keys, Mode, OnGrant, TryOutcome, WaitOptions};
+use crate::connection::Client;
 use crate::key::KeyId;
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::query_tag::QueryTag;
-use postgres::Client;
 use std::time::Duration;
 
 /// An observer of a wait, which can also end it.

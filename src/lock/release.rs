@@ -3,7 +3,7 @@
 use super::query::{QueryResult, simple_query};
 use super::sql;
 use super::types::{Lock, Scope};
-use postgres::Client;
+use crate::connection::Client;
 
 impl Lock {
     /// Releases the lock. Returns whether we held it until then.

@@ -7,8 +7,8 @@ use super::query::QueryResult;
 use super::settings::{LOG_THRESHOLD_SETTINGS, max_slice};
 use super::sql;
 use super::types::{HOT_STANDBY, MAX_POOLER_DELAY, MIN_SERVER_AGE, Scope, ScopeChoice};
+use crate::connection::Client;
 use crate::outcome::{ExitCode, Failure};
-use postgres::Client;
 use std::time::Duration;
 
 /// What the first query reports about the server.

@@ -12,10 +12,10 @@ use super::query::{QueryResult, simple_query};
 use super::queue::{QueueOutcome, WaitObserver, wait_in_queue};
 use super::sql;
 use super::types::{Mode, OnGrant, WaitOptions};
+use crate::connection::Client;
 use crate::key::KeyId;
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::derived_keys;
-use postgres::Client;
 use std::time::Duration;
 
 /// The ticket queue of one key.

@@ -2,7 +2,7 @@
 
 use super::query::QueryResult;
 use super::sql;
-use postgres::Client;
+use crate::connection::Client;
 
 /// Returns a number that only grows, even across crashes and failovers of the server: timeline and WAL position, as 24
 /// hexadecimal digits that sort as text.

@@ -4,7 +4,7 @@
 //! that signal handlers and the session's thread write to and on that of queued signals, until the next deadline. Every
 //! blocking call happens elsewhere.
 
-use crate::connection::{Canceller, Settings};
+use crate::connection::{Canceller, Settings, shut_down_socket};
 use crate::key;
 use crate::lock::Wait;
 use crate::outcome::{ExitCode, Failure, Outcome};
@@ -322,7 +322,7 @@ impl Supervisor {
             Action::Disconnect => self.disconnect(),
             Action::AbandonConnection => {
                 if let Some(socket) = &self.wait_socket {
-                    session::shut_down_socket(socket);
+                    shut_down_socket(socket);
                 }
             }
             Action::ReportUnguarded => {
@@ -420,7 +420,7 @@ impl Supervisor {
 
     fn disconnect(&self) {
         if let Some(socket) = self.held.as_ref().and_then(|held| held.socket.as_ref()) {
-            session::shut_down_socket(socket);
+            shut_down_socket(socket);
             message::detail(messages::DISCONNECTED);
         }
     }

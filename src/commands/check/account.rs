@@ -2,8 +2,8 @@
 
 use super::query::{fetch_one, text};
 use super::report::Finding;
+use crate::connection::Client;
 use crate::outcome::Failure;
-use postgres::Client;
 
 /// How long before a password expires `check` warns.
 const EXPIRY_WARNING_DAYS: f64 = 14.0;

@@ -12,7 +12,7 @@ mod server;
 mod timeouts;
 
 use crate::cli::CheckOptions;
-use crate::connection::{Connection, LimitEnforcement, Settings};
+use crate::connection::{Client, Connection, LimitEnforcement, Settings};
 use crate::inspect::proxy;
 use crate::key::KeyId;
 use crate::lock::{self, Acquisition, ClientInfo, Keys, Lock, Mode, Scope, ScopeChoice, Server, TryOutcome};
@@ -20,7 +20,6 @@ use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::protocol::name;
 use crate::run::session::timing::Timing;
 use crate::ui::stdout;
-use postgres::Client;
 use report::{CheckReport, Finding};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -30,7 +29,7 @@ use std::time::Duration;
 /// # Errors
 /// The settings are wrong, the connection fails, or standard output cannot be written.
 pub(crate) fn run(options: &CheckOptions) -> Result<Outcome, Failure> {
-    let settings = Settings::from_options(&options.connection)?;
+    let settings = Settings::from_options(&options.connection)?.with_reply_limit(options.timing.reply_limit());
     let report = check(&settings, options.scope, options.timing)?;
     let text = if options.json {
         report
@@ -69,10 +68,11 @@ fn check(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<Che
         server_limit: None,
         ignores_server_age: true,
     };
+    client.asking("what it is");
     let (server, first_try) = match lock_of(id, Scope::Session).first_try(&mut client, &client_info, None) {
         Ok(result) => result,
         Err(failure) => {
-            let message = refusal_message(failure)?;
+            let message = refusal_message(client.explain(failure))?;
             return Ok(CheckReport::new(vec![Finding::refusal("server", message)], None));
         }
     };
@@ -88,7 +88,8 @@ fn check(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<Che
         authentication_method,
         findings: Vec::new(),
     };
-    inspection.examine(scope, first_try)?;
+    let result = inspection.examine(scope, first_try);
+    result.map_err(|failure| inspection.client.explain(failure))?;
     Ok(CheckReport::new(inspection.findings, scope))
 }
 
@@ -138,21 +139,22 @@ impl Inspection<'_> {
         if self.server.stub().is_some() {
             return Ok(());
         }
-        self.findings.push(server::role(&mut self.client)?);
+        self.findings.push(server::role(self.client.asking("for the role"))?);
         self.findings.extend(account::login(self.authentication_method));
-        self.findings.extend(account::expiry(&mut self.client)?);
-        self.findings.push(account::connections(&mut self.client)?);
+        let client = self.client.asking("for the password and the connections");
+        self.findings.extend(account::expiry(client)?);
+        self.findings.push(account::connections(client)?);
         self.findings.push(server::connection(&self.server, self.choice));
         // Behind a pooler, the client that the server sees is the pooler.
         let socket = self.socket.as_ref().filter(|_| !self.server.pooled);
-        let forwarded = proxy::find(&mut self.client, socket)?;
+        let forwarded = proxy::find(self.client.asking("for the address of its client"), socket)?;
         self.findings
             .extend(forwarded.map(|forwarded| server::proxy(forwarded, self.timing)));
         self.findings.extend(self.hosts());
         self.findings.push(server::recovery(&self.server));
-        self.findings
-            .push(server::encryption(&mut self.client, &self.server, forwarded)?);
-        let configured = timeouts::fetch_configured(&mut self.client)?;
+        let client = self.client.asking("whether the connection is encrypted");
+        self.findings.push(server::encryption(client, &self.server, forwarded)?);
+        let configured = timeouts::fetch_configured(self.client.asking("for its timeouts"))?;
         let tried = match scope.map(|scope| self.try_lock(scope, first_try)) {
             Some(Ok(tried)) => Some(tried),
             // The pooler has also closed the connection, so nothing else can be examined.
@@ -163,7 +165,7 @@ impl Inspection<'_> {
             }
             None => None,
         };
-        let client = &mut self.client;
+        let client = self.client.asking("for its timeouts");
         self.findings
             .extend(timeouts::timeouts(client, &configured, tried.is_some())?);
         if tried.is_some() {
@@ -175,12 +177,16 @@ impl Inspection<'_> {
             self.findings
                 .push(timeouts::vanished_host(client, self.timing, watched)?);
         }
+        let client = client.asking("whether waiters can queue");
         self.findings.push(server::waiting(client, scope)?);
+        let client = client.asking("to do nothing");
         self.findings.push(timeouts::round_trip(client, self.timing)?);
         if tried.is_some() && self.server.pooled {
-            self.findings.extend(server::leftovers(client, self.id)?);
+            self.findings
+                .extend(server::leftovers(client.asking("for leftover locks"), self.id)?);
         }
         if let Some((lock, outcome)) = tried {
+            let client = client.asking("to release a lock");
             self.findings.push(released_lock(client, &lock, outcome)?);
         }
         Ok(())
@@ -199,6 +205,7 @@ impl Inspection<'_> {
     fn try_lock(&mut self, scope: Scope, first_try: TryOutcome) -> Result<(Lock, TryOutcome), Failure> {
         let server_limit = self.timing.server_limit();
         let lock = lock_of(self.id, scope);
+        self.client.asking("for a lock");
         let outcome = match scope {
             Scope::Session => {
                 lock::configure_session(&mut self.client, server_limit)?;

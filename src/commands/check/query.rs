@@ -1,8 +1,9 @@
 //! Queries of `pglock check`, each of a few columns.
 
+use crate::connection::Client;
 use crate::lock::{cell, simple_query};
 use crate::outcome::{ExitCode, Failure};
-use postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
+use postgres::{SimpleQueryMessage, SimpleQueryRow};
 
 /// Returns the rows of a query.
 ///

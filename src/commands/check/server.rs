@@ -2,12 +2,12 @@
 
 use super::query::{fetch_all, fetch_one, is_true, text};
 use super::report::Finding;
+use crate::connection::Client;
 use crate::inspect::proxy::ForwardedConnection;
 use crate::key::KeyId;
 use crate::lock::{Scope, ScopeChoice, Server};
 use crate::outcome::Failure;
 use crate::run::session::timing::Timing;
-use postgres::Client;
 
 /// Returns what the server is.
 pub(super) fn product(server: &Server) -> Finding {

@@ -2,10 +2,10 @@
 
 use super::query::{fetch_all, fetch_one, is_true, text};
 use super::report::Finding;
+use crate::connection::Client;
 use crate::lock::TIMEOUT_SETTINGS;
 use crate::outcome::Failure;
 use crate::run::session::timing::Timing;
-use postgres::Client;
 use std::time::{Duration, Instant};
 
 /// The number of round trips that are timed.

@@ -1,13 +1,12 @@
 //! Ending sessions of a pool that hold a lock for no client that could be named.
 
 use super::terminate::{unauthorized, wait_until_gone};
-use crate::connection::Settings;
+use crate::connection::{Client, Settings};
 use crate::inspect::backend::Backend;
 use crate::key;
 use crate::lock::{NOT_DEFERRABLE, QueryResult};
 use crate::outcome::Failure;
 use crate::protocol::name;
-use postgres::Client;
 use postgres::error::SqlState;
 
 /// Ends sessions of a pool that hold a lock for no client that could be named. Returns the report, a line for each.
@@ -31,9 +30,10 @@ pub(super) fn terminate_leftovers(
             key::sql_literal(&backend.user),
             has_advisory_lock(pid),
         );
-        let is_terminated = match QueryResult::fetch(client, &sql) {
+        let is_terminated = match QueryResult::fetch(client.asking("to terminate a session of the pool"), &sql) {
             Ok(result) => result.is_true("terminated"),
             Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => return Err(unauthorized(backend)),
+            Err(error) if client.has_stopped_responding() => return Err(error.into()),
             Err(_) => {
                 *client = settings.reopen(&name::for_evict())?.client;
                 true

@@ -11,7 +11,7 @@ mod terminate;
 
 use crate::cli::EvictOptions;
 use crate::commands::lock_table;
-use crate::connection::{LimitEnforcement, Settings};
+use crate::connection::{Client, LimitEnforcement, Settings};
 use crate::inspect::backend::Backend;
 use crate::inspect::overview::{LockEntry, LockState, Overview, PollingWaiters};
 use crate::key::{self, Key};
@@ -22,7 +22,6 @@ use crate::ui::message;
 use crate::ui::stdout;
 use crate::ui::terminal;
 use leftover::terminate_leftovers;
-use postgres::Client;
 use request::{Eviction, Target};
 
 /// Evicts the holders of the keys, after confirmation.
@@ -37,13 +36,17 @@ pub(crate) fn run(options: &EvictOptions) -> Result<Outcome, Failure> {
             "cannot ask for confirmation without a terminal; use --yes to evict without confirmation",
         ));
     }
-    let settings = Settings::from_options(&options.connection)?.for_lists();
+    let settings = Settings::from_options(&options.connection)?
+        .for_lists()
+        .with_reply_limit(options.timing.reply_limit());
     let application_name = name::for_evict();
     let mut client = settings
         .open(&application_name, None, LimitEnforcement::Attempt)?
         .client;
-    evict(&mut client, options, &settings, &application_name)?;
-    Ok(Outcome::Success)
+    match evict(&mut client, options, &settings, &application_name) {
+        Ok(()) => Ok(Outcome::Success),
+        Err(failure) => Err(client.explain(failure)),
+    }
 }
 
 /// Shows who holds the keys, asks for confirmation, terminates their sessions, and reports who holds the keys then.
@@ -62,6 +65,7 @@ fn evict(
     } else {
         PollingWaiters::Ignore
     };
+    let client = client.asking("for the holders and waiters");
     let entries = Overview::fetch(client, keys, polling)?.entries;
     let polling = entries.iter().filter(|entry| entry.state == LockState::Polling);
     let polling_count = polling.count();
@@ -133,6 +137,7 @@ fn distinct_targets(entries: &[LockEntry]) -> Vec<Target<'_>> {
 /// # Errors
 /// The connection is lost, or a query fails.
 fn current_holders(client: &mut Client, keys: &[Key]) -> Result<String, Failure> {
+    let client = client.asking("who holds the lock now");
     let overview = Overview::fetch(client, keys, PollingWaiters::Ignore)?;
     let ids = lock::key_ids(client, keys)?;
     let lines = keys.iter().zip(ids).map(|(key, id)| {

@@ -2,6 +2,7 @@
 
 use super::terminate::{terminate, unauthorized, wait_until_gone};
 use crate::cli::EvictOptions;
+use crate::connection::Client;
 use crate::inspect::backend::Backend;
 use crate::inspect::eviction::may_evict_condition;
 use crate::key;
@@ -10,7 +11,6 @@ use crate::outcome::Failure;
 use crate::protocol::derived_keys;
 use crate::run::session::timing::Timing;
 use crate::ui::{message, stdout};
-use postgres::Client;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -58,6 +58,7 @@ impl<'a> Eviction<'a> {
         application_name: &str,
     ) -> Result<Eviction<'a>, Failure> {
         let sql = format!("{NOT_DEFERRABLE}SELECT pg_catalog.set_config('application_name', NULL, true) AS name");
+        client.asking("to prepare the eviction");
         let is_direct = QueryResult::fetch(client, &sql)?.get("name") == Some(application_name);
         if is_direct {
             // For all queries that follow.
@@ -123,7 +124,7 @@ impl<'a> Eviction<'a> {
             sleep(MARK_HOLD_TIME.saturating_sub(start.elapsed()));
         }
         if !self.is_direct {
-            simple_query(self.client, "COMMIT")?;
+            simple_query(self.client.asking("to end the eviction"), "COMMIT")?;
         }
         Ok(())
     }
@@ -137,7 +138,8 @@ impl<'a> Eviction<'a> {
             "SELECT {} AS authorized FROM pg_catalog.pg_stat_activity a WHERE pid = {pid}",
             may_evict_condition(own_role, "a.usesysid")
         );
-        let result = QueryResult::fetch(self.client, &sql)?;
+        let client = self.client.asking("whether this role may evict the holder");
+        let result = QueryResult::fetch(client, &sql)?;
         if result.get("authorized") == Some("f") {
             return Err(unauthorized(backend));
         }
@@ -162,7 +164,8 @@ impl<'a> Eviction<'a> {
             .iter()
             .map(|mark| format!("pg_catalog.{function}({})", mark.literals()))
             .collect();
-        simple_query(self.client, &format!("SELECT {}", calls.join(", ")))?;
+        let client = self.client.asking("to mark the session for eviction");
+        simple_query(client, &format!("SELECT {}", calls.join(", ")))?;
         Ok(())
     }
 
@@ -198,6 +201,7 @@ impl<'a> Eviction<'a> {
         let mut unresponsive = Vec::new();
         let mut pending: Vec<&Request> = requests.iter().collect();
         let mut next_notification = Instant::now();
+        self.client.asking("whether the holder has released the lock");
         while !pending.is_empty() {
             if self.is_direct && Instant::now() >= next_notification {
                 next_notification = Instant::now() + NOTIFY_INTERVAL;

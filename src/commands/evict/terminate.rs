@@ -1,10 +1,10 @@
 //! Terminating sessions: those of other clients, and of a pglock that does not react.
 
+use crate::connection::Client;
 use crate::inspect::backend::Backend;
 use crate::key;
 use crate::lock::QueryResult;
 use crate::outcome::{ExitCode, Failure};
-use postgres::Client;
 use postgres::error::SqlState;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -26,7 +26,8 @@ pub(super) fn terminate(client: &mut Client, pid: i32, shown: &Backend) -> Resul
         key::sql_literal(&shown.user),
         key::sql_literal(&shown.application_name),
     );
-    let result = QueryResult::fetch(client, &sql).map_err(|error| explain(error, shown))?;
+    let result =
+        QueryResult::fetch(client.asking("to terminate the session"), &sql).map_err(|error| explain(error, shown))?;
     Ok(result.is_true("terminated"))
 }
 
@@ -44,6 +45,7 @@ pub(super) fn wait_until_gone(client: &mut Client, pids: &[i32], before: &str) -
         "{before}SELECT EXISTS (\
          SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid IN ({list})) AS present"
     );
+    client.asking("whether the session has terminated");
     let start = Instant::now();
     while QueryResult::fetch(client, &sql)?.is_true("present") {
         if start.elapsed() > TERMINATION_TIMEOUT {

@@ -6,7 +6,7 @@ mod json;
 
 use crate::cli::ListOptions;
 use crate::commands::lock_table;
-use crate::connection::{LimitEnforcement, Settings};
+use crate::connection::{Client, LimitEnforcement, Settings};
 use crate::inspect::overview::{Overview, PollingWaiters};
 use crate::key::{self, Key};
 use crate::outcome::{ExitCode, Failure, Outcome};
@@ -15,7 +15,6 @@ use crate::ui::message;
 use crate::ui::stdout;
 use crate::ui::terminal::{self, ERASE_TO_LINE_END, truncate_to_width};
 use json::LockList;
-use postgres::Client;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
@@ -32,11 +31,14 @@ const ERASE_TO_SCREEN_END: &str = "\x1b[J";
 /// # Errors
 /// The settings are wrong, the connection fails, or standard output cannot be written.
 pub(crate) fn run(options: &ListOptions) -> Result<Outcome, Failure> {
-    let settings = Settings::from_options(&options.connection)?.for_lists();
+    let settings = Settings::from_options(&options.connection)?
+        .for_lists()
+        .with_reply_limit(options.reply_limit);
     let mut client = settings
         .open(&name::for_list(), None, LimitEnforcement::Attempt)?
         .client;
-    let is_any_held = print_locks(&mut client, options)?;
+    let result = print_locks(&mut client, options);
+    let is_any_held = result.map_err(|failure| client.explain(failure))?;
     if is_any_held && !options.keys.is_empty() {
         Ok(Outcome::Failed(ExitCode::Conflict))
     } else {
@@ -51,6 +53,7 @@ pub(crate) fn run(options: &ListOptions) -> Result<Outcome, Failure> {
 fn print_locks(client: &mut Client, options: &ListOptions) -> Result<bool, Failure> {
     let mut is_warned = false;
     loop {
+        let client = client.asking("for the holders and waiters");
         let overview = Overview::fetch(client, &options.keys, PollingWaiters::Find)?;
         if overview.is_partial && !is_warned {
             message::notice(hidden_details(&overview.role));

@@ -7,7 +7,7 @@ use super::plan::SessionPlan;
 use super::reporter::Reporter;
 use super::retry::{Retry, WaitMemory};
 use super::wait_observer::{SessionWaitObserver, max_pool_wait};
-use crate::connection::Canceller;
+use crate::connection::{Canceller, Client};
 use crate::inspect::backend::Backend;
 use crate::inspect::holders;
 use crate::key::{self, KeyId, Number};
@@ -21,7 +21,6 @@ use crate::protocol::query_tag::QueryTag;
 use crate::run::ancestors;
 use crate::run::options::RunOptions;
 use crate::ui::message;
-use postgres::Client;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 

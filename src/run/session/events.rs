@@ -1,10 +1,9 @@
 //! What the session's thread reports to the main thread.
 
-use crate::connection::Canceller;
+use crate::connection::{Canceller, Client};
 use crate::inspect::backend::Backend;
 use crate::key::KeyId;
 use crate::outcome::Failure;
-use postgres::Client;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;

@@ -14,14 +14,14 @@ use super::hold::Holder;
 use super::orders::Orders;
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
-use crate::connection::Connection;
+use super::timing::MAX_POOL_WAIT;
+use crate::connection::{Client, Connection, Settings};
 use crate::inspect::{eviction, holders};
 use crate::key;
-use crate::lock::{Acquisition, ClientInfo, Grant, Keys, Lock, Scope};
+use crate::lock::{Acquisition, ClientInfo, Grant, Keys, Lock, Scope, ScopeChoice};
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::query_tag::QueryTag;
 use crate::run::state::OnLost;
-use postgres::Client;
 use std::time::{Duration, Instant};
 
 /// The first pauses between two attempts to reconnect are this long ...
@@ -83,10 +83,11 @@ impl Guard<'_> {
         if self.plan.options.policy.on_lost == OnLost::Ignore {
             return;
         }
+        let settings = self.settings();
         let began = Instant::now();
         let mut pause = FIRST_PAUSE;
         while !self.orders.is_release_ordered_within(pause) {
-            match self.attempt(unexplained) {
+            match self.attempt(&settings, unexplained) {
                 Ok(GuardEnd::Over) => return,
                 Ok(GuardEnd::Taken) => {
                     unexplained = None;
@@ -110,14 +111,24 @@ impl Guard<'_> {
         }
     }
 
+    /// Returns the settings of the guard's sessions, whose replies are limited: the main thread watches the job, and no
+    /// longer the session. A server that falls silent must not keep the guard from the one that takes its place.
+    fn settings(&self) -> Settings {
+        let options = &self.plan.options;
+        let is_pooled = self.lock.scope == Scope::Transaction || options.scope == ScopeChoice::SessionPooled;
+        let max_pool_wait = if is_pooled { MAX_POOL_WAIT } else { Duration::ZERO };
+        let reply_limit = options.policy.timing.reply_limit() + max_pool_wait;
+        self.plan.settings.clone().with_reply_limit(reply_limit)
+    }
+
     /// Reconnects, and holds the key if it is free, unless the eviction of the backend `unexplained` was forced.
     ///
     /// # Errors
-    /// The server is not there, or its locks protect nothing.
-    fn attempt(&self, unexplained: Option<i32>) -> Result<GuardEnd, Failure> {
+    /// The server is not there or stops responding, or its locks protect nothing.
+    fn attempt(&self, settings: &Settings, unexplained: Option<i32>) -> Result<GuardEnd, Failure> {
         let plan = self.plan;
         let application_name = plan.application_name();
-        let Connection { mut client, socket, .. } = plan.settings.reopen(&application_name)?;
+        let Connection { mut client, socket, .. } = settings.reopen(&application_name)?;
         if let Some(backend_pid) = unexplained
             && self.explain_loss(&mut client, backend_pid)
         {

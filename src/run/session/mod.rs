@@ -28,11 +28,9 @@ pub(crate) use orders::poll_timeout;
 pub(crate) use plan::SessionPlan;
 
 use crate::run::signals::Waker;
-use nix::sys::socket::{Shutdown, shutdown};
 use orders::Orders;
 use reporter::Reporter;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
@@ -87,10 +85,4 @@ impl Session {
     pub(crate) fn release(&mut self) {
         self.release_order = None;
     }
-}
-
-/// Shuts the session's connection down, whatever the session is doing and whichever process has inherited the socket:
-/// the server notices as soon as the network lets it.
-pub(crate) fn shut_down_socket(socket: &OwnedFd) {
-    let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
 }

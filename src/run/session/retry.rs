@@ -13,6 +13,7 @@ use super::orders::Orders;
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
 use super::timing::{MAX_POOL_WAIT, Timing};
+use crate::connection::Client;
 use crate::inspect::backend::Backend;
 use crate::inspect::{eviction, holders};
 use crate::key::{self, KeyId};
@@ -20,7 +21,6 @@ use crate::lock::Server;
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::query_tag::QueryTag;
 use crate::ui::message;
-use postgres::Client;
 use std::time::{Duration, Instant};
 
 /// The first pause before connecting again.

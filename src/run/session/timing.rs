@@ -41,9 +41,15 @@ impl Timing {
         self.job_limit() + Timing::MARGIN
     }
 
+    /// Returns how long a reply may take wherever one query follows another: as long as a holder's from one heartbeat to
+    /// the reply to the next, H + D.
+    pub(crate) fn reply_limit(self) -> Duration {
+        self.heartbeat * 2
+    }
+
     /// Returns by when the reply to the next heartbeat is due if the last query was sent at `query_sent`: H + D later.
     pub(super) fn next_reply_deadline(self, query_sent: Instant) -> Instant {
-        query_sent + self.heartbeat * 2
+        query_sent + self.reply_limit()
     }
 }
 

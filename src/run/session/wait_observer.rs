@@ -6,11 +6,11 @@ use super::plan::SessionPlan;
 use super::reporter::Reporter;
 use super::retry::WaitMemory;
 use super::timing::MAX_POOL_WAIT;
+use crate::connection::Client;
 use crate::inspect::backend::Backend;
 use crate::inspect::holders;
 use crate::lock::{Lock, Scope, Server, WaitObserver};
 use crate::protocol::query_tag::QueryTag;
-use postgres::Client;
 use std::time::{Duration, Instant};
 
 /// How often the holders are refreshed for a user who watches the wait.

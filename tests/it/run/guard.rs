@@ -4,6 +4,7 @@ use crate::support::case::Case;
 use crate::support::journal::{Journal, state};
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Output, Pglock, Running};
+use crate::support::proxy::Proxy;
 use crate::support::server::Server;
 use crate::support::wait::{SOON, eventually};
 use crate::support::{hostname, repetitions, unique};
@@ -347,4 +348,21 @@ fn a_job_that_dies_at_once_is_not_delayed() {
     delays.sort_unstable();
     println!("from the order to the exit of pglock: {delays:?}");
     assert!(delays[delays.len() / 2] < Duration::from_millis(500), "{delays:?}");
+}
+
+/// P96: the guard's first session falls silent after its login, as one to a server that hangs. The guard gives it up, and
+/// its next session keeps others out while the old job is alive.
+#[test]
+fn the_guard_gives_up_a_session_that_falls_silent() {
+    let case = Case::new();
+    let proxy = Proxy::silent_after(case.server, &[usize::MAX, 0]);
+    let run = Pglock::alone().args(["run", "--key", &case.key, "--heartbeat", "0.5", "--kill-after", "1m"]);
+    let job = "trap '' TERM; echo ready; read -r _; exit 0";
+    let holder = run.env("PGLOCK_DSN", proxy.dsn()).sh(job).spawn();
+    holder.await_stdout("ready\n");
+    case.terminate_backends();
+    proxy.await_silence();
+    eventually(SOON, "the guard", || case.locks().granted == 1);
+    case.assert_held();
+    holder.finish().code(74);
 }

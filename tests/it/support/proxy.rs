@@ -1,9 +1,10 @@
 //! A proxy between pglock and the server: it asks pglock's own session a question that no other can answer, ends a
-//! session at a given query, delays messages, or splits them.
+//! session at a given query or falls silent, delays messages, or splits them.
 //!
 //! It knows only where a message ends, and no encryption.
 
 use super::server::Server;
+use super::wait::{SOON, eventually};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +16,7 @@ use std::time::Duration;
 pub struct Proxy {
     port: u16,
     answers: Arc<Mutex<Vec<String>>>,
+    is_silent: Arc<AtomicBool>,
 }
 
 impl Proxy {
@@ -25,7 +27,11 @@ impl Proxy {
         let port = listen(server.port(), move |_, client, server| {
             converse(client, server, question, &sink);
         });
-        Proxy { port, answers }
+        Proxy {
+            port,
+            answers,
+            is_silent: Arc::default(),
+        }
     }
 
     /// Ends the first session at the first of these texts in a message of the client, as a server that dies, before it
@@ -36,6 +42,21 @@ impl Proxy {
                 relay_until(texts.get(number).copied(), client, server);
             }),
             answers: Arc::default(),
+            is_silent: Arc::default(),
+        }
+    }
+
+    /// Relays so many queries of the first session, and then neither relays nor closes anything; the second session after
+    /// the second number of queries, and so on. Later sessions are left alone.
+    pub fn silent_after(server: &Server, queries: &'static [usize]) -> Proxy {
+        let is_silent = Arc::new(AtomicBool::new(false));
+        let note = Arc::clone(&is_silent);
+        Proxy {
+            port: listen(server.port(), move |number, client, server| {
+                relay_queries(queries.get(number).copied(), client, server, &note);
+            }),
+            answers: Arc::default(),
+            is_silent,
         }
     }
 
@@ -48,6 +69,7 @@ impl Proxy {
                 relay_later(delay, client, server);
             }),
             answers: Arc::default(),
+            is_silent: Arc::default(),
         }
     }
 
@@ -58,12 +80,19 @@ impl Proxy {
                 let _ = relay_statements(client, server);
             }),
             answers: Arc::default(),
+            is_silent: Arc::default(),
         }
     }
 
     /// Returns the connection string of the proxy.
     pub fn dsn(&self) -> String {
         format!("postgresql://postgres@127.0.0.1:{}/postgres?sslmode=disable", self.port)
+    }
+
+    /// Waits until a session has fallen silent.
+    #[track_caller]
+    pub fn await_silence(&self) {
+        eventually(SOON, "a silent session", || self.is_silent.load(Ordering::SeqCst));
     }
 
     /// Returns the answers so far, one for each session that has ended.
@@ -140,6 +169,31 @@ fn relay_until(text: Option<&str>, mut client: TcpStream, mut server: TcpStream)
             break;
         }
         typed = true;
+    }
+    for end in [client, server] {
+        let _ = end.shutdown(Shutdown::Both);
+    }
+}
+
+/// Relays so many queries, and then holds the connection open until the client closes it.
+fn relay_queries(queries: Option<usize>, mut client: TcpStream, mut server: TcpStream, is_silent: &AtomicBool) {
+    let (mut from, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+    thread::spawn(move || io::copy(&mut from, &mut to));
+    let mut queries_left = queries.unwrap_or(usize::MAX);
+    let mut typed = false;
+    while let Ok(message) = read_message(&mut client, typed) {
+        if typed && message[0] == b'Q' {
+            if queries_left == 0 {
+                is_silent.store(true, Ordering::SeqCst);
+                let _ = io::copy(&mut client, &mut io::sink());
+                break;
+            }
+            queries_left -= 1;
+        }
+        typed = true;
+        if server.write_all(&message).is_err() {
+            break;
+        }
     }
     for end in [client, server] {
         let _ = end.shutdown(Shutdown::Both);
