@@ -10,6 +10,7 @@ use crate::key::Key;
 use crate::key::hash::{Scheme, SchemeInput};
 use crate::lock::{Mode, ScopeChoice};
 use crate::outcome::{ExitCode, Failure};
+use crate::run::job;
 use crate::run::options::RunOptions;
 use crate::run::session::timing::Timing;
 use crate::run::state::Policy;
@@ -47,6 +48,7 @@ impl RunArgs {
             check_fair(self.key.len(), wait, scope)?;
         }
         let keys = distinct(resolve_keys(self.key, self.hash)?);
+        job::variables::check_length(&keys).map_err(usage)?;
         let conflict_status = variables::PGLOCK_CONFLICT_EXIT_CODE.or_option(self.conflict_exit_code)?;
         Ok(RunOptions {
             connection,

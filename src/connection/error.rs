@@ -2,7 +2,7 @@
 
 use super::tls;
 use crate::outcome::{ExitCode, Failure};
-use postgres::error::DbError;
+use postgres::error::{DbError, SqlState};
 use rustls::AlertDescription;
 use std::error::Error;
 use std::io;
@@ -107,6 +107,13 @@ impl From<postgres::Error> for Failure {
     fn from(error: postgres::Error) -> Failure {
         // The message of the server suffices; the library only wraps it.
         match error.as_db_error() {
+            Some(db) if is_lock_table_full(&error) => {
+                let message = format!(
+                    "{}: the server has no room for another lock; increase max_locks_per_transaction, or lock fewer keys",
+                    db.message()
+                );
+                Failure::msg(ExitCode::Unavailable, message).transient_if(true)
+            }
             Some(db) => Failure::msg(exit_code_for(db.code().code()), db.message()).transient_if(is_transient(db)),
             None if error.is_closed() => {
                 Failure::msg(ExitCode::Unavailable, "the server closed the connection unexpectedly").transient_if(true)
@@ -118,6 +125,15 @@ impl From<postgres::Error> for Failure {
             }
         }
     }
+}
+
+/// Returns whether the server's table of locks is full. Its other shortages of memory have the same SQLSTATE, but not
+/// the hint, in which the name of the setting is never translated.
+pub(crate) fn is_lock_table_full(error: &postgres::Error) -> bool {
+    error.as_db_error().is_some_and(|db| {
+        let hint = db.hint().unwrap_or_default();
+        *db.code() == SqlState::OUT_OF_MEMORY && hint.contains("max_locks_per_transaction")
+    })
 }
 
 /// Returns whether an error of the server, or of a pooler, says that the same attempt may succeed a little later.

@@ -47,6 +47,7 @@ mod tls;
 mod validate;
 
 pub(crate) use client::Client;
+pub(crate) use error::is_lock_table_full;
 pub(crate) use open::{Canceller, Connection, LimitEnforcement};
 pub(crate) use redact::{may_have_password, quoted};
 pub(crate) use settings::{ConnectionOptions, ConnectionString, ConnectionStringSource, Settings};

@@ -17,7 +17,7 @@ use super::server::{STATEMENT_POOLING, Server};
 use super::sql::{self, KeySql, Looks};
 use super::ticket::TicketQueue;
 use super::types::{Acquisition, ClientInfo, Keys, Lock, Mode, OnGrant, Scope, TryOutcome, WaitOptions};
-use crate::connection::Client;
+use crate::connection::{Client, is_lock_table_full};
 use crate::key::KeyId;
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::query_tag::QueryTag;
@@ -54,8 +54,18 @@ impl Lock {
     ) -> Result<(Server, TryOutcome), Failure> {
         let ticket_class = queue.map(TicketQueue::class);
         let sql = self.to_sql().first_query(client_info, ticket_class, None);
-        let (server, result) = run_first_query(client, &sql, client_info)?;
+        let result = QueryResult::fetch(client, &sql).map_err(|error| self.failure(error, first_query_failure))?;
+        let server = read_first_result(&result, client_info)?;
         Ok((server, result.try_outcome(&self.keys)))
+    }
+
+    /// Returns the failure of a first try. If our own keys have filled the server's table of locks, it is final: each
+    /// further attempt would fill the table again, which ends the transactions of other clients.
+    fn failure(&self, error: postgres::Error, convert: impl FnOnce(postgres::Error) -> Failure) -> Failure {
+        let is_own_doing = matches!(&self.keys, Keys::All(ids) if ids.len() > 1) && is_lock_table_full(&error);
+        let failure = convert(error);
+        let is_transient = failure.is_transient && !is_own_doing;
+        failure.transient_if(is_transient)
     }
 
     /// Tries for the first time in a transaction, and finds out whether there can be one.
@@ -89,7 +99,7 @@ impl Lock {
         if is_statement_pooling(&error) || was_closed_at_once && (0..BEGIN_PROBE_COUNT).all(&mut is_closed_again) {
             Err(Failure::msg(ExitCode::Config, STATEMENT_POOLING))
         } else {
-            Err(Failure::from(error))
+            Err(self.failure(error, Failure::from))
         }
     }
 
@@ -242,7 +252,8 @@ pub(crate) fn first_try_computed(
         scope: Scope::Session,
     };
     let sql = lock.first_query(client_info, None, Some(expression));
-    let (server, result) = run_first_query(client, &sql, client_info)?;
+    let result = QueryResult::fetch(client, &sql).map_err(first_query_failure)?;
+    let server = read_first_result(&result, client_info)?;
     Ok(ComputedTry {
         server,
         id: result.key("key"),
@@ -250,20 +261,18 @@ pub(crate) fn first_try_computed(
     })
 }
 
-/// Runs the first query, and reads what it reports about the server.
+/// Reads what the result of the first query reports about the server.
 ///
 /// # Errors
-/// The server is not PostgreSQL or reports an error, or the connection is lost.
-fn run_first_query(client: &mut Client, sql: &str, client_info: &ClientInfo) -> Result<(Server, QueryResult), Failure> {
-    let result = QueryResult::fetch(client, sql).map_err(first_query_failure)?;
+/// The server is not PostgreSQL.
+fn read_first_result(result: &QueryResult, client_info: &ClientInfo) -> Result<Server, Failure> {
     if !result.has_row() {
         return Err(Failure::msg(
             ExitCode::Config,
             "the server returned no row for the first query, as no PostgreSQL server does",
         ));
     }
-    let server = Server::from_first_result(&result, &client_info.application_name);
-    Ok((server, result))
+    Ok(Server::from_first_result(result, &client_info.application_name))
 }
 
 /// Gives the session the settings that the first query gives a holder's.

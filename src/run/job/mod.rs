@@ -9,6 +9,7 @@
 
 mod processes;
 mod spawn;
+pub(crate) mod variables;
 
 use crate::key::{Key, KeyId};
 use crate::lock::Mode;
@@ -235,11 +236,8 @@ impl Launch<'_> {
     fn to_command(&self, program: &OsStr) -> Command {
         let mut command = Command::new(program);
         command
-            .env(
-                "PGLOCK_KEY",
-                join_lines(self.keys.iter().map(|key| key.given().to_owned())),
-            )
-            .env("PGLOCK_KEY_ID", join_lines(self.ids.iter().map(KeyId::to_string)))
+            .env(variables::KEY, variables::key_value(self.keys))
+            .env(variables::KEY_ID, variables::key_id_value(self.ids))
             .env("PGLOCK_MODE", self.mode.name())
             .env("PGLOCK_BACKEND_PID", self.backend_pid.to_string())
             .env(ancestors::VARIABLE, ancestors::of_job());
@@ -253,10 +251,6 @@ impl Launch<'_> {
         }
         command
     }
-}
-
-fn join_lines(lines: impl Iterator<Item = String>) -> String {
-    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Describes why the command cannot be started, in the terms of a shell.

@@ -6,6 +6,7 @@ mod fair;
 mod forwarder;
 mod impostor;
 mod leftover;
+mod many_keys;
 mod nested;
 mod pods;
 mod pooler;

@@ -1,0 +1,86 @@
+//! More keys than fit: into the environment of the job, or into the server's table of locks.
+
+use crate::support::case::Case;
+use crate::support::pgbouncer::PgBouncer;
+use crate::support::pglock::Pglock;
+use crate::support::server::{Server, rows};
+use crate::support::unique;
+use crate::support::wait::{SOON, eventually};
+use std::time::Duration;
+
+/// A server whose table of locks has room for some hundred.
+fn server_with_few_locks() -> Server {
+    Server::with(&["max_connections=20", "max_locks_per_transaction=10"])
+}
+
+/// P97: without a server that could be asked.
+#[test]
+fn keys_that_do_not_fit_into_the_environment_are_a_usage_error() {
+    let keys = (0..8000).map(|n| format!("--key=name{n}"));
+    let output = Pglock::alone().arg("run").args(keys).arg("true").output();
+    let line = output.code(64).stderr_line();
+    assert!(line.contains("PGLOCK_KEY_ID would take "), "{line}");
+}
+
+/// P97: the limit is the system's own, to the byte.
+#[test]
+fn the_longest_key_that_fits_runs_and_the_next_one_is_refused() {
+    let case = Case::new();
+    let fitting = (128 << 10) - "PGLOCK_KEY=\0".len();
+    let long_key = |length: usize| {
+        let key = unique("long");
+        let missing = length - key.len();
+        key + &"k".repeat(missing)
+    };
+    let run = |length| {
+        case.server
+            .run(&long_key(length))
+            .sh("printf %s \"$PGLOCK_KEY\" | wc -c")
+    };
+    assert_eq!(run(fitting).output().stdout().trim(), fitting.to_string());
+    let line = run(fitting + 1).output().code(64).stderr_line();
+    assert!(line.contains("PGLOCK_KEY would take 131073 bytes"), "{line}");
+}
+
+/// P97: 20,000 keys, direct and pooled, once and although a wait survives other shortages.
+#[test]
+fn keys_that_do_not_fit_into_the_lock_table_are_one_error_and_leave_nothing_locked() {
+    let server = server_with_few_locks();
+    let bouncer = PgBouncer::with(&server, &["pool_mode=transaction"]);
+    // While the table is full, nobody can connect.
+    let mut observer = server.client();
+    let mut is_any_locked = || !rows(&mut observer, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory'").is_empty();
+    let keys: Vec<String> = (10_000..30_000).map(|key| format!("--key={key}")).collect();
+    for wait in ["--no-wait", "--wait=1m"] {
+        for (place, run) in [("direct", server.pglock()), ("pooled", bouncer.pglock())] {
+            let output = run.arg("run").args(&keys).args([wait, "true"]).output();
+            let line = output.code(69).stderr_line();
+            assert!(line.contains("increase max_locks_per_transaction"), "{place}: {line}");
+            assert!(
+                line.len() < 300 && output.took < Duration::from_secs(30),
+                "{place}: {output}"
+            );
+            eventually(SOON, "the release of all locks", || !is_any_locked());
+        }
+    }
+    for run in [server.pglock(), bouncer.pglock()] {
+        run.args(["run", "-n", "-k", "1", "true"]).output().code(0).silent();
+    }
+}
+
+/// P39: a table that other clients have filled is a temporary shortage for a single key.
+#[test]
+fn a_wait_survives_a_lock_table_that_others_have_filled() {
+    let server = server_with_few_locks();
+    let mut client = server.client();
+    let fill = client.batch_execute("SELECT pg_advisory_lock(n) FROM generate_series(1, 20000) n");
+    assert!(fill.is_err());
+    let waiter = server
+        .pglock()
+        .args(["run", "--wait", "1m", "--key", "one", "--", "echo", "mine"]);
+    let waiter = waiter.spawn();
+    waiter.await_stderr("retrying until the wait for key \"one\" is over");
+    rows(&mut client, "SELECT pg_advisory_unlock_all()");
+    let output = waiter.finish();
+    assert_eq!(String::from_utf8_lossy(&output.code(0).stdout), "mine\n");
+}
