@@ -188,9 +188,9 @@ impl ConnectAttempt<'_> {
         let is_from_passfile = self.settings.password.is_none() && self.host.password.is_some();
         if is_from_passfile
             && *db.code() == SqlState::INVALID_PASSWORD
-            && let Some(path) = &self.settings.passfile
+            && let Some(file) = &self.settings.passfile
         {
-            message += &format!(" (password retrieved from file {})", path.display());
+            message += &format!(" (password retrieved from file {})", file.path.display());
         }
         ConnectError {
             is_before_authentication: !handshake.is_authenticated && retry == RetryScope::Nothing,
@@ -246,7 +246,7 @@ impl ConnectAttempt<'_> {
 
     fn passfile(&self) -> String {
         match &self.settings.passfile {
-            Some(path) => path.display().to_string(),
+            Some(file) => file.path.display().to_string(),
             None => "~/.pgpass".into(),
         }
     }

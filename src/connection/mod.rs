@@ -5,6 +5,7 @@
 //! | `settings` | the validated settings; only types |
 //! | `parameter` | the connection parameters of libpq, and their values from one source |
 //! | `redact` | what may be quoted in an error |
+//! | `file` | files that the settings name, or that libpq looks for by default |
 //! | `settings_error` | errors in the settings |
 //! | `grammar` | URIs and `key=value` pairs |
 //! | `parse` | connection strings, as libpq reads them |
@@ -30,6 +31,7 @@ mod client;
 mod connector;
 mod database_url;
 mod error;
+mod file;
 mod grammar;
 mod open;
 mod parameter;

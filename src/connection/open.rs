@@ -320,7 +320,7 @@ impl<'a> Opener<'a> {
                 allows_plaintext,
             }),
             Err(error) => Err(ConnectError {
-                is_tls_failure: true,
+                is_tls_failure: !error.is_unreadable_file(),
                 ..ConnectError::settings(error.to_string())
             }),
         }

@@ -45,7 +45,8 @@ pub(super) fn read(path: &Path) -> Passfile {
     }
     if metadata.mode() & 0o077 != 0 {
         return Passfile::Ignored(format!(
-            "ignoring password file {path}: it has group or world access; permissions should be 0600 or less"
+            "ignoring password file {path}: it has group or world access; permissions should be 0600 or less \
+             (where chmod is not possible, copy it with install -m 600 and set PGPASSFILE to the copy)"
         ));
     }
     let mut bytes = Vec::new();

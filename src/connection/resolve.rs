@@ -52,7 +52,7 @@ impl Settings {
     /// the defaults. A `connect_timeout` given here overrides all of them; zero means no limit.
     ///
     /// # Errors
-    /// A value is invalid or not supported, or the service file cannot be used.
+    /// A value is invalid or not supported, or the service file or a named password file cannot be used.
     fn resolve(dsn: Option<&ConnectionString>, connect_timeout: Option<Duration>) -> Result<Settings, Failure> {
         let environment = Environment {
             variable: &environment_variable,
@@ -62,18 +62,27 @@ impl Settings {
         if let Some(timeout) = connect_timeout {
             settings.connect_timeout = Some(timeout).filter(|timeout| !timeout.is_zero());
         }
-        settings.read_passfile();
+        settings.read_passfile()?;
         Ok(settings)
     }
 
     /// Looks up the password of each host, unless another source gives one.
-    fn read_passfile(&mut self) {
-        let Some(path) = self.passfile.as_ref().filter(|_| self.password.is_none()) else {
-            return;
+    ///
+    /// # Errors
+    /// A parameter names the file, and it may not be read.
+    fn read_passfile(&mut self) -> Result<(), SettingsError> {
+        let Some(file) = self.passfile.as_ref().filter(|_| self.password.is_none()) else {
+            return Ok(());
+        };
+        let Some(path) = file.find("password file")? else {
+            return Ok(());
         };
         let text = match passfile::read(path) {
-            Passfile::Missing => return,
-            Passfile::Ignored(warning) => return message::error(warning),
+            Passfile::Missing => return Ok(()),
+            Passfile::Ignored(warning) => {
+                message::error(warning);
+                return Ok(());
+            }
             Passfile::Text(text) => text,
         };
         for host in &mut self.hosts {
@@ -91,6 +100,7 @@ impl Settings {
             }
             host.password = password.map(Secret::new);
         }
+        Ok(())
     }
 }
 

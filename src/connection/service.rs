@@ -30,7 +30,7 @@ pub(super) fn read(name: &str, files: &ServiceFiles) -> Result<Values, SettingsE
     let system = Some(&files.system).filter(|path| path.exists());
     for path in user.into_iter().chain(system) {
         let file_error = |problem: String| SettingsError::file("service file", path, problem);
-        let bytes = std::fs::read(path).map_err(|error| file_error(format!("cannot be read: {error}")))?;
+        let bytes = std::fs::read(path).map_err(|error| SettingsError::io("service file", path, &error))?;
         let text = String::from_utf8_lossy(&bytes);
         let found = find(&text, name)
             .map_err(|error| file_error(format!("is invalid in line {}: {}", error.line, error.problem)))?;

@@ -3,6 +3,7 @@
 //! Only types, and how messages describe them. [`super::resolve`] collects the values, [`super::validate`] converts
 //! them to these types, and [`super::open`] connects.
 
+use super::file::SettingsFile;
 use super::reply_filter::MAX_LIST_REPLY_BYTES;
 use postgres::config::ChannelBinding;
 use std::path::PathBuf;
@@ -125,22 +126,13 @@ pub(super) enum SslMode {
     VerifyFull,
 }
 
-/// A file that a parameter names, or that libpq looks for by default.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct SettingsFile {
-    /// The path.
-    pub path: PathBuf,
-    /// A parameter names it. A default file need not exist.
-    pub is_explicit: bool,
-}
-
 /// The source of the trusted root certificates (`sslrootcert`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RootSource {
     /// The roots of the operating system (`sslrootcert=system`).
     System,
     /// This file.
-    File(PathBuf),
+    File(SettingsFile),
     /// No file is known, because there is no home directory.
     Unknown,
 }
@@ -179,9 +171,9 @@ pub(super) struct TlsSettings {
     /// A directory of certificate revocation lists (`sslcrldir`).
     pub revocation_directory: Option<PathBuf>,
     /// The client certificate (`sslcert`).
-    pub client_certificate: Option<PathBuf>,
+    pub client_certificate: Option<SettingsFile>,
     /// Its private key (`sslkey`).
-    pub client_key: Option<PathBuf>,
+    pub client_key: Option<SettingsFile>,
     /// Whether to send the client certificate.
     pub client_certificate_mode: ClientCertificateMode,
     /// Send the host name to the server (`sslsni`).
@@ -256,7 +248,7 @@ pub(crate) struct Settings {
     pub(super) user: String,
     pub(super) dbname: String,
     pub(super) password: Option<Secret>,
-    pub(super) passfile: Option<PathBuf>,
+    pub(super) passfile: Option<SettingsFile>,
     pub(super) options: Option<String>,
     pub(super) application_name: Option<String>,
     /// For each address.

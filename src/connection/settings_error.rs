@@ -4,8 +4,10 @@
 //! quoted, because a password in the wrong place (a URI in `PGPORT`, an unquoted value) must not be printed.
 
 use crate::outcome::{ExitCode, Failure};
+use nix::errno::Errno;
 use std::error::Error;
 use std::fmt::{self, Display};
+use std::io;
 use std::path::Path;
 
 /// A mistake in a connection string, a parameter, a variable, or one of the files that they name.
@@ -39,7 +41,14 @@ pub(crate) enum SettingsError {
         /// The whole sentence, which names the parameters.
         problem: String,
     },
-    /// A file cannot be read or used.
+    /// A file that a parameter names cannot be read.
+    Unreadable {
+        /// The kind of file and its path.
+        file: String,
+        /// The error of the system.
+        cause: Errno,
+    },
+    /// A file cannot be used.
     File {
         /// The kind of file and its path.
         file: String,
@@ -71,6 +80,28 @@ impl SettingsError {
             problem: problem.to_string(),
         }
     }
+
+    /// Reports a file of this kind that a parameter names, and that cannot be read.
+    pub(crate) fn unreadable(kind: &str, path: &Path, cause: Errno) -> SettingsError {
+        SettingsError::Unreadable {
+            file: format!("{kind} {}", path.display()),
+            cause,
+        }
+    }
+
+    /// Reports a file of this kind that could not be read.
+    pub(crate) fn io(kind: &str, path: &Path, error: &io::Error) -> SettingsError {
+        match error.raw_os_error() {
+            Some(errno) => SettingsError::unreadable(kind, path, Errno::from_raw(errno)),
+            None => SettingsError::file(kind, path, format!("cannot be read: {error}")),
+        }
+    }
+
+    /// Returns whether a file that a parameter names cannot be read: then the connection would not be what the user
+    /// meant, even if it succeeded without TLS.
+    pub(crate) fn is_unreadable_file(&self) -> bool {
+        matches!(self, SettingsError::Unreadable { .. })
+    }
 }
 
 impl Display for SettingsError {
@@ -89,6 +120,7 @@ impl Display for SettingsError {
             } => write!(f, "{origin} is invalid; expected {expected}"),
             SettingsError::NotSupported { parameter, detail } => write!(f, "{parameter} is not supported{detail}"),
             SettingsError::Inconsistent { problem } => f.write_str(problem),
+            SettingsError::Unreadable { file, cause } => write!(f, "{file} cannot be read: {}", cause.desc()),
             SettingsError::File { file, problem } => write!(f, "{file} {problem}"),
         }
     }

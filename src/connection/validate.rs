@@ -3,12 +3,13 @@
 //! Every parameter of libpq either takes effect, has no effect on a lock for a reason given here, or is refused with a
 //! one-line error. Pure, apart from looking for the server's socket and for the name of the system user.
 
+use super::file::SettingsFile;
 use super::parameter::Values;
 use super::redact::quoted;
 use super::reply_filter::MAX_REPLY_BYTES;
 use super::settings::{
-    ClientCertificateMode, Host, HostAddress, RequireAuth, RootSource, Secret, Settings, SettingsFile, SslMode,
-    TargetSessionAttrs, TcpSettings, TlsSettings, TlsVersion, WhitespaceNotes,
+    ClientCertificateMode, Host, HostAddress, RequireAuth, RootSource, Secret, Settings, SslMode, TargetSessionAttrs,
+    TcpSettings, TlsSettings, TlsVersion, WhitespaceNotes,
 };
 use super::settings_error::SettingsError;
 use postgres::config::ChannelBinding;
@@ -50,7 +51,7 @@ pub(super) fn validate(
         dbname: owned("dbname").unwrap_or_else(|| user.clone()),
         user,
         password: owned("password").map(Secret::new),
-        passfile: file(values, "passfile", home, ".pgpass").map(|file| file.path),
+        passfile: file(values, "passfile", home, ".pgpass"),
         options: owned("options"),
         application_name: owned("application_name").or(owned("fallback_application_name")),
         connect_timeout,
@@ -347,7 +348,7 @@ fn tcp(values: &Values) -> Result<TcpSettings, SettingsError> {
 fn tls(values: &Values, home: Option<&Path>) -> Result<TlsSettings, SettingsError> {
     let roots = match file(values, "sslrootcert", home, ".postgresql/root.crt") {
         Some(file) if file.is_explicit && file.path == Path::new("system") => RootSource::System,
-        Some(file) => RootSource::File(file.path),
+        Some(file) => RootSource::File(file),
         None => RootSource::Unknown,
     };
     let mode = ssl_mode(values, &roots)?;
@@ -378,8 +379,8 @@ fn tls(values: &Values, home: Option<&Path>) -> Result<TlsSettings, SettingsErro
         roots,
         revocation_list,
         revocation_directory,
-        client_certificate: file(values, "sslcert", home, ".postgresql/postgresql.crt").map(|file| file.path),
-        client_key: file(values, "sslkey", home, ".postgresql/postgresql.key").map(|file| file.path),
+        client_certificate: file(values, "sslcert", home, ".postgresql/postgresql.crt"),
+        client_key: file(values, "sslkey", home, ".postgresql/postgresql.key"),
         client_certificate_mode: certificate_mode.unwrap_or(ClientCertificateMode::Allow),
         has_sni: choice(values, "sslsni", &[("0", false), ("1", true)])?.unwrap_or(true),
         min_version,

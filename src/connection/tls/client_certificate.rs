@@ -1,6 +1,7 @@
 //! The client certificate and its private key.
 
 use super::certificate::{PublicKey, read_pem_file};
+use crate::connection::file::SettingsFile;
 use crate::connection::settings::{ClientCertificateMode, TlsSettings};
 use crate::connection::settings_error::SettingsError;
 use rustls::SignatureScheme;
@@ -29,10 +30,11 @@ impl ClientCertificate {
     /// The certificate or its key cannot be used.
     pub(super) fn load(settings: &TlsSettings) -> Result<ClientCertificate, SettingsError> {
         let is_disabled = settings.client_certificate_mode == ClientCertificateMode::Disable;
-        let path = settings.client_certificate.as_deref().filter(|path| path.exists());
+        let file = settings.client_certificate.as_ref().filter(|_| !is_disabled);
+        let path = file.map(|file| file.find("client certificate")).transpose()?.flatten();
         let key = match path {
-            Some(path) if !is_disabled => Some(Arc::new(load_certified_key(path, settings.client_key.as_deref())?)),
-            _ => None,
+            Some(path) => Some(Arc::new(load_certified_key(path, settings.client_key.as_ref())?)),
+            None => None,
         };
         Ok(ClientCertificate {
             key,
@@ -67,11 +69,12 @@ impl ResolvesClientCert for ClientCertificate {
 ///
 /// # Errors
 /// A file cannot be read, or the key is missing, of an unsupported type, or that of another certificate.
-fn load_certified_key(path: &Path, key_path: Option<&Path>) -> Result<CertifiedKey, SettingsError> {
+fn load_certified_key(path: &Path, key_file: Option<&SettingsFile>) -> Result<CertifiedKey, SettingsError> {
     let chain = read_pem_file(path)?;
-    let Some(key_path) = key_path.filter(|key_path| key_path.exists()) else {
-        let problem = match key_path {
-            Some(key_path) => format!("is present, but not its private key {}", key_path.display()),
+    let key_path = key_file.map(|file| file.find("private key")).transpose()?.flatten();
+    let Some(key_path) = key_path else {
+        let problem = match key_file {
+            Some(file) => format!("is present, but not its private key {}", file.path.display()),
             None => "is present, but not its private key".into(),
         };
         return Err(SettingsError::file("client certificate", path, problem));

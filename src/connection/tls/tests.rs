@@ -7,7 +7,8 @@ use super::TlsConfig;
 use super::certificate::{CertificateInfo, PublicKey};
 use super::problem::explain_rejection;
 use super::trust::Trust;
-use crate::connection::settings::{ClientCertificateMode, RootSource, SettingsFile, SslMode, TlsSettings, TlsVersion};
+use crate::connection::file::SettingsFile;
+use crate::connection::settings::{ClientCertificateMode, RootSource, SslMode, TlsSettings, TlsVersion};
 use crate::connection::settings_error::SettingsError;
 use proptest::prelude::*;
 use rustls::client::danger::ServerCertVerifier;
@@ -46,17 +47,18 @@ IHt0LNFMRxOn5LkuZalsj9lhPLF6AEwPvGK9bFp15qk4
 
 /// Settings with these files only.
 fn settings(roots: &Path, revocation_list: &Path, certificate: &Path, key: &Path) -> TlsSettings {
+    let named = |path: &Path| SettingsFile {
+        path: path.into(),
+        is_explicit: true,
+    };
     TlsSettings {
         mode: SslMode::VerifyFull,
         is_direct: false,
-        roots: RootSource::File(roots.into()),
-        revocation_list: Some(SettingsFile {
-            path: revocation_list.into(),
-            is_explicit: true,
-        }),
+        roots: RootSource::File(named(roots)),
+        revocation_list: Some(named(revocation_list)),
         revocation_directory: None,
-        client_certificate: Some(certificate.into()),
-        client_key: Some(key.into()),
+        client_certificate: Some(named(certificate)),
+        client_key: Some(named(key)),
         client_certificate_mode: ClientCertificateMode::Allow,
         has_sni: true,
         min_version: TlsVersion::V12,

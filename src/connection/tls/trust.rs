@@ -66,16 +66,19 @@ fn load_roots(settings: &TlsSettings) -> Result<Option<(Vec<CertificateDer<'stat
     let is_required = settings.mode >= SslMode::VerifyCa;
     match &settings.roots {
         RootSource::System => Ok(Some((load_system_roots()?, "the system".to_owned()))),
-        RootSource::File(path) if path.exists() => Ok(Some((read_pem_file(path)?, path.display().to_string()))),
-        RootSource::File(path) if is_required => Err(SettingsError::file(
-            "root certificate file",
-            path,
-            "does not exist; provide it, use sslrootcert=system, or choose an sslmode that verifies no certificate",
-        )),
+        RootSource::File(file) => match file.find("root certificate file")? {
+            Some(path) => Ok(Some((read_pem_file(path)?, path.display().to_string()))),
+            None if is_required => Err(SettingsError::file(
+                "root certificate file",
+                &file.path,
+                "does not exist; provide it, use sslrootcert=system, or choose an sslmode that verifies no certificate",
+            )),
+            None => Ok(None),
+        },
         RootSource::Unknown if is_required => Err(SettingsError::inconsistent(
             "cannot locate the root certificate file without a home directory; set sslrootcert",
         )),
-        RootSource::File(_) | RootSource::Unknown => Ok(None),
+        RootSource::Unknown => Ok(None),
     }
 }
 
@@ -135,13 +138,13 @@ fn load_revocation_lists(settings: &TlsSettings) -> Result<Vec<CertificateRevoca
     let mut paths: Vec<PathBuf> = Vec::new();
     // The default file is optional. If an explicit one were, a revoked certificate could be accepted unnoticed.
     if let Some(file) = &settings.revocation_list
-        && (file.is_explicit || file.path.exists())
+        && (file.find("revocation list")?.is_some() || file.is_explicit)
     {
         paths.push(file.path.clone());
     }
     if let Some(directory) = &settings.revocation_directory {
         let entries = std::fs::read_dir(directory)
-            .map_err(|error| SettingsError::file("sslcrldir", directory, format!("cannot be read: {error}")))?;
+            .map_err(|error| SettingsError::io("directory of revocation lists", directory, &error))?;
         let entries = entries.filter_map(|entry| Some(entry.ok()?.path()));
         paths.extend(entries.filter(|path| path.is_file()));
     }

@@ -6,3 +6,4 @@ mod database_url;
 pub mod hosts;
 mod secrets;
 mod tls;
+mod unreadable;

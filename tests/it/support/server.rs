@@ -442,7 +442,7 @@ fn server_program(program: &str, directory: &Path) -> Command {
 }
 
 /// Returns the user to run as instead of root; `None` if this is not root.
-fn unprivileged() -> Option<User> {
+pub fn unprivileged() -> Option<User> {
     let find = |name| User::from_name(name).ok().flatten();
     geteuid().is_root().then(|| {
         find("postgres")
