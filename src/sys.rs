@@ -8,7 +8,8 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::Pid;
-use std::io;
+use std::ffi::{CString, c_char};
+use std::io::{self, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -111,12 +112,78 @@ pub(crate) fn closed_on_entry() -> impl Iterator<Item = RawFd> {
     (0..=2).filter(move |fd| state & (1 << fd) != 0)
 }
 
-/// Makes the child of `command` set its signal actions and mask, and close the descriptors that were closed on entry,
-/// right before it executes the job.
-pub(crate) fn before_exec(command: &mut Command, default: &[Signal], ignored: &[Signal], mask: SigSet) {
+/// The longest decimal number that fits an `i32`.
+const MAX_PID_LEN: usize = 11;
+
+/// The environment of a child, in which some variables are the child's own process ID. That is known only after
+/// fork(2), when no memory may be allocated any more.
+pub(crate) struct ChildEnvironment {
+    /// `NAME=value` and a NUL byte each.
+    entries: Vec<Vec<u8>>,
+    /// Points to the entries, and ends with a null pointer, as execve(2) requires.
+    pointers: Vec<*const c_char>,
+    /// The entries to complete with the process ID, and where in them.
+    pid_places: Vec<(usize, usize)>,
+}
+
+// SAFETY: the pointers point to the heap memory of the entries, which move with them and belong to nobody else.
+unsafe impl Send for ChildEnvironment {}
+// SAFETY: nothing is written through a shared reference.
+unsafe impl Sync for ChildEnvironment {}
+
+impl ChildEnvironment {
+    /// Makes an environment of these `NAME=value` pairs and of the names that stand for the child's process ID.
+    pub(crate) fn new(pairs: Vec<CString>, pid_names: &[&str]) -> ChildEnvironment {
+        let mut entries: Vec<Vec<u8>> = pairs.into_iter().map(CString::into_bytes_with_nul).collect();
+        let mut pid_places = Vec::new();
+        for name in pid_names {
+            let mut entry = format!("{name}=").into_bytes();
+            pid_places.push((entries.len(), entry.len()));
+            entry.resize(entry.len() + MAX_PID_LEN + 1, 0);
+            entries.push(entry);
+        }
+        let pointers = entries.iter().map(|entry| entry.as_ptr().cast());
+        ChildEnvironment {
+            pointers: pointers.chain([std::ptr::null()]).collect(),
+            entries,
+            pid_places,
+        }
+    }
+
+    /// Makes this the environment of the calling process, which is the child, with its process ID filled in. Allocates
+    /// nothing.
+    ///
+    /// # Errors
+    /// None: there is room for every process ID.
+    fn install(&mut self) -> io::Result<()> {
+        let pid = std::process::id();
+        for (index, offset) in &self.pid_places {
+            write!(&mut self.entries[*index][*offset..], "{pid}")?;
+        }
+        // SAFETY: the child has only this thread, and the array outlives it: the closure that owns it is not dropped.
+        unsafe { environ = self.pointers.as_ptr() };
+        Ok(())
+    }
+}
+
+unsafe extern "C" {
+    /// The environment that execvp(3) passes on.
+    static mut environ: *const *const c_char;
+}
+
+/// Makes the child of `command` set its environment, its signal actions and its mask, and close the descriptors that
+/// were closed on entry, right before it executes the job. The command itself must not change the environment.
+pub(crate) fn before_exec(
+    command: &mut Command,
+    mut environment: ChildEnvironment,
+    default: &[Signal],
+    ignored: &[Signal],
+    mask: SigSet,
+) {
     let (default, ignored) = (default.to_vec(), ignored.to_vec());
     let closed: Vec<RawFd> = closed_on_entry().collect();
     let set_up = move || {
+        environment.install()?;
         for signal in &default {
             set_default(*signal);
         }
@@ -131,7 +198,8 @@ pub(crate) fn before_exec(command: &mut Command, default: &[Signal], ignored: &[
         // Last, so that no signal reaches one of pglock's handlers in the child.
         mask.thread_set_mask().map_err(io::Error::from)
     };
-    // SAFETY: the closure only makes async-signal-safe calls (signal, close, pthread_sigmask) and does not allocate.
+    // SAFETY: the closure only makes async-signal-safe calls (getpid, signal, close, pthread_sigmask) and does not
+    // allocate.
     unsafe { command.pre_exec(set_up) };
 }
 

@@ -3,6 +3,7 @@
 use crate::run::signal_number::SignalNumber;
 use humantime::{FormattedDuration, format_duration, format_rfc3339_seconds};
 use nix::errno::Errno;
+use std::ffi::OsStr;
 use std::time::{Duration, Instant, SystemTime};
 
 /// Why the lock is lost, or was not acquired, after a panic of the session's thread.
@@ -121,6 +122,15 @@ impl LockLoss {
 /// With `-v`: the lock is acquired.
 pub(crate) fn acquired(keys: &str, waited: Duration) -> String {
     format!("acquired the lock on {keys} after {}", rounded(waited))
+}
+
+/// For a service manager: the job is started.
+pub(crate) fn job_started(program: &OsStr, acquired_at: SystemTime) -> String {
+    format!(
+        "running {} (lock held since {})",
+        program.display(),
+        format_rfc3339_seconds(acquired_at)
+    )
 }
 
 /// The lock was not acquired: who holds it, if known, and how long pglock waited, if it did.

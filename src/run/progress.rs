@@ -1,4 +1,5 @@
-//! The status line of a wait on a terminal: which lock, for how long so far, who holds it and since when.
+//! What a wait waits for: the status line on a terminal, with the lock, how long so far, who holds it and since when;
+//! and the status text for a service manager.
 
 use crate::inspect::backend::Backend;
 use crate::inspect::server_time::age;
@@ -51,6 +52,18 @@ impl WaitProgress {
         }
     }
 
+    /// Returns the status for a service manager. It has points in time, not durations, so that it stays true.
+    pub(crate) fn status_text(&self, keys: &str) -> String {
+        let cause = match self {
+            WaitProgress::Held { holders, .. } => held_since(holders),
+            _ => Some(self.holder()),
+        };
+        match cause {
+            Some(cause) => format!("{} ({cause})", waiting_for(keys)),
+            None => waiting_for(keys),
+        }
+    }
+
     /// Returns the status in full.
     fn sentence(&self, keys: &str, waited: Duration) -> String {
         format!("waiting for {keys} for {}; {}", age(waited), self.holder())
@@ -89,9 +102,48 @@ impl WaitProgress {
     }
 }
 
+/// Returns the status of a wait for a service manager when nothing more is known.
+pub(crate) fn waiting_for(keys: &str) -> String {
+    format!("waiting for {keys}")
+}
+
+/// Returns who holds the lock and since when; `None` if nobody did when it was last looked at.
+fn held_since(holders: &[Backend]) -> Option<String> {
+    let (first, more) = holders.split_first()?;
+    let since = first.since.map(|since| format!(" since {}", since.rfc3339()));
+    let more = match more.len() {
+        0 => String::new(),
+        count => format!(" and {count} more"),
+    };
+    Some(format!("held by {}{}{more}", first.who(), since.unwrap_or_default()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inspect::server_time::ServerTime;
+
+    #[test]
+    fn the_status_for_a_service_manager_has_points_in_time() {
+        let web1 = Backend {
+            since: Some(ServerTime::new(1_767_355_200.7, 1_767_355_393.0)),
+            ..Backend::named("pglock:leader web1:77")
+        };
+        let status = |holders| WaitProgress::held(holders, Instant::now()).status_text("key \"leader\"");
+        assert_eq!(status(vec![]), "waiting for key \"leader\"");
+        assert_eq!(
+            status(vec![web1.clone()]),
+            "waiting for key \"leader\" (held by web1:77 since 2026-01-02T12:00:00Z)"
+        );
+        assert_eq!(
+            status(vec![web1, Backend::default()]),
+            "waiting for key \"leader\" (held by web1:77 since 2026-01-02T12:00:00Z and 1 more)"
+        );
+        assert_eq!(
+            WaitProgress::reconnecting("cannot connect").status_text("key 1"),
+            "waiting for key 1 (reconnecting: cannot connect)"
+        );
+    }
 
     #[test]
     fn the_line_is_shortened_to_the_terminal() {

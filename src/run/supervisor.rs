@@ -13,7 +13,8 @@ use crate::run::job::{Group, Job, Launch};
 use crate::run::job_events::push_job_events;
 use crate::run::messages::{self, LockLoss, Termination};
 use crate::run::options::RunOptions;
-use crate::run::progress::WaitProgress;
+use crate::run::progress::{self, WaitProgress};
+use crate::run::service_manager::ServiceManager;
 use crate::run::session::{self, Held, Session, SessionEvent, SessionPlan};
 use crate::run::signal_number::SignalNumber;
 use crate::run::signals::{self, BlockedSignals, SignalInfo, Signals};
@@ -25,11 +26,11 @@ use nix::poll::PollTimeout;
 use nix::sys::signal::{SigSet, Signal};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long to wait for the session's thread to find out who evicted the session. The job has exited by then.
 const EVICTOR_LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often to update the status line of a wait.
+/// How often to update the status of a wait.
 const STATUS_UPDATE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often to check whether any process of a job that is being terminated is left.
 const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -54,18 +55,20 @@ pub(crate) fn run(
         None => Wait::Indefinitely,
     };
     let options = Arc::new(options);
+    let service_manager = ServiceManager::from_environment();
     let address = settings.address();
     let plan = SessionPlan {
         options: options.clone(),
         settings,
         wait,
         is_watched: !message::is_quiet() && terminal::status_style().is_some(),
+        is_reported: service_manager.is_some(),
     };
     // The session connects while the signal handlers are being installed.
     let session = Session::start(plan, blocked.waker()).map_err(internal)?;
     let signals = blocked.handle().map_err(internal)?;
     signals.unblock().map_err(internal)?;
-    Ok(Supervisor::new(options, address, wait, started_at, session, signals).run())
+    Ok(Supervisor::new(options, address, wait, started_at, session, signals, service_manager).run())
 }
 
 struct Supervisor {
@@ -93,6 +96,8 @@ struct Supervisor {
     /// The holders of the lock as last seen, for the status line.
     progress: Option<WaitProgress>,
     is_wait_reported: bool,
+    /// The service manager, if there is one, is told what the run does.
+    service_manager: Option<ServiceManager>,
 }
 
 impl Supervisor {
@@ -103,6 +108,7 @@ impl Supervisor {
         started_at: Instant,
         session: Session,
         signals: Signals,
+        service_manager: Option<ServiceManager>,
     ) -> Supervisor {
         Supervisor {
             keys: key::describe(&options.keys),
@@ -124,6 +130,7 @@ impl Supervisor {
             termination: Termination::NotNeeded,
             progress: None,
             is_wait_reported: false,
+            service_manager,
         }
     }
 
@@ -368,6 +375,7 @@ impl Supervisor {
         match Job::start(&launch, group, &self.signals) {
             Ok(job) => {
                 self.job = Some(job);
+                self.report_job();
                 let in_callers_group = group == Group::Caller;
                 Event::JobStarted { in_callers_group }
             }
@@ -425,11 +433,25 @@ impl Supervisor {
         }
     }
 
-    /// Shows a person at the terminal what pglock waits for.
+    /// Shows a person at the terminal, and the service manager, what pglock waits for.
     fn show_progress(&mut self) {
-        if let Some(progress) = &self.progress {
+        if let Some(progress) = self.progress.as_ref().filter(|_| !message::is_quiet()) {
             let waited = self.started_at.elapsed();
             progress.show(&self.keys, waited, &mut self.is_wait_reported);
+        }
+        if let Some(service_manager) = self.service_manager.as_mut().filter(|_| self.held.is_none()) {
+            let status = || match &self.progress {
+                Some(progress) => progress.status_text(&self.keys),
+                None => progress::waiting_for(&self.keys),
+            };
+            service_manager.report_wait(self.started_at, status);
+        }
+    }
+
+    /// Tells the service manager that the job runs.
+    fn report_job(&mut self) {
+        if let (Some(service_manager), Some(program)) = (&mut self.service_manager, self.options.command.first()) {
+            service_manager.report_job(messages::job_started(program, SystemTime::now()));
         }
     }
 
@@ -440,7 +462,7 @@ impl Supervisor {
             .map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let interval = if self.state.is_draining() {
             Some(TERMINATION_POLL_INTERVAL)
-        } else if self.progress.is_some() {
+        } else if self.progress.is_some() || (self.service_manager.is_some() && self.held.is_none()) {
             Some(STATUS_UPDATE_INTERVAL)
         } else {
             None

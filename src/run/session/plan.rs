@@ -16,6 +16,8 @@ pub(crate) struct SessionPlan {
     pub wait: Wait,
     /// Whether a user watches the wait and is shown who holds the lock.
     pub is_watched: bool,
+    /// Whether a service manager is told who holds the lock.
+    pub is_reported: bool,
 }
 
 impl SessionPlan {

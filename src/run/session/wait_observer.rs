@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 /// How often the holders are refreshed for a user who watches the wait.
 const HOLDER_REFRESH_INTERVAL: Duration = Duration::from_millis(850);
 
-/// How often they are looked up otherwise, for the limits that they show. A wait that survives its connection needs
-/// them.
+/// How often they are looked up otherwise, for the limits that they show, and for a service manager. A wait that survives
+/// its connection needs the limits.
 const LIMIT_REFRESH_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Announces each query and each pause of a wait, and ends the wait on the order to release.
@@ -75,7 +75,7 @@ impl<'a> SessionWaitObserver<'a> {
                 // We hold nothing between two tries: a lock of our backend was left behind there.
                 Scope::Transaction => holders = holders.into_iter().map(Backend::without_client_if_own).collect(),
             }
-            if self.plan.is_watched {
+            if self.plan.is_watched || self.plan.is_reported {
                 self.reporter.report(SessionEvent::Waiting(holders));
             }
         }

@@ -72,7 +72,7 @@ impl Desk {
     /// Returns a recipe that is not a script, with the directory and the connection string replaced.
     pub fn text(&self, name: &str) -> String {
         let text = fs::read_to_string(format!("{EXAMPLES}/{name}")).unwrap();
-        assert!(text.contains(BIN) && text.contains(DSN), "{text}");
+        assert_eq!(text.contains(BIN), text.contains(DSN), "{text}");
         let dsn = self.server.dsn().replace("/postgres?", &format!("/{}?", self.database));
         let bin = self.directory().to_str().unwrap();
         text.replace(BIN, bin).replace(DSN, &dsn)

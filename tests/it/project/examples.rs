@@ -1,21 +1,26 @@
 //! P95: the recipes in `examples/`, each run as an operator would run it, with the tools that it names.
 //!
 //! The operator's own programs (`nightly`, `make-report`) are put beside pglock into a directory that stands for
-//! `/usr/local/bin`. Each test has a database of its own, and so its own locks, and no two recipes use the same key.
+//! `/usr/local/bin`. Each test has a database of its own, and so its own locks, and no two recipes use the same key. The
+//! recipes for systemd are in `services`.
 
 use super::desk::{Desk, EXAMPLES, await_file};
 use crate::support::journal::{Journal, state};
-use crate::support::pglock::{Pglock, Running};
+use crate::support::pglock::Running;
 use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
 use std::time::Duration;
 
-/// Every file is run by a test of this file or of `recipes.rs`, and is in the README's table.
+/// Every file is run by a test of this file, of `recipes.rs` or of `services.rs`, and is in the README's table.
 #[test]
 fn every_example_has_a_test_and_a_line_in_the_readme() {
-    let tests = concat!(include_str!("examples.rs"), include_str!("recipes.rs"));
+    let tests = concat!(
+        include_str!("examples.rs"),
+        include_str!("recipes.rs"),
+        include_str!("services.rs")
+    );
     let readme = include_str!("../../../README.md");
     let names: Vec<_> = fs::read_dir(EXAMPLES).unwrap().collect();
     assert!(!names.is_empty());
@@ -75,73 +80,6 @@ fn a_crontab_runs_the_weekly_job_on_every_host_in_turn() {
     }
     let events: Vec<_> = journal.entries().into_iter().map(|entry| entry.event).collect();
     assert_eq!(events, ["begin", "end", "begin", "end"]);
-}
-
-#[cfg(target_os = "linux")]
-#[test]
-fn systemd_accepts_the_service() {
-    let desk = Desk::new();
-    desk.program("leader", "");
-    let unit = desk.file("leader.service");
-    fs::write(&unit, desk.text("leader.service")).unwrap();
-    let verify = Pglock::for_program("systemd-analyze").arg("verify").arg(&unit);
-    assert_eq!(verify.output().stdout(), "");
-}
-
-/// The service is stopped on one host and loses its connection on the next; each time another host takes over.
-#[test]
-fn a_service_has_a_hot_standby() {
-    let (desk, journal) = (Desk::new(), Journal::new());
-    let job = format!(
-        "{}; trap 'note TERM; exit 0' TERM; note lead; while :; do sleep 0.1 & wait $!; done",
-        journal.note()
-    );
-    desk.program("leader", &job);
-    let unit = Unit(desk.text("leader.service"));
-    let start = || {
-        let (name, value) = unit.value("Environment").split_once('=').unwrap();
-        let mut arguments = unit.value("ExecStart").split(' ');
-        let main = Pglock::for_program(arguments.next().unwrap()).args(arguments);
-        main.env(name, value).spawn()
-    };
-
-    let first = start();
-    journal.await_count("lead", 1);
-    let second = start();
-    desk.server.await_locks("leader", 1, 1);
-    // `systemctl stop`: with KillMode=mixed only the main process gets TERM, and so the service gets it once.
-    assert_eq!(unit.value("KillMode"), "mixed");
-    first.signal(Signal::SIGTERM);
-    first.finish().code(0).silent();
-    journal.await_count("lead", 2);
-    assert_eq!(journal.count("TERM"), 1);
-
-    let third = start();
-    desk.server.await_locks("leader", 1, 1);
-    desk.terminate_the_holder("leader");
-    second.finish().code(74);
-    journal.await_count("lead", 3);
-    assert_eq!(unit.value("Restart"), "on-failure");
-    let prevented = unit.value("RestartPreventExitStatus");
-    assert_eq!(prevented, "64 78", "systemd restarts after 74 and 69");
-
-    let waiting = start();
-    desk.server.await_locks("leader", 1, 1);
-    waiting.signal(Signal::SIGTERM);
-    // systemd counts this as success.
-    waiting.finish().signal(Signal::SIGTERM).silent();
-    third.signal(Signal::SIGTERM);
-    third.finish().code(0);
-}
-
-/// When systemd stops the service, a termination that pglock has begun has the time that it needs.
-#[test]
-fn a_service_has_longer_to_stop_than_pglock_gives_it() {
-    let unit = Unit(Desk::new().text("leader.service"));
-    let seconds = |text: &str| text.strip_suffix('s').unwrap().parse::<u32>().unwrap();
-    let (_, after) = unit.value("ExecStart").split_once("--kill-after ").unwrap();
-    let (kill_after, _) = after.split_once(' ').unwrap();
-    assert!(seconds(unit.value("TimeoutStopSec")) > seconds(kill_after));
 }
 
 #[test]
@@ -325,18 +263,6 @@ fn the_wait_and_the_job_have_limits() {
     let output = limits().env("MAX_WAIT", "0.3").arg("true").output();
     output.code(75);
     assert!(output.took >= Duration::from_millis(300), "{output}");
-}
-
-/// A systemd unit file in which each setting is on one line.
-struct Unit(String);
-
-impl Unit {
-    #[track_caller]
-    fn value(&self, name: &str) -> &str {
-        let mut lines = self.0.lines();
-        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-        value.unwrap_or_else(|| panic!("no {name}: {}", self.0))
-    }
 }
 
 /// Returns the variables of a crontab, and its command lines without their five fields.

@@ -7,4 +7,5 @@ mod gates;
 mod harness;
 mod promises;
 mod recipes;
+mod services;
 mod wings;

@@ -13,6 +13,8 @@ mod min_hold;
 mod orphan;
 mod partition;
 mod signals;
+#[cfg(target_os = "linux")]
+mod systemd;
 mod terminal;
 mod waiting;
 mod waiting_line;

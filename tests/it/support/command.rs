@@ -14,13 +14,16 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Returns a command whose environment has no `PG*` variables and no `DATABASE_URL`, and that starts with every signal
+/// Variables, besides `PG*`, that change where pglock connects or what it does.
+const OTHER_VARIABLES: [&str; 4] = ["DATABASE_URL", "NOTIFY_SOCKET", "LISTEN_PID", "WATCHDOG_PID"];
+
+/// Returns a command whose environment has no variables that pglock reads, and that starts with every signal
 /// at its default disposition and none blocked, however the tests were started.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        if text.starts_with("PG") || text == "DATABASE_URL" {
+        if text.starts_with("PG") || OTHER_VARIABLES.contains(&&*text) {
             command.env_remove(&name);
         }
     }
