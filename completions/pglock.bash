@@ -24,7 +24,7 @@ _pglock_job() {
             return
         elif [[ $word == -* ]]; then
             [[ ! $word =~ ^(--key|-[sxnoqvh]*k) ]] || keyed=1
-            [[ ! $word =~ ^(--key|--hash|--wait|--timeout|--conflict-exit-code|--slots|--min-hold|--on-lost|--kill-after|--heartbeat|--poll|--dsn|--connect-timeout|--scope|--note|--command|-[sxnoqvh]*[kwEdc])$ ]] || value=1
+            [[ ! $word =~ ^(--key|--hash|--wait|--timeout|--conflict-exit-code|--slots|--min-hold|--on-lost|--kill-after|--heartbeat|--poll|--stop-signal|--dsn|--connect-timeout|--scope|--note|--command|-[sxnoqvh]*[kwEdc])$ ]] || value=1
         elif [[ -n $word || -n $keyed ]]; then
             job=$i
             return
@@ -279,7 +279,7 @@ _pglock() {
             return 0
             ;;
         pglock__subcmd__run)
-            opts="-k -s -x -n -w -E -o -d -q -v -c -h --key --hash --shared --exclusive --nonblock --no-wait --timeout --wait --conflict-exit-code --slots --fair --token --min-hold --on-lost --kill-after --heartbeat --poll --close --dsn --connect-timeout --scope --note --quiet --verbose --command --help"
+            opts="-k -s -x -n -w -E -o -d -q -v -c -h --key --hash --shared --exclusive --nonblock --no-wait --timeout --wait --conflict-exit-code --slots --fair --token --min-hold --on-lost --kill-after --heartbeat --poll --close --stop-signal --dsn --connect-timeout --scope --note --quiet --verbose --command --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -371,6 +371,13 @@ _pglock() {
                     return 0
                     ;;
                 --poll)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --stop-signal)
                     COMPREPLY=("${cur}")
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o nospace

@@ -62,6 +62,7 @@ ignore\t'Let the job run on without the lock'"
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l kill-after -d 'After the lock is lost, time between SIGTERM and SIGKILL [default: 10s]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l heartbeat -d 'Interval between heartbeats, and the time allowed for each reply [default: 5s]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l poll -d 'Maximum interval between attempts to acquire the lock by polling [default: 1s]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l stop-signal -d 'Another signal that ends a wait as SIGTERM does, such as the STOPSIGNAL of an image' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s d -l dsn -d 'Server to connect to: a postgresql:// URI or key=value pairs' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l connect-timeout -d 'Time limit for connecting to one address; 0 disables it [default: 10s]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l scope -d 'Lifetime of the lock: session, transaction, or session-pooled [default: auto]' -r -f -a "auto\t'Transaction behind a pooler, session otherwise'
@@ -178,7 +179,7 @@ function __fish_pglock_job
             set -e arguments[1]
             string escape -- $arguments
             return 0
-        else if string match -qr -- '^(--key|--hash|--wait|--timeout|--conflict-exit-code|--slots|--min-hold|--on-lost|--kill-after|--heartbeat|--poll|--dsn|--connect-timeout|--scope|--note|--command|-[sxnoqvh]*[kwEdc])$' $argument
+        else if string match -qr -- '^(--key|--hash|--wait|--timeout|--conflict-exit-code|--slots|--min-hold|--on-lost|--kill-after|--heartbeat|--poll|--stop-signal|--dsn|--connect-timeout|--scope|--note|--command|-[sxnoqvh]*[kwEdc])$' $argument
             # Skips the value of the option.
             set -q arguments[2]
             or return 1

@@ -13,6 +13,7 @@ use crate::connection::DEFAULT_CONNECT_TIMEOUT;
 use crate::key::hash::Scheme;
 use crate::key::{DEFAULT_SCHEME, Key};
 use crate::lock::ScopeChoice;
+use crate::run::signal_number::SignalNumber;
 use crate::run::state::OnLost;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 use humantime::format_duration;
@@ -151,6 +152,13 @@ pub(super) struct RunArgs {
     /// The lock is then released if pglock is killed, even while the job runs.
     #[arg(short = 'o', long)]
     pub close: bool,
+
+    /// Another signal that ends a wait as SIGTERM does, such as the STOPSIGNAL of an image.
+    ///
+    /// USR1, USR2 and WINCH are for the job, so without this option they do not end a wait for the lock.
+    #[arg(long, value_name = "SIGNAL", value_parser = value::stop_signal)]
+    #[arg(variable_note = variables::PGLOCK_STOP_SIGNAL.name)]
+    pub stop_signal: Option<SignalNumber>,
 
     #[command(flatten)]
     pub connection: ConnectionArgs,

@@ -80,7 +80,7 @@ mod tests {
     const ARGUMENTS: &str = "\
         run list evict check key completions help bash -- - true -k --key --key=x -kx x 1,2 -1 name:7 --shared -s -n \
         --no-wait -w --wait --timeout=5 1.5 90s --slots 3 0 65536 --fair --token -E 256 --min-hold --on-lost stop \
-        --on-lost=ignore --kill-after --heartbeat --poll -o -d --dsn --scope auto --hash crc32 all -q -v -qv --json \
+        --on-lost=ignore --kill-after --heartbeat --poll -o --stop-signal USR1 -d --dsn --scope auto --hash crc32 all -q -v -qv --json \
         --watch --yes --sql --help -h -V --version --connect-timeout 99999999999999999999";
 
     /// An argument of a real command line, or one that looks like it.

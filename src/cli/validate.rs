@@ -49,6 +49,7 @@ impl RunArgs {
         }
         let keys = distinct(resolve_keys(self.key, self.hash)?);
         job::variables::check_length(&keys).map_err(usage)?;
+        let stop_signal = variables::PGLOCK_STOP_SIGNAL.or_option(self.stop_signal)?;
         let conflict_status = variables::PGLOCK_CONFLICT_EXIT_CODE.or_option(self.conflict_exit_code)?;
         Ok(RunOptions {
             connection,
@@ -64,6 +65,7 @@ impl RunArgs {
                 conflict_status: conflict_status.unwrap_or(defaults::DEFAULT_CONFLICT_EXIT_CODE),
                 on_lost: on_lost.unwrap_or(defaults::DEFAULT_ON_LOST),
                 min_hold: self.min_hold.unwrap_or(defaults::DEFAULT_MIN_HOLD),
+                stop_signal,
                 timing,
             },
             inherit_socket: !self.close,

@@ -7,6 +7,7 @@ use crate::key::hash::{SCHEMES, Scheme};
 use crate::lock::ScopeChoice;
 use crate::protocol::derived_keys::MAX_SLOTS;
 use crate::protocol::query_tag::MAX_NOTE_LEN;
+use crate::run::signal_number::SignalNumber;
 use crate::run::state::OnLost;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use std::time::Duration;
@@ -39,6 +40,15 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 pub(super) fn exit_status(text: &str) -> Result<u8, String> {
     text.parse()
         .map_err(|_| "expected an exit status from 0 to 255".to_owned())
+}
+
+/// Parses a signal that is to end a wait.
+///
+/// # Errors
+/// Fails for anything else, and for a signal that cannot end one.
+pub(super) fn stop_signal(text: &str) -> Result<SignalNumber, String> {
+    let signal = SignalNumber::parse(text).filter(|signal| signal.can_end_wait());
+    signal.ok_or_else(|| "expected a signal that can be caught, such as TERM, USR1, WINCH or RTMIN+3".to_owned())
 }
 
 /// Parses a number of slots.
@@ -181,6 +191,16 @@ mod tests {
         assert_eq!(milliseconds("1m30s"), Ok(90_000));
         for invalid in ["", "-1", "1.5.5", "ten", "5 parsecs", "NaN", "inf", "1e3", "."] {
             assert!(milliseconds(invalid).is_err(), "{invalid:?}");
+        }
+    }
+
+    #[test]
+    fn a_stop_signal_can_be_caught() {
+        for valid in ["TERM", "USR1", "WINCH", "10", "SIGABRT"] {
+            assert!(stop_signal(valid).is_ok(), "{valid}");
+        }
+        for invalid in ["KILL", "9", "STOP", "CONT", "CHLD", "SEGV", "PIPE", "TSTP", "term!", ""] {
+            assert!(stop_signal(invalid).is_err(), "{invalid}");
         }
     }
 

@@ -8,6 +8,7 @@ use crate::connection::quoted;
 use crate::key::hash::Scheme;
 use crate::lock::ScopeChoice;
 use crate::outcome::{ExitCode, Failure};
+use crate::run::signal_number::SignalNumber;
 use crate::run::state::OnLost;
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ pub(super) const PGLOCK_HEARTBEAT: Variable<Duration> = Variable::new("PGLOCK_HE
 pub(super) const PGLOCK_POLL: Variable<Duration> = Variable::new("PGLOCK_POLL", value::duration);
 pub(super) const PGLOCK_CONFLICT_EXIT_CODE: Variable<u8> =
     Variable::new("PGLOCK_CONFLICT_EXIT_CODE", value::exit_status);
+pub(super) const PGLOCK_STOP_SIGNAL: Variable<SignalNumber> = Variable::new("PGLOCK_STOP_SIGNAL", value::stop_signal);
 pub(super) const PGLOCK_HASH: Variable<Scheme> = Variable::new("PGLOCK_HASH", str::parse);
 pub(super) const PGLOCK_SCOPE: Variable<ScopeChoice> =
     Variable::new("PGLOCK_SCOPE", |text| value::choose(value::SCOPE_CHOICES, text));

@@ -9,7 +9,7 @@ use crate::key;
 use crate::lock::Wait;
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::protocol::query_tag;
-use crate::run::job::{Group, Job, Launch};
+use crate::run::job::{self, Group, Job, Launch};
 use crate::run::job_events::push_job_events;
 use crate::run::messages::{self, LockLoss, Termination};
 use crate::run::options::RunOptions;
@@ -172,8 +172,8 @@ impl Supervisor {
         for session_event in self.session.events() {
             events.push(self.record(session_event));
         }
+        job::reap_orphans(self.job.as_ref());
         if let Some(job) = &self.job {
-            job.reap_orphans();
             push_job_events(job, &mut events);
         }
         // The terminal's signals do not reach a job that has left pglock's group.

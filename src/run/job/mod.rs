@@ -208,16 +208,15 @@ impl Job {
         }
         let _ = waitpid(self.pid, None);
     }
+}
 
-    /// Reaps exited children other than the job. pglock gets them if it is process 1 of a container, or has adopted the
-    /// job's orphans.
-    pub(crate) fn reap_orphans(&self) {
-        while let Ok(Some(pid)) = sys::exited_child() {
-            // Once the job itself has exited, it may be reported before the orphans, which then stay until it is
-            // reaped.
-            if pid == self.pid || waitpid(pid, None).is_err() {
-                return;
-            }
+/// Reaps exited children other than the job. pglock gets them at any time if it is process 1 of a container, and while
+/// the job runs if it has adopted the job's orphans.
+pub(crate) fn reap_orphans(job: Option<&Job>) {
+    while let Ok(Some(pid)) = sys::exited_child() {
+        // Once the job itself has exited, it may be reported before the orphans, which then stay until it is reaped.
+        if job.is_some_and(|job| job.pid == pid) || waitpid(pid, None).is_err() {
+            return;
         }
     }
 }

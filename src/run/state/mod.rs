@@ -179,8 +179,8 @@ impl RunState {
             }
             Event::JobNotStarted(code) => self.release(Outcome::Failed(code), now),
             // The signal arrived right before the start; there is no job to forward it to.
-            Event::Signal(SignalInfo { signal, .. }) if ends_wait(signal) => {
-                self.release(Outcome::Interrupted(signal.as_raw()), now)
+            Event::Signal(info) if self.ends_wait(info) => {
+                self.release(Outcome::Interrupted(info.signal.as_raw()), now)
             }
             Event::Signal(info) if is_stop(info) => stop_self(),
             // No job has started, and none may start now.
@@ -272,7 +272,7 @@ impl RunState {
         match event {
             Event::LockLost => self.disconnect(outcome),
             Event::EvictionRequested => self.release(outcome, now),
-            Event::Signal(SignalInfo { signal, .. }) if ends_wait(signal) => self.release(outcome, now),
+            Event::Signal(info) if self.ends_wait(info) => self.release(outcome, now),
             Event::Signal(info) if is_stop(info) => stop_self(),
             Event::Tick if now >= until => self.release(outcome, now),
             Event::Tick if self.is_report_overdue(now) => self.disconnect(outcome),
@@ -380,7 +380,7 @@ impl RunState {
     /// Forwards a signal to the job exactly as received, unless the job has it already: a job in the caller's process
     /// group gets the terminal's signals together with pglock.
     fn forward(&mut self, info: SignalInfo) -> Vec<Action> {
-        self.got_terminating_signal |= is_terminating(info.signal);
+        self.got_terminating_signal |= is_terminating(info.signal) || self.is_stop_signal(info);
         match info.signal.named() {
             Some(Signal::SIGCHLD) => Vec::new(),
             // The shell's `fg` continues the whole group, including the job.
@@ -396,6 +396,17 @@ impl RunState {
             }
             _ => vec![Action::Forward(info.signal)],
         }
+    }
+
+    /// Returns whether this signal ends pglock while there is no job.
+    fn ends_wait(&self, info: SignalInfo) -> bool {
+        ends_wait(info.signal) || self.is_stop_signal(info)
+    }
+
+    /// Returns whether this is the stop signal that the user named. The terminal's WINCH is not: it says that a window
+    /// was resized.
+    fn is_stop_signal(&self, info: SignalInfo) -> bool {
+        self.policy.stop_signal == Some(info.signal) && !info.from_terminal
     }
 
     /// Returns whether the session failed to report in time.
@@ -427,8 +438,8 @@ fn is_terminating(signal: SignalNumber) -> bool {
     )
 }
 
-/// Returns whether this signal ends pglock while there is no job, as it ends any program that does not handle it. USR1
-/// and USR2 are for the job alone, as are those that have no effect by default; without a job they are ignored.
+/// Returns whether this signal ends any program that does not handle it, and so pglock while there is no job. USR1 and
+/// USR2 are for the job alone, as are those that have no effect by default; without a job they are ignored.
 fn ends_wait(signal: SignalNumber) -> bool {
     match signal.named() {
         Some(Signal::SIGUSR1 | Signal::SIGUSR2 | Signal::SIGWINCH) => false,

@@ -1,6 +1,7 @@
 //! The choices of the user that the state machine follows.
 
 use crate::run::session::timing::Timing;
+use crate::run::signal_number::SignalNumber;
 use std::time::Duration;
 
 /// What happens to the job when the lock is lost (`--on-lost`).
@@ -22,6 +23,8 @@ pub(crate) struct Policy {
     pub on_lost: OnLost,
     /// The minimum time to hold the lock, counted from its acquisition.
     pub min_hold: Duration,
+    /// A signal that ends a wait as SIGTERM does, besides those that do anyway.
+    pub stop_signal: Option<SignalNumber>,
     /// Heartbeat and grace period. The server's reply to a release may take as long as one to a heartbeat.
     pub timing: Timing,
 }

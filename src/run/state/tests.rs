@@ -19,6 +19,7 @@ fn policy(on_lost: OnLost) -> Policy {
         conflict_status: 75,
         on_lost,
         min_hold: Duration::ZERO,
+        stop_signal: None,
         timing: Timing {
             heartbeat: 5 * SECOND,
             kill_after: 10 * SECOND,
@@ -102,6 +103,24 @@ fn a_run_without_incidents_exits_with_the_status_of_the_job() {
     );
     let finish = Action::Finish(Outcome::Job(reason));
     assert_eq!(state.handle(Event::Released { was_held: true }, now), [finish]);
+}
+
+#[test]
+fn the_stop_signal_ends_a_wait_unless_the_terminal_sent_it() {
+    let now = Instant::now();
+    let named = |signal: Signal| Policy {
+        stop_signal: Some(signal.into()),
+        ..policy(OnLost::Stop)
+    };
+    let mut state = RunState::new(named(SIGWINCH), None);
+    assert_eq!(state.handle(typed(SIGWINCH), now), []);
+    assert_eq!(state.handle(sent(SIGUSR1), now), []);
+    let finish = Action::Finish(Outcome::Interrupted(SIGWINCH as i32));
+    assert_eq!(state.handle(sent(SIGWINCH), now), [finish]);
+    assert_eq!(
+        RunState::new(policy(OnLost::Stop), None).handle(sent(SIGWINCH), now),
+        []
+    );
 }
 
 /// Returns a state in which the job runs with a minimum hold time of a minute, and the time.

@@ -1,6 +1,6 @@
 //! Before the lock is held: connecting, waiting, and leaving the server's queue.
 
-use super::{Action, Event, Phase, RunState, ends_wait, is_stop, stop_self};
+use super::{Action, Event, Phase, RunState, is_stop, stop_self};
 use crate::outcome::{ExitCode, Outcome};
 use crate::run::signal_number::SignalNumber;
 use crate::run::signals::SignalInfo;
@@ -14,6 +14,7 @@ const QUEUE_LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl RunState {
     pub(super) fn handle_acquiring(&mut self, event: Event, now: Instant) -> Vec<Action> {
+        let ends_wait = matches!(event, Event::Signal(info) if self.ends_wait(info));
         let Phase::Acquiring {
             connected,
             contended,
@@ -44,7 +45,7 @@ impl RunState {
                 Vec::new()
             }
             Event::NotAcquired(outcome) => self.finish(outcome),
-            Event::Signal(SignalInfo { signal, .. }) if ends_wait(signal) => {
+            Event::Signal(SignalInfo { signal, .. }) if ends_wait => {
                 if !*connected {
                     return self.finish(Outcome::Interrupted(signal.as_raw()));
                 }
@@ -103,7 +104,7 @@ impl RunState {
             // The server granted the lock before the cancellation arrived.
             Event::Acquired => self.release(outcome, now),
             Event::NotAcquired(_) | Event::LockLost => self.finish(outcome),
-            Event::Signal(SignalInfo { signal, .. }) if ends_wait(signal) => self.finish(outcome),
+            Event::Signal(info) if self.ends_wait(info) => self.finish(outcome),
             Event::Tick if now >= until => self.finish(outcome),
             _ => Vec::new(),
         }

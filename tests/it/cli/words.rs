@@ -16,7 +16,7 @@ use std::path::Path;
 /// Stands wherever a password belongs, and where one may be given by mistake.
 const SECRET: &str = "S3kR1t";
 
-const OPTIONS: [&str; 26] = [
+const OPTIONS: [&str; 27] = [
     "--key",
     "-k",
     "--shared",
@@ -35,6 +35,7 @@ const OPTIONS: [&str; 26] = [
     "--heartbeat",
     "--poll",
     "--close",
+    "--stop-signal",
     "--scope",
     "--hash",
     "--connect-timeout",
@@ -45,7 +46,7 @@ const OPTIONS: [&str; 26] = [
     "--sql",
 ];
 
-const VALUES: [&str; 24] = [
+const VALUES: [&str; 25] = [
     "",
     "0",
     "1",
@@ -66,13 +67,14 @@ const VALUES: [&str; 24] = [
     "all",
     "1,2",
     "name:7",
+    "WINCH",
     "backup",
     "\u{e4}\u{f6}",
     "a b",
     "x'y\"z",
 ];
 
-const VARIABLES: [&str; 21] = [
+const VARIABLES: [&str; 22] = [
     "PGLOCK_WAIT",
     "PGLOCK_CONFLICT_EXIT_CODE",
     "PGLOCK_KILL_AFTER",
@@ -81,6 +83,7 @@ const VARIABLES: [&str; 21] = [
     "PGLOCK_SCOPE",
     "PGLOCK_HASH",
     "PGLOCK_POLL",
+    "PGLOCK_STOP_SIGNAL",
     "PGLOCK_CONNECT_TIMEOUT",
     "PGSSLMODE",
     "PGCONNECT_TIMEOUT",

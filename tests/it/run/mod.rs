@@ -1,5 +1,7 @@
 //! A run from start to end: the job, signals, the terminal, waiting, and the loss of the lock.
 
+#[cfg(target_os = "linux")]
+mod container;
 mod cost;
 mod endures;
 mod endures_kinds;

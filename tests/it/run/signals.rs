@@ -3,9 +3,7 @@
 //! The job without pglock is the reference for what a job should find.
 
 use crate::support::case::Case;
-use crate::support::command::command;
 use crate::support::journal::{Journal, state};
-use crate::support::network::can_unshare;
 use crate::support::pglock::Pglock;
 use crate::support::probe;
 use crate::support::server::{Locks, Server};
@@ -324,6 +322,8 @@ fn the_job_finds_mask_and_dispositions_as_without_pglock() {
     assert_same(&["env", "--ignore-signal=PIPE"], &job);
     assert_same(&["env", "--default-signal=PIPE"], &job);
     assert_same(&["nohup"], &job);
+    // Then the job is started by fork(2).
+    assert_same(&["sh", "-c", "export WATCHDOG_PID=$$; exec \"$@\"", "sh"], &job);
 }
 
 /// P7
@@ -370,33 +370,6 @@ fn a_thousand_inherited_descriptors_reach_the_job() {
         !String::from_utf8_lossy(&output.stderr).contains("cannot tell"),
         "{output}"
     );
-}
-
-/// P3: orphans are reaped, and a death by signal becomes an exit status of 128+n.
-#[cfg(target_os = "linux")]
-#[test]
-fn pglock_works_as_process_1_of_a_container() {
-    if !can_unshare("-pf") {
-        return;
-    }
-    let server = Server::shared();
-    let run = |job: &str| wrapped(server, &["unshare", "-pf", "--mount-proc"], &unique("key")).sh(job);
-    run("exit 7").output().code(7).silent();
-    run("kill -TERM $$").output().code(128 + 15).silent();
-    // An orphan becomes a child of process 1, which must reap it.
-    let orphan = "(sh -c 'echo $PPID; exec sleep 0.1' &) ; until [ $(ps -A | grep -c sleep) = 0 ]; do sleep 0.05; done; ps -A | grep -c defunct; true";
-    let output = run(orphan).output();
-    assert!(output.stdout().ends_with("\n0\n"), "{output}");
-    let running = run("trap 'exit 5' TERM; echo ready; while :; do sleep 0.05 & wait $!; done").spawn();
-    running.await_stdout("ready");
-    // From outside its namespace, process 1 gets the signals that it handles.
-    let tree = command("pgrep")
-        .args(["-P", &running.pid().to_string()])
-        .output()
-        .unwrap();
-    let one = String::from_utf8_lossy(&tree.stdout).trim().parse().unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(one), Signal::SIGTERM).unwrap();
-    running.finish().code(5);
 }
 
 /// P4: both keys are held, the job finds the inner one, and both are released.

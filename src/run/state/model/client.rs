@@ -91,6 +91,7 @@ fn initial_state(rules: &Rules) -> RunState {
         conflict_status: 75,
         on_lost: OnLost::Stop,
         min_hold: Duration::ZERO,
+        stop_signal: None,
         timing: rules.policy_timing,
     };
     RunState::new(policy, None)
