@@ -2,7 +2,7 @@
 //!
 //! The operator's own programs (`nightly`, `make-report`) are put beside pglock into a directory that stands for
 //! `/usr/local/bin`. Each test has a database of its own, and so its own locks, and no two recipes use the same key. The
-//! recipes for systemd are in `services`.
+//! recipes for systemd and Kubernetes are in `services` and `kubernetes`.
 
 use super::desk::{Desk, EXAMPLES, await_file};
 use crate::support::journal::{Journal, state};
@@ -13,13 +13,14 @@ use nix::unistd::Pid;
 use std::fs;
 use std::time::Duration;
 
-/// Every file is run by a test of this file, of `recipes.rs` or of `services.rs`, and is in the README's table.
+/// Every file is run by a test of this file, `recipes.rs`, `services.rs` or `kubernetes.rs`, and is in the README's table.
 #[test]
 fn every_example_has_a_test_and_a_line_in_the_readme() {
     let tests = concat!(
         include_str!("examples.rs"),
         include_str!("recipes.rs"),
-        include_str!("services.rs")
+        include_str!("services.rs"),
+        include_str!("kubernetes.rs")
     );
     let readme = include_str!("../../../README.md");
     let names: Vec<_> = fs::read_dir(EXAMPLES).unwrap().collect();

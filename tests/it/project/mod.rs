@@ -5,6 +5,7 @@ mod desk;
 mod examples;
 mod gates;
 mod harness;
+mod kubernetes;
 mod promises;
 mod recipes;
 mod services;
