@@ -15,7 +15,7 @@ BASH = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSH  = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISH = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 
-.PHONY: help build demo test test-matrix test-crowd model torture fuzz bench bench-growth bench-check check audit completions dist deb test-packages install uninstall clean
+.PHONY: help build demo test test-matrix test-crowd model torture fuzz bench bench-growth bench-aging bench-check check audit completions dist deb test-packages install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +69,11 @@ bench-growth: ## measure how the cost grows with the number of holders and waite
 	@scripts/setup test
 	@scripts/dist
 	$(BENCH) growth
+
+bench-aging: ## measure what waiting behind a pooler costs by how long it has lasted (half an hour)
+	@scripts/setup test
+	@scripts/dist
+	$(BENCH) aging
 
 bench-check: ## measure, and fail if a ratio exceeds its bound
 	@scripts/setup test

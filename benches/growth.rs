@@ -237,7 +237,7 @@ impl Crowd<'_> {
 }
 
 /// Lets its job end, and returns the time that the job tells, in ms.
-fn end(mut child: Child) -> f64 {
+pub fn end(mut child: Child) -> f64 {
     drop(child.stdin.take());
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap())
@@ -247,7 +247,7 @@ fn end(mut child: Child) -> f64 {
     line.trim().parse::<f64>().unwrap() / 1e6
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()
 }

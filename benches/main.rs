@@ -5,6 +5,7 @@
 //! | `main` | the command line, and where the results go |
 //! | `works` | the tasks, who does them, and the bounds |
 //! | `growth` | how cost grows with the number of holders and waiters |
+//! | `aging` | what waiting behind a pooler costs by how long it has lasted |
 //! | `timing` | whole processes, taking turns; medians and quartiles |
 //! | `processes` | memory and CPU time of a process |
 //! | `plot` | charts of the results |
@@ -17,6 +18,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed measurement panics")]
 #![expect(clippy::print_stdout, reason = "the results are the output")]
 
+mod aging;
 mod growth;
 mod plot;
 mod processes;
@@ -80,6 +82,10 @@ fn main() -> ExitCode {
             std::fs::write(here.join("growth.txt"), table).unwrap();
             std::fs::write(here.join("growth.svg"), picture).unwrap();
         }
+        Some("aging") => {
+            let table = aging::measure(&programs);
+            std::fs::write(here.join("aging.txt"), table).unwrap();
+        }
         Some("check") => {
             let results = works::measure(&programs);
             print!("{}", works::table(&results));
@@ -87,7 +93,7 @@ fn main() -> ExitCode {
             worse.iter().for_each(|words| println!("WORSE: {words}"));
             return ExitCode::from(u8::from(!worse.is_empty()));
         }
-        Some(other) => panic!("{other:?} is not known: nothing, growth, or check"),
+        Some(other) => panic!("{other:?} is not known: nothing, growth, aging, or check"),
     }
     ExitCode::SUCCESS
 }
