@@ -61,7 +61,7 @@ complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock
 ignore\t'Let the job run on without the lock'"
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l kill-after -d 'After the lock is lost, time between SIGTERM and SIGKILL [default: 10s]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l heartbeat -d 'Interval between heartbeats, and the time allowed for each reply [default: 5s]' -r -f
-complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l poll -d 'Maximum interval between attempts to acquire the lock by polling [default: 1s]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l poll -d 'Maximum interval between attempts to acquire the lock by polling [default: 5s]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l stop-signal -d 'Another signal that ends a wait as SIGTERM does, such as the STOPSIGNAL of an image' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s d -l dsn -d 'Server to connect to: a postgresql:// URI or key=value pairs' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l connect-timeout -d 'Time limit for connecting to one address; 0 disables it [default: 10s]' -r -f

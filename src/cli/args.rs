@@ -141,7 +141,9 @@ pub(super) struct RunArgs {
 
     /// Maximum interval between attempts to acquire the lock by polling.
     ///
-    /// pglock polls where it cannot wait in the server's queue: behind a pooler, and without PL/pgSQL.
+    /// pglock polls where it cannot wait in the server's queue: behind a pooler, and without PL/pgSQL. The interval is a
+    /// twentieth of the time waited, and at most a second in the first minute; this is its maximum, from 10ms to 1h.
+    /// Behind a pooler that may lend whole sessions, it is at least 300ms after the first second.
     #[arg(long, value_name = "DURATION", value_parser = value::duration)]
     #[arg(default_note = format_duration(defaults::DEFAULT_POLL))]
     #[arg(variable_note = variables::PGLOCK_POLL.name)]

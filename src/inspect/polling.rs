@@ -18,10 +18,13 @@ use std::time::{Duration, Instant};
 /// comment that looks like a tag: a match must be a valid number and interval, or the query would fail.
 const SECONDS_REGEX: &str = "([0-9]{1,9}[.][0-9]{3})";
 
-/// How long to look for waiters that poll. Most send a query at least once in this time.
+/// How long to look for waiters that poll: all that have waited for less than a minute send a query in this time.
 const SEARCH_DURATION: Duration = Duration::from_millis(1200);
 
-/// The longest that is looked for waiters that poll, however long their pauses are.
+/// How much longer to look than the longest pause that was seen in a tag.
+const SEARCH_SLACK: Duration = Duration::from_millis(200);
+
+/// How long to look at most: for longer than the default of `--poll`.
 const MAX_SEARCH_DURATION: Duration = Duration::from_secs(6);
 
 /// How long a transaction of the search lasts. Through a pool, it keeps a session from the pool's other clients.
@@ -42,17 +45,12 @@ pub(super) fn find_waiters(client: &mut Client, are_expected: bool) -> Result<Ve
     collect_waiters(client, &format!("{NOT_DEFERRABLE}{sql}"), &mut waiters)?;
     let start = Instant::now();
     let is_over = |waiters: &BTreeMap<String, Backend>| {
-        let longest_pause = waiters
-            .values()
-            .filter_map(|waiter| waiter.polling_seconds)
-            .reduce(f64::max);
-        let pause = longest_pause.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        let duration = match pause {
-            Some(pause) => pause.clamp(SEARCH_DURATION, MAX_SEARCH_DURATION),
-            None if are_expected => SEARCH_DURATION,
-            None => Duration::ZERO,
-        };
-        start.elapsed() >= duration
+        let is_any_polling = waiters.values().any(|waiter| waiter.polling_seconds.is_some());
+        // The others keep their sessions, and the tag with it.
+        let lent = waiters.values().filter(|waiter| waiter.is_rolled_back);
+        let pauses = lent.map(|waiter| search_duration_for(waiter.polling_seconds));
+        let duration = pauses.fold(SEARCH_DURATION, Duration::max);
+        !(is_any_polling || are_expected) || start.elapsed() >= duration
     };
     while !is_over(&waiters) {
         simple_query(client, "BEGIN READ ONLY NOT DEFERRABLE")?;
@@ -103,4 +101,26 @@ fn polling_query() -> String {
          SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid IS NOT NULL))",
         columns()
     )
+}
+
+/// Returns how long to look for waiters that pause for so many seconds.
+fn search_duration_for(pause_seconds: Option<f64>) -> Duration {
+    let pause = Duration::try_from_secs_f64(pause_seconds.unwrap_or_default()).unwrap_or(MAX_SEARCH_DURATION);
+    pause.saturating_add(SEARCH_SLACK).min(MAX_SEARCH_DURATION)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_search_lasts_for_a_pause_within_limits() {
+        let millis = |pause| search_duration_for(pause).as_millis();
+        assert_eq!(millis(Some(5.0)), 5200);
+        assert_eq!(millis(Some(0.02)), 220);
+        assert_eq!(millis(Some(3600.0)), 6000);
+        // Any client can write anything into a comment.
+        assert_eq!(millis(Some(-1.0)), 6000);
+        assert_eq!(millis(None), 200);
+    }
 }

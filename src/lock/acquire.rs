@@ -1,7 +1,9 @@
 //! Acquiring a lock: the first try, tries in a transaction, retries, and the wait.
 //!
 //! Behind a pooler the lock belongs to an open transaction, which pins the server's session to us. Such a lock is never
-//! waited for but tried again and again, so that waiters occupy no session of the pool between two tries.
+//! waited for but tried again and again, so that waiters occupy no session of the pool between two tries. Where the
+//! pool lends whole sessions, a waiter also gives up its connection between tries (see `lending`): the caller goes on
+//! with another one.
 //!
 //! A lock counts as acquired when the session's own row in `pg_locks` was seen: some servers report success and lock
 //! nothing.
@@ -11,12 +13,13 @@
 //! another client.
 
 use super::backoff::Backoff;
+use super::lending::MIN_REST;
 use super::query::{Claim, QueryResult, first_query_failure, is_statement_pooling, simple_query};
 use super::queue::{QueueOutcome, WaitObserver, cancelled, wait_in_queue};
 use super::server::{STATEMENT_POOLING, Server};
 use super::sql::{self, KeySql, Looks};
 use super::ticket::TicketQueue;
-use super::types::{Acquisition, ClientInfo, Keys, Lock, Mode, OnGrant, Scope, TryOutcome, WaitOptions};
+use super::types::{Acquisition, ClientInfo, Keys, Lock, Mode, OnGrant, Scope, TryOutcome, WaitEnd, WaitOptions};
 use crate::connection::{Client, is_lock_table_full};
 use crate::key::KeyId;
 use crate::outcome::{ExitCode, Failure};
@@ -32,6 +35,15 @@ pub(crate) struct ComputedTry {
     pub id: Option<KeyId>,
     /// Result of the try.
     pub outcome: TryOutcome,
+}
+
+/// A try, and the backend that answered it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Try {
+    /// Result of the try.
+    pub outcome: TryOutcome,
+    /// The backend.
+    pub backend_pid: i32,
 }
 
 impl Lock {
@@ -75,8 +87,8 @@ impl Lock {
     /// that has lost its server. `reconnect` therefore opens further connections, to see whether BEGIN ends each of
     /// them.
     ///
-    /// If `last_asked` is given, a server that has started since counts as restarted: those that lost their locks in
-    /// the restart come first.
+    /// If `known_start` is given, a server that has started at another time counts as restarted: those that lost their
+    /// locks in the restart come first.
     ///
     /// # Errors
     /// [`ExitCode::Config`] behind statement pooling; else the server reports an error, or the connection is lost.
@@ -84,13 +96,13 @@ impl Lock {
         &self,
         client: &mut Client,
         server_limit: Duration,
-        max_pause: Duration,
-        last_asked: Option<Instant>,
+        backoff: Backoff,
+        known_start: Option<f64>,
         mut reconnect: impl FnMut() -> Option<Client>,
-    ) -> Result<TryOutcome, Failure> {
+    ) -> Result<Try, Failure> {
         let began = Instant::now();
-        let error = match self.try_in_transaction(client, server_limit, max_pause, last_asked) {
-            Ok(outcome) => return Ok(outcome),
+        let error = match self.try_in_transaction(client, server_limit, backoff, known_start) {
+            Ok(result) => return Ok(result),
             Err(error) => error,
         };
         let was_closed_at_once =
@@ -104,7 +116,7 @@ impl Lock {
     }
 
     /// Tries once, in a transaction that stays open if the lock is ours and is rolled back otherwise. Given when the
-    /// server was last asked, finds out whether it has started since: a pooler hides that.
+    /// server has started, finds out whether it has done so again, or is another one: a pooler hides that.
     ///
     /// The backend is the pool's, so the query that takes the lock looks for leftovers. A probe, which costs a
     /// fraction, precedes it: most tries of a waiter end with that.
@@ -115,15 +127,15 @@ impl Lock {
         &self,
         client: &mut Client,
         server_limit: Duration,
-        max_pause: Duration,
-        last_asked: Option<Instant>,
-    ) -> Result<TryOutcome, postgres::Error> {
+        backoff: Backoff,
+        known_start: Option<f64>,
+    ) -> Result<Try, postgres::Error> {
+        let began = Instant::now();
         let lock = self.to_sql();
         let result = QueryResult::fetch(client, &lock.begin_and_probe())?;
-        let age = result.number("server_age").filter(|age| *age >= 0.0);
-        let is_restarted = last_asked
-            .zip(age)
-            .is_some_and(|(asked, age)| age < asked.elapsed().as_secs_f64());
+        let start = result.number("server_start");
+        let is_restarted = known_start.zip(start).is_some_and(|(known, start)| known != start);
+        let backend_pid = result.backend_pid();
         let outcome = match result.claim(&self.keys) {
             _ if is_restarted => TryOutcome::Restarted,
             Claim::Acquired { .. } => {
@@ -135,10 +147,10 @@ impl Lock {
         };
         if !matches!(outcome, TryOutcome::Acquired(_)) {
             // A session of the pool shows this as its last query until another client uses it.
-            let tag = QueryTag::Polling(Backoff::longest_pause(max_pause));
+            let tag = QueryTag::Polling(backoff.longest_pause(began.elapsed()));
             client.simple_query(&tag.prepend_to("ROLLBACK"))?;
         }
-        Ok(outcome)
+        Ok(Try { outcome, backend_pid })
     }
 
     /// Waits for the lock, of which we already hold the keys before `first_busy`: key after key in the server's queue,
@@ -152,19 +164,19 @@ impl Lock {
         options: WaitOptions,
         first_busy: usize,
         observer: &mut impl WaitObserver,
-    ) -> Result<Acquisition, Failure> {
-        let (Scope::Session, Keys::All(ids)) = (self.scope, &self.keys) else {
+    ) -> Result<WaitEnd, Failure> {
+        let (Scope::Session, Keys::All(ids), false) = (self.scope, &self.keys, options.leaves_queue_alone) else {
             return self.wait_by_polling(client, options, first_busy, observer);
         };
-        let mut acquisition = Acquisition::Busy { key_index: first_busy };
+        let mut end = WaitEnd::TimedOut { key_index: first_busy };
         for (key_index, id) in ids.iter().enumerate().skip(first_busy) {
-            acquisition = match wait_in_queue(client, *id, self.mode, OnGrant::Keep, options, observer)? {
-                QueueOutcome::Acquired(grant) => Acquisition::Acquired(grant),
-                QueueOutcome::TimedOut => return Ok(Acquisition::Busy { key_index }),
+            end = match wait_in_queue(client, *id, self.mode, OnGrant::Keep, options, observer)? {
+                QueueOutcome::Acquired(grant) => WaitEnd::Acquired(grant),
+                QueueOutcome::TimedOut => return Ok(WaitEnd::TimedOut { key_index }),
                 QueueOutcome::NoQueue => return self.wait_by_polling(client, options, key_index, observer),
             };
         }
-        Ok(acquisition)
+        Ok(end)
     }
 
     /// Tries the keys from `first_busy` on, again and again.
@@ -175,37 +187,57 @@ impl Lock {
         &self,
         client: &mut Client,
         options: WaitOptions,
-        mut first_busy: usize,
+        first_busy: usize,
         observer: &mut impl WaitObserver,
-    ) -> Result<Acquisition, Failure> {
-        let mut backoff = Backoff::new(options.max_pause);
-        let mut try_duration = Duration::ZERO;
-        let mut last_asked = Instant::now();
+    ) -> Result<WaitEnd, Failure> {
+        let mut try_duration = options.try_duration;
+        let mut key_index = first_busy;
         loop {
-            let pause = backoff.next_pause(try_duration, options.wait.time_left());
-            if !observer.pause(client, pause) {
+            let time_left = options.wait.time_left();
+            if time_left == Some(Duration::ZERO) {
+                return Ok(WaitEnd::TimedOut { key_index });
+            }
+            let longest_pause = options.backoff.longest_pause(try_duration);
+            let next_pause = |min_pause| options.backoff.next_pause(try_duration, min_pause, time_left);
+            if observer.must_close(try_duration, longest_pause) {
+                let pause = next_pause(MIN_REST);
+                observer.before_closing(client, pause);
+                self.release_before(client, key_index)?;
+                return Ok(WaitEnd::GiveUpConnection { pause });
+            }
+            if !observer.pause(client, next_pause(Duration::ZERO)) {
                 return Err(cancelled());
             }
-            let is_last_try = options.wait.time_left() == Some(Duration::ZERO);
             let began = Instant::now();
             observer.before_query(Duration::ZERO);
-            let outcome = match self.scope {
+            // A transaction that was rolled back holds no keys.
+            let Try { outcome, backend_pid } = match self.scope {
                 Scope::Transaction => {
-                    self.try_in_transaction(client, options.server_limit, options.max_pause, Some(last_asked))?
+                    self.try_in_transaction(client, options.server_limit, options.backoff, options.server_start)?
                 }
-                Scope::Session => self.try_again(client, first_busy, options)?,
+                Scope::Session => self.try_again(client, key_index, options)?,
             };
             try_duration = began.elapsed();
-            last_asked = began;
+            observer.note_backend(backend_pid);
             match outcome.into_acquisition()? {
-                Acquisition::Busy { key_index } if !is_last_try => {
-                    // A transaction that was rolled back holds no keys.
-                    if self.scope == Scope::Session {
-                        first_busy = key_index;
-                    }
-                }
-                acquisition => return Ok(acquisition),
+                Acquisition::Acquired(grant) => return Ok(WaitEnd::Acquired(grant)),
+                Acquisition::Busy { key_index: busy } => key_index = busy,
             }
+        }
+    }
+
+    /// Before the connection is given up: releases the keys that the session holds, those before the busy one.
+    /// Otherwise the session would keep them if the pooler does not reset it.
+    ///
+    /// # Errors
+    /// The server reports an error, or the connection is lost.
+    fn release_before(&self, client: &mut Client, key_index: usize) -> Result<(), postgres::Error> {
+        match (self.scope, &self.keys) {
+            (Scope::Session, Keys::All(ids)) if key_index > 0 => {
+                let keys = Keys::All(ids[..key_index].to_vec());
+                Lock { keys, ..*self }.release(client).map(drop)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -213,26 +245,24 @@ impl Lock {
     ///
     /// # Errors
     /// The server reports an error, or the connection is lost.
-    fn try_again(
-        &self,
-        client: &mut Client,
-        first_busy: usize,
-        options: WaitOptions,
-    ) -> Result<TryOutcome, postgres::Error> {
+    fn try_again(&self, client: &mut Client, first_busy: usize, options: WaitOptions) -> Result<Try, postgres::Error> {
         let (keys, keys_before) = match &self.keys {
             Keys::All(ids) => (Keys::All(ids[first_busy..].to_vec()), first_busy),
             candidates => (candidates.clone(), 0),
         };
         let remaining = Lock { keys, ..*self };
-        let tag = QueryTag::Polling(Backoff::longest_pause(options.max_pause));
+        // How long this try takes is not known yet.
+        let tag = QueryTag::Polling(options.backoff.longest_pause(Duration::MAX));
         let sql = remaining.to_sql().retry(Looks::if_lent(options.is_lent));
         let result = QueryResult::fetch_tagged(client, &sql, tag)?;
-        Ok(match result.try_outcome(&remaining.keys) {
+        let outcome = match result.try_outcome(&remaining.keys) {
             TryOutcome::Busy { key_index } => TryOutcome::Busy {
                 key_index: keys_before + key_index,
             },
             outcome => outcome,
-        })
+        };
+        let backend_pid = result.backend_pid();
+        Ok(Try { outcome, backend_pid })
     }
 }
 

@@ -9,6 +9,7 @@
 //! | `ticket` | waiting in order of arrival |
 //! | `queue` | waiting in the server's queue, in slices |
 //! | `backoff` | pauses between two tries where there is no queue; pure |
+//! | `lending` | whether a pooler lends by the transaction or for the session; pure |
 //! | `server` | which scope a server is fit for |
 //! | `key_ids` | the numbers that only the server can compute |
 //! | `query` | running queries, reading results and errors |
@@ -22,6 +23,7 @@ mod backoff;
 mod heartbeat;
 mod key_ids;
 mod leftover;
+mod lending;
 mod query;
 mod queue;
 mod release;
@@ -32,9 +34,11 @@ mod ticket;
 mod token;
 mod types;
 
-pub(crate) use acquire::{BEGIN_PROBE_PAUSE, ComputedTry, configure_session, first_try_computed};
+pub(crate) use acquire::{BEGIN_PROBE_PAUSE, ComputedTry, Try, configure_session, first_try_computed};
+pub(crate) use backoff::Backoff;
 pub(crate) use heartbeat::HeartbeatReply;
 pub(crate) use key_ids::{key_ids, require_computed};
+pub(crate) use lending::Lending;
 pub(crate) use query::{QueryResult, cell, simple_query, simple_query_tagged};
 pub(crate) use queue::WaitObserver;
 pub(crate) use release::release_all;
@@ -44,5 +48,6 @@ pub(crate) use sql::IN_THIS_DATABASE;
 pub(crate) use ticket::{Ticket, TicketQueue, Turn};
 pub(crate) use token::fencing_token;
 pub(crate) use types::{
-    Acquisition, ClientInfo, Grant, Keys, Lock, Mode, Scope, ScopeChoice, TryOutcome, Wait, WaitOptions,
+    Acquisition, ClientInfo, Grant, Keys, Lock, Mode, Scope, ScopeChoice, TryOutcome, Wait, WaitEnd, WaitOptions,
+    restarted,
 };

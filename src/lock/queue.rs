@@ -3,7 +3,6 @@
 //! A session that waits in one long statement holds a snapshot all the while, which holds back VACUUM and can deadlock
 //! with a CREATE INDEX CONCURRENTLY that the holder's job runs. A wait is therefore cut into slices, one query each.
 
-use super::backoff::Backoff;
 use super::query::{QueryResult, lacks_plpgsql};
 use super::sql::{self, GOT_CANCELLED, GOT_COLUMN, GOT_LEFT_BEHIND, GOT_UNPROVEN, Looks};
 use super::types::{Acquisition, Grant, Keys, Mode, OnGrant, TryOutcome, WaitOptions};
@@ -21,6 +20,16 @@ pub(crate) trait WaitObserver {
     /// Sleeps between two queries, and may run queries of its own meanwhile. Returns whether to go on waiting: a cancel
     /// request that arrives between two queries has no effect on the server.
     fn pause(&mut self, client: &mut Client, pause: Duration) -> bool;
+
+    /// Notes on which backend a try ran.
+    fn note_backend(&mut self, backend_pid: i32);
+
+    /// Returns whether to give up the connection rather than to pause on it for up to `pause`, after a try that took
+    /// `try_duration`.
+    fn must_close(&self, try_duration: Duration, pause: Duration) -> bool;
+
+    /// Runs the last queries on a connection before it is given up for this pause.
+    fn before_closing(&mut self, client: &mut Client, pause: Duration);
 }
 
 /// Result of a wait in the server's queue.
@@ -46,7 +55,6 @@ pub(super) fn wait_in_queue(
     observer: &mut impl WaitObserver,
 ) -> Result<QueueOutcome, Failure> {
     let keys = Keys::All(vec![id]);
-    let mut backoff = Backoff::new(options.max_pause);
     let mut pause = Duration::ZERO;
     loop {
         if !observer.pause(client, pause) {
@@ -65,7 +73,9 @@ pub(super) fn wait_in_queue(
             Some(GOT_CANCELLED) => return Err(cancelled()),
             Some(GOT_UNPROVEN) => TryOutcome::Unproven,
             Some(GOT_LEFT_BEHIND) => {
-                pause = backoff.next_pause(Duration::ZERO, options.wait.time_left());
+                pause = options
+                    .backoff
+                    .next_pause(Duration::ZERO, Duration::ZERO, options.wait.time_left());
                 TryOutcome::Busy { key_index: 0 }
             }
             _ => result.try_outcome(&keys),

@@ -27,6 +27,8 @@ pub(crate) struct Server {
     /// How many seconds ago it started, or restarted after a crash; with [`ScopeChoice::SessionPooled`], how many
     /// seconds the pool has reached it since then.
     age_seconds: Option<f64>,
+    /// When it did, by its own clock, in microseconds since 1970. It tells a server from its replacement, too.
+    pub start: Option<f64>,
     /// The longest uninterrupted stay in its queue.
     pub max_slice: Duration,
 }
@@ -44,6 +46,7 @@ impl Server {
             version: result.get("version").unwrap_or_default().to_owned(),
             backend_pid: result.backend_pid(),
             age_seconds: result.number("settled_for"),
+            start: result.number("server_start"),
             max_slice: max_slice(LOG_THRESHOLD_SETTINGS.map(|name| result.get(name))),
         }
     }
@@ -136,6 +139,7 @@ mod tests {
             version: version.into(),
             backend_pid: 1,
             age_seconds: None,
+            start: None,
             max_slice: Duration::ZERO,
         }
     }

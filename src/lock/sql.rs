@@ -39,12 +39,21 @@ const INITIAL_NAME: &str = "pg_catalog.set_config('application_name', NULL, true
 /// The condition that locks conflict with those of other clients: the primary does not see the locks of a hot standby.
 const IS_PRIMARY: &str = "NOT pg_catalog.pg_is_in_recovery()";
 
-/// How many seconds ago the server started, or restarted after a crash: then its statistics are reset (from PostgreSQL
-/// 15 on; before, to ask for them could take 10 ms). All sessions ended at that time, and jobs may still be
-/// terminating.
-const SERVER_AGE: &str = "extract(epoch FROM pg_catalog.clock_timestamp() - GREATEST(\
-     pg_catalog.pg_postmaster_start_time(), CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 150000 \
-     THEN pg_catalog.pg_stat_get_bgwriter_stat_reset_time() END))";
+/// When the server started, or restarted after a crash: then its statistics are reset (from PostgreSQL 15 on; before, to
+/// ask for them could take 10 ms). All sessions ended at that time, and jobs may still be terminating.
+const START_TIME: &str = "GREATEST(pg_catalog.pg_postmaster_start_time(), \
+     CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 150000 \
+     THEN pg_catalog.pg_stat_get_bgwriter_stat_reset_time() END)";
+
+/// Returns the expression for how many seconds ago that was.
+fn server_age() -> String {
+    format!("extract(epoch FROM pg_catalog.clock_timestamp() - {START_TIME})")
+}
+
+/// Returns the expression for that time in microseconds since 1970: an integer, whose text depends on no setting.
+fn server_start() -> String {
+    format!("(extract(epoch FROM {START_TIME}) * 1000000)::bigint")
+}
 
 /// How many seconds ago the backend began. A pool has reached its server for at least as long.
 const BACKEND_AGE: &str = "(SELECT extract(epoch FROM pg_catalog.clock_timestamp() - backend_start) \
@@ -59,12 +68,13 @@ pub(super) fn backend_age() -> String {
 /// server. A session lock that a pooler may lend is tried in the first query, so there it is also that of the backend,
 /// if the server has started recently.
 fn settled_for(choice: ScopeChoice) -> String {
+    let server_age = server_age();
     match choice {
         ScopeChoice::SessionPooled => format!(
-            "LEAST({SERVER_AGE}, CASE WHEN {SERVER_AGE} BETWEEN 0 AND {} THEN {BACKEND_AGE} END)",
+            "LEAST({server_age}, CASE WHEN {server_age} BETWEEN 0 AND {} THEN {BACKEND_AGE} END)",
             MAX_POOLER_DELAY.as_secs()
         ),
-        _ => SERVER_AGE.to_owned(),
+        _ => server_age,
     }
 }
 
@@ -175,6 +185,9 @@ impl Lock<KeySql> {
                 MIN_SERVER_AGE.as_secs_f64()
             )
         };
+        let is_known = client_info
+            .known_start
+            .map_or_else(String::new, |start| format!(" AND {} = {start:.0}", server_start()));
         let looks = match client_info.choice {
             ScopeChoice::SessionPooled => Looks::AtLeftovers,
             // The condition proves that the backend began with us.
@@ -184,7 +197,7 @@ impl Lock<KeySql> {
         let (try_if_usable, from) = match client_info.choice {
             ScopeChoice::Transaction => ("NULL".into(), String::new()),
             _ => (
-                format!("CASE WHEN {is_usable}{is_settled} THEN {try_expression} END"),
+                format!("CASE WHEN {is_usable}{is_settled}{is_known} THEN {try_expression} END"),
                 from,
             ),
         };
@@ -199,8 +212,9 @@ impl Lock<KeySql> {
         format!(
             "{NOT_DEFERRABLE}{compute_key}SELECT {INITIAL_NAME} AS name, pg_catalog.version() AS version, \
              pg_catalog.current_database() AS database, pg_catalog.pg_is_in_recovery() AS standby, \
-             pg_catalog.pg_backend_pid() AS backend_pid, {settled_for} AS settled_for, {log_thresholds}, \
+             pg_catalog.pg_backend_pid() AS backend_pid, {settled_for} AS settled_for, {} AS server_start, {log_thresholds}, \
              {settings}{try_if_usable} AS {GOT_COLUMN}{from}; {}",
+            server_start(),
             self.proof(),
         )
     }
@@ -214,8 +228,9 @@ impl Lock<KeySql> {
     pub(super) fn begin_and_probe(&self) -> String {
         let (try_expression, _) = self.try_expression(None, Looks::Nowhere);
         format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED; SAVEPOINT {PROBE}; SELECT {SERVER_AGE} AS server_age, \
-             CASE WHEN {IS_PRIMARY} THEN {try_expression} END AS {GOT_COLUMN}"
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SAVEPOINT {PROBE}; SELECT {} AS server_start, \
+             pg_catalog.pg_backend_pid() AS backend_pid, CASE WHEN {IS_PRIMARY} THEN {try_expression} END AS {GOT_COLUMN}",
+            server_start()
         )
     }
 
@@ -550,6 +565,7 @@ mod tests {
             choice,
             server_limit: None,
             ignores_server_age: false,
+            known_start: None,
         }
     }
 
@@ -623,11 +639,12 @@ mod tests {
         let one = lock(all(&[KeyId::Bigint(1)]), Mode::Exclusive, Scope::Session);
         let has_name = "pg_catalog.set_config('application_name', NULL, true) = 'pglock:a web1:7'";
         let is_primary = "NOT pg_catalog.pg_is_in_recovery()";
+        let server_age = server_age();
         let is_settled = |age: &str| format!("coalesce({age} NOT BETWEEN 0 AND 0.5, true)");
         let is_pool_settled = is_settled(&format!(
-            "LEAST({SERVER_AGE}, CASE WHEN {SERVER_AGE} BETWEEN 0 AND 30 THEN {BACKEND_AGE} END)"
+            "LEAST({server_age}, CASE WHEN {server_age} BETWEEN 0 AND 30 THEN {BACKEND_AGE} END)"
         ));
-        let is_settled = is_settled(SERVER_AGE);
+        let is_settled = is_settled(&server_age);
         for (choice, expected) in [
             (
                 ScopeChoice::Auto,
@@ -648,6 +665,19 @@ mod tests {
             assert!(sql.contains(&expected), "{choice:?}: {sql}");
             assert!(sql.starts_with("SET TRANSACTION NOT DEFERRABLE; SELECT pg_catalog.set_config("));
         }
+        // A wait that goes on does so on the same server only.
+        let known = ClientInfo {
+            known_start: Some(1_767_355_200_700_001.0),
+            ..client_info(ScopeChoice::SessionPooled)
+        };
+        let is_known = format!("{} = 1767355200700001", server_start());
+        let sql = one.first_query(&known, None, None);
+        assert!(
+            sql.contains(&format!(
+                "CASE WHEN {is_primary} AND {is_pool_settled} AND {is_known} THEN CASE "
+            )),
+            "{sql}"
+        );
         // The guard of a lost lock comes first.
         let guard = ClientInfo {
             ignores_server_age: true,
@@ -692,9 +722,10 @@ mod tests {
         assert_eq!(
             one.begin_and_probe(),
             format!(
-                "BEGIN ISOLATION LEVEL READ COMMITTED; SAVEPOINT pglock; SELECT {SERVER_AGE} AS server_age, \
-                 CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN CASE WHEN NOT \
-                 pg_catalog.pg_try_advisory_xact_lock('1'::bigint) THEN 0 ELSE 1 END END AS got"
+                "BEGIN ISOLATION LEVEL READ COMMITTED; SAVEPOINT pglock; SELECT {} AS server_start, \
+                 pg_catalog.pg_backend_pid() AS backend_pid, CASE WHEN NOT pg_catalog.pg_is_in_recovery() \
+                 THEN CASE WHEN NOT pg_catalog.pg_try_advisory_xact_lock('1'::bigint) THEN 0 ELSE 1 END END AS got",
+                server_start()
             )
         );
         let sql = one.try_in_transaction(LIMIT);

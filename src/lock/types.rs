@@ -2,6 +2,7 @@
 //!
 //! These types hold no SQL and talk to no server, so that every other file of this wing can use them.
 
+use super::backoff::Backoff;
 use crate::key::KeyId;
 use crate::outcome::{ExitCode, Failure};
 use std::time::{Duration, Instant};
@@ -158,8 +159,14 @@ pub(crate) struct WaitOptions {
     pub wait: Wait,
     /// The longest uninterrupted stay in the server's queue.
     pub max_slice: Duration,
-    /// The longest pause between two tries where the server has no queue for us (`--poll`).
-    pub max_pause: Duration,
+    /// The pauses between two tries where the server has no queue for us (`--poll`).
+    pub backoff: Backoff,
+    /// How long the try took that found the lock held.
+    pub try_duration: Duration,
+    /// Whether to poll although the server has a queue: to wait in it would keep a session of the pool from others.
+    pub leaves_queue_alone: bool,
+    /// When the server started, as [`Server::start`](super::Server::start) has it.
+    pub server_start: Option<f64>,
     /// After how long without an acknowledgement the server must end our session.
     pub server_limit: Duration,
     /// Whether the backend is a pool's although the lock is a session's: it may hold locks of earlier clients.
@@ -198,6 +205,8 @@ pub(crate) struct ClientInfo {
     pub server_limit: Option<Duration>,
     /// Whether to try on a server that has just started too, as the guard of a lost lock does.
     pub ignores_server_age: bool,
+    /// When the server started with which a wait began: on one that has started at another time nothing is tried.
+    pub known_start: Option<f64>,
 }
 
 /// How long a newcomer leaves a server alone that has just started. A pglock that lost its lock in the restart acquires
@@ -223,8 +232,8 @@ pub(crate) enum TryOutcome {
     Unproven,
     /// The server did not try: the lock would protect nothing, and might stay behind.
     Untried,
-    /// The server has started since it was last asked: the holder may have lost the lock while its job runs. Nothing is
-    /// held.
+    /// The server has started since it was last asked, or it is another one: the holder may have lost the lock while its
+    /// job runs. Nothing is held.
     Restarted,
 }
 
@@ -251,11 +260,32 @@ impl TryOutcome {
             TryOutcome::Busy { key_index } => Ok(Acquisition::Busy { key_index }),
             TryOutcome::Unproven => Err(Failure::msg(ExitCode::Config, UNPROVEN)),
             TryOutcome::Untried => Err(Failure::msg(ExitCode::Config, HOT_STANDBY)),
-            TryOutcome::Restarted => {
-                Err(Failure::msg(ExitCode::Unavailable, "the server was restarted").transient_if(true))
-            }
+            TryOutcome::Restarted => Err(restarted()),
         }
     }
+}
+
+/// Result of a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WaitEnd {
+    /// We hold the lock.
+    Acquired(Grant),
+    /// The time is up. We hold all keys before the busy one.
+    TimedOut {
+        /// Index of that key.
+        key_index: usize,
+    },
+    /// The wait goes on over another connection, after this pause. Nothing is held.
+    GiveUpConnection {
+        /// How long to rest.
+        pause: Duration,
+    },
+}
+
+/// Returns the failure on a server that has started since it was last asked, or is another one. A holder may have lost
+/// its lock by that.
+pub(crate) fn restarted() -> Failure {
+    Failure::msg(ExitCode::Unavailable, "the server was restarted").transient_if(true)
 }
 
 const UNPROVEN: &str = "the server reported the lock as acquired, but it is not in pg_locks and would protect nothing; \

@@ -201,6 +201,10 @@ impl Supervisor {
                 Event::Connected
             }
             SessionEvent::Contended => Event::Contended,
+            SessionEvent::GivenUp => {
+                self.wait_socket = None;
+                Event::Disconnected
+            }
             SessionEvent::Retrying(reason) => {
                 self.wait_socket = None;
                 self.canceller = None;

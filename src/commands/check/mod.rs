@@ -15,14 +15,15 @@ use crate::cli::CheckOptions;
 use crate::connection::{Client, Connection, LimitEnforcement, Settings};
 use crate::inspect::proxy;
 use crate::key::KeyId;
-use crate::lock::{self, Acquisition, ClientInfo, Keys, Lock, Mode, Scope, ScopeChoice, Server, TryOutcome};
+use crate::lock::{self, Acquisition, Backoff, ClientInfo, Keys, Lock, Mode, Scope, ScopeChoice, Server, TryOutcome};
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::protocol::name;
 use crate::run::session::timing::Timing;
 use crate::ui::stdout;
 use report::{CheckReport, Finding};
+use server::SeenLending;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Checks the connection and prints the findings.
 ///
@@ -67,6 +68,7 @@ fn check(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<Che
         // The session is left as it is: its own timeouts are examined first.
         server_limit: None,
         ignores_server_age: true,
+        known_start: None,
     };
     client.asking("what it is");
     let (server, first_try) = match lock_of(id, Scope::Session).first_try(&mut client, &client_info, None) {
@@ -177,8 +179,9 @@ impl Inspection<'_> {
             self.findings
                 .push(timeouts::vanished_host(client, self.timing, watched)?);
         }
+        let lending = seen_lending(&self.server, tried.as_ref().map(|(_, outcome)| *outcome));
         let client = client.asking("whether waiters can queue");
-        self.findings.push(server::waiting(client, scope)?);
+        self.findings.push(server::waiting(client, scope, lending)?);
         let client = client.asking("to do nothing");
         self.findings.push(timeouts::round_trip(client, self.timing)?);
         if tried.is_some() && self.server.pooled {
@@ -217,10 +220,22 @@ impl Inspection<'_> {
                     std::thread::sleep(lock::BEGIN_PROBE_PAUSE);
                     Some(self.settings.open(&name, None, LimitEnforcement::Attempt).ok()?.client)
                 };
-                lock.first_try_in_transaction(&mut self.client, server_limit, Duration::ZERO, None, reconnect)?
+                // It does not try again.
+                let backoff = Backoff::new(Instant::now(), Duration::ZERO);
+                lock.first_try_in_transaction(&mut self.client, server_limit, backoff, None, reconnect)?
+                    .outcome
             }
         };
         Ok((lock, outcome))
+    }
+}
+
+/// Returns what the first query and the try have shown of a pooler's lending.
+fn seen_lending(server: &Server, tried: Option<TryOutcome>) -> SeenLending {
+    match tried {
+        _ if !server.pooled => SeenLending::Direct,
+        Some(TryOutcome::Acquired(grant)) if grant.backend_pid != server.backend_pid => SeenLending::ByTransaction,
+        _ => SeenLending::SameBackend,
     }
 }
 

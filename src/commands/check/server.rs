@@ -138,15 +138,39 @@ pub(super) fn encryption(
     Ok(Finding::warning("TLS", format!("none{between}")).with_remedy(remedy))
 }
 
+/// What `check` has seen of how a pooler lends its backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SeenLending {
+    /// There is no pooler.
+    Direct,
+    /// Two transactions ran on different backends: the pooler lends by the transaction.
+    ByTransaction,
+    /// All ran on the same one.
+    SameBackend,
+}
+
 /// Returns how `run` would wait for a lock. An empty DO block requires the same privilege as one that waits.
 ///
 /// # Errors
 /// The connection is lost.
-pub(super) fn waiting(client: &mut Client, scope: Option<Scope>) -> Result<Finding, Failure> {
+pub(super) fn waiting(client: &mut Client, scope: Option<Scope>, lending: SeenLending) -> Result<Finding, Failure> {
     const SUBJECT: &str = "waiting";
-    if scope == Some(Scope::Transaction) {
-        let fact = "by trying again, at most --poll apart; a waiter uses no session of the pool in between";
-        return Ok(Finding::ok(SUBJECT, fact));
+    if scope == Some(Scope::Transaction) || lending != SeenLending::Direct {
+        let detail = match (scope, lending) {
+            (Some(Scope::Session), _) => {
+                "; a waiter gives up its session of the pool between tries, but with --fair it keeps it"
+            }
+            (_, SeenLending::Direct) => "",
+            (_, SeenLending::ByTransaction) => "; a waiter uses no session of the pool in between",
+            (_, SeenLending::SameBackend) => {
+                "; all queries ran on the same backend, as in a pool of sessions: there a waiter reconnects between \
+                 tries, so as to use no session of the pool in between"
+            }
+        };
+        return Ok(Finding::ok(
+            SUBJECT,
+            format!("by trying again, at most --poll apart{detail}"),
+        ));
     }
     match crate::lock::simple_query(client, "DO $$ BEGIN END $$") {
         Ok(_) => Ok(Finding::ok(SUBJECT, "in the server's queue")),

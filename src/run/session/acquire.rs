@@ -12,8 +12,8 @@ use crate::inspect::backend::Backend;
 use crate::inspect::holders;
 use crate::key::{self, KeyId, Number};
 use crate::lock::{
-    self, Acquisition, ClientInfo, ComputedTry, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Server, Ticket,
-    TicketQueue, TryOutcome, Turn, Wait, WaitOptions,
+    self, Acquisition, Backoff, ClientInfo, ComputedTry, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Server, Ticket,
+    TicketQueue, Try, TryOutcome, Turn, Wait, WaitEnd, WaitOptions,
 };
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::derived_keys::slot_keys;
@@ -39,6 +39,8 @@ pub(super) enum AcquireOutcome {
     Acquired(AcquiredLock),
     /// Another client holds the lock; the message for the user.
     Conflict(String),
+    /// The wait goes on over another connection; nothing is held.
+    GivenUp,
 }
 
 /// The lock that we acquired.
@@ -61,12 +63,15 @@ struct LockRequest {
     ids: Vec<KeyId>,
     lock: Lock,
     server: Server,
+    /// When it was tried first.
+    tried: Instant,
 }
 
 /// How the wait ended.
 enum WaitOutcome {
     Acquired { grant: Grant, ticket: Option<Ticket> },
     Busy { key_index: usize },
+    GivenUp,
 }
 
 impl Acquirer<'_> {
@@ -81,7 +86,7 @@ impl Acquirer<'_> {
         memory: &mut WaitMemory,
     ) -> Result<AcquireOutcome, Failure> {
         self.take_up_wait(client, memory)?;
-        let (request, acquisition) = self.first_try(client, canceller)?;
+        let (request, acquisition) = self.first_try(client, canceller, memory)?;
         memory.note_server(&request.server);
         let (mut grant, ticket) = match acquisition {
             Acquisition::Acquired(grant) => (grant, None),
@@ -91,6 +96,7 @@ impl Acquirer<'_> {
                     let message = self.give_up(client, &request, key_index)?;
                     return Ok(AcquireOutcome::Conflict(message));
                 }
+                WaitOutcome::GivenUp => return Ok(AcquireOutcome::GivenUp),
             },
         };
         let token = if self.options().token {
@@ -120,31 +126,41 @@ impl Acquirer<'_> {
     ///
     /// # Errors
     /// As for [`Lock::first_try`] and [`Server::usable_scope`].
-    fn first_try(&self, client: &mut Client, canceller: Canceller) -> Result<(LockRequest, Acquisition), Failure> {
-        let mut examined = Instant::now();
-        let (mut request, mut outcome) = self.first_query(client)?;
+    fn first_try(
+        &self,
+        client: &mut Client,
+        canceller: Canceller,
+        memory: &mut WaitMemory,
+    ) -> Result<(LockRequest, Acquisition), Failure> {
+        let (mut request, mut outcome) = self.first_query(client, memory)?;
         while let Some(settling_time) = request.server.settling_time() {
             self.let_server_settle(settling_time)?;
-            examined = Instant::now();
-            (request, outcome) = self.first_query(client)?;
+            (request, outcome) = self.first_query(client, memory)?;
         }
         let server = &request.server;
+        let is_restarted = |known| server.start.is_some_and(|start| start != known);
+        if memory.known_start().is_some_and(is_restarted) {
+            return Err(lock::restarted());
+        }
         // A cancel request through a pooler has hardly anything to interrupt, and can make PgBouncer 1.18 exit, with
         // the locks of all its clients.
         if !server.pooled {
             self.reporter.report(SessionEvent::Cancellable(canceller));
         }
-        message::detail(format_args!(
-            "connected to database {:?}, backend {}{}",
-            server.database,
-            server.backend_pid,
-            if server.pooled { ", through a pooler" } else { "" },
-        ));
+        if !memory.is_going_on() {
+            message::detail(format_args!(
+                "connected to database {:?}, backend {}{}",
+                server.database,
+                server.backend_pid,
+                if server.pooled { ", through a pooler" } else { "" },
+            ));
+        }
+        memory.lending.note_backend(server.backend_pid);
         let outcome = match request.lock.scope {
             Scope::Session => outcome,
             Scope::Transaction => {
                 self.let_pool_settle(client, server)?;
-                self.first_try_in_transaction(client, &request, examined)?
+                self.first_try_in_transaction(client, &request, memory)?
             }
         };
         let acquisition = outcome.into_acquisition()?;
@@ -196,7 +212,7 @@ impl Acquirer<'_> {
         }
     }
 
-    /// Tries the lock for the first time in a transaction, on a server that was `examined` then.
+    /// Tries the lock for the first time in a transaction.
     ///
     /// # Errors
     /// As for [`Lock::first_try_in_transaction`]; and [`ExitCode::Config`] with `--fair`.
@@ -204,7 +220,7 @@ impl Acquirer<'_> {
         &self,
         client: &mut Client,
         request: &LockRequest,
-        examined: Instant,
+        memory: &mut WaitMemory,
     ) -> Result<TryOutcome, Failure> {
         if self.options().fair {
             return Err(Failure::msg(
@@ -222,27 +238,44 @@ impl Acquirer<'_> {
             Some(connection.client)
         };
         let server_limit = self.options().policy.timing.server_limit();
-        let max_pause = self.options().poll;
-        request
-            .lock
-            .first_try_in_transaction(client, server_limit, max_pause, Some(examined), reconnect)
+        let (backoff, known_start) = (self.backoff(memory), request.server.start);
+        let Try { outcome, backend_pid } =
+            request
+                .lock
+                .first_try_in_transaction(client, server_limit, backoff, known_start, reconnect)?;
+        memory.lending.note_backend(backend_pid);
+        Ok(outcome)
+    }
+
+    /// Returns the pauses of the wait.
+    fn backoff(&self, memory: &WaitMemory) -> Backoff {
+        Backoff::new(memory.wait_began(), self.options().poll)
     }
 
     /// Examines the server and tries the lock if it is a session's.
     ///
     /// # Errors
     /// As for [`Lock::first_try`] and [`Server::usable_scope`].
-    fn first_query(&self, client: &mut Client) -> Result<(LockRequest, TryOutcome), Failure> {
+    fn first_query(&self, client: &mut Client, memory: &WaitMemory) -> Result<(LockRequest, TryOutcome), Failure> {
+        let client_info = self.client_info(memory);
+        let tried = Instant::now();
         if let Some(expression) = self.only_key_expression() {
-            return self.first_query_computing(client, &expression);
+            return self.first_query_computing(client, &expression, &client_info);
         }
         let ids = self.key_ids(client)?;
         let lock = self.lock(&ids, Scope::Session);
         self.reporter.expect_reply_within(Duration::ZERO);
-        let (server, outcome) = lock.first_try(client, &self.client_info(), self.ticket_queue(&ids))?;
+        // One that has given up a connection has no ticket, and waits for none.
+        let queue = self.ticket_queue(&ids).filter(|_| !memory.is_going_on());
+        let (server, outcome) = lock.first_try(client, &client_info, queue)?;
         let scope = server.usable_scope(self.options().scope)?;
-        let lock = Lock { scope, ..lock };
-        Ok((LockRequest { ids, lock, server }, outcome))
+        let request = LockRequest {
+            ids,
+            lock: Lock { scope, ..lock },
+            server,
+            tried,
+        };
+        Ok((request, outcome))
     }
 
     /// Does the same for a key whose number the server computes by this expression in the same query.
@@ -253,23 +286,30 @@ impl Acquirer<'_> {
         &self,
         client: &mut Client,
         expression: &str,
+        client_info: &ClientInfo,
     ) -> Result<(LockRequest, TryOutcome), Failure> {
+        let tried = Instant::now();
         self.reporter.expect_reply_within(Duration::ZERO);
         let mode = self.options().mode;
-        let ComputedTry { server, id, outcome } =
-            lock::first_try_computed(client, expression, mode, &self.client_info())?;
+        let ComputedTry { server, id, outcome } = lock::first_try_computed(client, expression, mode, client_info)?;
         let scope = server.usable_scope(self.options().scope)?;
         let ids = vec![lock::require_computed(&self.options().keys[0], id)?];
-        let lock = self.lock(&ids, scope);
-        Ok((LockRequest { ids, lock, server }, outcome))
+        let request = LockRequest {
+            lock: self.lock(&ids, scope),
+            ids,
+            server,
+            tried,
+        };
+        Ok((request, outcome))
     }
 
-    fn client_info(&self) -> ClientInfo {
+    fn client_info(&self, memory: &WaitMemory) -> ClientInfo {
         ClientInfo {
             application_name: self.plan.application_name(),
             choice: self.options().scope,
             server_limit: Some(self.options().policy.timing.server_limit()),
             ignores_server_age: false,
+            known_start: memory.known_start(),
         }
     }
 
@@ -345,36 +385,58 @@ impl Acquirer<'_> {
         key_index: usize,
         memory: &mut WaitMemory,
     ) -> Result<WaitOutcome, Failure> {
-        memory.was_contended = true;
+        memory.note_contention();
         self.reporter.report(SessionEvent::Contended);
         self.refuse_to_wait_for_ancestor(client, request)?;
         if self.plan.wait == Wait::Try {
             return Ok(WaitOutcome::Busy { key_index });
         }
-        if message::is_verbose() {
-            let conflict = self.conflict_message(client, request, key_index, self.options().poll);
+        if message::is_verbose() && !memory.is_going_on() {
+            let pause = self.backoff(memory).longest_pause(Duration::ZERO);
+            let conflict = self.conflict_message(client, request, key_index, pause);
             message::detail(format_args!("{conflict}; waiting"));
         }
-        let LockRequest { ids, lock, server } = request;
+        let LockRequest {
+            ids,
+            lock,
+            server,
+            tried,
+        } = request;
+        let queue = self.ticket_queue(ids).filter(|_| self.keeps_connection(request));
         let mut wait_options = WaitOptions {
             wait: self.plan.wait,
             max_slice: server.max_slice,
-            max_pause: self.options().poll,
+            backoff: self.backoff(memory),
+            try_duration: tried.elapsed(),
+            leaves_queue_alone: !self.keeps_connection(request),
+            server_start: server.start,
             server_limit: self.options().policy.timing.server_limit(),
             is_lent: self.is_session_lent(),
         };
-        let mut observer = SessionWaitObserver::new(self.plan, self.orders, self.reporter, server, lock, memory);
+        let mut observer = SessionWaitObserver::new(
+            self.plan,
+            self.orders,
+            self.reporter,
+            server,
+            lock,
+            memory,
+            self.keeps_connection(request),
+        );
         let mut ticket = None;
-        if let (Some(queue), Scope::Session) = (self.ticket_queue(ids), lock.scope) {
+        if let (Some(queue), Scope::Session) = (queue, lock.scope) {
             ticket = match queue.wait_for_turn(client, wait_options, &mut observer)? {
                 Turn::Reached(ticket) => Some(ticket),
                 Turn::TimedOut => return Ok(WaitOutcome::Busy { key_index }),
             };
-            wait_options.max_pause = wait_options.max_pause.min(HEAD_OF_QUEUE_MAX_PAUSE);
+            wait_options.backoff = wait_options.backoff.at_most(HEAD_OF_QUEUE_MAX_PAUSE);
         }
         Ok(match lock.wait(client, wait_options, key_index, &mut observer)? {
-            Acquisition::Acquired(grant) => WaitOutcome::Acquired { grant, ticket },
-            Acquisition::Busy { key_index } => WaitOutcome::Busy { key_index },
+            WaitEnd::Acquired(grant) => WaitOutcome::Acquired { grant, ticket },
+            WaitEnd::TimedOut { key_index } => WaitOutcome::Busy { key_index },
+            WaitEnd::GiveUpConnection { pause } => {
+                memory.note_given_up(server.start, pause);
+                WaitOutcome::GivenUp
+            }
         })
     }
 
@@ -410,6 +472,11 @@ impl Acquirer<'_> {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// Returns whether the wait keeps its connection: a direct one, or one with a place in the queue of `--fair`.
+    fn keeps_connection(&self, request: &LockRequest) -> bool {
+        !request.server.pooled || self.options().fair
     }
 
     /// Returns a fencing token. Afterwards the server has received another query from the session.

@@ -18,6 +18,8 @@ pub(crate) enum SessionEvent {
     Alive(Instant),
     /// Another client holds the lock; from now on the wait endures a server that is away.
     Contended,
+    /// The connection was closed between two tries, and another one is opened at once.
+    GivenUp,
     /// The connection failed while nothing was held, and is tried again; the reason.
     Retrying(String),
     /// The lock is left alone as long as the job of a client that held it may run.

@@ -18,7 +18,7 @@ use super::timing::MAX_POOL_WAIT;
 use crate::connection::{Client, Connection, Settings};
 use crate::inspect::{eviction, holders};
 use crate::key;
-use crate::lock::{Acquisition, ClientInfo, Grant, Keys, Lock, Scope, ScopeChoice};
+use crate::lock::{Acquisition, Backoff, ClientInfo, Grant, Keys, Lock, Scope, ScopeChoice};
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::query_tag::QueryTag;
 use crate::run::state::OnLost;
@@ -182,6 +182,7 @@ impl Guard<'_> {
             choice: options.scope,
             server_limit: Some(server_limit),
             ignores_server_age: true,
+            known_start: None,
         };
         let lock = Lock {
             scope: Scope::Session,
@@ -196,7 +197,11 @@ impl Guard<'_> {
         let lock = Lock { scope, ..lock };
         let outcome = match scope {
             Scope::Session => outcome,
-            Scope::Transaction => lock.first_try_in_transaction(client, server_limit, options.poll, None, || None)?,
+            Scope::Transaction => {
+                let backoff = Backoff::new(Instant::now(), options.poll);
+                lock.first_try_in_transaction(client, server_limit, backoff, None, || None)?
+                    .outcome
+            }
         };
         Ok(match outcome.into_acquisition()? {
             Acquisition::Acquired(grant) => GuardTry::Acquired {

@@ -60,7 +60,7 @@ impl Reporter {
                 let previous = self.deadline.replace(Some(*deadline));
                 previous.is_none_or(|previous| previous > *deadline)
             }
-            SessionEvent::Retrying(_) => {
+            SessionEvent::Retrying(_) | SessionEvent::GivenUp => {
                 // The main thread forgets the deadline, and must be woken for the next one.
                 self.deadline.set(None);
                 true

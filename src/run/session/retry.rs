@@ -17,7 +17,7 @@ use crate::connection::Client;
 use crate::inspect::backend::Backend;
 use crate::inspect::{eviction, holders};
 use crate::key::{self, KeyId};
-use crate::lock::Server;
+use crate::lock::{Lending, Server};
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::query_tag::QueryTag;
 use crate::ui::message;
@@ -37,8 +37,19 @@ pub(super) struct WaitMemory {
     pub(super) has_answered: bool,
     /// It has answered on the current connection.
     has_answered_here: bool,
-    /// Another client was seen to hold the lock; since the last connection, or before.
-    pub(super) was_contended: bool,
+    /// When another client was first seen to hold the lock: the begin of the wait, over all connections.
+    contended_since: Option<Instant>,
+    /// When the server started, if the wait goes on over another connection that is not lost: by it, a restart in
+    /// between is noticed.
+    known_start: Option<f64>,
+    /// What has been seen of a pooler.
+    pub(super) lending: Lending,
+    /// Until when the next connection sends no query.
+    rest_until: Option<Instant>,
+    /// When the holders were looked up last, or the wait began.
+    pub(super) holders_refreshed: Instant,
+    /// Whether they were looked up at all.
+    pub(super) has_looked_for_limits: bool,
     /// The holder could have lost its session together with us, at this time.
     holder_lost_at: Option<Instant>,
     /// The backend of the current connection, if that is direct.
@@ -56,7 +67,12 @@ impl WaitMemory {
         WaitMemory {
             has_answered: false,
             has_answered_here: false,
-            was_contended: false,
+            contended_since: None,
+            known_start: None,
+            lending: Lending::unknown(),
+            rest_until: None,
+            holders_refreshed: Instant::now(),
+            has_looked_for_limits: false,
             holder_lost_at: None,
             backend: None,
             lost_backend: None,
@@ -79,13 +95,65 @@ impl WaitMemory {
         self.backend = (!server.pooled).then_some(server.backend_pid);
     }
 
+    /// Notes that another client holds the lock.
+    pub(super) fn note_contention(&mut self) {
+        if self.contended_since.is_none() {
+            self.contended_since = Some(Instant::now());
+            self.holders_refreshed = Instant::now();
+        }
+    }
+
+    /// Returns whether another client was seen to hold the lock; since the last connection, or before.
+    pub(super) fn was_contended(&self) -> bool {
+        self.contended_since.is_some()
+    }
+
+    /// Returns when the wait began; now, if it has not.
+    pub(super) fn wait_began(&self) -> Instant {
+        self.contended_since.unwrap_or_else(Instant::now)
+    }
+
+    /// Notes that the connection, on which a query was just answered, is given up, and that the next one rests for
+    /// `pause`.
+    ///
+    /// This is no loss: the server has just shown the lock as held. What happens from now on is not missed. The next
+    /// connection is opened at once; if that fails, or if it is lost during the rest as when the pooler ends, it counts
+    /// as a loss from then on, because [`WaitMemory::has_answered_here`] stays. Another server, or
+    /// one that has started since then, is known by its start time.
+    pub(super) fn note_given_up(&mut self, server_start: Option<f64>, pause: Duration) {
+        self.known_start = server_start;
+        self.rest_until = Some(Instant::now() + pause);
+        self.lending.note_connection();
+    }
+
+    /// Returns whether the current connection goes on with the wait of one that was given up.
+    pub(super) fn is_going_on(&self) -> bool {
+        self.rest_until.is_some()
+    }
+
+    /// Returns how long the current connection still sends no query.
+    pub(super) fn rest(&self) -> Duration {
+        let rest = self
+            .rest_until
+            .map(|until| until.saturating_duration_since(Instant::now()));
+        rest.unwrap_or_default()
+    }
+
+    /// Returns when the server started at which the lock was last seen held, unless the connection to it was lost.
+    pub(super) fn known_start(&self) -> Option<f64> {
+        self.known_start
+    }
+
     /// Notes that the connection is lost. The holder of the lock then may have lost it together with us; a server that
     /// is still away gives it to nobody.
     fn note_loss(&mut self) {
-        if self.was_contended && self.has_answered_here {
+        if self.was_contended() && self.has_answered_here {
             self.holder_lost_at = Some(Instant::now());
         }
         self.has_answered_here = false;
+        self.known_start = None;
+        self.rest_until = None;
+        self.lending = Lending::unknown();
         self.lost_backend = self.backend.take().or(self.lost_backend);
     }
 

@@ -28,8 +28,8 @@ pub(super) struct SessionWaitObserver<'a> {
     server: &'a Server,
     lock: &'a Lock,
     memory: &'a mut WaitMemory,
-    holders_refreshed: Instant,
-    has_looked_for_limits: bool,
+    /// Whether the wait needs this connection: the server is direct, or our place in a queue belongs to the session.
+    is_connection_kept: bool,
 }
 
 impl<'a> SessionWaitObserver<'a> {
@@ -40,6 +40,7 @@ impl<'a> SessionWaitObserver<'a> {
         server: &'a Server,
         lock: &'a Lock,
         memory: &'a mut WaitMemory,
+        is_connection_kept: bool,
     ) -> SessionWaitObserver<'a> {
         SessionWaitObserver {
             plan,
@@ -48,24 +49,24 @@ impl<'a> SessionWaitObserver<'a> {
             server,
             lock,
             memory,
-            holders_refreshed: Instant::now(),
-            has_looked_for_limits: false,
+            is_connection_kept,
         }
     }
 
     fn is_refresh_due(&self) -> bool {
-        let is_first = !self.has_looked_for_limits;
+        let is_first = !self.memory.has_looked_for_limits;
         let interval = if self.plan.is_watched || is_first {
             HOLDER_REFRESH_INTERVAL
         } else {
             LIMIT_REFRESH_INTERVAL
         };
-        self.holders_refreshed.elapsed() > interval
+        self.memory.holders_refreshed.elapsed() > interval
     }
 
-    fn refresh_holders(&mut self, client: &mut Client) {
+    /// Looks up the holders; the next try follows within `pause`.
+    fn refresh_holders(&mut self, client: &mut Client, pause: Duration) {
         self.reporter.expect_reply_within(max_pool_wait(self.server));
-        let tag = QueryTag::between_tries(self.lock.scope == Scope::Transaction, self.plan.options.poll);
+        let tag = QueryTag::between_tries(self.lock.scope == Scope::Transaction, pause);
         // On an error nothing is shown; the wait itself finds out what is wrong.
         if let Ok(mut holders) = holders::find(client, self.lock.ids(), tag) {
             self.memory.note_limits(&holders);
@@ -79,8 +80,8 @@ impl<'a> SessionWaitObserver<'a> {
                 self.reporter.report(SessionEvent::Waiting(holders));
             }
         }
-        self.has_looked_for_limits = true;
-        self.holders_refreshed = Instant::now();
+        self.memory.has_looked_for_limits = true;
+        self.memory.holders_refreshed = Instant::now();
     }
 }
 
@@ -91,12 +92,29 @@ impl WaitObserver for SessionWaitObserver<'_> {
     }
 
     fn pause(&mut self, client: &mut Client, pause: Duration) -> bool {
-        if self.is_refresh_due() {
-            self.refresh_holders(client);
-        }
+        self.before_closing(client, pause);
         // No query is sent meanwhile, so no reply is due.
         self.reporter.expect_reply_within(pause);
         !self.orders.is_release_ordered_within(pause)
+    }
+
+    fn note_backend(&mut self, backend_pid: i32) {
+        self.memory.lending.note_backend(backend_pid);
+    }
+
+    fn must_close(&self, try_duration: Duration, pause: Duration) -> bool {
+        if self.is_connection_kept {
+            return false;
+        }
+        let waited = self.memory.wait_began().elapsed();
+        // A session's lock behind a pooler is for pools of sessions.
+        self.lock.scope == Scope::Session || self.memory.lending.must_close(waited, try_duration, pause)
+    }
+
+    fn before_closing(&mut self, client: &mut Client, pause: Duration) {
+        if self.is_refresh_due() {
+            self.refresh_holders(client, pause);
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use super::retry::{Retry, WaitMemory};
 use crate::connection::{Canceller, Client, Connection, LimitEnforcement};
 use crate::key;
 use crate::lock::{Lock, Wait};
-use crate::outcome::Failure;
+use crate::outcome::{ExitCode, Failure};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +37,16 @@ enum SessionEnd {
     },
     /// There was no lock, and the reason was reported already.
     NotAcquired,
+    /// The wait goes on over another connection.
+    GivenUp,
+}
+
+/// What follows a session.
+enum Next {
+    /// Nothing.
+    End,
+    /// The wait goes on over another connection.
+    Reconnect,
 }
 
 impl Worker {
@@ -50,9 +60,15 @@ impl Worker {
         let mut memory = WaitMemory::new();
         // Closed after the report, because closing may block on the network.
         let mut failed_client = None;
-        while let Err(failure) = self.run_session(&mut memory, &mut failed_client) {
-            if let Err(failure) = retry.await_next_attempt(failure, &mut memory) {
-                return self.report_failure(failure, &memory);
+        loop {
+            match self.run_session(&mut memory, &mut failed_client) {
+                Ok(Next::End) => return,
+                Ok(Next::Reconnect) => {}
+                Err(failure) => {
+                    if let Err(failure) = retry.await_next_attempt(failure, &mut memory) {
+                        return self.report_failure(failure, &memory);
+                    }
+                }
             }
         }
     }
@@ -61,7 +77,7 @@ impl Worker {
     /// conflict.
     fn report_failure(&self, failure: Failure, memory: &WaitMemory) {
         let is_time_up = self.plan.wait.time_left() == Some(Duration::ZERO);
-        if memory.was_contended && is_time_up && failure.is_transient && self.plan.wait != Wait::Try {
+        if memory.was_contended() && is_time_up && failure.is_transient && self.plan.wait != Wait::Try {
             let keys = key::describe(&self.plan.options.keys);
             let message = format!("{keys} was held when the connection was lost: {failure}");
             return self.reporter.report(SessionEvent::Conflict(message));
@@ -75,7 +91,7 @@ impl Worker {
     ///
     /// # Errors
     /// The lock was not acquired, and nothing is held. The connection, if there is one, is left in `failed_client`.
-    fn run_session(&self, memory: &mut WaitMemory, failed_client: &mut Option<Client>) -> Result<(), Failure> {
+    fn run_session(&self, memory: &mut WaitMemory, failed_client: &mut Option<Client>) -> Result<Next, Failure> {
         *failed_client = None;
         let Connection {
             mut client,
@@ -120,8 +136,12 @@ impl Worker {
                 guard.stand(by_administrator);
             }
             SessionEnd::NotAcquired => {}
+            SessionEnd::GivenUp => {
+                self.reporter.report(SessionEvent::GivenUp);
+                return Ok(Next::Reconnect);
+            }
         }
-        Ok(())
+        Ok(Next::End)
     }
 
     /// Acquires the lock, holds it until the order to release, and releases it.
@@ -137,6 +157,7 @@ impl Worker {
     ) -> Result<SessionEnd, Failure> {
         let socket = socket.map(Arc::new);
         self.reporter.report(SessionEvent::Connected(socket.clone()));
+        self.rest(memory.rest())?;
         let acquirer = Acquirer {
             plan: &self.plan,
             orders: &self.orders,
@@ -148,7 +169,25 @@ impl Worker {
                 self.reporter.report(SessionEvent::Conflict(message));
                 Ok(SessionEnd::NotAcquired)
             }
+            AcquireOutcome::GivenUp => Ok(SessionEnd::GivenUp),
         }
+    }
+
+    /// Rests on a new connection that goes on with a wait. A pooler lends it a backend with its first query only, and a
+    /// pooler that ends meanwhile is noticed by it.
+    ///
+    /// # Errors
+    /// The order to release came.
+    fn rest(&self, rest: Duration) -> Result<(), Failure> {
+        if rest.is_zero() {
+            return Ok(());
+        }
+        // No query is sent meanwhile, so no reply is due.
+        self.reporter.expect_reply_within(rest);
+        if self.orders.is_release_ordered_within(rest) {
+            return Err(Failure::msg(ExitCode::Unavailable, "interrupted"));
+        }
+        Ok(())
     }
 
     /// Reports the lock, and holds it until the order to release.

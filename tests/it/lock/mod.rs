@@ -10,6 +10,7 @@ mod many_keys;
 mod nested;
 mod pods;
 mod pooler;
+mod session_pool;
 mod settling;
 mod several_keys;
 mod slots;

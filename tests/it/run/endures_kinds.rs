@@ -229,3 +229,34 @@ fn a_wait_covers_a_full_pooler() {
         );
     }
 }
+
+/// P26: a pooler that is pointed to another server, as after a failover, hides it from the waiter. That server is older
+/// than the wait, so its age tells nothing.
+#[test]
+fn a_pooled_waiter_notices_another_server() {
+    let (first, second) = (Server::start(), Server::start());
+    let modes = modes()
+        .into_iter()
+        .chain([(&[][..], ["pool_mode=session", "server_login_retry=1"])]);
+    for (options, settings) in modes {
+        let bouncer = PgBouncer::with(&first, &settings);
+        let (key, journal) = (unique("moved"), Journal::new());
+        let short = ["--heartbeat", "0.5", "--kill-after", "0.5"];
+        let holder = first.run(&key).args(short).holding();
+        let run = bouncer.run(&key).args(short).args(options).arg("-v");
+        let waiter = run.sh(&journal.alone()).spawn();
+        waiter.await_stderr("; waiting\n");
+        let began = Instant::now();
+        eventually(SOON, "a wait of some tries", || {
+            began.elapsed() > Duration::from_millis(1500) && bouncer.stats("postgres", "total_xact_count") > 6
+        });
+        let moved = now();
+        bouncer.point_to(&second);
+        let output = waiter.finish();
+        output.code(0);
+        let since = Duration::from_nanos((journal.first("enter") - moved) as u64);
+        println!("{since:?} after the change");
+        assert!(since >= Duration::from_millis(4500), "{since:?}: {output}");
+        holder.finish().code(0);
+    }
+}

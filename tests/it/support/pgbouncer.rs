@@ -102,6 +102,18 @@ impl PgBouncer<'_> {
         PgBouncer::launch(server, None, port, settings).expect("PgBouncer starts again")
     }
 
+    /// Points it to another server, for the next session of the pool that is lent.
+    pub fn point_to(&self, server: &Server) {
+        let file = self.server.directory().join(format!("pgbouncer-{}.ini", self.port));
+        let text = fs::read_to_string(&file).unwrap();
+        let target = |server: &Server| format!("host={} port={}\n", server.address(), server.port());
+        let changed = text.replace(&target(self.server), &target(server));
+        assert_ne!(changed, text);
+        fs::write(&file, changed).unwrap();
+        self.admin("RELOAD");
+        self.admin("RECONNECT");
+    }
+
     /// Returns its port, over TCP and of its socket.
     pub fn port(&self) -> u16 {
         self.port

@@ -7,7 +7,7 @@ use crate::plan::Kind;
 use std::collections::{BTreeMap, HashMap};
 
 /// How long no job may run while a client waits: the hand-off, and the start of a job. Behind a pooler, waiters pause
-/// for up to four times `--poll`.
+/// for up to four seconds in the first minute of a wait.
 const IDLE_LIMIT_NS: u128 = 4 * SECOND_NS;
 const IDLE_POOLED_LIMIT_NS: u128 = 8 * SECOND_NS;
 /// How long starting, connecting and taking a ticket may take, on a busy machine.
