@@ -9,7 +9,7 @@ use super::retry::{Retry, WaitMemory};
 use super::wait_observer::{SessionWaitObserver, max_pool_wait};
 use crate::connection::{Canceller, Client};
 use crate::inspect::backend::Backend;
-use crate::inspect::holders;
+use crate::inspect::{holders, proxy};
 use crate::key::{self, KeyId, Number};
 use crate::lock::{
     self, Acquisition, Backoff, ClientInfo, ComputedTry, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Server, Ticket,
@@ -22,6 +22,7 @@ use crate::run::ancestors;
 use crate::run::options::RunOptions;
 use crate::ui::message;
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 /// The longest pause between two tries of the head of a ticket queue, which may try often: no other waiter tries.
@@ -32,6 +33,8 @@ pub(super) struct Acquirer<'a> {
     pub(super) plan: &'a SessionPlan,
     pub(super) orders: &'a Orders,
     pub(super) reporter: &'a Reporter,
+    /// The session's socket, if it is known.
+    pub(super) socket: Option<&'a OwnedFd>,
 }
 
 /// How acquiring ended.
@@ -154,6 +157,7 @@ impl Acquirer<'_> {
                 server.backend_pid,
                 if server.pooled { ", through a pooler" } else { "" },
             ));
+            self.report_proxy(client, server);
         }
         memory.lending.note_backend(server.backend_pid);
         let outcome = match request.lock.scope {
@@ -165,6 +169,20 @@ impl Acquirer<'_> {
         };
         let acquisition = outcome.into_acquisition()?;
         Ok((request, acquisition))
+    }
+
+    /// With `-v`, reports that something forwards the connection: the server's limits then watch that.
+    fn report_proxy(&self, client: &mut Client, server: &Server) {
+        if !message::is_verbose() || server.pooled {
+            return;
+        }
+        self.reporter.expect_reply_within(Duration::ZERO);
+        // On an error nothing is reported; the next query finds out what is wrong.
+        if let Ok(Some(forwarded)) = proxy::find(client, self.socket) {
+            message::detail(format_args!(
+                "{forwarded}: a proxy or address translation is in between"
+            ));
+        }
     }
 
     /// After a lost connection: ends an evicted wait, and leaves the key alone as long as the job of the client that

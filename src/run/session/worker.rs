@@ -162,6 +162,7 @@ impl Worker {
             plan: &self.plan,
             orders: &self.orders,
             reporter: &self.reporter,
+            socket: socket.as_deref(),
         };
         match acquirer.acquire(client, canceller, memory)? {
             AcquireOutcome::Acquired(acquired) => Ok(self.hold(client, socket, acquired)),

@@ -141,6 +141,11 @@ fn a_proxy_is_reported_and_nothing_false_is_said() {
         let (level, text) = about(&found, "TLS");
         assert!(level == "warning" && text.starts_with("none; "), "{output}");
     }
+    let run = Pglock::alone()
+        .args(["run", "-v", "-d", &dsn, "-k", &unique("proxied"), "true"])
+        .output();
+    let log = String::from_utf8_lossy(&run.code(0).stderr).into_owned();
+    assert!(log.contains("the server sees its client at a Unix socket"), "{log}");
 }
 
 /// P76: what will hurt later.
