@@ -15,6 +15,7 @@ mod min_hold;
 mod orphan;
 mod partition;
 mod signals;
+mod switchover;
 #[cfg(target_os = "linux")]
 mod systemd;
 mod terminal;
