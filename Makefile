@@ -15,7 +15,7 @@ BASH = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSH  = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISH = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 
-.PHONY: help build demo test test-matrix test-crowd model torture fuzz bench bench-growth bench-aging bench-check check audit completions dist deb test-packages install uninstall clean
+.PHONY: help build demo test test-matrix test-crowd test-failover model torture fuzz bench bench-growth bench-aging bench-check check audit completions dist deb test-packages install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,10 @@ test-matrix: ## run the tests on PostgreSQL 10 to 18 (Linux on x86-64, npm)
 test-crowd: ## put 2000 waiters behind a pooler, and print the measurements
 	@scripts/setup test
 	PGLOCK_TEST_WAITERS=2000 $(CARGO) test --release --locked --test it a_crowd_behind -- --nocapture
+
+test-failover: ## fail over a Patroni cluster under pglocks (RUNS; installs Patroni and etcd)
+	@scripts/setup failover
+	$(if $(RUNS),PGLOCK_FAILOVER_RUNS=$(RUNS)) $(CARGO) test --locked --test failover -- --nocapture --test-threads=1
 
 # More pglocks, more faults, longer intervals: make model MODEL='3,2,1,1 2,3,1,1' (pglocks,faults,heartbeat,grace in seconds)
 MODEL = 2,3,1,1 3,2,1,1
@@ -95,6 +99,7 @@ torture: ## run many pglocks under injected faults and check them (SEED, SECONDS
 check: ## check formatting, lints and documentation
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- --deny warnings
+	$(CARGO) clippy --test failover --locked -- --deny warnings
 	RUSTDOCFLAGS='--deny warnings' $(CARGO) doc --no-deps --document-private-items --locked
 	shellcheck $$(grep -rlE '^#!.*sh$$' scripts examples .ci/run tests/torture/liar)
 	mandoc -T lint -W error completions/pglock.1

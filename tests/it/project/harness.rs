@@ -82,7 +82,7 @@ fn the_tests_pass_with_signals_ignored_and_blocked() {
 #[test]
 fn every_program_is_started_in_one_place() {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
-    let mut directories = vec![tests.join("it"), tests.join("torture")];
+    let mut directories = vec![tests.join("it"), tests.join("torture"), tests.join("failover")];
     let mut starts = Vec::new();
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(directory).unwrap() {

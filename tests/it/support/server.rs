@@ -432,7 +432,8 @@ fn entering(entrance: &[String], program: PathBuf) -> Command {
     command
 }
 
-fn server_program(program: &str, directory: &Path) -> Command {
+/// Returns a program as the user who may run a server, in this directory.
+pub fn server_program(program: &str, directory: &Path) -> Command {
     let mut command = command(find(program));
     command.current_dir(directory).env("LC_ALL", "C");
     if let Some(user) = unprivileged() {
