@@ -61,7 +61,7 @@ const BACKEND_AGE: &str = "(SELECT extract(epoch FROM pg_catalog.clock_timestamp
 
 /// Returns the query for the age of the backend.
 pub(super) fn backend_age() -> String {
-    format!("SELECT {BACKEND_AGE} AS backend_age")
+    format!("{NOT_DEFERRABLE}SELECT {BACKEND_AGE} AS backend_age")
 }
 
 /// Returns the expression for the time that those who lost their locks in a restart had to come first: the age of the

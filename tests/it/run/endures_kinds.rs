@@ -95,7 +95,8 @@ fn a_waiter_comes_back_after_a_cut_of_its_network() {
 fn the_waiting_line_shows_why_it_reconnects() {
     let server = Server::start();
     let key = unique("shown");
-    let holder = server.run(&key).holding();
+    let limits = ["--heartbeat", "0.5", "--kill-after", "0.5"];
+    let holder = server.run(&key).args(limits).holding();
     let screen = Screen::new(&server, (200, 24), &[("NO_COLOR", "1")]);
     let short = "--heartbeat 0.5 --kill-after 0.5";
     screen.line(&format!("clear; pglock run -k {key} {short} -- echo my turn"));
