@@ -155,7 +155,7 @@ pub(super) struct RunArgs {
     #[arg(short = 'o', long)]
     pub close: bool,
 
-    /// Another signal that ends a wait as SIGTERM does, such as the STOPSIGNAL of an image.
+    /// Additional signal that ends a wait as SIGTERM does, such as an image's STOPSIGNAL.
     ///
     /// USR1, USR2 and WINCH are for the job, so without this option they do not end a wait for the lock.
     #[arg(long, value_name = "SIGNAL", value_parser = value::stop_signal)]
@@ -168,9 +168,9 @@ pub(super) struct RunArgs {
     #[command(flatten)]
     pub scope: ScopeArgs,
 
-    /// Text for those who find the lock held, such as a reason; at most 200 bytes
+    /// Text to show while the lock is held, such as a reason; at most 200 bytes.
     ///
-    /// pglock list and the messages of other pglocks show it.
+    /// It appears in pglock list and in the messages of other pglocks that find the lock held.
     #[arg(long, value_name = "TEXT", value_parser = value::note)]
     pub note: Option<String>,
 
@@ -199,7 +199,7 @@ pub(super) struct ConnectionArgs {
     /// Server to connect to: a postgresql:// URI or key=value pairs.
     ///
     /// DATABASE_URL may also be written for the library of an application: parameters that do not concern a lock have
-    /// no effect there, and TLS is never weaker than any of them asks for.
+    /// no effect there, and TLS is never weaker than any of them requires.
     #[arg(short, long, value_name = "DSN")]
     #[arg(variable_note = "PGLOCK_DSN, else DATABASE_URL, else PG*")]
     pub dsn: Option<String>,
@@ -269,7 +269,7 @@ pub(super) struct EvictArgs {
     #[arg(long)]
     pub waiters: bool,
 
-    /// Release the lock at once, even while the job is still being terminated
+    /// Release the lock at once, even while the job is still being terminated.
     ///
     /// Without it, a pglock that holds the lock terminates its job first, and the next job starts only when the old one
     /// is dead.
