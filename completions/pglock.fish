@@ -62,14 +62,14 @@ ignore\t'Let the job run on without the lock'"
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l kill-after -d 'After the lock is lost, time between SIGTERM and SIGKILL [default: 10s]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l heartbeat -d 'Interval between heartbeats, and the time allowed for each reply [default: 5s]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l poll -d 'Maximum interval between attempts to acquire the lock by polling [default: 5s]' -r -f
-complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l stop-signal -d 'Another signal that ends a wait as SIGTERM does, such as the STOPSIGNAL of an image' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l stop-signal -d 'Additional signal that ends a wait as SIGTERM does, such as an image\'s STOPSIGNAL' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s d -l dsn -d 'Server to connect to: a postgresql:// URI or key=value pairs' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l connect-timeout -d 'Time limit for connecting to one address; 0 disables it [default: 10s]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l scope -d 'Lifetime of the lock: session, transaction, or session-pooled [default: auto]' -r -f -a "auto\t'Transaction behind a pooler, session otherwise'
 session\t'Session of a direct connection'
 transaction\t'Open transaction'
 session-pooled\t'Session, through a pooler that uses session pooling'"
-complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l note -d 'Text for those who find the lock held, such as a reason; at most 200 bytes' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l note -d 'Text to show while the lock is held, such as a reason; at most 200 bytes' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s c -l command -d 'Run this text with $SHELL, or /bin/sh, instead of a command with arguments' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s s -l shared -d 'Acquire a shared lock instead of an exclusive one'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s x -l exclusive -d 'Acquire an exclusive lock; this is the default'

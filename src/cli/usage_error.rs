@@ -22,7 +22,7 @@ const FLOCK_OPTIONS: [(&[&str], &str); 2] = [
     ),
     (
         &["-F", "--no-fork"],
-        "pglock has to stay beside the command to hold the lock; leave it out",
+        "pglock must keep running to hold the lock; leave it out",
     ),
 ];
 
@@ -70,7 +70,7 @@ fn tip(error: &clap::Error, has_subcommand: bool) -> Option<String> {
                 return None;
             };
             let is_key_missing = missing.iter().any(|argument| argument.starts_with("--key"));
-            is_key_missing.then(|| "it names the lock, where flock(1) takes a file".to_owned())
+            is_key_missing.then(|| "it names the lock, as the file does for flock(1)".to_owned())
         }
         _ => None,
     }
@@ -155,7 +155,7 @@ mod tests {
             ("run --key x -nF true", "leave it out (see"),
             (
                 "run /tmp/lock true",
-                "--key <KEY>; it names the lock, where flock(1) takes a file (see",
+                "--key <KEY>; it names the lock, as the file does for flock(1) (see",
             ),
             ("", EXAMPLE),
             ("/tmp/lock true", EXAMPLE),

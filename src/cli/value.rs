@@ -69,7 +69,7 @@ pub(super) fn slot_count(text: &str) -> Result<u16, String> {
 pub(super) fn note(text: &str) -> Result<String, String> {
     if text.trim().is_empty() || text.len() > MAX_NOTE_LEN || text.chars().any(char::is_control) {
         return Err(format!(
-            "expected a text of at most {MAX_NOTE_LEN} bytes, without control characters"
+            "expected at most {MAX_NOTE_LEN} bytes of text, without control characters"
         ));
     }
     Ok(text.to_owned())

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 pub(crate) struct Client {
     inner: postgres::Client,
     watchdog: Option<Watchdog>,
-    /// What the current query asks, to complete "no reply when asked ...".
+    /// What the current query asks, to complete "no reply to the query ...".
     question: &'static str,
 }
 
@@ -59,7 +59,7 @@ impl Client {
         result
     }
 
-    /// Names what the queries from now on ask, to complete "no reply when asked ...".
+    /// Names what the queries from now on ask, to complete "no reply to the query ...".
     pub(crate) fn asking(&mut self, question: &'static str) -> &mut Client {
         self.question = question;
         self
@@ -76,7 +76,7 @@ impl Client {
             Some(watchdog) if watchdog.has_expired() => Failure::msg(
                 ExitCode::Unavailable,
                 format!(
-                    "the server stopped responding: no reply within {} when asked {} (a pooler without a free session \
+                    "the server stopped responding: no reply within {} to the query {} (a pooler without a free session \
                      looks the same)",
                     humantime::format_duration(watchdog.limit),
                     self.question,

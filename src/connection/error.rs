@@ -109,7 +109,7 @@ impl From<postgres::Error> for Failure {
         match error.as_db_error() {
             Some(db) if is_lock_table_full(&error) => {
                 let message = format!(
-                    "{}: the server has no room for another lock; increase max_locks_per_transaction, or lock fewer keys",
+                    "{}: the server's lock table is full; increase max_locks_per_transaction, or lock fewer keys",
                     db.message()
                 );
                 Failure::msg(ExitCode::Unavailable, message).transient_if(true)

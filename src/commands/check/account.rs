@@ -47,8 +47,12 @@ pub(super) fn login(method: Option<&str>) -> Option<Finding> {
     let remedy = "set password_encryption to scram-sha-256, set the role's password again, and use scram-sha-256 in \
                   pg_hba.conf";
     match method {
-        Some("md5") => Some(Finding::warning("login", "by MD5, which PostgreSQL deprecates").with_remedy(remedy)),
-        Some("password") => Some(Finding::warning("login", "the password was sent as it is").with_remedy(remedy)),
+        Some("md5") => {
+            Some(Finding::warning("login", "MD5 authentication, which PostgreSQL has deprecated").with_remedy(remedy))
+        }
+        Some("password") => Some(
+            Finding::warning("login", "the password was sent in plain text (inside TLS, if any)").with_remedy(remedy),
+        ),
         _ => None,
     }
 }

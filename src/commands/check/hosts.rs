@@ -38,13 +38,13 @@ pub(super) fn hosts(settings: &Settings, application_name: &str) -> Option<Findi
         let kind = if primaries.iter().any(|host| is_of_other_cluster(host)) {
             "primaries of different clusters"
         } else {
-            "both primaries of one cluster"
+            "primaries of one cluster"
         };
         let fact = format!(
             "{} are {kind}, whose locks do not exclude each other",
             addresses(&primaries)
         );
-        let remedy = "every client must use the same one: list only hosts of which one at a time is a primary";
+        let remedy = "list only hosts of one cluster, of which one at a time is the primary";
         return Some(Finding::warning(SUBJECT, fact).with_remedy(remedy));
     }
     if reached.iter().any(is_of_other_cluster) {
@@ -55,12 +55,12 @@ pub(super) fn hosts(settings: &Settings, application_name: &str) -> Option<Findi
         );
         return Some(Finding::warning(SUBJECT, fact).with_remedy("list only hosts of one cluster"));
     }
-    let mut fact = format!("{} primary, {} standbys", primaries.len(), standbys.len());
+    let mut fact = format!("primaries: {}, standbys: {}", primaries.len(), standbys.len());
     if away.is_empty() {
         return Some(Finding::ok(SUBJECT, fact));
     }
     fact += &format!("; cannot connect to {}", away.join(" and "));
-    Some(Finding::warning(SUBJECT, fact).with_remedy("bring it back, or remove it from the list"))
+    Some(Finding::warning(SUBJECT, fact).with_remedy("start the host, or remove it from the list"))
 }
 
 /// Connects to a host, and asks what it is.

@@ -70,7 +70,7 @@ fn check(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<Che
         ignores_server_age: true,
         known_start: None,
     };
-    client.asking("what it is");
+    client.asking("for the server version");
     let (server, first_try) = match lock_of(id, Scope::Session).first_try(&mut client, &client_info, None) {
         Ok(result) => result,
         Err(failure) => {
@@ -149,14 +149,14 @@ impl Inspection<'_> {
         self.findings.push(server::connection(&self.server, self.choice));
         // Behind a pooler, the client that the server sees is the pooler.
         let socket = self.socket.as_ref().filter(|_| !self.server.pooled);
-        let forwarded = proxy::find(self.client.asking("for the address of its client"), socket)?;
+        let forwarded = proxy::find(self.client.asking("for the client address"), socket)?;
         self.findings
             .extend(forwarded.map(|forwarded| server::proxy(forwarded, self.timing)));
         self.findings.extend(self.hosts());
         self.findings.push(server::recovery(&self.server));
-        let client = self.client.asking("whether the connection is encrypted");
+        let client = self.client.asking("for the encryption");
         self.findings.push(server::encryption(client, &self.server, forwarded)?);
-        let configured = timeouts::fetch_configured(self.client.asking("for its timeouts"))?;
+        let configured = timeouts::fetch_configured(self.client.asking("for the timeouts"))?;
         let tried = match scope.map(|scope| self.try_lock(scope, first_try)) {
             Some(Ok(tried)) => Some(tried),
             // The pooler has also closed the connection, so nothing else can be examined.
@@ -167,7 +167,7 @@ impl Inspection<'_> {
             }
             None => None,
         };
-        let client = self.client.asking("for its timeouts");
+        let client = self.client.asking("for the timeouts");
         self.findings
             .extend(timeouts::timeouts(client, &configured, tried.is_some())?);
         if tried.is_some() {
@@ -180,9 +180,9 @@ impl Inspection<'_> {
                 .push(timeouts::vanished_host(client, self.timing, watched)?);
         }
         let lending = seen_lending(&self.server, tried.as_ref().map(|(_, outcome)| *outcome));
-        let client = client.asking("whether waiters can queue");
+        let client = client.asking("for the way of waiting");
         self.findings.push(server::waiting(client, scope, lending)?);
-        let client = client.asking("to do nothing");
+        let client = client.asking("for the round-trip time");
         self.findings.push(timeouts::round_trip(client, self.timing)?);
         if tried.is_some() && self.server.pooled {
             self.findings
@@ -208,7 +208,7 @@ impl Inspection<'_> {
     fn try_lock(&mut self, scope: Scope, first_try: TryOutcome) -> Result<(Lock, TryOutcome), Failure> {
         let server_limit = self.timing.server_limit();
         let lock = lock_of(self.id, scope);
-        self.client.asking("for a lock");
+        self.client.asking("for the test lock");
         let outcome = match scope {
             Scope::Session => {
                 lock::configure_session(&mut self.client, server_limit)?;

@@ -29,7 +29,7 @@ pub(super) fn product(server: &Server) -> Finding {
 pub(super) fn database(server: &Server) -> Finding {
     if matches!(server.database.as_str(), "template0" | "template1") {
         let fact = format!(
-            "{}, a template: while a lock is held, CREATE DATABASE fails",
+            "{}, a template database: CREATE DATABASE fails while a lock is held",
             server.database
         );
         let remedy = "connect to another database, the same one for every client";
@@ -128,7 +128,7 @@ pub(super) fn encryption(
         None => is_true(&row, "local"),
     };
     if is_local {
-        return Ok(Finding::ok("TLS", format!("a Unix socket, which needs none{between}")));
+        return Ok(Finding::ok("TLS", format!("not needed on a Unix socket{between}")));
     }
     let remedy = if server.pooled {
         "set server_tls_sslmode in the pooler"
@@ -157,19 +157,17 @@ pub(super) fn waiting(client: &mut Client, scope: Option<Scope>, lending: SeenLe
     const SUBJECT: &str = "waiting";
     if scope == Some(Scope::Transaction) || lending != SeenLending::Direct {
         let detail = match (scope, lending) {
-            (Some(Scope::Session), _) => {
-                "; a waiter gives up its session of the pool between tries, but with --fair it keeps it"
-            }
+            (Some(Scope::Session), _) => "; between tries a waiter occupies no session of the pool, except with --fair",
             (_, SeenLending::Direct) => "",
-            (_, SeenLending::ByTransaction) => "; a waiter uses no session of the pool in between",
+            (_, SeenLending::ByTransaction) => "; between tries a waiter occupies no session of the pool",
             (_, SeenLending::SameBackend) => {
-                "; all queries ran on the same backend, as in a pool of sessions: there a waiter reconnects between \
-                 tries, so as to use no session of the pool in between"
+                "; all queries ran on the same backend, as with session pooling; a waiter reconnects between tries and \
+                 occupies no session meanwhile"
             }
         };
         return Ok(Finding::ok(
             SUBJECT,
-            format!("by trying again, at most --poll apart{detail}"),
+            format!("by polling, at most --poll apart{detail}"),
         ));
     }
     match crate::lock::simple_query(client, "DO $$ BEGIN END $$") {
@@ -177,7 +175,7 @@ pub(super) fn waiting(client: &mut Client, scope: Option<Scope>, lending: SeenLe
         Err(error) if error.as_db_error().is_none() => Err(Failure::from(error)),
         Err(error) => {
             let error = Failure::from(error);
-            let fact = format!("by trying again, at most --poll apart, because plpgsql is not available: {error}");
+            let fact = format!("by polling, at most --poll apart, because plpgsql is not available: {error}");
             let remedy = "GRANT USAGE ON LANGUAGE plpgsql lets pglock wait in the server's queue";
             Ok(Finding::warning(SUBJECT, fact).with_remedy(remedy))
         }
@@ -216,7 +214,7 @@ pub(super) fn leftovers(client: &mut Client, own: KeyId) -> Result<Option<Findin
          pool"
     );
     let remedy = format!(
-        "pglock takes such a key for held; pglock evict or pg_terminate_backend({pid}) releases it, and session-level \
+        "pglock treats such a key as held; pglock evict or pg_terminate_backend({pid}) releases it, and session-level \
          locks need a pool of sessions"
     );
     Ok(Some(Finding::warning("leftovers", fact).with_remedy(remedy)))

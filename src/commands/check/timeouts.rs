@@ -92,8 +92,8 @@ pub(super) fn vanished_host(client: &mut Client, timing: Timing, watched: Option
     let (server_limit, job_limit) = (server_limit.as_secs_f64(), job_limit.as_secs_f64());
     Ok(if let Some(watched) = watched {
         let remedy = format!(
-            "make the time until its keepalives fail, and its tcp_user_timeout, longer than {job_limit} s, the time that \
-             it can take to terminate a job, and shorter than you want to wait for the lock"
+            "set its keepalives and its TCP user timeout to more than {job_limit} s (the time to terminate a job), and \
+             to less than you are willing to wait for the lock"
         );
         let fact = format!("{watched} decides when its lock is released; its job is dead within {job_limit} s");
         Finding::warning(SUBJECT, fact).with_remedy(remedy)

@@ -137,7 +137,7 @@ fn distinct_targets(entries: &[LockEntry]) -> Vec<Target<'_>> {
 /// # Errors
 /// The connection is lost, or a query fails.
 fn current_holders(client: &mut Client, keys: &[Key]) -> Result<String, Failure> {
-    let client = client.asking("who holds the lock now");
+    let client = client.asking("for the current holder");
     let overview = Overview::fetch(client, keys, PollingWaiters::Ignore)?;
     let ids = lock::key_ids(client, keys)?;
     let lines = keys.iter().zip(ids).map(|(key, id)| {

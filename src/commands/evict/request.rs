@@ -138,7 +138,7 @@ impl<'a> Eviction<'a> {
             "SELECT {} AS authorized FROM pg_catalog.pg_stat_activity a WHERE pid = {pid}",
             may_evict_condition(own_role, "a.usesysid")
         );
-        let client = self.client.asking("whether this role may evict the holder");
+        let client = self.client.asking("for the right to evict the holder");
         let result = QueryResult::fetch(client, &sql)?;
         if result.get("authorized") == Some("f") {
             return Err(unauthorized(backend));
@@ -201,7 +201,7 @@ impl<'a> Eviction<'a> {
         let mut unresponsive = Vec::new();
         let mut pending: Vec<&Request> = requests.iter().collect();
         let mut next_notification = Instant::now();
-        self.client.asking("whether the holder has released the lock");
+        self.client.asking("for the release of the lock");
         while !pending.is_empty() {
             if self.is_direct && Instant::now() >= next_notification {
                 next_notification = Instant::now() + NOTIFY_INTERVAL;

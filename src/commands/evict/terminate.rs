@@ -45,7 +45,7 @@ pub(super) fn wait_until_gone(client: &mut Client, pids: &[i32], before: &str) -
         "{before}SELECT EXISTS (\
          SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid IN ({list})) AS present"
     );
-    client.asking("whether the session has terminated");
+    client.asking("for the terminated session");
     let start = Instant::now();
     while QueryResult::fetch(client, &sql)?.is_true("present") {
         if start.elapsed() > TERMINATION_TIMEOUT {

@@ -151,7 +151,7 @@ fn is_foreign(scheme: &str) -> bool {
 fn not_postgresql(scheme: Option<String>) -> SettingsError {
     let problem = match scheme.filter(|scheme| is_foreign(scheme)) {
         Some(scheme) => format!("DATABASE_URL is for {scheme}, not for PostgreSQL"),
-        None => "DATABASE_URL is not a URL of PostgreSQL, which starts with postgresql:// or postgres://".into(),
+        None => "DATABASE_URL is not a PostgreSQL URL (postgresql:// or postgres://)".into(),
     };
     SettingsError::inconsistent(format!("{problem}; PGLOCK_DSN and --dsn take precedence over it"))
 }

@@ -353,13 +353,13 @@ const URLS: &[(&str, &str)] = &[
     ),
     (
         "u:XYZ@h/d",
-        "DATABASE_URL is not a URL of PostgreSQL, which starts with postgresql:// or postgres://; PGLOCK_DSN",
+        "DATABASE_URL is not a PostgreSQL URL (postgresql:// or postgres://); PGLOCK_DSN",
     ),
     ("u:XYZ@h/d?sslmode=require", "unknown connection parameter number 1"),
-    ("XYZ://h/d", "DATABASE_URL is not a URL of PostgreSQL"),
-    ("postgres:XYZ@h/d", "DATABASE_URL is not a URL of PostgreSQL"),
-    ("\"postgres://u:XYZ@h/d", "DATABASE_URL is not a URL of PostgreSQL"),
-    ("postgres+://u:XYZ@h/d", "DATABASE_URL is not a URL of PostgreSQL"),
+    ("XYZ://h/d", "DATABASE_URL is not a PostgreSQL URL"),
+    ("postgres:XYZ@h/d", "DATABASE_URL is not a PostgreSQL URL"),
+    ("\"postgres://u:XYZ@h/d", "DATABASE_URL is not a PostgreSQL URL"),
+    ("postgres+://u:XYZ@h/d", "DATABASE_URL is not a PostgreSQL URL"),
 ];
 
 #[test]

@@ -44,8 +44,8 @@ pub(crate) fn check_length(keys: &[Key]) -> Result<(), String> {
         let bytes = name.len() + value_bytes + "=\0".len();
         if bytes > MAX_VARIABLE_BYTES {
             return Err(format!(
-                "the keys do not fit into the job's environment: {name} would take {bytes} bytes, and at most \
-                 {MAX_VARIABLE_BYTES} are possible; lock fewer keys, or one key that stands for all of them"
+                "the keys do not fit into the job's environment: {name} needs {bytes} bytes, and the limit is \
+                 {MAX_VARIABLE_BYTES}; use fewer keys, or one key for all of them"
             ));
         }
     }

@@ -483,8 +483,8 @@ impl Acquirer<'_> {
             Some(ancestor) if !is_slot_free_of_them => Err(Failure::msg(
                 ExitCode::Usage,
                 format!(
-                    "{} is held by {ancestor}, in whose job this pglock runs: it would wait for itself; leave out the \
-                     inner lock, or use another key",
+                    "{} is held by {ancestor}, an ancestor of this pglock, so the wait would never end; omit the inner \
+                     lock, or use another key",
                     key::describe(&self.options().keys)
                 ),
             )),

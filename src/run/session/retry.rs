@@ -230,7 +230,7 @@ impl Retry<'_> {
         match evictor.filter(|evictor| evictor.is_authorized) {
             Some(evictor) => Err(Failure::msg(
                 ExitCode::Unavailable,
-                format!("the wait was evicted by {}", evictor.description),
+                format!("evicted from the queue by {}", evictor.description),
             )),
             None => Ok(()),
         }

@@ -114,7 +114,7 @@ fn timeouts_and_a_missing_plpgsql_are_reported() {
         let statement = "statement_timeout is 7s (user); pglock sets it to 0";
         assert_eq!(timeouts, [("ok", idle), ("ok", statement)]);
         let (level, text) = about(&found, "waiting");
-        assert!(text.starts_with("by trying again"), "{output}");
+        assert!(text.starts_with("by polling"), "{output}");
         assert_eq!(level == "warning", scope == "session", "{output}");
     }
 }
@@ -235,7 +235,7 @@ fn two_primaries_in_the_list_are_reported() {
     );
     let (primary, standby) = pair();
     let (level, text) = check_hosts([primary.port(), standby.port()]);
-    assert_eq!((level.as_str(), text.as_str()), ("ok", "1 primary, 1 standbys"));
+    assert_eq!((level.as_str(), text.as_str()), ("ok", "primaries: 1, standbys: 1"));
     let (level, text) = check_hosts([primary.port(), free_port()]);
     assert!(
         level == "warning" && text.contains("cannot connect to 127.0.0.1:"),

@@ -105,7 +105,7 @@ fn waiters_are_evicted_only_with_waiters() {
         let output = waiter.finish();
         assert!(output.code(69).stdout.is_empty(), "a waiter got the lock");
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(text.contains("the wait was evicted by "), "{text}");
+        assert!(text.contains("evicted from the queue by "), "{text}");
     }
 }
 

@@ -28,7 +28,8 @@ fn commands(key: &str) -> [Vec<&str>; 3] {
 #[track_caller]
 fn assert_stopped_responding(output: &Output, question: &str) {
     let text = String::from_utf8_lossy(&output.code(69).stderr).into_owned();
-    let front = format!("pglock: the server stopped responding: no reply within {REPLY_LIMIT} when asked {question} (");
+    let front =
+        format!("pglock: the server stopped responding: no reply within {REPLY_LIMIT} to the query {question} (");
     assert!(text.starts_with(&front) && text.lines().count() == 1, "{output}");
     assert!(output.took < Duration::from_millis(800) + SLACK, "{output}");
 }
@@ -41,14 +42,14 @@ fn a_server_that_falls_silent_ends_each_command() {
         ("list", &[0], HOLDERS),
         ("list", &[1], HOLDERS),
         ("list", &[2], HOLDERS),
-        ("check", &[0], "what it is"),
+        ("check", &[0], "for the server version"),
         ("check", &[1], "for the role"),
         ("check", &[2], "for the password and the connections"),
         ("check", &[3], "for the password and the connections"),
-        ("check", &[4], "for the address of its client"),
-        ("check", &[5], "whether the connection is encrypted"),
-        ("check", &[6], "for its timeouts"),
-        ("check", &[7], "for a lock"),
+        ("check", &[4], "for the client address"),
+        ("check", &[5], "for the encryption"),
+        ("check", &[6], "for the timeouts"),
+        ("check", &[7], "for the test lock"),
         ("evict", &[0], HOLDERS),
         ("evict", &[1], HOLDERS),
         ("evict", &[2], "to prepare the eviction"),
@@ -56,7 +57,7 @@ fn a_server_that_falls_silent_ends_each_command() {
         ("evict", &[4], "to mark the session for eviction"),
         ("evict", &[5], "to terminate the session"),
         // It asks this as often as it takes.
-        ("evict", &[6], "whether the session has terminated"),
+        ("evict", &[6], "for the terminated session"),
     ];
     let server = Server::shared();
     for phases in PHASES.chunks(6) {

@@ -19,7 +19,7 @@ fn keys_that_do_not_fit_into_the_environment_are_a_usage_error() {
     let keys = (0..8000).map(|n| format!("--key=name{n}"));
     let output = Pglock::alone().arg("run").args(keys).arg("true").output();
     let line = output.code(64).stderr_line();
-    assert!(line.contains("PGLOCK_KEY_ID would take "), "{line}");
+    assert!(line.contains("PGLOCK_KEY_ID needs "), "{line}");
 }
 
 /// P97: the limit is the system's own, to the byte.
@@ -39,7 +39,7 @@ fn the_longest_key_that_fits_runs_and_the_next_one_is_refused() {
     };
     assert_eq!(run(fitting).output().stdout().trim(), fitting.to_string());
     let line = run(fitting + 1).output().code(64).stderr_line();
-    assert!(line.contains("PGLOCK_KEY would take 131073 bytes"), "{line}");
+    assert!(line.contains("PGLOCK_KEY needs 131073 bytes"), "{line}");
 }
 
 /// P97: 20,000 keys, direct and pooled, once and although a wait survives other shortages.

@@ -32,7 +32,7 @@ fn a_nested_run_for_the_same_key_fails_instead_of_waiting_for_itself() {
         assert_eq!(output.stdout, b"status 64\n", "{inner}");
         let line = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(
-            line.lines().count() == 1 && line.contains(key) && line.contains("in whose job this pglock runs"),
+            line.lines().count() == 1 && line.contains(key) && line.contains("an ancestor of this pglock"),
             "{inner}: {line}"
         );
     }
