@@ -201,11 +201,17 @@ impl ConnectAttempt<'_> {
 
     /// The server did not say why, or the failure is on our side.
     fn failed_without_message(&self, error: &postgres::Error, handshake: &HandshakeInfo) -> ConnectError {
-        if let Some(message) = &handshake.tls_failure {
+        if let Some((failure, message)) = &handshake.tls_failure {
+            // Cut off, it counts as unreachable, like a connection that is closed at any other point.
+            let retry = if handshake.is_tls_cut_off {
+                RetryScope::Address
+            } else {
+                RetryScope::Nothing
+            };
             return ConnectError {
-                is_tls_failure: true,
+                tls_failure: Some(*failure),
                 is_transient: handshake.is_tls_cut_off,
-                ..ConnectError::new(ExitCode::Unavailable, message, RetryScope::Nothing)
+                ..ConnectError::new(ExitCode::Unavailable, message, retry)
             };
         }
         if let Some(method) = handshake.method {

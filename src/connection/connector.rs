@@ -6,7 +6,7 @@
 //! server refuses us before or after authentication decides whether another attempt makes sense. Everything that the
 //! server sends goes through a [`ReplyFilter`].
 
-use super::error::describe_io_error;
+use super::error::{TlsFailure, describe_io_error, tls_failure};
 use super::reply_filter::{MESSAGE_HEADER_BYTES, ReplyFilter};
 use super::settings::RequireAuth;
 use postgres::Socket;
@@ -41,7 +41,7 @@ pub(super) enum Encryption {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct HandshakeInfo {
     /// Why there is no TLS connection.
-    pub tls_failure: Option<String>,
+    pub tls_failure: Option<(TlsFailure, String)>,
     /// The server closed the connection during the TLS handshake, without an alert.
     pub is_tls_cut_off: bool,
     /// The connection is encrypted.
@@ -100,7 +100,8 @@ impl Connector {
                 } else if allows_plaintext {
                     Transport::Plaintext(socket)
                 } else {
-                    return Err(self.fail("the server does not support TLS, but sslmode requires it".into()));
+                    let message = "the server does not support TLS, but sslmode requires it";
+                    return Err(self.fail(TlsFailure::AlsoInLibpq, message.into()));
                 }
             }
         };
@@ -128,8 +129,11 @@ impl Connector {
             b'S' => Ok(true),
             b'N' => Ok(false),
             // An error message may follow, but it must not be trusted: the server is not authenticated
-            // (CVE-2024-10977).
-            _ => Err(self.fail("the server sent an error response to the TLS request".into())),
+            // (CVE-2024-10977). libpq fails here whatever sslmode is, and does not try again without TLS.
+            _ => Err(self.fail(
+                TlsFailure::MaybeOnlyOurs,
+                "the server sent an error response to the TLS request".into(),
+            )),
         }
     }
 
@@ -150,15 +154,16 @@ impl Connector {
             Ok(stream) => Ok(stream),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 self.lock_handshake().is_tls_cut_off = true;
-                Err(self.fail("the server closed the connection during the TLS handshake".into()))
+                let message = "the server closed the connection during the TLS handshake";
+                Err(self.fail(TlsFailure::MaybeOnlyOurs, message.into()))
             }
-            Err(error) => Err(self.fail(describe_io_error(&error))),
+            Err(error) => Err(self.fail(tls_failure(&error), describe_io_error(&error))),
         }
     }
 
     /// Records why TLS failed.
-    fn fail(&self, message: String) -> io::Error {
-        self.lock_handshake().tls_failure = Some(message.clone());
+    fn fail(&self, failure: TlsFailure, message: String) -> io::Error {
+        self.lock_handshake().tls_failure = Some((failure, message.clone()));
         io::Error::other(message)
     }
 }

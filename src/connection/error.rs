@@ -18,6 +18,26 @@ pub(crate) enum RetryScope {
     Nothing,
 }
 
+/// What a failure of TLS says about libpq's TLS, with the same settings and server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TlsFailure {
+    /// It fails for the same reason.
+    AlsoInLibpq,
+    /// It may succeed: what failed is missing in pglock, or unknown.
+    MaybeOnlyOurs,
+}
+
+impl TlsFailure {
+    /// Classifies a failure by whether libpq has it too.
+    pub(crate) fn new(fails_in_libpq: bool) -> TlsFailure {
+        if fails_in_libpq {
+            TlsFailure::AlsoInLibpq
+        } else {
+            TlsFailure::MaybeOnlyOurs
+        }
+    }
+}
+
 /// A failed connection attempt.
 #[derive(Debug)]
 pub(crate) struct ConnectError {
@@ -28,7 +48,7 @@ pub(crate) struct ConnectError {
     /// What is still worth trying.
     pub retry: RetryScope,
     /// TLS failed, or could not be set up.
-    pub is_tls_failure: bool,
+    pub tls_failure: Option<TlsFailure>,
     /// The connection was encrypted.
     pub is_encrypted: bool,
     /// The server refused us before authentication was complete: pg_hba.conf may have another rule for the same
@@ -47,7 +67,7 @@ impl ConnectError {
             code,
             message: message.into(),
             retry,
-            is_tls_failure: false,
+            tls_failure: None,
             is_encrypted: false,
             is_before_authentication: false,
             is_password_missing: false,
@@ -84,6 +104,12 @@ impl ConnectError {
     /// Reports that one side does not trust the other.
     pub(crate) fn permission(message: impl Into<String>) -> ConnectError {
         ConnectError::new(ExitCode::Permission, message, RetryScope::Nothing)
+    }
+
+    /// Adds what can be done.
+    pub(crate) fn with_remedy(self, remedy: &str) -> ConnectError {
+        let message = format!("{}; {remedy}", self.message);
+        ConnectError { message, ..self }
     }
 
     /// Combines this error with that of a second attempt at the same server, `how` ("with TLS").
@@ -274,6 +300,12 @@ pub(super) fn tls_alert(error: &postgres::Error) -> Option<AlertDescription> {
         rustls::Error::AlertReceived(alert) => Some(*alert),
         _ => None,
     }
+}
+
+/// Classifies an error of the TLS handshake.
+pub(super) fn tls_failure(error: &io::Error) -> TlsFailure {
+    let error = error.get_ref().and_then(|inner| inner.downcast_ref());
+    TlsFailure::new(error.is_some_and(tls::fails_in_libpq))
 }
 
 /// Describes an error of the system, without its number, or of TLS.

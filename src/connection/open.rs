@@ -3,7 +3,7 @@
 use super::attempt::{ConnectAttempt, check_peer, within};
 use super::client::Client;
 use super::connector::{Connector, Encryption};
-use super::error::{ConnectError, RetryScope, describe_io_error};
+use super::error::{ConnectError, RetryScope, TlsFailure, describe_io_error};
 use super::prompt;
 use super::settings::{Host, HostAddress, Settings, SslMode, TargetSessionAttrs};
 use super::settings_error::SettingsError;
@@ -284,7 +284,10 @@ impl<'a> Opener<'a> {
             SslMode::Prefer => {
                 let tls = self.tls_encryption(host, true);
                 match tls.and_then(|tls| self.attempt(host, address, target, tls)) {
-                    Err(first) if first.is_tls_failure || (first.is_before_authentication && first.is_encrypted) => {
+                    Err(first)
+                        if first.tls_failure == Some(TlsFailure::AlsoInLibpq)
+                            || (first.is_before_authentication && first.is_encrypted) =>
+                    {
                         message::detail(format_args!(
                             "TLS connection failed: {}; retrying without TLS",
                             first.message
@@ -292,6 +295,10 @@ impl<'a> Opener<'a> {
                         self.attempt(host, address, target, Encryption::Plaintext)
                             .map_err(|second| first.and_then("without TLS", second))
                     }
+                    // libpq tries without TLS after any failure, but its TLS may have succeeded here.
+                    Err(first) if first.tls_failure.is_some() => Err(first.with_remedy(
+                        "not falling back to plaintext, because psql may have TLS here; set sslmode=disable if plaintext is acceptable",
+                    )),
                     result => result,
                 }
             }
@@ -320,7 +327,7 @@ impl<'a> Opener<'a> {
                 allows_plaintext,
             }),
             Err(error) => Err(ConnectError {
-                is_tls_failure: !error.is_unreadable_file(),
+                tls_failure: (!error.is_unreadable_file()).then(|| TlsFailure::new(error.fails_in_libpq())),
                 ..ConnectError::settings(error.to_string())
             }),
         }

@@ -55,6 +55,11 @@ pub(crate) enum SettingsError {
         /// The rest of the sentence: what is wrong with it ("does not exist").
         problem: String,
     },
+    /// Another error, about something that libpq accepts, or may accept.
+    OnlyOurs {
+        /// The whole sentence.
+        problem: String,
+    },
 }
 
 impl SettingsError {
@@ -102,6 +107,21 @@ impl SettingsError {
     pub(crate) fn is_unreadable_file(&self) -> bool {
         matches!(self, SettingsError::Unreadable { .. })
     }
+
+    /// Marks the error as one that libpq does not have, or may not have.
+    pub(crate) fn where_libpq_may_succeed(self) -> SettingsError {
+        SettingsError::OnlyOurs {
+            problem: self.to_string(),
+        }
+    }
+
+    /// Returns whether libpq, with the same settings, fails as well.
+    pub(crate) fn fails_in_libpq(&self) -> bool {
+        !matches!(
+            self,
+            SettingsError::OnlyOurs { .. } | SettingsError::NotSupported { .. }
+        )
+    }
 }
 
 impl Display for SettingsError {
@@ -119,7 +139,7 @@ impl Display for SettingsError {
                 expected,
             } => write!(f, "{origin} is invalid; expected {expected}"),
             SettingsError::NotSupported { parameter, detail } => write!(f, "{parameter} is not supported{detail}"),
-            SettingsError::Inconsistent { problem } => f.write_str(problem),
+            SettingsError::Inconsistent { problem } | SettingsError::OnlyOurs { problem } => f.write_str(problem),
             SettingsError::Unreadable { file, cause } => write!(f, "{file} cannot be read: {}", cause.desc()),
             SettingsError::File { file, problem } => write!(f, "{file} {problem}"),
         }

@@ -12,11 +12,13 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::SystemTime;
-use x509_cert::der::asn1::{Ia5StringRef, PrintableStringRef, TeletexStringRef, Utf8StringRef};
+use x509_cert::der::asn1::{Ia5StringRef, PrintableStringRef, TeletexStringRef, UintRef, Utf8StringRef};
 use x509_cert::der::oid::db::rfc4519::CN;
-use x509_cert::der::{Decode, Encode};
+use x509_cert::der::oid::db::rfc5912::RSA_ENCRYPTION;
+use x509_cert::der::{Decode, Encode, Reader, SliceReader};
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::name::Name;
 use x509_cert::{Certificate, TbsCertificate, Version};
 
 /// The parts of a certificate that matter here.
@@ -55,6 +57,39 @@ impl PublicKey {
             info: info.to_der().ok()?,
         })
     }
+}
+
+/// Returns whether the chain may end at one of the roots: a root has the name of a certificate's issuer. Names are
+/// compared more loosely than by rustls, and at least as loosely as by OpenSSL, which ignores case and encoding.
+pub(super) fn may_be_issued_by(chain: &[CertificateDer<'_>], roots: &[CertificateDer<'_>]) -> bool {
+    let parse = |der: &CertificateDer| Certificate::from_der(der).ok();
+    let loose = |name: &Name| name.to_string().to_lowercase().replace(' ', "");
+    let subjects: Vec<_> = roots.iter().map(parse).collect();
+    let mut issuers = chain.iter().map(parse);
+    issuers.any(|certificate| match certificate {
+        Some(certificate) => subjects.iter().any(|root| match root {
+            Some(root) => loose(&root.tbs_certificate.subject) == loose(&certificate.tbs_certificate.issuer),
+            None => true,
+        }),
+        None => true,
+    })
+}
+
+/// Returns the length of the RSA key of a certificate, in bits; `None` if the key is of another type.
+pub(super) fn rsa_key_bits(der: &CertificateDer) -> Option<usize> {
+    let certificate = Certificate::from_der(der).ok()?;
+    let info = certificate.tbs_certificate.subject_public_key_info;
+    if info.algorithm.oid != RSA_ENCRYPTION {
+        return None;
+    }
+    // RSAPublicKey (RFC 8017, A.1.1): modulus and exponent.
+    let mut reader = SliceReader::new(info.subject_public_key.as_bytes()?).ok()?;
+    let modulus_bytes = reader.sequence(|key| {
+        let modulus = UintRef::decode(key)?;
+        UintRef::decode(key)?;
+        Ok(modulus.as_bytes().len())
+    });
+    Some(8 * modulus_bytes.ok()?)
 }
 
 /// Returns the contents of a DER value whose length takes one byte.

@@ -81,7 +81,7 @@ fn load_certified_key(path: &Path, key_file: Option<&SettingsFile>) -> Result<Ce
     };
     let key = ring::sign::any_supported_type(&load_private_key(key_path)?).map_err(|_| {
         let problem = "has an unsupported type; use RSA, ECDSA (P-256, P-384) or Ed25519";
-        SettingsError::file("private key", key_path, problem)
+        SettingsError::file("private key", key_path, problem).where_libpq_may_succeed()
     })?;
     let certificate_key = chain.first().and_then(PublicKey::from_certificate);
     if let (Some(certificate_key), Some(public_key)) = (certificate_key, key.public_key())
@@ -116,12 +116,13 @@ fn load_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, SettingsError
         return Err(key_error(
             "is encrypted, which is not supported; store it unencrypted with mode 0600 \
              (openssl pkey -in ... -out ...)",
-        ));
+        )
+        .where_libpq_may_succeed());
     }
     let key = if text.contains("-----BEGIN") {
         PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| error.to_string())
     } else {
         PrivateKeyDer::try_from(bytes).map_err(str::to_owned)
     };
-    key.map_err(|error| key_error(&format!("cannot be parsed: {error}")))
+    key.map_err(|error| key_error(&format!("cannot be parsed: {error}")).where_libpq_may_succeed())
 }

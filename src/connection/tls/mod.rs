@@ -7,7 +7,7 @@
 //! | `client_certificate` | the client certificate and its private key |
 //! | `verifier` | verification of the server's certificate and its signature |
 //! | `certificate` | what a certificate says; name matching |
-//! | `problem` | TLS errors as text |
+//! | `problem` | TLS errors as text, and whether libpq has them too |
 //!
 //! The files are read when the first TLS connection is made. As in libpq, an existing root file is used whatever
 //! `sslmode` is, and `require` without one verifies no certificate at all.
@@ -20,7 +20,7 @@ mod trust;
 mod verifier;
 
 pub(super) use config::TlsConfig;
-pub(super) use problem::{describe, is_about_client_certificate};
+pub(super) use problem::{describe, fails_in_libpq, is_about_client_certificate};
 
 #[cfg(test)]
 mod tests;

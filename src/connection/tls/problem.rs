@@ -1,24 +1,24 @@
 //! TLS errors as text for the operator.
 
-use super::certificate::CertificateInfo;
-use rustls::{AlertDescription, CertificateError, Error, OtherError};
+use super::certificate::{CertificateInfo, rsa_key_bits};
+use rustls::pki_types::CertificateDer;
+use rustls::{AlertDescription, CertificateError, Error, OtherError, PeerIncompatible};
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 /// What is wrong with the server's certificate: a sentence that is carried inside an error of rustls.
 #[derive(Debug)]
-pub(crate) struct CertificateProblem(String);
-
-impl CertificateProblem {
-    /// Wraps the sentence.
-    pub(crate) fn new(problem: String) -> CertificateProblem {
-        CertificateProblem(problem)
-    }
+pub(crate) struct CertificateProblem {
+    /// The sentence.
+    pub text: String,
+    /// libpq rejects the certificate for the same reason.
+    pub fails_in_libpq: bool,
 }
 
 impl fmt::Display for CertificateProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
@@ -39,8 +39,33 @@ pub(crate) fn describe(error: &Error) -> String {
         Error::AlertReceived(alert) if is_about_client_certificate(*alert) => {
             format!("the server rejected the client certificate, or requires one ({alert:?})")
         }
+        Error::AlertReceived(alert @ (AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity)) => {
+            format!(
+                "the server has no cipher suite, curve or signature algorithm in common with pglock ({alert:?}); \
+                 with TLS 1.2 it needs an ECDHE cipher suite with AES-GCM or ChaCha20-Poly1305"
+            )
+        }
         Error::AlertReceived(alert) => format!("the server refused the TLS connection ({alert:?})"),
         other => other.to_string(),
+    }
+}
+
+/// Returns whether the handshake of libpq, with the same settings, fails for the same reason: one side rejects the
+/// other's certificate, or they have no version of TLS in common. If in doubt, it does not.
+pub(crate) fn fails_in_libpq(error: &Error) -> bool {
+    match error {
+        Error::InvalidCertificate(CertificateError::Other(OtherError(other))) => other
+            .downcast_ref::<CertificateProblem>()
+            .is_some_and(|problem| problem.fails_in_libpq),
+        Error::InvalidCertificate(CertificateError::Expired) => true,
+        Error::AlertReceived(alert) => {
+            *alert == AlertDescription::ProtocolVersion || is_about_client_certificate(*alert)
+        }
+        Error::PeerIncompatible(reason) => matches!(
+            reason,
+            PeerIncompatible::ServerDoesNotSupportTls12Or13 | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
+        ),
+        _ => false,
     }
 }
 
@@ -96,6 +121,37 @@ pub(super) fn explain_rejection(error: &Error, info: &CertificateInfo, source: &
             format!("the server's certificate is the certificate of a CA; {REMEDY}")
         }
         other => format!("the server's certificate is invalid: {other}"),
+    }
+}
+
+/// The lengths of the RSA keys that ring accepts, in bits.
+const RSA_KEY_BITS: RangeInclusive<usize> = 2048..=8192;
+
+/// Names the reason why the signature in the handshake cannot be verified, if that is the length of the server's key.
+pub(super) fn explain_signature_error(error: Error, leaf: &CertificateDer) -> Error {
+    match rsa_key_bits(leaf) {
+        Some(bits) if !RSA_KEY_BITS.contains(&bits) => CertificateProblem {
+            text: format!("the server's RSA key has {bits} bits; pglock supports keys of 2048 to 8192 bits"),
+            fails_in_libpq: false,
+        }
+        .into(),
+        _ => error,
+    }
+}
+
+/// Returns whether libpq, given the same roots and revocation lists, rejects the certificate as well. If in doubt, it
+/// does not: OpenSSL accepts version 1, CA certificates, and algorithms that are unknown here. `may_be_issued` says
+/// whether a root has the name of an issuer; without one OpenSSL cannot trust the certificate.
+pub(super) fn is_rejected_by_libpq(error: &Error, may_be_issued: bool) -> bool {
+    use CertificateError::*;
+    let Error::InvalidCertificate(certificate_error) = error else {
+        return false;
+    };
+    match certificate_error {
+        Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. } => true,
+        Revoked | UnknownRevocationStatus => true,
+        ExpiredRevocationList | ExpiredRevocationListContext { .. } => true,
+        _ => !may_be_issued,
     }
 }
 

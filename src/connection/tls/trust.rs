@@ -35,7 +35,8 @@ impl Trust {
         let is_file = settings.roots != RootSource::System;
         let roots = root_store(&certificates, &source, is_file)?;
         let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
-        let lists = load_revocation_lists(settings)?;
+        // libpq ignores a list that it cannot read, and then accepts a revoked certificate.
+        let lists = load_revocation_lists(settings).map_err(SettingsError::where_libpq_may_succeed)?;
         let builder = if lists.is_empty() {
             builder
         } else {
@@ -49,6 +50,7 @@ impl Trust {
                 .map(|path| path.display().to_string())
                 .collect();
             SettingsError::inconsistent(format!("invalid revocation list in {}: {error}", paths.join(", ")))
+                .where_libpq_may_succeed()
         })?;
         Ok(Some(Trust {
             chain_verifier,
@@ -103,9 +105,10 @@ fn root_store(
         if let Err(error) = roots.add(certificate.clone())
             && is_file
         {
-            return Err(SettingsError::inconsistent(format!(
-                "unusable certificate in {source}: {error}"
-            )));
+            return Err(
+                SettingsError::inconsistent(format!("unusable certificate in {source}: {error}"))
+                    .where_libpq_may_succeed(),
+            );
         }
     }
     if roots.is_empty() {

@@ -3,8 +3,8 @@
 //! The signature is verified whatever `sslmode` is, even for version 1 certificates, which rustls cannot parse: without
 //! it, channel binding would prove nothing.
 
-use super::certificate::{CertificateInfo, PublicKey};
-use super::problem::{CertificateProblem, explain_rejection};
+use super::certificate::{CertificateInfo, PublicKey, may_be_issued_by};
+use super::problem::{CertificateProblem, explain_rejection, explain_signature_error, is_rejected_by_libpq};
 use super::trust::Trust;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{self, CryptoProvider};
@@ -54,7 +54,15 @@ impl Verifier {
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) => Ok(()),
-            Err(error) => Err(CertificateProblem::new(explain_rejection(&error, &info, &trust.source)).into()),
+            Err(error) => {
+                let chain = [std::slice::from_ref(leaf), intermediates].concat();
+                let may_be_issued = may_be_issued_by(&chain, &trust.pinned);
+                Err(CertificateProblem {
+                    text: explain_rejection(&error, &info, &trust.source),
+                    fails_in_libpq: is_rejected_by_libpq(&error, may_be_issued),
+                }
+                .into())
+            }
         }
     }
 
@@ -105,8 +113,11 @@ impl ServerCertVerifier for Verifier {
         if let Some(name) = &self.name {
             let info = CertificateInfo::from_der(leaf).unwrap_or_default();
             if !info.is_for(name) {
-                let problem = format!("the server's certificate is for {}, not for {name}", info.names());
-                return Err(CertificateProblem::new(problem).into());
+                return Err(CertificateProblem {
+                    text: format!("the server's certificate is for {}, not for {name}", info.names()),
+                    fails_in_libpq: true,
+                }
+                .into());
             }
         }
         Ok(ServerCertVerified::assertion())
@@ -118,10 +129,13 @@ impl ServerCertVerifier for Verifier {
         leaf: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        if is_version_1(leaf) {
-            return self.verify_tls12_signature_with_key(message, leaf, signed);
-        }
-        crypto::verify_tls12_signature(message, leaf, signed, &self.provider.signature_verification_algorithms)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        let verified = if is_version_1(leaf) {
+            self.verify_tls12_signature_with_key(message, leaf, signed)
+        } else {
+            crypto::verify_tls12_signature(message, leaf, signed, algorithms)
+        };
+        verified.map_err(|error| explain_signature_error(error, leaf))
     }
 
     fn verify_tls13_signature(
@@ -131,13 +145,14 @@ impl ServerCertVerifier for Verifier {
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         let algorithms = &self.provider.signature_verification_algorithms;
-        match PublicKey::from_certificate(leaf) {
+        let verified = match PublicKey::from_certificate(leaf) {
             Some(key) if is_version_1(leaf) => {
                 let info = SubjectPublicKeyInfoDer::from(key.info);
                 crypto::verify_tls13_signature_with_raw_key(message, &info, signed, algorithms)
             }
             _ => crypto::verify_tls13_signature(message, leaf, signed, algorithms),
-        }
+        };
+        verified.map_err(|error| explain_signature_error(error, leaf))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -58,6 +58,12 @@ fn certificates_good_and_bad() {
         78,
         "only hostaddr is given",
     );
+    // psql accepts this root.
+    fails(
+        &dsn("localhost", "prefer", &server.pki("ca-upper.crt")),
+        69,
+        "set sslmode=disable",
+    );
     // An existing root file is used with any sslmode.
     fails(
         &dsn("localhost", "require", &server.pki("other.crt")),
@@ -88,6 +94,15 @@ fn certificates_good_and_bad() {
         fails(&full("localhost"), 69, expected);
         works(&dsn("localhost", "require", "/nonexistent/root.crt"));
         works(&(dsn("localhost", "require", "/nonexistent/root.crt") + " ssl_max_protocol_version=TLSv1.2"));
+        match name {
+            // psql accepts version 1, so it has TLS.
+            "version1" | "version1rsa" => fails(&dsn("localhost", "prefer", &root), 69, "set sslmode=disable"),
+            // psql's TLS fails too, so both try plaintext, which this role may not use.
+            "unknown" | "expired" | "self" => {
+                fails(&dsn("localhost", "prefer", &root), 77, "without TLS; first attempt")
+            }
+            _ => works(&dsn("localhost", "prefer", &root)),
+        }
         if ["wrong", "wildcard"].contains(&name) {
             works(&dsn("localhost", "verify-ca", &root));
             works(&full(&format!(
@@ -175,6 +190,64 @@ fn authentication_methods_work() {
     fails(&with("client.crt", "client-open.key"), 78, "group or world access");
     fails(&with("client.crt", "client-encrypted.key"), 78, "is encrypted");
     fails(&with("client.crt", "no.key"), 78, "not its private key");
+}
+
+/// P88: psql has TLS here, if need be with `sslpassword`.
+#[test]
+fn files_that_only_pglock_refuses_do_not_lead_to_plain_text() {
+    let server = Secured::start();
+    let files = [
+        format!(
+            "sslcert={} sslkey={}",
+            server.pki("client.crt"),
+            server.pki("client-encrypted.key")
+        ),
+        format!(
+            "sslcert={} sslkey={}",
+            server.pki("client-p521.crt"),
+            server.pki("client-p521.key")
+        ),
+        format!("sslrootcert={} sslcrl=/nonexistent/crl", server.pki("ca.crt")),
+    ];
+    for files in files {
+        let dsn = server.at("localhost", &format!("user=without_tls {files}"));
+        fails(&dsn, 78, "set sslmode=disable");
+        works(&(dsn + " sslmode=disable"));
+    }
+}
+
+/// P81, P88: a server that breaks off the handshake gets no plain text, and the next host is tried.
+#[test]
+fn a_broken_handshake_does_not_lead_to_plain_text() {
+    let server = Secured::start();
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let requests = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&requests);
+    std::thread::spawn(move || {
+        while let Ok((mut client, _)) = listener.accept() {
+            let mut request = [0; 8];
+            client.read_exact(&mut request).unwrap();
+            seen.lock()
+                .unwrap()
+                .push(u32::from_be_bytes(request[4..].try_into().unwrap()));
+            client.write_all(b"S").unwrap();
+            // With unread bytes, closing would be a reset.
+            let mut head = [0; 5];
+            client.read_exact(&mut head).unwrap();
+            let mut hello = vec![0; usize::from(u16::from_be_bytes([head[3], head[4]]))];
+            client.read_exact(&mut hello).unwrap();
+        }
+    });
+    let dsn = |hosts: &str, ports: &str| format!("host={hosts} port={ports} user=with_tls dbname=postgres");
+    let alone = dsn("127.0.0.1", &port.to_string());
+    fails(
+        &alone,
+        69,
+        "closed the connection during the TLS handshake; not falling back to plaintext",
+    );
+    works(&dsn("127.0.0.1,127.0.0.1", &format!("{port},{}", server.port())));
+    assert_eq!(*requests.lock().unwrap(), [Relay::SSL_REQUEST; 2]);
 }
 
 /// P80: `prefer` falls back to plain text, and `allow` to TLS.

@@ -36,6 +36,8 @@ ec="-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
 for ca in ca other; do
     openssl req -x509 $ec -days 30 -subj "/CN=$ca" -keyout $ca.key -out $ca.crt
 done
+# The same CA to OpenSSL, which ignores the case of names.
+openssl req -x509 -key ca.key -days 30 -subj "/CN=CA" -out ca-upper.crt
 leaf() {
     name=$1 subject=$2 ca=$3; shift 3
     openssl req -new $ec -subj "/CN=$subject" -keyout $name.key -out request
@@ -64,6 +66,8 @@ openssl pkey -in client-ec.key -traditional -out client-sec1.key
 openssl pkey -in client-ec.key -outform DER -out client-der.key
 leaf client-other with_cert other basicConstraints=CA:FALSE
 openssl pkey -in client.key -aes128 -passout pass:x -out client-encrypted.key
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-521 -nodes -days 30 -subj /CN=with_cert \
+    -keyout client-p521.key -out client-p521.crt
 cp client.key client-open.key && chmod 644 client-open.key
 : > index && echo 01 > crlnumber
 cat > ca.conf <<END
