@@ -9,17 +9,19 @@
 use super::error::{TlsFailure, describe_io_error, tls_failure};
 use super::reply_filter::{MESSAGE_HEADER_BYTES, ReplyFilter};
 use super::settings::RequireAuth;
+use super::tls;
 use postgres::Socket;
 use postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_rustls::{TlsConnector, client};
 
 /// Whether, and how, to encrypt the connection.
 #[derive(Clone)]
@@ -143,14 +145,8 @@ impl Connector {
     /// The handshake fails; the reason is recorded.
     async fn start_tls(&self, config: Arc<ClientConfig>, host: String, socket: Socket) -> io::Result<RustlsStream> {
         // A name that is not a valid DNS name is not sent to the server, but the verifier still compares it.
-        let server_name = match ServerName::try_from(host.as_str()) {
-            Ok(_) => host,
-            Err(_) => "0.0.0.0".into(),
-        };
-        let mut maker = MakeRustlsConnect::new(ClientConfig::clone(&config));
-        let rustls_connect = MakeTlsConnect::<Socket>::make_tls_connect(&mut maker, &server_name);
-        let rustls_connect = rustls_connect.map_err(io::Error::other)?;
-        match rustls_connect.connect(socket).await {
+        let server_name = ServerName::try_from(host).unwrap_or(IpAddr::from([0, 0, 0, 0]).into());
+        match TlsConnector::from(config).connect(server_name, socket).await {
             Ok(stream) => Ok(stream),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 self.lock_handshake().is_tls_cut_off = true;
@@ -197,7 +193,7 @@ impl TlsConnect<Socket> for HostConnector {
     }
 }
 
-type RustlsStream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
+type RustlsStream = client::TlsStream<Socket>;
 
 enum Transport {
     Plaintext(Socket),
@@ -283,10 +279,12 @@ impl Stream {
 
 impl TlsStream for Stream {
     fn channel_binding(&self) -> ChannelBinding {
-        match &self.transport {
-            Transport::Plaintext(_) => ChannelBinding::none(),
-            Transport::Tls(stream) => stream.channel_binding(),
-        }
+        let certificates = match &self.transport {
+            Transport::Plaintext(_) => None,
+            Transport::Tls(stream) => stream.get_ref().1.peer_certificates(),
+        };
+        let hash = certificates.and_then(<[_]>::first).and_then(tls::server_end_point);
+        hash.map_or_else(ChannelBinding::none, ChannelBinding::tls_server_end_point)
     }
 }
 

@@ -1,13 +1,14 @@
 //! Everything that is loaded for TLS, and the rustls configuration for one host.
 
 use super::client_certificate::ClientCertificate;
+use super::provider::provider;
 use super::trust::Trust;
 use super::verifier::Verifier;
 use crate::connection::settings::{ClientCertificateMode, Host, SslMode, TlsSettings, TlsVersion};
 use crate::connection::settings_error::SettingsError;
 use rustls::ClientConfig;
 use rustls::client::{ResolvesClientCert, Resumption};
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::CryptoProvider;
 use std::sync::Arc;
 
 /// The loaded files, for all hosts.
@@ -25,7 +26,7 @@ impl TlsConfig {
     /// # Errors
     /// A file is missing, unreadable, or unusable.
     pub(crate) fn load(settings: &TlsSettings) -> Result<TlsConfig, SettingsError> {
-        let provider = Arc::new(ring::default_provider());
+        let provider = Arc::new(provider());
         Ok(TlsConfig {
             trust: Trust::load(settings, &provider)?.map(Arc::new),
             client_certificate: Arc::new(ClientCertificate::load(settings)?),

@@ -6,4 +6,5 @@ mod database_url;
 pub mod hosts;
 mod secrets;
 mod tls;
+mod tls_matrix;
 mod unreadable;

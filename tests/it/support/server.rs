@@ -29,6 +29,9 @@ pub const SUPERUSER: &str = "postgres";
 /// This role needs a password over TCP (SCRAM, if it was set so); all others need none.
 pub const WITH_PASSWORD: &str = "with_password";
 
+/// The configuration of OpenSSL that the server reads when it starts, if the file is in its directory.
+pub const OPENSSL_CONF: &str = "openssl.cnf";
+
 /// A running server, stopped and removed on drop.
 pub struct Server {
     directory: PathBuf,
@@ -182,7 +185,14 @@ impl Server {
     /// Returns the postmaster, on its host.
     fn postmaster(&self) -> Command {
         match &self.host {
-            None => self.command("postgres"),
+            None => {
+                let mut command = self.command("postgres");
+                let openssl = self.directory.join(OPENSSL_CONF);
+                if openssl.exists() {
+                    command.env("OPENSSL_CONF", openssl);
+                }
+                command
+            }
             Some((entrance, _)) => entering(entrance, find("postgres")),
         }
     }

@@ -3,7 +3,8 @@
 //! The role determines how a client is authenticated: see [`RULES`]. The server's certificate can be exchanged, which
 //! restarts the server. All files are in the server's directory, below `pki`.
 
-use super::server::{SUPERUSER, Server};
+use super::server::{SUPERUSER, Server, rows};
+use super::wait::{SOON, eventually};
 use std::fs;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -129,6 +130,25 @@ impl Secured {
             self.sql(&format!("ALTER SYSTEM SET {setting} = '../pki/{name}.{kind}'"));
         }
         self.restart();
+    }
+
+    /// Reloads the server's configuration with these settings alone. New connections see them, and TLS has been set up
+    /// again.
+    pub fn reload(&self, settings: &[String]) {
+        let mut client = self.client();
+        rows(&mut client, "ALTER SYSTEM RESET ALL");
+        // Which new connections show that the server has read the file.
+        let mark = super::unique("reload");
+        let marked = format!("log_line_prefix = '{mark} '");
+        for setting in settings.iter().chain([&marked]) {
+            rows(&mut client, &format!("ALTER SYSTEM SET {setting}"));
+        }
+        rows(&mut client, "SELECT pg_reload_conf()");
+        let is_read = || self.value("SHOW log_line_prefix").trim_end() == mark;
+        eventually(SOON, "the new settings", is_read);
+        let log = self.log();
+        let is_refused = log.contains(&format!("{mark} LOG:  SSL configuration was not reloaded"));
+        assert!(!is_refused, "{settings:?}: {log}");
     }
 
     /// Returns the path of a file below `pki`.
