@@ -108,8 +108,11 @@ impl SettingsError {
         matches!(self, SettingsError::Unreadable { .. })
     }
 
-    /// Marks the error as one that libpq does not have, or may not have.
+    /// Marks the error as one that libpq does not have, or may not have. A file that cannot be read is always an error.
     pub(crate) fn where_libpq_may_succeed(self) -> SettingsError {
+        if self.is_unreadable_file() {
+            return self;
+        }
         SettingsError::OnlyOurs {
             problem: self.to_string(),
         }

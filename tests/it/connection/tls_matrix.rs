@@ -1,4 +1,4 @@
-//! P84, P86: servers with every kind of key, signature, curve and cipher suite, with psql as the oracle.
+//! P84, P88: servers with every kind of key, signature, curve and cipher suite, with psql as the oracle.
 //!
 //! psql and pglock get the same connection string. They reach the server with the same version of TLS, or are both
 //! refused; or the row says how pglock's refusal reads, and the README names the difference. Where psql has TLS, pglock
@@ -214,7 +214,7 @@ fn compare(row: &Row, server: &Secured) -> Vec<String> {
     wrong
 }
 
-/// P84, P86
+/// P84, P88
 #[test]
 fn psql_and_pglock_agree_about_every_server() {
     let server = Secured::start();
