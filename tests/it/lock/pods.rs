@@ -49,7 +49,8 @@ fn check(road: Road) {
         .map(|number| in_pod(road, &host(number), &key, "exit 0").spawn())
         .into();
     let mut found = Vec::new();
-    eventually(SOON, "a holder and two waiters in the list", || {
+    // On a busy machine the tries are slow, and so rare that a list may miss one.
+    eventually(SOON * 3, "a holder and two waiters in the list", || {
         found = locks(road, &key);
         found.len() == 3
     });
