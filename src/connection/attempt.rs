@@ -9,6 +9,7 @@ use super::connector::{Connector, Encryption, HandshakeInfo};
 use super::error::{
     ClientErrorKind, ConnectError, RetryScope, describe_io_error, exit_code_for, is_transient, root_cause, tls_alert,
 };
+use super::query_message::QueryMessage;
 use super::settings::{Host, HostAddress, Secret, Settings, TargetSessionAttrs};
 use super::tls;
 use crate::outcome::ExitCode;
@@ -269,11 +270,12 @@ fn find_mismatch(client: &mut Client, target: TargetSessionAttrs) -> Result<Opti
     if target == TargetSessionAttrs::Any {
         return Ok(None);
     }
-    let messages = client.simple_query(
+    let message = QueryMessage::in_own_transaction(
         "SELECT pg_catalog.pg_is_in_recovery(), \
          pg_catalog.pg_is_in_recovery() OR pg_catalog.current_setting('default_transaction_read_only')::bool",
-    )?;
-    let row = messages.iter().find_map(|message| match message {
+    );
+    let results = message.results_of_query(client.simple_query(&message.sql)?);
+    let row = results.iter().find_map(|result| match result {
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
     });

@@ -21,6 +21,10 @@ pub(crate) struct Client {
     watchdog: Option<Watchdog>,
     /// What the current query asks, to complete "no reply to the query ...".
     question: &'static str,
+    /// Whether a transaction is open that we have begun.
+    pub(crate) is_in_transaction: bool,
+    /// Whether an error has left a transaction open in which nothing can be done any more.
+    pub(crate) must_roll_back: bool,
 }
 
 impl Client {
@@ -41,10 +45,12 @@ impl Client {
             inner,
             watchdog,
             question: "to run a query",
+            is_in_transaction: false,
+            must_roll_back: false,
         })
     }
 
-    /// Runs a query by the simple query protocol.
+    /// Sends a message by the simple query protocol; see [`query_message`](super::query_message).
     ///
     /// # Errors
     /// The server reports an error, the reply is overdue, or the connection is lost.

@@ -20,6 +20,7 @@
 //! | `attempt` | one attempt at one address |
 //! | `prompt` | the password prompt |
 //! | `sockets` | finds the descriptor of the session's socket, and shuts it down |
+//! | `query_message` | the statements around a query; pure |
 //! | `client` | an open session, and the time limit for its replies |
 //! | `open` | hosts, addresses and TLS modes in order, until an attempt succeeds |
 //!
@@ -38,6 +39,7 @@ mod parameter;
 mod parse;
 mod passfile;
 pub(crate) mod prompt;
+pub(crate) mod query_message;
 mod redact;
 mod reply_filter;
 mod resolve;

@@ -3,6 +3,7 @@
 //! Every role sees the user and the application name of every session, but not the times, the client address or the
 //! query of another role's session. So a pglock is recognized by its application name where its query tag is hidden.
 
+use crate::connection::query_message;
 use crate::inspect::server_time::ServerTime;
 use crate::lock::cell;
 use crate::protocol::name::RunName;
@@ -59,8 +60,12 @@ pub(crate) struct Backend {
 /// The condition that the session's last query is one that a pglock sends between two tries in transactions: the
 /// ROLLBACK, or the one of [`holders::find`](super::holders::find). One that polls in a session, and may hold some of
 /// several keys, sends others.
-pub(super) const IS_ROLLED_BACK: &str = "(a.query LIKE '/* pglock asks %' AND (a.query LIKE '% */ ROLLBACK' \
-     OR a.query LIKE '% */ SET LOCAL % SET TRANSACTION NOT DEFERRABLE; SELECT l.pid,%'))";
+pub(super) fn is_rolled_back() -> String {
+    format!(
+        "(a.query LIKE '/* pglock asks %' AND (a.query LIKE '% */ ROLLBACK' OR a.query LIKE '% */ {}'))",
+        query_message::like_pattern("SELECT l.pid,")
+    )
+}
 
 /// Returns the columns that [`Backend::from_row`] reads, besides `pid`. `a` is `pg_stat_activity` or
 /// `pg_stat_get_activity`. Of a query only the tag is read, and nothing of a query without one.
@@ -71,8 +76,9 @@ pub(crate) fn columns() -> String {
          extract(epoch FROM a.query_start) AS query_start, extract(epoch FROM a.state_change) AS state_change, \
          CASE WHEN a.query LIKE '{QUERY_TAG_PREFIX}%' THEN pg_catalog.left(a.query, {MAX_QUERY_TAG_LEN}) END AS tag, \
          a.query = '<insufficient privilege>' AS hidden, a.pid = pg_catalog.pg_backend_pid() AS own, \
-         {IS_ROLLED_BACK} AS rolled_back, \
-         extract(epoch FROM pg_catalog.clock_timestamp()) AS now"
+         {} AS rolled_back, \
+         extract(epoch FROM pg_catalog.clock_timestamp()) AS now",
+        is_rolled_back()
     )
 }
 

@@ -5,7 +5,7 @@
 //! administrator did it. The holder of the mark is the evictor.
 
 use crate::connection::Client;
-use crate::lock::{NOT_DEFERRABLE, QueryResult};
+use crate::lock::QueryResult;
 use crate::protocol::{derived_keys, name};
 
 /// A client that holds an eviction mark.
@@ -20,31 +20,16 @@ pub(crate) struct Evictor {
 }
 
 /// Returns who evicts the backend with this process ID, if a `pglock evict` has marked it. An authorized one comes
-/// first. Must be asked by a session of the role that the backend's session has, after its first query: the holder
-/// itself asks within the transaction to which its lock may belong, where any error would release the lock.
+/// first. Must be asked by a session of the role that the backend's session has: the holder itself asks within the transaction to which its lock may belong, where any error would release the lock.
 ///
 /// # Errors
 /// The server reports an error, or the connection is lost.
 pub(crate) fn find_evictor(client: &mut Client, backend_pid: i32) -> Result<Option<Evictor>, postgres::Error> {
-    query_evictor(client, backend_pid, "")
-}
-
-/// Does the same as the first query of a session.
-///
-/// # Errors
-/// As for [`find_evictor`].
-pub(crate) fn find_evictor_first(client: &mut Client, backend_pid: i32) -> Result<Option<Evictor>, postgres::Error> {
-    query_evictor(client, backend_pid, NOT_DEFERRABLE)
-}
-
-/// # Errors
-/// As for [`find_evictor`].
-fn query_evictor(client: &mut Client, backend_pid: i32, before: &str) -> Result<Option<Evictor>, postgres::Error> {
     let (classid, objid, objsubid) = derived_keys::eviction_mark(backend_pid).in_pg_locks();
     let (forced_class, _, _) = derived_keys::forced_eviction_mark(backend_pid).in_pg_locks();
     let is_authorized = may_evict_condition("a.usesysid", "own.usesysid");
     let sql = format!(
-        "{before}SELECT a.application_name, pg_catalog.pg_get_userbyid(a.usesysid) AS role, \
+        "SELECT a.application_name, pg_catalog.pg_get_userbyid(a.usesysid) AS role, \
          {is_authorized} AS authorized, EXISTS (SELECT 1 FROM pg_catalog.pg_locks f WHERE f.locktype = 'advisory' \
          AND f.objsubid = {objsubid} AND f.classid = {forced_class} AND f.objid = {objid} AND f.granted) AS forced \
          FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \

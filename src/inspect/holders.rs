@@ -4,7 +4,7 @@ use crate::connection::Client;
 use crate::inspect::backend::{Backend, columns, rows};
 use crate::inspect::leftover::{self, HeldKey};
 use crate::key::{Key, KeyId};
-use crate::lock::{NOT_DEFERRABLE, simple_query_tagged};
+use crate::lock::simple_query_tagged;
 use crate::protocol::query_tag::QueryTag;
 
 /// Returns the sessions that hold one of these keys, in any mode, in the order in which they connected.
@@ -22,7 +22,7 @@ pub(crate) fn find(client: &mut Client, ids: &[KeyId], tag: QueryTag) -> Result<
     });
     let conditions: Vec<String> = conditions.collect();
     let sql = format!(
-        "{NOT_DEFERRABLE}SELECT l.pid, l.mode, {} \
+        "SELECT l.pid, l.mode, {} \
          FROM pg_catalog.pg_locks l LEFT JOIN LATERAL pg_catalog.pg_stat_get_activity(l.pid) a ON l.pid IS NOT NULL \
          WHERE l.locktype = 'advisory' AND l.granted AND ({}) AND l.database = (\
          SELECT datid FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()))",

@@ -3,7 +3,7 @@
 use crate::connection::Client;
 use crate::inspect::backend::{Backend, columns, rows};
 use crate::key::KeyId;
-use crate::lock::{IN_THIS_DATABASE, Mode, NOT_DEFERRABLE, cell, simple_query};
+use crate::lock::{IN_THIS_DATABASE, Mode, cell, simple_query};
 use crate::protocol::derived_keys;
 use postgres::SimpleQueryRow;
 
@@ -29,7 +29,7 @@ pub(super) struct LockRow {
 /// The connection is lost, or the query fails.
 pub(super) fn query(client: &mut Client) -> Result<Vec<LockRow>, postgres::Error> {
     let sql = format!(
-        "{NOT_DEFERRABLE}WITH locks AS (SELECT * FROM pg_catalog.pg_locks) \
+        "WITH locks AS (SELECT * FROM pg_catalog.pg_locks) \
          SELECT l.pid, l.classid::bigint AS classid, l.objid::bigint AS objid, l.objsubid, l.mode, l.granted, \
          CASE WHEN NOT l.granted THEN extract(epoch FROM COALESCE(\
          (pg_catalog.to_jsonb(l) ->> 'waitstart')::timestamptz, a.query_start)) END AS waiting_since, \

@@ -11,7 +11,7 @@ use crate::inspect::names::KeyNames;
 use crate::inspect::polling;
 use crate::inspect::server_time::ServerTime;
 use crate::key::{Key, KeyId};
-use crate::lock::{self, Mode, NOT_DEFERRABLE, QueryResult, Scope};
+use crate::lock::{self, Mode, QueryResult, Scope};
 use crate::outcome::Failure;
 use crate::protocol::derived_keys::{MAX_SLOTS, slot_keys, ticket_class};
 use std::collections::{HashMap, HashSet};
@@ -123,8 +123,8 @@ impl Overview {
 /// # Errors
 /// The connection is lost, or the query fails.
 fn fetch_database_and_role(client: &mut Client) -> Result<(String, String), postgres::Error> {
-    let sql = format!("{NOT_DEFERRABLE}SELECT pg_catalog.current_database() AS database, current_user AS role");
-    let result = QueryResult::fetch(client, &sql)?;
+    let sql = "SELECT pg_catalog.current_database() AS database, current_user AS role";
+    let result = QueryResult::fetch(client, sql)?;
     let text = |column| result.get(column).unwrap_or_default().to_owned();
     Ok((text("database"), text("role")))
 }

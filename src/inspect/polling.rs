@@ -7,9 +7,9 @@
 //! is a transaction that lasts for a while, and the waiters use others meanwhile, if the pool has any.
 
 use crate::connection::Client;
-use crate::inspect::backend::{Backend, IS_ROLLED_BACK, columns, rows};
-use crate::lock::{NOT_DEFERRABLE, simple_query};
-use crate::protocol::query_tag::QUERY_TAG_PREFIX;
+use crate::inspect::backend::{Backend, columns, is_rolled_back, rows};
+use crate::lock::{self, EndStatement, simple_query};
+use crate::protocol::query_tag::{QUERY_TAG_PREFIX, QueryTag};
 use std::collections::BTreeMap;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -42,7 +42,7 @@ const SEARCH_INTERVAL: Duration = Duration::from_millis(3);
 pub(super) fn find_waiters(client: &mut Client, are_expected: bool) -> Result<Vec<Backend>, postgres::Error> {
     let sql = polling_query();
     let mut waiters: BTreeMap<String, Backend> = BTreeMap::new();
-    collect_waiters(client, &format!("{NOT_DEFERRABLE}{sql}"), &mut waiters)?;
+    collect_waiters(client, &sql, &mut waiters)?;
     let start = Instant::now();
     let is_over = |waiters: &BTreeMap<String, Backend>| {
         let is_any_polling = waiters.values().any(|waiter| waiter.polling_seconds.is_some());
@@ -53,7 +53,7 @@ pub(super) fn find_waiters(client: &mut Client, are_expected: bool) -> Result<Ve
         !(is_any_polling || are_expected) || start.elapsed() >= duration
     };
     while !is_over(&waiters) {
-        simple_query(client, "BEGIN READ ONLY NOT DEFERRABLE")?;
+        lock::begin(client, "READ ONLY", "")?;
         let transaction_start = Instant::now();
         while transaction_start.elapsed() < TRANSACTION_DURATION && !is_over(&waiters) {
             sleep(SEARCH_INTERVAL);
@@ -61,7 +61,7 @@ pub(super) fn find_waiters(client: &mut Client, are_expected: bool) -> Result<Ve
             simple_query(client, "SELECT pg_catalog.pg_stat_clear_snapshot()")?;
             collect_waiters(client, &sql, &mut waiters)?;
         }
-        simple_query(client, "COMMIT")?;
+        lock::end_transaction(client, EndStatement::Commit, QueryTag::ProgramOnly)?;
     }
     Ok(waiters.into_values().collect())
 }
@@ -97,9 +97,10 @@ fn polling_query() -> String {
          AND a.pid <> pg_catalog.pg_backend_pid() \
          AND a.state_change > pg_catalog.clock_timestamp() - pg_catalog.make_interval(\
          secs => 1 + pg_catalog.substring(a.query, {waiting_tag})::float8) \
-         AND ({IS_ROLLED_BACK} OR a.pid NOT IN (\
+         AND ({} OR a.pid NOT IN (\
          SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid IS NOT NULL))",
-        columns()
+        columns(),
+        is_rolled_back()
     )
 }
 

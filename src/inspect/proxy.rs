@@ -6,7 +6,7 @@
 
 use crate::connection::Client;
 use crate::inspect::backend::rows;
-use crate::lock::{NOT_DEFERRABLE, cell, simple_query};
+use crate::lock::{cell, simple_query};
 use nix::sys::socket::{SockaddrStorage, getsockname};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -33,11 +33,9 @@ pub(crate) fn find(
     let Some(own) = socket.and_then(|socket| getsockname::<SockaddrStorage>(socket.as_raw_fd()).ok()) else {
         return Ok(None);
     };
-    let sql = format!(
-        "{NOT_DEFERRABLE}SELECT pg_catalog.host(pg_catalog.inet_client_addr()) AS address, \
-         pg_catalog.inet_client_port() AS port"
-    );
-    let seen = rows(simple_query(client, &sql)?).next().and_then(|row| {
+    let sql = "SELECT pg_catalog.host(pg_catalog.inet_client_addr()) AS address, \
+         pg_catalog.inet_client_port() AS port";
+    let seen = rows(simple_query(client, sql)?).next().and_then(|row| {
         let ip: IpAddr = cell(&row, "address")?.parse().ok()?;
         Some(SocketAddr::new(ip, cell(&row, "port")?.parse().ok()?))
     });

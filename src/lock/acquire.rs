@@ -14,7 +14,9 @@
 
 use super::backoff::Backoff;
 use super::lending::MIN_REST;
-use super::query::{Claim, QueryResult, first_query_failure, is_statement_pooling, simple_query};
+use super::query::{
+    Claim, EndStatement, QueryResult, end_transaction, first_query_failure, is_statement_pooling, simple_query,
+};
 use super::queue::{QueueOutcome, WaitObserver, cancelled, wait_in_queue};
 use super::server::{STATEMENT_POOLING, Server};
 use super::sql::{self, KeySql, Looks};
@@ -132,7 +134,7 @@ impl Lock {
     ) -> Result<Try, postgres::Error> {
         let began = Instant::now();
         let lock = self.to_sql();
-        let result = QueryResult::fetch(client, &lock.begin_and_probe())?;
+        let result = QueryResult::begin(client, sql::TRANSACTION_MODES, &lock.probe())?;
         let start = result.number("server_start");
         let is_restarted = known_start.zip(start).is_some_and(|(known, start)| known != start);
         let backend_pid = result.backend_pid();
@@ -148,7 +150,7 @@ impl Lock {
         if !matches!(outcome, TryOutcome::Acquired(_)) {
             // A session of the pool shows this as its last query until another client uses it.
             let tag = QueryTag::Polling(backoff.longest_pause(began.elapsed()));
-            client.simple_query(&tag.prepend_to("ROLLBACK"))?;
+            end_transaction(client, EndStatement::Rollback, tag)?;
         }
         Ok(Try { outcome, backend_pid })
     }
@@ -322,7 +324,7 @@ pub(crate) const BEGIN_PROBE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Returns whether BEGIN, and no earlier query, ends this connection: a pooler whose server is gone ends it earlier.
 fn is_closed_by_begin(mut client: Client) -> bool {
-    let is_alive = client.simple_query("SELECT 1").is_ok();
+    let is_alive = simple_query(&mut client, "SELECT 1").is_ok();
     let begun = client.simple_query("BEGIN");
     is_alive && begun.is_err_and(|error| error.is_closed() || is_statement_pooling(&error))
 }

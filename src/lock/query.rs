@@ -5,6 +5,7 @@
 use super::sql::{GOT_COLUMN, PROVEN_COLUMN};
 use super::types::{Grant, Keys, TryOutcome};
 use crate::connection::Client;
+use crate::connection::query_message::QueryMessage;
 use crate::key::KeyId;
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::query_tag::QueryTag;
@@ -12,10 +13,8 @@ use postgres::error::{DbError, SqlState};
 use postgres::{SimpleQueryMessage, SimpleQueryRow};
 use std::time::Instant;
 
-/// Runs a query and returns its result.
-///
-/// Only PostgreSQL's own functions and operators are found: anyone who may create some in a schema of our role's search
-/// path could otherwise run code with our privileges. The setting lasts for the query's transaction.
+/// Runs a query and returns its result: in the transaction that is open, or else in one of its own. What is sent around
+/// it, and why, is described in [`query_message`](crate::connection::query_message).
 ///
 /// # Errors
 /// The server reports an error, or the connection is lost.
@@ -32,7 +31,87 @@ pub(crate) fn simple_query_tagged(
     sql: &str,
     tag: QueryTag,
 ) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
-    client.simple_query(&tag.prepend_to(&format!("SET LOCAL search_path TO pg_catalog, pg_temp; {sql}")))
+    if client.is_in_transaction {
+        send(client, &QueryMessage::in_open_transaction(sql), tag)
+    } else {
+        send_beginning(client, &QueryMessage::in_own_transaction(sql), tag)
+    }
+}
+
+/// Begins a transaction with these modes and runs its first query, if there is one. After an error there is no
+/// transaction.
+///
+/// # Errors
+/// As for [`simple_query`].
+pub(crate) fn begin(client: &mut Client, modes: &str, sql: &str) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
+    let message = QueryMessage::opening_transaction(modes, sql);
+    let results = send_beginning(client, &message, QueryTag::ProgramOnly)?;
+    client.is_in_transaction = true;
+    Ok(results)
+}
+
+/// Ends the open transaction with a tag that tells observers what we are doing.
+///
+/// # Errors
+/// As for [`simple_query`].
+pub(crate) fn end_transaction(
+    client: &mut Client,
+    statement: EndStatement,
+    tag: QueryTag,
+) -> Result<(), postgres::Error> {
+    client.simple_query(&tag.prepend_to(statement.sql()))?;
+    client.is_in_transaction = false;
+    client.must_roll_back = false;
+    Ok(())
+}
+
+/// How to end a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EndStatement {
+    /// Keeping what it did.
+    Commit,
+    /// Undoing what it did.
+    Rollback,
+}
+
+impl EndStatement {
+    fn sql(self) -> &'static str {
+        match self {
+            EndStatement::Commit => "COMMIT",
+            EndStatement::Rollback => "ROLLBACK",
+        }
+    }
+}
+
+/// Sends a message with a tag, and returns what the query in it returns.
+///
+/// # Errors
+/// As for [`simple_query`].
+fn send(
+    client: &mut Client,
+    message: &QueryMessage,
+    tag: QueryTag,
+) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
+    let results = client.simple_query(&tag.prepend_to(&message.sql))?;
+    Ok(message.results_of_query(results))
+}
+
+/// Sends a message that begins a transaction. An error of the server leaves that transaction open; it is rolled back
+/// before the next one, if there is one: the error is to be reported without waiting for another reply.
+///
+/// # Errors
+/// As for [`simple_query`].
+fn send_beginning(
+    client: &mut Client,
+    message: &QueryMessage,
+    tag: QueryTag,
+) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
+    if client.must_roll_back {
+        end_transaction(client, EndStatement::Rollback, QueryTag::ProgramOnly)?;
+    }
+    let result = send(client, message, tag);
+    client.must_roll_back = result.is_err();
+    result
 }
 
 /// Returns a column's text; `None` if it is NULL, missing or not text.
@@ -76,14 +155,29 @@ impl QueryResult {
     pub(super) fn fetch_tagged(client: &mut Client, sql: &str, tag: QueryTag) -> Result<QueryResult, postgres::Error> {
         let query_sent = Instant::now();
         let messages = simple_query_tagged(client, sql, tag)?;
+        Ok(QueryResult::new(messages, query_sent))
+    }
+
+    /// Begins a transaction with these modes, and returns the rows of its first query.
+    ///
+    /// # Errors
+    /// As for [`simple_query`].
+    pub(super) fn begin(client: &mut Client, modes: &str, sql: &str) -> Result<QueryResult, postgres::Error> {
+        let query_sent = Instant::now();
+        let messages = begin(client, modes, sql)?;
+        Ok(QueryResult::new(messages, query_sent))
+    }
+
+    /// Returns the rows among the results of a query.
+    fn new(messages: Vec<SimpleQueryMessage>, query_sent: Instant) -> QueryResult {
         let rows = messages.into_iter().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,
         });
-        Ok(QueryResult {
+        QueryResult {
             rows: rows.collect(),
             query_sent,
-        })
+        }
     }
 
     pub(super) fn has_row(&self) -> bool {

@@ -18,6 +18,7 @@ impl Lock {
             }
             Scope::Transaction => {
                 let result = QueryResult::fetch(client, &self.to_sql().prove_and_commit())?;
+                client.is_in_transaction = false;
                 Ok(result.proves(&self.keys))
             }
         }

@@ -17,10 +17,6 @@ pub(crate) const TIMEOUT_SETTINGS: [&str; 5] = [
     "transaction_timeout",
 ];
 
-/// Prefix of every query that runs before our settings apply. A role's transactions may be deferrable by default, and
-/// a deferrable one may wait for others before it does anything.
-pub(crate) const NOT_DEFERRABLE: &str = "SET TRANSACTION NOT DEFERRABLE; ";
-
 /// A configuration parameter and the value we set.
 struct Setting {
     name: &'static str,
@@ -76,12 +72,7 @@ fn dead_client_settings(server_limit: Duration) -> [Setting; 4] {
 /// client has vanished, for the session or for the transaction alone.
 pub(super) fn setting_expressions(server_limit: Duration, scope: Scope) -> Vec<String> {
     let timeouts = TIMEOUT_SETTINGS.map(|name| Setting::if_known(name, 0));
-    // See [`NOT_DEFERRABLE`].
-    let not_deferrable = Setting::new("default_transaction_deferrable", "off");
-    let settings = timeouts
-        .into_iter()
-        .chain(dead_client_settings(server_limit))
-        .chain([not_deferrable]);
+    let settings = timeouts.into_iter().chain(dead_client_settings(server_limit));
     settings.map(|setting| setting.expression(scope)).collect()
 }
 
@@ -152,8 +143,8 @@ mod tests {
         );
         let transaction = setting_expressions(limit, Scope::Transaction);
         assert_eq!(
-            transaction[9],
-            "pg_catalog.set_config('default_transaction_deferrable', 'off', true)"
+            transaction[5],
+            "pg_catalog.set_config('tcp_keepalives_idle', '20', true)"
         );
     }
 }

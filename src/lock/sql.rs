@@ -4,7 +4,7 @@
 //! anyone who may create functions in a schema of our role's search path could otherwise run code with our privileges.
 
 use super::leftover;
-use super::settings::{LOG_THRESHOLD_SETTINGS, NOT_DEFERRABLE, setting_expressions};
+use super::settings::{LOG_THRESHOLD_SETTINGS, setting_expressions};
 use super::types::{ClientInfo, Keys, Lock, MAX_POOLER_DELAY, MIN_SERVER_AGE, Mode, OnGrant, Scope, ScopeChoice};
 use crate::key::{KeyId, Number};
 use std::time::Duration;
@@ -61,7 +61,7 @@ const BACKEND_AGE: &str = "(SELECT extract(epoch FROM pg_catalog.clock_timestamp
 
 /// Returns the query for the age of the backend.
 pub(super) fn backend_age() -> String {
-    format!("{NOT_DEFERRABLE}SELECT {BACKEND_AGE} AS backend_age")
+    format!("SELECT {BACKEND_AGE} AS backend_age")
 }
 
 /// Returns the expression for the time that those who lost their locks in a restart had to come first: the age of the
@@ -85,6 +85,9 @@ const STORED_RESULT: &str = "pg_catalog.current_setting('pglock.got')";
 fn store_result(text: &str) -> String {
     format!("pg_catalog.set_config('pglock.got', {text}, true)")
 }
+
+/// The modes of a transaction that holds a lock: an idle one must have no snapshot, which would hold back VACUUM.
+pub(super) const TRANSACTION_MODES: &str = "ISOLATION LEVEL READ COMMITTED";
 
 /// The savepoint before which nothing was acquired in the transaction.
 const PROBE: &str = "pglock";
@@ -210,7 +213,7 @@ impl Lock<KeySql> {
         });
         let log_thresholds = log_threshold_columns();
         format!(
-            "{NOT_DEFERRABLE}{compute_key}SELECT {INITIAL_NAME} AS name, pg_catalog.version() AS version, \
+            "{compute_key}SELECT {INITIAL_NAME} AS name, pg_catalog.version() AS version, \
              pg_catalog.current_database() AS database, pg_catalog.pg_is_in_recovery() AS standby, \
              pg_catalog.pg_backend_pid() AS backend_pid, {settled_for} AS settled_for, {} AS server_start, {log_thresholds}, \
              {settings}{try_if_usable} AS {GOT_COLUMN}{from}; {}",
@@ -219,22 +222,22 @@ impl Lock<KeySql> {
         )
     }
 
-    /// Returns the query that opens a transaction and finds out whether the lock is free for this backend.
+    /// Returns the first query of a transaction with [`TRANSACTION_MODES`]: it finds out whether the lock is free for this
+    /// backend.
     ///
-    /// READ COMMITTED, so that an idle transaction has no snapshot and does not hold back VACUUM. A waiter repeats
-    /// this query, so it is the shortest that does the job: a look at the backend's own locks, settings and proof
+    /// A waiter repeats this query, so it is the shortest that does the job: a look at the backend's own locks, settings and proof
     /// would make it ten times as expensive. They come with [`Lock::try_in_transaction`], which takes back what this
     /// query acquired: the backend may have held it before, and would be granted it again.
-    pub(super) fn begin_and_probe(&self) -> String {
+    pub(super) fn probe(&self) -> String {
         let (try_expression, _) = self.try_expression(None, Looks::Nowhere);
         format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED; SAVEPOINT {PROBE}; SELECT {} AS server_start, \
+            "SAVEPOINT {PROBE}; SELECT {} AS server_start, \
              pg_catalog.pg_backend_pid() AS backend_pid, CASE WHEN {IS_PRIMARY} THEN {try_expression} END AS {GOT_COLUMN}",
             server_start()
         )
     }
 
-    /// Returns the query that tries the lock in the transaction that [`Lock::begin_and_probe`] has opened, makes the
+    /// Returns the query that tries the lock in the transaction that [`Lock::probe`] has opened, makes the
     /// transaction's settings and proves the lock.
     pub(super) fn try_in_transaction(&self, server_limit: Duration) -> String {
         let (try_expression, from) = self.try_expression(None, Looks::AtLeftovers);
@@ -321,7 +324,7 @@ impl Lock<KeySql> {
             [unlock] => unlock.clone(),
             unlocks => format!("LEAST({})", unlocks.join(", ")),
         };
-        format!("{NOT_DEFERRABLE}SELECT {released} AS released")
+        format!("SELECT {released} AS released")
     }
 
     /// Returns the query that proves a transaction's lock and ends the transaction.
@@ -470,7 +473,7 @@ fn own_row_condition(keys: &[KeySql], mode: Mode) -> String {
 /// Returns the query that applies a holder's settings to the session.
 pub(super) fn configure_session(server_limit: Duration) -> String {
     let expressions = setting_expressions(server_limit, Scope::Session).join(", ");
-    format!("{NOT_DEFERRABLE}SELECT {expressions}")
+    format!("SELECT {expressions}")
 }
 
 /// The query that releases whatever the session holds.
@@ -486,7 +489,7 @@ pub(super) fn key_numbers(numbers: &[Number]) -> String {
             Number::Known(_) => format!("NULL AS {}", key_column(index)),
         })
         .collect();
-    format!("{NOT_DEFERRABLE}SELECT {}", columns.join(", "))
+    format!("SELECT {}", columns.join(", "))
 }
 
 /// Returns the column of [`key_numbers`] for the number at `index`.
@@ -496,13 +499,12 @@ pub(super) fn key_column(index: usize) -> String {
 
 /// Returns the query for a fencing token, in the column `token`; see [`super::token::fencing_token`].
 pub(super) fn fencing_token() -> String {
-    format!(
-        "{NOT_DEFERRABLE}SELECT pg_catalog.set_config('synchronous_commit', 'on', true); \
+    "SELECT pg_catalog.set_config('synchronous_commit', 'on', true); \
          SELECT pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) \
          || pg_catalog.lpad(pg_catalog.split_part(lsn, '/', 1), 8, '0') \
          || pg_catalog.lpad(pg_catalog.split_part(lsn, '/', 2), 8, '0') AS token \
          FROM (SELECT pg_catalog.pg_logical_emit_message(true, 'pglock', '')::text AS lsn OFFSET 0) AS message"
-    )
+        .to_owned()
 }
 
 /// Returns the query that tries to lock a ticket behind all others of this class: `number` is its number, `acquired`
@@ -548,6 +550,7 @@ fn select_tickets(class: i32, columns: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::connection::query_message::QueryMessage;
 
     const LIMIT: Duration = Duration::from_secs(23);
 
@@ -663,7 +666,7 @@ mod tests {
         ] {
             let sql = one.first_query(&client_info(choice), None, None);
             assert!(sql.contains(&expected), "{choice:?}: {sql}");
-            assert!(sql.starts_with("SET TRANSACTION NOT DEFERRABLE; SELECT pg_catalog.set_config("));
+            assert!(sql.starts_with("SELECT pg_catalog.set_config("));
         }
         // A wait that goes on does so on the same server only.
         let known = ClientInfo {
@@ -699,7 +702,7 @@ mod tests {
         };
         let sql = computed.first_query(&client_info(ScopeChoice::Auto), None, Some("f('x')"));
         assert_eq!(sql.matches("f('x')").count(), 1);
-        assert!(sql.contains("; SELECT pg_catalog.set_config('pglock.key', (f('x'))::text, true) AS key; SELECT "));
+        assert!(sql.starts_with("SELECT pg_catalog.set_config('pglock.key', (f('x'))::text, true) AS key; SELECT "));
         assert!(sql.contains("pg_try_advisory_lock(pg_catalog.current_setting('pglock.key')::bigint)"));
     }
 
@@ -720,9 +723,9 @@ mod tests {
     fn a_transactions_settings_come_with_its_proof() {
         let one = lock(all(&[KeyId::Bigint(1)]), Mode::Exclusive, Scope::Transaction);
         assert_eq!(
-            one.begin_and_probe(),
+            one.probe(),
             format!(
-                "BEGIN ISOLATION LEVEL READ COMMITTED; SAVEPOINT pglock; SELECT {} AS server_start, \
+                "SAVEPOINT pglock; SELECT {} AS server_start, \
                  pg_catalog.pg_backend_pid() AS backend_pid, CASE WHEN NOT pg_catalog.pg_is_in_recovery() \
                  THEN CASE WHEN NOT pg_catalog.pg_try_advisory_xact_lock('1'::bigint) THEN 0 ELSE 1 END END AS got",
                 server_start()
@@ -821,11 +824,11 @@ mod tests {
         let release = |ids: &[KeyId]| lock(all(ids), Mode::Shared, Scope::Session).release();
         assert_eq!(
             release(&[KeyId::Bigint(1)]),
-            "SET TRANSACTION NOT DEFERRABLE; SELECT pg_catalog.pg_advisory_unlock_shared('1'::bigint) AS released"
+            "SELECT pg_catalog.pg_advisory_unlock_shared('1'::bigint) AS released"
         );
         assert_eq!(
             release(&[KeyId::Bigint(1), KeyId::IntPair(2, 3)]),
-            "SET TRANSACTION NOT DEFERRABLE; SELECT LEAST(pg_catalog.pg_advisory_unlock_shared('1'::bigint), \
+            "SELECT LEAST(pg_catalog.pg_advisory_unlock_shared('1'::bigint), \
              pg_catalog.pg_advisory_unlock_shared('2'::int, '3'::int)) AS released"
         );
     }
@@ -842,15 +845,74 @@ mod tests {
         );
     }
 
+    /// Every query of this module, in every message in which it can be sent. What pglock sends through a pooler in earnest
+    /// is watched by a test with a pooler that refuses SET.
+    #[test]
+    fn no_message_contains_set_or_is_one_query() {
+        let mut queries = vec![
+            backend_age(),
+            configure_session(LIMIT),
+            RELEASE_ALL.to_owned(),
+            key_numbers(&[Number::Computed("hashtext('x')".into())]),
+            fencing_token(),
+            take_ticket(1),
+            preceding_ticket(1, 2),
+            release_ticket(1, 2),
+        ];
+        for looks in [Looks::AtLeftovers, Looks::Nowhere] {
+            for on_grant in [OnGrant::Keep, OnGrant::Release] {
+                queries.push(wait_slice(KeyId::Bigint(1), Mode::Shared, on_grant, LIMIT, looks));
+            }
+        }
+        let slots = Keys::OneOf {
+            keys: vec![KeyId::Bigint(1), KeyId::Bigint(2)],
+            start: 1,
+        };
+        for keys in [all(&[KeyId::Bigint(1), KeyId::IntPair(2, 3)]), slots] {
+            for scope in [Scope::Session, Scope::Transaction] {
+                let lock = lock(keys.clone(), Mode::Exclusive, scope);
+                for choice in [
+                    ScopeChoice::Auto,
+                    ScopeChoice::Session,
+                    ScopeChoice::SessionPooled,
+                    ScopeChoice::Transaction,
+                ] {
+                    let client_info = ClientInfo {
+                        server_limit: Some(LIMIT),
+                        ..client_info(choice)
+                    };
+                    queries.push(lock.first_query(&client_info, Some(1), Some("hashtext('x')")));
+                }
+                let mark = KeyId::IntPair(1, 2);
+                queries.extend([lock.session_heartbeat(77, mark), lock.scanning_heartbeat(mark)]);
+                queries.extend([lock.probe(), lock.try_in_transaction(LIMIT), lock.prove_and_commit()]);
+                queries.extend([lock.retry(Looks::AtLeftovers), lock.release(), lock.proof()]);
+            }
+        }
+        let messages = queries.iter().flat_map(|query| {
+            [
+                QueryMessage::in_own_transaction(query),
+                QueryMessage::opening_transaction(TRANSACTION_MODES, query),
+                QueryMessage::in_open_transaction(query),
+            ]
+        });
+        for message in messages {
+            let statements: Vec<&str> = message.sql.split(';').map(str::trim).collect();
+            assert!(
+                statements.len() > 1 && statements[0].starts_with("SHOW "),
+                "{message:?}"
+            );
+            let is_set = |statement: &&str| statement.starts_with("SET ") || statement.starts_with("RESET ");
+            assert_eq!(statements.iter().find(|statement| is_set(statement)), None);
+        }
+    }
+
     #[test]
     fn only_unknown_numbers_are_computed() {
         let numbers = [
             Number::Known(KeyId::Bigint(1)),
             Number::Computed("hashtext('x')".into()),
         ];
-        assert_eq!(
-            key_numbers(&numbers),
-            "SET TRANSACTION NOT DEFERRABLE; SELECT NULL AS k0, hashtext('x') AS k1"
-        );
+        assert_eq!(key_numbers(&numbers), "SELECT NULL AS k0, hashtext('x') AS k1");
     }
 }

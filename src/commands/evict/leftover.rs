@@ -4,7 +4,7 @@ use super::terminate::{unauthorized, wait_until_gone};
 use crate::connection::{Client, Settings};
 use crate::inspect::backend::Backend;
 use crate::key;
-use crate::lock::{NOT_DEFERRABLE, QueryResult};
+use crate::lock::QueryResult;
 use crate::outcome::Failure;
 use crate::protocol::name;
 use postgres::error::SqlState;
@@ -25,7 +25,7 @@ pub(super) fn terminate_leftovers(
     for backend in leftovers {
         let Some(pid) = backend.pid else { continue };
         let sql = format!(
-            "{NOT_DEFERRABLE}SELECT pg_catalog.pg_terminate_backend(pid) AS terminated FROM pg_catalog.pg_stat_activity \
+            "SELECT pg_catalog.pg_terminate_backend(pid) AS terminated FROM pg_catalog.pg_stat_activity \
              WHERE pid = {pid} AND usename = {} AND {}",
             key::sql_literal(&backend.user),
             has_advisory_lock(pid),
@@ -39,7 +39,7 @@ pub(super) fn terminate_leftovers(
                 true
             }
         };
-        wait_until_gone(client, &[pid], NOT_DEFERRABLE)?;
+        wait_until_gone(client, &[pid])?;
         report += &if is_terminated {
             format!("evicted {backend}\n")
         } else {

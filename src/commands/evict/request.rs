@@ -6,9 +6,10 @@ use crate::connection::Client;
 use crate::inspect::backend::Backend;
 use crate::inspect::eviction::may_evict_condition;
 use crate::key;
-use crate::lock::{NOT_DEFERRABLE, QueryResult, simple_query};
+use crate::lock::{self, EndStatement, QueryResult, simple_query};
 use crate::outcome::Failure;
 use crate::protocol::derived_keys;
+use crate::protocol::query_tag::QueryTag;
 use crate::run::session::timing::Timing;
 use crate::ui::{message, stdout};
 use std::thread::sleep;
@@ -57,15 +58,11 @@ impl<'a> Eviction<'a> {
         options: &EvictOptions,
         application_name: &str,
     ) -> Result<Eviction<'a>, Failure> {
-        let sql = format!("{NOT_DEFERRABLE}SELECT pg_catalog.set_config('application_name', NULL, true) AS name");
+        let sql = "SELECT pg_catalog.set_config('application_name', NULL, true) AS name";
         client.asking("to prepare the eviction");
-        let is_direct = QueryResult::fetch(client, &sql)?.get("name") == Some(application_name);
-        if is_direct {
-            // For all queries that follow.
-            let set = "SELECT pg_catalog.set_config('default_transaction_deferrable', 'off', false)";
-            simple_query(client, &format!("{NOT_DEFERRABLE}{set}"))?;
-        } else {
-            simple_query(client, "BEGIN NOT DEFERRABLE")?;
+        let is_direct = QueryResult::fetch(client, sql)?.get("name") == Some(application_name);
+        if !is_direct {
+            lock::begin(client, "", "")?;
         }
         Ok(Eviction {
             client,
@@ -113,7 +110,7 @@ impl<'a> Eviction<'a> {
             }
         }
         let pids: Vec<i32> = terminated.iter().map(|(pid, _)| *pid).collect();
-        wait_until_gone(self.client, &pids, "")?;
+        wait_until_gone(self.client, &pids)?;
         for Target { backend, .. } in targets {
             let is_evicted = |pid: i32| pids.contains(&pid) || requests.iter().any(|request| request.pid == pid);
             if backend.pid.is_some_and(is_evicted) {
@@ -124,7 +121,8 @@ impl<'a> Eviction<'a> {
             sleep(MARK_HOLD_TIME.saturating_sub(start.elapsed()));
         }
         if !self.is_direct {
-            simple_query(self.client.asking("to end the eviction"), "COMMIT")?;
+            let client = self.client.asking("to end the eviction");
+            lock::end_transaction(client, EndStatement::Commit, QueryTag::ProgramOnly)?;
         }
         Ok(())
     }

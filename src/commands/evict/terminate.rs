@@ -31,18 +31,18 @@ pub(super) fn terminate(client: &mut Client, pid: i32, shown: &Backend) -> Resul
     Ok(result.is_true("terminated"))
 }
 
-/// Waits until none of these backends holds or waits for an advisory lock. `before` precedes each query.
+/// Waits until none of these backends holds or waits for an advisory lock.
 ///
 /// # Errors
 /// [`ExitCode::Conflict`] if one has not gone within [`TERMINATION_TIMEOUT`], or the connection is lost.
-pub(super) fn wait_until_gone(client: &mut Client, pids: &[i32], before: &str) -> Result<(), Failure> {
+pub(super) fn wait_until_gone(client: &mut Client, pids: &[i32]) -> Result<(), Failure> {
     if pids.is_empty() {
         return Ok(());
     }
     let list: Vec<String> = pids.iter().map(i32::to_string).collect();
     let list = list.join(", ");
     let sql = format!(
-        "{before}SELECT EXISTS (\
+        "SELECT EXISTS (\
          SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid IN ({list})) AS present"
     );
     client.asking("for the terminated session");

@@ -163,7 +163,7 @@ impl Guard<'_> {
 
     /// Reports who ended the session. Returns whether the key must stay free.
     fn explain_loss(&self, client: &mut Client, backend_pid: i32) -> bool {
-        let evictor = eviction::find_evictor_first(client, backend_pid).ok().flatten();
+        let evictor = eviction::find_evictor(client, backend_pid).ok().flatten();
         let is_forced = evictor.as_ref().is_some_and(|evictor| evictor.is_forced);
         let evictor = evictor.map(|evictor| evictor.description);
         self.reporter.report(SessionEvent::LossExplained { evictor });

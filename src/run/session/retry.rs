@@ -225,7 +225,7 @@ impl Retry<'_> {
             return Ok(());
         };
         self.reporter.expect_reply_within(MAX_POOL_WAIT);
-        let evictor = eviction::find_evictor_first(client, backend_pid)?;
+        let evictor = eviction::find_evictor(client, backend_pid)?;
         memory.lost_backend = None;
         match evictor.filter(|evictor| evictor.is_authorized) {
             Some(evictor) => Err(Failure::msg(

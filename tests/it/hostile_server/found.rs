@@ -38,7 +38,7 @@ struct Liar {
     flood: Option<(Flood, Endless)>,
 }
 
-/// Returns a reply with this row.
+/// Returns a reply with this row, and what the statements before the query return.
 fn reply(columns: Row) -> Vec<u8> {
     let names: Vec<Vec<u8>> = columns.iter().map(|(name, _)| name.as_bytes().to_vec()).collect();
     let values: Vec<_> = columns
@@ -46,6 +46,9 @@ fn reply(columns: Row) -> Vec<u8> {
         .map(|(_, value)| Some(value.as_bytes().to_vec()))
         .collect();
     [
+        message(b'C', b"SHOW\0"),
+        message(b'C', b"BEGIN\0"),
+        message(b'C', b"SELECT 1\0"),
         description(&names),
         row(&values),
         message(b'C', b"SELECT 1\0"),

@@ -87,6 +87,10 @@ fn cockroachdb_is_recognized_by_its_version() {
             .iter()
             .flat_map(|(_, value)| [&(value.len() as u32).to_be_bytes()[..], value.as_bytes()].concat());
         let values: Vec<u8> = values.collect();
+        // Of the statements before the query.
+        for tag in [b"SHOW\0".as_slice(), b"BEGIN\0", b"SELECT 1\0"] {
+            send(out, b'C', tag)?;
+        }
         send(out, b'T', &[&count[..], &names].concat())?;
         send(out, b'D', &[&count[..], &values].concat())?;
         send(out, b'C', b"SELECT 1\0")

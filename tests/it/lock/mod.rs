@@ -8,6 +8,7 @@ mod impostor;
 mod leftover;
 mod many_keys;
 mod nested;
+mod pgdog;
 mod pods;
 mod pooler;
 mod session_pool;

@@ -66,7 +66,8 @@ fn assert_pool_is_clean(server: &Server, bouncer: &PgBouncer, database: &str, si
 fn a_pooler_that_ends_at_begin_is_not_taken_for_one_that_pools_statements() {
     let server = Server::shared();
     let bouncer = bouncer(server, "transaction", &[]);
-    for ends in [&["BEGIN"][..], &["BEGIN", "SELECT 1"], &["BEGIN"; 3]] {
+    const BEGIN: &str = "BEGIN ISOLATION LEVEL";
+    for ends in [&[BEGIN][..], &[BEGIN, "SELECT 1"], &[BEGIN, "BEGIN\0", "BEGIN\0"]] {
         let proxy = Proxy::ending_at(bouncer.port(), ends);
         let run = || {
             let run = server.run(&unique("begin"));

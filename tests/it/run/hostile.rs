@@ -300,6 +300,15 @@ fn deferrable_transactions_do_not_wait_for_writers() {
         ] {
             run(options).arg("true").output().stdout();
         }
+        let primary = ("PGTARGETSESSIONATTRS", "primary");
+        run(&["-k", "key"])
+            .env(primary.0, primary.1)
+            .arg("true")
+            .output()
+            .stdout();
+        let pglock = if pooled { pooler.pglock() } else { server.pglock() };
+        let check = pglock.arg("check").env("PGLOCK_HEARTBEAT", "2").output();
+        check.code(0);
         let holder = run(&["-k", "key"]).holding();
         for wait in ["0", "1"] {
             let output = run(&["-k", "key", "--wait", wait, "true"]).output();

@@ -6,6 +6,7 @@
 
 use super::proxy::read_message;
 use super::server::Server;
+use super::wait::{SOON, eventually};
 use std::io::{self, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -51,15 +52,20 @@ impl Meddler {
         format!("postgresql://postgres@127.0.0.1:{}/postgres?sslmode=disable", self.port)
     }
 
-    /// Runs this statement in the first session.
+    /// Runs this statement in the first session, as soon as it can: a transaction that an error has ended refuses it
+    /// until it is rolled back.
     pub fn run(&self, statement: &str) {
         let session = self.first_session();
-        let mut backends = session.backends.lock().unwrap();
-        let backend = backends.last_mut().unwrap();
         let length = (statement.len() + 5) as u32;
         let query = [b"Q", &length.to_be_bytes()[..], statement.as_bytes(), b"\0"].concat();
-        backend.write_all(&query).unwrap();
-        relay_reply(backend, &mut io::sink()).unwrap();
+        eventually(SOON, "a statement that is not refused", || {
+            let mut backends = session.backends.lock().unwrap();
+            let backend = backends.last_mut().unwrap();
+            backend.write_all(&query).unwrap();
+            let mut reply = Vec::new();
+            relay_reply(backend, &mut reply).unwrap();
+            reply[0] != b'E'
+        });
     }
 
     /// Lends another backend to the first session from now on. The one that it had stays, and keeps its locks.

@@ -16,6 +16,7 @@ pub mod journal;
 pub mod meddler;
 pub mod network;
 pub mod pgbouncer;
+pub mod pgdog;
 pub mod pglock;
 pub mod probe;
 pub mod proxy;

@@ -103,7 +103,7 @@ impl Proxy {
 
 /// Serves each connection on a thread of its own, with its number and a connection to this port. Returns the port to
 /// connect to.
-fn listen(to: u16, serve: impl Fn(usize, TcpStream, TcpStream) + Send + Sync + 'static) -> u16 {
+pub(super) fn listen(to: u16, serve: impl Fn(usize, TcpStream, TcpStream) + Send + Sync + 'static) -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     let serve = Arc::new(serve);
@@ -252,7 +252,7 @@ fn relay_reply(server: &mut TcpStream, client: &mut TcpStream, is_last: bool) ->
 }
 
 /// Returns the statements of a message, in which quotes come in pairs.
-fn statements(text: &str) -> Vec<String> {
+pub(super) fn statements(text: &str) -> Vec<String> {
     let mut statements = vec![String::new()];
     for piece in text.split_inclusive(';') {
         let statement = statements.last_mut().unwrap();
