@@ -82,8 +82,8 @@ impl Client {
             Some(watchdog) if watchdog.has_expired() => Failure::msg(
                 ExitCode::Unavailable,
                 format!(
-                    "the server stopped responding: no reply within {} to the query {} (a pooler without a free session \
-                     looks the same)",
+                    "the server stopped responding: no reply within {} to the query {} (a pooler without a free session, \
+                     see its default_pool_size, looks the same)",
                     humantime::format_duration(watchdog.limit),
                     self.question,
                 ),

@@ -140,6 +140,7 @@ impl From<postgres::Error> for Failure {
                 );
                 Failure::msg(ExitCode::Unavailable, message).transient_if(true)
             }
+            Some(_) if is_simple_protocol_refused(&error) => Failure::msg(ExitCode::Config, SIMPLE_PROTOCOL_REFUSED),
             Some(db) => Failure::msg(exit_code_for(db.code().code()), db.message()).transient_if(is_transient(db)),
             None if error.is_closed() => {
                 Failure::msg(ExitCode::Unavailable, "the server closed the connection unexpectedly").transient_if(true)
@@ -151,6 +152,17 @@ impl From<postgres::Error> for Failure {
             }
         }
     }
+}
+
+/// Why a PgBouncer that refuses the simple query protocol is refused, and what to do.
+pub(crate) const SIMPLE_PROTOCOL_REFUSED: &str = "the pooler refuses simple queries, which pglock sends; set disable_pqexec \
+     = 0 in PgBouncer, or connect to the port of the PostgreSQL server itself";
+
+/// Returns whether a PgBouncer with `disable_pqexec` reports that. Only the text tells: all its errors have the same
+/// code.
+pub(crate) fn is_simple_protocol_refused(error: &postgres::Error) -> bool {
+    let is_refusal = |db: &DbError| *db.code() == SqlState::PROTOCOL_VIOLATION && db.message() == "PQexec disallowed";
+    error.as_db_error().is_some_and(is_refusal)
 }
 
 /// Returns whether the server's table of locks is full. Its other shortages of memory have the same SQLSTATE, but not

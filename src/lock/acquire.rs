@@ -22,10 +22,11 @@ use super::server::{STATEMENT_POOLING, Server};
 use super::sql::{self, KeySql, Looks};
 use super::ticket::TicketQueue;
 use super::types::{Acquisition, ClientInfo, Keys, Lock, Mode, OnGrant, Scope, TryOutcome, WaitEnd, WaitOptions};
-use crate::connection::{Client, is_lock_table_full};
+use crate::connection::{Client, SIMPLE_PROTOCOL_REFUSED, Settings, is_lock_table_full, is_simple_protocol_refused};
 use crate::key::KeyId;
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::query_tag::QueryTag;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// Result of the first query where the server also computes the number of the key.
@@ -293,6 +294,40 @@ pub(crate) fn first_try_computed(
     })
 }
 
+/// Returns the failure of queries on a connection that was opened `took` ago, or, if the pooler ended the connection because it
+/// refuses simple queries, what to do about that.
+///
+/// A PgBouncer with `disable_pqexec` says so and closes the connection; the client library, if it sees both at once, only
+/// reports the latter. So does a pooler or a server that is shut down at that time. `reconnect` therefore opens further
+/// connections, to see whether each of them answers a query of the extended protocol and is ended by an empty simple
+/// one.
+pub(crate) fn explain_first_failure(
+    failure: Failure,
+    client: &Client,
+    took: Duration,
+    mut reconnect: impl FnMut() -> Option<Client>,
+) -> Failure {
+    let was_closed_at_once = client.is_closed() && !client.has_stopped_responding() && took < Duration::from_secs(1);
+    let mut is_closed_again = |_| reconnect().is_some_and(is_closed_by_simple_query);
+    if failure.is_transient && was_closed_at_once && (0..BEGIN_PROBE_COUNT).all(&mut is_closed_again) {
+        return Failure::msg(ExitCode::Config, SIMPLE_PROTOCOL_REFUSED);
+    }
+    failure
+}
+
+/// Returns a further connection to see what ends it, after a pause; `None` if there is none.
+pub(crate) fn reconnect_to_probe(settings: &Settings, application_name: &str) -> Option<Client> {
+    sleep(BEGIN_PROBE_PAUSE);
+    Some(settings.reopen(application_name).ok()?.client)
+}
+
+/// Returns whether a simple query, and no earlier one of the extended protocol, ends this connection.
+fn is_closed_by_simple_query(mut client: Client) -> bool {
+    let is_alive = client.query_typed("SELECT 1", &[]).is_ok();
+    let queried = client.simple_query("");
+    is_alive && queried.is_err_and(|error| error.is_closed() || is_simple_protocol_refused(&error))
+}
+
 /// Reads what the result of the first query reports about the server.
 ///
 /// # Errors
@@ -315,8 +350,8 @@ pub(crate) fn configure_session(client: &mut Client, server_limit: Duration) -> 
     simple_query(client, &sql::configure_session(server_limit)).map(drop)
 }
 
-/// How many further connections BEGIN must end before the pooler is taken for one with statement pooling: a pooler that
-/// cannot reach its server ends many connections at a time, and then no more.
+/// How many further connections BEGIN, or a simple query, must end before the pooler is taken for one that always does
+/// so: a pooler that cannot reach its server ends many connections at a time, and then no more.
 const BEGIN_PROBE_COUNT: u32 = 10;
 
 /// The pause before each of [`BEGIN_PROBE_COUNT`] connections.

@@ -34,7 +34,10 @@ mod ticket;
 mod token;
 mod types;
 
-pub(crate) use acquire::{BEGIN_PROBE_PAUSE, ComputedTry, Try, configure_session, first_try_computed};
+pub(crate) use acquire::{
+    BEGIN_PROBE_PAUSE, ComputedTry, Try, configure_session, explain_first_failure, first_try_computed,
+    reconnect_to_probe,
+};
 pub(crate) use backoff::Backoff;
 pub(crate) use heartbeat::HeartbeatReply;
 pub(crate) use key_ids::{key_ids, require_computed};

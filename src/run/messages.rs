@@ -157,7 +157,11 @@ pub(crate) fn wait_failed(reason: &str, waited: Duration) -> String {
 
 /// The server stopped responding before the lock was acquired.
 pub(crate) fn unresponsive(since_startup: Duration) -> String {
-    format!("the server stopped responding {} after startup", rounded(since_startup))
+    format!(
+        "the server stopped responding {} after startup (a pooler without a free session, see its default_pool_size, \
+         looks the same)",
+        rounded(since_startup)
+    )
 }
 
 /// A signal could not be sent to the job.

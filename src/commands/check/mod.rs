@@ -71,9 +71,13 @@ fn check(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<Che
         known_start: None,
     };
     client.asking("for the server version");
+    let began = Instant::now();
     let (server, first_try) = match lock_of(id, Scope::Session).first_try(&mut client, &client_info, None) {
         Ok(result) => result,
         Err(failure) => {
+            let name = name::for_check(settings.application_name(), None);
+            let reconnect = || lock::reconnect_to_probe(settings, &name);
+            let failure = lock::explain_first_failure(failure, &client, began.elapsed(), reconnect);
             let message = refusal_message(client.explain(failure))?;
             return Ok(CheckReport::new(vec![Finding::refusal("server", message)], None));
         }
@@ -216,10 +220,7 @@ impl Inspection<'_> {
             }
             Scope::Transaction => {
                 let name = name::for_check(self.settings.application_name(), None);
-                let reconnect = || {
-                    std::thread::sleep(lock::BEGIN_PROBE_PAUSE);
-                    Some(self.settings.open(&name, None, LimitEnforcement::Attempt).ok()?.client)
-                };
+                let reconnect = || lock::reconnect_to_probe(self.settings, &name);
                 // It does not try again.
                 let backoff = Backoff::new(Instant::now(), Duration::ZERO);
                 lock.first_try_in_transaction(&mut self.client, server_limit, backoff, None, reconnect)?

@@ -23,6 +23,7 @@ use crate::ui::stdout;
 use crate::ui::terminal;
 use leftover::terminate_leftovers;
 use request::{Eviction, Target};
+use std::time::Instant;
 
 /// Evicts the holders of the keys, after confirmation.
 ///
@@ -43,9 +44,14 @@ pub(crate) fn run(options: &EvictOptions) -> Result<Outcome, Failure> {
     let mut client = settings
         .open(&application_name, None, LimitEnforcement::Attempt)?
         .client;
+    let began = Instant::now();
     match evict(&mut client, options, &settings, &application_name) {
         Ok(()) => Ok(Outcome::Success),
-        Err(failure) => Err(client.explain(failure)),
+        Err(failure) => {
+            let reconnect = || lock::reconnect_to_probe(&settings, &application_name);
+            let failure = lock::explain_first_failure(failure, &client, began.elapsed(), reconnect);
+            Err(client.explain(failure))
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use crate::commands::lock_table;
 use crate::connection::{Client, LimitEnforcement, Settings};
 use crate::inspect::overview::{Overview, PollingWaiters};
 use crate::key::{self, Key};
+use crate::lock;
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::protocol::name;
 use crate::ui::message;
@@ -16,7 +17,7 @@ use crate::ui::stdout;
 use crate::ui::terminal::{self, ERASE_TO_LINE_END, truncate_to_width};
 use json::LockList;
 use std::thread::sleep;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How often `--watch` refreshes.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -34,11 +35,16 @@ pub(crate) fn run(options: &ListOptions) -> Result<Outcome, Failure> {
     let settings = Settings::from_options(&options.connection)?
         .for_lists()
         .with_reply_limit(options.reply_limit);
+    let application_name = name::for_list();
     let mut client = settings
-        .open(&name::for_list(), None, LimitEnforcement::Attempt)?
+        .open(&application_name, None, LimitEnforcement::Attempt)?
         .client;
-    let result = print_locks(&mut client, options);
-    let is_any_held = result.map_err(|failure| client.explain(failure))?;
+    let began = Instant::now();
+    let is_any_held = print_locks(&mut client, options).map_err(|failure| {
+        let reconnect = || lock::reconnect_to_probe(&settings, &application_name);
+        let failure = lock::explain_first_failure(failure, &client, began.elapsed(), reconnect);
+        client.explain(failure)
+    })?;
     if is_any_held && !options.keys.is_empty() {
         Ok(Outcome::Failed(ExitCode::Conflict))
     } else {

@@ -7,7 +7,7 @@ use super::plan::SessionPlan;
 use super::reporter::Reporter;
 use super::retry::{Retry, WaitMemory};
 use super::wait_observer::{SessionWaitObserver, max_pool_wait};
-use crate::connection::{Canceller, Client};
+use crate::connection::{Canceller, Client, LimitEnforcement};
 use crate::inspect::backend::Backend;
 use crate::inspect::{holders, proxy};
 use crate::key::{self, KeyId, Number};
@@ -27,6 +27,9 @@ use std::time::{Duration, Instant};
 
 /// The longest pause between two tries of the head of a ticket queue, which may try often: no other waiter tries.
 const HEAD_OF_QUEUE_MAX_PAUSE: Duration = Duration::from_millis(20);
+
+/// What failed when there is no token.
+const NO_TOKEN: &str = "cannot create a fencing token (requires PostgreSQL 10 or later)";
 
 /// Acquires the lock of a plan.
 pub(super) struct Acquirer<'a> {
@@ -135,7 +138,14 @@ impl Acquirer<'_> {
         canceller: Canceller,
         memory: &mut WaitMemory,
     ) -> Result<(LockRequest, Acquisition), Failure> {
-        let (mut request, mut outcome) = self.first_query(client, memory)?;
+        let began = Instant::now();
+        let (mut request, mut outcome) = match self.first_query(client, memory) {
+            Err(failure) if !memory.has_answered => {
+                let reconnect = || self.reconnect_to_probe();
+                return Err(lock::explain_first_failure(failure, client, began.elapsed(), reconnect));
+            }
+            result => result?,
+        };
         while let Some(settling_time) = request.server.settling_time() {
             self.let_server_settle(settling_time)?;
             (request, outcome) = self.first_query(client, memory)?;
@@ -248,13 +258,7 @@ impl Acquirer<'_> {
             ));
         }
         self.reporter.expect_reply_within(max_pool_wait(&request.server));
-        let reconnect = || {
-            if self.orders.is_release_ordered_within(lock::BEGIN_PROBE_PAUSE) {
-                return None;
-            }
-            let connection = connect::open(self.plan, self.reporter).ok()?;
-            Some(connection.client)
-        };
+        let reconnect = || self.reconnect_to_probe();
         let server_limit = self.options().policy.timing.server_limit();
         let (backoff, known_start) = (self.backoff(memory), request.server.start);
         let Try { outcome, backend_pid } =
@@ -263,6 +267,15 @@ impl Acquirer<'_> {
                 .first_try_in_transaction(client, server_limit, backoff, known_start, reconnect)?;
         memory.lending.note_backend(backend_pid);
         Ok(outcome)
+    }
+
+    /// Returns a further connection to see what ends it, after a pause; `None` if there is none, or on the order to
+    /// release.
+    fn reconnect_to_probe(&self) -> Option<Client> {
+        if self.orders.is_release_ordered_within(lock::BEGIN_PROBE_PAUSE) {
+            return None;
+        }
+        Some(connect::open(self.plan, self.reporter).ok()?.client)
     }
 
     /// Returns the pauses of the wait.
@@ -511,13 +524,39 @@ impl Acquirer<'_> {
             Scope::Transaction => {
                 // On another connection: the query assigns a transaction ID, and a transaction with one holds back
                 // VACUUM for as long as it is open.
-                let token = lock::fencing_token(&mut connect::open(self.plan, self.reporter)?.client);
+                let token = self.fencing_token_on_another_session()?;
                 self.refresh_grant(client, lock, grant)?;
-                token
+                return Ok(token);
             }
         };
+        token.map_err(|error| Failure::from(error).context(NO_TOKEN))
+    }
+
+    /// Returns a fencing token from a further session of the pool, for which the pool may have no room: the lock's own
+    /// session cannot be used by others.
+    ///
+    /// # Errors
+    /// The server reports an error, as before PostgreSQL 10, a connection fails, or no reply comes in time.
+    fn fencing_token_on_another_session(&self) -> Result<String, Failure> {
+        let limit = self.options().policy.timing.reply_limit();
+        let settings = self.plan.settings.clone().with_reply_limit(limit);
+        let mut watch = |limit| self.reporter.expect_within(limit);
+        let application_name = self.plan.application_name();
+        let mut client = settings
+            .open(&application_name, Some(&mut watch), LimitEnforcement::Attempt)?
+            .client;
+        self.reporter.expect_reply_within(limit);
+        let token = lock::fencing_token(&mut client);
         token.map_err(|error| {
-            Failure::from(error).context("cannot create a fencing token (requires PostgreSQL 10 or later)")
+            if client.has_stopped_responding() {
+                let message = format!(
+                    "no session of the pool was free within {} for --token, which needs one besides that of the lock; \
+                     increase default_pool_size in the pooler",
+                    humantime::format_duration(limit)
+                );
+                return Failure::msg(ExitCode::Unavailable, message);
+            }
+            Failure::from(error).context(NO_TOKEN)
         })
     }
 

@@ -93,6 +93,67 @@ fn a_pooler_is_noticed_behind_one_that_splits_messages() {
     holder.finish().code(0);
 }
 
+/// P40: over TCP, where PgBouncer's message is read before it closes the connection, and over a Unix socket, where it is
+/// not.
+#[test]
+fn a_pooler_that_refuses_simple_queries_is_a_wrong_setting() {
+    let server = Server::shared();
+    let pooler = bouncer(server, "transaction", &["disable_pqexec=1"]);
+    for host in [server.host(), "127.0.0.1"] {
+        let run = pooler.run(&unique("pqexec")).env("PGHOST", host);
+        let line = run.arg("true").output().code(78).stderr_line();
+        assert!(line.contains("disable_pqexec"), "{line}");
+        let check = pooler.pglock().env("PGHOST", host).arg("check").output();
+        check.code(78).silent();
+        assert!(
+            String::from_utf8_lossy(&check.stdout).contains("disable_pqexec"),
+            "{check}"
+        );
+        for command in [&["list"][..], &["evict", "--key", "pqexec", "--yes"]] {
+            let output = pooler.pglock().env("PGHOST", host).args(command).output();
+            assert!(output.code(78).stderr_line().contains("disable_pqexec"), "{output}");
+        }
+    }
+}
+
+/// P41: a pooler or a server that ends the first query is none that refuses simple ones.
+#[test]
+fn a_connection_that_ends_at_the_first_query_is_unreachable() {
+    let server = Server::shared();
+    let pooler = bouncer(server, "transaction", &[]);
+    for ends in [&["SHOW "][..], &["SHOW ", "SELECT 1"], &["SHOW ", "Q\0\0\0\x05"]] {
+        for port in [server.port(), pooler.port()] {
+            let proxy = Proxy::ending_at(port, ends);
+            let run = server.run(&unique("first")).args(["--dsn", &proxy.dsn(), "-n", "true"]);
+            let line = run.output().code(69).stderr_line();
+            assert!(line.contains("closed the connection"), "{line}");
+        }
+    }
+}
+
+/// P90: in a pool with one session, which the lock takes, or has taken for another key.
+#[test]
+fn a_pool_without_room_is_named_as_the_cause() {
+    let case = Case::new();
+    let database = case.database();
+    let pooler = bouncer(case.server, "transaction", &["default_pool_size=1"]);
+    let run = |key: &str| run(&pooler, key, &database).args(["--heartbeat", "1"]);
+    let output = run(&case.key).args(["--token", "true"]).output();
+    let line = output.code(69).stderr_line();
+    assert!(line.contains("--token") && line.contains("default_pool_size"), "{line}");
+    let holder = run(&case.key).holding();
+    let line = run(&unique("other"))
+        .args(["-n", "true"])
+        .output()
+        .code(69)
+        .stderr_line();
+    assert!(line.contains("default_pool_size"), "{line}");
+    let list = pooler.pglock().env("PGDATABASE", &database);
+    let list = list.arg("list").env("PGLOCK_HEARTBEAT", "1").output();
+    assert!(list.code(69).stderr_line().contains("default_pool_size"), "{list}");
+    holder.finish().code(0).silent();
+}
+
 /// P40, P41
 #[test]
 fn each_kind_of_pool_gets_the_right_scope_or_a_refusal() {
