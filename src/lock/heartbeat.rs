@@ -90,6 +90,10 @@ impl Lock {
             Scope::Session => match fetch(lock.session_heartbeat(backend_pid, mark)) {
                 // Other clients have filled the server's lock table, which changes nothing about our lock.
                 Err(error) if error.code() == Some(&SqlState::OUT_OF_MEMORY) => fetch(lock.scanning_heartbeat(mark))?,
+                // pg_cancel_backend cancels the query, and not the lock of the session.
+                Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => {
+                    fetch(lock.session_heartbeat(backend_pid, mark))?
+                }
                 result => result?,
             },
         };

@@ -51,6 +51,6 @@ pub(crate) use sql::IN_THIS_DATABASE;
 pub(crate) use ticket::{Ticket, TicketQueue, Turn};
 pub(crate) use token::fencing_token;
 pub(crate) use types::{
-    Acquisition, ClientInfo, Grant, Keys, Lock, Mode, Scope, ScopeChoice, TryOutcome, Wait, WaitEnd, WaitOptions,
-    restarted,
+    Acquisition, ClientInfo, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Settling, TryOutcome, Wait, WaitEnd,
+    WaitOptions, restarted,
 };

@@ -1,13 +1,11 @@
 //! What a server is like, and whether its locks protect anything.
 //!
-//! Decided from the result of the first query, but for the age of a lent session; every refusal names the remedy. `pglock check` reports the same,
+//! Decided from the result of the first query alone; every refusal names the remedy. `pglock check` reports the same,
 //! by the same code.
 
 use super::query::QueryResult;
 use super::settings::{LOG_THRESHOLD_SETTINGS, max_slice};
-use super::sql;
-use super::types::{HOT_STANDBY, MAX_POOLER_DELAY, MIN_SERVER_AGE, Scope, ScopeChoice};
-use crate::connection::Client;
+use super::types::{HOT_STANDBY, MIN_SERVER_AGE, Scope, ScopeChoice};
 use crate::outcome::{ExitCode, Failure};
 use std::time::Duration;
 
@@ -24,9 +22,8 @@ pub(crate) struct Server {
     pub version: String,
     /// The backend that ran the first query.
     pub backend_pid: i32,
-    /// How many seconds ago it started, or restarted after a crash; with [`ScopeChoice::SessionPooled`], how many
-    /// seconds the pool has reached it since then.
-    age_seconds: Option<f64>,
+    /// How many seconds ago it started, or restarted after a crash, or a pooler opened the backend, if that is later.
+    settled_for: Option<f64>,
     /// When it did, by its own clock, in microseconds since 1970. It tells a server from its replacement, too.
     pub start: Option<f64>,
     /// The longest uninterrupted stay in its queue.
@@ -45,7 +42,7 @@ impl Server {
             database: result.get("database").unwrap_or_default().to_owned(),
             version: result.get("version").unwrap_or_default().to_owned(),
             backend_pid: result.backend_pid(),
-            age_seconds: result.number("settled_for"),
+            settled_for: result.number("settled_for"),
             start: result.number("server_start"),
             max_slice: max_slice(LOG_THRESHOLD_SETTINGS.map(|name| result.get(name))),
         }
@@ -53,25 +50,10 @@ impl Server {
 
     /// Returns how long a newcomer has to wait before it may try a lock; `None` if not at all.
     pub(crate) fn settling_time(&self) -> Option<Duration> {
-        settling_time(self.age_seconds)
-    }
-
-    /// Returns how long a newcomer that was lent a session by a pooler has to wait before it may try a lock in a
-    /// transaction; `None` if not at all.
-    ///
-    /// A guard behind the pool cannot come before the pool has reached the server again, which may be long after the
-    /// server's start.
-    ///
-    /// # Errors
-    /// The server reports an error, or the connection is lost.
-    pub(crate) fn pool_settling_time(&self, client: &mut Client) -> Result<Option<Duration>, Failure> {
-        let max_age = MAX_POOLER_DELAY.as_secs_f64();
-        let is_young = self.age_seconds.is_some_and(|age| (0.0..=max_age).contains(&age));
-        if !self.pooled || !is_young {
-            return Ok(None);
-        }
-        let result = QueryResult::fetch(client, &sql::backend_age())?;
-        Ok(settling_time(result.number("backend_age")))
+        let min_age = MIN_SERVER_AGE.as_secs_f64();
+        let age = self.settled_for.filter(|age| (0.0..=min_age).contains(age))?;
+        // A little more, so that the server agrees.
+        Some(Duration::from_secs_f64(min_age - age) + Duration::from_millis(1))
     }
 
     /// Returns the product's name, if its advisory locks are known to protect nothing.
@@ -110,14 +92,6 @@ impl Server {
     }
 }
 
-/// Returns what is left of the half second after this age.
-fn settling_time(age_seconds: Option<f64>) -> Option<Duration> {
-    let min_age = MIN_SERVER_AGE.as_secs_f64();
-    let age = age_seconds.filter(|age| (0.0..=min_age).contains(age))?;
-    // A little more, so that the server agrees.
-    Some(Duration::from_secs_f64(min_age - age) + Duration::from_millis(1))
-}
-
 const SESSION_BEHIND_POOLER: &str = "the connection goes through a pooler, where a session lock protects nothing; \
      connect to the port of the PostgreSQL server itself, or leave --scope out (--scope session-pooled is for a pooler \
      with session pooling)";
@@ -138,7 +112,7 @@ mod tests {
             database: "app".into(),
             version: version.into(),
             backend_pid: 1,
-            age_seconds: None,
+            settled_for: None,
             start: None,
             max_slice: Duration::ZERO,
         }
@@ -148,7 +122,7 @@ mod tests {
     fn a_newcomer_waits_for_a_server_that_has_just_started() {
         let settling_time = |age_seconds| {
             let server = Server {
-                age_seconds,
+                settled_for: age_seconds,
                 ..server(false, false, "PostgreSQL 15.20")
             };
             server.settling_time()

@@ -5,7 +5,7 @@
 
 use super::leftover;
 use super::settings::{LOG_THRESHOLD_SETTINGS, setting_expressions};
-use super::types::{ClientInfo, Keys, Lock, MAX_POOLER_DELAY, MIN_SERVER_AGE, Mode, OnGrant, Scope, ScopeChoice};
+use super::types::{ClientInfo, Keys, Lock, MIN_SERVER_AGE, Mode, OnGrant, Scope, ScopeChoice, Settling};
 use crate::key::{KeyId, Number};
 use std::time::Duration;
 
@@ -59,22 +59,15 @@ fn server_start() -> String {
 const BACKEND_AGE: &str = "(SELECT extract(epoch FROM pg_catalog.clock_timestamp() - backend_start) \
      FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()))";
 
-/// Returns the query for the age of the backend.
-pub(super) fn backend_age() -> String {
-    format!("SELECT {BACKEND_AGE} AS backend_age")
-}
-
 /// Returns the expression for the time that those who lost their locks in a restart had to come first: the age of the
-/// server. A session lock that a pooler may lend is tried in the first query, so there it is also that of the backend,
-/// if the server has started recently.
-fn settled_for(choice: ScopeChoice) -> String {
+/// server and of a backend that does not have this initial name, because a pooler lends it.
+fn settled_for(settling: Settling, name: &str) -> String {
     let server_age = server_age();
-    match choice {
-        ScopeChoice::SessionPooled => format!(
-            "LEAST({server_age}, CASE WHEN {server_age} BETWEEN 0 AND {} THEN {BACKEND_AGE} END)",
-            MAX_POOLER_DELAY.as_secs()
-        ),
-        _ => server_age,
+    match settling {
+        Settling::Nothing | Settling::Server => server_age,
+        Settling::ServerAndPool => {
+            format!("LEAST({server_age}, CASE WHEN {INITIAL_NAME} IS DISTINCT FROM '{name}' THEN {BACKEND_AGE} END)")
+        }
     }
 }
 
@@ -178,8 +171,8 @@ impl Lock<KeySql> {
             ScopeChoice::SessionPooled => IS_PRIMARY.into(),
             _ => format!("{INITIAL_NAME} = '{name}' AND {IS_PRIMARY}"),
         };
-        let settled_for = settled_for(client_info.choice);
-        let is_settled = if client_info.ignores_server_age {
+        let settled_for = settled_for(client_info.settling, name);
+        let is_settled = if client_info.settling == Settling::Nothing {
             String::new()
         } else {
             // Unknown is old enough; so is the future, of a clock that was set back.
@@ -567,7 +560,7 @@ mod tests {
             application_name: "pglock:a web1:7".into(),
             choice,
             server_limit: None,
-            ignores_server_age: false,
+            settling: Settling::ServerAndPool,
             known_start: None,
         }
     }
@@ -643,11 +636,11 @@ mod tests {
         let has_name = "pg_catalog.set_config('application_name', NULL, true) = 'pglock:a web1:7'";
         let is_primary = "NOT pg_catalog.pg_is_in_recovery()";
         let server_age = server_age();
-        let is_settled = |age: &str| format!("coalesce({age} NOT BETWEEN 0 AND 0.5, true)");
-        let is_pool_settled = is_settled(&format!(
-            "LEAST({server_age}, CASE WHEN {server_age} BETWEEN 0 AND 30 THEN {BACKEND_AGE} END)"
+        let is_old = |age: &str| format!("coalesce({age} NOT BETWEEN 0 AND 0.5, true)");
+        let has_no_name = "pg_catalog.set_config('application_name', NULL, true) IS DISTINCT FROM 'pglock:a web1:7'";
+        let is_settled = is_old(&format!(
+            "LEAST({server_age}, CASE WHEN {has_no_name} THEN {BACKEND_AGE} END)"
         ));
-        let is_settled = is_settled(&server_age);
         for (choice, expected) in [
             (
                 ScopeChoice::Auto,
@@ -656,7 +649,7 @@ mod tests {
             (
                 ScopeChoice::SessionPooled,
                 format!(
-                    "log_min_duration_sample, CASE WHEN {is_primary} AND {is_pool_settled} THEN CASE WHEN NOT CASE WHEN left0 THEN false ELSE "
+                    "log_min_duration_sample, CASE WHEN {is_primary} AND {is_settled} THEN CASE WHEN NOT CASE WHEN left0 THEN false ELSE "
                 ),
             ),
             (
@@ -677,13 +670,26 @@ mod tests {
         let sql = one.first_query(&known, None, None);
         assert!(
             sql.contains(&format!(
-                "CASE WHEN {is_primary} AND {is_pool_settled} AND {is_known} THEN CASE "
+                "CASE WHEN {is_primary} AND {is_settled} AND {is_known} THEN CASE "
+            )),
+            "{sql}"
+        );
+        // Once the pool has been reached for long enough, only the server counts.
+        let again = ClientInfo {
+            settling: Settling::Server,
+            ..client_info(ScopeChoice::SessionPooled)
+        };
+        let sql = one.first_query(&again, None, None);
+        assert!(
+            sql.contains(&format!(
+                "CASE WHEN {is_primary} AND {} THEN CASE ",
+                is_old(&server_age)
             )),
             "{sql}"
         );
         // The guard of a lost lock comes first.
         let guard = ClientInfo {
-            ignores_server_age: true,
+            settling: Settling::Nothing,
             ..client_info(ScopeChoice::Auto)
         };
         let sql = one.first_query(&guard, None, None);
@@ -850,7 +856,6 @@ mod tests {
     #[test]
     fn no_message_contains_set_or_is_one_query() {
         let mut queries = vec![
-            backend_age(),
             configure_session(LIMIT),
             RELEASE_ALL.to_owned(),
             key_numbers(&[Number::Computed("hashtext('x')".into())]),

@@ -203,8 +203,8 @@ pub(crate) struct ClientInfo {
     /// After how long without an acknowledgement the server must end our session; `None` leaves the session's
     /// settings alone.
     pub server_limit: Option<Duration>,
-    /// Whether to try on a server that has just started too, as the guard of a lost lock does.
-    pub ignores_server_age: bool,
+    /// What must be old enough before anything is tried.
+    pub settling: Settling,
     /// When the server started with which a wait began: on one that has started at another time nothing is tried.
     pub known_start: Option<f64>,
 }
@@ -213,10 +213,17 @@ pub(crate) struct ClientInfo {
 /// it again within that time, to guard the end of its job.
 pub(super) const MIN_SERVER_AGE: Duration = Duration::from_millis(500);
 
-/// How long after the start of the server a pooler may reach it again: PgBouncer tries every 15 s by default
-/// (`server_login_retry`), and lets no client in before. The half second begins then, for a newcomer and a guard behind
-/// the same pool.
-pub(super) const MAX_POOLER_DELAY: Duration = Duration::from_secs(30);
+/// What a newcomer leaves alone for [`MIN_SERVER_AGE`], so that a client that lost its lock comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Settling {
+    /// Nothing: the client lost its lock itself, or only looks.
+    Nothing,
+    /// A server that has just started.
+    Server,
+    /// That, and a backend that a pooler has just opened: a pooler that was restarted, or could not reach its server for
+    /// a while, opens new ones, and a client that lost its lock in the same pool comes back no earlier.
+    ServerAndPool,
+}
 
 /// Result of one try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,9 @@ use crate::cli::CheckOptions;
 use crate::connection::{Client, Connection, LimitEnforcement, Settings};
 use crate::inspect::proxy;
 use crate::key::KeyId;
-use crate::lock::{self, Acquisition, Backoff, ClientInfo, Keys, Lock, Mode, Scope, ScopeChoice, Server, TryOutcome};
+use crate::lock::{
+    self, Acquisition, Backoff, ClientInfo, Keys, Lock, Mode, Scope, ScopeChoice, Server, Settling, TryOutcome,
+};
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::protocol::name;
 use crate::run::session::timing::Timing;
@@ -67,7 +69,7 @@ fn check(settings: &Settings, choice: ScopeChoice, timing: Timing) -> Result<Che
         choice,
         // The session is left as it is: its own timeouts are examined first.
         server_limit: None,
-        ignores_server_age: true,
+        settling: Settling::Nothing,
         known_start: None,
     };
     client.asking("for the server version");

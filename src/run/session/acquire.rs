@@ -12,8 +12,8 @@ use crate::inspect::backend::Backend;
 use crate::inspect::{holders, proxy};
 use crate::key::{self, KeyId, Number};
 use crate::lock::{
-    self, Acquisition, Backoff, ClientInfo, ComputedTry, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Server, Ticket,
-    TicketQueue, Try, TryOutcome, Turn, Wait, WaitEnd, WaitOptions,
+    self, Acquisition, Backoff, ClientInfo, ComputedTry, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Server, Settling,
+    Ticket, TicketQueue, Try, TryOutcome, Turn, Wait, WaitEnd, WaitOptions,
 };
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::derived_keys::slot_keys;
@@ -139,7 +139,7 @@ impl Acquirer<'_> {
         memory: &mut WaitMemory,
     ) -> Result<(LockRequest, Acquisition), Failure> {
         let began = Instant::now();
-        let (mut request, mut outcome) = match self.first_query(client, memory) {
+        let (mut request, mut outcome) = match self.first_query(client, memory, Settling::ServerAndPool) {
             Err(failure) if !memory.has_answered => {
                 let reconnect = || self.reconnect_to_probe();
                 return Err(lock::explain_first_failure(failure, client, began.elapsed(), reconnect));
@@ -148,7 +148,8 @@ impl Acquirer<'_> {
         };
         while let Some(settling_time) = request.server.settling_time() {
             self.let_server_settle(settling_time)?;
-            (request, outcome) = self.first_query(client, memory)?;
+            // The pool may lend another backend now, but has reached the server for long enough.
+            (request, outcome) = self.first_query(client, memory, Settling::Server)?;
         }
         let server = &request.server;
         let is_restarted = |known| server.start.is_some_and(|start| start != known);
@@ -172,10 +173,7 @@ impl Acquirer<'_> {
         memory.lending.note_backend(server.backend_pid);
         let outcome = match request.lock.scope {
             Scope::Session => outcome,
-            Scope::Transaction => {
-                self.let_pool_settle(client, server)?;
-                self.first_try_in_transaction(client, &request, memory)?
-            }
+            Scope::Transaction => self.first_try_in_transaction(client, &request, memory)?,
         };
         let acquisition = outcome.into_acquisition()?;
         Ok((request, acquisition))
@@ -220,24 +218,15 @@ impl Acquirer<'_> {
     /// # Errors
     /// The order to release came.
     fn let_server_settle(&self, settling_time: Duration) -> Result<(), Failure> {
-        message::detail("the server has just started; waiting half a second for jobs that lost their locks");
+        message::detail(
+            "the server has just started, or a pooler has just reached it; waiting half a second for jobs that lost \
+             their locks",
+        );
         self.reporter.expect_reply_within(settling_time);
         if self.orders.is_release_ordered_within(settling_time) {
             return Err(Failure::msg(ExitCode::Unavailable, "interrupted"));
         }
         Ok(())
-    }
-
-    /// Leaves a server alone that a pooler has just reached again, for the same reason.
-    ///
-    /// # Errors
-    /// As for [`Server::pool_settling_time`]; and the order to release came.
-    fn let_pool_settle(&self, client: &mut Client, server: &Server) -> Result<(), Failure> {
-        self.reporter.expect_reply_within(max_pool_wait(server));
-        match server.pool_settling_time(client)? {
-            Some(settling_time) => self.let_server_settle(settling_time),
-            None => Ok(()),
-        }
     }
 
     /// Tries the lock for the first time in a transaction.
@@ -287,8 +276,13 @@ impl Acquirer<'_> {
     ///
     /// # Errors
     /// As for [`Lock::first_try`] and [`Server::usable_scope`].
-    fn first_query(&self, client: &mut Client, memory: &WaitMemory) -> Result<(LockRequest, TryOutcome), Failure> {
-        let client_info = self.client_info(memory);
+    fn first_query(
+        &self,
+        client: &mut Client,
+        memory: &WaitMemory,
+        settling: Settling,
+    ) -> Result<(LockRequest, TryOutcome), Failure> {
+        let client_info = self.client_info(memory, settling);
         let tried = Instant::now();
         if let Some(expression) = self.only_key_expression() {
             return self.first_query_computing(client, &expression, &client_info);
@@ -334,12 +328,12 @@ impl Acquirer<'_> {
         Ok((request, outcome))
     }
 
-    fn client_info(&self, memory: &WaitMemory) -> ClientInfo {
+    fn client_info(&self, memory: &WaitMemory, settling: Settling) -> ClientInfo {
         ClientInfo {
             application_name: self.plan.application_name(),
             choice: self.options().scope,
             server_limit: Some(self.options().policy.timing.server_limit()),
-            ignores_server_age: false,
+            settling,
             known_start: memory.known_start(),
         }
     }
@@ -496,8 +490,9 @@ impl Acquirer<'_> {
             Some(ancestor) if !is_slot_free_of_them => Err(Failure::msg(
                 ExitCode::Usage,
                 format!(
-                    "{} is held by {ancestor}, an ancestor of this pglock, so the wait would never end; omit the inner \
+                    "{}{} is held by {ancestor}, an ancestor of this pglock, so the wait would never end; omit the inner \
                      lock, or use another key",
+                    if self.options().keys.len() > 1 { "one of " } else { "" },
                     key::describe(&self.options().keys)
                 ),
             )),

@@ -18,7 +18,7 @@ use super::timing::MAX_POOL_WAIT;
 use crate::connection::{Client, Connection, Settings};
 use crate::inspect::{eviction, holders};
 use crate::key;
-use crate::lock::{Acquisition, Backoff, ClientInfo, Grant, Keys, Lock, Scope, ScopeChoice};
+use crate::lock::{Acquisition, Backoff, ClientInfo, Grant, Keys, Lock, Scope, ScopeChoice, Settling};
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::query_tag::QueryTag;
 use crate::run::state::OnLost;
@@ -85,7 +85,8 @@ impl Guard<'_> {
         }
         let settings = self.settings();
         let began = Instant::now();
-        let mut pause = FIRST_PAUSE;
+        // The key is free already, and each millisecond is one in which another client can take it.
+        let mut pause = Duration::ZERO;
         while !self.orders.is_release_ordered_within(pause) {
             match self.attempt(&settings, unexplained) {
                 Ok(GuardEnd::Over) => return,
@@ -105,6 +106,7 @@ impl Guard<'_> {
                     }
                 }
             }
+            pause = pause.max(FIRST_PAUSE);
             if began.elapsed() > FIRST_PAUSE_PERIOD {
                 pause = (pause * 3 / 2).min(MAX_PAUSE);
             }
@@ -129,12 +131,15 @@ impl Guard<'_> {
         let plan = self.plan;
         let application_name = plan.application_name();
         let Connection { mut client, socket, .. } = settings.reopen(&application_name)?;
+        let result = self.try_key(&mut client, application_name)?;
+        // Only then: who ended the session is of no use to those whom the job would run beside. If the key must stay free,
+        // the end of this connection releases it.
         if let Some(backend_pid) = unexplained
             && self.explain_loss(&mut client, backend_pid)
         {
             return Ok(GuardEnd::Over);
         }
-        let (lock, grant, is_direct) = match self.try_key(&mut client, application_name)? {
+        let (lock, grant, is_direct) = match result {
             GuardTry::Acquired { lock, grant, is_direct } => (lock, grant, is_direct),
             GuardTry::Taken { message } => {
                 let Some(message) = message else {
@@ -181,7 +186,7 @@ impl Guard<'_> {
             application_name,
             choice: options.scope,
             server_limit: Some(server_limit),
-            ignores_server_age: true,
+            settling: Settling::Nothing,
             known_start: None,
         };
         let lock = Lock {

@@ -3,17 +3,19 @@
 
 use crate::support::journal::now;
 use crate::support::pgbouncer::PgBouncer;
-use crate::support::pglock::Pglock;
+use crate::support::pglock::{Output, Pglock};
 use crate::support::server::Server;
 use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::Signal;
+use std::time::Duration;
 
 /// Nanoseconds.
 const HALF_SECOND: u128 = 500_000_000;
 
 /// With `-v`.
-const SETTLING: &str = "the server has just started; waiting half a second for jobs that lost their locks\n";
+const SETTLING: &str = "the server has just started, or a pooler has just reached it; waiting half a second for jobs that \
+                        lost their locks\n";
 
 /// How often to try to be in time on a busy machine.
 const TRIES: usize = 10;
@@ -95,6 +97,33 @@ fn a_newcomer_behind_a_pooler_waits_until_the_pooler_has_reached_the_server_for_
         let bouncer = PgBouncer::with(&server, &[mode, "server_login_retry=1"]);
         let key = unique("reached");
         assert_settles(&server, restart, reached, || bouncer.run(&key).args(options));
+    }
+}
+
+/// P25: so it does if only the pooler was restarted, and then no more.
+#[test]
+fn a_newcomer_leaves_a_backend_alone_that_the_pooler_has_just_opened() {
+    let server = Server::shared();
+    for (mode, scope) in [
+        ("pool_mode=transaction", "auto"),
+        ("pool_mode=session", "session-pooled"),
+    ] {
+        let bouncer = PgBouncer::with(server, &[mode]);
+        let run = || {
+            bouncer
+                .run(&unique("opened"))
+                .args(["-v", "--scope", scope, "true"])
+                .output()
+        };
+        let first = run();
+        let has_waited =
+            |output: &Output| String::from_utf8_lossy(&output.stderr).contains("a pooler has just reached it");
+        assert!(
+            has_waited(&first) && first.took >= Duration::from_millis(500),
+            "{first}"
+        );
+        let second = run();
+        assert!(!has_waited(&second), "{second}");
     }
 }
 

@@ -10,6 +10,7 @@ use crate::support::wait::{SOON, eventually};
 use crate::support::{hostname, repetitions, unique};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use std::cell::Cell;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -142,6 +143,25 @@ fn nor_in_a_fast_restart_behind_a_pooler() {
 #[test]
 fn nor_in_an_immediate_restart_behind_a_pooler() {
     restart_repeatedly_behind_a_pooler(Server::restart);
+}
+
+/// P10, P25: the server goes on, so only the age of the pool's sessions tells a newcomer that something has happened.
+#[test]
+fn nor_in_a_restart_of_the_pooler() {
+    let server = Server::shared();
+    let settings = ["pool_mode=transaction"];
+    let bouncer = PgBouncer::with(server, &settings);
+    let port = bouncer.port().to_string();
+    let bouncer = Cell::new(Some(bouncer));
+    let restart = || {
+        let old = bouncer.take().unwrap();
+        old.kill();
+        bouncer.set(Some(old.again(&settings)));
+    };
+    for _ in 0..repetitions("PGLOCK_TEST_RESTARTS", 1) {
+        let line = restart_under_newcomers(|key| server.run(key).env("PGPORT", &port), &restart, SOMETIMES);
+        assert!(line.contains(KILLED), "{line}");
+    }
 }
 
 /// P10, P25
