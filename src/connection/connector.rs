@@ -126,7 +126,10 @@ impl Connector {
         // SSLRequest: its length, and a code in place of a protocol version.
         socket.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).await?;
         let mut reply = [0];
-        socket.read_exact(&mut reply).await?;
+        if socket.read(&mut reply).await? == 0 {
+            let message = "the server closed the connection unexpectedly";
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+        }
         match reply[0] {
             b'S' => Ok(true),
             b'N' => Ok(false),

@@ -250,6 +250,23 @@ fn a_broken_handshake_does_not_lead_to_plain_text() {
     assert_eq!(*requests.lock().unwrap(), [Relay::SSL_REQUEST; 2]);
 }
 
+/// P91: a proxy without a server closes the connection without a reply to the request for TLS.
+#[test]
+fn a_connection_that_is_closed_before_tls_is_named_as_by_libpq() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        while let Ok((mut client, _)) = listener.accept() {
+            // With unread bytes, closing would be a reset.
+            client.read_exact(&mut [0; 8]).unwrap();
+        }
+    });
+    for mode in ["prefer", "require"] {
+        let dsn = format!("host=127.0.0.1 port={port} user=postgres dbname=postgres sslmode={mode}");
+        fails(&dsn, 69, "the server closed the connection unexpectedly");
+    }
+}
+
 /// P80: `prefer` falls back to plain text, and `allow` to TLS.
 #[test]
 fn modes_choose_between_tls_and_plain_text() {
