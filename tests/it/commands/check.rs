@@ -4,6 +4,8 @@ use crate::connection::hosts::pair;
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Output, Pglock};
 use crate::support::proxy::Proxy;
+#[cfg(target_os = "linux")]
+use crate::support::real_proxy::RealProxy;
 use crate::support::server::{Server, WITH_PASSWORD, free_port};
 use crate::support::socket_forwarder::SocketForwarder;
 use crate::support::unique;
@@ -128,7 +130,8 @@ fn a_proxy_is_reported_and_nothing_false_is_said() {
     let to_socket = SocketForwarder::to(server);
     let dsn = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", to_socket.port());
     let over_socket = check(Pglock::alone()).args(["--dsn", &dsn]).output();
-    for (output, seen) in [(over_tcp, "127.0.0.1:"), (over_socket, "a Unix socket")] {
+    let emulated = [(over_tcp, "127.0.0.1:"), (over_socket, "a Unix socket")];
+    for (output, seen) in emulated.into_iter().chain(through_real_proxies(server)) {
         let found = findings(output.code(0));
         let (level, text) = about(&found, "proxy");
         assert!(
@@ -146,6 +149,34 @@ fn a_proxy_is_reported_and_nothing_false_is_said() {
         .output();
     let log = String::from_utf8_lossy(&run.code(0).stderr).into_owned();
     assert!(log.contains("the server sees its client at a Unix socket"), "{log}");
+}
+
+/// Returns what is found through HAProxy, and through socat to the server's socket, and how the server sees its client.
+#[cfg(target_os = "linux")]
+fn through_real_proxies(server: &Server) -> Vec<(Output, &'static str)> {
+    let [haproxy_port, socat_port] = [free_port(), free_port()];
+    let configuration = format!(
+        "defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n\
+         listen l\n  bind 127.0.0.1:{haproxy_port}\n  server s 127.0.0.1:{}\n",
+        server.port()
+    );
+    let _running = [
+        RealProxy::haproxy(server, None, &configuration, haproxy_port),
+        RealProxy::socat(server, None, &[], socat_port),
+    ];
+    let check_through = |port: u16| {
+        let dsn = format!("host=127.0.0.1 port={port} user=postgres dbname=postgres");
+        check(Pglock::alone()).args(["--dsn", &dsn]).output()
+    };
+    vec![
+        (check_through(haproxy_port), "127.0.0.1:"),
+        (check_through(socat_port), "a Unix socket"),
+    ]
+}
+
+#[cfg(not(target_os = "linux"))]
+fn through_real_proxies(_server: &Server) -> Vec<(Output, &'static str)> {
+    Vec::new()
 }
 
 /// P76: what will hurt later.

@@ -1,9 +1,11 @@
-//! P95: the recipes for systemd. What systemd would do with a unit is done here by its settings, and systemd itself checks
+//! P95: the recipes for systemd and HAProxy. What systemd would do with a unit is done here by its settings, and systemd itself checks
 //! the unit.
 
 use super::desk::Desk;
 use crate::support::journal::Journal;
 use crate::support::pglock::{Pglock, Running};
+#[cfg(target_os = "linux")]
+use crate::support::real_proxy::HAPROXY;
 use crate::support::server::{Server, WITH_PASSWORD};
 use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::{Signal, kill};
@@ -49,6 +51,20 @@ impl Unit {
         let (kill_after, _) = after.split_once(' ').unwrap();
         assert!(seconds(self.value("TimeoutStopSec")) > seconds(kill_after));
     }
+}
+
+/// The README shows a part of it. What it does is tested in `run::forwarded`.
+#[cfg(target_os = "linux")]
+#[test]
+fn haproxy_accepts_its_configuration() {
+    let desk = Desk::new();
+    let (path, text) = (desk.file("haproxy.cfg"), desk.text("haproxy.cfg"));
+    let (_, section) = text.split_once("listen postgresql\n").unwrap();
+    let (section, _) = section.split_once("\n\n").unwrap();
+    assert!(include_str!("../../../README.md").contains(section), "{section}");
+    fs::write(&path, text).unwrap();
+    let verify = Pglock::for_program(HAPROXY).args(["-c", "-f"]).arg(path).output();
+    assert!(verify.code(0).stderr.is_empty(), "{verify}");
 }
 
 #[cfg(target_os = "linux")]

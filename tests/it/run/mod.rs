@@ -7,6 +7,8 @@ mod endures;
 mod endures_kinds;
 mod eviction;
 mod failures;
+#[cfg(target_os = "linux")]
+mod forwarded;
 mod guard;
 mod hostile;
 mod job;

@@ -20,6 +20,8 @@ pub mod pgdog;
 pub mod pglock;
 pub mod probe;
 pub mod proxy;
+#[cfg(target_os = "linux")]
+pub mod real_proxy;
 pub mod screen;
 pub mod server;
 pub mod socket_forwarder;
