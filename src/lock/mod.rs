@@ -49,7 +49,7 @@ pub(crate) use server::Server;
 pub(crate) use settings::TIMEOUT_SETTINGS;
 pub(crate) use sql::IN_THIS_DATABASE;
 pub(crate) use ticket::{Ticket, TicketQueue, Turn};
-pub(crate) use token::fencing_token;
+pub(crate) use token::{fencing_token, is_token_durable};
 pub(crate) use types::{
     Acquisition, ClientInfo, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Settling, TryOutcome, Wait, WaitEnd,
     WaitOptions, restarted,

@@ -491,13 +491,21 @@ pub(super) fn key_column(index: usize) -> String {
 }
 
 /// Returns the query for a fencing token, in the column `token`; see [`super::token::fencing_token`].
+///
+/// With `local`, the commit waits for the disk of this server and for no standby. `on` would wait for a synchronous
+/// standby, indefinitely if it is away, and `off` for nothing.
 pub(super) fn fencing_token() -> String {
-    "SELECT pg_catalog.set_config('synchronous_commit', 'on', true); \
+    "SELECT pg_catalog.set_config('synchronous_commit', 'local', true); \
          SELECT pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) \
          || pg_catalog.lpad(pg_catalog.split_part(lsn, '/', 1), 8, '0') \
          || pg_catalog.lpad(pg_catalog.split_part(lsn, '/', 2), 8, '0') AS token \
          FROM (SELECT pg_catalog.pg_logical_emit_message(true, 'pglock', '')::text AS lsn OFFSET 0) AS message"
         .to_owned()
+}
+
+/// Returns the query for whether what the server writes is durable, in the column `fsync`.
+pub(super) fn fsync() -> String {
+    "SELECT pg_catalog.current_setting('fsync') AS fsync".to_owned()
 }
 
 /// Returns the query that tries to lock a ticket behind all others of this class: `number` is its number, `acquired`

@@ -160,6 +160,8 @@ impl Inspection<'_> {
             .extend(forwarded.map(|forwarded| server::proxy(forwarded, self.timing)));
         self.findings.extend(self.hosts());
         self.findings.push(server::recovery(&self.server));
+        let client = self.client.asking("for the durability");
+        self.findings.extend(server::durability(client)?);
         let client = self.client.asking("for the encryption");
         self.findings.push(server::encryption(client, &self.server, forwarded)?);
         let configured = timeouts::fetch_configured(self.client.asking("for the timeouts"))?;

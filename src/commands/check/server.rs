@@ -100,6 +100,19 @@ pub(super) fn recovery(server: &Server) -> Finding {
     Finding::ok("recovery", "a primary")
 }
 
+/// Returns that a fencing token may not survive a crash of the server's host, if the server does not wait for its disk.
+///
+/// # Errors
+/// The query fails, or the connection is lost.
+pub(super) fn durability(client: &mut Client) -> Result<Option<Finding>, Failure> {
+    if crate::lock::is_token_durable(client)? {
+        return Ok(None);
+    }
+    let fact = "fsync is off: after a crash of the server's host, a --token can be lower than an earlier one";
+    let remedy = "set fsync = on, without which such a crash can also corrupt all data";
+    Ok(Some(Finding::warning("durability", fact).with_remedy(remedy)))
+}
+
 /// Returns whether the connection is encrypted; behind a pooler, the one between the pooler and the server.
 ///
 /// # Errors

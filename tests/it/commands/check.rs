@@ -61,7 +61,7 @@ const SUBJECTS: [&str; 12] = [
 /// P76
 #[test]
 fn a_direct_connection_is_fit() {
-    let server = Server::shared();
+    let server = Server::with(&["fsync=on"]);
     let database = server.database();
     let output = check(server.pglock()).env("PGDATABASE", &database).output();
     let found = findings(output.code(0));
@@ -85,6 +85,17 @@ fn a_direct_connection_is_fit() {
     assert_eq!(about(&found, "TLS").0, "warning");
     let bound = about(&found, "vanished host");
     assert!(bound.1.contains("released after 73 s"), "{output}");
+}
+
+/// P18, P76: without fsync, a token does not survive everything. The tests' servers are such.
+#[test]
+fn a_server_without_fsync_is_reported() {
+    let found = findings(check(Server::shared().pglock()).output().code(0));
+    let (level, text) = about(&found, "durability");
+    assert!(
+        level == "warning" && text.contains("--token") && text.contains("fsync = on"),
+        "{found:?}"
+    );
 }
 
 /// P76: what the role may see, every timeout that pglock disables, and whether waiters can queue.
@@ -306,8 +317,8 @@ fn check_refuses_what_run_refuses() {
 /// P76
 #[test]
 fn json_reports_the_same_findings() {
-    let server = Server::shared();
-    let bouncer = PgBouncer::with(server, &["pool_mode=transaction"]);
+    let server = Server::with(&["fsync=on"]);
+    let bouncer = PgBouncer::with(&server, &["pool_mode=transaction"]);
     let json = |arguments: &[&str], code| -> Value {
         let output = check(bouncer.pglock()).arg("--json").args(arguments).output();
         serde_json::from_slice(&output.code(code).silent().stdout).unwrap()

@@ -38,7 +38,7 @@ fn assert_stopped_responding(output: &Output, question: &str) {
 #[test]
 fn a_server_that_falls_silent_ends_each_command() {
     const HOLDERS: &str = "for the holders and waiters";
-    const PHASES: [(&str, &[usize], &str); 17] = [
+    const PHASES: [(&str, &[usize], &str); 18] = [
         ("list", &[0], HOLDERS),
         ("list", &[1], HOLDERS),
         ("list", &[2], HOLDERS),
@@ -47,9 +47,10 @@ fn a_server_that_falls_silent_ends_each_command() {
         ("check", &[2], "for the password and the connections"),
         ("check", &[3], "for the password and the connections"),
         ("check", &[4], "for the client address"),
-        ("check", &[5], "for the encryption"),
-        ("check", &[6], "for the timeouts"),
-        ("check", &[7], "for the test lock"),
+        ("check", &[5], "for the durability"),
+        ("check", &[6], "for the encryption"),
+        ("check", &[7], "for the timeouts"),
+        ("check", &[8], "for the test lock"),
         ("evict", &[0], HOLDERS),
         ("evict", &[1], HOLDERS),
         ("evict", &[2], "to prepare the eviction"),

@@ -2,6 +2,7 @@
 
 use crate::support::server::{Server, rows};
 use crate::support::wait::{SOON, eventually};
+use std::time::{Duration, Instant};
 
 const JOB: &str = "echo $PGLOCK_TOKEN";
 
@@ -58,6 +59,45 @@ fn tokens_grow_over_crashes() {
         server.restart();
         loading.join().unwrap();
         tokens.push(token(&server, &[]));
+    }
+    assert_growing(&tokens);
+}
+
+/// P18, P93: in either scope, while a synchronous standby is away, for which a commit waits indefinitely, and for a role
+/// whose commits need not even reach the disk. Neither delays a token, and each is on disk.
+#[test]
+fn a_token_waits_for_no_standby_and_survives_a_killed_postmaster() {
+    let server = Server::with(&["synchronous_standby_names=ghost"]);
+    // What these statements commit would itself wait for the standby.
+    server.sql("SET synchronous_commit = local; CREATE ROLE hasty LOGIN");
+    server.sql("SET synchronous_commit = local; ALTER ROLE hasty SET synchronous_commit = off");
+    let mut tokens = Vec::new();
+    for round in 0..3 {
+        for role in ["postgres", "hasty"] {
+            for scope in ["session", "transaction"] {
+                let run = |options: &[&str]| {
+                    let run = server
+                        .run("key")
+                        .env("PGDATABASE", "postgres")
+                        .env("PGUSER", role)
+                        .args(["--scope", scope]);
+                    let began = Instant::now();
+                    let output = run.args(options).sh(JOB).output();
+                    (output.stdout().trim().to_owned(), began.elapsed())
+                };
+                let (_, plain) = run(&[]);
+                let (token, with_token) = run(&["--token"]);
+                assert!(
+                    with_token < plain + Duration::from_secs(1),
+                    "{role}, {scope}: {with_token:?} instead of {plain:?}"
+                );
+                tokens.push(token);
+            }
+        }
+        // The last token of each round is one of the hasty role.
+        if round < 2 {
+            server.kill_and_restart();
+        }
     }
     assert_growing(&tokens);
 }

@@ -251,6 +251,12 @@ impl Server {
         assert!(self.try_launch(), "{}", self.log());
     }
 
+    /// Kills the postmaster with SIGKILL, and starts it again as soon as the backends that it leaves behind have ended.
+    pub fn kill_and_restart(&self) {
+        self.stop(Signal::SIGKILL);
+        eventually(SOON, "a restart after the backends have ended", || self.try_launch());
+    }
+
     /// Promotes a standby to primary.
     pub fn promote(&self) {
         let mut promote = self.command("pg_ctl");
