@@ -118,7 +118,8 @@ impl Lock {
         }
     }
 
-    /// Tries once, in a transaction that stays open if the lock is ours and is rolled back otherwise. Given when the
+    /// Tries once, in a transaction that stays open if the lock is ours, or is said to be ours without proof, and is
+    /// rolled back otherwise. Given when the
     /// server has started, finds out whether it has done so again, or is another one: a pooler hides that.
     ///
     /// The backend is the pool's, so the query that takes the lock looks for leftovers. A probe, which costs a
@@ -148,7 +149,7 @@ impl Lock {
             Claim::Busy { key_index } => TryOutcome::Busy { key_index },
             Claim::Untried => TryOutcome::Untried,
         };
-        if !matches!(outcome, TryOutcome::Acquired(_)) {
+        if !matches!(outcome, TryOutcome::Acquired(_) | TryOutcome::Unproven { .. }) {
             // A session of the pool shows this as its last query until another client uses it.
             let tag = QueryTag::Polling(backoff.longest_pause(began.elapsed()));
             end_transaction(client, EndStatement::Rollback, tag)?;
@@ -222,6 +223,15 @@ impl Lock {
             };
             try_duration = began.elapsed();
             observer.note_backend(backend_pid);
+            let outcome = if options.is_lent {
+                outcome
+            } else {
+                self.await_proof(client, outcome, |pause| {
+                    let goes_on = observer.sleep(pause);
+                    observer.before_query(Duration::ZERO);
+                    goes_on
+                })?
+            };
             match outcome.into_acquisition()? {
                 Acquisition::Acquired(grant) => return Ok(WaitEnd::Acquired(grant)),
                 Acquisition::Busy { key_index: busy } => key_index = busy,

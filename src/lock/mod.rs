@@ -5,6 +5,7 @@
 //! | `acquire` | the first try, tries in a transaction, retries, the wait |
 //! | `heartbeat` | whether the session lives and still holds the lock, and whether it is evicted |
 //! | `release` | proof and release |
+//! | `late_proof` | rows of `pg_locks` that come late |
 //! | `token` | fencing tokens |
 //! | `ticket` | waiting in order of arrival |
 //! | `queue` | waiting in the server's queue, in slices |
@@ -22,6 +23,7 @@ mod acquire;
 mod backoff;
 mod heartbeat;
 mod key_ids;
+mod late_proof;
 mod leftover;
 mod lending;
 mod query;

@@ -244,7 +244,18 @@ impl QueryResult {
                 query_sent: self.query_sent,
             })
         } else {
-            TryOutcome::Unproven
+            TryOutcome::Unproven {
+                backend_pid: self.backend_pid(),
+                key_index,
+            }
+        }
+    }
+
+    /// Returns the outcome of a wait for the only key, after which the lock is not proven.
+    pub(super) fn unproven(&self) -> TryOutcome {
+        TryOutcome::Unproven {
+            backend_pid: self.backend_pid(),
+            key_index: 0,
         }
     }
 

@@ -4,8 +4,8 @@
 //! with a CREATE INDEX CONCURRENTLY that the holder's job runs. A wait is therefore cut into slices, one query each.
 
 use super::query::{QueryResult, lacks_plpgsql};
-use super::sql::{self, GOT_CANCELLED, GOT_COLUMN, GOT_LEFT_BEHIND, GOT_UNPROVEN, Looks};
-use super::types::{Acquisition, Grant, Keys, Mode, OnGrant, TryOutcome, WaitOptions};
+use super::sql::{self, GOT_CANCELLED, GOT_COLUMN, GOT_LATE, GOT_LEFT_BEHIND, GOT_UNPROVEN, Looks};
+use super::types::{Acquisition, Grant, Keys, Lock, Mode, OnGrant, Scope, TryOutcome, WaitOptions};
 use crate::connection::Client;
 use crate::key::KeyId;
 use crate::outcome::{ExitCode, Failure};
@@ -20,6 +20,10 @@ pub(crate) trait WaitObserver {
     /// Sleeps between two queries, and may run queries of its own meanwhile. Returns whether to go on waiting: a cancel
     /// request that arrives between two queries has no effect on the server.
     fn pause(&mut self, client: &mut Client, pause: Duration) -> bool;
+
+    /// Sleeps without running queries, for which an error would end the transaction that holds the lock. Returns whether
+    /// to go on, as [`WaitObserver::pause`] does.
+    fn sleep(&mut self, pause: Duration) -> bool;
 
     /// Notes on which backend a try ran.
     fn note_backend(&mut self, backend_pid: i32);
@@ -54,7 +58,11 @@ pub(super) fn wait_in_queue(
     options: WaitOptions,
     observer: &mut impl WaitObserver,
 ) -> Result<QueueOutcome, Failure> {
-    let keys = Keys::All(vec![id]);
+    let lock = Lock {
+        keys: Keys::All(vec![id]),
+        mode,
+        scope: Scope::Session,
+    };
     let mut pause = Duration::ZERO;
     loop {
         if !observer.pause(client, pause) {
@@ -71,14 +79,19 @@ pub(super) fn wait_in_queue(
         pause = Duration::ZERO;
         let outcome = match result.get(GOT_COLUMN) {
             Some(GOT_CANCELLED) => return Err(cancelled()),
-            Some(GOT_UNPROVEN) => TryOutcome::Unproven,
+            Some(GOT_UNPROVEN) => result.unproven(),
+            Some(GOT_LATE) => lock.await_proof(client, result.unproven(), |pause| {
+                let goes_on = observer.sleep(pause);
+                observer.before_query(Duration::ZERO);
+                goes_on
+            })?,
             Some(GOT_LEFT_BEHIND) => {
                 pause = options
                     .backoff
                     .next_pause(Duration::ZERO, Duration::ZERO, options.wait.time_left());
                 TryOutcome::Busy { key_index: 0 }
             }
-            _ => result.try_outcome(&keys),
+            _ => result.try_outcome(&lock.keys),
         };
         match outcome.into_acquisition()? {
             Acquisition::Acquired(grant) => return Ok(QueueOutcome::Acquired(grant)),

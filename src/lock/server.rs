@@ -30,8 +30,46 @@ pub(crate) struct Server {
     pub max_slice: Duration,
 }
 
-/// Servers whose advisory locks are stubs: what `version()` contains, and the product's name.
-const STUBS: [(&str, &str); 2] = [("CockroachDB", "CockroachDB"), ("Redshift", "Amazon Redshift")];
+/// A server whose advisory locks are stubs, which report success and lock nothing.
+#[derive(Debug)]
+pub(crate) struct Stub {
+    /// What `version()` contains.
+    marker: &'static str,
+    product: &'static str,
+    /// Whether that is known of the locks of sessions only. Those of transactions may be real: the proof decides.
+    is_of_sessions_only: bool,
+}
+
+const STUBS: [Stub; 2] = [
+    // Its functions for sessions do nothing and return true. From version 24 on, those for transactions lock.
+    Stub {
+        marker: "CockroachDB",
+        product: "CockroachDB",
+        is_of_sessions_only: true,
+    },
+    Stub {
+        marker: "Redshift",
+        product: "Amazon Redshift",
+        is_of_sessions_only: false,
+    },
+];
+
+impl Stub {
+    /// Returns what the server is.
+    pub(crate) fn description(&self) -> String {
+        let scope = if self.is_of_sessions_only { "session-level " } else { "" };
+        format!("{}, whose {scope}advisory locks protect nothing", self.product)
+    }
+
+    /// Returns what to do.
+    pub(crate) fn remedy(&self) -> &'static str {
+        if self.is_of_sessions_only {
+            "connect to a PostgreSQL server, or try --scope transaction, which is refused unless the lock is in pg_locks"
+        } else {
+            "connect to a PostgreSQL server"
+        }
+    }
+}
 
 impl Server {
     /// Reads the result of the first query of a session that gave itself this `application_name`.
@@ -56,10 +94,11 @@ impl Server {
         Some(Duration::from_secs_f64(min_age - age) + Duration::from_millis(1))
     }
 
-    /// Returns the product's name, if its advisory locks are known to protect nothing.
-    pub(crate) fn stub(&self) -> Option<&'static str> {
-        let stub = STUBS.iter().find(|(marker, _)| self.version.contains(marker));
-        stub.map(|(_, product)| *product)
+    /// Returns what the server is, if its advisory locks of the chosen scope are known to protect nothing.
+    pub(crate) fn stub(&self, choice: ScopeChoice) -> Option<&'static Stub> {
+        let stub = STUBS.iter().find(|stub| self.version.contains(stub.marker))?;
+        let is_real = stub.is_of_sessions_only && matches!(self.scope(choice), Ok(Scope::Transaction));
+        (!is_real).then_some(stub)
     }
 
     /// Returns the scope for this connection.
@@ -79,11 +118,9 @@ impl Server {
     /// # Errors
     /// [`ExitCode::Config`] if no lock of this server protects anything, or none of the chosen scope does.
     pub(crate) fn usable_scope(&self, choice: ScopeChoice) -> Result<Scope, Failure> {
-        if let Some(product) = self.stub() {
-            return Err(Failure::msg(
-                ExitCode::Config,
-                format!("this is {product}, whose advisory locks protect nothing; connect to a PostgreSQL server"),
-            ));
+        if let Some(stub) = self.stub(choice) {
+            let message = format!("this is {}; {}", stub.description(), stub.remedy());
+            return Err(Failure::msg(ExitCode::Config, message));
         }
         if self.standby {
             return Err(Failure::msg(ExitCode::Config, HOT_STANDBY));
@@ -158,7 +195,17 @@ mod tests {
         assert_eq!(refusal(false, "PostgreSQL 18.4 on x86_64"), None);
         let refused = |standby, version| refusal(standby, version).expect("a refusal");
         assert!(refused(true, "PostgreSQL 18.4").contains("target_session_attrs=primary"));
-        assert!(refused(false, "CockroachDB CCL v25.1.0 (x86_64)").contains("CockroachDB"));
+        let cockroach = "CockroachDB CCL v25.1.0 (x86_64)";
+        assert!(refused(false, cockroach).contains("CockroachDB"));
+        let scope = |pooled, version, choice| server(pooled, false, version).usable_scope(choice).ok();
+        // Where the lock is a transaction's, the proof finds out.
+        assert_eq!(
+            scope(false, cockroach, ScopeChoice::Transaction),
+            Some(Scope::Transaction)
+        );
+        assert_eq!(scope(true, cockroach, ScopeChoice::Auto), Some(Scope::Transaction));
+        assert_eq!(scope(true, cockroach, ScopeChoice::SessionPooled), None);
+        assert_eq!(scope(false, "Redshift 1.0", ScopeChoice::Transaction), None);
         assert!(refused(false, "PostgreSQL 8.0.2 on i686, Redshift 1.0.77467").contains("Redshift"));
         // Whether YugabyteDB's locks are real depends on its version and settings; the proof finds out.
         assert_eq!(refusal(false, "PostgreSQL 15.2-YB-2025.1.0.0-b0"), None);

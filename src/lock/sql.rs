@@ -22,6 +22,10 @@ pub(super) const GOT_COLUMN: &str = "got";
 /// The value of [`GOT_COLUMN`] after a wait that the server reported as granted but for which `pg_locks` has no row.
 pub(super) const GOT_UNPROVEN: &str = "unproven";
 
+/// The value of [`GOT_COLUMN`] after a wait that the server reported as granted, and after which the session holds the
+/// lock, but for which `pg_locks` has no row yet.
+pub(super) const GOT_LATE: &str = "late";
+
 /// The value of [`GOT_COLUMN`] after a wait that was cancelled on the server.
 pub(super) const GOT_CANCELLED: &str = "cancelled";
 
@@ -371,6 +375,11 @@ impl Lock<KeySql> {
         (expression, from)
     }
 
+    /// Returns the query that looks again for the rows of a lock, and names the backend that answers.
+    pub(super) fn late_proof(&self) -> String {
+        format!("SELECT pg_catalog.pg_backend_pid() AS backend_pid; {}", self.proof())
+    }
+
     /// Returns the statement that proves the lock; see `QueryResult::proves`.
     pub(super) fn proof(&self) -> String {
         proof(self.keys.as_slice(), self.mode, None)
@@ -384,7 +393,7 @@ fn log_threshold_columns() -> String {
 }
 
 /// Returns the query that waits in the server's queue for one key, for up to `slice`. [`GOT_COLUMN`] is then 1, 0 after
-/// a timeout, [`GOT_CANCELLED`], [`GOT_UNPROVEN`] or, if the query looks, [`GOT_LEFT_BEHIND`].
+/// a timeout, [`GOT_CANCELLED`], [`GOT_UNPROVEN`], [`GOT_LATE`] or, if the query looks, [`GOT_LEFT_BEHIND`].
 ///
 /// One expression reports whether the lock is ours and proven. It is planned before the wait begins, because what
 /// follows the wait delays the handover from one job to the next.
@@ -408,6 +417,11 @@ pub(super) fn wait_slice(id: KeyId, mode: Mode, on_grant: OnGrant, slice: Durati
         ),
         OnGrant::Release => String::new(),
     };
+    // The row may come late, but on a backend that had other clients it may be another client's.
+    let no_row = match (on_grant, looks) {
+        (OnGrant::Keep, Looks::Nowhere) => format!("CASE {keep}ELSE '{GOT_LATE}' END"),
+        _ => format!("'{GOT_UNPROVEN}'"),
+    };
     // Granted at once, it would not be waited for; and it must not be ours.
     let look = match looks {
         Looks::AtLeftovers => format!(
@@ -419,7 +433,7 @@ pub(super) fn wait_slice(id: KeyId, mode: Mode, on_grant: OnGrant, slice: Durati
     let store_cancelled = store_result(&format!("'{GOT_CANCELLED}'"));
     let lock_and_prove = store_result(&format!(
         "CASE WHEN pg_catalog.set_config('lock_timeout', '{milliseconds}ms', true) IS NULL THEN '{GOT_UNPROVEN}' \
-         {look}WHEN {} IS NULL THEN '{GOT_UNPROVEN}' WHEN NOT EXISTS ({}) THEN '{GOT_UNPROVEN}' {keep}ELSE '1' END",
+         {look}WHEN {} IS NULL THEN '{GOT_UNPROVEN}' WHEN NOT EXISTS ({}) THEN {no_row} {keep}ELSE '1' END",
         key.call("pg_advisory_xact_lock", mode),
         proof(&[key], mode, None),
     ));

@@ -169,7 +169,7 @@ pub(crate) struct WaitOptions {
     pub server_start: Option<f64>,
     /// After how long without an acknowledgement the server must end our session.
     pub server_limit: Duration,
-    /// Whether the backend is a pool's although the lock is a session's: it may hold locks of earlier clients.
+    /// Whether the backend is a pool's, and may hold locks of earlier clients.
     pub is_lent: bool,
 }
 
@@ -235,8 +235,13 @@ pub(crate) enum TryOutcome {
         /// Index of that key.
         key_index: usize,
     },
-    /// The server reported success, but `pg_locks` has no row for the lock.
-    Unproven,
+    /// The server reported success, but `pg_locks` has no row for the lock. What was acquired, if anything, is kept.
+    Unproven {
+        /// The backend that reported it.
+        backend_pid: i32,
+        /// Index of the key in [`Keys::OneOf`].
+        key_index: usize,
+    },
     /// The server did not try: the lock would protect nothing, and might stay behind.
     Untried,
     /// The server has started since it was last asked, or it is another one: the holder may have lost the lock while its
@@ -265,7 +270,7 @@ impl TryOutcome {
         match self {
             TryOutcome::Acquired(grant) => Ok(Acquisition::Acquired(grant)),
             TryOutcome::Busy { key_index } => Ok(Acquisition::Busy { key_index }),
-            TryOutcome::Unproven => Err(Failure::msg(ExitCode::Config, UNPROVEN)),
+            TryOutcome::Unproven { .. } => Err(Failure::msg(ExitCode::Config, UNPROVEN)),
             TryOutcome::Untried => Err(Failure::msg(ExitCode::Config, HOT_STANDBY)),
             TryOutcome::Restarted => Err(restarted()),
         }
@@ -322,7 +327,11 @@ mod tests {
             acquisition(TryOutcome::Busy { key_index: 2 }),
             Some(Acquisition::Busy { key_index: 2 })
         );
-        for outcome in [TryOutcome::Unproven, TryOutcome::Untried] {
+        let unproven = TryOutcome::Unproven {
+            backend_pid: 7,
+            key_index: 0,
+        };
+        for outcome in [unproven, TryOutcome::Untried] {
             let failure = outcome.into_acquisition().expect_err("a refusal");
             assert_eq!(failure.code, ExitCode::Config);
         }

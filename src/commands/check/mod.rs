@@ -141,10 +141,10 @@ impl Inspection<'_> {
     /// # Errors
     /// The connection is lost, or a query fails.
     fn examine(&mut self, scope: Option<Scope>, first_try: TryOutcome) -> Result<(), Failure> {
-        self.findings.push(server::product(&self.server));
+        self.findings.push(server::product(&self.server, self.choice));
         self.findings.push(server::database(&self.server));
         // A server whose locks are stubs need not support what follows.
-        if self.server.stub().is_some() {
+        if self.server.stub(self.choice).is_some() {
             return Ok(());
         }
         self.findings.push(server::role(self.client.asking("for the role"))?);
@@ -230,6 +230,15 @@ impl Inspection<'_> {
                 lock.first_try_in_transaction(&mut self.client, server_limit, backoff, None, reconnect)?
                     .outcome
             }
+        };
+        let is_lent = self.server.pooled || self.choice == ScopeChoice::SessionPooled;
+        let outcome = if is_lent {
+            outcome
+        } else {
+            lock.await_proof(&mut self.client, outcome, |pause| {
+                std::thread::sleep(pause);
+                true
+            })?
         };
         Ok((lock, outcome))
     }

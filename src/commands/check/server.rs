@@ -10,10 +10,9 @@ use crate::outcome::Failure;
 use crate::run::session::timing::Timing;
 
 /// Returns what the server is.
-pub(super) fn product(server: &Server) -> Finding {
-    if let Some(product) = server.stub() {
-        return Finding::refusal("server", format!("{product}, whose advisory locks protect nothing"))
-            .with_remedy("use a PostgreSQL server");
+pub(super) fn product(server: &Server, choice: ScopeChoice) -> Finding {
+    if let Some(stub) = server.stub(choice) {
+        return Finding::refusal("server", stub.description()).with_remedy(stub.remedy());
     }
     let version = server.version.as_str();
     // As in "PostgreSQL 15.20 (Debian 15.20-0+deb12u1) on x86_64-pc-linux-gnu, compiled by gcc".

@@ -175,6 +175,11 @@ impl Acquirer<'_> {
             Scope::Session => outcome,
             Scope::Transaction => self.first_try_in_transaction(client, &request, memory)?,
         };
+        let outcome = if self.is_backend_lent(&request.server) {
+            outcome
+        } else {
+            request.lock.await_proof(client, outcome, |pause| self.pause(pause))?
+        };
         let acquisition = outcome.into_acquisition()?;
         Ok((request, acquisition))
     }
@@ -390,6 +395,19 @@ impl Acquirer<'_> {
         self.options().scope == ScopeChoice::SessionPooled
     }
 
+    /// Returns whether the backend may have had other clients.
+    fn is_backend_lent(&self, server: &Server) -> bool {
+        server.pooled || self.is_session_lent()
+    }
+
+    /// Sleeps between two queries. Returns whether to go on.
+    fn pause(&self, pause: Duration) -> bool {
+        self.reporter.expect_reply_within(pause);
+        let goes_on = !self.orders.is_release_ordered_within(pause);
+        self.reporter.expect_reply_within(Duration::ZERO);
+        goes_on
+    }
+
     /// Returns the ticket queue to wait in, if the wait needs one.
     fn ticket_queue(&self, ids: &[KeyId]) -> Option<TicketQueue> {
         let needs_tickets = self.options().fair || self.options().slots.is_some();
@@ -436,7 +454,7 @@ impl Acquirer<'_> {
             leaves_queue_alone: !self.keeps_connection(request),
             server_start: server.start,
             server_limit: self.options().policy.timing.server_limit(),
-            is_lent: self.is_session_lent(),
+            is_lent: self.is_backend_lent(server),
         };
         let mut observer = SessionWaitObserver::new(
             self.plan,

@@ -208,6 +208,12 @@ impl Guard<'_> {
                     .outcome
             }
         };
+        let outcome = if server.pooled || options.scope == ScopeChoice::SessionPooled {
+            outcome
+        } else {
+            // The session's own replies are limited, so nothing watches the guard.
+            lock.await_proof(client, outcome, |pause| !self.orders.is_release_ordered_within(pause))?
+        };
         Ok(match outcome.into_acquisition()? {
             Acquisition::Acquired(grant) => GuardTry::Acquired {
                 lock: lock.held(grant),

@@ -93,6 +93,10 @@ impl WaitObserver for SessionWaitObserver<'_> {
 
     fn pause(&mut self, client: &mut Client, pause: Duration) -> bool {
         self.before_closing(client, pause);
+        self.sleep(pause)
+    }
+
+    fn sleep(&mut self, pause: Duration) -> bool {
         // No query is sent meanwhile, so no reply is due.
         self.reporter.expect_reply_within(pause);
         !self.orders.is_release_ordered_within(pause)
