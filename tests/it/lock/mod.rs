@@ -9,6 +9,7 @@ mod leftover;
 mod many_keys;
 mod nested;
 mod pgdog;
+mod pgpool;
 mod pods;
 mod pooler;
 mod session_pool;

@@ -18,6 +18,7 @@ pub mod network;
 pub mod pgbouncer;
 pub mod pgdog;
 pub mod pglock;
+pub mod pgpool;
 pub mod probe;
 pub mod proxy;
 #[cfg(target_os = "linux")]
