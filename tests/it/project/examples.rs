@@ -115,6 +115,30 @@ fn two_deployers_migrate_once_with_an_index_built_concurrently() {
     assert_eq!(deploy().output().stdout(), "003_wrong.sql\n004_next.sql\n1\n");
 }
 
+/// What a killed migration was doing does not go on at the server, without the lock.
+#[test]
+fn a_killed_migration_ends_its_statement() {
+    let desk = Desk::new();
+    // The server can tell that its client has gone since PostgreSQL 14.
+    if desk.server.version() < 14 {
+        return;
+    }
+    let directory = desk.file("migrations");
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("001_long.sql"), "SELECT pg_sleep(600);\n").unwrap();
+    let migrate = desk.script("migrate").arg(&directory).spawn();
+    let statements = || {
+        desk.sql(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' \
+             AND query LIKE 'SELECT pg_sleep%'",
+        )
+    };
+    eventually(SOON, "the statement", || statements() == "1");
+    desk.terminate_the_holder("migrate");
+    migrate.finish().code(74);
+    eventually(SOON, "the end of the statement", || statements() == "0");
+}
+
 #[test]
 fn a_pool_of_three_gives_each_a_port() {
     let desk = Desk::new();

@@ -3,6 +3,7 @@
 #[cfg(target_os = "linux")]
 mod container;
 mod cost;
+mod database_work;
 mod endures;
 mod endures_kinds;
 mod eviction;
