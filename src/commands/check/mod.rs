@@ -189,6 +189,7 @@ impl Inspection<'_> {
         }
         let lending = seen_lending(&self.server, tried.as_ref().map(|(_, outcome)| *outcome));
         let client = client.asking("for the way of waiting");
+        self.findings.extend(server::pooling(lending));
         self.findings.push(server::waiting(client, scope, lending)?);
         let client = client.asking("for the round-trip time");
         self.findings.push(timeouts::round_trip(client, self.timing)?);

@@ -161,6 +161,18 @@ pub(super) enum SeenLending {
     SameBackend,
 }
 
+/// Returns how the pooler lends its backends, if there is one.
+pub(super) fn pooling(lending: SeenLending) -> Option<Finding> {
+    let fact = match lending {
+        SeenLending::Direct => return None,
+        SeenLending::ByTransaction => "transaction pooling: two transactions ran on different backends",
+        SeenLending::SameBackend => {
+            "all transactions ran on one backend: session pooling, or transaction pooling with few clients"
+        }
+    };
+    Some(Finding::ok("pooling", fact))
+}
+
 /// Returns how `run` would wait for a lock. An empty DO block requires the same privilege as one that waits.
 ///
 /// # Errors
@@ -173,8 +185,7 @@ pub(super) fn waiting(client: &mut Client, scope: Option<Scope>, lending: SeenLe
             (_, SeenLending::Direct) => "",
             (_, SeenLending::ByTransaction) => "; between tries a waiter occupies no session of the pool",
             (_, SeenLending::SameBackend) => {
-                "; all queries ran on the same backend, as with session pooling; a waiter reconnects between tries and \
-                 occupies no session meanwhile"
+                "; a waiter reconnects between tries and occupies no session of the pool meanwhile"
             }
         };
         return Ok(Finding::ok(

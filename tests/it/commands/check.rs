@@ -331,7 +331,8 @@ fn json_reports_the_same_findings() {
         .iter()
         .map(|finding| finding["subject"].as_str().unwrap())
         .collect();
-    assert_eq!(subjects, SUBJECTS);
+    let (pooling, others): (Vec<_>, Vec<_>) = subjects.into_iter().partition(|subject| *subject == "pooling");
+    assert_eq!((pooling.len(), others), (1, SUBJECTS.to_vec()));
     for finding in findings {
         assert!(finding["fact"].is_string() && finding["level"].is_string());
         assert!(finding["remedy"].is_string() || finding["remedy"].is_null());

@@ -159,7 +159,7 @@ fn nor_in_a_restart_of_the_pooler() {
         bouncer.set(Some(old.again(&settings)));
     };
     for _ in 0..repetitions("PGLOCK_TEST_RESTARTS", 1) {
-        let line = restart_under_newcomers(|key| server.run(key).env("PGPORT", &port), &restart, SOMETIMES);
+        let line = restart_under_newcomers(|key| server.run(key).env("PGPORT", &port), restart, SOMETIMES);
         assert!(line.contains(KILLED), "{line}");
     }
 }
