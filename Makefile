@@ -31,10 +31,11 @@ demo: $(BINARY) ## demonstrate pglock on a throwaway PostgreSQL server
 	@scripts/setup demo
 	@scripts/demo $(BINARY)
 
+# The tests mostly wait, so more of them than there are processors run at a time.
 test: ## install what the tests need, then check and test everything
 	@scripts/setup test
 	@$(MAKE) --no-print-directory check
-	$(CARGO) test --locked
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} $(CARGO) test --locked
 
 test-matrix: ## run the tests on PostgreSQL 10 to 18 (Linux on x86-64, npm)
 	@scripts/setup test

@@ -5,7 +5,7 @@ use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Pglock, Running};
 use crate::support::server::Server;
 use crate::support::unique;
-use crate::support::wait::{SOON, eventually};
+use crate::support::wait::{SOON, eventually, until};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -50,10 +50,12 @@ fn check(road: Road) {
         .into();
     let mut found = Vec::new();
     // On a busy machine the tries are slow, and so rare that a list may miss one.
-    eventually(SOON * 3, "a holder and two waiters in the list", || {
+    let are_seen = until(SOON * 3, || {
         found = locks(road, &key);
         found.len() == 3
     });
+    let reports: Vec<String> = waiters.iter().map(Running::stderr).collect();
+    assert!(are_seen, "not a holder and two waiters: {found:?} {reports:?}");
     let hosts: BTreeSet<&str> = found.iter().map(|lock| lock["host"].as_str().unwrap()).collect();
     let expected = [1, 2, 3].map(|number| format!("billing-reports..htly-28391340-{number}"));
     assert_eq!(hosts, expected.iter().map(|host| &host[..]).collect());
