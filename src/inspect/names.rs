@@ -82,6 +82,16 @@ impl KeyNames {
         })
     }
 
+    /// Returns a key whose name begins so, and its number: the names of sessions have no room for long ones.
+    pub(super) fn key_that_starts_with(&self, front: &str) -> Option<(&Key, KeyId)> {
+        let mut meanings = self.meanings.values();
+        let found = meanings.find_map(|meaning| {
+            let key = meaning.key.as_ref().filter(|key| key.given().starts_with(front))?;
+            Some((key, meaning.base))
+        });
+        found.filter(|_| !front.is_empty())
+    }
+
     /// Returns the key that this lock is a ticket for, if it is one.
     pub(super) fn key_of_ticket(&self, id: KeyId) -> Option<KeyId> {
         self.ticket_classes.get(&id.class()?).copied()

@@ -14,6 +14,7 @@ use crate::key::{Key, KeyId};
 use crate::lock::{self, Mode, QueryResult, Scope};
 use crate::outcome::Failure;
 use crate::protocol::derived_keys::{MAX_SLOTS, slot_keys, ticket_class};
+use crate::protocol::name;
 use std::collections::{HashMap, HashSet};
 
 /// A lock that a session holds or waits for.
@@ -324,14 +325,17 @@ impl LockEntry {
         }
     }
 
-    /// Returns the entry of a pglock without a row: it waits for the first of its keys that has a known name, or else
-    /// for the first reading that has a number.
+    /// Returns the entry of a pglock without a row: it waits for the first of its keys that has a known name, for a known
+    /// key whose name begins like its own, which was cut, or else for the first reading that has a number.
     fn for_poller(backend: Backend, names: &KeyNames, database: &str) -> Option<LockEntry> {
-        let readings = Key::readings(backend.run_name()?.keys);
+        let run_keys = backend.run_name()?.keys;
+        let readings = Key::readings(run_keys);
         let readings = readings.iter().filter_map(|key| Some((key, key.id_in(database)?)));
         let readings: Vec<(&Key, KeyId)> = readings.collect();
         let named = readings.iter().find(|(_, id)| names.meaning(*id).key.is_some());
-        let (key, id) = *named.or(readings.first())?;
+        let is_cut = name::is_cut(&backend.application_name);
+        let cut = || names.key_that_starts_with(run_keys).filter(|_| is_cut);
+        let (key, id) = named.copied().or_else(cut).or(readings.first().copied())?;
         // Behind a pooler, the session belongs to the pool: it did not connect for this client.
         let connected = backend.connected.filter(|_| backend.polling_seconds.is_none());
         Some(LockEntry {

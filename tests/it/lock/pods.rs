@@ -41,7 +41,8 @@ fn check(road: Road) {
     if !can_unshare("--uts") || !can_unshare("--pid") {
         return;
     }
-    let key = unique("pods");
+    // The names of the sessions have no room for all of it.
+    let key = unique("a-key-with-a-long-name");
     let host = |number: u32| format!("{POD}-{number}");
     let holder = in_pod(road, &host(1), &key, "echo ready; read -r _; exit 0").spawn();
     holder.await_stdout("ready\n");

@@ -229,11 +229,7 @@ fn a_server_that_is_frozen_during_the_release_does_not_hang_pglock() {
     let took = began.elapsed();
     kill(frozen, Signal::SIGCONT).unwrap();
     assert!(took < Duration::from_secs(3), "{took:?}");
-    assert!(
-        running.stderr().contains("closed the connection"),
-        "{}",
-        running.stderr()
-    );
+    running.await_stderr("closed the connection");
     // Neither lock nor session is left, although what the job left behind has inherited the socket.
     case.await_locks(0, 0);
     let session = format!("SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %'");
