@@ -35,7 +35,7 @@ demo: $(BINARY) ## demonstrate pglock on a throwaway PostgreSQL server
 test: ## install what the tests need, then check and test everything
 	@scripts/setup test
 	@$(MAKE) --no-print-directory check
-	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} $(CARGO) test --locked
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-5} $(CARGO) test --locked
 
 test-matrix: ## run the tests on PostgreSQL 10 to 18 (Linux on x86-64, npm)
 	@scripts/setup test

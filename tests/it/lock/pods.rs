@@ -42,7 +42,7 @@ fn check(road: Road) {
         return;
     }
     // The names of the sessions have no room for all of it.
-    let key = unique("a-key-with-a-long-name");
+    let key = format!("{}-with-a-long-name", unique("p"));
     let host = |number: u32| format!("{POD}-{number}");
     let holder = in_pod(road, &host(1), &key, "echo ready; read -r _; exit 0").spawn();
     holder.await_stdout("ready\n");
