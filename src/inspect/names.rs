@@ -82,14 +82,19 @@ impl KeyNames {
         })
     }
 
-    /// Returns a key whose name begins so, and its number: the names of sessions have no room for long ones.
-    pub(super) fn key_that_starts_with(&self, front: &str) -> Option<(&Key, KeyId)> {
-        let mut meanings = self.meanings.values();
-        let found = meanings.find_map(|meaning| {
+    /// Returns the only key whose name starts with this text, and its number: the names of sessions have no room for long
+    /// ones. `None` if there are several, since any of them may be meant.
+    pub(super) fn only_key_starting_with(&self, front: &str) -> Option<(&Key, KeyId)> {
+        let keys = self.meanings.values().filter_map(|meaning| {
             let key = meaning.key.as_ref().filter(|key| key.given().starts_with(front))?;
             Some((key, meaning.base))
         });
-        found.filter(|_| !front.is_empty())
+        let keys: HashMap<KeyId, &Key> = keys.map(|(key, base)| (base, key)).collect();
+        let mut keys = keys.into_iter();
+        let (Some((base, key)), None) = (keys.next(), keys.next()) else {
+            return None;
+        };
+        (!front.is_empty()).then_some((key, base))
     }
 
     /// Returns the key that this lock is a ticket for, if it is one.
@@ -142,6 +147,24 @@ mod tests {
         assert_eq!(names.key_of_ticket(KeyId::IntPair(1, 77)), None);
         let rails = KeyId::Bigint(6939591962871035475);
         assert!(names.learn_readings("rails-migrate", 1, "app", |id| id == rails));
+    }
+
+    #[test]
+    fn a_cut_name_is_completed_only_if_a_single_key_starts_so() {
+        let mut names = KeyNames::default();
+        let learn = |names: &mut KeyNames, given, id| {
+            names.learn(&Key::parse(given).expect("a name"), KeyId::Bigint(id), 3);
+        };
+        learn(&mut names, "nightly-billing", 1);
+        let found = names.only_key_starting_with("nightly-b");
+        assert_eq!(
+            found.map(|(key, id)| (key.given(), id)),
+            Some(("nightly-billing", KeyId::Bigint(1)))
+        );
+        assert_eq!(names.only_key_starting_with("x"), None);
+        assert_eq!(names.only_key_starting_with(""), None);
+        learn(&mut names, "nightly-backup", 2);
+        assert_eq!(names.only_key_starting_with("nightly-b"), None);
     }
 
     proptest! {

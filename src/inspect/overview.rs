@@ -325,8 +325,8 @@ impl LockEntry {
         }
     }
 
-    /// Returns the entry of a pglock without a row: it waits for the first of its keys that has a known name, for a known
-    /// key whose name begins like its own, which was cut, or else for the first reading that has a number.
+    /// Returns the entry of a pglock without a row: it waits for the first of its keys that has a known name, for the
+    /// only known key that starts with its own, which was cut, or else for the first reading that has a number.
     fn for_poller(backend: Backend, names: &KeyNames, database: &str) -> Option<LockEntry> {
         let run_keys = backend.run_name()?.keys;
         let readings = Key::readings(run_keys);
@@ -334,7 +334,7 @@ impl LockEntry {
         let readings: Vec<(&Key, KeyId)> = readings.collect();
         let named = readings.iter().find(|(_, id)| names.meaning(*id).key.is_some());
         let is_cut = name::is_cut(&backend.application_name);
-        let cut = || names.key_that_starts_with(run_keys).filter(|_| is_cut);
+        let cut = || names.only_key_starting_with(run_keys).filter(|_| is_cut);
         let (key, id) = named.copied().or_else(cut).or(readings.first().copied())?;
         // Behind a pooler, the session belongs to the pool: it did not connect for this client.
         let connected = backend.connected.filter(|_| backend.polling_seconds.is_none());
