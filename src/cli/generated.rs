@@ -1,4 +1,4 @@
-//! Tests that keep the files in `completions/` and parts of the README in step with the clap definitions.
+//! Tests that keep the files in `completions/`, the README and `docs/` in step with the clap definitions.
 //!
 //! The completions and the manual page are committed, so that neither the binary nor its build needs a generator. The
 //! tests fail if a file is stale, and `make completions` rewrites it. `src/cli/generated/` has what clap cannot know:
@@ -87,27 +87,27 @@ fn the_manual_is_up_to_date() {
 }
 
 #[test]
-fn every_long_option_is_in_the_completions_the_manual_and_the_readme() {
-    let readme = root().join("README.md");
+fn every_long_option_is_in_the_completions_the_manual_and_the_docs() {
+    let docs = docs();
     let files = ["pglock.bash", "_pglock", "pglock.fish", "pglock.1"].map(|file| root().join("completions").join(file));
-    for file in files.iter().chain([&readme]) {
-        let text = fs::read_to_string(file)
-            .expect("the file is committed")
-            .replace("\\-", "-");
+    let texts = files.map(|file| {
+        let text = fs::read_to_string(&file).expect("the file is committed");
+        (file.display().to_string(), text.replace("\\-", "-"))
+    });
+    for (file, text) in texts.iter().chain([&("docs/".to_owned(), docs)]) {
         for name in long_options() {
             // fish writes the option without its dashes.
             let spellings = [format!("--{name}"), format!("-l {name}")];
             assert!(
                 spellings.iter().any(|spelling| text.contains(spelling)),
-                "{} lacks --{name}",
-                file.display()
+                "{file} lacks --{name}"
             );
         }
     }
 }
 
 #[test]
-fn every_variable_of_the_help_is_in_the_manual_and_the_readme() {
+fn every_variable_of_the_help_is_in_the_manual_and_the_docs() {
     let options = SUBCOMMANDS.into_iter().flat_map(options_of);
     let texts: Vec<String> = options.map(|option| help::help_of(&option).1).collect();
     let names = texts
@@ -115,7 +115,7 @@ fn every_variable_of_the_help_is_in_the_manual_and_the_readme() {
         .flat_map(|text| text.split(|c: char| !c.is_ascii_uppercase() && c != '_'));
     let variables: BTreeSet<&str> = names.filter(|name| name.starts_with("PGLOCK_")).collect();
     assert!(variables.len() >= 12, "{variables:?}");
-    for file in ["README.md", "completions/pglock.1"] {
+    for file in ["docs/running-jobs.md", "completions/pglock.1"] {
         let text = fs::read_to_string(root().join(file)).expect("the file is committed");
         for variable in &variables {
             assert!(text.contains(variable), "{file} lacks {variable}");
@@ -149,35 +149,49 @@ fn the_readme_has_the_exit_table() {
 }
 
 #[test]
-fn the_readme_has_the_schemes() {
-    let readme = fs::read_to_string(root().join("README.md")).expect("the README is committed");
+fn the_docs_have_the_schemes() {
+    let page = page("sharing-locks.md");
     let rows: String = SCHEMES
         .iter()
         .map(|info| format!("| `{}` | {} |\n", info.name, info.users))
         .collect();
     assert!(
-        readme.contains(&rows),
-        "the schemes in the README are not those in key/hash.rs:\n{rows}"
+        page.contains(&rows),
+        "the schemes in docs/sharing-locks.md are not those in key/hash.rs:\n{rows}"
     );
 }
 
-/// The README quotes `pglock run -h` at its full width.
+/// `docs/running-jobs.md` quotes `pglock run -h` at its full width.
 #[test]
-fn the_readme_has_the_options() {
-    let readme = fs::read_to_string(root().join("README.md")).expect("the README is committed");
+fn the_docs_have_the_options() {
+    let page = page("running-jobs.md");
     let help = short_help("run");
     let usage = help.find("Usage:").expect("clap's format");
     let (before, options) = help[usage..].split_once("Options:\n").expect("clap's format");
     let (options, _) = options.split_once("\n\n").expect("clap's format");
     let block = format!("```\n{before}Options:\n{options}\n```\n");
     assert!(
-        readme.contains(&block),
-        "the options in the README are not those of pglock run -h:\n{block}"
+        page.contains(&block),
+        "the options in docs/running-jobs.md are not those of pglock run -h:\n{block}"
     );
 }
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Returns a page of `docs/`.
+fn page(name: &str) -> String {
+    fs::read_to_string(root().join("docs").join(name)).expect("the page is committed")
+}
+
+/// Returns all pages of `docs/`.
+fn docs() -> String {
+    let pages = fs::read_dir(root().join("docs")).expect("docs/ is committed");
+    let names = pages.map(|page| page.expect("docs/ is readable").file_name());
+    names
+        .map(|name| page(name.to_str().expect("a name in UTF-8")))
+        .collect()
 }
 
 fn short_help(subcommand: &str) -> String {

@@ -67,7 +67,7 @@ pub(crate) enum SchemeInput {
     Nothing,
 }
 
-/// A scheme as the help, the manual and the README describe it.
+/// A scheme as the help, the manual and `docs/sharing-locks.md` describe it.
 pub(crate) struct SchemeInfo {
     /// The scheme.
     pub scheme: Scheme,
@@ -88,7 +88,7 @@ const fn info(scheme: Scheme, name: &'static str, input: SchemeInput, users: &'s
     }
 }
 
-/// Every scheme, in the order in which the help, the manual and the README list them.
+/// Every scheme, in the order in which the help, the manual and `docs/sharing-locks.md` list them.
 pub(crate) const SCHEMES: [SchemeInfo; 19] = {
     use Scheme::*;
     use SchemeInput::*;

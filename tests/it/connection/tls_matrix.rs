@@ -1,8 +1,8 @@
 //! P84, P88: servers with every kind of key, signature, curve and cipher suite, with psql as the oracle.
 //!
 //! psql and pglock get the same connection string. They reach the server with the same version of TLS, or are both
-//! refused; or the row says how pglock's refusal reads, and the README names the difference. Where psql has TLS, pglock
-//! never is in plaintext.
+//! refused; or the row says how pglock's refusal reads, and `docs/connecting.md` names the difference. Where
+//! psql has TLS, pglock never is in plaintext.
 
 use crate::support::pglock::Pglock;
 use crate::support::server::OPENSSL_CONF;
@@ -59,7 +59,7 @@ RSA-PSS+SHA512:RSA-PSS+SHA256:rsa_pss_pss_sha256:RSA+SHA512:RSA+SHA256\n";
 struct Row {
     certificate: &'static str,
     settings: &'static [&'static str],
-    /// How pglock's refusal reads, and the words of the README about it; `None` if pglock connects as psql does.
+    /// How pglock's refusal reads, and what `docs/connecting.md` says about it; `None` if pglock connects as psql does.
     refusal: Option<(&'static str, &'static str)>,
 }
 
@@ -71,9 +71,9 @@ const fn row(certificate: &'static str, settings: &'static [&'static str]) -> Ro
     }
 }
 
-const fn refused(row: Row, error: &'static str, readme: &'static str) -> Row {
+const fn refused(row: Row, error: &'static str, words: &'static str) -> Row {
     Row {
-        refusal: Some((error, readme)),
+        refusal: Some((error, words)),
         ..row
     }
 }
@@ -222,7 +222,7 @@ fn psql_and_pglock_agree_about_every_server() {
     assert!(made.status.success(), "openssl: {made:?}");
     fs::write(server.directory().join(OPENSSL_CONF), LAX).unwrap();
     server.restart();
-    let readme = include_str!("../../../README.md");
+    let page = include_str!("../../../docs/connecting.md");
     let mut wrong = Vec::new();
     for row in &ROWS {
         let certificate = row.certificate;
@@ -235,9 +235,9 @@ fn psql_and_pglock_agree_about_every_server() {
         server.reload(&settings.collect::<Vec<_>>());
         wrong.extend(compare(row, &server));
         if let Some((_, words)) = row.refusal
-            && !readme.contains(words)
+            && !page.contains(words)
         {
-            wrong.push(format!("the README does not mention {words}"));
+            wrong.push(format!("docs/connecting.md does not mention {words}"));
         }
     }
     assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));

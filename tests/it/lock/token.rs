@@ -123,11 +123,11 @@ fn tokens_grow_over_a_failover_to_a_standby_that_lags() {
     assert_growing(&[before, last, after]);
 }
 
-/// P18, P95: the SQL of the README.
+/// P18, P95: the SQL of `docs/lost-locks.md`.
 #[test]
 fn a_table_refuses_an_older_token() {
-    let readme = include_str!("../../../README.md");
-    let sql = readme.split("```sql\n").nth(1).unwrap().split("```").next().unwrap();
+    let page = include_str!("../../../docs/lost-locks.md");
+    let sql = page.split("```sql\n").nth(1).unwrap().split("```").next().unwrap();
     let (server, given) = (Server::start(), "000000010000000001A2B3C4");
     assert!(sql.contains(given), "{sql}");
     let (create, write) = sql.split_once(';').unwrap();

@@ -13,24 +13,25 @@ use nix::unistd::Pid;
 use std::fs;
 use std::time::Duration;
 
-/// Every file is run by a test of this file, `recipes.rs`, `services.rs` or `kubernetes.rs`, and is in the README's table.
+/// Every file is run by a test of this file, `recipes.rs`, `services.rs` or `kubernetes.rs`, and is in the table of
+/// `docs/running-jobs.md`.
 #[test]
-fn every_example_has_a_test_and_a_line_in_the_readme() {
+fn every_example_has_a_test_and_a_line_in_the_docs() {
     let tests = concat!(
         include_str!("examples.rs"),
         include_str!("recipes.rs"),
         include_str!("services.rs"),
         include_str!("kubernetes.rs")
     );
-    let readme = include_str!("../../../README.md");
+    let page = include_str!("../../../docs/running-jobs.md");
     let names: Vec<_> = fs::read_dir(EXAMPLES).unwrap().collect();
     assert!(!names.is_empty());
     for name in names {
         let name = name.unwrap().file_name().into_string().unwrap();
         let is_used = ["script", "text", "ci"].map(|by| tests.contains(&format!(".{by}(\"{name}\")")));
         assert!(is_used.contains(&true), "examples/{name} has no test");
-        let line = format!("| [`{name}`](examples/{name}) |");
-        assert!(readme.contains(&line), "the README lacks {line}");
+        let line = format!("| [`{name}`](../examples/{name}) |");
+        assert!(page.contains(&line), "docs/running-jobs.md lacks {line}");
     }
 }
 

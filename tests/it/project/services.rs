@@ -53,7 +53,7 @@ impl Unit {
     }
 }
 
-/// The README shows a part of it. What it does is tested in `run::forwarded`.
+/// `docs/poolers.md` shows a part of it. What it does is tested in `run::forwarded`.
 #[cfg(target_os = "linux")]
 #[test]
 fn haproxy_accepts_its_configuration() {
@@ -61,7 +61,7 @@ fn haproxy_accepts_its_configuration() {
     let (path, text) = (desk.file("haproxy.cfg"), desk.text("haproxy.cfg"));
     let (_, section) = text.split_once("listen postgresql\n").unwrap();
     let (section, _) = section.split_once("\n\n").unwrap();
-    assert!(include_str!("../../../README.md").contains(section), "{section}");
+    assert!(include_str!("../../../docs/poolers.md").contains(section), "{section}");
     fs::write(&path, text).unwrap();
     let verify = Pglock::for_program(HAPROXY).args(["-c", "-f"]).arg(path).output();
     assert!(verify.code(0).stderr.is_empty(), "{verify}");

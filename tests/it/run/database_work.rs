@@ -1,4 +1,4 @@
-//! Jobs that work on the database of their own lock, as the README describes them.
+//! Jobs that work on the database of their own lock, as `docs/running-jobs.md` describes them.
 
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::server::{Server, rows};

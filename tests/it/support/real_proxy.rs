@@ -12,7 +12,7 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
 
-/// The example that the README refers to.
+/// The example that `docs/poolers.md` refers to.
 pub const HAPROXY_EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/haproxy.cfg");
 
 /// The program, which Debian keeps in a directory that is not on an ordinary user's `PATH`.
