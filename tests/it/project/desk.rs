@@ -2,6 +2,7 @@
 
 use crate::support::pglock::Pglock;
 use crate::support::server::{SUPERUSER, Server, rows};
+use crate::support::terminal::Terminal;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -60,6 +61,18 @@ impl Desk {
         let path = format!("{}:{path}", self.directory().display());
         let around = self.server.program(program).env("PATH", path);
         around.env("PGDATABASE", &self.database)
+    }
+
+    /// Runs a program on a terminal, with the operator's programs on the PATH.
+    pub fn terminal(&self, program: &[&str]) -> Terminal {
+        let path = std::env::var("PATH").unwrap();
+        Terminal::with(program, |command| {
+            command.env("PATH", format!("{}:{path}", self.directory().display()));
+            command
+                .env("PGHOST", self.server.host())
+                .env("PGPORT", self.server.port().to_string());
+            command.env("PGUSER", SUPERUSER).env("PGDATABASE", &self.database);
+        })
     }
 
     /// Returns the indented line of a recipe's comment that starts so, which the operator is to copy.

@@ -2,6 +2,7 @@
 
 mod completions;
 mod desk;
+mod documents;
 mod examples;
 mod gates;
 mod harness;
@@ -9,4 +10,5 @@ mod kubernetes;
 mod promises;
 mod recipes;
 mod services;
+mod transcripts;
 mod wings;
