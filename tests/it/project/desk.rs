@@ -1,8 +1,9 @@
 //! The desk at which the recipes in `examples/` are tried: a database, and the operator's own programs.
 
 use crate::support::pglock::Pglock;
-use crate::support::server::{SUPERUSER, Server, rows};
+use crate::support::server::{Locks, SUPERUSER, Server, rows};
 use crate::support::terminal::Terminal;
+use crate::support::wait::{SOON, eventually};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -112,9 +113,21 @@ impl Desk {
         rows(&mut client, sql).concat().concat()
     }
 
+    /// Returns how many sessions hold and await the key in this desk's database.
+    pub fn locks(&self, key: &str) -> Locks {
+        self.server.locks_in(&self.database, key)
+    }
+
+    /// Waits until so many sessions hold the key and so many await it.
+    #[track_caller]
+    pub fn await_locks(&self, key: &str, granted: usize, waiting: usize) {
+        let expected = Locks { granted, waiting };
+        eventually(SOON, &format!("{expected:?} of {key}"), || self.locks(key) == expected);
+    }
+
     /// Terminates the holder's session, as the server does with a silent one.
     pub fn terminate_the_holder(&self, key: &str) {
-        assert_eq!(self.server.locks(key).granted, 1);
+        assert_eq!(self.locks(key).granted, 1);
         let ended = self.sql(
             "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database d ON d.oid = database \
              WHERE locktype = 'advisory' AND granted AND datname = current_database()",

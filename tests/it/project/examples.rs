@@ -1,8 +1,8 @@
 //! P95: the recipes in `examples/`, each run as an operator would run it, with the tools that it names.
 //!
 //! The operator's own programs (`nightly`, `make-report`) are put beside pglock into a directory that stands for
-//! `/usr/local/bin`. Each test has a database of its own, and so its own locks, and no two recipes use the same key. The
-//! recipes for systemd and Kubernetes are in `services` and `kubernetes`.
+//! `/usr/local/bin`. Each test has a database of its own, and so its own locks. The recipes for systemd and Kubernetes are
+//! in `services` and `kubernetes`.
 
 use super::desk::{Desk, EXAMPLES, await_file};
 use crate::support::journal::{Journal, state};
@@ -75,7 +75,7 @@ fn a_crontab_runs_the_weekly_job_on_every_host_in_turn() {
     desk.program("weekly", &job);
     let (variables, commands) = crontab(&desk.text("crontab"));
     let hosts = [(), ()].map(|()| desk.cron(&variables, &commands[1]).spawn());
-    desk.server.await_locks("weekly", 1, 1);
+    desk.await_locks("weekly", 1, 1);
     fs::write(&go, "").unwrap();
     for host in hosts {
         host.finish().code(0).silent();
@@ -98,7 +98,7 @@ fn two_deployers_migrate_once_with_an_index_built_concurrently() {
     let first = deploy().spawn();
     first.await_stdout("001_it's.sql\n");
     let second = deploy().spawn();
-    desk.server.await_locks("migrate", 1, 1);
+    desk.await_locks("migrate", 1, 1);
     // From here on the index is built while the second one waits.
     fs::write(&go, "").unwrap();
     assert_eq!(first.finish().stdout(), "001_it's.sql\n002_index.sql\n");
@@ -257,7 +257,7 @@ fn a_script_runs_itself_under_the_lock() {
     second = second.env("PGLOCK_KEY", "clean-up").env("PGLOCK_MODE", "shared");
     second.command().current_dir(EXAMPLES);
     let second = second.spawn();
-    desk.server.await_locks("clean-up", 1, 1);
+    desk.await_locks("clean-up", 1, 1);
     assert_eq!(second.stdout(), "");
     first.finish().code(3);
     second.await_stdout("<second>\n");

@@ -124,7 +124,7 @@ fn two_clusters_run_the_job_once() {
     // A job that is stopped keeps the lock no longer.
     first.signal(Signal::SIGTERM);
     first.finish().signal(Signal::SIGTERM);
-    assert_eq!(desk.server.locks("invoices").granted, 0);
+    assert_eq!(desk.locks("invoices").granted, 0);
     job.assert_longer_to_stop_than_kill_after();
 }
 
@@ -140,7 +140,7 @@ fn a_deployment_has_a_hot_standby() {
     let first = pod.run().spawn();
     journal.await_count("lead", 1);
     let second = pod.run().spawn();
-    desk.server.await_locks("dispatcher", 1, 1);
+    desk.await_locks("dispatcher", 1, 1);
     first.signal(Signal::SIGTERM);
     first.finish().code(0).silent();
     journal.await_count("lead", 2);

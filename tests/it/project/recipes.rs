@@ -20,7 +20,7 @@ fn readers_share_and_a_writer_is_alone() {
     let desk = Desk::new();
     let readers = [(), ()].map(|()| holding(desk.script("readers-writer").arg("read")));
     let writer = desk.script("readers-writer").args(["write", "echo", "written"]).spawn();
-    desk.server.await_locks("catalogue", 2, 1);
+    desk.await_locks("catalogue", 2, 1);
     assert_eq!(writer.stdout(), "");
     for reader in readers {
         reader.finish().code(0);
@@ -36,7 +36,7 @@ fn a_paused_job_is_told_why() {
         .script("pause")
         .args(["600", "upgrade until 14:00, ask ops"])
         .spawn();
-    desk.server.await_locks("nightly", 1, 0);
+    desk.await_locks("nightly", 1, 0);
     let job = || {
         desk.on_path("pglock")
             .args(["run", "--key", "nightly", "-n", "true"])
@@ -71,7 +71,7 @@ fn one_waits_and_all_others_are_skipped() {
     let desk = Desk::new();
     let first = holding(desk.script("one-waiter"));
     let second = desk.script("one-waiter").args(UNTIL_TOLD).spawn();
-    desk.server.await_locks("rebuild", 1, 1);
+    desk.await_locks("rebuild", 1, 1);
     for _ in 0..2 {
         desk.script("one-waiter")
             .args(["echo", "third"])
@@ -83,7 +83,7 @@ fn one_waits_and_all_others_are_skipped() {
     second.await_stdout("ready\n");
     // The first place is free again.
     let third = desk.script("one-waiter").args(["echo", "third"]).spawn();
-    desk.server.await_locks("rebuild", 1, 1);
+    desk.await_locks("rebuild", 1, 1);
     second.finish().code(0);
     assert_eq!(third.finish().stdout(), "third\n");
 }
@@ -101,7 +101,7 @@ fn a_part_of_a_script_is_locked() {
     first.await_stdout("prepared\nexporting\n");
     let second = script().spawn();
     second.await_stdout("prepared\n");
-    desk.server.await_locks("export", 1, 1);
+    desk.await_locks("export", 1, 1);
     fs::write(&go, "").unwrap();
     for running in [first, second] {
         assert_eq!(running.finish().stdout(), "prepared\nexporting\ncleaned\n");
@@ -144,16 +144,14 @@ fn a_ci_step_gets_the_signals_of_a_cancelled_run() {
         runner.command().current_dir(desk.directory());
         let running = runner.spawn();
         running.await_stdout("deploys to production\n");
-        assert_eq!(desk.server.locks("deploy/production").granted, 1);
+        assert_eq!(desk.locks("deploy/production").granted, 1);
         running.signal(Signal::SIGTERM);
         let output = running.finish();
         assert!(
             String::from_utf8_lossy(&output.stdout).ends_with("cancelled\n"),
             "{output}"
         );
-        eventually(SOON, "the release", || {
-            desk.server.locks("deploy/production").granted == 0
-        });
+        eventually(SOON, "the release", || desk.locks("deploy/production").granted == 0);
     }
 }
 

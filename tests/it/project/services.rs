@@ -111,7 +111,7 @@ fn a_service_has_a_hot_standby() {
     let first = start();
     journal.await_count("lead", 1);
     let second = start();
-    desk.server.await_locks("leader", 1, 1);
+    desk.await_locks("leader", 1, 1);
     // `systemctl stop`: with KillMode=mixed only the main process gets TERM, and so the service gets it once.
     assert_eq!(unit.value("KillMode"), "mixed");
     first.signal(Signal::SIGTERM);
@@ -120,7 +120,7 @@ fn a_service_has_a_hot_standby() {
     assert_eq!(journal.count("TERM"), 1);
 
     let third = start();
-    desk.server.await_locks("leader", 1, 1);
+    desk.await_locks("leader", 1, 1);
     desk.terminate_the_holder("leader");
     second.finish().code(74);
     journal.await_count("lead", 3);
@@ -129,7 +129,7 @@ fn a_service_has_a_hot_standby() {
     assert_eq!(prevented, "64 78", "systemd restarts after 74 and 69");
 
     let waiting = start();
-    desk.server.await_locks("leader", 1, 1);
+    desk.await_locks("leader", 1, 1);
     waiting.signal(Signal::SIGTERM);
     // systemd counts this as success.
     waiting.finish().signal(Signal::SIGTERM).silent();

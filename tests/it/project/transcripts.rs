@@ -85,7 +85,7 @@ fn a_lost_lock() {
     let (commands, block) = transcript(TRANSCRIPTS[2]);
     let script = format!("exec 2>&1\n{}", commands.join("\n"));
     let running = desk.on_path("sh").args(["-c", &script]).spawn();
-    await_held(&desk, 1);
+    desk.await_locks("backup", 1, 0);
     desk.sql(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
          WHERE datname = current_database() AND application_name LIKE 'pglock:%'",
@@ -98,12 +98,13 @@ fn a_lost_lock() {
 fn a_lost_connection_while_waiting() {
     let desk = Desk::new();
     let holder = run_in(&desk, "pglock run --key backup -- sh -c 'read -r _; exit 0'").spawn();
-    await_held(&desk, 1);
+    desk.await_locks("backup", 1, 0);
     let waiter = run_in(&desk, "pglock run --key backup -- true").spawn();
-    eventually(SOON, "a waiter", || waiting(&desk) == "1");
+    desk.await_locks("backup", 1, 1);
     desk.sql(
-        "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database d ON d.oid = database \
-         WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+         WHERE datname = current_database() AND application_name LIKE 'pglock:%' \
+         AND pid NOT IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted)",
     );
     waiter.await_stderr("reconnecting\n");
     // The cause is either the server's message or, if pglock has just sent a query, that of the closed connection.
@@ -115,7 +116,7 @@ fn a_lost_connection_while_waiting() {
     let page = fs::read_to_string(Path::new(ROOT).join("docs/waiting.md")).unwrap();
     let line = page.lines().find(|line| line.starts_with("pglock: lost")).unwrap();
     assert_eq!(without_cause(waiter.stderr().trim_end()), without_cause(line));
-    eventually(SOON, "the waiter's return", || waiting(&desk) == "1");
+    desk.await_locks("backup", 1, 1);
     holder.finish().code(0);
     waiter.finish().code(0);
 }
@@ -124,15 +125,15 @@ fn a_lost_connection_while_waiting() {
 fn a_list_of_holders_and_waiters() {
     let desk = Desk::new();
     for program in ["backup.sh", "worker"] {
-        desk.program(program, "read -r _; exit 0");
+        desk.program(program, "echo started; read -r _; exit 0");
     }
     let run = |options: &str| run_in(&desk, &format!("exec pglock run {options}")).spawn();
     let worker = run("--key workers --slots 3 -- ./worker");
-    await_held(&desk, 1);
+    worker.await_stdout("started\n");
     let holder = run("--key backup -- ./backup.sh");
-    await_held(&desk, 2);
+    desk.await_locks("backup", 1, 0);
     let waiter = run("--key backup -- ./backup.sh");
-    eventually(SOON, "a waiter", || waiting(&desk) == "1");
+    desk.await_locks("backup", 1, 1);
 
     let (commands, block) = transcript(TRANSCRIPTS[3]);
     let listed = desk.on_path("sh").args(["-c", &commands[0]]).output().stdout();
@@ -150,7 +151,7 @@ fn a_pause_with_a_note() {
         .on_path("sh")
         .args(["-c", &format!("exec {}", commands[0])])
         .spawn();
-    await_held(&desk, 1);
+    desk.await_locks("nightly", 1, 0);
     let listed = desk.on_path("pglock").arg("list").output().stdout();
     assert!(listed.contains("upgrade until 14:00, ask ops"), "{listed}");
     pause.signal(Signal::SIGTERM);
@@ -163,9 +164,9 @@ fn an_eviction() {
     desk.program("backup.sh", "read -r _; exit 0");
     let run = || run_in(&desk, "exec pglock run --key backup -- ./backup.sh").spawn();
     let holder = run();
-    await_held(&desk, 1);
+    desk.await_locks("backup", 1, 0);
     let waiter = run();
-    eventually(SOON, "a waiter", || waiting(&desk) == "1");
+    desk.await_locks("backup", 1, 1);
 
     let (commands, block) = transcript(TRANSCRIPTS[5]);
     let mut terminal = desk.terminal(&["sh", "-c", &format!("stty cols 200; {}", commands[0])]);
@@ -356,20 +357,4 @@ fn run_in(desk: &Desk, command: &str) -> Pglock {
     let mut shell = desk.on_path("sh").args(["-c", command]);
     shell.command().current_dir(desk.directory());
     shell
-}
-
-fn locks(desk: &Desk, which: &str) -> String {
-    desk.sql(&format!(
-        "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database \
-         WHERE locktype = 'advisory' AND objsubid = 1 AND {which} AND datname = current_database()"
-    ))
-}
-
-fn waiting(desk: &Desk) -> String {
-    locks(desk, "NOT granted")
-}
-
-#[track_caller]
-fn await_held(desk: &Desk, count: usize) {
-    eventually(SOON, "the locks", || locks(desk, "granted") == count.to_string());
 }

@@ -332,11 +332,21 @@ impl Server {
 
     /// Returns how many sessions hold and await the key (a name, or a 64-bit key), in any database.
     pub fn locks(&self, key: &str) -> Locks {
+        self.locks_where(key, "true")
+    }
+
+    /// Returns how many sessions hold and await the key, in the database of this name.
+    pub fn locks_in(&self, database: &str, key: &str) -> Locks {
+        let is_there = format!("database = (SELECT oid FROM pg_database WHERE datname = '{database}')");
+        self.locks_where(key, &is_there)
+    }
+
+    fn locks_where(&self, key: &str, condition: &str) -> Locks {
         let count = |granted| {
             let (class, object) = halves(key);
             self.sql(&format!(
                 "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 \
-                 AND classid = {class} AND objid = {object} AND granted = {granted}"
+                 AND classid = {class} AND objid = {object} AND granted = {granted} AND {condition}"
             ))
             .len()
         };
