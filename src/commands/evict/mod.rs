@@ -78,13 +78,13 @@ fn evict(
     let mut targets = entries;
     targets.retain(|entry| is_target(entry, waiters));
     if targets.is_empty() {
-        return stdout::print(&format!("nobody holds {}\n", key::describe(keys))).map(drop);
+        return stdout::print(&format!("no session holds {}\n", key::describe(keys))).map(drop);
     }
     let distinct = distinct_targets(&targets);
     let width = terminal::stdout_size().map(|(columns, _)| columns);
     stdout::print(&lock_table::render(&targets, width))?;
     if !options.yes && !terminal::confirm(&question(distinct.len())) {
-        return Err(Failure::msg(ExitCode::Conflict, "nobody was evicted"));
+        return Err(Failure::msg(ExitCode::Conflict, "no session was evicted"));
     }
     let (leftovers, of_clients): (Vec<Target>, Vec<Target>) =
         distinct.into_iter().partition(|target| target.backend.is_leftover);

@@ -106,7 +106,7 @@ fn table(overview: &Overview, keys: &[Key], terminal_width: Option<usize>) -> St
         format!("no locks are held or waited for in database {database:?}\n")
     } else {
         format!(
-            "nobody holds or waits for {} in database {database:?}\n",
+            "no session holds or waits for {} in database {database:?}\n",
             key::describe(keys)
         )
     }

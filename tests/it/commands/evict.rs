@@ -150,7 +150,7 @@ fn without_a_terminal_yes_is_required() {
     let case = Case::new();
     let key = &case.key;
     let output = evict(case.server, &case.key).arg("--yes").output();
-    assert_eq!(output.code(0).stdout(), format!("nobody holds key \"{key}\"\n"));
+    assert_eq!(output.code(0).stdout(), format!("no session holds key \"{key}\"\n"));
 }
 
 /// P75, on screens of 80x24 and 40x10.
@@ -180,7 +180,10 @@ fn a_terminal_is_asked_first() {
         );
         screen.line("n; echo $?");
         let refusal = screen.expect("refusal", |lines| lines.last().is_some_and(|line| line == "$"));
-        assert!(refusal.concat().contains("pglock: nobody was evicted"), "{refusal:?}");
+        assert!(
+            refusal.concat().contains("pglock: no session was evicted"),
+            "{refusal:?}"
+        );
         screen.line("clear; echo $?");
         assert_eq!(case.locks().granted, 1);
         ask();

@@ -111,7 +111,7 @@ fn the_exit_status_tells_whether_a_key_is_held() {
     let server = Server::shared();
     let (key, other) = (unique("asked"), unique("other"));
     let ask = |key: &str| list(server).args(["--key", key]).output();
-    let free = format!("nobody holds or waits for key \"{key}\" in database \"postgres\"\n");
+    let free = format!("no session holds or waits for key \"{key}\" in database \"postgres\"\n");
     assert_eq!(ask(&key).code(0).stdout(), free);
     let holder = server.run(&key).holding();
     let held = ask(&key);
