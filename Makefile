@@ -103,12 +103,12 @@ check: ## check formatting, lints and documentation
 	$(CARGO) clippy --test failover --locked -- --deny warnings
 	RUSTDOCFLAGS='--deny warnings' $(CARGO) doc --no-deps --document-private-items --locked
 	shellcheck $$(grep -rlE '^#!.*sh$$' scripts examples .ci/run tests/torture/liar)
-	mandoc -T lint -W error completions/pglock.1
+	mandoc -T lint -W error completions/*.1
 
 audit: ## check the crates for known vulnerabilities (cargo-deny, needs the network)
 	$(CARGO) deny --locked check
 
-completions: ## regenerate the completions and the manual page
+completions: ## regenerate the completions and the manual
 	PGLOCK_REGENERATE=1 $(CARGO) test --locked --bin pglock is_up_to_date
 
 dist: ## build a tarball with a static binary, in target/dist
@@ -125,13 +125,14 @@ test-packages: dist deb ## test the packages in a fresh root (as root; debootstr
 install: $(BINARY) ## install under PREFIX (/usr/local), staged in DESTDIR
 	install -d $(BIN) $(MAN) $(BASH) $(ZSH) $(FISH)
 	install -m 755 $(BINARY) $(BIN)/pglock
-	install -m 644 completions/pglock.1 $(MAN)/pglock.1
+	install -m 644 completions/*.1 $(MAN)
 	install -m 644 completions/pglock.bash $(BASH)/pglock
 	install -m 644 completions/_pglock $(ZSH)/_pglock
 	install -m 644 completions/pglock.fish $(FISH)/pglock.fish
 
 uninstall: ## remove the installed files
-	rm -f $(BIN)/pglock $(MAN)/pglock.1 $(BASH)/pglock $(ZSH)/_pglock $(FISH)/pglock.fish
+	rm -f $(BIN)/pglock $(patsubst completions/%,$(MAN)/%,$(wildcard completions/*.1)) \
+		$(BASH)/pglock $(ZSH)/_pglock $(FISH)/pglock.fish
 
 clean: ## remove the build directory
 	$(CARGO) clean

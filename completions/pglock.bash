@@ -81,7 +81,7 @@ _pglock() {
 
     case "${cmd}" in
         pglock)
-            opts="-h -V --help --version completions run list evict check key"
+            opts="-h -V --help --version run list evict check key completions"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -134,7 +134,7 @@ _pglock() {
             return 0
             ;;
         pglock__subcmd__completions)
-            opts="-h --help bash zsh fish man"
+            opts="-h --help bash zsh fish man man-run man-list man-evict man-check man-key man-completions"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

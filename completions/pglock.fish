@@ -26,15 +26,14 @@ end
 
 complete -c pglock -n "__fish_pglock_needs_command" -s h -l help -d 'Print help'
 complete -c pglock -n "__fish_pglock_needs_command" -s V -l version -d 'Print version'
-complete -c pglock -n "__fish_pglock_needs_command" -f -a "completions" -d 'Print shell completions or the manual page'
 complete -c pglock -n "__fish_pglock_needs_command" -f -a "run" -d 'Run a command while holding a lock'
 complete -c pglock -n "__fish_pglock_needs_command" -f -a "list" -d 'List the holders and waiters of a database\'s advisory locks'
 complete -c pglock -n "__fish_pglock_needs_command" -f -a "evict" -d 'Terminate the sessions that hold a lock; their pglocks then terminate the jobs'
 complete -c pglock -n "__fish_pglock_needs_command" -f -a "check" -d 'Check whether the connection is suitable for locks: server, pooler, timeouts'
 complete -c pglock -n "__fish_pglock_needs_command" -f -a "key" -d 'Print the number of a key, without connecting to a server'
-complete -c pglock -n "__fish_pglock_using_subcommand completions" -s h -l help -d 'Print help'
+complete -c pglock -n "__fish_pglock_needs_command" -f -a "completions" -d 'Print shell completions or a page of the manual'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s k -l key -d 'Lock to acquire: a name, an integer, or two integers A,B' -r -f
-complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l hash -d 'Hash scheme for names, to share a lock with another tool [default: sha256]' -r -f -a "sha256\t'pglock itself; django-pglocks 2.0 and later'
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l hash -d 'Hash scheme, to share a lock with another tool [default: sha256]' -r -f -a "sha256\t'pglock itself; django-pglocks 2.0 and later'
 sha256-le\t'django-pglock'
 fnv1a\t'go-pglock (as in its documentation), rotationalio/pglock'
 fnv1\t'coder'
@@ -53,34 +52,34 @@ golang-migrate-instance\t'golang-migrate, given an open connection (WithInstance
 prisma-migrate\t'Prisma Migrate'
 goose\t'goose session locker'
 node-pg-migrate\t'node-pg-migrate'"
-complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s w -l wait -l timeout -d 'Time limit for connecting and waiting; 0 is --no-wait' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s w -l wait -l timeout -d 'Time limit for connecting and waiting' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s E -l conflict-exit-code -d 'Exit status if the lock is held or the wait times out [default: 75]' -r -f
-complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l slots -d 'Allow up to N holders at once; all users of the key must give the same N' -r -f
-complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l min-hold -d 'Hold the lock for at least this long, even if the job ends earlier [default: 0s]' -r -f
-complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l on-lost -d 'If the lock is lost, stop the job or let it run on without the lock [default: stop]' -r -f -a "stop\t'Terminate the job: SIGTERM, then SIGKILL'
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l slots -d 'Allow N holders at once; all users of the key must give the same N' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l min-hold -d 'Hold the lock for at least this long [default: 0s]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l on-lost -d 'When the lock is lost, stop the job or let it run on [default: stop]' -r -f -a "stop\t'Terminate the job: SIGTERM, then SIGKILL'
 ignore\t'Let the job run on without the lock'"
-complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l kill-after -d 'After the lock is lost, time between SIGTERM and SIGKILL [default: 10s]' -r -f
-complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l heartbeat -d 'Interval between heartbeats, and the time allowed for each reply [default: 5s]' -r -f
-complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l poll -d 'Maximum interval between attempts to acquire the lock by polling [default: 5s]' -r -f
-complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l stop-signal -d 'Additional signal that ends a wait as SIGTERM does, such as an image\'s STOPSIGNAL' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l kill-after -d 'When the lock is lost, time from SIGTERM to SIGKILL [default: 10s]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l heartbeat -d 'Interval of heartbeats, and time limit for each reply [default: 5s]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l poll -d 'Maximum interval between attempts when polling [default: 5s]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l stop-signal -d 'Signal that also ends a wait, such as an image\'s STOPSIGNAL' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s d -l dsn -d 'Server to connect to: a postgresql:// URI or key=value pairs' -r -f
-complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l connect-timeout -d 'Time limit for connecting to one address; 0 disables it [default: 10s]' -r -f
-complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l scope -d 'Lifetime of the lock: session, transaction, or session-pooled [default: auto]' -r -f -a "auto\t'Transaction behind a pooler, session otherwise'
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l connect-timeout -d 'Time limit for connecting to one address [default: 10s]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l scope -d 'Lifetime of the lock: session or transaction [default: auto]' -r -f -a "auto\t'Transaction behind a pooler, session otherwise'
 session\t'Session of a direct connection'
 transaction\t'Open transaction'
 session-pooled\t'Session, through a pooler that uses session pooling'"
-complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l note -d 'Text to show while the lock is held, such as a reason; at most 200 bytes' -r -f
-complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s c -l command -d 'Run this text with $SHELL, or /bin/sh, instead of a command with arguments' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l note -d 'Text to show while the lock is held, such as a reason' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s c -l command -d 'Run this text with $SHELL, or /bin/sh' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s s -l shared -d 'Acquire a shared lock instead of an exclusive one'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s x -l exclusive -d 'Acquire an exclusive lock; this is the default'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s n -l no-wait -l nonblock -d 'Do not wait if the lock is held'
-complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l fair -d 'Queue for the lock: waiters with --fair acquire it strictly in order of arrival'
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l fair -d 'Acquire the lock in order of arrival, among waiters with --fair'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l token -d 'Pass a fencing token to the job in PGLOCK_TOKEN'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s o -l close -d 'Do not let the job inherit the connection'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s q -l quiet -d 'Do not report that the lock is already held'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s v -l verbose -d 'Log each step to standard error'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c pglock -n "__fish_pglock_using_subcommand list" -s k -l key -d 'Show only this key, with its slots and waiters; exit with status 75 if it is held' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand list" -s k -l key -d 'Show only this key, with its slots and waiters; exit with 75 if it is held' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand list" -l hash -d 'Hash scheme for names, as for run [default: sha256]' -r -f -a "sha256\t'pglock itself; django-pglocks 2.0 and later'
 sha256-le\t'django-pglock'
 fnv1a\t'go-pglock (as in its documentation), rotationalio/pglock'
@@ -101,7 +100,7 @@ prisma-migrate\t'Prisma Migrate'
 goose\t'goose session locker'
 node-pg-migrate\t'node-pg-migrate'"
 complete -c pglock -n "__fish_pglock_using_subcommand list" -s d -l dsn -d 'Server to connect to: a postgresql:// URI or key=value pairs' -r -f
-complete -c pglock -n "__fish_pglock_using_subcommand list" -l connect-timeout -d 'Time limit for connecting to one address; 0 disables it [default: 10s]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand list" -l connect-timeout -d 'Time limit for connecting to one address [default: 10s]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand list" -l json -d 'Print JSON'
 complete -c pglock -n "__fish_pglock_using_subcommand list" -l watch -d 'Refresh every 2 seconds until interrupted'
 complete -c pglock -n "__fish_pglock_using_subcommand list" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -126,14 +125,14 @@ prisma-migrate\t'Prisma Migrate'
 goose\t'goose session locker'
 node-pg-migrate\t'node-pg-migrate'"
 complete -c pglock -n "__fish_pglock_using_subcommand evict" -s d -l dsn -d 'Server to connect to: a postgresql:// URI or key=value pairs' -r -f
-complete -c pglock -n "__fish_pglock_using_subcommand evict" -l connect-timeout -d 'Time limit for connecting to one address; 0 disables it [default: 10s]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand evict" -l connect-timeout -d 'Time limit for connecting to one address [default: 10s]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand evict" -l waiters -d 'Terminate the waiters, too'
 complete -c pglock -n "__fish_pglock_using_subcommand evict" -l force -d 'Release the lock at once, even while the job is still being terminated'
 complete -c pglock -n "__fish_pglock_using_subcommand evict" -s y -l yes -d 'Skip the confirmation prompt; required without a terminal'
 complete -c pglock -n "__fish_pglock_using_subcommand evict" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c pglock -n "__fish_pglock_using_subcommand check" -s d -l dsn -d 'Server to connect to: a postgresql:// URI or key=value pairs' -r -f
-complete -c pglock -n "__fish_pglock_using_subcommand check" -l connect-timeout -d 'Time limit for connecting to one address; 0 disables it [default: 10s]' -r -f
-complete -c pglock -n "__fish_pglock_using_subcommand check" -l scope -d 'Lifetime of the lock: session, transaction, or session-pooled [default: auto]' -r -f -a "auto\t'Transaction behind a pooler, session otherwise'
+complete -c pglock -n "__fish_pglock_using_subcommand check" -l connect-timeout -d 'Time limit for connecting to one address [default: 10s]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand check" -l scope -d 'Lifetime of the lock: session or transaction [default: auto]' -r -f -a "auto\t'Transaction behind a pooler, session otherwise'
 session\t'Session of a direct connection'
 transaction\t'Open transaction'
 session-pooled\t'Session, through a pooler that uses session pooling'"
@@ -162,6 +161,7 @@ all\t'Every scheme'"
 complete -c pglock -n "__fish_pglock_using_subcommand key" -l dbname -d 'Name of the database, for schemes that hash it' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand key" -l sql -d 'Print the SQL expression that computes the number'
 complete -c pglock -n "__fish_pglock_using_subcommand key" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c pglock -n "__fish_pglock_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
 
 # Prints the arguments of the job before the cursor, one per line; fails if the cursor is not in the job.
 function __fish_pglock_job
@@ -200,6 +200,6 @@ function __fish_pglock_complete_job
 end
 
 complete -c pglock -n "__fish_pglock_job >/dev/null" -x -a "(__fish_pglock_complete_job)"
-complete -c pglock -n "__fish_pglock_using_subcommand completions" -a "bash zsh fish man"
+complete -c pglock -n "__fish_pglock_using_subcommand completions" -a "bash zsh fish man man-run man-list man-evict man-check man-key man-completions"
 # pglock's own arguments are never file names.
 complete -c pglock -f

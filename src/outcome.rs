@@ -30,8 +30,11 @@ pub(crate) enum ExitCode {
     NotFound = 127,
 }
 
+/// An exit status, and its meaning.
+type ExitRow = (&'static str, &'static str);
+
 /// The exit table as the help, the manual and the README print it.
-pub(crate) const EXIT_TABLE: &[(&str, &str)] = &[
+pub(crate) const EXIT_TABLE: &[ExitRow] = &[
     (
         "the job's own",
         "the job ran; if a signal killed it, pglock dies by that signal (128+n in a shell)",
@@ -46,6 +49,70 @@ pub(crate) const EXIT_TABLE: &[(&str, &str)] = &[
     ("126", "the command cannot be executed (the lock is released)"),
     ("127", "the command was not found (the lock is released)"),
 ];
+
+/// The exit statuses of the subcommands that run no job. Those without a meaning here have that of [`EXIT_TABLE`].
+const EXIT_TABLES_WITHOUT_A_JOB: &[(&str, &[ExitRow])] = &[
+    (
+        "list",
+        &[
+            ("0", "no --key is given, or none of the given keys is held"),
+            ("64", ""),
+            ("69", ""),
+            ("70", ""),
+            ("75", "one of the given keys is held"),
+            ("77", ""),
+            ("78", ""),
+        ],
+    ),
+    (
+        "evict",
+        &[
+            ("0", "the sessions have released the keys, or no session held one"),
+            ("64", ""),
+            ("69", ""),
+            ("70", ""),
+            ("75", "the user declined, or a session did not end in time"),
+            ("77", "authentication failed, or this role may not evict a session"),
+            ("78", ""),
+        ],
+    ),
+    (
+        "check",
+        &[
+            ("0", "pglock run works here; there may be warnings"),
+            ("64", ""),
+            ("69", ""),
+            ("70", ""),
+            ("77", ""),
+            ("78", "pglock run would refuse to run, or invalid configuration"),
+        ],
+    ),
+    (
+        "key",
+        &[
+            ("0", "all numbers were printed"),
+            ("64", "usage error, or a number that only a server can compute"),
+            ("70", ""),
+            ("78", "invalid configuration (PGLOCK_HASH)"),
+        ],
+    ),
+    ("completions", &[("0", "success"), ("64", ""), ("70", "")]),
+];
+
+/// Returns the exit statuses of a subcommand, and their meanings.
+pub(crate) fn exit_rows(subcommand: &str) -> Vec<ExitRow> {
+    if subcommand == "run" {
+        return EXIT_TABLE.to_vec();
+    }
+    let table = EXIT_TABLES_WITHOUT_A_JOB.iter().find(|(name, _)| *name == subcommand);
+    let rows = table.map_or(&[][..], |(_, rows)| rows);
+    let general = |code| EXIT_TABLE.iter().find(|(candidate, _)| *candidate == code);
+    let with_meaning = |row: &ExitRow| match row {
+        (code, "") => general(*code).copied().unwrap_or(*row),
+        _ => *row,
+    };
+    rows.iter().map(with_meaning).collect()
+}
 
 /// How the job ended, as wait(2) reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,18 +1,18 @@
 //! The clap definitions of the command line.
 //!
-//! A doc comment here is help text: its first paragraph is what `-h` prints, in one line where possible, and `--help`
-//! and the manual have the whole. Structs have no doc comments, because clap would print them as the description of
-//! the subcommand.
+//! A doc comment here is help text: its first paragraph is the one line that `-h` prints, and `--help` and the manual
+//! have the whole. Structs have no doc comments, because clap would print them as the description of the subcommand.
 
-use super::defaults;
+use super::defaults::{self, DEFAULT_CONNECT_TIMEOUT, DEFAULT_SCHEME};
 use super::help::{self, ArgNotes};
 use super::options::CompletionsTarget;
 use super::value::{self, SchemeSelection};
 use super::variables;
-use crate::connection::DEFAULT_CONNECT_TIMEOUT;
+use crate::key::Key;
 use crate::key::hash::Scheme;
-use crate::key::{DEFAULT_SCHEME, Key};
 use crate::lock::ScopeChoice;
+use crate::protocol::derived_keys::MAX_SLOTS;
+use crate::protocol::query_tag::MAX_NOTE_LEN;
 use crate::run::signal_number::SignalNumber;
 use crate::run::state::OnLost;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
@@ -48,7 +48,7 @@ pub(super) enum Command {
     Check(CheckArgs),
     /// Print the number of a key, without connecting to a server
     Key(KeyArgs),
-    /// Print shell completions or the manual page
+    /// Print shell completions or a page of the manual
     Completions(CompletionsArgs),
 }
 
@@ -56,8 +56,8 @@ pub(super) enum Command {
 #[command(
     override_usage = "pglock run [OPTIONS] --key <KEY> [--] <COMMAND> [ARG]...\n       \
         pglock run [OPTIONS] --key <KEY> -c <COMMAND>",
-    after_help = help::exit_table(),
-    after_long_help = format!("{}\n{}", help::exit_table(), help::scheme_table())
+    after_help = help::run_summary(),
+    after_long_help = format!("{}\n{}\n{}", help::DURATIONS, help::exit_table("run"), help::scheme_table())
 )]
 pub(super) struct RunArgs {
     /// Lock to acquire: a name, an integer, or two integers A,B.
@@ -66,7 +66,7 @@ pub(super) struct RunArgs {
     #[arg(short, long, value_parser = value::key, allow_hyphen_values = true, required_unless_present = "hash")]
     pub key: Vec<Key>,
 
-    /// Hash scheme for names, to share a lock with another tool.
+    /// Hash scheme, to share a lock with another tool.
     ///
     /// A scheme that is a tool's own lock takes no --key.
     #[arg(long, value_name = "SCHEME", value_parser = value::scheme_parser(), hide_possible_values = true)]
@@ -82,31 +82,35 @@ pub(super) struct RunArgs {
     pub exclusive: bool,
 
     /// Do not wait if the lock is held
-    #[arg(short, long, visible_alias = "nonblock", conflicts_with = "wait")]
+    #[arg(short, long, help_heading = help::WAITING)]
+    #[arg(visible_alias = "nonblock", conflicts_with = "wait")]
     pub no_wait: bool,
 
-    /// Time limit for connecting and waiting; 0 is --no-wait.
+    /// Time limit for connecting and waiting.
     ///
-    /// Without a limit, pglock waits indefinitely, once the first connection has succeeded. With one, it also retries
-    /// the first connection while the server is away.
+    /// 0 is --no-wait. Without a limit, pglock waits indefinitely, once the first connection has succeeded. With one,
+    /// it also retries the first connection while the server is away.
     #[arg(short, long, visible_alias = "timeout", value_name = "DURATION", value_parser = value::duration)]
+    #[arg(help_heading = help::WAITING)]
     #[arg(variable_note = variables::PGLOCK_WAIT.name)]
     pub wait: Option<Duration>,
 
     /// Exit status if the lock is held or the wait times out
     #[arg(short = 'E', long, value_name = "N", value_parser = value::exit_status)]
-    #[arg(default_note = defaults::DEFAULT_CONFLICT_EXIT_CODE)]
+    #[arg(help_heading = help::WAITING)]
+    #[arg(default_note = defaults::DEFAULT_CONFLICT_EXIT_CODE, range_note = "0 to 255")]
     #[arg(variable_note = variables::PGLOCK_CONFLICT_EXIT_CODE.name)]
     pub conflict_exit_code: Option<u8>,
 
-    /// Allow up to N holders at once; all users of the key must give the same N.
+    /// Allow N holders at once; all users of the key must give the same N.
     ///
     /// The job finds the number of its slot, 0 to N-1, in PGLOCK_SLOT.
     #[arg(long, value_name = "N", value_parser = value::slot_count, conflicts_with = "shared")]
+    #[arg(range_note = format!("1 to {MAX_SLOTS}"))]
     pub slots: Option<u16>,
 
-    /// Queue for the lock: waiters with --fair acquire it strictly in order of arrival
-    #[arg(long, conflicts_with = "no_wait")]
+    /// Acquire the lock in order of arrival, among waiters with --fair
+    #[arg(long, conflicts_with = "no_wait", help_heading = help::WAITING)]
     pub fair: bool,
 
     /// Pass a fencing token to the job in PGLOCK_TOKEN.
@@ -115,50 +119,57 @@ pub(super) struct RunArgs {
     #[arg(long)]
     pub token: bool,
 
-    /// Hold the lock for at least this long, even if the job ends earlier
+    /// Hold the lock for at least this long.
+    ///
+    /// If the job exits earlier, pglock keeps the lock until then, and exits with the job's status.
     #[arg(long, value_name = "DURATION", value_parser = value::duration)]
     #[arg(default_note = format_duration(defaults::DEFAULT_MIN_HOLD))]
     pub min_hold: Option<Duration>,
 
-    /// If the lock is lost, stop the job or let it run on without the lock
+    /// When the lock is lost, stop the job or let it run on
+    #[arg(help_heading = help::LOSS)]
     #[arg(long, value_name = "stop|ignore", value_parser = value::choice_parser(value::ON_LOST_CHOICES))]
-    #[arg(hide_possible_values = true)]
+    #[arg(hide_possible_values = true, help_heading = help::LOSS)]
     #[arg(default_note = value::name_of(value::ON_LOST_CHOICES, defaults::DEFAULT_ON_LOST))]
     #[arg(variable_note = variables::PGLOCK_ON_LOST.name)]
     pub on_lost: Option<OnLost>,
 
-    /// After the lock is lost, time between SIGTERM and SIGKILL
-    #[arg(long, value_name = "DURATION", value_parser = value::duration)]
+    /// When the lock is lost, time from SIGTERM to SIGKILL
+    #[arg(long, value_name = "DURATION", value_parser = value::duration, help_heading = help::LOSS)]
     #[arg(default_note = format_duration(defaults::DEFAULT_KILL_AFTER))]
+    #[arg(range_note = help::duration_range(&defaults::KILL_AFTER_RANGE))]
     #[arg(variable_note = variables::PGLOCK_KILL_AFTER.name)]
     pub kill_after: Option<Duration>,
 
-    /// Interval between heartbeats, and the time allowed for each reply
-    #[arg(long, value_name = "DURATION", value_parser = value::duration)]
+    /// Interval of heartbeats, and time limit for each reply
+    #[arg(long, value_name = "DURATION", value_parser = value::duration, help_heading = help::LOSS)]
     #[arg(default_note = format_duration(defaults::DEFAULT_HEARTBEAT))]
+    #[arg(range_note = help::duration_range(&defaults::HEARTBEAT_RANGE))]
     #[arg(variable_note = variables::PGLOCK_HEARTBEAT.name)]
     pub heartbeat: Option<Duration>,
 
-    /// Maximum interval between attempts to acquire the lock by polling.
+    /// Maximum interval between attempts when polling.
     ///
-    /// pglock polls where it cannot wait in the server's queue: behind a pooler, and without PL/pgSQL. The interval is a
-    /// twentieth of the time waited, and at most a second in the first minute; this is its maximum, from 10ms to 1h.
-    /// Behind a pooler that may lend whole sessions, it is at least 300ms after the first second.
-    #[arg(long, value_name = "DURATION", value_parser = value::duration)]
+    /// pglock polls where it cannot wait in the server's queue: behind a pooler, and without PL/pgSQL. The interval is
+    /// a twentieth of the time waited, and at most a second in the first minute; this is its maximum. Behind a pooler
+    /// that may lend whole sessions, it is at least 300ms after the first second.
+    #[arg(long, value_name = "DURATION", value_parser = value::duration, help_heading = help::WAITING)]
     #[arg(default_note = format_duration(defaults::DEFAULT_POLL))]
+    #[arg(range_note = help::duration_range(&defaults::POLL_RANGE))]
     #[arg(variable_note = variables::PGLOCK_POLL.name)]
     pub poll: Option<Duration>,
 
     /// Do not let the job inherit the connection.
     ///
     /// The lock is then released if pglock is killed, even while the job runs.
-    #[arg(short = 'o', long)]
+    #[arg(short = 'o', long, help_heading = help::LOSS)]
     pub close: bool,
 
-    /// Additional signal that ends a wait as SIGTERM does, such as an image's STOPSIGNAL.
+    /// Signal that also ends a wait, such as an image's STOPSIGNAL.
     ///
-    /// USR1, USR2 and WINCH are for the job, so without this option they do not end a wait for the lock.
-    #[arg(long, value_name = "SIGNAL", value_parser = value::stop_signal)]
+    /// TERM, INT, HUP and QUIT always do. USR1, USR2 and WINCH are for the job, so without this option they do not end
+    /// a wait for the lock.
+    #[arg(long, value_name = "SIGNAL", value_parser = value::stop_signal, help_heading = help::WAITING)]
     #[arg(variable_note = variables::PGLOCK_STOP_SIGNAL.name)]
     pub stop_signal: Option<SignalNumber>,
 
@@ -168,10 +179,10 @@ pub(super) struct RunArgs {
     #[command(flatten)]
     pub scope: ScopeArgs,
 
-    /// Text to show while the lock is held, such as a reason; at most 200 bytes.
+    /// Text to show while the lock is held, such as a reason.
     ///
     /// It appears in pglock list and in the messages of other pglocks that find the lock held.
-    #[arg(long, value_name = "TEXT", value_parser = value::note)]
+    #[arg(long, value_name = "TEXT", value_parser = value::note, range_note = format!("up to {MAX_NOTE_LEN} bytes"))]
     pub note: Option<String>,
 
     /// Do not report that the lock is already held
@@ -182,14 +193,16 @@ pub(super) struct RunArgs {
     #[arg(short, long)]
     pub verbose: bool,
 
-    /// Run this text with $SHELL, or /bin/sh, instead of a command with arguments
+    /// Run this text with $SHELL, or /bin/sh.
+    ///
+    /// As in flock(1), this replaces the command and its arguments.
     #[arg(short = 'c', long = "command", value_name = "COMMAND", allow_hyphen_values = true)]
     #[arg(conflicts_with = "command")]
     pub shell_command: Option<OsString>,
 
     /// Command to run, and its arguments, which are passed unchanged
     #[arg(required_unless_present = "shell_command")]
-    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
+    #[arg(trailing_var_arg = true, value_name = "COMMAND", hide_short_help = true)]
     #[arg(value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<OsString>,
 }
@@ -200,15 +213,15 @@ pub(super) struct ConnectionArgs {
     ///
     /// DATABASE_URL may also be written for the library of an application: parameters that do not concern a lock have
     /// no effect there, and TLS is never weaker than any of them requires.
-    #[arg(short, long, value_name = "DSN")]
+    #[arg(short, long, value_name = "DSN", help_heading = help::CONNECTION)]
     #[arg(variable_note = "PGLOCK_DSN, else DATABASE_URL, else PG*")]
     pub dsn: Option<String>,
 
-    /// Time limit for connecting to one address; 0 disables it.
+    /// Time limit for connecting to one address.
     ///
-    /// Overrides connect_timeout in the connection string and PGCONNECT_TIMEOUT. Once connected, pglock allows two
-    /// heartbeat intervals for each reply: 10 s, unless PGLOCK_HEARTBEAT (or --heartbeat of run) says otherwise.
-    #[arg(long, value_name = "DURATION", value_parser = value::duration)]
+    /// 0 disables it. Overrides connect_timeout in the connection string and PGCONNECT_TIMEOUT. Once connected, pglock
+    /// allows two heartbeat intervals (PGLOCK_HEARTBEAT, or --heartbeat of run) for each reply.
+    #[arg(long, value_name = "DURATION", value_parser = value::duration, help_heading = help::CONNECTION)]
     #[arg(default_note = format_duration(DEFAULT_CONNECT_TIMEOUT))]
     #[arg(variable_note = variables::PGLOCK_CONNECT_TIMEOUT.name)]
     pub connect_timeout: Option<Duration>,
@@ -216,12 +229,12 @@ pub(super) struct ConnectionArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct ScopeArgs {
-    /// Lifetime of the lock: session, transaction, or session-pooled.
+    /// Lifetime of the lock: session or transaction.
     ///
     /// auto picks transaction behind a pooler and session otherwise. session-pooled asserts that the pooler uses
     /// session pooling, which pglock cannot verify.
     #[arg(long, value_name = "SCOPE", value_parser = value::choice_parser(value::SCOPE_CHOICES))]
-    #[arg(hide_possible_values = true)]
+    #[arg(hide_possible_values = true, help_heading = help::CONNECTION)]
     #[arg(default_note = value::name_of(value::SCOPE_CHOICES, defaults::DEFAULT_SCOPE))]
     #[arg(variable_note = variables::PGLOCK_SCOPE.name)]
     pub scope: Option<ScopeChoice>,
@@ -236,8 +249,12 @@ pub(super) struct HashArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    override_usage = "pglock list [OPTIONS] [--key <KEY>]...",
+    after_long_help = help::exit_table("list")
+)]
 pub(super) struct ListArgs {
-    /// Show only this key, with its slots and waiters; exit with status 75 if it is held
+    /// Show only this key, with its slots and waiters; exit with 75 if it is held
     #[arg(short, long, value_parser = value::key, allow_hyphen_values = true)]
     pub key: Vec<Key>,
 
@@ -257,6 +274,10 @@ pub(super) struct ListArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    override_usage = "pglock evict [OPTIONS] --key <KEY>...",
+    after_long_help = help::exit_table("evict")
+)]
 pub(super) struct EvictArgs {
     /// Lock whose holders to terminate, including its slots
     #[arg(short, long, value_parser = value::key, allow_hyphen_values = true, required_unless_present = "hash")]
@@ -285,6 +306,7 @@ pub(super) struct EvictArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_long_help = help::exit_table("check"))]
 pub(super) struct CheckArgs {
     #[command(flatten)]
     pub connection: ConnectionArgs,
@@ -298,7 +320,11 @@ pub(super) struct CheckArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = help::scheme_table())]
+#[command(
+    override_usage = "pglock key [OPTIONS] <NAME>...",
+    after_help = help::scheme_table(),
+    after_long_help = format!("{}\n{}", help::exit_table("key"), help::scheme_table())
+)]
 pub(super) struct KeyArgs {
     /// Keys, as for run --key
     #[arg(required_unless_present = "hash", value_parser = Key::parse)]
@@ -320,10 +346,11 @@ pub(super) struct KeyArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_long_help = help::exit_table("completions"))]
 pub(super) struct CompletionsArgs {
-    /// bash, zsh or fish for the completions, or man for the manual page
-    #[arg(value_enum, hide_possible_values = true)]
-    pub shell: CompletionsTarget,
+    /// What to print
+    #[arg(value_enum)]
+    pub target: CompletionsTarget,
 }
 
 #[cfg(test)]

@@ -1,4 +1,8 @@
-//! The defaults and limits of the options, shared by the help text and the validation.
+//! The defaults and limits of the options, shared by the help text, the manual and the validation.
+
+// These two are also the defaults of the wings below.
+pub(super) use crate::connection::DEFAULT_CONNECT_TIMEOUT;
+pub(super) use crate::key::DEFAULT_SCHEME;
 
 use crate::lock::ScopeChoice;
 use crate::outcome::ExitCode;
@@ -19,6 +23,6 @@ const MAX_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// With a shorter heartbeat, a busy but healthy server would look dead.
 pub(super) const HEARTBEAT_RANGE: RangeInclusive<Duration> = Duration::from_millis(100)..=MAX_INTERVAL;
-pub(super) const MAX_KILL_AFTER: Duration = MAX_INTERVAL;
+pub(super) const KILL_AFTER_RANGE: RangeInclusive<Duration> = Duration::ZERO..=MAX_INTERVAL;
 /// Polling more often would add load without benefit.
 pub(super) const POLL_RANGE: RangeInclusive<Duration> = Duration::from_millis(10)..=MAX_INTERVAL;

@@ -1,27 +1,27 @@
-//! Tests that keep the files in `completions/`, the README and `docs/` in step with the clap definitions.
+//! Tests that keep the completions in `completions/` and parts of the README and `docs/` in step with the clap definitions.
 //!
-//! The completions and the manual page are committed, so that neither the binary nor its build needs a generator. The
-//! tests fail if a file is stale, and `make completions` rewrites it. `src/cli/generated/` has what clap cannot know:
-//! how the shells complete the job as a separate command, and the prose of the manual page.
+//! The completions are committed, so that neither the binary nor its build needs a generator. The tests fail if a file
+//! is stale, and `make completions` rewrites it. `src/cli/generated/` has what clap cannot know: how the shells
+//! complete the job as a separate command. The manual is made by `manual.rs`.
 
 use super::args::command;
 use super::help::{self, MAX_HELP_WIDTH};
 use super::options::CompletionsTarget;
-use crate::key::hash::{SCHEMES, SchemeInput};
-use crate::outcome::EXIT_TABLE;
-use clap::{Arg, ValueEnum, ValueHint};
+use crate::key::hash::SCHEMES;
+use crate::outcome::{EXIT_TABLE, exit_rows};
+use clap::{Arg, Command, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use std::collections::BTreeSet;
-use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// How the quoted help begins.
+const USAGE: &str = "Usage: pglock run ";
+
 const JOB_IN_BASH: &str = include_str!("generated/job.bash");
 const JOB_IN_FISH: &str = include_str!("generated/job.fish");
-/// The subcommands that have options.
-const SUBCOMMANDS: [&str; 5] = ["run", "list", "evict", "check", "key"];
-
-const MANUAL_TEMPLATE: &str = include_str!("generated/pglock.1.in");
+/// The longest short help, in lines: it fits a screen.
+const MAX_SHORT_HELP_LINES: usize = 45;
 
 #[test]
 fn bash_is_up_to_date() {
@@ -67,34 +67,13 @@ fn fish_is_up_to_date() {
 }
 
 #[test]
-fn the_manual_is_up_to_date() {
-    let mut manual = replace_once(MANUAL_TEMPLATE, "@VERSION@", env!("CARGO_PKG_VERSION"));
-    for name in SUBCOMMANDS {
-        let mark = format!("@OPTIONS {name}@\n");
-        manual = replace_once(&manual, &mark, &options_in_roff(name));
-    }
-    for (mark, input) in [
-        ("@SCHEMES name@\n", SchemeInput::LockName),
-        ("@SCHEMES database@\n", SchemeInput::DatabaseName),
-        ("@SCHEMES nothing@\n", SchemeInput::Nothing),
-    ] {
-        manual = replace_once(&manual, mark, &schemes_in_roff(input));
-    }
-    assert_up_to_date(
-        "pglock.1",
-        &replace_once(&manual, "@EXIT STATUS@\n", &exit_table_in_roff()),
-    );
-}
-
-#[test]
-fn every_long_option_is_in_the_completions_the_manual_and_the_docs() {
-    let docs = docs();
-    let files = ["pglock.bash", "_pglock", "pglock.fish", "pglock.1"].map(|file| root().join("completions").join(file));
+fn every_long_option_is_in_the_completions_and_the_docs() {
+    let files = ["pglock.bash", "_pglock", "pglock.fish"].map(|file| root().join("completions").join(file));
     let texts = files.map(|file| {
         let text = fs::read_to_string(&file).expect("the file is committed");
-        (file.display().to_string(), text.replace("\\-", "-"))
+        (file.display().to_string(), text)
     });
-    for (file, text) in texts.iter().chain([&("docs/".to_owned(), docs)]) {
+    for (file, text) in texts.iter().chain([&("docs/".to_owned(), docs())]) {
         for name in long_options() {
             // fish writes the option without its dashes.
             let spellings = [format!("--{name}"), format!("-l {name}")];
@@ -107,31 +86,46 @@ fn every_long_option_is_in_the_completions_the_manual_and_the_docs() {
 }
 
 #[test]
-fn every_variable_of_the_help_is_in_the_manual_and_the_docs() {
-    let options = SUBCOMMANDS.into_iter().flat_map(options_of);
+fn every_variable_of_the_help_is_in_the_docs() {
+    let options = subcommands().into_iter().flat_map(|name| options_of(&name));
     let texts: Vec<String> = options.map(|option| help::help_of(&option).1).collect();
     let names = texts
         .iter()
         .flat_map(|text| text.split(|c: char| !c.is_ascii_uppercase() && c != '_'));
     let variables: BTreeSet<&str> = names.filter(|name| name.starts_with("PGLOCK_")).collect();
     assert!(variables.len() >= 12, "{variables:?}");
-    for file in ["docs/running-jobs.md", "completions/pglock.1"] {
-        let text = fs::read_to_string(root().join(file)).expect("the file is committed");
-        for variable in &variables {
-            assert!(text.contains(variable), "{file} lacks {variable}");
+    let page = page("running-jobs.md");
+    for variable in &variables {
+        assert!(page.contains(variable), "docs/running-jobs.md lacks {variable}");
+    }
+}
+
+#[test]
+fn short_help_fits_a_screen_and_has_one_line_per_option() {
+    for name in subcommands() {
+        let help = short_help(&name);
+        let count = help.lines().count();
+        assert!(count <= MAX_SHORT_HELP_LINES, "pglock {name} -h has {count} lines");
+        let (_, options) = help.split_once("Options:\n").expect("clap's format");
+        let is_option = |line: &str| line.trim_start().starts_with('-');
+        let is_wrapped = |line: &&str| line.starts_with("      ") && !is_option(line);
+        assert_eq!(options.lines().find(is_wrapped), None, "pglock {name} -h");
+        for option in options_of(&name) {
+            let long = long_names(&option)[0];
+            assert!(help.contains(&format!("--{long}")), "pglock {name} -h lacks --{long}");
         }
     }
 }
 
-/// At its full width, `-h` has one line per option.
 #[test]
-fn short_help_has_one_line_per_option() {
-    for name in SUBCOMMANDS {
-        let help = short_help(name);
-        let (_, options) = help.split_once("Options:\n").expect("clap's format");
-        let (options, _) = options.split_once("\n\n").unwrap_or((options, ""));
-        for line in options.lines() {
-            assert!(line.trim_start().starts_with('-'), "pglock {name} -h: {line:?}");
+fn long_help_has_the_exit_statuses() {
+    for name in subcommands() {
+        let rows = exit_rows(&name);
+        assert!(rows.len() >= 3, "pglock {name}: {rows:?}");
+        let help = built(&name).render_long_help().to_string();
+        for (code, meaning) in rows {
+            let is_row = |line: &str| line.trim_start().starts_with(code) && line.ends_with(meaning);
+            assert!(help.lines().any(is_row), "pglock {name} --help lacks {code}, {meaning}");
         }
     }
 }
@@ -163,21 +157,19 @@ fn the_docs_have_the_schemes() {
 
 /// `docs/running-jobs.md` quotes `pglock run -h` at its full width.
 #[test]
-fn the_docs_have_the_options() {
-    let page = page("running-jobs.md");
+fn the_quoted_help_is_up_to_date() {
     let help = short_help("run");
-    let usage = help.find("Usage:").expect("clap's format");
-    let (before, options) = help[usage..].split_once("Options:\n").expect("clap's format");
-    let (options, _) = options.split_once("\n\n").expect("clap's format");
-    let block = format!("```\n{before}Options:\n{options}\n```\n");
-    assert!(
-        page.contains(&block),
-        "the options in docs/running-jobs.md are not those of pglock run -h:\n{block}"
-    );
-}
-
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+    let usage = help.find(USAGE).expect("clap's format");
+    let block = format!("```\n{}\n```\n", help[usage..].trim_end());
+    let text = page("running-jobs.md");
+    let start = text.find(&format!("```\n{USAGE}")).expect("the page quotes the help");
+    let length = text[start + 4..].find("```\n").expect("the block ends") + 8;
+    let found = &text[start..start + length];
+    if std::env::var_os("PGLOCK_REGENERATE").is_some() {
+        fs::write(root().join("docs/running-jobs.md"), text.replace(found, &block)).expect("docs/ is writable");
+    } else {
+        assert!(found == block, "docs/running-jobs.md is stale; run: make completions");
+    }
 }
 
 /// Returns a page of `docs/`.
@@ -194,16 +186,25 @@ fn docs() -> String {
         .collect()
 }
 
+pub(super) fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
 fn short_help(subcommand: &str) -> String {
+    built(subcommand).render_help().to_string()
+}
+
+/// Returns the definition of a subcommand, at the full width of the help.
+pub(super) fn built(subcommand: &str) -> Command {
     let mut command = command().term_width(MAX_HELP_WIDTH);
     command.build();
-    let subcommand = command.find_subcommand_mut(subcommand).expect("the subcommand exists");
-    subcommand.render_help().to_string()
+    let subcommand = command.find_subcommand(subcommand).expect("the subcommand exists");
+    subcommand.clone()
 }
 
 /// Compares the committed file with the generated text, or rewrites it if `PGLOCK_REGENERATE` is set.
 #[track_caller]
-fn assert_up_to_date(name: &str, generated: &str) {
+pub(super) fn assert_up_to_date(name: &str, generated: &str) {
     let path = Path::new("completions").join(name);
     if std::env::var_os("PGLOCK_REGENERATE").is_some() {
         return fs::write(root().join(path), generated).expect("completions/ is writable");
@@ -223,7 +224,7 @@ fn complete(shell: Shell) -> String {
     let mut command = command();
     // Defines the subcommands, which are deferred.
     command.build();
-    for name in SUBCOMMANDS {
+    for name in subcommands() {
         command = command.mut_subcommand(name, |command| command.mut_args(not_a_file));
     }
     let mut script = Vec::new();
@@ -233,7 +234,7 @@ fn complete(shell: Shell) -> String {
 
 /// Replaces the only occurrence. Fails if a new version of clap generates something else.
 #[track_caller]
-fn replace_once(text: &str, old: &str, new: &str) -> String {
+pub(super) fn replace_once(text: &str, old: &str, new: &str) -> String {
     assert_eq!(text.matches(old).count(), 1, "{old:?}");
     text.replace(old, new)
 }
@@ -244,24 +245,31 @@ fn replace_first(text: &str, old: &str, new: &str) -> String {
     text.replacen(old, new, 1)
 }
 
-/// Returns the options of a subcommand, `--help` included.
-fn options_of(subcommand: &str) -> Vec<Arg> {
+/// Returns the names of the subcommands.
+pub(super) fn subcommands() -> Vec<String> {
     let mut command = command();
     command.build();
-    let subcommand = command.find_subcommand(subcommand).expect("the subcommand exists");
-    subcommand
+    command
+        .get_subcommands()
+        .map(|subcommand| subcommand.get_name().to_owned())
+        .collect()
+}
+
+/// Returns the options of a subcommand, `--help` included.
+pub(super) fn options_of(subcommand: &str) -> Vec<Arg> {
+    built(subcommand)
         .get_arguments()
         .filter(|arg| !arg.is_positional())
         .cloned()
         .collect()
 }
 
-fn long_names(option: &Arg) -> Vec<&str> {
+pub(super) fn long_names(option: &Arg) -> Vec<&str> {
     option.get_long_and_visible_aliases().unwrap_or_default()
 }
 
 fn long_options() -> Vec<String> {
-    let options = SUBCOMMANDS.into_iter().flat_map(options_of);
+    let options = subcommands().into_iter().flat_map(|name| options_of(&name));
     options
         .flat_map(|option| long_names(&option).into_iter().map(str::to_owned).collect::<Vec<_>>())
         .collect()
@@ -284,54 +292,4 @@ fn with_options(template: &str) -> String {
     let text = replace_once(template, "@LONG@", &long.collect::<Vec<_>>().join("|"));
     let text = text.replace("@FLAGS@", &letters(&flags));
     replace_once(&text, "@LETTERS@", &letters(&values))
-}
-
-fn options_in_roff(subcommand: &str) -> String {
-    let mut roff = String::new();
-    for option in options_of(subcommand) {
-        let short = option.get_short().map(|letter| format!("-{letter}"));
-        let long = long_names(&option).into_iter().map(|name| format!("--{name}"));
-        let names: Vec<String> = short
-            .into_iter()
-            .chain(long)
-            .map(|name| format!("\\fB{}\\fR", in_roff(&name)))
-            .collect();
-        let value = if option.get_action().takes_values() {
-            let value = option.get_value_names().unwrap_or_default().join(" ");
-            format!(" \\fI{}\\fR", in_roff(&value))
-        } else {
-            String::new()
-        };
-        let text = help_in_roff(&option);
-        write!(roff, ".TP\n{}{value}\n{text}", names.join(", ")).expect("writing to a string cannot fail");
-    }
-    roff
-}
-
-/// Returns the text of `--help` as one paragraph of sentences, then the notes in brackets.
-fn help_in_roff(option: &Arg) -> String {
-    let (_, text) = help::help_of(option);
-    let mut roff = String::new();
-    for line in text.lines().filter(|line| !line.is_empty()) {
-        roff += &in_roff(line);
-        roff += if line.ends_with(['.', ']']) { "\n" } else { ".\n" };
-    }
-    roff
-}
-
-fn schemes_in_roff(input: SchemeInput) -> String {
-    let schemes = SCHEMES.iter().filter(|info| info.input == input);
-    schemes
-        .map(|info| format!(".TP\n\\fB{}\\fR\n{}.\n", in_roff(info.name), in_roff(info.users)))
-        .collect()
-}
-
-fn exit_table_in_roff() -> String {
-    let row = |(code, meaning): &(&str, &str)| format!(".TP\n\\fB{}\\fR\n{}.\n", in_roff(code), in_roff(meaning));
-    EXIT_TABLE.iter().map(row).collect()
-}
-
-/// Escapes text for a line of roff. A line that begins with a dot or a quote would need more, but there is none.
-fn in_roff(text: &str) -> String {
-    text.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq")
 }

@@ -1,18 +1,32 @@
-//! Additions to clap's help text: defaults, environment variables, and the tables at its end.
+//! Additions to clap's help text: headings, defaults, ranges, environment variables, and the tables at its end.
 
 use crate::key::hash::{SCHEMES, SchemeInput};
-use crate::outcome::EXIT_TABLE;
+use crate::outcome::{ExitCode, exit_rows};
 use clap::Arg;
+use humantime::format_duration;
 use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
 /// The widest help text, in columns: `-h` has one line per option at this width.
-pub(super) const MAX_HELP_WIDTH: usize = 120;
+pub(super) const MAX_HELP_WIDTH: usize = 100;
 
-/// Notes on the default and the variable of an option. clap prints such notes itself only if it also reads the variable
-/// and applies the default, but pglock must tell an invalid variable (78) from an invalid argument (64).
+// The headings of options. Those without one come first, as clap's `Options`.
+pub(super) const WAITING: &str = "Waiting";
+pub(super) const LOSS: &str = "Losing the lock";
+pub(super) const CONNECTION: &str = "Connection";
+
+/// What a DURATION is.
+pub(super) const DURATIONS: &str = "A DURATION is in seconds (10, 1.5) or has units (500ms, 90s, 5m, 1h30m).\n";
+
+/// Notes on the default, the range and the variable of an option. clap prints such notes itself only if it also reads the
+/// variable and applies the default, but pglock must tell an invalid variable (78) from an invalid argument (64).
 pub(super) trait ArgNotes {
     /// Adds the default to `-h` and `--help`.
     fn default_note(self, default: impl Display) -> Self;
+
+    /// Adds the accepted values to `--help`.
+    fn range_note(self, range: impl Display) -> Self;
 
     /// Adds the environment variable to `--help`.
     fn variable_note(self, variable: impl Display) -> Self;
@@ -25,11 +39,27 @@ impl ArgNotes for Arg {
             .long_help(format!("{long}\n\n[default: {default}]"))
     }
 
-    fn variable_note(self, variable: impl Display) -> Arg {
-        let (_, long) = help_of(&self);
-        let separator = if long.ends_with(']') { "\n" } else { "\n\n" };
-        self.long_help(format!("{long}{separator}[env: {variable}]"))
+    fn range_note(self, range: impl Display) -> Arg {
+        with_long_note(self, format_args!("[range: {range}]"))
     }
+
+    fn variable_note(self, variable: impl Display) -> Arg {
+        with_long_note(self, format_args!("[env: {variable}]"))
+    }
+}
+
+fn with_long_note(arg: Arg, note: impl Display) -> Arg {
+    let (_, long) = help_of(&arg);
+    let separator = if long.ends_with(']') { "\n" } else { "\n\n" };
+    arg.long_help(format!("{long}{separator}{note}"))
+}
+
+pub(super) fn duration_range(range: &RangeInclusive<Duration>) -> String {
+    format!(
+        "{} to {}",
+        format_duration(*range.start()),
+        format_duration(*range.end())
+    )
 }
 
 /// Returns the text for `-h` and for `--help`.
@@ -39,10 +69,18 @@ pub(super) fn help_of(arg: &Arg) -> (String, String) {
     (short.clone(), long.unwrap_or(short))
 }
 
-pub(super) fn exit_table() -> String {
-    let rows = EXIT_TABLE
+/// Returns what `pglock run -h` ends with.
+pub(super) fn run_summary() -> String {
+    let (conflict, lost) = (ExitCode::Conflict as u8, ExitCode::Lost as u8);
+    format!("{DURATIONS}Exit status: the job's own, {conflict} if the lock is held, {lost} if it was lost; see --help")
+}
+
+pub(super) fn exit_table(subcommand: &str) -> String {
+    let rows = exit_rows(subcommand);
+    let width = rows.iter().map(|(code, _)| code.len()).max().unwrap_or_default();
+    let rows = rows
         .iter()
-        .map(|(code, meaning)| format!("  {code:<14} {meaning}\n"));
+        .map(|(code, meaning)| format!("  {code:<width$}  {meaning}\n"));
     format!("Exit status:\n{}", rows.collect::<String>())
 }
 

@@ -8,6 +8,8 @@ mod defaults;
 #[cfg(test)]
 mod generated;
 mod help;
+#[cfg(test)]
+mod manual;
 mod options;
 mod usage_error;
 mod validate;
@@ -66,7 +68,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
         Command::Evict(args) => Invocation::Evict(args.validate()?),
         Command::Check(args) => Invocation::Check(Box::new(args.validate()?)),
         Command::Key(args) => Invocation::Key(args.validate()?),
-        Command::Completions(args) => Invocation::Completions(args.shell),
+        Command::Completions(args) => Invocation::Completions(args.target),
     })
 }
 

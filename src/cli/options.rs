@@ -91,6 +91,18 @@ pub(crate) enum CompletionsTarget {
     Zsh,
     /// Completions for fish
     Fish,
-    /// Manual page, for man(1)
+    /// pglock(1), the overview, for man(1)
     Man,
+    /// pglock-run(1)
+    ManRun,
+    /// pglock-list(1)
+    ManList,
+    /// pglock-evict(1)
+    ManEvict,
+    /// pglock-check(1)
+    ManCheck,
+    /// pglock-key(1)
+    ManKey,
+    /// pglock-completions(1)
+    ManCompletions,
 }

@@ -297,10 +297,7 @@ fn timing(heartbeat: Option<Duration>, kill_after: Option<Duration>) -> Result<T
         kill_after: kill_after.unwrap_or(defaults::DEFAULT_KILL_AFTER),
     };
     check_range(heartbeat_origin, timing.heartbeat, &defaults::HEARTBEAT_RANGE)?;
-    if timing.kill_after > defaults::MAX_KILL_AFTER {
-        let limit = format_duration(defaults::MAX_KILL_AFTER);
-        return Err(usage(format!("{kill_after_origin} must be at most {limit}")));
-    }
+    check_range(kill_after_origin, timing.kill_after, &defaults::KILL_AFTER_RANGE)?;
     Ok(timing)
 }
 

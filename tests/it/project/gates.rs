@@ -81,12 +81,14 @@ fn the_debian_package_names_files_that_are_there() {
     let sources: Vec<String> = assets.lines().map(|line| quoted(line).remove(0)).collect();
     // The results of a build do not exist yet.
     for file in sources.iter().filter(|file| !file.starts_with("target/")) {
-        let path = Path::new(ROOT).join(file.trim_end_matches("/*"));
+        let path = Path::new(ROOT).join(file.trim_end_matches("/*").trim_end_matches("/*.1"));
         assert!(path.exists(), "{file} is missing");
     }
     for file in fs::read_dir(Path::new(ROOT).join("completions")).unwrap() {
         let file = format!("completions/{}", file.unwrap().file_name().display());
-        assert!(sources.contains(&file), "{file} is not in the package");
+        // The pages of the manual are named by their extension.
+        let is_there = sources.contains(&file) || file.ends_with(".1") && sources.contains(&"completions/*.1".into());
+        assert!(is_there, "{file} is not in the package");
     }
 }
 

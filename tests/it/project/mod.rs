@@ -1,4 +1,4 @@
-//! The repository: examples, completions, release checks, and the test harness itself.
+//! The repository: examples, completions, the manual, release checks, and the test harness itself.
 
 mod completions;
 mod desk;
@@ -7,6 +7,7 @@ mod examples;
 mod gates;
 mod harness;
 mod kubernetes;
+mod manual;
 mod promises;
 mod recipes;
 mod services;
