@@ -24,7 +24,7 @@ _pglock_job() {
             return
         elif [[ $word == -* ]]; then
             [[ ! $word =~ ^(--key|-[sxnoqvh]*k) ]] || keyed=1
-            [[ ! $word =~ ^(--key|--hash|--wait|--timeout|--conflict-exit-code|--slots|--min-hold|--on-lost|--kill-after|--heartbeat|--poll|--stop-signal|--dsn|--connect-timeout|--scope|--note|--command|-[sxnoqvh]*[kwEdc])$ ]] || value=1
+            [[ ! $word =~ ^(--key|--hash|--wait|--timeout|--conflict-exit-code|--slots|--min-hold|--on-lost|--kill-after|--heartbeat|--poll|--stop-signal|--once-per|--table|--dsn|--connect-timeout|--scope|--note|--command|-[sxnoqvh]*[kwEdc])$ ]] || value=1
         elif [[ -n $word || -n $keyed ]]; then
             job=$i
             return
@@ -65,6 +65,12 @@ _pglock() {
             pglock,evict)
                 cmd="pglock__subcmd__evict"
                 ;;
+            pglock,history)
+                cmd="pglock__subcmd__history"
+                ;;
+            pglock,init)
+                cmd="pglock__subcmd__init"
+                ;;
             pglock,key)
                 cmd="pglock__subcmd__key"
                 ;;
@@ -81,7 +87,7 @@ _pglock() {
 
     case "${cmd}" in
         pglock)
-            opts="-h -V --help --version run list evict check key completions"
+            opts="-h -V --help --version run list evict check key completions init history"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -134,7 +140,7 @@ _pglock() {
             return 0
             ;;
         pglock__subcmd__completions)
-            opts="-h --help bash zsh fish man man-run man-list man-evict man-check man-key man-completions"
+            opts="-h --help bash zsh fish man man-run man-list man-evict man-check man-key man-completions man-init man-history"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -170,6 +176,136 @@ _pglock() {
                     ;;
                 --hash)
                     COMPREPLY=($(compgen -W "sha256 sha256-le fnv1a fnv1 md5 sqlx crc32 crc32-signed with-advisory-lock pg-lock hashtext hashtextextended rails-migrate sqlx-migrate golang-migrate-url golang-migrate-instance prisma-migrate goose node-pg-migrate" -- "${cur}"))
+                    return 0
+                    ;;
+                --dsn)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                -d)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --connect-timeout)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        pglock__subcmd__history)
+            opts="-k -d -h --key --hash --last --failed --json --ok-within --metrics --prune --table --dsn --connect-timeout --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --key)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                -k)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --hash)
+                    COMPREPLY=($(compgen -W "sha256 sha256-le fnv1a fnv1 md5 sqlx crc32 crc32-signed with-advisory-lock pg-lock hashtext hashtextextended rails-migrate sqlx-migrate golang-migrate-url golang-migrate-instance prisma-migrate goose node-pg-migrate" -- "${cur}"))
+                    return 0
+                    ;;
+                --last)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --ok-within)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --table)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --dsn)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                -d)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --connect-timeout)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        pglock__subcmd__init)
+            opts="-d -h --table --grant --keep --print --dsn --connect-timeout --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --table)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --grant)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --keep)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
                     return 0
                     ;;
                 --dsn)
@@ -279,7 +415,7 @@ _pglock() {
             return 0
             ;;
         pglock__subcmd__run)
-            opts="-k -s -x -n -w -E -o -d -q -v -c -h --key --hash --shared --exclusive --nonblock --no-wait --timeout --wait --conflict-exit-code --slots --fair --token --min-hold --on-lost --kill-after --heartbeat --poll --close --stop-signal --dsn --connect-timeout --scope --note --quiet --verbose --command --help"
+            opts="-k -s -x -n -w -E -o -d -q -v -c -h --key --hash --shared --exclusive --nonblock --no-wait --timeout --wait --conflict-exit-code --slots --fair --token --min-hold --on-lost --kill-after --heartbeat --poll --close --stop-signal --record --once-per --table --dsn --connect-timeout --scope --note --quiet --verbose --command --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -378,6 +514,20 @@ _pglock() {
                     return 0
                     ;;
                 --stop-signal)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --once-per)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                --table)
                     COMPREPLY=("${cur}")
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o nospace

@@ -32,6 +32,8 @@ complete -c pglock -n "__fish_pglock_needs_command" -f -a "evict" -d 'Terminate 
 complete -c pglock -n "__fish_pglock_needs_command" -f -a "check" -d 'Check whether the connection is suitable for locks: server, pooler, timeouts'
 complete -c pglock -n "__fish_pglock_needs_command" -f -a "key" -d 'Print the number of a key, without connecting to a server'
 complete -c pglock -n "__fish_pglock_needs_command" -f -a "completions" -d 'Print shell completions or a page of the manual'
+complete -c pglock -n "__fish_pglock_needs_command" -f -a "init" -d 'Create the table in which run --record records runs'
+complete -c pglock -n "__fish_pglock_needs_command" -f -a "history" -d 'Show recorded runs, or check when a job last succeeded'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s k -l key -d 'Lock to acquire: a name, an integer, or two integers A,B' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l hash -d 'Hash scheme, to share a lock with another tool [default: sha256]' -r -f -a "sha256\t'pglock itself; django-pglocks 2.0 and later'
 sha256-le\t'django-pglock'
@@ -62,6 +64,8 @@ complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l heartbeat -d 'Interval of heartbeats, and time limit for each reply [default: 5s]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l poll -d 'Maximum interval between attempts when polling [default: 5s]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l stop-signal -d 'Signal that also ends a wait, such as an image\'s STOPSIGNAL' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l once-per -d 'Record, and do not start a job that has succeeded this recently' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l table -d 'Table of recorded runs, as [SCHEMA.]NAME [default: public.pglock_run]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s d -l dsn -d 'Server to connect to: a postgresql:// URI or key=value pairs' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l connect-timeout -d 'Time limit for connecting to one address [default: 10s]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l scope -d 'Lifetime of the lock: session or transaction [default: auto]' -r -f -a "auto\t'Transaction behind a pooler, session otherwise'
@@ -76,6 +80,7 @@ complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l fair -d 'Acquire the lock in order of arrival, among waiters with --fair'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l token -d 'Pass a fencing token to the job in PGLOCK_TOKEN'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s o -l close -d 'Do not let the job inherit the connection'
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l record -d 'Record the run in the table of pglock init, for pglock history'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s q -l quiet -d 'Do not report that the lock is already held'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s v -l verbose -d 'Log each step to standard error'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -162,6 +167,43 @@ complete -c pglock -n "__fish_pglock_using_subcommand key" -l dbname -d 'Name of
 complete -c pglock -n "__fish_pglock_using_subcommand key" -l sql -d 'Print the SQL expression that computes the number'
 complete -c pglock -n "__fish_pglock_using_subcommand key" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c pglock -n "__fish_pglock_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c pglock -n "__fish_pglock_using_subcommand init" -l table -d 'Table of recorded runs, as [SCHEMA.]NAME [default: public.pglock_run]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand init" -l grant -d 'Role to record and read runs; repeat the option for more' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand init" -l keep -d 'How long to keep runs, except each key\'s last success [default: 90d]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand init" -s d -l dsn -d 'Server to connect to: a postgresql:// URI or key=value pairs' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand init" -l connect-timeout -d 'Time limit for connecting to one address [default: 10s]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand init" -l print -d 'Print the SQL, for a migration tool, and do not connect'
+complete -c pglock -n "__fish_pglock_using_subcommand init" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c pglock -n "__fish_pglock_using_subcommand history" -s k -l key -d 'Only this key; repeat the option for more' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand history" -l hash -d 'Hash scheme for names, as for run [default: sha256]' -r -f -a "sha256\t'pglock itself; django-pglocks 2.0 and later'
+sha256-le\t'django-pglock'
+fnv1a\t'go-pglock (as in its documentation), rotationalio/pglock'
+fnv1\t'coder'
+md5\t'GoodJob (Ruby)'
+sqlx\t'PgAdvisoryLock of sqlx (Rust)'
+crc32\t'Symfony Lock component (PHP)'
+crc32-signed\t'django-pglocks before 2.0'
+with-advisory-lock\t'with_advisory_lock (Ruby), without a prefix: a pair'
+pg-lock\t'heroku/pg_lock (Ruby): a pair'
+hashtext\t'hashtext(name) in SQL'
+hashtextextended\t'hashtextextended(name, 0) in SQL, PostgreSQL 11 and later'
+rails-migrate\t'Rails migrations'
+sqlx-migrate\t'sqlx migrations (Rust)'
+golang-migrate-url\t'golang-migrate, given a URL, as on its command line'
+golang-migrate-instance\t'golang-migrate, given an open connection (WithInstance)'
+prisma-migrate\t'Prisma Migrate'
+goose\t'goose session locker'
+node-pg-migrate\t'node-pg-migrate'"
+complete -c pglock -n "__fish_pglock_using_subcommand history" -l last -d 'How many runs to show, of all keys together [default: 20]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand history" -l ok-within -d 'Exit with status 75 unless each --key has succeeded within this time' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand history" -l table -d 'Table of recorded runs, as [SCHEMA.]NAME [default: public.pglock_run]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand history" -s d -l dsn -d 'Server to connect to: a postgresql:// URI or key=value pairs' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand history" -l connect-timeout -d 'Time limit for connecting to one address [default: 10s]' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand history" -l failed -d 'Show only runs that ended in another way than by success'
+complete -c pglock -n "__fish_pglock_using_subcommand history" -l json -d 'Print JSON'
+complete -c pglock -n "__fish_pglock_using_subcommand history" -l metrics -d 'Print metrics in Prometheus\' text format'
+complete -c pglock -n "__fish_pglock_using_subcommand history" -l prune -d 'Remove the old runs of all keys, as --keep of init says'
+complete -c pglock -n "__fish_pglock_using_subcommand history" -s h -l help -d 'Print help (see more with \'--help\')'
 
 # Prints the arguments of the job before the cursor, one per line; fails if the cursor is not in the job.
 function __fish_pglock_job
@@ -179,7 +221,7 @@ function __fish_pglock_job
             set -e arguments[1]
             string escape -- $arguments
             return 0
-        else if string match -qr -- '^(--key|--hash|--wait|--timeout|--conflict-exit-code|--slots|--min-hold|--on-lost|--kill-after|--heartbeat|--poll|--stop-signal|--dsn|--connect-timeout|--scope|--note|--command|-[sxnoqvh]*[kwEdc])$' $argument
+        else if string match -qr -- '^(--key|--hash|--wait|--timeout|--conflict-exit-code|--slots|--min-hold|--on-lost|--kill-after|--heartbeat|--poll|--stop-signal|--once-per|--table|--dsn|--connect-timeout|--scope|--note|--command|-[sxnoqvh]*[kwEdc])$' $argument
             # Skips the value of the option.
             set -q arguments[2]
             or return 1
@@ -200,6 +242,6 @@ function __fish_pglock_complete_job
 end
 
 complete -c pglock -n "__fish_pglock_job >/dev/null" -x -a "(__fish_pglock_complete_job)"
-complete -c pglock -n "__fish_pglock_using_subcommand completions" -a "bash zsh fish man man-run man-list man-evict man-check man-key man-completions"
+complete -c pglock -n "__fish_pglock_using_subcommand completions" -a "bash zsh fish man man-run man-list man-evict man-check man-key man-completions man-init man-history"
 # pglock's own arguments are never file names.
 complete -c pglock -f

@@ -1,7 +1,7 @@
 //! pglock: run a command on one machine at a time, guarded by a PostgreSQL advisory lock.
 //!
 //! # Map
-//! Nine wings, from top to bottom. **A wing imports only wings below it; within a wing, no file imports another in a
+//! Ten wings, from top to bottom. **A wing imports only wings below it; within a wing, no file imports another in a
 //! circle.** A test (`tests/it/project/wings.rs`) reads the wings from this table and checks the rule.
 //!
 //! | wing | what it is |
@@ -9,6 +9,7 @@
 //! | `commands` | the subcommands, one file each |
 //! | `cli` | arguments and `PGLOCK_*` variables -> validated options; knows no command |
 //! | `run` | a supervised run: the loop, the state machine, the session that holds the lock, the job |
+//! | `history` | the run table: what ran, when, and how it ended |
 //! | `inspect` | who holds a lock and who waits for it |
 //! | `lock` | all SQL of acquiring a lock, waiting for it and releasing it |
 //! | `connection` | settings -> an open connection, as libpq does it; secrets stay in here |
@@ -30,6 +31,7 @@
 mod cli;
 mod commands;
 mod connection;
+mod history;
 mod inspect;
 mod key;
 mod lock;
@@ -73,6 +75,8 @@ fn run_subcommand(started_at: Instant) -> Result<Outcome, Failure> {
         Invocation::Check(options) => commands::check::run(&options),
         Invocation::Key(options) => commands::key::run(&options),
         Invocation::Completions(target) => commands::completions::run(target),
+        Invocation::Init(options) => commands::init::run(&options),
+        Invocation::History(options) => commands::history::run(&options),
         Invocation::Text(text) => stdout::print(&text).map(|_| Outcome::Success),
     }
 }

@@ -43,7 +43,10 @@ pub(crate) const EXIT_TABLE: &[ExitRow] = &[
     ("69", "the database is unreachable or rejected the connection"),
     ("70", "internal error"),
     ("74", "the lock was lost while the job ran; the job was terminated"),
-    ("75", "the lock is held, or the wait timed out (-E changes this status)"),
+    (
+        "75",
+        "the lock is held, the wait timed out, or --once-per applies (-E changes it)",
+    ),
     ("77", "authentication failed or permission denied"),
     ("78", "invalid configuration, or this server cannot provide a real lock"),
     ("126", "the command cannot be executed (the lock is released)"),
@@ -96,7 +99,39 @@ const EXIT_TABLES_WITHOUT_A_JOB: &[(&str, &[ExitRow])] = &[
             ("78", "invalid configuration (PGLOCK_HASH)"),
         ],
     ),
+    (
+        "history",
+        &[
+            ("0", "with --ok-within: each key has succeeded within that time"),
+            ("64", ""),
+            ("69", ""),
+            ("70", ""),
+            ("75", "with --ok-within: a key has not succeeded within that time"),
+            ("77", ""),
+            (
+                "78",
+                "the table does not exist or is not one of pglock, or invalid configuration",
+            ),
+        ],
+    ),
     ("completions", &[("0", "success"), ("64", ""), ("70", "")]),
+    (
+        "init",
+        &[
+            ("0", "the table is there, and the roles may use it"),
+            ("64", ""),
+            ("69", ""),
+            ("70", ""),
+            (
+                "77",
+                "authentication failed, or this role may not create the table or grant the privileges",
+            ),
+            (
+                "78",
+                "the table exists and is not one of pglock, or invalid configuration",
+            ),
+        ],
+    ),
 ];
 
 /// Returns the exit statuses of a subcommand, and their meanings.

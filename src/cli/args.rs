@@ -8,6 +8,8 @@ use super::help::{self, ArgNotes};
 use super::options::CompletionsTarget;
 use super::value::{self, SchemeSelection};
 use super::variables;
+use crate::history::{DEFAULT_KEEP, TableName};
+use crate::inspect::server_time::in_full;
 use crate::key::Key;
 use crate::key::hash::Scheme;
 use crate::lock::ScopeChoice;
@@ -50,6 +52,10 @@ pub(super) enum Command {
     Key(KeyArgs),
     /// Print shell completions or a page of the manual
     Completions(CompletionsArgs),
+    /// Create the table in which run --record records runs
+    Init(InitArgs),
+    /// Show recorded runs, or check when a job last succeeded
+    History(HistoryArgs),
 }
 
 #[derive(Debug, Args)]
@@ -173,6 +179,26 @@ pub(super) struct RunArgs {
     #[arg(variable_note = variables::PGLOCK_STOP_SIGNAL.name)]
     pub stop_signal: Option<SignalNumber>,
 
+    /// Record the run in the table of pglock init, for pglock history.
+    ///
+    /// The run is inserted before the job starts and completed before the lock is released. If it cannot be inserted,
+    /// the job is not started.
+    #[arg(long)]
+    pub record: bool,
+
+    /// Record, and do not start a job that has succeeded this recently.
+    ///
+    /// Implies --record. Once pglock holds the lock, it looks for a run of the key that started less than this long ago
+    /// and succeeded. If there is one, it exits as if the lock were held. Other runs do not count: those that failed,
+    /// whose lock was lost, or whose pglock died. Only for a single key, without --shared and --slots: others could look
+    /// at the same time.
+    #[arg(long, value_name = "DURATION", value_parser = value::duration)]
+    #[arg(conflicts_with_all = ["shared", "slots"])]
+    pub once_per: Option<Duration>,
+
+    #[command(flatten)]
+    pub table: TableArgs,
+
     #[command(flatten)]
     pub connection: ConnectionArgs,
 
@@ -225,6 +251,17 @@ pub(super) struct ConnectionArgs {
     #[arg(default_note = format_duration(DEFAULT_CONNECT_TIMEOUT))]
     #[arg(variable_note = variables::PGLOCK_CONNECT_TIMEOUT.name)]
     pub connect_timeout: Option<Duration>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct TableArgs {
+    /// Table of recorded runs, as [SCHEMA.]NAME.
+    ///
+    /// It is split at the first dot, and both parts are taken literally: nothing is folded to lower case. Without a
+    /// dot, the schema is public.
+    #[arg(long, value_name = "TABLE", value_parser = TableName::parse)]
+    #[arg(default_note = TableName::default(), variable_note = variables::PGLOCK_TABLE.name)]
+    pub table: Option<TableName>,
 }
 
 #[derive(Debug, Args)]
@@ -351,6 +388,78 @@ pub(super) struct CompletionsArgs {
     /// What to print
     #[arg(value_enum)]
     pub target: CompletionsTarget,
+}
+
+#[derive(Debug, Args)]
+#[command(after_long_help = help::exit_table("init"))]
+pub(super) struct InitArgs {
+    #[command(flatten)]
+    pub table: TableArgs,
+
+    /// Role to record and read runs; repeat the option for more.
+    ///
+    /// It is granted SELECT, INSERT, UPDATE and DELETE on the table, and USAGE on its schema. The name is taken literally.
+    #[arg(long, value_name = "ROLE", value_parser = value::role)]
+    pub grant: Vec<String>,
+
+    /// How long to keep runs, except each key's last success.
+    ///
+    /// Stored with the table. Without this option, the setting of an existing table does not change.
+    #[arg(long, value_name = "DURATION", value_parser = value::duration)]
+    #[arg(default_note = in_full(DEFAULT_KEEP))]
+    pub keep: Option<Duration>,
+
+    /// Print the SQL, for a migration tool, and do not connect
+    #[arg(long)]
+    pub print: bool,
+
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_long_help = help::exit_table("history"))]
+pub(super) struct HistoryArgs {
+    /// Only this key; repeat the option for more
+    #[arg(short, long, value_parser = value::key, allow_hyphen_values = true)]
+    pub key: Vec<Key>,
+
+    #[command(flatten)]
+    pub hash: HashArgs,
+
+    /// How many runs to show, of all keys together
+    #[arg(long, value_name = "N", value_parser = value::run_count)]
+    #[arg(default_note = defaults::DEFAULT_LAST)]
+    pub last: Option<u32>,
+
+    /// Show only runs that ended in another way than by success
+    #[arg(long)]
+    pub failed: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Exit with status 75 unless each --key has succeeded within this time.
+    ///
+    /// The newest success must have ended within it. Each key that fails is named on standard error.
+    #[arg(long, value_name = "DURATION", value_parser = value::duration)]
+    #[arg(conflicts_with_all = ["last", "failed", "json", "metrics", "prune"])]
+    pub ok_within: Option<Duration>,
+
+    /// Print metrics in Prometheus' text format
+    #[arg(long, conflicts_with_all = ["last", "failed", "json", "prune"])]
+    pub metrics: bool,
+
+    /// Remove the old runs of all keys, as --keep of init says
+    #[arg(long, conflicts_with_all = ["key", "hash", "last", "failed", "json"])]
+    pub prune: bool,
+
+    #[command(flatten)]
+    pub table: TableArgs,
+
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ pub(super) const DEFAULT_ON_LOST: OnLost = OnLost::Stop;
 pub(super) const DEFAULT_SCOPE: ScopeChoice = ScopeChoice::Auto;
 pub(super) const DEFAULT_KILL_AFTER: Duration = Duration::from_secs(10);
 pub(super) const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(5);
+pub(super) const DEFAULT_LAST: u32 = 20;
 pub(super) const DEFAULT_POLL: Duration = Duration::from_secs(5);
 
 /// The server's limit for a silent client is computed from these, and Linux accepts no keepalive above 32767 s.

@@ -17,7 +17,8 @@ mod value;
 mod variables;
 
 pub(crate) use options::{
-    CheckOptions, CompletionsTarget, EvictOptions, KeyFormat, KeyOptions, KeySelection, ListOptions,
+    CheckOptions, CompletionsTarget, EvictOptions, HistoryAction, HistoryOptions, InitOptions, KeyFormat, KeyOptions,
+    KeySelection, ListOptions,
 };
 
 use crate::outcome::{ExitCode, Failure};
@@ -42,6 +43,10 @@ pub(crate) enum Invocation {
     Key(KeyOptions),
     /// `pglock completions`
     Completions(CompletionsTarget),
+    /// `pglock init`
+    Init(InitOptions),
+    /// `pglock history`
+    History(HistoryOptions),
     /// The text of `--help` or `--version`, for standard output.
     Text(String),
 }
@@ -69,6 +74,8 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
         Command::Check(args) => Invocation::Check(Box::new(args.validate()?)),
         Command::Key(args) => Invocation::Key(args.validate()?),
         Command::Completions(args) => Invocation::Completions(args.target),
+        Command::Init(args) => Invocation::Init(args.validate()?),
+        Command::History(args) => Invocation::History(args.validate()?),
     })
 }
 
@@ -80,10 +87,10 @@ mod tests {
 
     /// Arguments of real command lines.
     const ARGUMENTS: &str = "\
-        run list evict check key completions help bash -- - true -k --key --key=x -kx x 1,2 -1 name:7 --shared -s -n \
+        run list evict check key completions init history help bash -- - true -k --key --key=x -kx x 1,2 -1 name:7 --shared -s -n \
         --no-wait -w --wait --timeout=5 1.5 90s --slots 3 0 65536 --fair --token -E 256 --min-hold --on-lost stop \
         --on-lost=ignore --kill-after --heartbeat --poll -o --stop-signal USR1 -d --dsn --scope auto --hash crc32 all -q -v -qv --json \
-        --watch --yes --sql --help -h -V --version --connect-timeout 99999999999999999999";
+        --watch --yes --sql --record --once-per --table --grant --keep --print --last --failed --ok-within --metrics --prune --help -h -V --version --connect-timeout 99999999999999999999";
 
     /// An argument of a real command line, or one that looks like it.
     fn argument() -> impl Strategy<Value = String> {

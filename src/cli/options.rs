@@ -1,6 +1,7 @@
 //! The validated options of the subcommands; those of `run` belong to `run::options`.
 
 use crate::connection::ConnectionOptions;
+use crate::history::{RunFilter, Setup, TableName};
 use crate::key::Key;
 use crate::lock::ScopeChoice;
 use crate::run::session::timing::Timing;
@@ -82,6 +83,52 @@ pub(crate) enum KeyFormat {
     Sql,
 }
 
+/// The options of `pglock init`.
+#[derive(Debug)]
+pub(crate) struct InitOptions {
+    /// The server and how to connect to it.
+    pub connection: ConnectionOptions,
+    /// What is to be there.
+    pub setup: Setup,
+    /// Print the SQL instead.
+    pub print: bool,
+    /// How long the server may take to reply to each query.
+    pub reply_limit: Duration,
+}
+
+/// The options of `pglock history`.
+#[derive(Debug)]
+pub(crate) struct HistoryOptions {
+    /// The server and how to connect to it.
+    pub connection: ConnectionOptions,
+    /// The run table.
+    pub table: TableName,
+    /// The keys; empty for all.
+    pub keys: Vec<Key>,
+    /// What to do.
+    pub action: HistoryAction,
+    /// How long the server may take to reply to each query.
+    pub reply_limit: Duration,
+}
+
+/// What `pglock history` does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum HistoryAction {
+    /// Show runs.
+    Show {
+        /// Which.
+        filter: RunFilter,
+        /// Print JSON instead of a table.
+        json: bool,
+    },
+    /// Check that each key has succeeded within this time.
+    CheckSuccess(Duration),
+    /// Print metrics.
+    Metrics,
+    /// Remove old runs.
+    Prune,
+}
+
 /// The text that `pglock completions` prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum CompletionsTarget {
@@ -105,4 +152,8 @@ pub(crate) enum CompletionsTarget {
     ManKey,
     /// pglock-completions(1)
     ManCompletions,
+    /// pglock-init(1)
+    ManInit,
+    /// pglock-history(1)
+    ManHistory,
 }

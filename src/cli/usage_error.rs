@@ -6,12 +6,14 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use std::ffi::OsString;
 
 /// Names that other tools have for our subcommands.
-const SYNONYMS: [(&str, &[&str]); 5] = [
+const SYNONYMS: [(&str, &[&str]); 7] = [
     ("run", &["exec", "lock", "acquire", "with", "wait"]),
     ("list", &["ls", "ps", "show", "status", "locks", "who"]),
     ("evict", &["unlock", "release", "kill", "terminate", "remove", "rm"]),
     ("check", &["test", "doctor", "ping", "verify"]),
     ("key", &["keys", "hash", "id"]),
+    ("init", &["setup", "create", "install", "migrate"]),
+    ("history", &["log", "runs", "last", "past"]),
 ];
 
 /// Options of flock(1) that pglock does not have, and what to do instead.

@@ -1,17 +1,23 @@
 //! From parsed arguments to validated options: applies variables and defaults, and rejects contradictions.
 
-use super::args::{CheckArgs, ConnectionArgs, EvictArgs, KeyArgs, ListArgs, RunArgs, ScopeArgs};
+use super::args::{
+    CheckArgs, ConnectionArgs, EvictArgs, HistoryArgs, InitArgs, KeyArgs, ListArgs, RunArgs, ScopeArgs, TableArgs,
+};
 use super::defaults;
-use super::options::{CheckOptions, EvictOptions, KeyFormat, KeyOptions, KeySelection, ListOptions};
+use super::options::{
+    CheckOptions, EvictOptions, HistoryAction, HistoryOptions, InitOptions, KeyFormat, KeyOptions, KeySelection,
+    ListOptions,
+};
 use super::value::SchemeSelection;
 use super::variables;
 use crate::connection::{ConnectionOptions, ConnectionString, ConnectionStringSource};
+use crate::history::{RunFilter, Setup, TableName};
 use crate::key::Key;
 use crate::key::hash::{Scheme, SchemeInput};
 use crate::lock::{Mode, ScopeChoice};
 use crate::outcome::{ExitCode, Failure};
 use crate::run::job;
-use crate::run::options::RunOptions;
+use crate::run::options::{RecordOptions, RunOptions};
 use crate::run::session::timing::Timing;
 use crate::run::state::Policy;
 use crate::ui::message::Verbosity;
@@ -28,6 +34,7 @@ impl RunArgs {
     /// # Errors
     /// Fails if a variable is invalid, a value is out of range, or options contradict each other.
     pub(super) fn validate(self) -> Result<RunOptions, Failure> {
+        let record = self.record_options()?;
         let wait = if self.no_wait {
             Some(Duration::ZERO)
         } else {
@@ -67,7 +74,9 @@ impl RunArgs {
                 min_hold: self.min_hold.unwrap_or(defaults::DEFAULT_MIN_HOLD),
                 stop_signal,
                 timing,
+                is_recorded: record.is_some(),
             },
+            record,
             inherit_socket: !self.close,
             verbosity: match (self.quiet, self.verbose) {
                 (true, _) => Verbosity::Quiet,
@@ -80,6 +89,45 @@ impl RunArgs {
                 None => self.command,
             },
         })
+    }
+}
+
+impl RunArgs {
+    /// Returns how to record the run; `None` if it is not to be recorded.
+    ///
+    /// # Errors
+    /// Fails if `--once-per` could not keep its promise, `--table` would have no effect, or the variable is invalid.
+    fn record_options(&self) -> Result<Option<RecordOptions>, Failure> {
+        if self.once_per.is_some() && self.key.len() > 1 {
+            return Err(usage(
+                "--once-per cannot be used with several keys; give each key a pglock of its own",
+            ));
+        }
+        if self.once_per.is_some_and(|interval| interval.is_zero()) {
+            return Err(usage(
+                "--once-per must be more than 0; use --record to record every run",
+            ));
+        }
+        if !self.record && self.once_per.is_none() {
+            return match self.table.table {
+                Some(_) => Err(usage("--table has no effect without --record or --once-per")),
+                None => Ok(None),
+            };
+        }
+        Ok(Some(RecordOptions {
+            table: self.table.clone().validate()?,
+            once_per: self.once_per,
+        }))
+    }
+}
+
+impl TableArgs {
+    /// Returns the table from the option, the variable or the default.
+    ///
+    /// # Errors
+    /// Fails if the variable is invalid.
+    fn validate(self) -> Result<TableName, Failure> {
+        Ok(variables::PGLOCK_TABLE.or_option(self.table)?.unwrap_or_default())
     }
 }
 
@@ -114,14 +162,8 @@ impl ListArgs {
     /// # Errors
     /// Fails if a variable is invalid or the scheme does not suit the keys.
     pub(super) fn validate(self) -> Result<ListOptions, Failure> {
-        let shows_all = self.key.is_empty() && self.hash.hash.is_none();
-        let keys = if shows_all {
-            Vec::new()
-        } else {
-            resolve_keys(self.key, self.hash.hash)?
-        };
         Ok(ListOptions {
-            keys,
+            keys: resolve_any_keys(self.key, self.hash.hash)?,
             connection: self.connection.validate()?,
             json: self.json,
             watch: self.watch,
@@ -182,6 +224,60 @@ impl KeyArgs {
     }
 }
 
+impl InitArgs {
+    /// Validates the options of `pglock init`.
+    ///
+    /// # Errors
+    /// Fails if a variable is invalid or a value is out of range.
+    pub(super) fn validate(self) -> Result<InitOptions, Failure> {
+        // The table stores whole seconds.
+        if self.keep.is_some_and(|keep| keep < Duration::from_secs(1)) {
+            return Err(usage("--keep must be at least 1s"));
+        }
+        Ok(InitOptions {
+            connection: self.connection.validate()?,
+            setup: Setup {
+                table: self.table.validate()?,
+                roles: self.grant,
+                keep: self.keep,
+            },
+            print: self.print,
+            reply_limit: timing(None, None)?.reply_limit(),
+        })
+    }
+}
+
+impl HistoryArgs {
+    /// Validates the options of `pglock history`.
+    ///
+    /// # Errors
+    /// Fails if a variable is invalid, the scheme does not suit the keys, or there is nothing to check.
+    pub(super) fn validate(self) -> Result<HistoryOptions, Failure> {
+        let keys = distinct(resolve_any_keys(self.key, self.hash.hash)?);
+        let action = match self.ok_within {
+            Some(_) if keys.is_empty() => return Err(usage("--ok-within needs --key")),
+            Some(interval) if interval.is_zero() => return Err(usage("--ok-within must be more than 0")),
+            Some(interval) => HistoryAction::CheckSuccess(interval),
+            None if self.metrics => HistoryAction::Metrics,
+            None if self.prune => HistoryAction::Prune,
+            None => HistoryAction::Show {
+                filter: RunFilter {
+                    last: self.last.unwrap_or(defaults::DEFAULT_LAST),
+                    failed: self.failed,
+                },
+                json: self.json,
+            },
+        };
+        Ok(HistoryOptions {
+            connection: self.connection.validate()?,
+            table: self.table.validate()?,
+            keys,
+            action,
+            reply_limit: timing(None, None)?.reply_limit(),
+        })
+    }
+}
+
 /// Returns the only key, which must be a name.
 ///
 /// # Errors
@@ -234,6 +330,17 @@ fn resolve_keys(given: Vec<Key>, scheme: Option<Scheme>) -> Result<Vec<Key>, Fai
         return Ok(vec![tool_key(scheme)?]);
     }
     given.into_iter().map(|key| hashed_key(key, scheme)).collect()
+}
+
+/// Returns the keys as [`resolve_keys`] does, or none if neither a key nor a scheme is given.
+///
+/// # Errors
+/// As for [`resolve_keys`].
+fn resolve_any_keys(given: Vec<Key>, scheme: Option<Scheme>) -> Result<Vec<Key>, Failure> {
+    if given.is_empty() && scheme.is_none() {
+        return Ok(Vec::new());
+    }
+    resolve_keys(given, scheme)
 }
 
 /// Returns the one lock that the scheme stands for.

@@ -2,6 +2,7 @@
 //!
 //! Errors say what is accepted: `expected ...`. The caller adds the value and the name of the option or variable.
 
+use crate::history::MAX_NAME_LEN;
 use crate::key::Key;
 use crate::key::hash::{SCHEMES, Scheme};
 use crate::lock::ScopeChoice;
@@ -62,6 +63,17 @@ pub(super) fn slot_count(text: &str) -> Result<u16, String> {
     }
 }
 
+/// Parses a number of runs.
+///
+/// # Errors
+/// Fails for anything but an integer of at least 1.
+pub(super) fn run_count(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(count @ 1..) => Ok(count),
+        _ => Err("expected a number of runs, at least 1".to_owned()),
+    }
+}
+
 /// Parses the value of `--note`.
 ///
 /// # Errors
@@ -71,6 +83,17 @@ pub(super) fn note(text: &str) -> Result<String, String> {
         return Err(format!(
             "expected at most {MAX_NOTE_LEN} bytes of text, without control characters"
         ));
+    }
+    Ok(text.to_owned())
+}
+
+/// Parses the name of a role.
+///
+/// # Errors
+/// Fails for a name that PostgreSQL would cut or refuse.
+pub(super) fn role(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > MAX_NAME_LEN {
+        return Err(format!("expected the name of a role, at most {MAX_NAME_LEN} bytes"));
     }
     Ok(text.to_owned())
 }

@@ -25,6 +25,8 @@ fn text_of(target: CompletionsTarget) -> &'static str {
         CompletionsTarget::ManCheck => include_str!("../../completions/pglock-check.1"),
         CompletionsTarget::ManKey => include_str!("../../completions/pglock-key.1"),
         CompletionsTarget::ManCompletions => include_str!("../../completions/pglock-completions.1"),
+        CompletionsTarget::ManInit => include_str!("../../completions/pglock-init.1"),
+        CompletionsTarget::ManHistory => include_str!("../../completions/pglock-history.1"),
     }
 }
 

@@ -28,6 +28,7 @@ const fn column(title: &'static str, drop_order: u8, cell: fn(&LockEntry) -> Str
     Column {
         title,
         drop_order,
+        shrinks_to: usize::MAX,
         cell,
     }
 }

@@ -39,7 +39,12 @@ pub(crate) struct QueryMessage {
 impl QueryMessage {
     /// Returns a query in a transaction of its own. An error leaves that transaction open.
     pub(crate) fn in_own_transaction(query: &str) -> QueryMessage {
-        let opening = QueryMessage::opening_transaction("", query);
+        QueryMessage::in_own_transaction_with("", query)
+    }
+
+    /// Returns a query in a transaction of its own with these modes. An error leaves that transaction open.
+    pub(crate) fn in_own_transaction_with(modes: &str, query: &str) -> QueryMessage {
+        let opening = QueryMessage::opening_transaction(modes, query);
         QueryMessage {
             sql: format!("{}; COMMIT", opening.sql),
             ..opening

@@ -39,11 +39,34 @@ impl ServerTime {
         let time = UNIX_EPOCH + Duration::from_secs_f64(self.epoch);
         humantime::format_rfc3339_seconds(time).to_string()
     }
+
+    /// Formats the time as ISO 8601, in UTC, to the minute.
+    pub(crate) fn iso8601_minutes(self) -> String {
+        let time = self.rfc3339();
+        let (minutes, _) = time.rsplit_once(':').unwrap_or((&time, ""));
+        format!("{minutes}Z")
+    }
+}
+
+/// The units of a duration, in seconds.
+const UNITS: [(u64, &str); 4] = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
+
+/// Formats a duration in all units, to the second: `90d`, `1d3h12m5s`.
+pub(crate) fn in_full(duration: Duration) -> String {
+    let mut seconds = duration.as_secs();
+    let mut text = String::new();
+    for (unit, letter) in UNITS {
+        let count = seconds / unit;
+        seconds %= unit;
+        if count > 0 || (unit == 1 && text.is_empty()) {
+            text += &format!("{count}{letter}");
+        }
+    }
+    text
 }
 
 /// Formats a duration in its two largest units: `12s`, `3m12s`, `5h2m`, `12d3h`.
 pub(crate) fn age(duration: Duration) -> String {
-    const UNITS: [(u64, &str); 4] = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
     let seconds = duration.as_secs();
     let largest = UNITS.iter().position(|(unit, _)| seconds >= *unit);
     let largest = largest.unwrap_or(UNITS.len() - 1);
@@ -73,6 +96,15 @@ mod tests {
         assert_eq!(age(18_130), "5h2m");
         assert_eq!(age(12 * 86_400 + 3 * 3600 + 59), "12d3h");
         assert_eq!(age(86_400 + 59 * 60), "1d");
+    }
+
+    #[test]
+    fn a_duration_in_full_has_all_units() {
+        let in_full = |seconds| in_full(Duration::from_secs(seconds));
+        assert_eq!(in_full(0), "0s");
+        assert_eq!(in_full(90 * 86_400), "90d");
+        assert_eq!(in_full(26 * 3600), "1d2h");
+        assert_eq!(in_full(86_400 + 3 * 3600 + 12 * 60 + 5), "1d3h12m5s");
     }
 
     proptest! {

@@ -158,6 +158,21 @@ impl QueryResult {
         Ok(QueryResult::new(messages, query_sent))
     }
 
+    /// Runs a query in a transaction of its own with these modes, and returns its rows. No transaction may be open.
+    ///
+    /// # Errors
+    /// As for [`simple_query`].
+    pub(crate) fn fetch_in_own_transaction(
+        client: &mut Client,
+        modes: &str,
+        sql: &str,
+    ) -> Result<QueryResult, postgres::Error> {
+        let query_sent = Instant::now();
+        let message = QueryMessage::in_own_transaction_with(modes, sql);
+        let messages = send_beginning(client, &message, QueryTag::ProgramOnly)?;
+        Ok(QueryResult::new(messages, query_sent))
+    }
+
     /// Begins a transaction with these modes, and returns the rows of its first query.
     ///
     /// # Errors
@@ -187,6 +202,11 @@ impl QueryResult {
     /// Returns a column's text; `None` if it is NULL or missing.
     pub(crate) fn get(&self, column: &str) -> Option<&str> {
         self.rows.iter().find_map(|row| cell(row, column))
+    }
+
+    /// Returns a column's texts, in all rows that have it.
+    pub(crate) fn column(&self, column: &str) -> impl Iterator<Item = &str> {
+        self.rows.iter().filter_map(move |row| cell(row, column))
     }
 
     /// Returns whether a boolean column is true.

@@ -1,4 +1,5 @@
-//! Keys derived from the key of a lock: its slots, the tickets of its queue, and the mark of an eviction.
+//! Keys derived from the key of a lock: its slots, the tickets of its queue, and the mark of an eviction. Also the key of
+//! `pglock init`.
 //!
 //! Each is made of the first bytes of the SHA-256 of a text, as the key of a name is. They are part of the stable
 //! interface: two versions of pglock that derive different keys do not exclude, queue behind or recognize each other.
@@ -14,6 +15,10 @@ const EVICTION_MARK_CLASS: i32 = -613_922_599;
 
 /// The first integer of every mark of a forced eviction: the first four bytes of the SHA-256 of `pglock evict force`.
 const FORCED_EVICTION_MARK_CLASS: i32 = 30_756_868;
+
+/// The lock that `pglock init` holds while it creates the run table, in the form of `pg_advisory_lock(int, int)`. The
+/// first integer is the first four bytes of the SHA-256 of `pglock init`.
+pub(crate) const INIT_LOCK: (i32, i32) = (2_000_353_641, 0);
 
 /// Returns the keys of the first `count` slots of a key. They do not depend on `count`, so clients that disagree on the
 /// number of slots still compete for the same ones.
@@ -69,7 +74,7 @@ mod tests {
     #[test]
     fn the_documented_examples_are_true() {
         let rows = document::rows("### Examples of derived keys");
-        assert_eq!(rows.len(), 8);
+        assert_eq!(rows.len(), 9);
         for row in rows {
             let [lock, key, expected] = &row[..] else {
                 panic!("{row:?}");
@@ -78,6 +83,7 @@ mod tests {
             let number = match lock.as_str() {
                 "ticket" => ticket_class(key()).to_string(),
                 "eviction mark" => EVICTION_MARK_CLASS.to_string(),
+                "init" => INIT_LOCK.0.to_string(),
                 "forced eviction mark" => FORCED_EVICTION_MARK_CLASS.to_string(),
                 slot => {
                     let slot = slot.strip_prefix("slot ").and_then(|slot| slot.parse().ok());
@@ -106,6 +112,13 @@ mod tests {
         assert_eq!(ticket_class(BACKUP), -1319306384);
         assert_eq!(ticket_class(KeyId::IntPair(1, 2)), -205521824);
         assert_ne!(ticket_class(KeyId::Bigint(12)), ticket_class(KeyId::IntPair(1, 2)));
+    }
+
+    /// The golden vector: never change it.
+    #[test]
+    fn init_has_the_published_key() {
+        assert_eq!(INIT_LOCK, (2000353641, 0));
+        assert_eq!(INIT_LOCK.0, i32::from_be_bytes(sha256_prefix(b"pglock init")));
     }
 
     /// The golden vector: never change it.

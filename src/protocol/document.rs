@@ -1,13 +1,18 @@
-//! `docs/protocol.md`, for the tests that hold it to the code.
+//! The documents of stable interfaces, for the tests that hold them to the code.
+
+/// The documents, in which no heading occurs twice.
+const DOCUMENTS: [&str; 2] = ["docs/protocol.md", "docs/history.md"];
 
 /// Returns what follows a heading, up to the next heading.
 #[track_caller]
 fn section(heading: &str) -> String {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/protocol.md");
-    let text = std::fs::read_to_string(path).expect("the document is committed");
-    let (_, section) = text
-        .split_once(&format!("\n{heading}\n"))
-        .unwrap_or_else(|| panic!("there is no {heading:?} in {path}"));
+    let sections = DOCUMENTS.iter().find_map(|document| {
+        let path = format!("{}/{document}", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(path).expect("the document is committed");
+        let (_, section) = text.split_once(&format!("\n{heading}\n"))?;
+        Some(section.to_owned())
+    });
+    let section = sections.unwrap_or_else(|| panic!("there is no {heading:?} in {DOCUMENTS:?}"));
     section.split("\n#").next().unwrap_or_default().to_owned()
 }
 

@@ -57,6 +57,16 @@ pub(crate) fn for_list() -> String {
     of_this_process("pglock list")
 }
 
+/// Returns the name of a `pglock init`.
+pub(crate) fn for_init() -> String {
+    of_this_process("pglock init")
+}
+
+/// Returns the name of a `pglock history`.
+pub(crate) fn for_history() -> String {
+    of_this_process("pglock history")
+}
+
 /// Returns the name of a `pglock check`, with the number of its key if it is given. A name that the user configured
 /// replaces both.
 pub(crate) fn for_check(configured: Option<&str>, random: Option<u64>) -> String {
@@ -163,7 +173,8 @@ fn of_this_process(front: &str) -> String {
     compose(front, None, &host(), None, std::process::id())
 }
 
-fn host() -> String {
+/// Returns the name of this host.
+pub(crate) fn host() -> String {
     let host = nix::unistd::gethostname().unwrap_or_default();
     host.to_string_lossy().into_owned()
 }

@@ -16,6 +16,8 @@ pub(crate) const DISCONNECTED: &str = "closed the connection without confirmatio
 /// A lost lock.
 pub(crate) struct LockLoss {
     reason: String,
+    /// Another client requested the lock to be given up.
+    is_requested: bool,
     at: SystemTime,
     /// The same time on the monotonic clock.
     pub noticed_at: Instant,
@@ -43,6 +45,7 @@ impl LockLoss {
     pub(crate) fn new(reason: impl Into<String>) -> LockLoss {
         LockLoss {
             reason: reason.into(),
+            is_requested: false,
             at: SystemTime::now(),
             noticed_at: Instant::now(),
             explanation: None,
@@ -54,8 +57,14 @@ impl LockLoss {
     pub(crate) fn new_evicted(evictor: &str) -> LockLoss {
         LockLoss {
             explanation: Some(None),
+            is_requested: true,
             ..LockLoss::new(format!("evicted by {evictor}"))
         }
+    }
+
+    /// Returns whether another client had the lock given up.
+    pub(crate) fn is_eviction(&self) -> bool {
+        self.is_requested || matches!(self.explanation, Some(Some(_)))
     }
 
     /// Adds who evicted the session, or that nobody did.
@@ -117,6 +126,11 @@ impl LockLoss {
             self.reason
         )
     }
+}
+
+/// The run was recorded when it began, but its end was not.
+pub(crate) fn not_recorded(keys: &str, reason: &str) -> String {
+    format!("could not record how the run on {keys} ended: {reason}")
 }
 
 /// With `-v`: the lock is acquired.

@@ -6,6 +6,7 @@ mod job_events;
 pub(crate) mod messages;
 pub(crate) mod options;
 pub(crate) mod progress;
+mod recording;
 mod service_manager;
 pub(crate) mod session;
 pub(crate) mod signal_number;

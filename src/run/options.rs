@@ -1,12 +1,22 @@
 //! The validated options of `pglock run`.
 
 use crate::connection::ConnectionOptions;
+use crate::history::TableName;
 use crate::key::Key;
 use crate::lock::{Mode, ScopeChoice};
 use crate::run::state::Policy;
 use crate::ui::message::Verbosity;
 use std::ffi::OsString;
 use std::time::Duration;
+
+/// How to record a run.
+#[derive(Debug)]
+pub(crate) struct RecordOptions {
+    /// The run table.
+    pub table: TableName,
+    /// Start the job only if the key has not succeeded within this time.
+    pub once_per: Option<Duration>,
+}
 
 /// The options of `pglock run`, validated.
 #[derive(Debug)]
@@ -25,6 +35,8 @@ pub(crate) struct RunOptions {
     pub fair: bool,
     /// Pass the job a fencing token.
     pub token: bool,
+    /// Record the run, if it is to be recorded.
+    pub record: Option<RecordOptions>,
     /// The time limit for connecting and waiting; zero tries once, `None` waits indefinitely.
     pub wait: Option<Duration>,
     /// The maximum interval between attempts where the server has no queue for us.

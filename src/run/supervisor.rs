@@ -7,13 +7,14 @@
 use crate::connection::{Canceller, Settings, shut_down_socket};
 use crate::key;
 use crate::lock::Wait;
-use crate::outcome::{ExitCode, Failure, Outcome};
+use crate::outcome::{ExitCode, ExitReason, Failure, Outcome};
 use crate::protocol::query_tag;
 use crate::run::job::{self, Group, Job, Launch};
 use crate::run::job_events::push_job_events;
 use crate::run::messages::{self, LockLoss, Termination};
 use crate::run::options::RunOptions;
 use crate::run::progress::{self, WaitProgress};
+use crate::run::recording::Recording;
 use crate::run::service_manager::ServiceManager;
 use crate::run::session::{self, Held, Session, SessionEvent, SessionPlan};
 use crate::run::signal_number::SignalNumber;
@@ -61,6 +62,7 @@ pub(crate) fn run(
         options: options.clone(),
         settings,
         wait,
+        started_at,
         is_watched: !message::is_quiet() && terminal::status_style().is_some(),
         is_reported: service_manager.is_some(),
     };
@@ -89,8 +91,11 @@ struct Supervisor {
     last_failure: Option<String>,
     held: Option<Held>,
     job: Option<Job>,
+    recording: Recording,
     /// Why the lock was not acquired or the job not started, to be printed at the end.
     failure: Option<String>,
+    /// Why the job need not run, to be printed at the end.
+    not_due: Option<String>,
     loss: Option<LockLoss>,
     termination: Termination,
     /// The holders of the lock as last seen, for the status line.
@@ -125,7 +130,9 @@ impl Supervisor {
             last_failure: None,
             held: None,
             job: None,
+            recording: Recording::default(),
             failure: None,
+            not_due: None,
             loss: None,
             termination: Termination::NotNeeded,
             progress: None,
@@ -143,6 +150,7 @@ impl Supervisor {
             };
             if let Some(outcome) = outcome {
                 self.report(outcome);
+                self.finish_recording();
                 return outcome;
             }
             if !self.state.is_starting() {
@@ -230,6 +238,14 @@ impl Supervisor {
                 self.failure = Some(holder);
                 Event::NotAcquired(Outcome::Conflict(self.options.policy.conflict_status))
             }
+            SessionEvent::NotDue(message) => {
+                self.not_due = Some(message);
+                Event::NotAcquired(Outcome::Conflict(self.options.policy.conflict_status))
+            }
+            SessionEvent::Recorded(result) => {
+                self.recording.note_result(result);
+                Event::Tick
+            }
             SessionEvent::Failed(failure) => {
                 self.failure = Some(failure.to_string());
                 Event::NotAcquired(Outcome::Failed(failure.code))
@@ -238,6 +254,9 @@ impl Supervisor {
                 // Closes the session explicitly: a process that the job left behind has the socket too, and must not
                 // keep the session open.
                 drop(session);
+                if !was_held {
+                    self.recording.expect_result();
+                }
                 Event::Released { was_held }
             }
             SessionEvent::Panicked => self.record_panic(),
@@ -277,6 +296,7 @@ impl Supervisor {
         self.wait_socket = None;
         message::clear_status();
         message::detail(messages::acquired(&self.keys, self.started_at.elapsed()));
+        self.recording.is_wanted = held.is_recorded;
         self.held = Some(held);
         Event::Acquired
     }
@@ -301,6 +321,9 @@ impl Supervisor {
 
     /// Passes the event to the state machine and performs its actions. Returns the outcome if the run has ended.
     fn handle(&mut self, event: Event) -> Option<Outcome> {
+        if let Event::JobExited(exit) = event {
+            self.recording.job_end = Some((exit, Instant::now()));
+        }
         for action in self.state.handle(event, Instant::now()) {
             if let Action::Finish(outcome) = action {
                 return Some(outcome);
@@ -328,8 +351,12 @@ impl Supervisor {
                 if let Some(job) = self.job.take() {
                     job.reap();
                 }
+                self.record_end();
             }
-            Action::Release => self.session.release(),
+            Action::Release => {
+                self.record_end();
+                self.session.release();
+            }
             Action::Disconnect => self.disconnect(),
             Action::AbandonConnection => {
                 if let Some(socket) = &self.wait_socket {
@@ -385,6 +412,7 @@ impl Supervisor {
             }
             Err(failure) => {
                 self.failure = Some(failure.to_string());
+                self.recording.job_end = Some((ExitReason::Code(failure.code as u8), Instant::now()));
                 Event::JobNotStarted(failure.code)
             }
         }
@@ -486,7 +514,8 @@ impl Supervisor {
                     .deadline()
                     .map(|end| end.saturating_duration_since(self.started_at));
                 let holder = self.failure.as_deref();
-                message::notice(messages::conflict(&self.keys, holder, wait_limit));
+                let conflict = || messages::conflict(&self.keys, holder, wait_limit);
+                message::notice(self.not_due.clone().unwrap_or_else(conflict));
             }
             Outcome::Failed(ExitCode::Lost) => {
                 self.await_explanation();
@@ -506,6 +535,33 @@ impl Supervisor {
                 return;
             };
             self.record(session_event);
+        }
+    }
+
+    /// Has the session's thread record the end of the run, once that is known.
+    fn record_end(&mut self) {
+        let is_explained = self.loss.as_ref().is_none_or(LockLoss::is_explained);
+        if is_explained && self.job.is_none() {
+            self.recording.order(&self.session, self.loss.as_ref());
+        }
+    }
+
+    /// Waits for the session's thread to record the end of the run, and reports it if that fails.
+    fn finish_recording(&mut self) {
+        if !self.recording.is_wanted {
+            return;
+        }
+        self.recording.order(&self.session, self.loss.as_ref());
+        // The thread must not go on guarding a job that is dead.
+        self.session.release();
+        while let Some(deadline) = self.recording.deadline() {
+            let Some(session_event) = self.session.next_event(deadline) else {
+                break;
+            };
+            self.record(session_event);
+        }
+        if let Some(reason) = self.recording.failure() {
+            message::error(messages::not_recorded(&self.keys, &reason));
         }
     }
 

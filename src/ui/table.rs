@@ -15,6 +15,8 @@ pub(crate) struct Column<R> {
     pub title: &'static str,
     /// When the column is left out of a table that is too wide: the one with the highest number first, 0 never.
     pub drop_order: u8,
+    /// The width to which the column is shortened before any is left out.
+    pub shrinks_to: usize,
     /// Returns the cell of a row.
     pub cell: fn(&R) -> String,
 }
@@ -23,6 +25,8 @@ pub(crate) struct Column<R> {
 struct FilledColumn {
     title: &'static str,
     drop_order: u8,
+    /// The width that it keeps if others can be shortened or dropped.
+    kept_width: usize,
     cells: Vec<String>,
     width: usize,
 }
@@ -50,23 +54,25 @@ impl FilledColumn {
         let cells = rows.iter().map(|row| (column.cell)(row).replace(char::is_control, " "));
         let cells: Vec<String> = cells.collect();
         let cell_width = cells.iter().map(|cell| cell.width()).max().unwrap_or_default();
+        let width = cell_width.max(column.title.width());
         FilledColumn {
             title: column.title,
             drop_order: column.drop_order,
-            width: cell_width.max(column.title.width()),
+            kept_width: width.min(column.shrinks_to),
+            width,
             cells,
         }
     }
 }
 
-fn table_width(columns: &[FilledColumn]) -> usize {
-    let widths: usize = columns.iter().map(|column| column.width).sum();
+fn table_width(columns: &[FilledColumn], width: fn(&FilledColumn) -> usize) -> usize {
+    let widths: usize = columns.iter().map(width).sum();
     widths + COLUMN_GAP.len() * columns.len().saturating_sub(1)
 }
 
 /// Drops columns until the rest fits, or only those are left that are never dropped.
 fn drop_columns(columns: &mut Vec<FilledColumn>, max_width: usize) {
-    while table_width(columns) > max_width {
+    while table_width(columns, |column| column.kept_width) > max_width {
         let droppable = columns.iter().enumerate().filter(|(_, column)| column.drop_order > 0);
         match droppable.max_by_key(|(_, column)| column.drop_order) {
             Some((index, _)) => drop(columns.remove(index)),
@@ -75,10 +81,12 @@ fn drop_columns(columns: &mut Vec<FilledColumn>, max_width: usize) {
     }
 }
 
-/// Shortens the widest column until the table fits, or no column can be shortened any further.
+/// Shortens the widest column until the table fits, or no column can be shortened any further. Columns that are wider than
+/// they are kept come first.
 fn shorten_columns(columns: &mut [FilledColumn], max_width: usize) {
-    while table_width(columns) > max_width {
-        match columns.iter_mut().max_by_key(|column| column.width) {
+    while table_width(columns, |column| column.width) > max_width {
+        let widest = |column: &&mut FilledColumn| (column.width > column.kept_width, column.width);
+        match columns.iter_mut().max_by_key(widest) {
             Some(widest) if widest.width > MIN_COLUMN_WIDTH => widest.width -= 1,
             _ => return,
         }
@@ -106,16 +114,19 @@ mod tests {
         Column {
             title: "NAME",
             drop_order: 0,
+            shrinks_to: usize::MAX,
             cell: |row| row[0].into(),
         },
         Column {
             title: "EMPTY",
             drop_order: 2,
+            shrinks_to: usize::MAX,
             cell: |row| row[1].into(),
         },
         Column {
             title: "NOTE",
             drop_order: 1,
+            shrinks_to: usize::MAX,
             cell: |row| row[2].into(),
         },
     ];
@@ -133,6 +144,19 @@ mod tests {
         assert_eq!(render(&COLUMNS, &[], None), "\n");
     }
 
+    #[test]
+    fn a_column_is_shortened_before_another_is_dropped() {
+        let columns = COLUMNS.map(|column| Column {
+            shrinks_to: if column.title == "NAME" { 5 } else { usize::MAX },
+            ..column
+        });
+        let table = |max_width| render(&columns, &[["a long name", "", "a note"]], Some(max_width));
+        assert_eq!(table(19), "NAME         NOTE\na long name  a note\n");
+        assert_eq!(table(13), "NAME   NOTE\na lo~  a note\n");
+        assert_eq!(table(12), "NAME\na long name\n");
+        assert_eq!(table(4), "NAME\na l~\n");
+    }
+
     proptest! {
         #[test]
         fn no_line_is_wider_than_the_terminal(
@@ -140,9 +164,9 @@ mod tests {
             max_width in 10usize..60,
         ) {
             let columns: [Column<Vec<String>>; 3] = [
-                Column { title: "A", drop_order: 0, cell: |row| row[0].clone() },
-                Column { title: "B", drop_order: 1, cell: |row| row[1].clone() },
-                Column { title: "C", drop_order: 0, cell: |row| row[2].clone() },
+                Column { title: "A", drop_order: 0, shrinks_to: usize::MAX, cell: |row| row[0].clone() },
+                Column { title: "B", drop_order: 1, shrinks_to: usize::MAX, cell: |row| row[1].clone() },
+                Column { title: "C", drop_order: 0, shrinks_to: usize::MAX, cell: |row| row[2].clone() },
             ];
             for line in render(&columns, &[texts], Some(max_width)).lines() {
                 prop_assert!(line.width() <= max_width, "{line:?}");

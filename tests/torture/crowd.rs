@@ -3,6 +3,7 @@
 use super::history::{End, Run, now};
 use super::plan::{Plan, Request, Road};
 use super::support::command::command;
+use super::support::faketime;
 use super::support::probe::example;
 use super::support::wait::{SOON, until};
 use super::world::{HOSTS, World};
@@ -223,12 +224,4 @@ fn options(request: &Request) -> Vec<String> {
         None => "--no-wait".into(),
     });
     options
-}
-
-/// Returns the library that shows a program another time.
-pub fn faketime() -> Option<PathBuf> {
-    let directories = fs::read_dir("/usr/lib").ok()?;
-    let directories = directories.filter_map(|entry| Some(entry.ok()?.path()));
-    let mut libraries = directories.map(|directory| directory.join("faketime/libfaketimeMT.so.1"));
-    libraries.find(|library| library.exists())
 }

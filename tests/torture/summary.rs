@@ -1,9 +1,9 @@
 //! The summary of a run: its plan, the requests and their results, the faults, and the findings.
 
 use super::check::Verdict;
-use super::crowd::faketime;
 use super::history::{End, History, Run};
 use super::plan::{Plan, Road};
+use super::support::faketime;
 use super::world::HOSTS;
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -11,7 +11,8 @@ mod terminate;
 
 use crate::cli::EvictOptions;
 use crate::commands::lock_table;
-use crate::connection::{Client, LimitEnforcement, Settings};
+use crate::commands::session::with_client;
+use crate::connection::{Client, Settings};
 use crate::inspect::backend::Backend;
 use crate::inspect::overview::{LockEntry, LockState, Overview, PollingWaiters};
 use crate::key::{self, Key};
@@ -23,7 +24,6 @@ use crate::ui::stdout;
 use crate::ui::terminal;
 use leftover::terminate_leftovers;
 use request::{Eviction, Target};
-use std::time::Instant;
 
 /// Evicts the holders of the keys, after confirmation.
 ///
@@ -41,18 +41,10 @@ pub(crate) fn run(options: &EvictOptions) -> Result<Outcome, Failure> {
         .for_lists()
         .with_reply_limit(options.timing.reply_limit());
     let application_name = name::for_evict();
-    let mut client = settings
-        .open(&application_name, None, LimitEnforcement::Attempt)?
-        .client;
-    let began = Instant::now();
-    match evict(&mut client, options, &settings, &application_name) {
-        Ok(()) => Ok(Outcome::Success),
-        Err(failure) => {
-            let reconnect = || lock::reconnect_to_probe(&settings, &application_name);
-            let failure = lock::explain_first_failure(failure, &client, began.elapsed(), reconnect);
-            Err(client.explain(failure))
-        }
-    }
+    with_client(&settings, &application_name, |client| {
+        evict(client, options, &settings, &application_name)
+    })?;
+    Ok(Outcome::Success)
 }
 
 /// Shows who holds the keys, asks for confirmation, terminates their sessions, and reports who holds the keys then.

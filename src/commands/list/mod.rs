@@ -6,10 +6,10 @@ mod json;
 
 use crate::cli::ListOptions;
 use crate::commands::lock_table;
-use crate::connection::{Client, LimitEnforcement, Settings};
+use crate::commands::session::with_client;
+use crate::connection::{Client, Settings};
 use crate::inspect::overview::{Overview, PollingWaiters};
 use crate::key::{self, Key};
-use crate::lock;
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::protocol::name;
 use crate::ui::message;
@@ -17,7 +17,7 @@ use crate::ui::stdout;
 use crate::ui::terminal::{self, ERASE_TO_LINE_END, truncate_to_width};
 use json::LockList;
 use std::thread::sleep;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 /// How often `--watch` refreshes.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -35,16 +35,7 @@ pub(crate) fn run(options: &ListOptions) -> Result<Outcome, Failure> {
     let settings = Settings::from_options(&options.connection)?
         .for_lists()
         .with_reply_limit(options.reply_limit);
-    let application_name = name::for_list();
-    let mut client = settings
-        .open(&application_name, None, LimitEnforcement::Attempt)?
-        .client;
-    let began = Instant::now();
-    let is_any_held = print_locks(&mut client, options).map_err(|failure| {
-        let reconnect = || lock::reconnect_to_probe(&settings, &application_name);
-        let failure = lock::explain_first_failure(failure, &client, began.elapsed(), reconnect);
-        client.explain(failure)
-    })?;
+    let is_any_held = with_client(&settings, &name::for_list(), |client| print_locks(client, options))?;
     if is_any_held && !options.keys.is_empty() {
         Ok(Outcome::Failed(ExitCode::Conflict))
     } else {

@@ -1,13 +1,15 @@
-//! Acquiring the lock, on the session's thread: the first try, the wait, the fencing token, or the conflict.
+//! Acquiring the lock, on the session's thread: the first try, the wait, or the conflict.
 
 use super::connect;
 use super::events::SessionEvent;
 use super::orders::Orders;
 use super::plan::SessionPlan;
+use super::prepare::{Prepared, Preparer};
 use super::reporter::Reporter;
 use super::retry::{Retry, WaitMemory};
 use super::wait_observer::{SessionWaitObserver, max_pool_wait};
-use crate::connection::{Canceller, Client, LimitEnforcement};
+use crate::connection::{Canceller, Client};
+use crate::history::{Begun, LastSuccess, RecordedRun};
 use crate::inspect::backend::Backend;
 use crate::inspect::{holders, proxy};
 use crate::key::{self, KeyId, Number};
@@ -28,9 +30,6 @@ use std::time::{Duration, Instant};
 /// The longest pause between two tries of the head of a ticket queue, which may try often: no other waiter tries.
 const HEAD_OF_QUEUE_MAX_PAUSE: Duration = Duration::from_millis(20);
 
-/// What failed when there is no token.
-const NO_TOKEN: &str = "cannot create a fencing token (requires PostgreSQL 10 or later)";
-
 /// Acquires the lock of a plan.
 pub(super) struct Acquirer<'a> {
     pub(super) plan: &'a SessionPlan,
@@ -45,6 +44,8 @@ pub(super) enum AcquireOutcome {
     Acquired(AcquiredLock),
     /// Another client holds the lock; the message for the user.
     Conflict(String),
+    /// The key has succeeded within the interval of `--once-per`; the message for the user. Nothing is held.
+    NotDue(String),
     /// The wait goes on over another connection; nothing is held.
     GivenUp,
 }
@@ -61,6 +62,8 @@ pub(super) struct AcquiredLock {
     /// Our place in the ticket queue, to be released.
     pub(super) ticket: Option<Ticket>,
     pub(super) token: Option<String>,
+    /// The run, if it is recorded.
+    pub(super) run: Option<RecordedRun>,
 }
 
 /// The lock that we request, and the server, which supports it.
@@ -81,7 +84,7 @@ enum WaitOutcome {
 }
 
 impl Acquirer<'_> {
-    /// Acquires the lock and, if requested, a fencing token.
+    /// Acquires the lock and, if requested, a fencing token and a record of the run.
     ///
     /// # Errors
     /// The lock would protect nothing, the wait was cancelled, the server reports an error, or the connection is lost.
@@ -105,14 +108,21 @@ impl Acquirer<'_> {
                 WaitOutcome::GivenUp => return Ok(AcquireOutcome::GivenUp),
             },
         };
-        let token = if self.options().token {
-            Some(self.fencing_token(client, &request.lock, &mut grant)?)
-        } else {
-            None
+        let preparer = Preparer {
+            plan: self.plan,
+            reporter: self.reporter,
+            lock: &request.lock,
+            ids: &request.ids,
+        };
+        let Prepared { token, begun } = preparer.prepare(client, &mut grant)?;
+        let run = match begun {
+            Some(Begun::NotDue(last)) => return self.decline(client, &request.lock.held(grant), ticket, &last),
+            Some(Begun::Recorded(run)) => Some(run),
+            None => None,
         };
         // The timing rule counts from when the last query was sent, and its reply may have been a long wait.
         if grant.query_sent.elapsed() >= self.options().policy.timing.heartbeat {
-            self.refresh_grant(client, &request.lock, &mut grant)?;
+            preparer.refresh_grant(client, &mut grant)?;
         }
         Ok(AcquireOutcome::Acquired(AcquiredLock {
             lock: request.lock.held(grant),
@@ -121,7 +131,30 @@ impl Acquirer<'_> {
             is_direct: !request.server.pooled,
             ticket,
             token,
+            run,
         }))
+    }
+
+    /// Releases the lock, because the key has succeeded within the interval of `--once-per`.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    fn decline(
+        &self,
+        client: &mut Client,
+        held: &Lock,
+        ticket: Option<Ticket>,
+        last: &LastSuccess,
+    ) -> Result<AcquireOutcome, Failure> {
+        if let Some(ticket) = ticket {
+            ticket.release(client)?;
+        }
+        held.release(client)?;
+        let interval = self.options().record.as_ref().and_then(|record| record.once_per);
+        let keys = key::describe(&self.options().keys);
+        Ok(AcquireOutcome::NotDue(
+            last.sentence(&keys, interval.unwrap_or_default()),
+        ))
     }
 
     fn options(&self) -> &RunOptions {
@@ -521,77 +554,6 @@ impl Acquirer<'_> {
     /// Returns whether the wait keeps its connection: a direct one, or one with a place in the queue of `--fair`.
     fn keeps_connection(&self, request: &LockRequest) -> bool {
         !request.server.pooled || self.options().fair
-    }
-
-    /// Returns a fencing token. Afterwards the server has received another query from the session.
-    ///
-    /// # Errors
-    /// The server reports an error, as before PostgreSQL 10, or a connection fails.
-    fn fencing_token(&self, client: &mut Client, lock: &Lock, grant: &mut Grant) -> Result<String, Failure> {
-        let token = match lock.scope {
-            Scope::Session => {
-                self.reporter.expect_reply_within(Duration::ZERO);
-                grant.query_sent = Instant::now();
-                lock::fencing_token(client)
-            }
-            Scope::Transaction => {
-                // On another connection: the query assigns a transaction ID, and a transaction with one holds back
-                // VACUUM for as long as it is open.
-                let token = self.fencing_token_on_another_session()?;
-                self.refresh_grant(client, lock, grant)?;
-                return Ok(token);
-            }
-        };
-        token.map_err(|error| Failure::from(error).context(NO_TOKEN))
-    }
-
-    /// Returns a fencing token from a further session of the pool, for which the pool may have no room: the lock's own
-    /// session cannot be used by others.
-    ///
-    /// # Errors
-    /// The server reports an error, as before PostgreSQL 10, a connection fails, or no reply comes in time.
-    fn fencing_token_on_another_session(&self) -> Result<String, Failure> {
-        let limit = self.options().policy.timing.reply_limit();
-        let settings = self.plan.settings.clone().with_reply_limit(limit);
-        let mut watch = |limit| self.reporter.expect_within(limit);
-        let application_name = self.plan.application_name();
-        let mut client = settings
-            .open(&application_name, Some(&mut watch), LimitEnforcement::Attempt)?
-            .client;
-        self.reporter.expect_reply_within(limit);
-        let token = lock::fencing_token(&mut client);
-        token.map_err(|error| {
-            if client.has_stopped_responding() {
-                let message = format!(
-                    "no session of the pool was free within {} for --token, which needs one besides that of the lock; \
-                     increase default_pool_size in the pooler",
-                    humantime::format_duration(limit)
-                );
-                return Failure::msg(ExitCode::Unavailable, message);
-            }
-            Failure::from(error).context(NO_TOKEN)
-        })
-    }
-
-    /// Has the server receive another query from the session before the lock is reported as ours.
-    ///
-    /// # Errors
-    /// The connection is lost, or the lock has vanished.
-    fn refresh_grant(&self, client: &mut Client, lock: &Lock, grant: &mut Grant) -> Result<(), Failure> {
-        self.reporter.expect_reply_within(Duration::ZERO);
-        grant.query_sent = Instant::now();
-        let tag = QueryTag::Holding {
-            held_for: Duration::ZERO,
-            job_limit: self.options().policy.timing.job_limit(),
-        };
-        let reply = lock.held(*grant).heartbeat(client, grant.backend_pid, tag)?;
-        match reply.loss() {
-            None => Ok(()),
-            Some(why) => Err(Failure::msg(
-                ExitCode::Unavailable,
-                format!("lost the lock before the job was started: {why}"),
-            )),
-        }
     }
 
     /// Releases the keys that were acquired, and returns the message that says who holds the lock.

@@ -30,6 +30,8 @@ pub(crate) enum SessionEvent {
     Held(Held),
     /// The lock is held by another client; the message for the user.
     Conflict(String),
+    /// The key has succeeded within the interval of `--once-per`; the message for the user.
+    NotDue(String),
     /// The lock could not be acquired.
     Failed(Failure),
     /// The session ended while it held the lock; the reason.
@@ -43,6 +45,8 @@ pub(crate) enum SessionEvent {
     },
     /// After a loss: another client acquired the key before the guard; the message that names it.
     GuardFailed(String),
+    /// The end of the run is recorded, or why not.
+    Recorded(Result<(), Failure>),
     /// The lock is released.
     Released {
         /// Whether we held it until then.
@@ -63,6 +67,8 @@ pub(crate) struct Held {
     pub slot: Option<usize>,
     /// The fencing token, with `--token`.
     pub token: Option<String>,
+    /// Whether the run is recorded, and its end is to be.
+    pub is_recorded: bool,
     /// The backend that holds it for us.
     pub backend_pid: i32,
     /// The session's socket, where it is known.

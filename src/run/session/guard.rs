@@ -156,6 +156,7 @@ impl Guard<'_> {
             lock: &lock,
             grant,
             is_direct,
+            recorder: None,
             is_guard: true,
         };
         Ok(match guard.hold(&mut client, socket.as_ref(), None) {

@@ -3,6 +3,7 @@
 use super::events::SessionEvent;
 use super::orders::{Orders, WakeReason};
 use super::plan::SessionPlan;
+use super::recorder::Recorder;
 use super::reporter::Reporter;
 use crate::connection::Client;
 use crate::inspect::eviction;
@@ -28,6 +29,8 @@ pub(super) struct Holder<'a> {
     pub(super) grant: Grant,
     /// Whether the session is the server's own, with no pooler between.
     pub(super) is_direct: bool,
+    /// Records the end of the run, if the run is recorded.
+    pub(super) recorder: Option<&'a Recorder<'a>>,
     /// Whether the lock is held only until the job that lost it is dead.
     pub(super) is_guard: bool,
 }
@@ -69,6 +72,9 @@ impl Holder<'_> {
         loop {
             match self.orders.sleep(socket, next_heartbeat) {
                 WakeReason::ReleaseOrdered => break,
+                // A guard is over with the job.
+                WakeReason::JobEnded if self.is_guard => break,
+                WakeReason::JobEnded => self.record_end(client)?,
                 WakeReason::SocketReadable => {
                     if read_unsolicited(client)? > 0 {
                         next_heartbeat = next_heartbeat.min(last_sent + MIN_HEARTBEAT_INTERVAL);
@@ -86,8 +92,20 @@ impl Holder<'_> {
                 }
             }
         }
+        self.record_end(client)?;
         // If that fails, it may have been lost at any time since the last heartbeat.
         Ok(self.lock.release(client)?)
+    }
+
+    /// Records the end of the run, if the run is recorded and the job has ended.
+    ///
+    /// # Errors
+    /// The lock is lost.
+    fn record_end(&self, client: &mut Client) -> Result<(), SessionLoss> {
+        match self.recorder {
+            Some(recorder) => Ok(recorder.complete_under_lock(client, self.lock.scope)?),
+            None => Ok(()),
+        }
     }
 
     /// Returns whether an eviction mark was seen.

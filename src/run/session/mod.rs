@@ -4,7 +4,7 @@
 //! only polls. Until the lock is released the thread alone owns the connection: acquiring, heartbeats and releasing
 //! never race each other. After the release only closing is left, which the main thread does.
 //!
-//! The thread obeys one order ([`Session::release`]) and reports what happens. Each [`SessionEvent::Alive`] announces
+//! The thread obeys one order ([`Session::release`]), is told how a recorded run ended, and reports what happens. Each [`SessionEvent::Alive`] announces
 //! by when the next report is due; the main thread notices if it does not come.
 //!
 //! While nothing is held, a connection that fails is opened again (see `retry`). One that held the lock is not: by then
@@ -17,6 +17,8 @@ mod guard;
 mod hold;
 mod orders;
 mod plan;
+mod prepare;
+mod recorder;
 mod reporter;
 mod retry;
 pub(crate) mod timing;
@@ -27,20 +29,23 @@ pub(crate) use events::{Held, SessionEvent};
 pub(crate) use orders::poll_timeout;
 pub(crate) use plan::SessionPlan;
 
+use crate::history::RunEnd;
 use crate::run::signals::Waker;
 use orders::Orders;
 use reporter::Reporter;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 use worker::Worker;
 
 /// The main thread's handle of the session.
 pub(crate) struct Session {
     events: Receiver<SessionEvent>,
-    /// Closing it is the order to release.
+    /// Closing it is the order to release. A byte says that the job's end has been sent.
     release_order: Option<UnixStream>,
+    /// The end of a recorded run.
+    job_end: Sender<RunEnd>,
 }
 
 impl Session {
@@ -51,6 +56,7 @@ impl Session {
     pub(crate) fn start(plan: SessionPlan, waker: Waker) -> io::Result<Session> {
         let (release_order, order_receiver) = UnixStream::pair()?;
         let (sender, events) = channel();
+        let (job_end, job_end_receiver) = channel();
         let reporter = Reporter::new(sender, waker, plan.options.policy.timing);
         // Announced before the main thread sleeps: the first announcement would wake it.
         if let Some(limit) = plan.settings.connect_timeout() {
@@ -58,7 +64,7 @@ impl Session {
         }
         let worker = Worker {
             plan,
-            orders: Orders::new(order_receiver),
+            orders: Orders::new(order_receiver, job_end_receiver),
             reporter,
         };
         std::thread::Builder::new()
@@ -67,6 +73,7 @@ impl Session {
         Ok(Session {
             events,
             release_order: Some(release_order),
+            job_end,
         })
     }
 
@@ -79,6 +86,15 @@ impl Session {
     pub(crate) fn next_event(&self, deadline: Instant) -> Option<SessionEvent> {
         let time_left = deadline.saturating_duration_since(Instant::now());
         self.events.recv_timeout(time_left).ok()
+    }
+
+    /// Has the thread record the end of the run, which was recorded when it began.
+    pub(crate) fn record_end(&self, end: RunEnd) {
+        // A thread that has ended with a panic records nothing.
+        let _ = self.job_end.send(end);
+        if let Some(mut order) = self.release_order.as_ref() {
+            let _ = order.write_all(b"e");
+        }
     }
 
     /// Orders the thread to release the lock, or to stop waiting for it.

@@ -1,17 +1,25 @@
-//! The main thread's only order, to release, and waiting for it.
+//! What the main thread tells the session's thread: to release, and how a recorded run ended.
 
+use crate::history::RunEnd;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 /// The receiving end of the order to release. The main thread gives the order by closing the other end, so it cannot be
-/// lost, nor given twice.
-pub(super) struct Orders(UnixStream);
+/// lost, nor given twice. Before that, it may write a byte: the job has ended, and the end is in the channel.
+pub(super) struct Orders {
+    release: UnixStream,
+    job_end: Receiver<RunEnd>,
+}
 
 /// Why a sleep ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WakeReason {
+    /// The job has ended, and its run is to be recorded. The lock is kept.
+    JobEnded,
     /// The main thread orders to release the lock.
     ReleaseOrdered,
     /// The session's socket is readable; or it is unknown, and the session should be checked.
@@ -24,13 +32,24 @@ pub(super) enum WakeReason {
 const BLIND_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 impl Orders {
-    pub(super) fn new(receiver: UnixStream) -> Orders {
-        Orders(receiver)
+    pub(super) fn new(release: UnixStream, job_end: Receiver<RunEnd>) -> Orders {
+        Orders { release, job_end }
     }
 
-    /// Sleeps until the order to release, or for `pause`. Returns whether the order has come.
+    /// Returns the end of a recorded run, if it has come.
+    pub(super) fn job_end(&self) -> Option<RunEnd> {
+        self.job_end.try_recv().ok()
+    }
+
+    /// Waits for the end of a recorded run; `None` if there will be none, because pglock ends.
+    pub(super) fn await_job_end(&self) -> Option<RunEnd> {
+        self.job_end.recv().ok()
+    }
+
+    /// Sleeps until the order to release or the end of the job, or for `pause`. Returns whether either has come: nothing
+    /// need be acquired any more.
     pub(super) fn is_release_ordered_within(&self, pause: Duration) -> bool {
-        let order = PollFd::new(self.0.as_fd(), PollFlags::POLLIN);
+        let order = PollFd::new(self.release.as_fd(), PollFlags::POLLIN);
         // No signal interrupts this thread.
         poll(&mut [order], poll_timeout(pause)).is_ok_and(|ready| ready > 0)
     }
@@ -44,7 +63,7 @@ impl Orders {
             } else {
                 time_left.min(BLIND_CHECK_INTERVAL)
             };
-            let mut fds = vec![PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+            let mut fds = vec![PollFd::new(self.release.as_fd(), PollFlags::POLLIN)];
             fds.extend(socket.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
             match poll(&mut fds, poll_timeout(limit)) {
                 Ok(0) if limit == time_left => return WakeReason::HeartbeatDue,
@@ -58,10 +77,19 @@ impl Orders {
                         WakeReason::SocketReadable
                     };
                 }
+                Ok(_) if self.read_byte() => return WakeReason::JobEnded,
                 Ok(_) => return WakeReason::ReleaseOrdered,
                 Err(_) => {}
             }
         }
+    }
+}
+
+impl Orders {
+    /// Takes the byte that announces the job's end. Returns whether there was one, and not the order to release.
+    fn read_byte(&self) -> bool {
+        // It is readable, so this does not block.
+        (&self.release).read(&mut [0]).is_ok_and(|count| count > 0)
     }
 }
 
@@ -74,11 +102,13 @@ pub(crate) fn poll_timeout(limit: Duration) -> PollTimeout {
 mod tests {
     use super::*;
     use std::io::Write;
+    use std::sync::mpsc::channel;
 
     #[test]
     fn a_due_heartbeat_does_not_wait_for_a_silent_server() {
         let (order, receiver) = UnixStream::pair().expect("a pair of sockets");
-        let orders = Orders::new(receiver);
+        let (_job_end, job_end_receiver) = channel();
+        let orders = Orders::new(receiver, job_end_receiver);
         let (mut server, socket) = UnixStream::pair().expect("a pair of sockets");
         let socket = OwnedFd::from(socket);
         server.write_all(b"talk").expect("room in the buffer");

@@ -5,6 +5,7 @@ use crate::lock::Wait;
 use crate::protocol::name;
 use crate::run::options::RunOptions;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// The lock to acquire, and how.
 pub(crate) struct SessionPlan {
@@ -14,6 +15,8 @@ pub(crate) struct SessionPlan {
     pub settings: Settings,
     /// How long to wait.
     pub wait: Wait,
+    /// When pglock started, from which the wait counts.
+    pub started_at: Instant,
     /// Whether a user watches the wait and is shown who holds the lock.
     pub is_watched: bool,
     /// Whether a service manager is told who holds the lock.

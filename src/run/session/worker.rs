@@ -7,6 +7,7 @@ use super::guard::Guard;
 use super::hold::Holder;
 use super::orders::Orders;
 use super::plan::SessionPlan;
+use super::recorder::Recorder;
 use super::reporter::Reporter;
 use super::retry::{Retry, WaitMemory};
 use crate::connection::{Canceller, Client, Connection, LimitEnforcement};
@@ -25,15 +26,20 @@ pub(super) struct Worker {
 }
 
 /// How the conversation with the server ended.
-enum SessionEnd {
+enum SessionEnd<'a> {
     /// The lock was released on the main thread's order.
-    Released { was_held: bool },
+    Released {
+        was_held: bool,
+        /// Has the end of the run, if it is still to be recorded, or that the lock was lost.
+        recorder: Option<Recorder<'a>>,
+    },
     /// The lock was lost, which was reported already.
     Lost {
         lock: Lock,
         /// The backend that held it.
         backend_pid: i32,
         by_administrator: bool,
+        recorder: Option<Recorder<'a>>,
     },
     /// There was no lock, and the reason was reported already.
     NotAcquired,
@@ -115,14 +121,20 @@ impl Worker {
             }
         };
         match end {
-            SessionEnd::Released { was_held } => self.reporter.report(SessionEvent::Released {
-                was_held,
-                session: Box::new(client),
-            }),
+            SessionEnd::Released { was_held, recorder } => {
+                self.reporter.report(SessionEvent::Released {
+                    was_held,
+                    session: Box::new(client),
+                });
+                if let Some(recorder) = recorder {
+                    recorder.complete_after_loss();
+                }
+            }
             SessionEnd::Lost {
                 lock,
                 backend_pid,
                 by_administrator,
+                recorder,
             } => {
                 // What is left of the session must not hold any of the keys while they are acquired again.
                 drop(client);
@@ -134,6 +146,9 @@ impl Worker {
                     lost_backend_pid: backend_pid,
                 };
                 guard.stand(by_administrator);
+                if let Some(recorder) = recorder {
+                    recorder.complete_after_loss();
+                }
             }
             SessionEnd::NotAcquired => {}
             SessionEnd::GivenUp => {
@@ -154,7 +169,7 @@ impl Worker {
         socket: Option<OwnedFd>,
         canceller: Canceller,
         memory: &mut WaitMemory,
-    ) -> Result<SessionEnd, Failure> {
+    ) -> Result<SessionEnd<'_>, Failure> {
         let socket = socket.map(Arc::new);
         self.reporter.report(SessionEvent::Connected(socket.clone()));
         self.rest(memory.rest())?;
@@ -168,6 +183,10 @@ impl Worker {
             AcquireOutcome::Acquired(acquired) => Ok(self.hold(client, socket, acquired)),
             AcquireOutcome::Conflict(message) => {
                 self.reporter.report(SessionEvent::Conflict(message));
+                Ok(SessionEnd::NotAcquired)
+            }
+            AcquireOutcome::NotDue(message) => {
+                self.reporter.report(SessionEvent::NotDue(message));
                 Ok(SessionEnd::NotAcquired)
             }
             AcquireOutcome::GivenUp => Ok(SessionEnd::GivenUp),
@@ -192,7 +211,7 @@ impl Worker {
     }
 
     /// Reports the lock, and holds it until the order to release.
-    fn hold(&self, client: &mut Client, socket: Option<Arc<OwnedFd>>, acquired: AcquiredLock) -> SessionEnd {
+    fn hold(&self, client: &mut Client, socket: Option<Arc<OwnedFd>>, acquired: AcquiredLock) -> SessionEnd<'_> {
         let AcquiredLock {
             ids,
             lock,
@@ -200,12 +219,15 @@ impl Worker {
             is_direct,
             ticket,
             token,
+            run,
         } = acquired;
+        let recorder = run.and_then(|run| Recorder::new(&self.plan, &self.orders, &self.reporter, run));
         self.reporter.expect_reply_after(grant.query_sent);
         self.reporter.report(SessionEvent::Held(Held {
             ids,
             slot: self.plan.options.slots.map(|_| grant.key_index),
             token,
+            is_recorded: recorder.is_some(),
             backend_pid: grant.backend_pid,
             socket: socket.clone(),
         }));
@@ -216,16 +238,21 @@ impl Worker {
             lock: &lock,
             grant,
             is_direct,
+            recorder: recorder.as_ref(),
             is_guard: false,
         };
         match holder.hold(client, socket.as_deref(), ticket) {
-            Ok(was_held) => SessionEnd::Released { was_held },
+            Ok(was_held) => SessionEnd::Released {
+                was_held,
+                recorder: recorder.filter(|recorder| !(was_held && recorder.is_complete())),
+            },
             Err(loss) => {
                 self.reporter.report(SessionEvent::Lost(loss.why));
                 SessionEnd::Lost {
                     lock,
                     backend_pid: grant.backend_pid,
                     by_administrator: loss.by_administrator,
+                    recorder,
                 }
             }
         }

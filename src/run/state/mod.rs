@@ -12,7 +12,7 @@ mod policy;
 mod waiting;
 
 pub(crate) use event::{Action, Event};
-pub(crate) use policy::{OnLost, Policy};
+pub(crate) use policy::{OnLost, Policy, RECORD_TIMEOUT};
 
 use crate::outcome::{ExitCode, Outcome};
 use crate::run::signal_number::SignalNumber;
@@ -296,7 +296,7 @@ impl RunState {
 
     /// Releases the lock, and finishes with the outcome once that is confirmed or takes too long.
     fn release(&mut self, outcome: Outcome, now: Instant) -> Vec<Action> {
-        let until = now + self.policy.timing.heartbeat;
+        let until = now + self.policy.release_timeout();
         self.phase = Phase::Releasing { outcome, until };
         vec![Action::Release]
     }

@@ -14,6 +14,10 @@ pub(crate) enum OnLost {
     Ignore,
 }
 
+/// How long recording the end of a run may take. The lock is kept meanwhile, so that the next holder of the key finds
+/// the end.
+pub(crate) const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Exit status, time limits, and what to do about a lost lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Policy {
@@ -25,6 +29,20 @@ pub(crate) struct Policy {
     pub min_hold: Duration,
     /// A signal that ends a wait as SIGTERM does, besides those that do anyway.
     pub stop_signal: Option<SignalNumber>,
-    /// Heartbeat and grace period. The server's reply to a release may take as long as one to a heartbeat.
+    /// Heartbeat and grace period.
     pub timing: Timing,
+    /// Whether the end of the run is recorded before the lock is released.
+    pub is_recorded: bool,
+}
+
+impl Policy {
+    /// Returns how long a release may take: as long as a heartbeat, after the end of the run is recorded.
+    pub(super) fn release_timeout(&self) -> Duration {
+        let record_timeout = if self.is_recorded {
+            RECORD_TIMEOUT
+        } else {
+            Duration::ZERO
+        };
+        self.timing.heartbeat + record_timeout
+    }
 }

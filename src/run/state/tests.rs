@@ -24,6 +24,7 @@ fn policy(on_lost: OnLost) -> Policy {
             heartbeat: 5 * SECOND,
             kill_after: 10 * SECOND,
         },
+        is_recorded: false,
     }
 }
 

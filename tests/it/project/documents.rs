@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// The subcommands that have options.
-const SUBCOMMANDS: [&str; 5] = ["run", "list", "evict", "check", "key"];
+const SUBCOMMANDS: [&str; 7] = ["run", "list", "evict", "check", "key", "init", "history"];
 /// Long options of other programs that the pages mention: timeout(1), a Dockerfile, `examples/self-locking`.
 const FOREIGN_OPTIONS: [&str; 3] = ["--foreground", "--from", "--locked"];
 /// Options of other programs in the README's comparison and in `docs/poolers.md`: klock, consul, socat.
@@ -214,7 +214,7 @@ fn options_of(subcommand: &str) -> BTreeMap<String, HelpedOption> {
     let mut options = BTreeMap::new();
     // An option begins at a line such as `  -w, --wait <DURATION>`.
     let mut entries: Vec<Vec<&str>> = Vec::new();
-    for line in list.lines().take_while(|line| line.is_empty() || line.starts_with(' ')) {
+    for line in list.lines().take_while(|line| !line.starts_with("Exit status")) {
         let option = line.trim_start();
         // The text of an option is indented further, and can begin with the name of another one.
         if option.starts_with('-') && line.len() - option.len() < 10 {

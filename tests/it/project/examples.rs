@@ -67,6 +67,21 @@ fn a_crontab_runs_the_nightly_job_on_one_host() {
     assert_eq!(before.lines().count(), 2);
 }
 
+/// P102: the second attempt runs the job again that has failed, and the third leaves it alone.
+#[test]
+fn a_crontab_runs_the_report_until_it_succeeds() {
+    let desk = Desk::new();
+    desk.on_path(env!("CARGO_BIN_EXE_pglock")).arg("init").output().code(0);
+    let ran = desk.file("ran");
+    let has_run_before = format!("echo ran >> {0}; [ $(wc -l < {0}) -gt 1 ]", ran.display());
+    desk.program("report", &has_run_before);
+    let (variables, commands) = crontab(&desk.text("crontab"));
+    for (status, runs) in [(1, 1), (0, 2), (0, 2)] {
+        desk.cron(&variables, &commands[1]).output().code(status).silent();
+        assert_eq!(fs::read_to_string(&ran).unwrap().lines().count(), runs);
+    }
+}
+
 #[test]
 fn a_crontab_runs_the_weekly_job_on_every_host_in_turn() {
     let (desk, journal) = (Desk::new(), Journal::new());
@@ -74,7 +89,7 @@ fn a_crontab_runs_the_weekly_job_on_every_host_in_turn() {
     let job = format!("{}; note begin; {}; note end", journal.note(), await_file(&go));
     desk.program("weekly", &job);
     let (variables, commands) = crontab(&desk.text("crontab"));
-    let hosts = [(), ()].map(|()| desk.cron(&variables, &commands[1]).spawn());
+    let hosts = [(), ()].map(|()| desk.cron(&variables, &commands[2]).spawn());
     desk.await_locks("weekly", 1, 1);
     fs::write(&go, "").unwrap();
     for host in hosts {
@@ -306,7 +321,8 @@ fn crontab(text: &str) -> (Vec<(String, String)>, Vec<String>) {
         let mut rest = line;
         for _ in 0..5 {
             let (field, after) = rest.split_once(' ').unwrap();
-            assert!(field == "*" || field.parse::<u8>().is_ok(), "{line}");
+            let is_time = |byte: u8| byte.is_ascii_digit() || b"*-".contains(&byte);
+            assert!(field.bytes().all(is_time), "{line}");
             rest = after.trim_start();
         }
         // cron turns it into a line break.

@@ -2,28 +2,19 @@
 
 use super::desk::Desk;
 use crate::support::journal::Journal;
-use crate::support::pglock::Pglock;
+use crate::support::pglock::{Pglock, python_tool};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 /// A path in the recipe that is replaced here.
 const ALIVE: &str = "/tmp/alive";
 
-/// Returns a program of the environment that `scripts/setup` makes in cargo's target directory.
-fn tool(name: &str) -> PathBuf {
-    let ancestors = Path::new(env!("CARGO_BIN_EXE_pglock")).ancestors();
-    let mut candidates = ancestors.map(|directory| directory.join("kubernetes-validate/bin").join(name));
-    let found = candidates.find(|path| path.exists());
-    found.expect("kubernetes-validate is not installed; run scripts/setup test")
-}
-
 fn validate(desk: &Desk, manifest: &str) -> crate::support::pglock::Output {
     let path = desk.file("manifest.yaml");
     fs::write(&path, manifest).unwrap();
-    let validate = Pglock::for_program(tool("kubernetes-validate").to_str().unwrap());
+    let validate = python_tool("kubernetes-validate");
     validate.args(["--strict", "--quiet"]).arg(path).output()
 }
 
@@ -51,7 +42,7 @@ impl Pod {
     /// Returns the pods of the manifest: that of the job, and that of the service.
     fn read(desk: &Desk) -> [Pod; 2] {
         let to_json = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(sys.stdin))))";
-        let python = Pglock::for_program(tool("python3").to_str().unwrap()).args(["-c", to_json]);
+        let python = python_tool("python3").args(["-c", to_json]);
         let manifest = desk.text("kubernetes.yaml");
         let alive = desk.file("alive");
         let manifest = manifest.replace(ALIVE, alive.to_str().unwrap());

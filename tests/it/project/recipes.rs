@@ -1,4 +1,5 @@
-//! P95: more recipes in `examples/`: shared locks, pauses, replaced runs, locks for a part of a script, CI.
+//! P95: more recipes in `examples/`: shared locks, pauses, replaced runs, locks for a part of a script, CI,
+//! and what watches recorded runs.
 
 use super::desk::{Desk, await_file};
 use crate::support::journal::Journal;
@@ -127,6 +128,59 @@ fn a_type_and_a_number_are_one_key() {
         desk.sql("SELECT NOT pg_try_advisory_lock((7::bigint << 32) | 42), pg_try_advisory_lock(7::bigint << 32)");
     assert_eq!(held, "tt");
     holder.finish().code(0);
+}
+
+/// Inserts a run of the key 42 that succeeded an hour ago.
+fn insert_success(desk: &Desk) {
+    desk.sql(
+        "INSERT INTO pglock_run (key, number, mode, host, pid, job, waited, started, ended, exit_status, outcome) \
+         VALUES ('42', '42', 'exclusive', 'web1', 7, 'job', 0, now(), now() - interval '1h', 0, 'ok')",
+    );
+}
+
+#[test]
+fn a_check_tells_success_from_failure_and_ignorance() {
+    let desk = Desk::new();
+    let check = |arguments: &[&str]| desk.script("check-success").args(arguments).output();
+    let unknown = check(&["2h", "42"]);
+    let text = String::from_utf8_lossy(&unknown.code(3).silent().stdout).into_owned();
+    assert!(
+        text.starts_with("UNKNOWN: pglock: there is no table public.pglock_run; "),
+        "{text}"
+    );
+    desk.on_path("pglock").arg("init").output().stdout();
+    insert_success(&desk);
+    assert_eq!(check(&["2h", "42"]).stdout(), "OK: succeeded within 2h\n");
+    let critical = check(&["2h", "a key", "42"]);
+    let text = String::from_utf8_lossy(&critical.code(2).silent().stdout).into_owned();
+    assert_eq!(text, "CRITICAL: pglock: key \"a key\" has no recorded success\n");
+}
+
+#[test]
+fn the_textfile_collector_never_sees_half_a_file() {
+    let desk = Desk::new();
+    let directory = desk.file("textfile");
+    fs::create_dir(&directory).unwrap();
+    let write = || {
+        desk.script("node-exporter")
+            .env("TEXTFILE_DIRECTORY", &directory)
+            .output()
+    };
+    let files = || -> Vec<_> {
+        let entries = fs::read_dir(&directory).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect()
+    };
+    write().code(78).stderr_line();
+    assert!(files().is_empty(), "{:?}", files());
+    desk.on_path("pglock").arg("init").output().stdout();
+    insert_success(&desk);
+    write().stdout();
+    assert_eq!(files(), ["pglock.prom"]);
+    let metrics = fs::read_to_string(directory.join("pglock.prom")).unwrap();
+    assert!(metrics.contains("pglock_last_exit_status{key=\"42\"} 0\n"), "{metrics}");
+    desk.sql("DROP TABLE pglock_run");
+    write().code(78).stderr_line();
+    assert_eq!(fs::read_to_string(directory.join("pglock.prom")).unwrap(), metrics);
 }
 
 /// The command of a step is run as the runner runs it: by a shell that stops at the first error, in the checkout.

@@ -15,8 +15,10 @@ mod hostile;
 mod job;
 mod lost;
 mod min_hold;
+mod once_per;
 mod orphan;
 mod partition;
+mod record;
 mod signals;
 mod switchover;
 #[cfg(target_os = "linux")]

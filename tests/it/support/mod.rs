@@ -23,6 +23,7 @@ pub mod probe;
 pub mod proxy;
 #[cfg(target_os = "linux")]
 pub mod real_proxy;
+pub mod run_table;
 pub mod screen;
 pub mod server;
 pub mod socket_forwarder;
@@ -30,11 +31,21 @@ pub mod terminal;
 pub mod tls;
 pub mod wait;
 
+use std::fs;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Returns the name of this host, as pglock reports it.
 pub fn hostname() -> String {
     nix::unistd::gethostname().unwrap().into_string().unwrap()
+}
+
+/// Returns the library that shows a program another time.
+pub fn faketime() -> Option<PathBuf> {
+    let directories = fs::read_dir("/usr/lib").ok()?;
+    let directories = directories.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut libraries = directories.map(|directory| directory.join("faketime/libfaketimeMT.so.1"));
+    libraries.find(|library| library.exists())
 }
 
 /// Returns the number in this environment variable, which repeats a test more often than usual.

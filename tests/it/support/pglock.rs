@@ -15,6 +15,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -138,6 +139,15 @@ impl Pglock {
         let backend = running.stdout().trim().to_owned();
         (running, backend)
     }
+}
+
+/// Returns a program of the Python environment that `scripts/setup` makes in cargo's target directory.
+pub fn python_tool(name: &str) -> Pglock {
+    let ancestors = Path::new(env!("CARGO_BIN_EXE_pglock")).ancestors();
+    let mut candidates = ancestors.map(|directory| directory.join("python-tools/bin").join(name));
+    let found = candidates.find(|path| path.exists());
+    let found = found.expect("the Python tools are not installed; run scripts/setup test");
+    Pglock::for_program(found.to_str().unwrap())
 }
 
 /// A started pglock. On drop it is terminated by TERM, which it forwards, and then by KILL.

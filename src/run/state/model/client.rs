@@ -93,6 +93,7 @@ fn initial_state(rules: &Rules) -> RunState {
         min_hold: Duration::ZERO,
         stop_signal: None,
         timing: rules.policy_timing,
+        is_recorded: false,
     };
     RunState::new(policy, None)
 }

@@ -1,0 +1,62 @@
+//! Why a run table cannot be used, and what to do about it.
+
+use super::table::TableName;
+use crate::outcome::{ExitCode, Failure};
+use postgres::Error;
+use std::fmt::Display;
+
+/// Returns the failure of a query that records a run.
+pub(super) fn explain(error: Error, table: &TableName) -> Failure {
+    explain_use(error, table, "record runs in")
+}
+
+/// Returns the failure of a query on the table, which was to `action` it. By SQLSTATE: 42501 lacks a privilege, 3F000
+/// and 42P01 lack the table; the rest of the classes 42 (wrong columns), 22 (wrong types) and 23 (constraints) show a
+/// table that `pglock init` has not made, or that someone has altered.
+pub(super) fn explain_use(error: Error, table: &TableName, action: &'static str) -> Failure {
+    let Some(server_error) = error.as_db_error() else {
+        return Failure::from(error);
+    };
+    let message = server_error.message();
+    match server_error.code().code() {
+        "42501" => Failure::msg(
+            ExitCode::Permission,
+            format!(
+                "cannot {action} table {table}: {message}; as its owner, run: pglock init{} --grant ROLE",
+                table.option()
+            ),
+        ),
+        "42P01" | "3F000" => no_table(table),
+        code if ["22", "23", "42"].iter().any(|class| code.starts_with(class)) => not_as_made(table, message),
+        // feature_not_supported: a transaction that writes, on a standby; or a table with rules
+        "0A000" => Failure::msg(ExitCode::Config, format!("cannot {action} table {table}: {message}")),
+        // lock_not_available
+        "55P03" => Failure::msg(
+            ExitCode::Unavailable,
+            format!("cannot {action} table {table}, because it is locked: {message}"),
+        ),
+        _ => Failure::from(error).context(format!("cannot {action} table {table}")),
+    }
+}
+
+/// Returns the failure for a table that does not exist.
+pub(super) fn no_table(table: &TableName) -> Failure {
+    Failure::msg(
+        ExitCode::Config,
+        format!(
+            "there is no table {table}; create it with: pglock init{}",
+            table.option()
+        ),
+    )
+}
+
+/// Returns the failure for a table that differs from what `pglock init` makes.
+pub(super) fn not_as_made(table: &TableName, difference: impl Display) -> Failure {
+    Failure::msg(
+        ExitCode::Config,
+        format!(
+            "table {table} is not as pglock init makes it: {difference}; use another table, see: pglock init{} --print",
+            table.option()
+        ),
+    )
+}

@@ -1,0 +1,124 @@
+//! Recording the end of a run that was recorded when it began.
+//!
+//! While the lock is held, the end is written before the lock is released: by the session itself, or over another
+//! connection if the lock is that of a transaction. After a loss it is written over a connection of its own, and says
+//! that the lock was lost; if that fails too, the next holder of the key finds the run.
+
+use super::events::SessionEvent;
+use super::orders::Orders;
+use super::plan::SessionPlan;
+use super::reporter::Reporter;
+use crate::connection::Client;
+use crate::history::{self, RecordedRun, RunEnd, TableName};
+use crate::lock::Scope;
+use crate::outcome::{ExitCode, Failure};
+use crate::run::state::RECORD_TIMEOUT;
+use crate::ui::message;
+use std::cell::Cell;
+
+/// Records the end of a run.
+pub(super) struct Recorder<'a> {
+    pub(super) plan: &'a SessionPlan,
+    pub(super) orders: &'a Orders,
+    pub(super) reporter: &'a Reporter,
+    run: RecordedRun,
+    table: &'a TableName,
+    /// The end, once the main thread has reported it.
+    end: Cell<Option<RunEnd>>,
+}
+
+impl<'a> Recorder<'a> {
+    /// Makes the recorder of a run that is recorded as running, in the table of the plan.
+    pub(super) fn new(
+        plan: &'a SessionPlan,
+        orders: &'a Orders,
+        reporter: &'a Reporter,
+        run: RecordedRun,
+    ) -> Option<Recorder<'a>> {
+        Some(Recorder {
+            plan,
+            orders,
+            reporter,
+            run,
+            table: &plan.options.record.as_ref()?.table,
+            end: Cell::new(None),
+        })
+    }
+
+    /// Returns whether the end is recorded, or could not be.
+    pub(super) fn is_complete(&self) -> bool {
+        self.end.get().is_some()
+    }
+
+    /// Records the end, if the job has ended, while the lock is held by this session.
+    ///
+    /// # Errors
+    /// The session is lost.
+    pub(super) fn complete_under_lock(&self, client: &mut Client, scope: Scope) -> Result<(), postgres::Error> {
+        if self.end.get().is_some() {
+            return Ok(());
+        }
+        let Some(end) = self.orders.job_end() else {
+            return Ok(());
+        };
+        self.end.set(Some(end));
+        self.reporter.expect_reply_within(RECORD_TIMEOUT);
+        let result = match scope {
+            Scope::Session => match self.complete(client, &end) {
+                // The loss of the session is that of the lock.
+                Err(error) if error.as_db_error().is_none() || client.is_closed() => return Err(error),
+                result => result.map_err(Failure::from).and_then(require_running),
+            },
+            Scope::Transaction => self.complete_on_another_session(&end),
+        };
+        self.reporter.report(SessionEvent::Recorded(result));
+        Ok(())
+    }
+
+    /// Records, once the job has ended, that the lock was lost.
+    pub(super) fn complete_after_loss(&self) {
+        let Some(end) = self.end.get().or_else(|| self.orders.await_job_end()) else {
+            return;
+        };
+        let result = self.complete_on_another_session(&end.after_loss());
+        self.reporter.report(SessionEvent::Recorded(result));
+    }
+
+    /// Writes the end, and then removes old runs of the keys.
+    ///
+    /// # Errors
+    /// The server reports an error, or the connection is lost, before the end is written.
+    fn complete(&self, client: &mut Client, end: &RunEnd) -> Result<bool, postgres::Error> {
+        let was_running = history::complete(client, self.table, &self.run, end, RECORD_TIMEOUT)?;
+        if let Err(error) = history::prune(client, self.table, &self.run, RECORD_TIMEOUT) {
+            message::detail(format_args!("could not remove old runs: {}", Failure::from(error)));
+        }
+        Ok(was_running)
+    }
+
+    /// Records the end over a connection of its own.
+    ///
+    /// # Errors
+    /// The server is not there, stops responding or reports an error; or the run is not running any more.
+    fn complete_on_another_session(&self, end: &RunEnd) -> Result<(), Failure> {
+        let settings = self.plan.settings.clone().with_reply_limit(RECORD_TIMEOUT);
+        let mut client = settings.reopen(&self.plan.application_name())?.client;
+        self.complete(&mut client, end)
+            .map_err(|error| client.explain(Failure::from(error)))
+            .and_then(require_running)
+    }
+}
+
+/// Refuses a run that was not running any more.
+///
+/// # Errors
+/// It was not.
+fn require_running(was_running: bool) -> Result<(), Failure> {
+    if was_running {
+        return Ok(());
+    }
+    Err(Failure::msg(
+        ExitCode::Lost,
+        "another run on the key has found it abandoned, or it was removed",
+    ))
+}
