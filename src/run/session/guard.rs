@@ -20,6 +20,7 @@ use crate::inspect::{eviction, holders};
 use crate::key;
 use crate::lock::{Acquisition, Backoff, ClientInfo, Grant, Keys, Lock, Scope, ScopeChoice, Settling};
 use crate::outcome::{ExitCode, Failure};
+use crate::protocol::name;
 use crate::protocol::query_tag::QueryTag;
 use crate::run::state::OnLost;
 use std::time::{Duration, Instant};
@@ -232,6 +233,10 @@ impl Guard<'_> {
 fn taken_message(client: &mut Client, lock: &Lock, keys: &str) -> Option<String> {
     let (Keys::All(ids) | Keys::OneOf { keys: ids, .. }) = &lock.keys;
     let found = holders::find(client, ids, QueryTag::ProgramOnly).unwrap_or_default();
-    let holder = found.first()?;
+    // Not our own session, which the server may still be ending.
+    let instance_id = name::instance_id();
+    let holder = found
+        .iter()
+        .find(|holder| !name::is_of_instance(&holder.application_name, &instance_id))?;
     Some(format!("{keys} was acquired by {holder} before the job was dead"))
 }
