@@ -222,7 +222,8 @@ fn an_expiring_password_a_template_and_full_connections_are_reported() {
     let found = findings(output.code(0));
     assert_eq!(about(&found, "database").0, "warning", "{output}");
 
-    let small = Server::with(&["max_connections=12"]);
+    // PostgreSQL 11 counts the WAL senders among the connections.
+    let small = Server::with(&["max_connections=12", "max_wal_senders=0"]);
     let level_with = |clients: &[postgres::Client]| {
         let output = check(small.pglock()).output();
         let level = about(&findings(output.code(0)), "connections").0.to_owned();

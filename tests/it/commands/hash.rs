@@ -49,7 +49,11 @@ fn server_with_app(settings: &[&str]) -> Server {
 
 /// Returns whether the server has the functions that the scheme needs.
 fn is_supported(server: &Server, scheme: &str) -> bool {
-    server.version() >= 11 || !matches!(scheme, "sha256" | "sha256-le" | "hashtextextended")
+    let is_supported = server.version() >= 11 || !matches!(scheme, "sha256" | "sha256-le" | "hashtextextended");
+    if !is_supported {
+        println!("SKIPPED: PostgreSQL before 11 cannot compute --hash {scheme}");
+    }
+    is_supported
 }
 
 /// P63: `--hash all` prints the number for every scheme.

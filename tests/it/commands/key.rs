@@ -72,7 +72,8 @@ fn the_server_computes_the_same_numbers() {
     let numbers = key(&arguments);
     let server = Server::shared();
     if server.version() < 11 {
-        return; // It has no function sha256.
+        println!("SKIPPED: PostgreSQL before 11 has no sha256() to compare with");
+        return;
     }
     for setting in ["on", "off"] {
         let mut client = server.client();

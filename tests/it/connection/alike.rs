@@ -7,7 +7,7 @@
 use crate::connection::hosts::pair;
 use crate::support::pglock::Pglock;
 use crate::support::server::{Server, free_port, rows};
-use crate::support::tls::{PASSWORD, Secured};
+use crate::support::tls::{PASSWORD, Secured, kerberos_server};
 use crate::support::unique;
 use crate::support::wait::{SOON, until};
 use postgres::Client;
@@ -111,6 +111,7 @@ impl Stage {
                 format!("'{}'", PASSWORD.replace('\\', "\\\\").replace('\'', "\\'")),
             ),
             ("escaped", PASSWORD.replace('\\', "\\\\").replace(':', "\\:")),
+            ("kerberos", kerberos_server().to_string()),
         ];
         let home = server.home("home", &[]);
         for (file, text) in HOME_FILES {
@@ -601,7 +602,7 @@ fn secrets() -> Vec<Comparison> {
             "sslmode=require sslcert={pki}client-other.crt sslkey={pki}client-other.key",
             &[],
         ),
-        tcp("kerberos", "", &[]),
+        case("host=127.0.0.1 port={kerberos} user=postgres sslmode=disable", &[]),
         tcp("with_tls", "", &[("HOME", "{trusting}")]),
         tcp("with_tls", "sslmode=require", &[("HOME", "{trusting}")]),
         tcp("without_tls", "", &[("HOME", "{trusting}")]),

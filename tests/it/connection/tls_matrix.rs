@@ -224,7 +224,12 @@ fn psql_and_pglock_agree_about_every_server() {
     server.restart();
     let page = include_str!("../../../docs/connecting.md");
     let mut wrong = Vec::new();
+    let version = server.version();
     for row in &ROWS {
+        if version < 12 && row.settings.iter().any(|setting| setting.contains("protocol_version")) {
+            println!("SKIPPED: PostgreSQL before 12 cannot limit the version of TLS");
+            continue;
+        }
         let certificate = row.certificate;
         let settings = ["ssl = on".to_owned()].into_iter();
         let settings = settings.chain([

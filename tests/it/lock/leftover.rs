@@ -124,6 +124,10 @@ fn a_key_that_the_lent_session_holds_is_held() {
             if scope.is_some() && arguments.contains(&"--scope") {
                 continue;
             }
+            if pool.server.version() < 11 && arguments.contains(&"hashtextextended") {
+                println!("SKIPPED: PostgreSQL before 11 has no hashtextextended()");
+                continue;
+            }
             pool.leave(left);
             let locks = pool.locks();
             let run = pool.run(arguments).args(scope.into_iter().flatten());

@@ -131,11 +131,13 @@ fn a_newcomer_leaves_a_backend_alone_that_the_pooler_has_just_opened() {
 #[test]
 fn a_newcomer_waits_after_a_crash() {
     let server = Server::start();
-    if server.version() >= 15 {
-        let key = unique("crashed");
-        let crashed = |server: &Server| epoch(server, "pg_stat_get_bgwriter_stat_reset_time()");
-        assert_settles(&server, Server::crash_restart, crashed, || server.run(&key));
+    if server.version() < 15 {
+        println!("SKIPPED: PostgreSQL before 15 does not tell newcomers when it crashed");
+        return;
     }
+    let key = unique("crashed");
+    let crashed = |server: &Server| epoch(server, "pg_stat_get_bgwriter_stat_reset_time()");
+    assert_settles(&server, Server::crash_restart, crashed, || server.run(&key));
 }
 
 /// P25

@@ -167,10 +167,11 @@ fn nor_in_a_restart_of_the_pooler() {
 /// P10, P25
 #[test]
 fn nor_in_a_crash() {
-    // Before PostgreSQL 15 nothing tells a newcomer when the server crashed.
-    if Server::shared().version() >= 15 {
-        restart_repeatedly(Server::crash_restart);
+    if Server::shared().version() < 15 {
+        println!("SKIPPED: PostgreSQL before 15 does not tell newcomers when it crashed");
+        return;
     }
+    restart_repeatedly(Server::crash_restart);
 }
 
 /// Starts a holder whose job goes on after TERM until USR2.

@@ -6,9 +6,12 @@
 use super::server::{SUPERUSER, Server, rows};
 use super::wait::{SOON, eventually};
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::thread;
 
 /// The password of every role that has one.
 pub const PASSWORD: &str = "p:a\\ss'w@rd %41";
@@ -25,7 +28,6 @@ const RULES: &str = "\
     hostssl all with_cert    127.0.0.1/32 cert\n\
     hostnossl all with_tls,with_cert 127.0.0.1/32 reject\n\
     hostssl all without_tls  127.0.0.1/32 reject\n\
-    host    all kerberos     127.0.0.1/32 gss\n\
     host    all,replication all 127.0.0.1/32 trust\n";
 
 /// Creates all certificates. `leaf NAME SUBJECT CA [EXTENSION]...` creates NAME.crt and NAME.key.
@@ -112,7 +114,7 @@ impl Secured {
             let method = if role == "md5" { "md5" } else { "scram-sha-256" };
             format!("SET password_encryption = '{method}'; CREATE ROLE {role} LOGIN PASSWORD '{password}';")
         });
-        let others = ["with_tls", "without_tls", "with_cert", "kerberos"];
+        let others = ["with_tls", "without_tls", "with_cert"];
         let others = others.map(|role| format!("CREATE ROLE {role} LOGIN;"));
         server.sql(&(roles.concat() + &others.concat()));
         fs::write(server.directory().join("data/pg_hba.conf"), RULES).unwrap();
@@ -174,6 +176,23 @@ impl Secured {
         fs::create_dir_all(&home).unwrap();
         home
     }
+}
+
+/// Returns the port of a server without TLS that requests Kerberos authentication, which many builds of PostgreSQL do not
+/// support. It listens as long as the test process lives.
+pub fn kerberos_server() -> u16 {
+    const GSS_REQUEST: &[u8] = b"R\0\0\0\x08\0\0\0\x07";
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        while let Ok((mut client, _)) = listener.accept() {
+            // The startup packet, and all that comes until the client closes the connection.
+            let _ = client.read(&mut [0; 1024]);
+            let _ = client.write_all(GSS_REQUEST);
+            let _ = client.read_to_end(&mut Vec::new());
+        }
+    });
+    port
 }
 
 /// Only its owner can read it.
