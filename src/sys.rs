@@ -289,7 +289,7 @@ pub(crate) fn check_free_descriptors(count: usize) -> io::Result<()> {
     clones.map(drop)
 }
 
-/// Returns the open descriptors below N.
+/// Returns the open descriptors below N; on macOS, all numbers below N.
 ///
 /// # Errors
 /// N exceeds the limit on open descriptors (RLIMIT_NOFILE).
@@ -300,7 +300,7 @@ pub(crate) fn open_descriptors<const N: usize>() -> io::Result<Vec<RawFd>> {
         revents: 0,
     });
     // SAFETY: poll(2) writes to these N entries only; it requests no events and reports POLLNVAL for closed
-    // descriptors.
+    // descriptors, except on macOS, which then does not look at them.
     if unsafe { libc::poll(entries.as_mut_ptr(), N as libc::nfds_t, 0) } == -1 {
         return Err(io::Error::last_os_error());
     }

@@ -1,10 +1,11 @@
 //! Finds the descriptor of the session's socket, which the client library does not reveal, and shuts it down.
 
 use crate::sys;
-use nix::sys::socket::{Shutdown, SockaddrStorage, getpeername, shutdown};
+use nix::sys::socket::{Shutdown, SockaddrStorage, UnixAddr, getpeername, shutdown};
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 
 /// Shuts a session's connection down, whatever the session is doing and whichever process has inherited the socket: the
 /// server notices as soon as the network lets it.
@@ -20,7 +21,8 @@ pub(super) struct SocketSnapshot {
 }
 
 /// The number of descriptors that count as low. A new descriptor gets the lowest free number, so it is enough to list
-/// the low ones as long as more of them are free than a connection needs. Listing all takes ten times as long.
+/// the low ones as long as more of them are free than a connection needs. Listing all takes ten times as long; it is
+/// what macOS does, where poll(2) takes every descriptor for open if no events are requested.
 const LOW_DESCRIPTORS: usize = 256;
 /// The number of low descriptors that must be free.
 const DESCRIPTOR_RESERVE: usize = 50;
@@ -79,12 +81,23 @@ fn is_server(peer: &SockaddrStorage, address: Option<SocketAddr>) -> bool {
         Some(SocketAddr::V6(address)) => peer
             .as_sockaddr_in6()
             .is_some_and(|peer| (peer.ip(), peer.port()) == (*address.ip(), address.port())),
-        None => peer
-            .as_unix_addr()
-            .is_some_and(|peer| peer.path().is_some() || peer.as_abstract().is_some()),
+        None => peer.as_unix_addr().is_some_and(has_name),
     }
 }
 
+/// Returns whether the socket has a name: a path, or one in Linux's abstract namespace. macOS returns zero bytes as the
+/// path of a socket without a name.
+fn has_name(address: &UnixAddr) -> bool {
+    #[cfg(target_os = "linux")]
+    if address.as_abstract().is_some() {
+        return true;
+    }
+    let path = address.path().map(|path| path.as_os_str().as_bytes());
+    path.is_some_and(|path| !path.starts_with(&[0]))
+}
+
+/// Returns all open descriptors; on FreeBSD, only the standard streams unless fdescfs(5) is mounted. The session's
+/// socket is then not found if hundreds of descriptors are open.
 fn list_descriptors() -> Vec<RawFd> {
     let Ok(entries) = std::fs::read_dir("/dev/fd") else {
         return Vec::new();
@@ -112,7 +125,7 @@ mod tests {
         let (server, other) = (listen()?, listen()?);
         let address = server.local_addr()?;
         let (family, kind) = (AddressFamily::Inet, SockType::Stream);
-        let mut abandoned = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
+        let mut abandoned = socket(family, kind, SockFlag::empty(), None)?;
         let _inherited = TcpStream::connect(address)?;
 
         let snapshot = SocketSnapshot::take();

@@ -5,8 +5,8 @@
 //! blocked, in all threads, and keep the disposition that pglock inherited. So nothing must be restored for the job
 //! except the mask, and abort(3), which unblocks its signal, still ends pglock.
 //!
-//! Other systems have no signalfd(2). There, `signals` handles the named ones, and the real-time signals of those that
-//! have any stay blocked: they do not reach the job, but they do not end pglock either.
+//! Other systems have no signalfd(2). There, `signals` handles the ones that POSIX names. Real-time signals, SIGEMT and
+//! SIGINFO stay blocked: they do not reach the job, but they do not end pglock either.
 
 use crate::run::signal_number::SignalNumber;
 use nix::sys::signal::{SigSet, Signal};

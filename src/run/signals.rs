@@ -15,7 +15,7 @@ use crate::ui::terminal;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
-use nix::unistd::{Pid, getsid};
+use nix::unistd::{Pid, getpgrp, getsid};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::origin::WithOrigin;
 use std::io::{self, Write};
@@ -211,9 +211,9 @@ impl Signals {
         let mut received: Vec<QueuedSignal> = handled.collect();
         received.extend(std::iter::from_fn(|| self.queue.next()));
         received.retain(|received| !is_own_fault(*received));
-        let to_info = |QueuedSignal { signal, sender }| SignalInfo {
-            signal,
-            from_terminal: sender.is_none() && is_sent_to_foreground_group(signal),
+        let to_info = |received: QueuedSignal| SignalInfo {
+            signal: received.signal,
+            from_terminal: is_from_terminal(received),
         };
         received.into_iter().map(to_info).collect()
     }
@@ -239,6 +239,15 @@ fn is_own_fault(received: QueuedSignal) -> bool {
     };
     let is_from_other = |sender: i32| sender != Pid::this().as_raw();
     reports_fault && !received.sender.is_some_and(is_from_other)
+}
+
+/// Returns whether the terminal driver sent the signal. macOS gives the terminal emulator, which passes on the key, as
+/// the sender. There, a signal that a terminal can send counts as the terminal's in its foreground: the job would get
+/// each Ctrl-C twice otherwise. kill(1) then has to signal the job itself, or use TERM.
+fn is_from_terminal(received: QueuedSignal) -> bool {
+    let is_in_foreground = || terminal::foreground_group() == Some(getpgrp());
+    is_sent_to_foreground_group(received.signal)
+        && (received.sender.is_none() || (cfg!(target_os = "macos") && is_in_foreground()))
 }
 
 /// Returns whether the kernel sends this signal to the whole foreground group. It sends SIGHUP to the session leader

@@ -98,6 +98,8 @@ struct Supervisor {
     not_due: Option<String>,
     loss: Option<LockLoss>,
     termination: Termination,
+    /// When to check again whether any process of a job that is being terminated is left.
+    group_check_due: Instant,
     /// The holders of the lock as last seen, for the status line.
     progress: Option<WaitProgress>,
     is_wait_reported: bool,
@@ -135,6 +137,7 @@ impl Supervisor {
             not_due: None,
             loss: None,
             termination: Termination::NotNeeded,
+            group_check_due: started_at,
             progress: None,
             is_wait_reported: false,
             service_manager,
@@ -193,7 +196,7 @@ impl Supervisor {
                 ..info
             }));
         }
-        if self.state.is_draining() && self.is_group_empty() {
+        if self.state.is_draining() && Instant::now() >= self.group_check_due && self.is_group_empty() {
             events.push(Event::GroupEmpty);
         }
         events.push(Event::Tick);
@@ -314,7 +317,11 @@ impl Supervisor {
     }
 
     /// Returns whether no process of the job is left. If the system does not show all processes, some may be.
-    fn is_group_empty(&self) -> bool {
+    fn is_group_empty(&mut self) -> bool {
+        // Where ps(1) lists the processes, its exit is an event as well, and must not make it run again at once.
+        if cfg!(not(target_os = "linux")) {
+            self.group_check_due = Instant::now() + TERMINATION_POLL_INTERVAL;
+        }
         let running = self.job.as_ref().and_then(Job::running_processes);
         running.is_some_and(|processes| processes.is_empty())
     }

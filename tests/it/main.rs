@@ -10,6 +10,10 @@
     clippy::print_stdout,
     reason = "the measurements of a test are shown with --nocapture"
 )]
+#![cfg_attr(
+    not(target_os = "linux"),
+    allow(unused_imports, dead_code, reason = "some tests need Linux")
+)]
 
 mod cli;
 mod commands;

@@ -11,7 +11,10 @@
 //! [`plan`]: what is to happen. [`world`]: servers, pooler and hosts. [`crowd`]: the clients that want locks.
 //! [`nemesis`]: the faults. [`history`]: what happened. [`check`]: whether that was right; `check_tests` and [`lies`]:
 //! whether the check notices. [`shrink`]: makes a failing plan smaller. `job.rs`: the job, a program of its own.
+//!
+//! Linux only: it finds jobs, and what became of them, in /proc.
 
+#![cfg(target_os = "linux")]
 #![expect(unreachable_pub, clippy::missing_errors_doc, reason = "a test has no API")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(

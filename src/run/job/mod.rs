@@ -147,7 +147,11 @@ impl Job {
         let target = self
             .own_group()
             .map_or(self.pid, |group| Pid::from_raw(-group.as_raw()));
-        sys::kill(target, signal.as_raw())
+        match sys::kill(target, signal.as_raw()) {
+            // macOS reports this too if the group consists of zombies.
+            Err(Errno::EPERM) if self.running_processes().is_some_and(|left| left.is_empty()) => Err(Errno::ESRCH),
+            result => result,
+        }
     }
 
     /// Returns the job's process group unless it is pglock's. Signals from the terminal do not reach that group. The

@@ -57,16 +57,24 @@ pub(super) fn adopt_orphans() {
     let _ = nix::sys::prctl::set_child_subreaper(true);
 }
 
-/// Returns all processes except zombies; `None` if /proc is not mounted or hides processes, which is assumed if it does
-/// not show process 1 and pglock itself.
-#[cfg(target_os = "linux")]
+/// Returns all processes except zombies; `None` if the system hides some, which is assumed if it does not show process 1
+/// and pglock itself. Jails of FreeBSD hide them, and /proc may not be mounted.
 fn running() -> Option<Vec<Process>> {
+    #[cfg(target_os = "linux")]
+    let processes = list_from_proc()?;
+    #[cfg(not(target_os = "linux"))]
+    let processes = list_with_ps()?;
+    let shows = |pid| processes.iter().any(|process| process.pid == pid);
+    (shows(1) && shows(Pid::this().as_raw())).then_some(processes)
+}
+
+/// Returns the processes, except zombies, that /proc shows.
+#[cfg(target_os = "linux")]
+fn list_from_proc() -> Option<Vec<Process>> {
     let entries = std::fs::read_dir("/proc").ok()?;
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
     let stat = |pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
-    let processes: Vec<Process> = pids.filter_map(|pid| parse_stat(pid, &stat(pid)?)).collect();
-    let shows = |pid| processes.iter().any(|process| process.pid == pid);
-    (shows(1) && shows(Pid::this().as_raw())).then_some(processes)
+    Some(pids.filter_map(|pid| parse_stat(pid, &stat(pid)?)).collect())
 }
 
 /// Parses `/proc/<pid>/stat` (proc(5)): `pid (name) state ppid pgrp ...`. The name may contain spaces and parentheses.
@@ -83,11 +91,18 @@ fn parse_stat(pid: i32, stat: &str) -> Option<Process> {
     (!matches!(state, "Z" | "X")).then_some(process)
 }
 
-/// Returns all processes except zombies, as ps(1) lists them.
-#[cfg(not(target_os = "linux"))]
-fn running() -> Option<Vec<Process>> {
-    let mut ps = std::process::Command::new("ps");
-    let output = ps.args(["-A", "-o", "pid=,ppid=,pgid=,stat="]).output().ok()?;
+/// Returns the processes, except zombies, that ps(1) lists, without ps itself: it is a child of this process.
+#[cfg(any(not(target_os = "linux"), test))]
+fn list_with_ps() -> Option<Vec<Process>> {
+    use std::process::{Command, Stdio};
+
+    let mut ps = Command::new("/bin/ps");
+    // Each column is an option of its own: FreeBSD takes all that follows a `=` for the title of the column.
+    ps.args(["-A", "-o", "pid=", "-o", "ppid=", "-o", "pgid=", "-o", "stat="]);
+    ps.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let ps = ps.spawn().ok()?;
+    let own_pid = ps.id() as i32;
+    let output = ps.wait_with_output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let running = text.lines().filter_map(|line| {
         let mut fields = line.split_ascii_whitespace();
@@ -97,7 +112,7 @@ fn running() -> Option<Vec<Process>> {
             parent: number()?,
             group: number()?,
         };
-        (!fields.next()?.starts_with('Z')).then_some(process)
+        (process.pid != own_pid && !fields.next()?.starts_with('Z')).then_some(process)
     });
     Some(running.collect())
 }
@@ -105,6 +120,9 @@ fn running() -> Option<Vec<Process>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys;
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
 
     #[test]
     fn parse_stat_accepts_parentheses_in_the_name() {
@@ -116,5 +134,32 @@ mod tests {
         assert_eq!(parse_stat(7, "7 (a) b) (c) S 3 5 1 0 -1"), Some(running));
         assert_eq!(parse_stat(7, "7 (x) Z 3 5 1"), None);
         assert_eq!(parse_stat(7, ""), None);
+    }
+
+    /// # Errors
+    /// A process cannot be started.
+    #[test]
+    fn ps_lists_running_children_without_itself() -> std::io::Result<()> {
+        let mut child = Command::new("sleep").arg("60").process_group(0).spawn()?;
+        let mut zombie = Command::new("true").spawn()?;
+        while !sys::has_exited(Pid::from_raw(zombie.id() as i32)) {
+            std::thread::yield_now();
+        }
+        let processes = list_with_ps();
+        child.kill()?;
+        child.wait()?;
+        zombie.wait()?;
+
+        let (this, child) = (Pid::this().as_raw(), child.id() as i32);
+        let processes = processes.expect("ps is installed");
+        assert!(processes.iter().any(|process| process.pid == this), "{processes:?}");
+        let children: Vec<&Process> = processes.iter().filter(|process| process.parent == this).collect();
+        let running = Process {
+            pid: child,
+            parent: this,
+            group: child,
+        };
+        assert_eq!(children, [&running]);
+        Ok(())
     }
 }

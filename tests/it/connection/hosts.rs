@@ -4,6 +4,7 @@
 use crate::support::pglock::{Output, Pglock};
 use crate::support::server::{Server, free_port};
 use crate::support::unique;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, connect, listen, socket};
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -47,7 +48,11 @@ struct BlackHole {
 
 impl BlackHole {
     fn new() -> BlackHole {
-        let stream = || socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
+        let stream = || {
+            let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
+            fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+            socket
+        };
         let port = free_port();
         let listener = stream();
         let address = SockaddrIn::new(127, 0, 0, 1, port);
