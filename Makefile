@@ -15,7 +15,7 @@ BASH = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSH  = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISH = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 
-.PHONY: help build demo test test-matrix test-crowd test-failover model torture fuzz bench bench-growth bench-aging bench-check check audit completions dist deb test-packages install uninstall clean
+.PHONY: help build demo test test-matrix test-crowd test-failover model torture fuzz bench bench-growth bench-aging bench-check check check-targets audit completions dist deb test-packages install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -104,6 +104,11 @@ check: ## check formatting, lints and documentation
 	RUSTDOCFLAGS='--deny warnings' $(CARGO) doc --no-deps --document-private-items --locked
 	shellcheck $$(grep -rlE '^#!.*sh$$' scripts examples .ci/run tests/torture/liar)
 	mandoc -T lint -W error completions/*.1
+
+# What cannot be installed is reported as skipped.
+check-targets: ## check pglock for macOS and FreeBSD, test it for aarch64 and static musl
+	-@scripts/setup targets
+	@scripts/check-targets
 
 audit: ## check the crates for known vulnerabilities (cargo-deny, needs the network)
 	$(CARGO) deny --locked check

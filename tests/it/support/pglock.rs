@@ -24,6 +24,12 @@ use std::time::{Duration, Instant};
 /// How long a pglock may take unless a test says otherwise.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// Returns the program under test: the one that cargo has built, unless `PGLOCK_TEST_BINARY` names one for another
+/// system (`scripts/check-targets`).
+pub fn binary() -> String {
+    std::env::var("PGLOCK_TEST_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_pglock").into())
+}
+
 /// A pglock (or another program, to compare with) that is not started yet.
 pub struct Pglock {
     command: Command,
@@ -32,7 +38,7 @@ pub struct Pglock {
 impl Server {
     /// Returns a pglock that finds this server by `PGHOST`, `PGPORT` and `PGUSER`.
     pub fn pglock(&self) -> Pglock {
-        self.program(env!("CARGO_BIN_EXE_pglock"))
+        self.program(&binary())
     }
 
     /// Returns `pglock run --key KEY`; options and the command follow.
@@ -54,7 +60,7 @@ impl Server {
 impl Pglock {
     /// Returns a pglock without a server.
     pub fn alone() -> Pglock {
-        Pglock::for_program(env!("CARGO_BIN_EXE_pglock"))
+        Pglock::for_program(&binary())
     }
 
     /// Returns another program, to compare with.

@@ -37,7 +37,7 @@ impl Terminal {
             command.env("PGUSER", SUPERUSER);
             command.env("PGPORT", server.port().to_string());
             command.env("PS1", "prompt> ").env("TERM", "dumb");
-            command.env("PGLOCK", env!("CARGO_BIN_EXE_pglock"));
+            command.env("PGLOCK", super::pglock::binary());
         })
     }
 
