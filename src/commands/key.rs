@@ -41,7 +41,10 @@ fn print_keys(keys: &[Key], format: &KeyFormat) -> Result<String, Failure> {
 /// Fails if the number depends on a server, or if `--dbname` has no effect.
 fn print_key(key: &Key, format: &KeyFormat) -> Result<String, Failure> {
     let KeyFormat::Number { database } = format else {
-        return Ok(key.sql());
+        return key.sql().ok_or_else(|| {
+            let message = format!("there is no SQL expression for key {key}, which {}", why_unknown(key));
+            Failure::msg(ExitCode::Usage, message)
+        });
     };
     if database.is_some() && key.number().known().is_some() {
         return Err(Failure::msg(
@@ -72,7 +75,7 @@ fn print_all_schemes(name: &Key, format: &KeyFormat) -> String {
             SchemeInput::DatabaseName | SchemeInput::Nothing => Key::for_tool(info.scheme),
         };
         let value = match format {
-            KeyFormat::Sql => key.sql(),
+            KeyFormat::Sql => key.sql().unwrap_or_else(|| why_unknown(&key)),
             KeyFormat::Number { database } => match id_in(&key, database.as_deref()) {
                 Some(id) => id.to_string(),
                 None => why_unknown(&key),
@@ -91,9 +94,8 @@ fn id_in(key: &Key, database: Option<&str>) -> Option<KeyId> {
 }
 
 fn why_unknown(key: &Key) -> String {
-    if key.name().is_some() {
-        format!("computed by the server: {}", key.sql())
-    } else {
-        "depends on the database; use --dbname NAME".to_owned()
+    match key.sql() {
+        Some(expression) => format!("computed by the server: {expression}"),
+        None => "depends on the database; use --dbname NAME".to_owned(),
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Most schemes hash the name of the lock, some hash the name of the database, and some tools always use one number.
 //! Every scheme is part of the stable interface, held by the golden vectors below: with a different number, pglock and
-//! the tool would silently stop excluding each other. Most schemes also exist as an SQL expression, so that an
-//! application or the server can compute the same number.
+//! the tool would silently stop excluding each other. SHA-256 and MD5 also exist as an SQL expression, so that an
+//! application can compute the same number.
 //!
 //! CRC-32 and FNV are a few lines each and will never change, so they are written out here. SHA-256, MD5 and HMAC
 //! come with the PostgreSQL client library anyway.
@@ -199,43 +199,25 @@ impl Scheme {
         })
     }
 
-    /// Returns the SQL expression (or two, for a pair) that computes the number from `name`, an SQL expression for the
-    /// name of the lock or the database. Returns `None` if it would be a page long, or the number is a constant.
+    /// Returns the SQL expression that computes the number from `name`, an SQL expression for the name of the lock;
+    /// `None` if PostgreSQL has no function for the hash, or the scheme hashes no name.
     ///
     /// Expressions that pglock itself sends to the server qualify every function, because the `search_path` is not
     /// under its control.
     pub(crate) fn sql(self, name: &str) -> Option<String> {
         use Scheme::*;
-        let bytes = format!("pg_catalog.convert_to({name},'UTF8')");
-        let crc32 = || crc32_in_sql(&bytes);
-        // Flips the highest bit and subtracts 2^31: reads an unsigned 32-bit number as a signed one.
-        let signed = || format!("({} # 2147483648) - 2147483648", crc32());
-        let golang_migrate = |prefix: &str| {
-            let crc32 = crc32_in_sql(&format!("pg_catalog.decode('{prefix}','hex')||{bytes}"));
-            format!("{crc32} * {GOLANG_MIGRATE_SALT} % 4294967296")
-        };
         Some(match self {
             Sha256 => {
                 format!("('x'||substr(encode(sha256(convert_to({name},'UTF8')),'hex'),1,16))::bit(64)::bigint")
             }
             Sha256Le => format!(
                 "(SELECT ('x'||string_agg(substr(hex,n,2),'' ORDER BY n DESC))::bit(64)::bigint \
-                 FROM generate_series(1,15,2) AS n, (SELECT encode(sha256({bytes}),'hex') AS hex) AS hash)"
+                 FROM generate_series(1,15,2) AS n, (SELECT encode(sha256(convert_to({name},'UTF8')),'hex') AS hex) AS hash)"
             ),
-            Fnv1a => fnv_in_sql(&bytes, &fnv_product(&fnv_xor("h"))),
-            Fnv1 => fnv_in_sql(&bytes, &fnv_xor(&fnv_product("h"))),
-            Md5 => format!("('x'||substr(md5({bytes}),1,16))::bit(64)::bigint"),
-            Crc32 => crc32(),
-            Crc32Signed => signed(),
-            WithAdvisoryLock => format!("({} & 2147483647)::int, 0", crc32()),
-            PgLock => format!("'{}'::int, ({})::int", i32::MIN, signed()),
+            Md5 => format!("('x'||substr(md5(convert_to({name},'UTF8')),1,16))::bit(64)::bigint"),
             Hashtext => format!("pg_catalog.hashtext({name})::bigint"),
             Hashtextextended => format!("pg_catalog.hashtextextended({name},0)"),
-            RailsMigrate => format!("{RAILS_SALT} * {}", crc32()),
-            SqlxMigrate => format!("{SQLX_SALT} * {}", crc32()),
-            GolangMigrateUrl => golang_migrate(&(hex(GOLANG_MIGRATE_TABLE) + "2f")),
-            GolangMigrateInstance => golang_migrate(&hex(GOLANG_MIGRATE_TABLE)),
-            Sqlx | PrismaMigrate | Goose | NodePgMigrate => return None,
+            _ => return None,
         })
     }
 }
@@ -270,14 +252,10 @@ fn hkdf(secret: &[u8], info: &[u8]) -> Option<[u8; 8]> {
 /// Computes the CRC-32 of Ethernet and zlib.
 fn crc32(bytes: &[u8]) -> u32 {
     let crc = bytes.iter().fold(u32::MAX, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            (crc >> 1) ^ (CRC32_POLYNOMIAL * (crc & 1))
-        })
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 * (crc & 1)))
     });
     !crc
 }
-
-const CRC32_POLYNOMIAL: u32 = 0xedb8_8320;
 
 /// Computes a Fowler-Noll-Vo hash. FNV-1 and FNV-1a differ only in the order of the two operations in `step`.
 fn fnv(bytes: &[u8], step: impl Fn(u64, u64) -> u64) -> i64 {
@@ -291,43 +269,6 @@ const FNV_PRIME: u64 = 0x0100_0000_01b3;
 fn golang_migrate(database: &str) -> KeyId {
     let crc = crc32(&[GOLANG_MIGRATE_TABLE, database.as_bytes()].concat());
     KeyId::Bigint(crc.wrapping_mul(GOLANG_MIGRATE_SALT).into())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Returns the SQL for the CRC-32 of a `bytea` expression, bit by bit: the function `crc32` exists only since
-/// PostgreSQL 18.
-fn crc32_in_sql(bytes: &str) -> String {
-    format!(
-        "(WITH RECURSIVE crc(n, c) AS (SELECT 0, 4294967295 UNION ALL \
-         SELECT n + 1, (c >> 1) # ({CRC32_POLYNOMIAL} * (c & 1)) FROM (SELECT n, \
-         c # CASE n % 8 WHEN 0 THEN pg_catalog.get_byte(bytes, n / 8) ELSE 0 END AS c \
-         FROM crc, (SELECT {bytes} AS bytes) AS name WHERE n < 8 * pg_catalog.octet_length(bytes)) AS bit) \
-         SELECT c # 4294967295 FROM crc ORDER BY n DESC LIMIT 1)"
-    )
-}
-
-/// Returns the SQL for the FNV hash of a `bytea` expression. `step` computes the next hash from the hash `h` and the
-/// number `byte`, in `numeric`, because `bigint` raises an error when a product exceeds 64 bits.
-fn fnv_in_sql(bytes: &str, step: &str) -> String {
-    format!(
-        "(WITH RECURSIVE fnv(n, h) AS (SELECT 0, {FNV_BASIS} UNION ALL SELECT n + 1, {step} FROM \
-         (SELECT n, h, get_byte(bytes, n) AS byte FROM fnv, (SELECT {bytes} AS bytes) AS name \
-         WHERE n < octet_length(bytes)) AS next) \
-         SELECT (h - CASE WHEN h < 9223372036854775808 THEN 0 ELSE 18446744073709551616 END)::bigint \
-         FROM fnv ORDER BY n DESC LIMIT 1)"
-    )
-}
-
-fn fnv_product(hash: &str) -> String {
-    format!("mod({hash} * {FNV_PRIME}, 18446744073709551616)")
-}
-
-/// XORs the lowest byte only: `numeric` has no XOR operator, and the other bytes stay the same.
-fn fnv_xor(hash: &str) -> String {
-    format!("({hash} - mod({hash}, 256) + (mod({hash}, 256)::int # byte))")
 }
 
 #[cfg(test)]

@@ -43,8 +43,8 @@ enum KeyKind {
 pub(crate) enum Number {
     /// Known without a server.
     Known(KeyId),
-    /// A bigint that the server computes from this SQL expression, because the scheme uses a function of the server or
-    /// the name of the database, which only the server knows for certain.
+    /// Depends on the server's value of this SQL expression: the number itself, or the name of the database, which only
+    /// the server knows for certain. See [`Key::id_from_reply`].
     Computed(String),
 }
 
@@ -168,17 +168,29 @@ impl Key {
         }
     }
 
-    /// Returns the number of the lock, or the SQL expression that computes it.
+    /// Returns the number of the lock, or what the server must be asked to know it.
     pub(crate) fn number(&self) -> Number {
-        let known = match &self.kind {
+        match self.known() {
+            Some(id) => Number::Known(id),
+            None => Number::Computed(self.sql().unwrap_or_else(|| "pg_catalog.current_database()".to_owned())),
+        }
+    }
+
+    /// Returns the number if it does not depend on the server.
+    fn known(&self) -> Option<KeyId> {
+        match &self.kind {
             KeyKind::Number(id) => Some(*id),
             KeyKind::Name { name, scheme } => scheme.id(name),
             KeyKind::Tool(scheme) if scheme.input() == SchemeInput::DatabaseName => None,
             KeyKind::Tool(scheme) => scheme.id(""),
-        };
-        match known {
-            Some(id) => Number::Known(id),
-            None => Number::Computed(self.sql()),
+        }
+    }
+
+    /// Returns the number, given the server's value of the expression in [`Number::Computed`].
+    pub(crate) fn id_from_reply(&self, reply: &str) -> Option<KeyId> {
+        match &self.kind {
+            KeyKind::Tool(scheme) => scheme.id(reply),
+            KeyKind::Number(_) | KeyKind::Name { .. } => reply.parse().ok().map(KeyId::Bigint),
         }
     }
 
@@ -186,7 +198,7 @@ impl Key {
     pub(crate) fn id_in(&self, database: &str) -> Option<KeyId> {
         match &self.kind {
             KeyKind::Tool(scheme) => scheme.id(database),
-            KeyKind::Number(_) | KeyKind::Name { .. } => self.number().known(),
+            KeyKind::Number(_) | KeyKind::Name { .. } => self.known(),
         }
     }
 
@@ -199,19 +211,14 @@ impl Key {
     }
 
     /// Returns an SQL expression (or two, for a pair) that computes the key: the argument list of `pg_advisory_lock`.
-    /// Falls back to the number itself if SQL cannot compute it at a reasonable length. With the default scheme a name
-    /// needs PostgreSQL 11 or later, for `sha256`.
-    pub(crate) fn sql(&self) -> String {
-        let (scheme, name, name_in_sql) = match &self.kind {
-            KeyKind::Number(id) => return id.literals(),
-            KeyKind::Name { name, scheme } => (scheme, name.as_str(), sql_literal(name)),
-            KeyKind::Tool(scheme) => (scheme, "", "pg_catalog.current_database()".to_owned()),
+    /// Falls back to the number itself where SQL has no function for the hash; `None` if the number depends on the
+    /// database. With the default scheme a name needs PostgreSQL 11 or later, for `sha256`.
+    pub(crate) fn sql(&self) -> Option<String> {
+        let expression = match &self.kind {
+            KeyKind::Name { name, scheme } => scheme.sql(&sql_literal(name)),
+            KeyKind::Number(_) | KeyKind::Tool(_) => None,
         };
-        // Every scheme has a number or an expression.
-        scheme
-            .sql(&name_in_sql)
-            .or_else(|| scheme.id(name).map(KeyId::literals))
-            .unwrap_or_default()
+        expression.or_else(|| self.known().map(KeyId::literals))
     }
 }
 
@@ -371,17 +378,19 @@ mod tests {
             Key::parse("o'clock")
                 .expect("a name")
                 .sql()
+                .expect("an expression")
                 .contains("convert_to('o''clock','UTF8')")
         );
         assert!(
             Key::parse(r"a\b")
                 .expect("a name")
                 .sql()
+                .expect("an expression")
                 .contains(r"convert_to(E'a\\b','UTF8')")
         );
         assert_eq!(
-            Key::parse("-9223372036854775808").expect("a number").sql(),
-            "'-9223372036854775808'::bigint"
+            Key::parse("-9223372036854775808").expect("a number").sql().as_deref(),
+            Some("'-9223372036854775808'::bigint")
         );
     }
 
@@ -399,27 +408,28 @@ mod tests {
 
     #[test]
     fn keys_that_only_the_server_can_compute_are_left_to_it() {
-        let name = Key::parse("o'clock").expect("a name");
+        let hashtext = Key::parse("o'clock").expect("a name").hashed_by(Scheme::Hashtext);
         let computed = |sql: &str| Number::Computed(sql.to_owned());
-        assert_eq!(
-            name.hashed_by(Scheme::Hashtext).number(),
-            computed("pg_catalog.hashtext('o''clock')::bigint")
-        );
+        assert_eq!(hashtext.number(), computed("pg_catalog.hashtext('o''clock')::bigint"));
+        assert_eq!(hashtext.id_from_reply("-7"), Some(KeyId::Bigint(-7)));
+        assert_eq!(hashtext.id_from_reply("app"), None);
         let rails = Key::for_tool(Scheme::RailsMigrate);
-        assert_eq!(rails.number(), computed(&rails.sql()));
-        assert!(rails.sql().contains("current_database()"));
-        assert_eq!(rails.id_in("app"), Some(KeyId::Bigint(6939591962871035475)));
+        assert_eq!(rails.number(), computed("pg_catalog.current_database()"));
+        assert_eq!(rails.sql(), None);
+        for id in [rails.id_in("app"), rails.id_from_reply("app")] {
+            assert_eq!(id, Some(KeyId::Bigint(6939591962871035475)));
+        }
         let goose = Key::for_tool(Scheme::Goose);
         assert_eq!(goose.number(), Number::Known(KeyId::Bigint(5887940537704921958)));
         assert_eq!((goose.given(), goose.to_string().as_str()), ("goose", "goose"));
     }
 
     proptest! {
-        /// Every scheme has a number or an expression for any name, and the name stays one SQL literal.
+        /// Every name has an SQL expression by every scheme, and stays one SQL literal.
         #[test]
         fn every_scheme_accepts_every_name(name in "[^\u{0}]{1,40}|['\\\\\"$;-]{1,12}") {
             for key in Key::readings(&format!("name:{name}")) {
-                let sql = key.sql();
+                let sql = key.sql().expect("an expression");
                 prop_assert!(!sql.is_empty() && !sql.contains('\0'), "{key:?}: {sql:?}");
                 if let Number::Known(id) = key.number() {
                     prop_assert_eq!(key.id_in("app"), Some(id));

@@ -19,26 +19,14 @@ use super::query::{
 };
 use super::queue::{QueueOutcome, WaitObserver, cancelled, wait_in_queue};
 use super::server::{STATEMENT_POOLING, Server};
-use super::sql::{self, KeySql, Looks};
+use super::sql::{self, Looks};
 use super::ticket::TicketQueue;
-use super::types::{Acquisition, ClientInfo, Keys, Lock, Mode, OnGrant, Scope, TryOutcome, WaitEnd, WaitOptions};
+use super::types::{Acquisition, ClientInfo, Keys, Lock, OnGrant, Scope, TryOutcome, WaitEnd, WaitOptions};
 use crate::connection::{Client, SIMPLE_PROTOCOL_REFUSED, Settings, is_lock_table_full, is_simple_protocol_refused};
-use crate::key::KeyId;
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::query_tag::QueryTag;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-
-/// Result of the first query where the server also computes the number of the key.
-#[derive(Debug)]
-pub(crate) struct ComputedTry {
-    /// The server.
-    pub server: Server,
-    /// The number; `None` if the server did not compute it.
-    pub id: Option<KeyId>,
-    /// Result of the try.
-    pub outcome: TryOutcome,
-}
 
 /// A try, and the backend that answered it.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +56,7 @@ impl Lock {
         queue: Option<TicketQueue>,
     ) -> Result<(Server, TryOutcome), Failure> {
         let ticket_class = queue.map(TicketQueue::class);
-        let sql = self.to_sql().first_query(client_info, ticket_class, None);
+        let sql = self.first_query(client_info, ticket_class);
         let result = QueryResult::fetch(client, &sql).map_err(|error| self.failure(error, first_query_failure))?;
         let server = read_first_result(&result, client_info)?;
         Ok((server, result.try_outcome(&self.keys)))
@@ -135,15 +123,14 @@ impl Lock {
         known_start: Option<f64>,
     ) -> Result<Try, postgres::Error> {
         let began = Instant::now();
-        let lock = self.to_sql();
-        let result = QueryResult::begin(client, sql::TRANSACTION_MODES, &lock.probe())?;
+        let result = QueryResult::begin(client, sql::TRANSACTION_MODES, &self.probe())?;
         let start = result.number("server_start");
         let is_restarted = known_start.zip(start).is_some_and(|(known, start)| known != start);
         let backend_pid = result.backend_pid();
         let outcome = match result.claim(&self.keys) {
             _ if is_restarted => TryOutcome::Restarted,
             Claim::Acquired { .. } => {
-                let sql = lock.try_in_transaction(server_limit);
+                let sql = self.try_in_transaction_query(server_limit);
                 QueryResult::fetch(client, &sql)?.try_outcome(&self.keys)
             }
             Claim::Busy { key_index } => TryOutcome::Busy { key_index },
@@ -266,7 +253,7 @@ impl Lock {
         let remaining = Lock { keys, ..*self };
         // How long this try takes is not known yet.
         let tag = QueryTag::Polling(options.backoff.longest_pause(Duration::MAX));
-        let sql = remaining.to_sql().retry(Looks::if_lent(options.is_lent));
+        let sql = remaining.retry(Looks::if_lent(options.is_lent));
         let result = QueryResult::fetch_tagged(client, &sql, tag)?;
         let outcome = match result.try_outcome(&remaining.keys) {
             TryOutcome::Busy { key_index } => TryOutcome::Busy {
@@ -277,31 +264,6 @@ impl Lock {
         let backend_pid = result.backend_pid();
         Ok(Try { outcome, backend_pid })
     }
-}
-
-/// Like [`Lock::first_try`], for one key whose number the server computes by this expression in the same query.
-///
-/// # Errors
-/// The server is not PostgreSQL or reports an error, or the connection is lost.
-pub(crate) fn first_try_computed(
-    client: &mut Client,
-    expression: &str,
-    mode: Mode,
-    client_info: &ClientInfo,
-) -> Result<ComputedTry, Failure> {
-    let lock = Lock {
-        keys: Keys::All(vec![KeySql::computed()]),
-        mode,
-        scope: Scope::Session,
-    };
-    let sql = lock.first_query(client_info, None, Some(expression));
-    let result = QueryResult::fetch(client, &sql).map_err(first_query_failure)?;
-    let server = read_first_result(&result, client_info)?;
-    Ok(ComputedTry {
-        server,
-        id: result.key("key"),
-        outcome: result.try_outcome(&lock.keys),
-    })
 }
 
 /// Returns the failure of queries on a connection that was opened `took` ago, or, if the pooler ended the connection because it

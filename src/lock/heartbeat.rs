@@ -82,17 +82,16 @@ impl Lock {
         tag: QueryTag,
         listen: &str,
     ) -> Result<HeartbeatReply, postgres::Error> {
-        let lock = self.to_sql();
         let mark = eviction_mark(backend_pid);
         let mut fetch = |sql: String| QueryResult::fetch_tagged(client, &format!("{listen}{sql}"), tag);
         let result = match self.scope {
-            Scope::Transaction => fetch(lock.scanning_heartbeat(mark))?,
-            Scope::Session => match fetch(lock.session_heartbeat(backend_pid, mark)) {
+            Scope::Transaction => fetch(self.scanning_heartbeat(mark))?,
+            Scope::Session => match fetch(self.session_heartbeat(backend_pid, mark)) {
                 // Other clients have filled the server's lock table, which changes nothing about our lock.
-                Err(error) if error.code() == Some(&SqlState::OUT_OF_MEMORY) => fetch(lock.scanning_heartbeat(mark))?,
+                Err(error) if error.code() == Some(&SqlState::OUT_OF_MEMORY) => fetch(self.scanning_heartbeat(mark))?,
                 // pg_cancel_backend cancels the query, and not the lock of the session.
                 Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => {
-                    fetch(lock.session_heartbeat(backend_pid, mark))?
+                    fetch(self.session_heartbeat(backend_pid, mark))?
                 }
                 result => result?,
             },

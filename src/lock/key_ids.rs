@@ -1,4 +1,4 @@
-//! The numbers of keys that only the server can compute.
+//! The numbers of keys that depend on the server.
 
 use super::query::{QueryResult, first_query_failure};
 use super::sql;
@@ -6,7 +6,7 @@ use crate::connection::Client;
 use crate::key::{Key, KeyId, Number};
 use crate::outcome::{ExitCode, Failure};
 
-/// Returns the numbers of the keys, in one query if the server must compute some, else without any.
+/// Returns the numbers of the keys, in one query if some depend on the server, else without any.
 ///
 /// # Errors
 /// The server does not compute a number, reports another error, or the connection is lost.
@@ -17,21 +17,14 @@ pub(crate) fn key_ids(client: &mut Client, keys: &[Key]) -> Result<Vec<KeyId>, F
     }
     let result = QueryResult::fetch(client, &sql::key_numbers(&numbers)).map_err(first_query_failure)?;
     let ids = keys.iter().zip(numbers).enumerate().map(|(index, (key, number))| {
-        let id = number.known().or_else(|| result.key(&sql::key_column(index)));
-        require_computed(key, id)
+        let reply = || result.get(&sql::key_column(index));
+        let id = number.known().or_else(|| key.id_from_reply(reply()?));
+        id.ok_or_else(|| {
+            Failure::msg(
+                ExitCode::Config,
+                format!("the server did not compute a number for key {key}"),
+            )
+        })
     });
     ids.collect()
-}
-
-/// Returns the number that the server computed for the key.
-///
-/// # Errors
-/// [`ExitCode::Config`] if it computed none.
-pub(crate) fn require_computed(key: &Key, id: Option<KeyId>) -> Result<KeyId, Failure> {
-    id.ok_or_else(|| {
-        Failure::msg(
-            ExitCode::Config,
-            format!("the server did not compute a number for key {key}"),
-        )
-    })
 }

@@ -44,7 +44,7 @@ impl Lock {
             keys: Keys::All(keys),
             ..*self
         };
-        let sql = acquired.to_sql().late_proof();
+        let sql = acquired.late_proof();
         let began = Instant::now();
         while began.elapsed() < MAX_DELAY {
             if !pause(PAUSE) {

@@ -19,7 +19,7 @@ const OWN_ROWS: &str =
 /// PostgreSQL evaluates the select list of a query after the subselects in its FROM, and does not merge one that has
 /// aggregates into the query around it. So the look is over before the first key is tried, and one scan of the locks is
 /// enough for any number of keys.
-pub(super) fn subselect<'a>(row_conditions: impl Iterator<Item = &'a str>, mode: Mode) -> String {
+pub(super) fn subselect(row_conditions: impl Iterator<Item = String>, mode: Mode) -> String {
     let columns: Vec<String> = row_conditions
         .enumerate()
         .map(|(index, rows)| format!("pg_catalog.bool_or({rows}{}) AS {}", and_excludes(mode), column(index)))
@@ -59,7 +59,7 @@ mod tests {
     fn an_exclusive_lock_is_excluded_by_any_and_a_shared_one_by_an_exclusive_one() {
         let own =
             "FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_catalog.pg_backend_pid()";
-        let rows = || ["a = 1", "a = 2"].into_iter();
+        let rows = || ["a = 1", "a = 2"].into_iter().map(str::to_owned);
         assert_eq!(
             subselect(rows(), Mode::Exclusive),
             format!(

@@ -36,13 +36,10 @@ mod ticket;
 mod token;
 mod types;
 
-pub(crate) use acquire::{
-    BEGIN_PROBE_PAUSE, ComputedTry, Try, configure_session, explain_first_failure, first_try_computed,
-    reconnect_to_probe,
-};
+pub(crate) use acquire::{BEGIN_PROBE_PAUSE, Try, configure_session, explain_first_failure, reconnect_to_probe};
 pub(crate) use backoff::Backoff;
 pub(crate) use heartbeat::HeartbeatReply;
-pub(crate) use key_ids::{key_ids, require_computed};
+pub(crate) use key_ids::key_ids;
 pub(crate) use lending::Lending;
 pub(crate) use query::{EndStatement, QueryResult, begin, cell, end_transaction, simple_query, simple_query_tagged};
 pub(crate) use queue::WaitObserver;

@@ -6,7 +6,6 @@ use super::sql::{GOT_COLUMN, PROVEN_COLUMN};
 use super::types::{Grant, Keys, TryOutcome};
 use crate::connection::Client;
 use crate::connection::query_message::QueryMessage;
-use crate::key::KeyId;
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::query_tag::QueryTag;
 use postgres::error::{DbError, SqlState};
@@ -223,13 +222,8 @@ impl QueryResult {
         self.number("backend_pid").unwrap_or_default() as i32
     }
 
-    /// Returns a bigint key that the server computed.
-    pub(super) fn key(&self, column: &str) -> Option<KeyId> {
-        self.get(column)?.parse().ok().map(KeyId::Bigint)
-    }
-
     /// Returns the outcome of a query that tried these keys and proved them.
-    pub(super) fn try_outcome<K>(&self, keys: &Keys<K>) -> TryOutcome {
+    pub(super) fn try_outcome(&self, keys: &Keys) -> TryOutcome {
         match self.claim(keys) {
             Claim::Acquired { key_index } => self.prove(keys, key_index),
             Claim::Busy { key_index } => TryOutcome::Busy { key_index },
@@ -238,7 +232,7 @@ impl QueryResult {
     }
 
     /// Reads [`GOT_COLUMN`]. Whatever number a server sends, the index is that of one of the keys.
-    pub(super) fn claim<K>(&self, keys: &Keys<K>) -> Claim {
+    pub(super) fn claim(&self, keys: &Keys) -> Claim {
         let Some(got) = self.number(GOT_COLUMN) else {
             return Claim::Untried;
         };
@@ -256,7 +250,7 @@ impl QueryResult {
     }
 
     /// Returns the outcome of a try whose claim to have acquired the lock this result must prove.
-    pub(super) fn prove<K>(&self, keys: &Keys<K>, key_index: usize) -> TryOutcome {
+    pub(super) fn prove(&self, keys: &Keys, key_index: usize) -> TryOutcome {
         if self.proves(keys) {
             TryOutcome::Acquired(Grant {
                 backend_pid: self.backend_pid(),
@@ -280,7 +274,7 @@ impl QueryResult {
     }
 
     /// Returns whether the proof found the session's own granted rows: one for each key, or one for any candidate.
-    pub(super) fn proves<K>(&self, keys: &Keys<K>) -> bool {
+    pub(super) fn proves(&self, keys: &Keys) -> bool {
         let is_proof = |row: &&SimpleQueryRow| cell(row, PROVEN_COLUMN) == Some("t");
         let proof_count = self.rows.iter().filter(is_proof).count();
         match keys {

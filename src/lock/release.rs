@@ -13,11 +13,11 @@ impl Lock {
     pub(crate) fn release(&self, client: &mut Client) -> Result<bool, postgres::Error> {
         match self.scope {
             Scope::Session => {
-                let result = QueryResult::fetch(client, &self.to_sql().release())?;
+                let result = QueryResult::fetch(client, &self.release_query())?;
                 Ok(result.is_true("released"))
             }
             Scope::Transaction => {
-                let result = QueryResult::fetch(client, &self.to_sql().prove_and_commit())?;
+                let result = QueryResult::fetch(client, &self.prove_and_commit())?;
                 client.is_in_transaction = false;
                 Ok(result.proves(&self.keys))
             }
@@ -29,7 +29,7 @@ impl Lock {
     /// # Errors
     /// The server reports an error, or the connection is lost.
     pub(crate) fn is_held(&self, client: &mut Client) -> Result<bool, postgres::Error> {
-        let result = QueryResult::fetch(client, &self.to_sql().proof())?;
+        let result = QueryResult::fetch(client, &self.proof())?;
         Ok(result.proves(&self.keys))
     }
 }

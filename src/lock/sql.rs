@@ -32,9 +32,6 @@ pub(super) const GOT_CANCELLED: &str = "cancelled";
 /// The value of [`GOT_COLUMN`] after a wait that did not begin, because the backend holds the key for another client.
 pub(super) const GOT_LEFT_BEHIND: &str = "left";
 
-/// The key that the server computed in the first statement of the query.
-const COMPUTED_KEY: &str = "pg_catalog.current_setting('pglock.key')::bigint";
-
 /// The name that the session had when it began: ours, if it began with us. A pooler that gives each client its name by
 /// SET cannot change that. It is part of the expression that needs it, not of a statement before, because anything that
 /// splits queries or handles SET itself could run such a statement elsewhere, or not at all.
@@ -105,71 +102,30 @@ impl Looks {
     }
 }
 
-/// How a key is written in SQL: as literals, or as the expression by which the server computes it.
-#[derive(Clone, Debug)]
-pub(super) struct KeySql {
-    /// The arguments of `pg_advisory_lock`.
-    arguments: String,
-    /// The condition that a row of `pg_locks` is that key's.
-    row_condition: String,
+/// Returns a call of one of PostgreSQL's advisory lock functions.
+fn call(function: &str, id: KeyId, mode: Mode) -> String {
+    let suffix = match mode {
+        Mode::Exclusive => "",
+        Mode::Shared => "_shared",
+    };
+    format!("pg_catalog.{function}{suffix}({})", id.literals())
 }
 
-impl KeySql {
-    fn from_id(id: KeyId) -> KeySql {
-        let (classid, objid, objsubid) = id.in_pg_locks();
-        KeySql {
-            arguments: id.literals(),
-            row_condition: format!("classid = '{classid}' AND objid = '{objid}' AND objsubid = '{objsubid}'"),
-        }
-    }
-
-    /// Returns the key that the server computes in the same query; see [`Lock::first_query`].
-    pub(super) fn computed() -> KeySql {
-        KeySql {
-            arguments: COMPUTED_KEY.to_owned(),
-            row_condition: format!(
-                "classid::bigint = ({COMPUTED_KEY} >> 32) & 4294967295 \
-                 AND objid::bigint = {COMPUTED_KEY} & 4294967295 AND objsubid = '1'"
-            ),
-        }
-    }
-
-    /// Returns a call of one of PostgreSQL's advisory lock functions.
-    fn call(&self, function: &str, mode: Mode) -> String {
-        let suffix = match mode {
-            Mode::Exclusive => "",
-            Mode::Shared => "_shared",
-        };
-        format!("pg_catalog.{function}{suffix}({})", self.arguments)
-    }
+/// Returns the condition that a row of `pg_locks` is that key's.
+fn row_condition(id: KeyId) -> String {
+    let (classid, objid, objsubid) = id.in_pg_locks();
+    format!("classid = '{classid}' AND objid = '{objid}' AND objsubid = '{objsubid}'")
 }
 
 impl Lock {
-    /// Returns the lock with its keys written in SQL.
-    pub(super) fn to_sql(&self) -> Lock<KeySql> {
-        Lock {
-            keys: self.keys.map(|id| KeySql::from_id(*id)),
-            mode: self.mode,
-            scope: self.scope,
-        }
-    }
-}
-
-impl Lock<KeySql> {
     /// Returns the first query: it describes the server and, where a session lock is right, tries the lock.
     ///
-    /// If `key_expression` is given, the server evaluates it once, before, for [`KeySql::computed`]. If there are
-    /// tickets of `ticket_class`, the lock counts as busy and nothing is tried.
+    /// If there are tickets of `ticket_class`, the lock counts as busy and nothing is tried.
     ///
     /// One level and two statements, because in a new session each subselect costs as much as all columns together, and
     /// a proof within an expression as much again. The proof is unconditional, because a condition would cost every run
     /// 0.06 ms; in exchange, a run that fails to acquire has the server scan its locks once.
-    pub(super) fn first_query(
-        &self,
-        client_info: &ClientInfo,
-        ticket_class: Option<i32>,
-        key_expression: Option<&str>,
-    ) -> String {
+    pub(super) fn first_query(&self, client_info: &ClientInfo, ticket_class: Option<i32>) -> String {
         let name = &client_info.application_name;
         let is_usable = match client_info.choice {
             ScopeChoice::SessionPooled => IS_PRIMARY.into(),
@@ -205,12 +161,9 @@ impl Lock<KeySql> {
             let expressions = setting_expressions(server_limit, Scope::Session).join(", ");
             format!("CASE WHEN {is_usable} THEN ARRAY[{expressions}] END, ")
         });
-        let compute_key = key_expression.map_or_else(String::new, |expression| {
-            format!("SELECT pg_catalog.set_config('pglock.key', ({expression})::text, true) AS key; ")
-        });
         let log_thresholds = log_threshold_columns();
         format!(
-            "{compute_key}SELECT {INITIAL_NAME} AS name, pg_catalog.version() AS version, \
+            "SELECT {INITIAL_NAME} AS name, pg_catalog.version() AS version, \
              pg_catalog.current_database() AS database, pg_catalog.pg_is_in_recovery() AS standby, \
              pg_catalog.pg_backend_pid() AS backend_pid, {settled_for} AS settled_for, {} AS server_start, {log_thresholds}, \
              {settings}{try_if_usable} AS {GOT_COLUMN}{from}; {}",
@@ -223,7 +176,7 @@ impl Lock<KeySql> {
     /// backend.
     ///
     /// A waiter repeats this query, so it is the shortest that does the job: a look at the backend's own locks, settings and proof
-    /// would make it ten times as expensive. They come with [`Lock::try_in_transaction`], which takes back what this
+    /// would make it ten times as expensive. They come with [`Lock::try_in_transaction_query`], which takes back what this
     /// query acquired: the backend may have held it before, and would be granted it again.
     pub(super) fn probe(&self) -> String {
         let (try_expression, _) = self.try_expression(None, Looks::Nowhere);
@@ -236,7 +189,7 @@ impl Lock<KeySql> {
 
     /// Returns the query that tries the lock in the transaction that [`Lock::probe`] has opened, makes the
     /// transaction's settings and proves the lock.
-    pub(super) fn try_in_transaction(&self, server_limit: Duration) -> String {
+    pub(super) fn try_in_transaction_query(&self, server_limit: Duration) -> String {
         let (try_expression, from) = self.try_expression(None, Looks::AtLeftovers);
         format!(
             "ROLLBACK TO SAVEPOINT {PROBE}; RELEASE SAVEPOINT {PROBE}; \
@@ -285,10 +238,10 @@ impl Lock<KeySql> {
                     "pg_advisory_unlock",
                     "pg_try_advisory_lock",
                 ]
-                .map(|function| format!("WHEN NOT {} THEN 0 ", key.call(function, self.mode)))
+                .map(|function| format!("WHEN NOT {} THEN 0 ", call(function, *key, self.mode)))
             })
             .collect();
-        let mark = KeySql::from_id(eviction_mark).call("pg_try_advisory_xact_lock", Mode::Exclusive);
+        let mark = call("pg_try_advisory_xact_lock", eviction_mark, Mode::Exclusive);
         let answering_pid = "pg_catalog.pg_backend_pid()";
         format!(
             "SELECT {answering_pid} AS backend_pid, \
@@ -305,7 +258,7 @@ impl Lock<KeySql> {
     pub(super) fn scanning_heartbeat(&self, eviction_mark: KeyId) -> String {
         let backend_pid = "pg_catalog.pg_backend_pid()";
         let own_row = own_row_condition(self.keys.as_slice(), self.mode);
-        let mark_row = KeySql::from_id(eviction_mark).row_condition;
+        let mark_row = row_condition(eviction_mark);
         format!(
             "SELECT {backend_pid} AS backend_pid, pg_catalog.count(*) FILTER (WHERE {own_row}) AS held, \
              coalesce(pg_catalog.bool_or({mark_row}), false) AS marked \
@@ -314,9 +267,9 @@ impl Lock<KeySql> {
     }
 
     /// Returns the query that releases every key of a session lock, even after one that was no longer ours.
-    pub(super) fn release(&self) -> String {
+    pub(super) fn release_query(&self) -> String {
         let keys = self.keys.as_slice().iter();
-        let unlocks: Vec<String> = keys.map(|key| key.call("pg_advisory_unlock", self.mode)).collect();
+        let unlocks: Vec<String> = keys.map(|key| call("pg_advisory_unlock", *key, self.mode)).collect();
         let released = match unlocks.as_slice() {
             [unlock] => unlock.clone(),
             unlocks => format!("LEAST({})", unlocks.join(", ")),
@@ -340,8 +293,8 @@ impl Lock<KeySql> {
             Some(class) => format!("WHEN {} THEN {value} ", has_tickets(class)),
             None => String::new(),
         };
-        let try_key = |index, key: &KeySql| {
-            let call = key.call(function, self.mode);
+        let try_key = |index, key: &KeyId| {
+            let call = call(function, *key, self.mode);
             match looks {
                 Looks::AtLeftovers => leftover::unless_left_behind(index, &call),
                 Looks::Nowhere => call,
@@ -367,7 +320,7 @@ impl Lock<KeySql> {
         };
         let from = match looks {
             Looks::AtLeftovers => {
-                let rows = self.keys.as_slice().iter().map(|key| key.row_condition.as_str());
+                let rows = self.keys.as_slice().iter().map(|key| row_condition(*key));
                 format!(" FROM {}", leftover::subselect(rows, self.mode))
             }
             Looks::Nowhere => String::new(),
@@ -409,11 +362,10 @@ fn log_threshold_columns() -> String {
 pub(super) fn wait_slice(id: KeyId, mode: Mode, on_grant: OnGrant, slice: Duration, looks: Looks) -> String {
     // A lock_timeout of 0 would mean no limit. Rounded up, so that the wait does not end early.
     let milliseconds = slice.as_micros().div_ceil(1000).max(1);
-    let key = KeySql::from_id(id);
     let keep = match on_grant {
         OnGrant::Keep => format!(
             "WHEN {} IS NULL THEN '{GOT_UNPROVEN}' ",
-            key.call("pg_advisory_lock", mode)
+            call("pg_advisory_lock", id, mode)
         ),
         OnGrant::Release => String::new(),
     };
@@ -426,7 +378,7 @@ pub(super) fn wait_slice(id: KeyId, mode: Mode, on_grant: OnGrant, slice: Durati
     let look = match looks {
         Looks::AtLeftovers => format!(
             "WHEN {} THEN '{GOT_LEFT_BEHIND}' ",
-            leftover::is_left_behind(&key.row_condition, mode)
+            leftover::is_left_behind(&row_condition(id), mode)
         ),
         Looks::Nowhere => String::new(),
     };
@@ -434,8 +386,8 @@ pub(super) fn wait_slice(id: KeyId, mode: Mode, on_grant: OnGrant, slice: Durati
     let lock_and_prove = store_result(&format!(
         "CASE WHEN pg_catalog.set_config('lock_timeout', '{milliseconds}ms', true) IS NULL THEN '{GOT_UNPROVEN}' \
          {look}WHEN {} IS NULL THEN '{GOT_UNPROVEN}' WHEN NOT EXISTS ({}) THEN {no_row} {keep}ELSE '1' END",
-        key.call("pg_advisory_xact_lock", mode),
-        proof(&[key], mode, None),
+        call("pg_advisory_xact_lock", id, mode),
+        proof(&[id], mode, None),
     ));
     format!(
         "DO $$ BEGIN BEGIN PERFORM {lock_and_prove}; \
@@ -452,7 +404,7 @@ pub(super) fn wait_slice(id: KeyId, mode: Mode, on_grant: OnGrant, slice: Durati
 /// holds.
 ///
 /// A query that is repeated has a condition: without one, the server would scan all its locks after each failed try.
-fn proof(keys: &[KeySql], mode: Mode, condition: Option<&str>) -> String {
+fn proof(keys: &[KeyId], mode: Mode, condition: Option<&str>) -> String {
     let condition = condition.map_or_else(String::new, |condition| format!("{condition} AND "));
     format!(
         "SELECT true AS {PROVEN_COLUMN} FROM pg_catalog.pg_locks WHERE {condition}locktype = 'advisory' AND granted \
@@ -462,15 +414,15 @@ fn proof(keys: &[KeySql], mode: Mode, condition: Option<&str>) -> String {
 }
 
 /// Returns the condition that a row of `pg_locks` is this session's, for one of the keys and in this mode.
-fn own_row_condition(keys: &[KeySql], mode: Mode) -> String {
+fn own_row_condition(keys: &[KeyId], mode: Mode) -> String {
     let mode = match mode {
         Mode::Exclusive => "ExclusiveLock",
         Mode::Shared => "ShareLock",
     };
     let is_row_of_a_key = match keys {
-        [key] => key.row_condition.clone(),
+        [key] => row_condition(*key),
         keys => {
-            let conditions: Vec<&str> = keys.iter().map(|key| key.row_condition.as_str()).collect();
+            let conditions: Vec<String> = keys.iter().map(|key| row_condition(*key)).collect();
             format!("({})", conditions.join(" OR "))
         }
     };
@@ -569,8 +521,8 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(23);
 
-    fn lock(keys: Keys, mode: Mode, scope: Scope) -> Lock<KeySql> {
-        Lock { keys, mode, scope }.to_sql()
+    fn lock(keys: Keys, mode: Mode, scope: Scope) -> Lock {
+        Lock { keys, mode, scope }
     }
 
     fn all(ids: &[KeyId]) -> Keys {
@@ -679,7 +631,7 @@ mod tests {
                 "log_min_duration_sample, NULL AS got; SELECT true AS proven".into(),
             ),
         ] {
-            let sql = one.first_query(&client_info(choice), None, None);
+            let sql = one.first_query(&client_info(choice), None);
             assert!(sql.contains(&expected), "{choice:?}: {sql}");
             assert!(sql.starts_with("SELECT pg_catalog.set_config("));
         }
@@ -689,7 +641,7 @@ mod tests {
             ..client_info(ScopeChoice::SessionPooled)
         };
         let is_known = format!("{} = 1767355200700001", server_start());
-        let sql = one.first_query(&known, None, None);
+        let sql = one.first_query(&known, None);
         assert!(
             sql.contains(&format!(
                 "CASE WHEN {is_primary} AND {is_settled} AND {is_known} THEN CASE "
@@ -701,7 +653,7 @@ mod tests {
             settling: Settling::Server,
             ..client_info(ScopeChoice::SessionPooled)
         };
-        let sql = one.first_query(&again, None, None);
+        let sql = one.first_query(&again, None);
         assert!(
             sql.contains(&format!(
                 "CASE WHEN {is_primary} AND {} THEN CASE ",
@@ -714,24 +666,11 @@ mod tests {
             settling: Settling::Nothing,
             ..client_info(ScopeChoice::Auto)
         };
-        let sql = one.first_query(&guard, None, None);
+        let sql = one.first_query(&guard, None);
         assert!(
             sql.contains(&format!("CASE WHEN {has_name} AND {is_primary} THEN CASE WHEN NOT ")),
             "{sql}"
         );
-    }
-
-    #[test]
-    fn the_server_computes_a_key_once() {
-        let computed = Lock {
-            keys: Keys::All(vec![KeySql::computed()]),
-            mode: Mode::Exclusive,
-            scope: Scope::Session,
-        };
-        let sql = computed.first_query(&client_info(ScopeChoice::Auto), None, Some("f('x')"));
-        assert_eq!(sql.matches("f('x')").count(), 1);
-        assert!(sql.starts_with("SELECT pg_catalog.set_config('pglock.key', (f('x'))::text, true) AS key; SELECT "));
-        assert!(sql.contains("pg_try_advisory_lock(pg_catalog.current_setting('pglock.key')::bigint)"));
     }
 
     #[test]
@@ -759,7 +698,7 @@ mod tests {
                 server_start()
             )
         );
-        let sql = one.try_in_transaction(LIMIT);
+        let sql = one.try_in_transaction_query(LIMIT);
         assert!(
             sql.starts_with("ROLLBACK TO SAVEPOINT pglock; RELEASE SAVEPOINT pglock; SELECT "),
             "{sql}"
@@ -788,7 +727,10 @@ mod tests {
         ];
         assert_eq!(
             from,
-            format!(" FROM {}", leftover::subselect(rows.into_iter(), Mode::Shared))
+            format!(
+                " FROM {}",
+                leftover::subselect(rows.into_iter().map(str::to_owned), Mode::Shared)
+            )
         );
         let slots = Keys::OneOf {
             keys: vec![first, second],
@@ -849,7 +791,7 @@ mod tests {
 
     #[test]
     fn a_session_releases_each_key() {
-        let release = |ids: &[KeyId]| lock(all(ids), Mode::Shared, Scope::Session).release();
+        let release = |ids: &[KeyId]| lock(all(ids), Mode::Shared, Scope::Session).release_query();
         assert_eq!(
             release(&[KeyId::Bigint(1)]),
             "SELECT pg_catalog.pg_advisory_unlock_shared('1'::bigint) AS released"
@@ -908,12 +850,16 @@ mod tests {
                         server_limit: Some(LIMIT),
                         ..client_info(choice)
                     };
-                    queries.push(lock.first_query(&client_info, Some(1), Some("hashtext('x')")));
+                    queries.push(lock.first_query(&client_info, Some(1)));
                 }
                 let mark = KeyId::IntPair(1, 2);
                 queries.extend([lock.session_heartbeat(77, mark), lock.scanning_heartbeat(mark)]);
-                queries.extend([lock.probe(), lock.try_in_transaction(LIMIT), lock.prove_and_commit()]);
-                queries.extend([lock.retry(Looks::AtLeftovers), lock.release(), lock.proof()]);
+                queries.extend([
+                    lock.probe(),
+                    lock.try_in_transaction_query(LIMIT),
+                    lock.prove_and_commit(),
+                ]);
+                queries.extend([lock.retry(Looks::AtLeftovers), lock.release_query(), lock.proof()]);
             }
         }
         let messages = queries.iter().flat_map(|query| {

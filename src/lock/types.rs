@@ -62,44 +62,33 @@ pub(crate) enum ScopeChoice {
 
 /// The keys to lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Keys<K = KeyId> {
+pub(crate) enum Keys {
     /// All of them, in this order. Every pglock acquires several keys in the order of [`KeyId`], so that two of them
     /// never wait for each other.
-    All(Vec<K>),
+    All(Vec<KeyId>),
     /// Any one of them.
     OneOf {
         /// The candidates.
-        keys: Vec<K>,
+        keys: Vec<KeyId>,
         /// Index of the candidate to try first; the search wraps around.
         start: usize,
     },
 }
 
-impl<K> Keys<K> {
+impl Keys {
     /// Returns the keys, all or candidates.
-    pub(crate) fn as_slice(&self) -> &[K] {
+    pub(crate) fn as_slice(&self) -> &[KeyId] {
         match self {
             Keys::All(keys) | Keys::OneOf { keys, .. } => keys,
         }
     }
-
-    /// Applies `convert` to every key.
-    pub(super) fn map<T>(&self, convert: impl FnMut(&K) -> T) -> Keys<T> {
-        match self {
-            Keys::All(keys) => Keys::All(keys.iter().map(convert).collect()),
-            Keys::OneOf { keys, start } => Keys::OneOf {
-                keys: keys.iter().map(convert).collect(),
-                start: *start,
-            },
-        }
-    }
 }
 
-/// A lock to request: keys, mode and lifetime. A key is a number, or the SQL that stands for it in a query.
+/// A lock to request: keys, mode and lifetime.
 #[derive(Clone, Debug)]
-pub(crate) struct Lock<K = KeyId> {
+pub(crate) struct Lock {
     /// What to lock.
-    pub keys: Keys<K>,
+    pub keys: Keys,
     /// Exclusive or shared.
     pub mode: Mode,
     /// Session or transaction.

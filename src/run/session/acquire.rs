@@ -12,10 +12,10 @@ use crate::connection::{Canceller, Client};
 use crate::history::{Begun, LastSuccess, RecordedRun};
 use crate::inspect::backend::Backend;
 use crate::inspect::{holders, proxy};
-use crate::key::{self, KeyId, Number};
+use crate::key::{self, KeyId};
 use crate::lock::{
-    self, Acquisition, Backoff, ClientInfo, ComputedTry, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Server, Settling,
-    Ticket, TicketQueue, Try, TryOutcome, Turn, Wait, WaitEnd, WaitOptions,
+    self, Acquisition, Backoff, ClientInfo, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Server, Settling, Ticket,
+    TicketQueue, Try, TryOutcome, Turn, Wait, WaitEnd, WaitOptions,
 };
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::derived_keys::slot_keys;
@@ -322,9 +322,6 @@ impl Acquirer<'_> {
     ) -> Result<(LockRequest, TryOutcome), Failure> {
         let client_info = self.client_info(memory, settling);
         let tried = Instant::now();
-        if let Some(expression) = self.only_key_expression() {
-            return self.first_query_computing(client, &expression, &client_info);
-        }
         let ids = self.key_ids(client)?;
         let lock = self.lock(&ids, Scope::Session);
         self.reporter.expect_reply_within(Duration::ZERO);
@@ -341,31 +338,6 @@ impl Acquirer<'_> {
         Ok((request, outcome))
     }
 
-    /// Does the same for a key whose number the server computes by this expression in the same query.
-    ///
-    /// # Errors
-    /// As for [`Acquirer::first_query`]; and the server does not compute the number.
-    fn first_query_computing(
-        &self,
-        client: &mut Client,
-        expression: &str,
-        client_info: &ClientInfo,
-    ) -> Result<(LockRequest, TryOutcome), Failure> {
-        let tried = Instant::now();
-        self.reporter.expect_reply_within(Duration::ZERO);
-        let mode = self.options().mode;
-        let ComputedTry { server, id, outcome } = lock::first_try_computed(client, expression, mode, client_info)?;
-        let scope = server.usable_scope(self.options().scope)?;
-        let ids = vec![lock::require_computed(&self.options().keys[0], id)?];
-        let request = LockRequest {
-            lock: self.lock(&ids, scope),
-            ids,
-            server,
-            tried,
-        };
-        Ok((request, outcome))
-    }
-
     fn client_info(&self, memory: &WaitMemory, settling: Settling) -> ClientInfo {
         ClientInfo {
             application_name: self.plan.application_name(),
@@ -376,31 +348,16 @@ impl Acquirer<'_> {
         }
     }
 
-    /// Returns the numbers of the keys. Those that only the server knows take a query of their own: the order of
-    /// several keys, the keys of slots and the ticket queue derive from them, which the query that tries cannot do.
+    /// Returns the numbers of the keys. Those that depend on the server take a query of their own.
     ///
     /// # Errors
     /// As for [`lock::key_ids`].
     fn key_ids(&self, client: &mut Client) -> Result<Vec<KeyId>, Failure> {
         let keys = &self.options().keys;
-        if keys.iter().any(|key| matches!(key.number(), Number::Computed(_))) {
+        if keys.iter().any(|key| key.number().known().is_none()) {
             self.reporter.expect_reply_within(Duration::ZERO);
         }
         lock::key_ids(client, keys)
-    }
-
-    /// Returns the expression for the number of the only key, if only the server knows it and nothing derives from it.
-    fn only_key_expression(&self) -> Option<String> {
-        let [key] = &self.options().keys[..] else {
-            return None;
-        };
-        if self.options().slots.is_some() || self.options().fair {
-            return None;
-        }
-        match key.number() {
-            Number::Computed(expression) => Some(expression),
-            Number::Known(_) => None,
-        }
     }
 
     /// Returns the lock to request for keys with these numbers.
