@@ -4,7 +4,6 @@
 //! servers use at rest, and how long a hand-off takes, from the end of a job to the beginning of the next.
 
 use crate::Programs;
-use crate::plot::{self, Curve};
 use crate::processes::{cpu_time, private_memory};
 use crate::support::command::command;
 use crate::support::pgbouncer::PgBouncer;
@@ -34,8 +33,8 @@ struct Cost {
     hand_off: f64,
 }
 
-/// The table, and the picture.
-pub fn measure(programs: &Programs) -> (String, String) {
+/// The tables.
+pub fn measure(programs: &Programs) -> String {
     let server = Server::with(&["max_connections=450"]);
     let pooler = PgBouncer::with(&server, &["pool_mode=transaction"]);
     let direct = Crowd {
@@ -58,7 +57,7 @@ pub fn measure(programs: &Programs) -> (String, String) {
         table("waiters, direct", &waiters),
         table("waiters, through PgBouncer (transaction, a pool of 5)", &behind),
     ];
-    (tables.join("\n"), picture(&holders, &waiters, &behind))
+    tables.join("\n")
 }
 
 fn table(title: &str, costs: &[Cost]) -> String {
@@ -82,36 +81,6 @@ fn table(title: &str, costs: &[Cost]) -> String {
         );
     }
     text
-}
-
-fn picture(holders: &[Cost], waiters: &[Cost], behind: &[Cost]) -> String {
-    let all = [
-        ("holders, direct", "#7a7f87", holders),
-        ("waiters, direct", "#2a6fb0", waiters),
-        ("waiters, PgBouncer", "#c2571a", behind),
-    ];
-    let curves = |value: fn(&Cost) -> f64| -> Vec<Curve> {
-        let curve = |(name, colour, costs): (&'static str, &'static str, &[Cost])| Curve {
-            name,
-            colour,
-            points: costs
-                .iter()
-                .map(|cost| (cost.count as f64, value(cost).max(0.001)))
-                .collect(),
-        };
-        all.map(curve).into()
-    };
-    plot::lines(&[
-        ("Hand-off, ms, by how many there are", curves(|cost| cost.hand_off)),
-        (
-            "CPU of all pglocks and servers at rest, ms a second",
-            curves(|cost| cost.cpu[0] + cost.cpu[1]),
-        ),
-        (
-            "Memory of the server's processes for them, MB",
-            curves(|cost| cost.backend * cost.count as f64 / 1e6),
-        ),
-    ])
 }
 
 #[derive(Clone, Copy)]

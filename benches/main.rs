@@ -8,7 +8,6 @@
 //! | `aging` | what waiting behind a pooler costs by how long it has lasted |
 //! | `timing` | whole processes, taking turns; medians and quartiles |
 //! | `processes` | memory and CPU time of a process |
-//! | `plot` | charts of the results |
 //! | `floor.c`, `floor_tls.rs` | the floor, in plain text and with TLS |
 //!
 //! `make bench` and `make bench-growth` write their results beside this file; `make bench-check` only compares them
@@ -20,7 +19,6 @@
 
 mod aging;
 mod growth;
-mod plot;
 mod processes;
 #[path = "../tests/it/support/mod.rs"]
 #[expect(dead_code, reason = "the tests need more of it")]
@@ -74,13 +72,11 @@ fn main() -> ExitCode {
             let table = works::table(&results);
             print!("{table}");
             std::fs::write(here.join("results.txt"), table).unwrap();
-            std::fs::write(here.join("results.svg"), plot::bars(&results)).unwrap();
         }
         Some("growth") => {
-            let (table, picture) = growth::measure(&programs);
+            let table = growth::measure(&programs);
             print!("{table}");
             std::fs::write(here.join("growth.txt"), table).unwrap();
-            std::fs::write(here.join("growth.svg"), picture).unwrap();
         }
         Some("aging") => {
             let table = aging::measure(&programs);
