@@ -1,49 +1,13 @@
-//! What a release needs beside its behaviour: licences and sources of the crates, the oldest Rust, the changelog, and
-//! the files of the packages.
+//! What a release needs beside its behaviour: the oldest Rust, the changelog, and the files of the packages.
 //!
-//! No network is needed: cargo knows the crates that are linked here, and the list of licences is in `deny.toml`, which
-//! cargo-deny reads too where it is installed. Advisories need its database (`make audit`).
+//! Licences, sources and known vulnerabilities of the crates are checked by cargo-deny (`make audit`).
 
 use crate::support::command::command;
 use serde_json::Value;
-use spdx::{Expression, ParseMode};
 use std::fs;
 use std::path::Path;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-
-#[test]
-fn every_crate_has_an_allowed_licence() {
-    let allowed = quoted(line_of("deny.toml", "allow = "));
-    for package in packages() {
-        let licence = text(&package, "license");
-        // Older crates write MIT/Apache-2.0.
-        let expression = Expression::parse_mode(&licence, ParseMode::LAX).unwrap();
-        let is_allowed = expression.evaluate(|wanted| {
-            let name = wanted.license.id().map(|id| id.name);
-            allowed.iter().any(|allowed| Some(allowed.as_str()) == name)
-        });
-        assert!(
-            is_allowed,
-            "{}: {licence:?} is not allowed by deny.toml",
-            text(&package, "name")
-        );
-    }
-}
-
-#[test]
-fn every_crate_is_from_the_registry() {
-    let registries = quoted(line_of("deny.toml", "allow-registry = "));
-    for package in packages() {
-        let source = text(&package, "source");
-        let is_ours = source.is_empty() && text(&package, "name") == "pglock";
-        assert!(
-            is_ours || registries.iter().any(|url| source == format!("registry+{url}")),
-            "{} comes from {source:?}",
-            text(&package, "name")
-        );
-    }
-}
 
 /// P94: no crate needs a newer one, and the README names the version of Cargo.toml.
 #[test]
@@ -115,11 +79,6 @@ fn packages() -> Vec<Value> {
 
 fn read(file: &str) -> String {
     fs::read_to_string(Path::new(ROOT).join(file)).unwrap()
-}
-
-fn line_of(file: &str, start: &str) -> String {
-    let text = read(file);
-    text.lines().find(|line| line.starts_with(start)).unwrap().to_owned()
 }
 
 fn quoted(line: impl AsRef<str>) -> Vec<String> {
