@@ -15,7 +15,7 @@ BASH = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSH  = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISH = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 
-.PHONY: help build demo test test-matrix test-crowd test-failover model torture fuzz bench bench-growth bench-aging bench-check check check-targets audit completions dist deb test-packages install uninstall clean
+.PHONY: help build demo deps test test-matrix test-crowd test-failover model torture fuzz bench bench-growth bench-aging bench-check check check-targets audit completions dist deb test-packages install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,8 +31,11 @@ demo: $(BINARY) ## demonstrate pglock on a throwaway PostgreSQL server
 	@scripts/setup demo
 	@scripts/demo $(BINARY)
 
+deps: ## install what the tests need (Debian packages, and some from PyPI in target/)
+	@scripts/setup test
+
 # The tests mostly wait, so more of them than there are processors run at a time.
-test: ## install what the tests need, then check and test everything
+test: ## install what the tests need (not with NO_INSTALL=1), then check and test everything
 	@scripts/setup test
 	@$(MAKE) --no-print-directory check
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-5} $(CARGO) test --locked

@@ -11,5 +11,6 @@ mod manual;
 mod promises;
 mod recipes;
 mod services;
+mod setup;
 mod transcripts;
 mod wings;
