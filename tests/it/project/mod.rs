@@ -1,4 +1,4 @@
-//! The repository: examples, completions, the manual, release checks, and the test harness itself.
+//! The repository: examples, completions, the manual, release checks, workflows, and the test harness itself.
 
 mod completions;
 mod desk;
@@ -14,3 +14,4 @@ mod services;
 mod setup;
 mod transcripts;
 mod wings;
+mod workflows;
