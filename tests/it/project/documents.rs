@@ -9,8 +9,18 @@ use std::path::{Path, PathBuf};
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// The subcommands that have options.
 const SUBCOMMANDS: [&str; 7] = ["run", "list", "evict", "check", "key", "init", "history"];
-/// Long options of other programs that the pages mention: timeout(1), a Dockerfile, `examples/self-locking`.
-const FOREIGN_OPTIONS: [&str; 3] = ["--foreground", "--from", "--locked"];
+/// Long options of other programs that the pages mention: timeout(1), a Dockerfile, `examples/self-locking`, and those
+/// with which a release is made.
+const FOREIGN_OPTIONS: [&str; 8] = [
+    "--foreground",
+    "--from",
+    "--locked",
+    "--dry-run",
+    "--formula",
+    "--repo",
+    "--rm",
+    "--sign",
+];
 /// Options of other programs in the README's comparison and in `docs/poolers.md`: klock, consul, socat.
 const FOREIGN_LETTERS: [&str; 5] = ["-g", "-child-exit-code", "-pass-stdin", "-timeout", "-T23"];
 
