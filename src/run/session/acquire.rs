@@ -518,7 +518,13 @@ impl Acquirer<'_> {
     /// # Errors
     /// The connection is lost.
     fn give_up(&self, client: &mut Client, request: &LockRequest, key_index: usize) -> Result<String, Failure> {
-        let message = self.conflict_message(client, request, key_index, Duration::ZERO);
+        // With -q nobody reads it. But where tries leave no trace on the server, its query also ends the wait for those
+        // who list waiters.
+        let message = if message::is_quiet() && request.lock.scope == Scope::Session {
+            String::new()
+        } else {
+            self.conflict_message(client, request, key_index, Duration::ZERO)
+        };
         if request.lock.scope == Scope::Session && key_index > 0 {
             if self.is_session_lent() {
                 // Not what the session held before it was lent to us.

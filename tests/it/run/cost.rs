@@ -17,19 +17,22 @@ fn a_run_takes_three_round_trips_and_five_with_scram() {
         "SET password_encryption = 'scram-sha-256'; CREATE ROLE {WITH_PASSWORD} LOGIN PASSWORD 'x'"
     ));
     let relay = Relay::to(server.port(), Duration::ZERO);
-    let round_trips = |user: &str, arguments: &[&str]| {
+    let round_trips_to = |code: i32, user: &str, key: &str, arguments: &[&str]| {
         let dsn = format!(
             "host=127.0.0.1 port={} user={user} password=x dbname=postgres sslmode=disable",
             relay.port()
         );
         let run = Pglock::alone().env("PGLOCK_DSN", dsn);
-        run.args(["run", "--key", &unique("round_trips")])
+        run.args(["run", "--key", key])
             .args(arguments)
             .arg("true")
             .output()
-            .code(0)
-            .silent();
+            .code(code);
         relay.round_trips()
+    };
+    let round_trips = |user: &str, arguments: &[&str]| {
+        let key = unique("round_trips");
+        round_trips_to(0, user, &key, arguments)
     };
     assert_eq!(round_trips(SUPERUSER, &[]), 3, "connect, lock, unlock");
     assert_eq!(round_trips(WITH_PASSWORD, &[]), 5, "two more for the password");
@@ -37,6 +40,12 @@ fn a_run_takes_three_round_trips_and_five_with_scram() {
     assert_eq!(round_trips(SUPERUSER, &["--slots", "3"]), 3);
     assert_eq!(round_trips(SUPERUSER, &["--hash", "hashtext"]), 4, "one for the number");
     assert_eq!(round_trips(SUPERUSER, &["--token"]), 4, "the token takes one");
+
+    let holder = server.run("held").holding();
+    let refused = |arguments: &[&str]| round_trips_to(75, SUPERUSER, "held", arguments);
+    assert_eq!(refused(&["--no-wait"]), 3, "connect, try, look for the holder");
+    assert_eq!(refused(&["--no-wait", "-q"]), 2, "nobody would read who holds it");
+    holder.finish().code(0);
 }
 
 /// P93: no roots of trust and no name service are loaded unless they are used.
