@@ -32,7 +32,7 @@ complete -c pglock -n "__fish_pglock_needs_command" -f -a "evict" -d 'Terminate 
 complete -c pglock -n "__fish_pglock_needs_command" -f -a "check" -d 'Check whether the connection is suitable for locks: server, pooler, timeouts'
 complete -c pglock -n "__fish_pglock_needs_command" -f -a "key" -d 'Print the number of a key, without connecting to a server'
 complete -c pglock -n "__fish_pglock_needs_command" -f -a "completions" -d 'Print shell completions or a page of the manual'
-complete -c pglock -n "__fish_pglock_needs_command" -f -a "init" -d 'Create the table in which run --record records runs'
+complete -c pglock -n "__fish_pglock_needs_command" -f -a "init" -d 'Create the table of recorded runs'
 complete -c pglock -n "__fish_pglock_needs_command" -f -a "history" -d 'Show recorded runs, or check when a job last succeeded'
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s k -l key -d 'Lock to acquire: a name, an integer, or two integers A,B' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l hash -d 'Hash scheme, to share a lock with another tool [default: sha256]' -r -f -a "sha256\t'pglock itself; django-pglocks 2.0 and later'
@@ -64,7 +64,7 @@ complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l heartbeat -d 'Interval of heartbeats, and time limit for each reply [default: 5s]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l poll -d 'Maximum interval between attempts when polling [default: 5s]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l stop-signal -d 'Signal that also ends a wait, such as an image\'s STOPSIGNAL' -r -f
-complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l once-per -d 'Record, and do not start a job that has succeeded this recently' -r -f
+complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l once-per -d 'Record the run, and skip a job that has succeeded this recently' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l table -d 'Table of recorded runs, as [SCHEMA.]NAME [default: public.pglock_run]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -s d -l dsn -d 'Server to connect to: a postgresql:// URI or key=value pairs' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand run; and not __fish_pglock_job >/dev/null" -l connect-timeout -d 'Time limit for connecting to one address [default: 10s]' -r -f
@@ -199,10 +199,10 @@ complete -c pglock -n "__fish_pglock_using_subcommand history" -l ok-within -d '
 complete -c pglock -n "__fish_pglock_using_subcommand history" -l table -d 'Table of recorded runs, as [SCHEMA.]NAME [default: public.pglock_run]' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand history" -s d -l dsn -d 'Server to connect to: a postgresql:// URI or key=value pairs' -r -f
 complete -c pglock -n "__fish_pglock_using_subcommand history" -l connect-timeout -d 'Time limit for connecting to one address [default: 10s]' -r -f
-complete -c pglock -n "__fish_pglock_using_subcommand history" -l failed -d 'Show only runs that ended in another way than by success'
+complete -c pglock -n "__fish_pglock_using_subcommand history" -l failed -d 'Show only runs that ended without success'
 complete -c pglock -n "__fish_pglock_using_subcommand history" -l json -d 'Print JSON'
 complete -c pglock -n "__fish_pglock_using_subcommand history" -l metrics -d 'Print metrics in Prometheus\' text format'
-complete -c pglock -n "__fish_pglock_using_subcommand history" -l prune -d 'Remove the old runs of all keys, as --keep of init says'
+complete -c pglock -n "__fish_pglock_using_subcommand history" -l prune -d 'Remove runs of all keys that are older than --keep of pglock init'
 complete -c pglock -n "__fish_pglock_using_subcommand history" -s h -l help -d 'Print help (see more with \'--help\')'
 
 # Prints the arguments of the job before the cursor, one per line; fails if the cursor is not in the job.

@@ -110,7 +110,7 @@ const EXIT_TABLES_WITHOUT_A_JOB: &[(&str, &[ExitRow])] = &[
             ("77", ""),
             (
                 "78",
-                "the table does not exist or is not one of pglock, or invalid configuration",
+                "the table does not exist or differs from what init creates, or invalid configuration",
             ),
         ],
     ),
@@ -118,7 +118,7 @@ const EXIT_TABLES_WITHOUT_A_JOB: &[(&str, &[ExitRow])] = &[
     (
         "init",
         &[
-            ("0", "the table is there, and the roles may use it"),
+            ("0", "the table exists, and the roles may use it"),
             ("64", ""),
             ("69", ""),
             ("70", ""),
@@ -128,7 +128,7 @@ const EXIT_TABLES_WITHOUT_A_JOB: &[(&str, &[ExitRow])] = &[
             ),
             (
                 "78",
-                "the table exists and is not one of pglock, or invalid configuration",
+                "a schema or role is missing, another table has its name, or invalid configuration",
             ),
         ],
     ),

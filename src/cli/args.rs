@@ -52,7 +52,7 @@ pub(super) enum Command {
     Key(KeyArgs),
     /// Print shell completions or a page of the manual
     Completions(CompletionsArgs),
-    /// Create the table in which run --record records runs
+    /// Create the table of recorded runs
     Init(InitArgs),
     /// Show recorded runs, or check when a job last succeeded
     History(HistoryArgs),
@@ -186,12 +186,12 @@ pub(super) struct RunArgs {
     #[arg(long)]
     pub record: bool,
 
-    /// Record, and do not start a job that has succeeded this recently.
+    /// Record the run, and skip a job that has succeeded this recently.
     ///
     /// Implies --record. Once pglock holds the lock, it looks for a run of the key that started less than this long ago
     /// and succeeded. If there is one, it exits as if the lock were held. Other runs do not count: those that failed,
-    /// whose lock was lost, or whose pglock died. Only for a single key, without --shared and --slots: others could look
-    /// at the same time.
+    /// whose lock was lost, or whose pglock died. It requires a single key, without --shared and --slots: otherwise
+    /// several holders could look at the same time.
     #[arg(long, value_name = "DURATION", value_parser = value::duration)]
     #[arg(conflicts_with_all = ["shared", "slots"])]
     pub once_per: Option<Duration>,
@@ -398,7 +398,8 @@ pub(super) struct InitArgs {
 
     /// Role to record and read runs; repeat the option for more.
     ///
-    /// It is granted SELECT, INSERT, UPDATE and DELETE on the table, and USAGE on its schema. The name is taken literally.
+    /// It is granted SELECT, INSERT, UPDATE and DELETE on the table, and USAGE on its schema. The name is taken
+    /// literally; public is every role.
     #[arg(long, value_name = "ROLE", value_parser = value::role)]
     pub grant: Vec<String>,
 
@@ -432,7 +433,7 @@ pub(super) struct HistoryArgs {
     #[arg(default_note = defaults::DEFAULT_LAST)]
     pub last: Option<u32>,
 
-    /// Show only runs that ended in another way than by success
+    /// Show only runs that ended without success
     #[arg(long)]
     pub failed: bool,
 
@@ -442,7 +443,7 @@ pub(super) struct HistoryArgs {
 
     /// Exit with status 75 unless each --key has succeeded within this time.
     ///
-    /// The newest success must have ended within it. Each key that fails is named on standard error.
+    /// The end of the newest success counts. Each key that fails is named on standard error.
     #[arg(long, value_name = "DURATION", value_parser = value::duration)]
     #[arg(conflicts_with_all = ["last", "failed", "json", "metrics", "prune"])]
     pub ok_within: Option<Duration>,
@@ -451,7 +452,7 @@ pub(super) struct HistoryArgs {
     #[arg(long, conflicts_with_all = ["last", "failed", "json", "prune"])]
     pub metrics: bool,
 
-    /// Remove the old runs of all keys, as --keep of init says
+    /// Remove runs of all keys that are older than --keep of pglock init
     #[arg(long, conflicts_with_all = ["key", "hash", "last", "failed", "json"])]
     pub prune: bool,
 

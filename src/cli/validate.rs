@@ -100,7 +100,7 @@ impl RunArgs {
     fn record_options(&self) -> Result<Option<RecordOptions>, Failure> {
         if self.once_per.is_some() && self.key.len() > 1 {
             return Err(usage(
-                "--once-per cannot be used with several keys; give each key a pglock of its own",
+                "--once-per cannot be used with several keys; run a separate pglock for each key",
             ));
         }
         if self.once_per.is_some_and(|interval| interval.is_zero()) {

@@ -11,8 +11,8 @@ use crate::ui::stdout;
 
 /// What the printed SQL begins with.
 const SCRIPT_HEADER: &str = "\
-    -- The table of runs that pglock run --record writes, as pglock init creates it. Run this in one transaction, as with\n\
-    -- psql --single-transaction.\n";
+    -- The table in which pglock run --record and --once-per record runs, as pglock init creates it. Run this in one\n\
+    -- transaction, as with psql --single-transaction.\n";
 
 /// Creates the table and reports what was done, or prints the SQL.
 ///
@@ -40,7 +40,7 @@ fn report(setup: &Setup, result: SetupResult) -> String {
         if result.is_new {
             format!("created table {table}")
         } else {
-            format!("table {table} is there")
+            format!("table {table} already exists")
         },
         in_full(result.keep),
     );

@@ -12,7 +12,7 @@ pub(super) fn explain(error: Error, table: &TableName) -> Failure {
 
 /// Returns the failure of a query on the table, which was to `action` it. By SQLSTATE: 42501 lacks a privilege, 3F000
 /// and 42P01 lack the table; the rest of the classes 42 (wrong columns), 22 (wrong types) and 23 (constraints) show a
-/// table that `pglock init` has not made, or that someone has altered.
+/// table that `pglock init` has not created, or that has been altered.
 pub(super) fn explain_use(error: Error, table: &TableName, action: &'static str) -> Failure {
     let Some(server_error) = error.as_db_error() else {
         return Failure::from(error);
@@ -44,18 +44,19 @@ pub(super) fn no_table(table: &TableName) -> Failure {
     Failure::msg(
         ExitCode::Config,
         format!(
-            "there is no table {table}; create it with: pglock init{}",
+            "table {table} does not exist; create it with: pglock init{}",
             table.option()
         ),
     )
 }
 
-/// Returns the failure for a table that differs from what `pglock init` makes.
+/// Returns the failure for a table that differs from what `pglock init` creates.
 pub(super) fn not_as_made(table: &TableName, difference: impl Display) -> Failure {
     Failure::msg(
         ExitCode::Config,
         format!(
-            "table {table} is not as pglock init makes it: {difference}; use another table, see: pglock init{} --print",
+            "table {table} differs from what pglock init creates: {difference}; make it match the output of pglock \
+             init{} --print, or choose another with --table",
             table.option()
         ),
     )

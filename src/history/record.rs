@@ -86,7 +86,7 @@ pub(crate) fn begin(
         })),
         _ => Err(Failure::msg(
             ExitCode::Config,
-            format!("table {table} does not keep the runs that are inserted; remove its triggers and rules"),
+            format!("table {table} discards the rows that are inserted; remove its triggers and rules"),
         )),
     }
 }

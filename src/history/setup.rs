@@ -89,7 +89,7 @@ impl Setup {
             let name = index.name(&self.table);
             return Err(failure::not_as_made(
                 &self.table,
-                format!("{name} is not its index; rename that"),
+                format!("{name} is not its index but another relation, which must be renamed"),
             ));
         }
         match first_cell(&results, "unprivileged") {
@@ -151,8 +151,9 @@ impl Setup {
             Some(("3F000", _)) => Failure::msg(
                 ExitCode::Config,
                 format!(
-                    "cannot create table {table}: there is no such schema; create it with: CREATE SCHEMA {}",
-                    quoted_identifier(&table.schema)
+                    "cannot create table {table}: schema {schema} does not exist; create it with: CREATE SCHEMA \
+                     {schema}",
+                    schema = quoted_identifier(&table.schema)
                 ),
             ),
             Some((_, error)) if is_wrong_request(error) => Failure::msg(
@@ -171,8 +172,8 @@ impl Setup {
         Failure::msg(
             ExitCode::Permission,
             format!(
-                "cannot set up table {}: {message}; run this as the owner of schema and table, or give them the SQL that \
-                 --print prints",
+                "cannot set up table {}: {message}; run this as the owner of the schema and the table, or have the \
+                 owner run the SQL that --print prints",
                 self.table
             ),
         )

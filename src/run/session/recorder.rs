@@ -119,6 +119,6 @@ fn require_running(was_running: bool) -> Result<(), Failure> {
     }
     Err(Failure::msg(
         ExitCode::Lost,
-        "another run on the key has found it abandoned, or it was removed",
+        "a later run of the key has marked it abandoned, or its row was deleted",
     ))
 }

@@ -392,7 +392,7 @@ fn what_cannot_be_read_is_explained() {
     );
     assert_eq!(
         failure(&["--table", "it's.Runs"], 78),
-        "there is no table it's.Runs; create it with: pglock init --table 'it'\\''s.Runs'"
+        "table it's.Runs does not exist; create it with: pglock init --table 'it'\\''s.Runs'"
     );
     table.sql("ALTER TABLE pglock_run ALTER waited TYPE numeric");
     for arguments in [
@@ -404,8 +404,9 @@ fn what_cannot_be_read_is_explained() {
     ] {
         assert_eq!(
             failure(arguments, 78),
-            "table public.pglock_run is not as pglock init makes it: its column waited has the type numeric instead of \
-             double precision; use another table, see: pglock init --print"
+            "table public.pglock_run differs from what pglock init creates: its column waited has the type numeric \
+             instead of double precision; make it match the output of pglock init --print, or choose another with \
+             --table"
         );
     }
 }

@@ -47,14 +47,14 @@ fn init_can_be_repeated_and_keeps_the_setting() {
         "Runs recorded by pglock: version 1, kept for 7776000 s"
     );
     let created = catalog(&table);
-    let is_there = "table public.pglock_run is there; it keeps runs for";
-    assert_eq!(table.init(&[]).output().stdout(), format!("{is_there} 90d\n"));
+    let already_exists = "table public.pglock_run already exists; it keeps runs for";
+    assert_eq!(table.init(&[]).output().stdout(), format!("{already_exists} 90d\n"));
     assert_eq!(catalog(&table), created);
     assert_eq!(
         table.init(&["--keep", "36h", "--grant", &role]).output().stdout(),
-        format!("{is_there} 1d12h; granted to {role}\n")
+        format!("{already_exists} 1d12h; granted to {role}\n")
     );
-    assert_eq!(table.init(&[]).output().stdout(), format!("{is_there} 1d12h\n"));
+    assert_eq!(table.init(&[]).output().stdout(), format!("{already_exists} 1d12h\n"));
     assert_eq!(
         table.value(COMMENT),
         "Runs recorded by pglock: version 1, kept for 129600 s"
@@ -65,7 +65,7 @@ fn init_can_be_repeated_and_keeps_the_setting() {
     table.sql("COMMENT ON TABLE pglock_run IS 'Runs recorded by pglock: version 2, kept for 60 s'");
     assert_eq!(
         table.init(&["--keep", "2m"]).output().stdout(),
-        format!("{is_there} 2m\n")
+        format!("{already_exists} 2m\n")
     );
     assert_eq!(
         table.value(COMMENT),
@@ -161,7 +161,7 @@ fn the_grants_are_what_a_lock_role_needs_and_no_more() {
     }
     // Such a role finds everything done.
     let again = table.init(&arguments).env("PGUSER", &role);
-    let expected = format!("table ops.runs is there; it keeps runs for 90d; granted to {role}\n");
+    let expected = format!("table ops.runs already exists; it keeps runs for 90d; granted to {role}\n");
     assert_eq!(again.output().stdout(), expected);
 }
 
@@ -196,7 +196,7 @@ fn a_refused_init_changes_nothing() {
         &["--table", "Ops.runs"],
         "postgres",
         78,
-        "there is no such schema; create it with: CREATE SCHEMA \"Ops\"",
+        "schema \"Ops\" does not exist; create it with: CREATE SCHEMA \"Ops\"",
     );
     // The owner of a table may not grant USAGE on the schema of another role, and the server only warns.
     let words = format!("the privileges could not be granted to {stranger}; run this as the owner");
@@ -230,7 +230,7 @@ fn a_table_that_is_no_run_table_is_refused() {
         ),
         (
             "ALTER INDEX pglock_run_runs_idx RENAME TO x; CREATE TABLE pglock_run_runs_idx ()",
-            "pglock_run_runs_idx is not its index; rename that",
+            "pglock_run_runs_idx is not its index but another relation, which must be renamed",
         ),
     ];
     for (change, words) in cases {
@@ -239,7 +239,8 @@ fn a_table_that_is_no_run_table_is_refused() {
         let before = catalog(&table);
         let line = table.init(&["--keep", "1h"]).output().code(78).stderr_line();
         let expected = format!(
-            "table public.pglock_run is not as pglock init makes it: {words}; use another table, see: pglock init --print"
+            "table public.pglock_run differs from what pglock init creates: {words}; make it match the output of \
+             pglock init --print, or choose another with --table"
         );
         assert_eq!(line, expected);
         assert_eq!(catalog(&table), before, "{change}");
@@ -272,7 +273,7 @@ fn names_are_taken_literally() {
         };
         assert_eq!(created, format!("created table {shown}; it keeps runs for 90d\n"));
         let again = table.pglock().arg("init").env("PGLOCK_TABLE", name).output().stdout();
-        assert_eq!(again, format!("table {shown} is there; it keeps runs for 90d\n"));
+        assert_eq!(again, format!("table {shown} already exists; it keeps runs for 90d\n"));
         let (schema, relation) = shown.split_once('.').unwrap();
         let count = format!(
             "SELECT count(*) FROM pg_indexes WHERE schemaname = '{schema}' AND tablename = '{}'",

@@ -145,7 +145,7 @@ fn a_check_tells_success_from_failure_and_ignorance() {
     let unknown = check(&["2h", "42"]);
     let text = String::from_utf8_lossy(&unknown.code(3).silent().stdout).into_owned();
     assert!(
-        text.starts_with("UNKNOWN: pglock: there is no table public.pglock_run; "),
+        text.starts_with("UNKNOWN: pglock: table public.pglock_run does not exist; "),
         "{text}"
     );
     desk.on_path("pglock").arg("init").output().stdout();
