@@ -60,10 +60,12 @@ fn only_a_success_counts() {
     run().sh("kill -KILL $$").output().signal(Signal::SIGKILL);
     let lost = run().holding();
     table.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pglock:k %'");
+    lost.await_stderr("lost the lock");
     lost.finish().code(74);
     let evicted = run().holding();
     let evictor = table.pglock();
     evictor.args(["evict", "--yes", "--key", "k"]).output().code(0);
+    evicted.await_stderr("lost the lock");
     evicted.finish().code(74);
     let abandoned = run().arg("-o").holding();
     abandoned.signal(Signal::SIGKILL);
