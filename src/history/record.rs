@@ -60,7 +60,7 @@ impl LastSuccess {
 /// Records that a run starts, unless it is not due. `lock_timeout` limits the wait for a table that is locked.
 ///
 /// # Errors
-/// The table cannot be used (see [`failure`]), or the connection is lost.
+/// The table cannot be used (see [`failure`]), the lock is lost, or the connection is.
 pub(crate) fn begin(
     client: &mut Client,
     table: &TableName,
@@ -70,6 +70,10 @@ pub(crate) fn begin(
     let query = sql::begin(table, run, lock_timeout);
     let result = QueryResult::fetch_in_own_transaction(client, sql::WRITE_MODES, &query)
         .map_err(|error| failure::explain(error, table))?;
+    if !result.is_true("held") {
+        let message = "lost the lock before the job was started: its session has ended";
+        return Err(Failure::msg(ExitCode::Unavailable, message).transient_if(true));
+    }
     let rows: Vec<i64> = result.column("run").filter_map(|row| row.parse().ok()).collect();
     if rows.len() == run.keys.len() {
         return Ok(Begun::Recorded(RecordedRun {

@@ -28,15 +28,20 @@ fn write_settings(lock_timeout: Duration) -> String {
 /// Returns the query that gives up runs of dead pglocks, inserts a run unless it is not due, and describes the table.
 /// The column `run` has the numbers of the rows, `comment` the comment on the table; `age`, `took` and `host` describe
 /// the last success, if `--once-per` asks for it.
+///
+/// Another session than that of the lock may run it late, when the lock has been lost and the next holder has begun. It
+/// therefore writes nothing unless the lock is held: each statement looks for the lock after it has taken its snapshot,
+/// so a run that it sees is not that of a later holder. `held` says whether the lock was there to the end.
 pub(super) fn begin(table: &TableName, run: &NewRun, lock_timeout: Duration) -> String {
     let name = table.sql();
     let numbers = numbers(run);
     let mode = run.mode.name();
+    let held = run.lock_condition.as_deref().unwrap_or("true");
     // We hold the lock, so no other run of this slot is alive; slot 0 has the lock of the key itself. Only a shared one
     // can be, if we share the lock.
     let abandon = format!(
         "UPDATE {name} SET outcome = '{}' WHERE number IN ({numbers}) AND outcome = '{}' \
-         AND coalesce(slot, 0) = {}{}; ",
+         AND coalesce(slot, 0) = {}{} AND {held}; ",
         RunOutcome::Abandoned.name(),
         RunOutcome::Running.name(),
         run.slot.unwrap_or_default(),
@@ -53,7 +58,7 @@ pub(super) fn begin(table: &TableName, run: &NewRun, lock_timeout: Duration) -> 
         ),
         Some(interval) => (
             format!(
-                " WHERE NOT EXISTS (SELECT FROM ({}) AS last \
+                " AND NOT EXISTS (SELECT FROM ({}) AS last \
                  WHERE started > pg_catalog.clock_timestamp() - {})",
                 last_success(&name, &numbers, "started"),
                 seconds(interval)
@@ -69,9 +74,9 @@ pub(super) fn begin(table: &TableName, run: &NewRun, lock_timeout: Duration) -> 
     format!(
         "{}{abandon}\
          INSERT INTO {name} (key, number, mode, slot, host, pid, job, note, token, waited, started, outcome) \
-         SELECT * FROM (VALUES {}) AS run (key, number, mode, slot, host, pid, job, note, token, waited, started, outcome)\
-         {condition} RETURNING id AS run; \
-         SELECT pg_catalog.obj_description({}::pg_catalog.regclass, 'pg_class') AS comment; {last}",
+         SELECT * FROM (VALUES {}) AS run (key, number, mode, slot, host, pid, job, note, token, waited, started, outcome) \
+         WHERE {held}{condition} RETURNING id AS run; \
+         SELECT {held} AS held, pg_catalog.obj_description({}::pg_catalog.regclass, 'pg_class') AS comment; {last}",
         write_settings(lock_timeout),
         rows.join(", "),
         sql_literal(&name)
@@ -203,6 +208,7 @@ mod tests {
             token: None,
             waited: Duration::from_millis(1500),
             once_per: None,
+            lock_condition: None,
         }
     }
 
@@ -214,7 +220,7 @@ mod tests {
             LIMIT,
         );
         assert!(
-            query.contains("WHERE number IN ('5', '1,2') AND outcome = 'running' AND coalesce(slot, 0) = 0; "),
+            query.contains("WHERE number IN ('5', '1,2') AND outcome = 'running' AND coalesce(slot, 0) = 0 AND true; "),
             "{query}"
         );
         assert!(
@@ -235,7 +241,7 @@ mod tests {
         };
         let query = begin(&TableName::default(), &shared, LIMIT);
         assert!(
-            query.contains("coalesce(slot, 0) = 0 AND mode <> 'shared'; "),
+            query.contains("coalesce(slot, 0) = 0 AND mode <> 'shared' AND true; "),
             "{query}"
         );
     }

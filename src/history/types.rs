@@ -69,6 +69,8 @@ pub(crate) struct NewRun<'a> {
     pub waited: Duration,
     /// Start only if no run of the only key has succeeded that started within this time.
     pub once_per: Option<Duration>,
+    /// The condition that the lock is still held, if another session holds it than the one that records the run.
+    pub lock_condition: Option<String>,
 }
 
 /// The end of a run.

@@ -266,6 +266,16 @@ impl Lock {
         )
     }
 
+    /// Returns the condition that backend `backend_pid` holds the lock, for a query of another session.
+    pub(crate) fn held_by_condition(&self, backend_pid: i32) -> String {
+        let keys = self.keys.as_slice();
+        format!(
+            "(SELECT pg_catalog.count(*) = {} FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted AND {})",
+            keys.len(),
+            row_condition_of(&backend_pid.to_string(), keys, self.mode)
+        )
+    }
+
     /// Returns the query that releases every key of a session lock, even after one that was no longer ours.
     pub(super) fn release_query(&self) -> String {
         let keys = self.keys.as_slice().iter();
@@ -415,6 +425,11 @@ fn proof(keys: &[KeyId], mode: Mode, condition: Option<&str>) -> String {
 
 /// Returns the condition that a row of `pg_locks` is this session's, for one of the keys and in this mode.
 fn own_row_condition(keys: &[KeyId], mode: Mode) -> String {
+    row_condition_of("pg_catalog.pg_backend_pid()", keys, mode)
+}
+
+/// Returns the condition that a row of `pg_locks` is that of a backend, for one of the keys and in this mode.
+fn row_condition_of(backend_pid: &str, keys: &[KeyId], mode: Mode) -> String {
     let mode = match mode {
         Mode::Exclusive => "ExclusiveLock",
         Mode::Shared => "ShareLock",
@@ -426,7 +441,7 @@ fn own_row_condition(keys: &[KeyId], mode: Mode) -> String {
             format!("({})", conditions.join(" OR "))
         }
     };
-    format!("pid = pg_catalog.pg_backend_pid() AND mode = '{mode}' AND {is_row_of_a_key}")
+    format!("pid = {backend_pid} AND mode = '{mode}' AND {is_row_of_a_key}")
 }
 
 /// Returns the query that applies a holder's settings to the session.

@@ -117,6 +117,10 @@ impl Preparer<'_> {
             token,
             waited: self.plan.started_at.elapsed(),
             once_per: record.once_per,
+            lock_condition: match self.lock.scope {
+                Scope::Session => None,
+                Scope::Transaction => Some(self.lock.held(grant).held_by_condition(grant.backend_pid)),
+            },
         };
         history::begin(client, &record.table, &run, options.policy.timing.heartbeat)
     }

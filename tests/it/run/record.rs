@@ -3,6 +3,7 @@
 use crate::support::hostname;
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Pglock, Running};
+use crate::support::proxy::Proxy;
 use crate::support::run_table::RunTable;
 use crate::support::server::{Server, rows};
 use crate::support::unique;
@@ -294,6 +295,31 @@ fn a_run_that_was_given_up_stays_so() {
         assert!(line.contains("abandoned") && line.lines().count() == 1, "{line}");
         assert_eq!(table.runs(&key), ["abandoned"]);
     }
+}
+
+/// P102: where another session records the run than the one that holds the lock, it may come too late: the lock is lost,
+/// and the next holder has begun. That one's run is not abandoned.
+#[test]
+fn a_record_that_comes_late_writes_nothing() {
+    let table = RunTable::new();
+    let proxy = Proxy::holding_back(table.server, "INSERT INTO");
+    let dsn = proxy.dsn().replace("/postgres?", &format!("/{}?", table.database));
+    let late = table
+        .run("k")
+        .args(["--record", "--scope", "transaction", "--heartbeat", "60"]);
+    let late = late.args(["--no-wait", "--dsn", &dsn, "echo", "the job ran"]).spawn();
+    proxy.await_silence();
+    table.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid) \
+               WHERE locktype = 'advisory' AND datname = current_database()",
+    );
+    let holder = table.run("k").args(["--once-per", "1h", "-w", "20"]).holding();
+    proxy.resume();
+    let line = late.finish().code(69).stderr_line();
+    assert!(line.contains("lost the lock before the job was started"), "{line}");
+    assert_eq!(table.runs("k"), ["running"]);
+    holder.finish().code(0).silent();
+    assert_eq!(table.runs("k"), ["ok 0"]);
 }
 
 /// P100: without a record there is no job, and the line says what to do.

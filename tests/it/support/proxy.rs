@@ -60,6 +60,25 @@ impl Proxy {
         }
     }
 
+    /// Relays everything, but holds back the first message with this text until told.
+    pub fn holding_back(server: &Server, text: &'static str) -> Proxy {
+        let is_silent = Arc::new(AtomicBool::new(false));
+        let note = Arc::clone(&is_silent);
+        let is_over = AtomicBool::new(false);
+        Proxy {
+            port: listen(server.port(), move |_, client, server| {
+                relay_holding_back(text, client, server, &note, &is_over);
+            }),
+            answers: Arc::default(),
+            is_silent,
+        }
+    }
+
+    /// Relays the message that is held back.
+    pub fn resume(&self) {
+        self.is_silent.store(false, Ordering::SeqCst);
+    }
+
     /// Relays everything this much later, in both directions.
     pub fn with_delay(server: &Server, delay: Duration) -> Proxy {
         Proxy {
@@ -198,6 +217,35 @@ fn relay_queries(queries: Option<usize>, mut client: TcpStream, mut server: TcpS
     for end in [client, server] {
         let _ = end.shutdown(Shutdown::Both);
     }
+}
+
+/// Relays everything, and the first message with the text only when the silence is over.
+fn relay_holding_back(
+    text: &str,
+    mut client: TcpStream,
+    mut server: TcpStream,
+    is_silent: &AtomicBool,
+    is_over: &AtomicBool,
+) {
+    let (mut from, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+    thread::spawn(move || {
+        let _ = io::copy(&mut from, &mut to);
+        let _ = to.shutdown(Shutdown::Both);
+    });
+    let mut typed = false;
+    while let Ok(message) = read_message(&mut client, typed) {
+        if String::from_utf8_lossy(&message).contains(text) && !is_over.swap(true, Ordering::SeqCst) {
+            is_silent.store(true, Ordering::SeqCst);
+            while is_silent.load(Ordering::SeqCst) {
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+        typed = true;
+        if server.write_all(&message).is_err() {
+            break;
+        }
+    }
+    let _ = server.shutdown(Shutdown::Both);
 }
 
 /// Relays with a delay. What one side sends before the other replies is relayed together.
