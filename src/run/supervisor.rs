@@ -272,6 +272,9 @@ impl Supervisor {
         match session_event {
             SessionEvent::Lost(reason) => {
                 self.loss.get_or_insert_with(|| LockLoss::new(reason));
+                if self.session.is_release_ordered() {
+                    self.recording.expect_result();
+                }
                 Event::LockLost
             }
             SessionEvent::EvictionRequested(evictor) => {

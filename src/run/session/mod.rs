@@ -101,4 +101,9 @@ impl Session {
     pub(crate) fn release(&mut self) {
         self.release_order = None;
     }
+
+    /// Returns whether the order to release has been given.
+    pub(crate) fn is_release_ordered(&self) -> bool {
+        self.release_order.is_none()
+    }
 }

@@ -25,6 +25,8 @@ pub(super) struct Recorder<'a> {
     table: &'a TableName,
     /// The end, once the main thread has reported it.
     end: Cell<Option<RunEnd>>,
+    /// Whether that was written under the lock, or could not be.
+    is_complete: Cell<bool>,
 }
 
 impl<'a> Recorder<'a> {
@@ -42,12 +44,13 @@ impl<'a> Recorder<'a> {
             run,
             table: &plan.options.record.as_ref()?.table,
             end: Cell::new(None),
+            is_complete: Cell::new(false),
         })
     }
 
     /// Returns whether the end is recorded, or could not be.
     pub(super) fn is_complete(&self) -> bool {
-        self.end.get().is_some()
+        self.is_complete.get()
     }
 
     /// Records the end, if the job has ended, while the lock is held by this session.
@@ -71,6 +74,7 @@ impl<'a> Recorder<'a> {
             },
             Scope::Transaction => self.complete_on_another_session(&end),
         };
+        self.is_complete.set(true);
         self.reporter.report(SessionEvent::Recorded(result));
         Ok(())
     }

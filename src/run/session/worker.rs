@@ -247,6 +247,9 @@ impl Worker {
                 recorder: recorder.filter(|recorder| !(was_held && recorder.is_complete())),
             },
             Err(loss) => {
+                // During the minimum hold, a run that was complete before the loss stays as it is.
+                let is_releasing = self.orders.is_release_ordered_within(Duration::ZERO);
+                let recorder = recorder.filter(|recorder| is_releasing || !recorder.is_complete());
                 self.reporter.report(SessionEvent::Lost(loss.why));
                 SessionEnd::Lost {
                     lock,

@@ -197,6 +197,47 @@ fn a_lost_lock_is_recorded_on_another_connection() {
     }
 }
 
+/// P101: the status says that the lock was lost, so the run does, although its success was recorded before.
+#[test]
+fn a_loss_at_the_release_is_recorded() {
+    let table = RunTable::new();
+    let proxy = Proxy::ending_at(table.server.port(), &["AS released"]);
+    let dsn = proxy.dsn().replace("/postgres?", &format!("/{}?", table.database));
+    let run = table.run("k").args(["--record", "--dsn", &dsn, "true"]);
+    run.output().code(74);
+    assert_eq!(table.runs("k"), ["lost 0"]);
+}
+
+/// P101: nobody knows whether an end has arrived with which the session was lost, also during a minimum hold.
+#[test]
+fn a_loss_while_the_end_is_written_is_recorded() {
+    let table = RunTable::new();
+    for (min_hold, status) in [("0", 74), ("600", 0)] {
+        let proxy = Proxy::ending_at(table.server.port(), &["AS completed"]);
+        let dsn = proxy.dsn().replace("/postgres?", &format!("/{}?", table.database));
+        let run = table.run(min_hold).args(["--record", "--min-hold", min_hold]);
+        run.args(["--dsn", &dsn, "true"]).output().code(status);
+        assert_eq!(table.runs(min_hold), ["lost 0"]);
+    }
+}
+
+/// P101: a lock that is lost after the job, during the minimum hold, takes nothing away from a success.
+#[test]
+fn a_loss_in_the_minimum_hold_leaves_the_success() {
+    let table = RunTable::new();
+    for scope in ["session", "transaction"] {
+        let key = unique("kept");
+        let run = table
+            .run(&key)
+            .args(["--record", "--scope", scope, "--min-hold", "600"]);
+        let holder = run.arg("true").spawn();
+        eventually(SOON, "the end of the run", || table.runs(&key) == ["ok 0"]);
+        terminate_backend(&table, &key);
+        holder.finish().code(0);
+        assert_eq!(table.runs(&key), ["ok 0"]);
+    }
+}
+
 /// P101
 #[test]
 fn an_eviction_is_recorded() {
