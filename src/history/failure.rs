@@ -27,9 +27,10 @@ pub(super) fn explain_use(error: Error, table: &TableName, action: &'static str)
             ),
         ),
         "42P01" | "3F000" => no_table(table),
+        // feature_not_supported: a transaction that writes, on a standby; or a table with rules.
+        // untranslatable_character: a key or a note that the encoding of the database does not have.
+        "0A000" | "22P05" => Failure::msg(ExitCode::Config, format!("cannot {action} table {table}: {message}")),
         code if ["22", "23", "42"].iter().any(|class| code.starts_with(class)) => not_as_made(table, message),
-        // feature_not_supported: a transaction that writes, on a standby; or a table with rules
-        "0A000" => Failure::msg(ExitCode::Config, format!("cannot {action} table {table}: {message}")),
         // lock_not_available
         "55P03" => Failure::msg(
             ExitCode::Unavailable,

@@ -413,6 +413,28 @@ fn a_run_that_cannot_be_recorded_is_not_started() {
     assert_eq!(table.runs("k"), [""; 0]);
 }
 
+/// P100: a key that the encoding of the database does not have is no fault of the table.
+#[test]
+fn a_key_that_the_database_cannot_store_is_not_recorded() {
+    let table = RunTable {
+        server: Server::shared(),
+        database: unique("latin1"),
+    };
+    table.server.sql(&format!(
+        "CREATE DATABASE {} TEMPLATE template0 ENCODING LATIN1 LC_COLLATE 'C' LC_CTYPE 'C'",
+        table.database
+    ));
+    table.init(&[]).output().stdout();
+    table.run("ä").args(["--record", "true"]).output().code(0).silent();
+    let run = table.run("鍵").args(["--record", "echo", "the job ran"]).output();
+    let line = run.code(78).stderr_line();
+    assert!(
+        line.starts_with("cannot record runs in table public.pglock_run: character"),
+        "{line}"
+    );
+    assert!(line.contains("LATIN1") && !line.contains("init"), "{line}");
+}
+
 /// P100: the job has run, so its status stands.
 #[test]
 fn an_end_that_cannot_be_recorded_is_one_line() {
