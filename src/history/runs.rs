@@ -4,6 +4,7 @@
 //! of any size.
 
 use super::failure;
+use super::sql::seconds_between;
 use super::table::TableName;
 use super::types::RunOutcome;
 use crate::connection::Client;
@@ -244,8 +245,9 @@ fn newest_runs_sql(table: &TableName, keys: &[KeyId], filter: RunFilter) -> Stri
 /// Returns the query for the newest successes.
 fn newest_successes_sql(table: &TableName, keys: &[KeyId]) -> String {
     format!(
-        "SELECT key_number AS number, extract(epoch FROM clock_timestamp() - run.ended) AS age, run.host \
+        "SELECT key_number AS number, {} AS age, run.host \
          FROM {} CROSS JOIN LATERAL ({}) AS run",
+        seconds_between("run.ended", "clock_timestamp()"),
         key_numbers(keys),
         newest_success(&table.sql())
     )
@@ -269,11 +271,12 @@ fn summaries_sql(table: &TableName, keys: &[KeyId]) -> String {
     };
     format!(
         "SELECT run.number, run.key, extract(epoch FROM run.started) AS started, \
-         extract(epoch FROM success.ended) AS succeeded, extract(epoch FROM finished.ended - finished.started) AS took, \
+         extract(epoch FROM success.ended) AS succeeded, {} AS took, \
          finished.exit_status, finished.signal \
          FROM {numbers} CROSS JOIN LATERAL ({}) AS run \
          LEFT JOIN LATERAL ({}) AS success ON true LEFT JOIN LATERAL ({}) AS finished ON true ORDER BY run.id; \
          SELECT number, outcome, count(*) AS runs FROM {name}{count_condition} GROUP BY number, outcome",
+        seconds_between("finished.started", "finished.ended"),
         of_key(""),
         newest_success(&name),
         of_key("ended IS NOT NULL"),

@@ -59,15 +59,18 @@ pub(super) fn begin(table: &TableName, run: &NewRun, lock_timeout: Duration) -> 
         Some(interval) => (
             format!(
                 " AND NOT EXISTS (SELECT FROM ({}) AS last \
-                 WHERE started > pg_catalog.clock_timestamp() - {})",
+                 WHERE started > pg_catalog.clock_timestamp() - {interval})",
                 last_success(&name, &numbers, "started"),
-                seconds(interval)
+                interval = seconds(interval)
             ),
             last_success(
                 &name,
                 &numbers,
-                "extract(epoch FROM pg_catalog.clock_timestamp() - started) AS age, \
-                 extract(epoch FROM ended - started) AS took, host",
+                &format!(
+                    "{} AS age, {} AS took, host",
+                    seconds_between("started", "pg_catalog.clock_timestamp()"),
+                    seconds_between("started", "ended")
+                ),
             ),
         ),
     };
@@ -176,6 +179,12 @@ pub(super) fn prune(table: &TableName, ids: &[KeyId], keep: Duration, lock_timeo
         })
         .collect();
     format!("{}{}", write_settings(lock_timeout), statements.join("; "))
+}
+
+/// Returns the expression for the seconds between two times. Someone may have written an infinite time into the table,
+/// which PostgreSQL does not subtract.
+pub(super) fn seconds_between(from: &str, to: &str) -> String {
+    format!("extract(epoch FROM {to}) - extract(epoch FROM {from})")
 }
 
 /// Returns a duration as an interval.

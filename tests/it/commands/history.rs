@@ -163,6 +163,30 @@ fn the_table_fits_80_columns() {
     assert!(lines[2].contains("  SIGKILL  failed  "), "{lines:?}");
 }
 
+/// P103: someone may write any time into the table, and PostgreSQL cannot subtract infinite ones.
+#[test]
+fn infinite_times_are_read() {
+    let table = RunTable::new();
+    for (key, started, ended) in [
+        ("future", "'infinity'", "'infinity'"),
+        ("past", "'-infinity'", "'-infinity'"),
+        ("ever", "'-infinity'", "'infinity'"),
+    ] {
+        table.insert(key, &[("started", started), ("ended", ended)]);
+        let output = table.history(&["--key", key, "--ok-within", "1h"]).output();
+        assert_eq!(lines(output.code(75)), [format!("key {key:?} has no recorded success")]);
+    }
+    table.history(&[]).output().code(0);
+    table.history(&["--json"]).output().code(0);
+    assert!(
+        table
+            .history(&["--metrics"])
+            .output()
+            .stdout()
+            .contains("{key=\"ever\",outcome=\"ok\"} 1\n")
+    );
+}
+
 /// Texts are stored by whatever client. JSON has them exactly, and no terminal interprets them.
 #[test]
 fn hostile_texts_are_shown_as_they_are() {
