@@ -51,6 +51,7 @@ pub(super) fn begin(table: &TableName, run: &NewRun, lock_timeout: Duration) -> 
         }
     );
     let rows: Vec<String> = run.keys.iter().map(|(key, id)| row(run, key, *id, mode)).collect();
+    // A start that is further in the future is from a time when the clock was wrong.
     let (condition, last) = match run.once_per {
         None => (
             String::new(),
@@ -59,7 +60,8 @@ pub(super) fn begin(table: &TableName, run: &NewRun, lock_timeout: Duration) -> 
         Some(interval) => (
             format!(
                 " AND NOT EXISTS (SELECT FROM ({}) AS last \
-                 WHERE started > pg_catalog.clock_timestamp() - {interval})",
+                 WHERE started > pg_catalog.clock_timestamp() - {interval} \
+                 AND started < pg_catalog.clock_timestamp() + {interval})",
                 last_success(&name, &numbers, "started"),
                 interval = seconds(interval)
             ),

@@ -185,6 +185,14 @@ fn infinite_times_are_read() {
             .stdout()
             .contains("{key=\"ever\",outcome=\"ok\"} 1\n")
     );
+    for key in ["future", "past", "ever"] {
+        table
+            .run(key)
+            .args(["--once-per", "1h", "true"])
+            .output()
+            .code(0)
+            .silent();
+    }
 }
 
 /// Texts are stored by whatever client. JSON has them exactly, and no terminal interprets them.

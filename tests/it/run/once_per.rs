@@ -103,6 +103,24 @@ fn a_waiter_looks_again() {
     }
 }
 
+/// P102: a clock of the server that was wrong for a while must not stop the job for as long as it was fast.
+#[test]
+fn a_start_in_the_future_counts_for_an_interval() {
+    let table = RunTable::new();
+    let run = || table.run("k").args(["--once-per", "20h", "true"]);
+    table.insert(
+        "k",
+        &[
+            ("started", "now() + interval '19h'"),
+            ("ended", "now() + interval '19h'"),
+        ],
+    );
+    run().output().code(75);
+    table.sql("UPDATE pglock_run SET started = now() + interval '21h'");
+    run().output().code(0).silent();
+    run().output().code(75);
+}
+
 /// P102: where others could look at the same time, it could not be kept.
 #[test]
 fn it_needs_a_single_exclusive_lock() {
