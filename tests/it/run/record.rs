@@ -560,3 +560,23 @@ fn hostile_texts_are_recorded_as_they_are() {
     let row = [key.as_str(), note, job.to_str().unwrap()];
     assert_eq!(table.sql("SELECT key, note, job FROM pglock_run"), [row, row]);
 }
+
+/// P103: what `pglock init` grants is enough, in a schema that is closed to everybody else.
+#[test]
+fn a_role_needs_only_what_init_grants() {
+    let table = RunTable::new();
+    let role = unique("role");
+    table.sql(&format!("CREATE ROLE \"{role}\" LOGIN"));
+    table.sql("REVOKE ALL ON SCHEMA public FROM PUBLIC");
+    let run = |scope| {
+        let run = table.run(scope).env("PGUSER", &role);
+        run.args(["--once-per", "1h", "--scope", scope, "true"]).output()
+    };
+    run("session").code(77);
+    table.init(&["--grant", &role]).output().code(0);
+    for scope in ["session", "transaction"] {
+        run(scope).code(0).silent();
+        run(scope).code(75);
+        assert_eq!(table.runs(scope), ["ok 0"]);
+    }
+}
