@@ -50,6 +50,8 @@ pub(super) fn begin(table: &TableName, run: &NewRun, lock_timeout: Duration) -> 
             Mode::Shared => " AND mode <> 'shared'",
         }
     );
+    // Ordered by number: the end is written by id and a dead run is given up by number, and in two orders these could
+    // deadlock.
     let rows: Vec<String> = run.keys.iter().map(|(key, id)| row(run, key, *id, mode)).collect();
     // A start that is further in the future is from a time when the clock was wrong.
     let (condition, last) = match run.once_per {
@@ -80,7 +82,7 @@ pub(super) fn begin(table: &TableName, run: &NewRun, lock_timeout: Duration) -> 
         "{}{abandon}\
          INSERT INTO {name} (key, number, mode, slot, host, pid, job, note, token, waited, started, outcome) \
          SELECT * FROM (VALUES {}) AS run (key, number, mode, slot, host, pid, job, note, token, waited, started, outcome) \
-         WHERE {held}{condition} RETURNING id AS run; \
+         WHERE {held}{condition} ORDER BY number RETURNING id AS run; \
          SELECT {held} AS held, pg_catalog.obj_description({}::pg_catalog.regclass, 'pg_class') AS comment; {last}",
         write_settings(lock_timeout),
         rows.join(", "),

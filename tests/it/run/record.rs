@@ -116,6 +116,21 @@ fn every_kind_of_lock_is_recorded() {
     assert_eq!(rows, expected);
 }
 
+/// P100: the rows of a run are locked by number to give it up, and by id to write its end. Were these two orders, the next
+/// holder, which does the one while the last one does the other after a loss, could deadlock and not start its job.
+#[test]
+fn the_rows_of_a_run_are_in_one_order() {
+    let table = RunTable::new();
+    for keys in [["a", "b", "1,2"], ["b", "1,2", "a"], ["1,2", "a", "b"]] {
+        let [first, second, third] = keys;
+        let run = table.run(first).args(["--record", "--key", second, "--key", third]);
+        run.arg("true").output().code(0);
+        let is_ordered = "SELECT array_agg(number ORDER BY id) = array_agg(number ORDER BY number) FROM pglock_run";
+        assert_eq!(table.value(is_ordered), "t", "{keys:?}");
+        table.sql("DELETE FROM pglock_run");
+    }
+}
+
 /// P100: the next holder must find the end of the run, so the lock is held until it is written.
 #[test]
 fn the_end_is_recorded_before_the_lock_is_released() {
