@@ -6,7 +6,7 @@ use postgres::Error;
 use std::fmt::Display;
 
 /// Returns the failure of a query that records a run.
-pub(super) fn explain(error: Error, table: &TableName) -> Failure {
+pub(crate) fn explain(error: Error, table: &TableName) -> Failure {
     explain_use(error, table, "record runs in")
 }
 

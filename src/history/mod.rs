@@ -1,6 +1,7 @@
 //! The run table: what ran under which lock, when, and how it ended. Nothing here runs unless the user asks for it.
 //!
-//! A run is recorded by whoever holds its lock: inserted before the job starts, completed before the lock is released.
+//! The holder of the lock records the run: it inserts it before the job starts, and completes it before it releases the
+//! lock.
 //! A row that a dead pglock has left as running is found by the next holder of the key, in the transaction that inserts
 //! its own. A run is completed only while it is still running, so of two transactions on one row the second sees what
 //! the first has done: a run that a later holder has given up as abandoned cannot become a success, and a success
@@ -31,6 +32,7 @@ mod table;
 mod types;
 
 pub(crate) use description::require as require_table;
+pub(crate) use failure::explain;
 pub(crate) use layout::DEFAULT_KEEP;
 pub(crate) use prune::prune_all;
 pub(crate) use record::{Begun, LastSuccess, RecordedRun, begin, complete, prune};

@@ -15,6 +15,10 @@ use crate::outcome::{ExitCode, Failure};
 use crate::run::state::RECORD_TIMEOUT;
 use crate::ui::message;
 use std::cell::Cell;
+use std::time::Duration;
+
+/// How long to wait for a table that somebody has locked: less than for the reply, so that the server says what is wrong.
+const TABLE_LOCK_TIMEOUT: Duration = Duration::from_secs(RECORD_TIMEOUT.as_secs() / 2);
 
 /// Records the end of a run.
 pub(super) struct Recorder<'a> {
@@ -70,7 +74,9 @@ impl<'a> Recorder<'a> {
             Scope::Session => match self.complete(client, &end) {
                 // The loss of the session is that of the lock.
                 Err(error) if error.as_db_error().is_none() || client.is_closed() => return Err(error),
-                result => result.map_err(Failure::from).and_then(require_running),
+                result => result
+                    .map_err(|error| history::explain(error, self.table))
+                    .and_then(require_running),
             },
             Scope::Transaction => self.complete_on_another_session(&end),
         };
@@ -93,8 +99,8 @@ impl<'a> Recorder<'a> {
     /// # Errors
     /// The server reports an error, or the connection is lost, before the end is written.
     fn complete(&self, client: &mut Client, end: &RunEnd) -> Result<bool, postgres::Error> {
-        let was_running = history::complete(client, self.table, &self.run, end, RECORD_TIMEOUT)?;
-        if let Err(error) = history::prune(client, self.table, &self.run, RECORD_TIMEOUT) {
+        let was_running = history::complete(client, self.table, &self.run, end, TABLE_LOCK_TIMEOUT)?;
+        if let Err(error) = history::prune(client, self.table, &self.run, TABLE_LOCK_TIMEOUT) {
             message::detail(format_args!("could not remove old runs: {}", Failure::from(error)));
         }
         Ok(was_running)
@@ -108,7 +114,7 @@ impl<'a> Recorder<'a> {
         let settings = self.plan.settings.clone().with_reply_limit(RECORD_TIMEOUT);
         let mut client = settings.reopen(&self.plan.application_name())?.client;
         self.complete(&mut client, end)
-            .map_err(|error| client.explain(Failure::from(error)))
+            .map_err(|error| client.explain(history::explain(error, self.table)))
             .and_then(require_running)
     }
 }

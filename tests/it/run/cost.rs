@@ -40,6 +40,8 @@ fn a_run_takes_three_round_trips_and_five_with_scram() {
     assert_eq!(round_trips(SUPERUSER, &["--slots", "3"]), 3);
     assert_eq!(round_trips(SUPERUSER, &["--hash", "hashtext"]), 4, "one for the number");
     assert_eq!(round_trips(SUPERUSER, &["--token"]), 4, "the token takes one");
+    server.pglock().arg("init").output().code(0);
+    assert_eq!(round_trips(SUPERUSER, &["--record"]), 6, "begin, end, retention");
 
     let holder = server.run("held").holding();
     let refused = |arguments: &[&str]| round_trips_to(75, SUPERUSER, "held", arguments);

@@ -470,6 +470,7 @@ fn an_end_that_cannot_be_recorded_is_one_line() {
             line.starts_with("pglock: could not record how the run on key"),
             "{line}"
         );
+        assert!(line.contains("pglock init"), "{line}");
         assert_eq!(line.lines().count(), 1, "{line}");
         table.sql("ALTER TABLE elsewhere RENAME TO pglock_run");
         table.run(&key).args(["--no-wait", "true"]).output().code(0).silent();
