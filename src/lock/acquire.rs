@@ -19,6 +19,7 @@ use super::query::{
 };
 use super::queue::{QueueOutcome, WaitObserver, cancelled, wait_in_queue};
 use super::server::{STATEMENT_POOLING, Server};
+use super::settling::ServerTimes;
 use super::sql::{self, Looks};
 use super::ticket::TicketQueue;
 use super::types::{Acquisition, ClientInfo, Keys, Lock, OnGrant, Scope, TryOutcome, WaitEnd, WaitOptions};
@@ -35,6 +36,34 @@ pub(crate) struct Try {
     pub outcome: TryOutcome,
     /// The backend.
     pub backend_pid: i32,
+    /// How long to leave the pool alone, if nothing was tried because it has just reached its server.
+    pub settling_time: Option<Duration>,
+}
+
+/// How to try in a transaction.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TransactionOptions {
+    /// After how long without an acknowledgement the server must end our session.
+    pub server_limit: Duration,
+    /// The pauses of the wait that these tries belong to.
+    pub backoff: Backoff,
+    /// When the server started. One that has started at another time counts as restarted: those that lost their locks
+    /// in the restart come first.
+    pub known_start: Option<i64>,
+    /// Whether to leave a pool alone that has just reached its server.
+    pub looks_at_pool: bool,
+}
+
+impl WaitOptions {
+    /// Returns how to try in a transaction during the wait. By then the pool has reached its server for long enough.
+    fn in_transaction(&self) -> TransactionOptions {
+        TransactionOptions {
+            server_limit: self.server_limit,
+            backoff: self.backoff,
+            known_start: self.server_start,
+            looks_at_pool: false,
+        }
+    }
 }
 
 impl Lock {
@@ -78,21 +107,16 @@ impl Lock {
     /// that has lost its server. `reconnect` therefore opens further connections, to see whether BEGIN ends each of
     /// them.
     ///
-    /// If `known_start` is given, a server that has started at another time counts as restarted: those that lost their
-    /// locks in the restart come first.
-    ///
     /// # Errors
     /// [`ExitCode::Config`] behind statement pooling; else the server reports an error, or the connection is lost.
     pub(crate) fn first_try_in_transaction(
         &self,
         client: &mut Client,
-        server_limit: Duration,
-        backoff: Backoff,
-        known_start: Option<f64>,
+        options: TransactionOptions,
         mut reconnect: impl FnMut() -> Option<Client>,
     ) -> Result<Try, Failure> {
         let began = Instant::now();
-        let error = match self.try_in_transaction(client, server_limit, backoff, known_start) {
+        let error = match self.try_in_transaction(client, options) {
             Ok(result) => return Ok(result),
             Err(error) => error,
         };
@@ -115,22 +139,18 @@ impl Lock {
     ///
     /// # Errors
     /// The server reports an error, or the connection is lost.
-    fn try_in_transaction(
-        &self,
-        client: &mut Client,
-        server_limit: Duration,
-        backoff: Backoff,
-        known_start: Option<f64>,
-    ) -> Result<Try, postgres::Error> {
+    fn try_in_transaction(&self, client: &mut Client, options: TransactionOptions) -> Result<Try, postgres::Error> {
         let began = Instant::now();
-        let result = QueryResult::begin(client, sql::TRANSACTION_MODES, &self.probe())?;
-        let start = result.number("server_start");
-        let is_restarted = known_start.zip(start).is_some_and(|(known, start)| known != start);
+        let probe = self.probe(options.looks_at_pool);
+        let result = QueryResult::begin(client, sql::TRANSACTION_MODES, &probe)?;
+        let times = ServerTimes::read(|column| result.get(column));
+        let starts = options.known_start.zip(times.start());
+        let is_restarted = starts.is_some_and(|(known, start)| known != start);
         let backend_pid = result.backend_pid();
         let outcome = match result.claim(&self.keys) {
             _ if is_restarted => TryOutcome::Restarted,
             Claim::Acquired { .. } => {
-                let sql = self.try_in_transaction_query(server_limit);
+                let sql = self.try_in_transaction_query(options.server_limit);
                 QueryResult::fetch(client, &sql)?.try_outcome(&self.keys)
             }
             Claim::Busy { key_index } => TryOutcome::Busy { key_index },
@@ -138,10 +158,15 @@ impl Lock {
         };
         if !matches!(outcome, TryOutcome::Acquired(_) | TryOutcome::Unproven { .. }) {
             // A session of the pool shows this as its last query until another client uses it.
-            let tag = QueryTag::Polling(backoff.longest_pause(began.elapsed()));
+            let tag = QueryTag::Polling(options.backoff.longest_pause(began.elapsed()));
             end_transaction(client, EndStatement::Rollback, tag)?;
         }
-        Ok(Try { outcome, backend_pid })
+        let is_unsettled = options.looks_at_pool && outcome == TryOutcome::Untried;
+        Ok(Try {
+            outcome,
+            backend_pid,
+            settling_time: times.settling_time().filter(|_| is_unsettled),
+        })
     }
 
     /// Waits for the lock, of which we already hold the keys before `first_busy`: key after key in the server's queue,
@@ -202,10 +227,10 @@ impl Lock {
             let began = Instant::now();
             observer.before_query(Duration::ZERO);
             // A transaction that was rolled back holds no keys.
-            let Try { outcome, backend_pid } = match self.scope {
-                Scope::Transaction => {
-                    self.try_in_transaction(client, options.server_limit, options.backoff, options.server_start)?
-                }
+            let Try {
+                outcome, backend_pid, ..
+            } = match self.scope {
+                Scope::Transaction => self.try_in_transaction(client, options.in_transaction())?,
                 Scope::Session => self.try_again(client, key_index, options)?,
             };
             try_duration = began.elapsed();
@@ -261,8 +286,11 @@ impl Lock {
             },
             outcome => outcome,
         };
-        let backend_pid = result.backend_pid();
-        Ok(Try { outcome, backend_pid })
+        Ok(Try {
+            outcome,
+            backend_pid: result.backend_pid(),
+            settling_time: None,
+        })
     }
 }
 

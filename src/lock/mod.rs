@@ -31,12 +31,15 @@ mod queue;
 mod release;
 mod server;
 mod settings;
+mod settling;
 mod sql;
 mod ticket;
 mod token;
 mod types;
 
-pub(crate) use acquire::{BEGIN_PROBE_PAUSE, Try, configure_session, explain_first_failure, reconnect_to_probe};
+pub(crate) use acquire::{
+    BEGIN_PROBE_PAUSE, TransactionOptions, Try, configure_session, explain_first_failure, reconnect_to_probe,
+};
 pub(crate) use backoff::Backoff;
 pub(crate) use heartbeat::HeartbeatReply;
 pub(crate) use key_ids::key_ids;
@@ -46,10 +49,11 @@ pub(crate) use queue::WaitObserver;
 pub(crate) use release::release_all;
 pub(crate) use server::Server;
 pub(crate) use settings::TIMEOUT_SETTINGS;
+pub(crate) use settling::Settling;
 pub(crate) use sql::IN_THIS_DATABASE;
 pub(crate) use ticket::{Ticket, TicketQueue, Turn};
 pub(crate) use token::{fencing_token, is_token_durable};
 pub(crate) use types::{
-    Acquisition, ClientInfo, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Settling, TryOutcome, Wait, WaitEnd,
-    WaitOptions, restarted,
+    Acquisition, ClientInfo, Grant, Keys, Lock, Mode, Scope, ScopeChoice, TryOutcome, Wait, WaitEnd, WaitOptions,
+    restarted,
 };

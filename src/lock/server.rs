@@ -5,7 +5,8 @@
 
 use super::query::QueryResult;
 use super::settings::{LOG_THRESHOLD_SETTINGS, max_slice};
-use super::types::{HOT_STANDBY, MIN_SERVER_AGE, Scope, ScopeChoice};
+use super::settling::ServerTimes;
+use super::types::{HOT_STANDBY, Scope, ScopeChoice};
 use crate::outcome::{ExitCode, Failure};
 use std::time::Duration;
 
@@ -22,10 +23,8 @@ pub(crate) struct Server {
     pub version: String,
     /// The backend that ran the first query.
     pub backend_pid: i32,
-    /// How many seconds ago it started, or restarted after a crash, or a pooler opened the backend, if that is later.
-    settled_for: Option<f64>,
-    /// When it did, by its own clock, in microseconds since 1970. It tells a server from its replacement, too.
-    pub start: Option<f64>,
+    /// When it started.
+    pub times: ServerTimes,
     /// The longest uninterrupted stay in its queue.
     pub max_slice: Duration,
 }
@@ -80,18 +79,14 @@ impl Server {
             database: result.get("database").unwrap_or_default().to_owned(),
             version: result.get("version").unwrap_or_default().to_owned(),
             backend_pid: result.backend_pid(),
-            settled_for: result.number("settled_for"),
-            start: result.number("server_start"),
+            times: ServerTimes::read(|column| result.get(column)),
             max_slice: max_slice(LOG_THRESHOLD_SETTINGS.map(|name| result.get(name))),
         }
     }
 
-    /// Returns how long a newcomer has to wait before it may try a lock; `None` if not at all.
-    pub(crate) fn settling_time(&self) -> Option<Duration> {
-        let min_age = MIN_SERVER_AGE.as_secs_f64();
-        let age = self.settled_for.filter(|age| (0.0..=min_age).contains(age))?;
-        // A little more, so that the server agrees.
-        Some(Duration::from_secs_f64(min_age - age) + Duration::from_millis(1))
+    /// Returns when it started, in microseconds since 2000 by its own clock. It tells a server from its replacement, too.
+    pub(crate) fn start(&self) -> Option<i64> {
+        self.times.start()
     }
 
     /// Returns what the server is, if its advisory locks of the chosen scope are known to protect nothing.
@@ -149,26 +144,8 @@ mod tests {
             database: "app".into(),
             version: version.into(),
             backend_pid: 1,
-            settled_for: None,
-            start: None,
+            times: ServerTimes::default(),
             max_slice: Duration::ZERO,
-        }
-    }
-
-    #[test]
-    fn a_newcomer_waits_for_a_server_that_has_just_started() {
-        let settling_time = |age_seconds| {
-            let server = Server {
-                settled_for: age_seconds,
-                ..server(false, false, "PostgreSQL 15.20")
-            };
-            server.settling_time()
-        };
-        assert_eq!(settling_time(Some(0.0)), Some(Duration::from_millis(501)));
-        assert_eq!(settling_time(Some(0.4)), Some(Duration::from_millis(101)));
-        // Old enough, a clock that was set back, and a server that does not say.
-        for age in [Some(0.6), Some(1e9), Some(-0.1), Some(f64::NAN), None] {
-            assert_eq!(settling_time(age), None, "{age:?}");
         }
     }
 

@@ -5,7 +5,8 @@
 
 use super::leftover;
 use super::settings::{LOG_THRESHOLD_SETTINGS, setting_expressions};
-use super::types::{ClientInfo, Keys, Lock, MIN_SERVER_AGE, Mode, OnGrant, Scope, ScopeChoice, Settling};
+use super::settling::{self, Settling};
+use super::types::{ClientInfo, Keys, Lock, Mode, OnGrant, Scope, ScopeChoice};
 use crate::key::{KeyId, Number};
 use std::time::Duration;
 
@@ -40,38 +41,6 @@ const INITIAL_NAME: &str = "pg_catalog.set_config('application_name', NULL, true
 /// The condition that locks conflict with those of other clients: the primary does not see the locks of a hot standby.
 const IS_PRIMARY: &str = "NOT pg_catalog.pg_is_in_recovery()";
 
-/// When the server started, or restarted after a crash: then its statistics are reset (from PostgreSQL 15 on; before, to
-/// ask for them could take 10 ms). All sessions ended at that time, and jobs may still be terminating.
-const START_TIME: &str = "GREATEST(pg_catalog.pg_postmaster_start_time(), \
-     CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 150000 \
-     THEN pg_catalog.pg_stat_get_bgwriter_stat_reset_time() END)";
-
-/// Returns the expression for how many seconds ago that was.
-fn server_age() -> String {
-    format!("extract(epoch FROM pg_catalog.clock_timestamp() - {START_TIME})")
-}
-
-/// Returns the expression for that time in microseconds since 1970: an integer, whose text depends on no setting.
-fn server_start() -> String {
-    format!("(extract(epoch FROM {START_TIME}) * 1000000)::bigint")
-}
-
-/// How many seconds ago the backend began. A pool has reached its server for at least as long.
-const BACKEND_AGE: &str = "(SELECT extract(epoch FROM pg_catalog.clock_timestamp() - backend_start) \
-     FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()))";
-
-/// Returns the expression for the time that those who lost their locks in a restart had to come first: the age of the
-/// server and of a backend that does not have this initial name, because a pooler lends it.
-fn settled_for(settling: Settling, name: &str) -> String {
-    let server_age = server_age();
-    match settling {
-        Settling::Nothing | Settling::Server => server_age,
-        Settling::ServerAndPool => {
-            format!("LEAST({server_age}, CASE WHEN {INITIAL_NAME} IS DISTINCT FROM '{name}' THEN {BACKEND_AGE} END)")
-        }
-    }
-}
-
 /// What a statement stored with [`store_result`], for the statements that follow it in the same query.
 const STORED_RESULT: &str = "pg_catalog.current_setting('pglock.got')";
 
@@ -102,6 +71,9 @@ impl Looks {
     }
 }
 
+/// The condition that a row of `pg_locks` is an advisory lock that somebody holds.
+const IS_GRANTED: &str = "pg_catalog.texteq(locktype, 'advisory') AND granted";
+
 /// Returns a call of one of PostgreSQL's advisory lock functions.
 fn call(function: &str, id: KeyId, mode: Mode) -> String {
     let suffix = match mode {
@@ -114,7 +86,10 @@ fn call(function: &str, id: KeyId, mode: Mode) -> String {
 /// Returns the condition that a row of `pg_locks` is that key's.
 fn row_condition(id: KeyId) -> String {
     let (classid, objid, objsubid) = id.in_pg_locks();
-    format!("classid = '{classid}' AND objid = '{objid}' AND objsubid = '{objsubid}'")
+    format!(
+        "pg_catalog.oideq(classid, '{classid}') AND pg_catalog.oideq(objid, '{objid}') \
+         AND pg_catalog.int2eq(objsubid, '{objsubid}')"
+    )
 }
 
 impl Lock {
@@ -122,33 +97,35 @@ impl Lock {
     ///
     /// If there are tickets of `ticket_class`, the lock counts as busy and nothing is tried.
     ///
-    /// One level and two statements, because in a new session each subselect costs as much as all columns together, and
-    /// a proof within an expression as much again. The proof is unconditional, because a condition would cost every run
-    /// 0.06 ms; in exchange, a run that fails to acquire has the server scan its locks once.
+    /// In a new session PostgreSQL looks up everything for the first time, so the query is written for that: one level and
+    /// two statements, functions rather than operators, and nothing that needs a further system catalog. The proof
+    /// is unconditional, because a condition would cost every run 0.06 ms; in exchange, a run that fails to acquire has
+    /// the server scan its locks once.
     pub(super) fn first_query(&self, client_info: &ClientInfo, ticket_class: Option<i32>) -> String {
-        let name = &client_info.application_name;
+        let began_with_us = format!("pg_catalog.texteq({INITIAL_NAME}, '{}')", client_info.application_name);
         let is_usable = match client_info.choice {
             ScopeChoice::SessionPooled => IS_PRIMARY.into(),
-            _ => format!("{INITIAL_NAME} = '{name}' AND {IS_PRIMARY}"),
+            _ => format!("{began_with_us} AND {IS_PRIMARY}"),
         };
-        let settled_for = settled_for(client_info.settling, name);
-        let is_settled = if client_info.settling == Settling::Nothing {
-            String::new()
-        } else {
-            // Unknown is old enough; so is the future, of a clock that was set back.
-            format!(
-                " AND coalesce({settled_for} NOT BETWEEN 0 AND {}, true)",
-                MIN_SERVER_AGE.as_secs_f64()
-            )
+        let (looks, proof) = match client_info.choice {
+            ScopeChoice::SessionPooled => (Looks::AtLeftovers, self.proof()),
+            // The condition proves that the backend began with us.
+            _ => (Looks::Nowhere, self.proof_of_new_session()),
         };
+        // Only here can a pool's session acquire the lock; a transaction looks when it tries.
+        let looks_at_pool = looks == Looks::AtLeftovers && client_info.settling == Settling::ServerAndPool;
+        let mut times = settling::server_columns();
+        let mut is_settled = match client_info.settling {
+            Settling::Nothing => String::new(),
+            Settling::Server | Settling::ServerAndPool => format!(" AND {}", settling::is_server_settled()),
+        };
+        if looks_at_pool {
+            times += &format!(", {}", settling::backend_column(&began_with_us));
+            is_settled += &format!(" AND {}", settling::is_pool_settled(&began_with_us));
+        }
         let is_known = client_info
             .known_start
-            .map_or_else(String::new, |start| format!(" AND {} = {start:.0}", server_start()));
-        let looks = match client_info.choice {
-            ScopeChoice::SessionPooled => Looks::AtLeftovers,
-            // The condition proves that the backend began with us.
-            _ => Looks::Nowhere,
-        };
+            .map_or_else(String::new, |start| format!(" AND {}", settling::has_started_at(start)));
         let (try_expression, from) = self.try_expression(ticket_class, looks);
         let (try_if_usable, from) = match client_info.choice {
             ScopeChoice::Transaction => ("NULL".into(), String::new()),
@@ -165,10 +142,8 @@ impl Lock {
         format!(
             "SELECT {INITIAL_NAME} AS name, pg_catalog.version() AS version, \
              pg_catalog.current_database() AS database, pg_catalog.pg_is_in_recovery() AS standby, \
-             pg_catalog.pg_backend_pid() AS backend_pid, {settled_for} AS settled_for, {} AS server_start, {log_thresholds}, \
-             {settings}{try_if_usable} AS {GOT_COLUMN}{from}; {}",
-            server_start(),
-            self.proof(),
+             pg_catalog.pg_backend_pid() AS backend_pid, {times}, {log_thresholds}, \
+             {settings}{try_if_usable} AS {GOT_COLUMN}{from}; {proof}"
         )
     }
 
@@ -178,12 +153,22 @@ impl Lock {
     /// A waiter repeats this query, so it is the shortest that does the job: a look at the backend's own locks, settings and proof
     /// would make it ten times as expensive. They come with [`Lock::try_in_transaction_query`], which takes back what this
     /// query acquired: the backend may have held it before, and would be granted it again.
-    pub(super) fn probe(&self) -> String {
+    ///
+    /// With `looks_at_pool`, it tries nothing on a backend that a pooler has just opened.
+    pub(super) fn probe(&self, looks_at_pool: bool) -> String {
         let (try_expression, _) = self.try_expression(None, Looks::Nowhere);
+        let (backend_column, is_pool_settled) = if looks_at_pool {
+            (
+                format!(", {}", settling::backend_column("false")),
+                format!(" AND {}", settling::is_pool_settled("false")),
+            )
+        } else {
+            Default::default()
+        };
         format!(
-            "SAVEPOINT {PROBE}; SELECT {} AS server_start, \
-             pg_catalog.pg_backend_pid() AS backend_pid, CASE WHEN {IS_PRIMARY} THEN {try_expression} END AS {GOT_COLUMN}",
-            server_start()
+            "SAVEPOINT {PROBE}; SELECT {}{backend_column}, pg_catalog.pg_backend_pid() AS backend_pid, \
+             CASE WHEN {IS_PRIMARY}{is_pool_settled} THEN {try_expression} END AS {GOT_COLUMN}",
+            settling::server_columns()
         )
     }
 
@@ -262,7 +247,7 @@ impl Lock {
         format!(
             "SELECT {backend_pid} AS backend_pid, pg_catalog.count(*) FILTER (WHERE {own_row}) AS held, \
              coalesce(pg_catalog.bool_or({mark_row}), false) AS marked \
-             FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted"
+             FROM pg_catalog.pg_locks WHERE {IS_GRANTED}"
         )
     }
 
@@ -270,7 +255,7 @@ impl Lock {
     pub(crate) fn held_by_condition(&self, backend_pid: i32) -> String {
         let keys = self.keys.as_slice();
         format!(
-            "(SELECT pg_catalog.count(*) = {} FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted AND {})",
+            "(SELECT pg_catalog.count(*) = {} FROM pg_catalog.pg_locks WHERE {IS_GRANTED} AND {})",
             keys.len(),
             row_condition_of(&backend_pid.to_string(), keys, self.mode)
         )
@@ -341,6 +326,15 @@ impl Lock {
     /// Returns the query that looks again for the rows of a lock, and names the backend that answers.
     pub(super) fn late_proof(&self) -> String {
         format!("SELECT pg_catalog.pg_backend_pid() AS backend_pid; {}", self.proof())
+    }
+
+    /// Returns the statement that proves the lock to a session that asks for the first time. It reads the function that
+    /// `pg_locks` is made of, since a new session takes as long to look up that view as to scan it. A server whose
+    /// `pg_locks` is made of something else may not show the lock here, so what this does not prove is looked for in
+    /// `pg_locks` (see `late_proof`).
+    fn proof_of_new_session(&self) -> String {
+        let rows = own_row_condition(self.keys.as_slice(), self.mode);
+        format!("SELECT true AS {PROVEN_COLUMN} FROM pg_catalog.pg_lock_status() WHERE {IS_GRANTED} AND {rows}")
     }
 
     /// Returns the statement that proves the lock; see `QueryResult::proves`.
@@ -417,8 +411,7 @@ pub(super) fn wait_slice(id: KeyId, mode: Mode, on_grant: OnGrant, slice: Durati
 fn proof(keys: &[KeyId], mode: Mode, condition: Option<&str>) -> String {
     let condition = condition.map_or_else(String::new, |condition| format!("{condition} AND "));
     format!(
-        "SELECT true AS {PROVEN_COLUMN} FROM pg_catalog.pg_locks WHERE {condition}locktype = 'advisory' AND granted \
-         AND {}",
+        "SELECT true AS {PROVEN_COLUMN} FROM pg_catalog.pg_locks WHERE {condition}{IS_GRANTED} AND {}",
         own_row_condition(keys, mode)
     )
 }
@@ -441,7 +434,7 @@ fn row_condition_of(backend_pid: &str, keys: &[KeyId], mode: Mode) -> String {
             format!("({})", conditions.join(" OR "))
         }
     };
-    format!("pid = {backend_pid} AND mode = '{mode}' AND {is_row_of_a_key}")
+    format!("pg_catalog.int4eq(pid, {backend_pid}) AND pg_catalog.texteq(mode, '{mode}') AND {is_row_of_a_key}")
 }
 
 /// Returns the query that applies a holder's settings to the session.
@@ -598,47 +591,53 @@ mod tests {
     #[test]
     fn proofs_name_mode_and_rows() {
         let one = lock(all(&[KeyId::Bigint(-1)]), Mode::Exclusive, Scope::Session);
+        let row = "pg_catalog.texteq(locktype, 'advisory') AND granted AND pg_catalog.int4eq(pid, \
+                   pg_catalog.pg_backend_pid()) AND pg_catalog.texteq(mode, 'ExclusiveLock') AND \
+                   pg_catalog.oideq(classid, '4294967295') AND pg_catalog.oideq(objid, '4294967295') AND \
+                   pg_catalog.int2eq(objsubid, '1')";
         assert_eq!(
             one.proof(),
-            "SELECT true AS proven FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted AND pid = \
-             pg_catalog.pg_backend_pid() AND mode = 'ExclusiveLock' AND classid = '4294967295' AND objid = \
-             '4294967295' AND objsubid = '1'"
+            format!("SELECT true AS proven FROM pg_catalog.pg_locks WHERE {row}")
+        );
+        assert_eq!(
+            one.proof_of_new_session(),
+            format!("SELECT true AS proven FROM pg_catalog.pg_lock_status() WHERE {row}")
         );
         let two = lock(
             all(&[KeyId::Bigint(2), KeyId::IntPair(3, 4)]),
             Mode::Shared,
             Scope::Session,
         );
-        assert!(two.proof().ends_with(
-            "mode = 'ShareLock' AND (classid = '0' AND objid = '2' AND objsubid = '1' \
-             OR classid = '3' AND objid = '4' AND objsubid = '2')"
-        ));
+        let rows = [(0, 2, 1), (3, 4, 2)].map(|(classid, objid, objsubid)| {
+            format!(
+                "pg_catalog.oideq(classid, '{classid}') AND pg_catalog.oideq(objid, '{objid}') AND \
+                 pg_catalog.int2eq(objsubid, '{objsubid}')"
+            )
+        });
+        let expected = format!("pg_catalog.texteq(mode, 'ShareLock') AND ({})", rows.join(" OR "));
+        assert!(two.proof().ends_with(&expected));
         assert!(
             two.retry(Looks::Nowhere)
-                .contains("WHERE pg_catalog.current_setting('pglock.got') = '2' AND locktype")
+                .contains("WHERE pg_catalog.current_setting('pglock.got') = '2' AND pg_catalog.texteq(locktype, ")
         );
     }
 
     #[test]
     fn the_first_query_tries_only_where_a_session_lock_is_right() {
         let one = lock(all(&[KeyId::Bigint(1)]), Mode::Exclusive, Scope::Session);
-        let has_name = "pg_catalog.set_config('application_name', NULL, true) = 'pglock:a web1:7'";
+        let has_name = "pg_catalog.texteq(pg_catalog.set_config('application_name', NULL, true), 'pglock:a web1:7')";
         let is_primary = "NOT pg_catalog.pg_is_in_recovery()";
-        let server_age = server_age();
-        let is_old = |age: &str| format!("coalesce({age} NOT BETWEEN 0 AND 0.5, true)");
-        let has_no_name = "pg_catalog.set_config('application_name', NULL, true) IS DISTINCT FROM 'pglock:a web1:7'";
-        let is_settled = is_old(&format!(
-            "LEAST({server_age}, CASE WHEN {has_no_name} THEN {BACKEND_AGE} END)"
-        ));
+        let server_settled = settling::is_server_settled();
+        let settled = format!("{server_settled} AND {}", settling::is_pool_settled(has_name));
         for (choice, expected) in [
             (
                 ScopeChoice::Auto,
-                format!("CASE WHEN {has_name} AND {is_primary} AND {is_settled} THEN CASE WHEN NOT "),
+                format!("CASE WHEN {has_name} AND {is_primary} AND {server_settled} THEN CASE WHEN NOT "),
             ),
             (
                 ScopeChoice::SessionPooled,
                 format!(
-                    "log_min_duration_sample, CASE WHEN {is_primary} AND {is_settled} THEN CASE WHEN NOT CASE WHEN left0 THEN false ELSE "
+                    "log_min_duration_sample, CASE WHEN {is_primary} AND {settled} THEN CASE WHEN NOT CASE WHEN left0 THEN false ELSE "
                 ),
             ),
             (
@@ -652,14 +651,14 @@ mod tests {
         }
         // A wait that goes on does so on the same server only.
         let known = ClientInfo {
-            known_start: Some(1_767_355_200_700_001.0),
+            known_start: Some(820_670_400_700_001),
             ..client_info(ScopeChoice::SessionPooled)
         };
-        let is_known = format!("{} = 1767355200700001", server_start());
+        let is_known = settling::has_started_at(820_670_400_700_001);
         let sql = one.first_query(&known, None);
         assert!(
             sql.contains(&format!(
-                "CASE WHEN {is_primary} AND {is_settled} AND {is_known} THEN CASE "
+                "CASE WHEN {is_primary} AND {settled} AND {is_known} THEN CASE "
             )),
             "{sql}"
         );
@@ -670,10 +669,7 @@ mod tests {
         };
         let sql = one.first_query(&again, None);
         assert!(
-            sql.contains(&format!(
-                "CASE WHEN {is_primary} AND {} THEN CASE ",
-                is_old(&server_age)
-            )),
+            sql.contains(&format!("CASE WHEN {is_primary} AND {server_settled} THEN CASE ")),
             "{sql}"
         );
         // The guard of a lost lock comes first.
@@ -704,15 +700,18 @@ mod tests {
     #[test]
     fn a_transactions_settings_come_with_its_proof() {
         let one = lock(all(&[KeyId::Bigint(1)]), Mode::Exclusive, Scope::Transaction);
-        assert_eq!(
-            one.probe(),
+        let probe = |also: &str, and: &str| {
             format!(
-                "SAVEPOINT pglock; SELECT {} AS server_start, \
-                 pg_catalog.pg_backend_pid() AS backend_pid, CASE WHEN NOT pg_catalog.pg_is_in_recovery() \
-                 THEN CASE WHEN NOT pg_catalog.pg_try_advisory_xact_lock('1'::bigint) THEN 0 ELSE 1 END END AS got",
-                server_start()
+                "SAVEPOINT pglock; SELECT {}{also}, pg_catalog.pg_backend_pid() AS backend_pid, CASE WHEN NOT \
+                 pg_catalog.pg_is_in_recovery(){and} THEN CASE WHEN NOT \
+                 pg_catalog.pg_try_advisory_xact_lock('1'::bigint) THEN 0 ELSE 1 END END AS got",
+                settling::server_columns()
             )
-        );
+        };
+        assert_eq!(one.probe(false), probe("", ""));
+        let backend = format!(", {}", settling::backend_column("false"));
+        let and = format!(" AND {}", settling::is_pool_settled("false"));
+        assert_eq!(one.probe(true), probe(&backend, &and));
         let sql = one.try_in_transaction_query(LIMIT);
         assert!(
             sql.starts_with("ROLLBACK TO SAVEPOINT pglock; RELEASE SAVEPOINT pglock; SELECT "),
@@ -736,16 +735,10 @@ mod tests {
              THEN 0 WHEN NOT CASE WHEN left1 THEN false ELSE \
              pg_catalog.pg_try_advisory_xact_lock_shared('2'::int, '3'::int) END THEN 1 ELSE 2 END"
         );
-        let rows = [
-            "classid = '0' AND objid = '1' AND objsubid = '1'",
-            "classid = '2' AND objid = '3' AND objsubid = '2'",
-        ];
+        let rows = [first, second].map(row_condition);
         assert_eq!(
             from,
-            format!(
-                " FROM {}",
-                leftover::subselect(rows.into_iter().map(str::to_owned), Mode::Shared)
-            )
+            format!(" FROM {}", leftover::subselect(rows.into_iter(), Mode::Shared))
         );
         let slots = Keys::OneOf {
             keys: vec![first, second],
@@ -794,14 +787,19 @@ mod tests {
     #[test]
     fn a_transactions_heartbeat_reads_its_rows_and_the_mark() {
         let one = lock(all(&[KeyId::Bigint(1)]), Mode::Exclusive, Scope::Transaction);
+        let (own_row, mark) = (
+            own_row_condition(&[KeyId::Bigint(1)], Mode::Exclusive),
+            row_condition(KeyId::IntPair(-3, 77)),
+        );
         assert_eq!(
             one.scanning_heartbeat(KeyId::IntPair(-3, 77)),
-            "SELECT pg_catalog.pg_backend_pid() AS backend_pid, pg_catalog.count(*) FILTER (WHERE \
-             pid = pg_catalog.pg_backend_pid() AND mode = 'ExclusiveLock' \
-             AND classid = '0' AND objid = '1' AND objsubid = '1') AS held, coalesce(pg_catalog.bool_or(\
-             classid = '4294967293' AND objid = '77' AND objsubid = '2'), false) AS marked \
-             FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted"
+            format!(
+                "SELECT pg_catalog.pg_backend_pid() AS backend_pid, pg_catalog.count(*) FILTER (WHERE {own_row}) AS held, \
+                 coalesce(pg_catalog.bool_or({mark}), false) AS marked \
+                 FROM pg_catalog.pg_locks WHERE pg_catalog.texteq(locktype, 'advisory') AND granted"
+            )
         );
+        assert!(mark.contains("oideq(classid, '4294967293')"), "{mark}");
     }
 
     #[test]
@@ -870,7 +868,9 @@ mod tests {
                 let mark = KeyId::IntPair(1, 2);
                 queries.extend([lock.session_heartbeat(77, mark), lock.scanning_heartbeat(mark)]);
                 queries.extend([
-                    lock.probe(),
+                    lock.probe(true),
+                    lock.probe(false),
+                    lock.late_proof(),
                     lock.try_in_transaction_query(LIMIT),
                     lock.prove_and_commit(),
                 ]);

@@ -3,6 +3,7 @@
 //! These types hold no SQL and talk to no server, so that every other file of this wing can use them.
 
 use super::backoff::Backoff;
+use super::settling::Settling;
 use crate::key::KeyId;
 use crate::outcome::{ExitCode, Failure};
 use std::time::{Duration, Instant};
@@ -154,8 +155,8 @@ pub(crate) struct WaitOptions {
     pub try_duration: Duration,
     /// Whether to poll although the server has a queue: to wait in it would keep a session of the pool from others.
     pub leaves_queue_alone: bool,
-    /// When the server started, as [`Server::start`](super::Server::start) has it.
-    pub server_start: Option<f64>,
+    /// When the server started, as [`Server::start`](super::Server::start) returns it.
+    pub server_start: Option<i64>,
     /// After how long without an acknowledgement the server must end our session.
     pub server_limit: Duration,
     /// Whether the backend is a pool's, and may hold locks of earlier clients.
@@ -195,23 +196,7 @@ pub(crate) struct ClientInfo {
     /// What must be old enough before anything is tried.
     pub settling: Settling,
     /// When the server started with which a wait began: on one that has started at another time nothing is tried.
-    pub known_start: Option<f64>,
-}
-
-/// How long a newcomer leaves a server alone that has just started. A pglock that lost its lock in the restart acquires
-/// it again within that time, to guard the end of its job.
-pub(super) const MIN_SERVER_AGE: Duration = Duration::from_millis(500);
-
-/// What a newcomer leaves alone for [`MIN_SERVER_AGE`], so that a client that lost its lock comes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Settling {
-    /// Nothing: the client lost its lock itself, or only looks.
-    Nothing,
-    /// A server that has just started.
-    Server,
-    /// That, and a backend that a pooler has just opened: a pooler that was restarted, or could not reach its server for
-    /// a while, opens new ones, and a client that lost its lock in the same pool comes back no earlier.
-    ServerAndPool,
+    pub known_start: Option<i64>,
 }
 
 /// Result of one try.

@@ -16,7 +16,8 @@ use crate::connection::{Client, Connection, LimitEnforcement, Settings};
 use crate::inspect::proxy;
 use crate::key::KeyId;
 use crate::lock::{
-    self, Acquisition, Backoff, ClientInfo, Keys, Lock, Mode, Scope, ScopeChoice, Server, Settling, TryOutcome,
+    self, Acquisition, Backoff, ClientInfo, Keys, Lock, Mode, Scope, ScopeChoice, Server, Settling, TransactionOptions,
+    TryOutcome,
 };
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::protocol::name;
@@ -226,9 +227,14 @@ impl Inspection<'_> {
             Scope::Transaction => {
                 let name = name::for_check(self.settings.application_name(), None);
                 let reconnect = || lock::reconnect_to_probe(self.settings, &name);
-                // It does not try again.
-                let backoff = Backoff::new(Instant::now(), Duration::ZERO);
-                lock.first_try_in_transaction(&mut self.client, server_limit, backoff, None, reconnect)?
+                let options = TransactionOptions {
+                    server_limit,
+                    // It does not try again.
+                    backoff: Backoff::new(Instant::now(), Duration::ZERO),
+                    known_start: None,
+                    looks_at_pool: false,
+                };
+                lock.first_try_in_transaction(&mut self.client, options, reconnect)?
                     .outcome
             }
         };

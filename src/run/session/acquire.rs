@@ -15,7 +15,7 @@ use crate::inspect::{holders, proxy};
 use crate::key::{self, KeyId};
 use crate::lock::{
     self, Acquisition, Backoff, ClientInfo, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Server, Settling, Ticket,
-    TicketQueue, Try, TryOutcome, Turn, Wait, WaitEnd, WaitOptions,
+    TicketQueue, TransactionOptions, Try, TryOutcome, Turn, Wait, WaitEnd, WaitOptions,
 };
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::derived_keys::slot_keys;
@@ -172,20 +172,22 @@ impl Acquirer<'_> {
         memory: &mut WaitMemory,
     ) -> Result<(LockRequest, Acquisition), Failure> {
         let began = Instant::now();
-        let (mut request, mut outcome) = match self.first_query(client, memory, Settling::ServerAndPool) {
+        let mut settling = Settling::ServerAndPool;
+        let (mut request, mut outcome) = match self.first_query(client, memory, settling) {
             Err(failure) if !memory.has_answered => {
                 let reconnect = || self.reconnect_to_probe();
                 return Err(lock::explain_first_failure(failure, client, began.elapsed(), reconnect));
             }
             result => result?,
         };
-        while let Some(settling_time) = request.server.settling_time() {
+        while let Some(settling_time) = request.server.times.settling_time() {
             self.let_server_settle(settling_time)?;
             // The pool may lend another backend now, but has reached the server for long enough.
-            (request, outcome) = self.first_query(client, memory, Settling::Server)?;
+            settling = Settling::Server;
+            (request, outcome) = self.first_query(client, memory, settling)?;
         }
         let server = &request.server;
-        let is_restarted = |known| server.start.is_some_and(|start| start != known);
+        let is_restarted = |known| server.start().is_some_and(|start| start != known);
         if memory.known_start().is_some_and(is_restarted) {
             return Err(lock::restarted());
         }
@@ -206,7 +208,7 @@ impl Acquirer<'_> {
         memory.lending.note_backend(server.backend_pid);
         let outcome = match request.lock.scope {
             Scope::Session => outcome,
-            Scope::Transaction => self.first_try_in_transaction(client, &request, memory)?,
+            Scope::Transaction => self.first_try_in_transaction(client, &request, memory, settling)?,
         };
         let outcome = if self.is_backend_lent(&request.server) {
             outcome
@@ -276,6 +278,7 @@ impl Acquirer<'_> {
         client: &mut Client,
         request: &LockRequest,
         memory: &mut WaitMemory,
+        settling: Settling,
     ) -> Result<TryOutcome, Failure> {
         if self.options().fair {
             return Err(Failure::msg(
@@ -284,16 +287,27 @@ impl Acquirer<'_> {
                  of the PostgreSQL server itself, or leave --fair out",
             ));
         }
-        self.reporter.expect_reply_within(max_pool_wait(&request.server));
-        let reconnect = || self.reconnect_to_probe();
-        let server_limit = self.options().policy.timing.server_limit();
-        let (backoff, known_start) = (self.backoff(memory), request.server.start);
-        let Try { outcome, backend_pid } =
-            request
-                .lock
-                .first_try_in_transaction(client, server_limit, backoff, known_start, reconnect)?;
-        memory.lending.note_backend(backend_pid);
-        Ok(outcome)
+        let mut options = TransactionOptions {
+            server_limit: self.options().policy.timing.server_limit(),
+            backoff: self.backoff(memory),
+            known_start: request.server.start(),
+            looks_at_pool: request.server.pooled && settling == Settling::ServerAndPool,
+        };
+        loop {
+            self.reporter.expect_reply_within(max_pool_wait(&request.server));
+            let reconnect = || self.reconnect_to_probe();
+            let Try {
+                outcome,
+                backend_pid,
+                settling_time,
+            } = request.lock.first_try_in_transaction(client, options, reconnect)?;
+            memory.lending.note_backend(backend_pid);
+            let Some(settling_time) = settling_time else {
+                return Ok(outcome);
+            };
+            self.let_server_settle(settling_time)?;
+            options.looks_at_pool = false;
+        }
     }
 
     /// Returns a further connection to see what ends it, after a pause; `None` if there is none, or on the order to
@@ -442,7 +456,7 @@ impl Acquirer<'_> {
             backoff: self.backoff(memory),
             try_duration: tried.elapsed(),
             leaves_queue_alone: !self.keeps_connection(request),
-            server_start: server.start,
+            server_start: server.start(),
             server_limit: self.options().policy.timing.server_limit(),
             is_lent: self.is_backend_lent(server),
         };
@@ -467,7 +481,7 @@ impl Acquirer<'_> {
             WaitEnd::Acquired(grant) => WaitOutcome::Acquired { grant, ticket },
             WaitEnd::TimedOut { key_index } => WaitOutcome::Busy { key_index },
             WaitEnd::GiveUpConnection { pause } => {
-                memory.note_given_up(server.start, pause);
+                memory.note_given_up(server.start(), pause);
                 WaitOutcome::GivenUp
             }
         })

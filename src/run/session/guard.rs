@@ -18,7 +18,9 @@ use super::timing::MAX_POOL_WAIT;
 use crate::connection::{Client, Connection, Settings};
 use crate::inspect::{eviction, holders};
 use crate::key;
-use crate::lock::{Acquisition, Backoff, ClientInfo, Grant, Keys, Lock, Scope, ScopeChoice, Settling};
+use crate::lock::{
+    Acquisition, Backoff, ClientInfo, Grant, Keys, Lock, Scope, ScopeChoice, Settling, TransactionOptions,
+};
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::name;
 use crate::protocol::query_tag::QueryTag;
@@ -205,8 +207,13 @@ impl Guard<'_> {
         let outcome = match scope {
             Scope::Session => outcome,
             Scope::Transaction => {
-                let backoff = Backoff::new(Instant::now(), options.poll);
-                lock.first_try_in_transaction(client, server_limit, backoff, None, || None)?
+                let transaction_options = TransactionOptions {
+                    server_limit,
+                    backoff: Backoff::new(Instant::now(), options.poll),
+                    known_start: None,
+                    looks_at_pool: false,
+                };
+                lock.first_try_in_transaction(client, transaction_options, || None)?
                     .outcome
             }
         };

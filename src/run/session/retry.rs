@@ -41,7 +41,7 @@ pub(super) struct WaitMemory {
     contended_since: Option<Instant>,
     /// When the server started, if the wait goes on over another connection that is not lost: by it, a restart in
     /// between is noticed.
-    known_start: Option<f64>,
+    known_start: Option<i64>,
     /// What has been seen of a pooler.
     pub(super) lending: Lending,
     /// Until when the next connection sends no query.
@@ -120,7 +120,7 @@ impl WaitMemory {
     /// connection is opened at once; if that fails, or if it is lost during the rest as when the pooler ends, it counts
     /// as a loss from then on, because [`WaitMemory::has_answered_here`] stays. Another server, or
     /// one that has started since then, is known by its start time.
-    pub(super) fn note_given_up(&mut self, server_start: Option<f64>, pause: Duration) {
+    pub(super) fn note_given_up(&mut self, server_start: Option<i64>, pause: Duration) {
         self.known_start = server_start;
         self.rest_until = Some(Instant::now() + pause);
         self.lending.note_connection();
@@ -140,7 +140,7 @@ impl WaitMemory {
     }
 
     /// Returns when the server started at which the lock was last seen held, unless the connection to it was lost.
-    pub(super) fn known_start(&self) -> Option<f64> {
+    pub(super) fn known_start(&self) -> Option<i64> {
         self.known_start
     }
 

@@ -54,7 +54,10 @@ fn hiding(seconds: &str) -> Server {
         "ALTER VIEW pg_catalog.pg_locks RENAME TO real_pg_locks; CREATE VIEW pg_catalog.pg_locks AS SELECT * \
          FROM pg_catalog.real_pg_locks WHERE locktype <> 'advisory' OR pid <> pg_backend_pid() \
          OR clock_timestamp() > nullif(current_setting('hiding.since', true), '')::timestamptz + interval '{seconds} s'; \
-         GRANT SELECT ON pg_catalog.pg_locks TO PUBLIC"
+         GRANT SELECT ON pg_catalog.pg_locks TO PUBLIC; \
+         ALTER FUNCTION pg_catalog.pg_lock_status() RENAME TO real_pg_lock_status; \
+         CREATE FUNCTION pg_catalog.pg_lock_status() RETURNS SETOF pg_catalog.pg_locks LANGUAGE sql \
+         AS 'SELECT * FROM pg_catalog.pg_locks'"
     );
     rows(&mut client, &view);
     server

@@ -113,7 +113,10 @@ fn a_terminated_backend_ends_the_job_and_nothing_else() {
         let holders = || server.sql("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted");
         let first = holders();
         server.sql("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted");
-        eventually(SOON, "a guard", || holders().len() == 1 && holders() != first);
+        eventually(SOON, "a guard", || {
+            let now = holders();
+            now.len() == 1 && now != first
+        });
         let next = run().sh(&journal.alone()).spawn();
         assert_lost(&holder.finish());
         next.finish().code(0);

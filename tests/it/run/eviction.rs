@@ -247,35 +247,38 @@ fn a_superusers_lock_is_not_for_others_to_evict() {
     holder.finish().code(0).silent();
 }
 
-/// P75: the holder checks the requester's role itself, since any client can place a mark.
+/// P75: the holder checks the requester's role itself, since any client can place a mark. It looks at the requesters
+/// anew each time, in the transaction of its lock too.
 #[test]
 fn a_mark_counts_only_if_its_role_may_evict() {
-    let (case, journal) = (Case::new(), Journal::new());
-    let roles = Roles::new(case.server);
-    let run = as_role(case.run(), &roles.owner).args(["--heartbeat", "0.3"]);
-    let holder = run.sh(&journal.recording("TERM")).spawn();
-    journal.await_count("ready", 1);
-    let backend = case.backend();
-    let place = |client: &mut Client| {
-        rows(client, "SET application_name = 'pglock evict x'");
-        rows(client, &format!("SELECT pg_advisory_lock_shared({MARK}, {backend})"));
-        rows(client, &format!("NOTIFY pglock_{backend}"));
-    };
-    let mut outsider = roles.client(case.server);
-    place(&mut outsider);
-    await_heartbeats(&case);
-    assert_eq!((case.locks().granted, journal.count("TERM")), (1, 0));
-    assert_eq!(holder.stderr(), "");
-    // Beside the mark that does not count.
-    let mut superuser = case.client();
-    place(&mut superuser);
-    journal.await_count("TERM", 1);
-    holder.signal(Signal::SIGUSR2);
-    assert_evicted(
-        &holder.finish(),
-        &format!("evicted by x as role \"{SUPERUSER}\""),
-        "SIGTERM",
-    );
+    for scope in ["session", "transaction"] {
+        let (case, journal) = (Case::new(), Journal::new());
+        let roles = Roles::new(case.server);
+        let run = as_role(case.run(), &roles.owner).args(["--heartbeat", "0.3", "--scope", scope]);
+        let holder = run.sh(&journal.recording("TERM")).spawn();
+        journal.await_count("ready", 1);
+        let backend = case.backend();
+        let place = |client: &mut Client| {
+            rows(client, "SET application_name = 'pglock evict x'");
+            rows(client, &format!("SELECT pg_advisory_lock_shared({MARK}, {backend})"));
+            rows(client, &format!("NOTIFY pglock_{backend}"));
+        };
+        let mut outsider = roles.client(case.server);
+        place(&mut outsider);
+        await_heartbeats(&case);
+        assert_eq!((case.locks().granted, journal.count("TERM")), (1, 0));
+        assert_eq!(holder.stderr(), "");
+        // Beside the mark that does not count.
+        let mut superuser = case.client();
+        place(&mut superuser);
+        journal.await_count("TERM", 1);
+        holder.signal(Signal::SIGUSR2);
+        assert_evicted(
+            &holder.finish(),
+            &format!("evicted by x as role \"{SUPERUSER}\""),
+            "SIGTERM",
+        );
+    }
 }
 
 /// P75: with `--force` the lock is free at once, and nobody guards the end of the job.
