@@ -1,4 +1,5 @@
-//! What waiting behind a pooler costs by how long it has lasted: their tries become rarer, and a free lock is found later.
+//! What waiting behind a pooler costs by how long it has lasted: their tries become rarer, and a free lock is found
+//! later.
 //!
 //! The holders are direct, so that all of the pool of five is the waiters'. For some numbers of waiters, and after some
 //! time: the CPU time that they and the servers use, and how long a hand-off takes, from the end of a job to the

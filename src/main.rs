@@ -22,8 +22,8 @@
 //!
 //! # Invariants
 //! * The lock is never released before the job is reaped, and a reaped pid is never signalled.
-//! * The connection that holds the lock has one owner at a time. After a loss the job is terminated, even though the key
-//!   is acquired again meanwhile to keep others out.
+//! * The connection that holds the lock has one owner at a time. After a loss the job is terminated, even though the
+//!   key is acquired again meanwhile to keep others out.
 //! * `run::job` and `run::session` do not know each other; only `run::supervisor` sees both.
 //! * `pglock run` writes nothing to standard output, which belongs to the job.
 //! * No secret appears in anything that is printed.

@@ -1,4 +1,5 @@
-//! Tests that keep the completions in `completions/` and parts of the README and `docs/` in step with the clap definitions.
+//! Tests that keep the completions in `completions/` and parts of the README and `docs/` in step with the clap
+//! definitions.
 //!
 //! The completions are committed, so that neither the binary nor its build needs a generator. The tests fail if a file
 //! is stale, and `make completions` rewrites it. `src/cli/generated/` has what clap cannot know: how the shells

@@ -19,8 +19,8 @@ pub(super) const CONNECTION: &str = "Connection";
 /// What a DURATION is.
 pub(super) const DURATIONS: &str = "A DURATION is in seconds (10, 1.5) or has units (500ms, 90s, 5m, 1h30m).\n";
 
-/// Notes on the default, the range and the variable of an option. clap prints such notes itself only if it also reads the
-/// variable and applies the default, but pglock must tell an invalid variable (78) from an invalid argument (64).
+/// Notes on the default, the range and the variable of an option. clap prints such notes itself only if it also reads
+/// the variable and applies the default, but pglock must tell an invalid variable (78) from an invalid argument (64).
 pub(super) trait ArgNotes {
     /// Adds the default to `-h` and `--help`.
     fn default_note(self, default: impl Display) -> Self;

@@ -1,7 +1,7 @@
 //! What the server's catalogs say about a table, and whether it is a run table.
 //!
-//! Before pglock reads or creates a run table, it looks at this description, and refuses a table that someone has altered
-//! with a clear message.
+//! Before pglock reads or creates a run table, it looks at this description, and refuses a table that someone has
+//! altered with a clear message.
 
 use super::failure;
 use super::layout::{COLUMNS, Index, Layout};

@@ -26,8 +26,8 @@ pub(crate) fn prune_all(client: &mut Client, table: &TableName, layout: Layout) 
         let result = QueryResult::fetch_in_own_transaction(client, WRITE_MODES, &query)
             .map_err(|error| failure::explain_use(error, table, "remove runs from"))?;
         removed += result.number("removed").unwrap_or_default() as u64;
-        // Rows are in the order of their starts but for changes of the clock, so what follows a batch without an old row
-        // is not old.
+        // Rows are in the order of their starts but for changes of the clock, so what follows a batch without an old
+        // row is not old.
         match result.get("last").and_then(|id| id.parse().ok()) {
             Some(id) if result.is_true("has_old") => last_id = id,
             _ => return Ok(removed),

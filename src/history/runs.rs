@@ -1,7 +1,7 @@
 //! Reading runs: the newest ones, the last success of a key, and a summary of each key.
 //!
-//! Nothing here writes, so that it works on a standby too. For each key, the newest run is found by an index, in a table
-//! of any size.
+//! Nothing here writes, so that it works on a standby too. For each key, the newest run is found by an index, in a
+//! table of any size.
 
 use super::failure;
 use super::sql::seconds_between;

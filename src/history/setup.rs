@@ -131,8 +131,8 @@ impl Setup {
         statements
     }
 
-    /// Returns the query for the role, in the column `unprivileged`, if it lacks a privilege: a GRANT by a role that has
-    /// a privilege, but may not grant it, only warns.
+    /// Returns the query for the role, in the column `unprivileged`, if it lacks a privilege: a GRANT by a role that
+    /// has a privilege, but may not grant it, only warns.
     fn unprivileged(&self, role: &str) -> String {
         let (role, schema) = (sql_literal(role), sql_literal(&self.table.schema));
         let table = sql_literal(&self.table.sql());

@@ -15,8 +15,8 @@ pub(super) const WRITE_MODES: &str = "ISOLATION LEVEL READ COMMITTED READ WRITE"
 /// How many of a key's oldest runs a holder examines for removal.
 const PRUNE_BATCH: u32 = 500;
 
-/// Returns the settings of such a transaction. Its commit waits for the disk of this server and for no standby: one that
-/// is away must not stop a job. A table that someone has locked must not either.
+/// Returns the settings of such a transaction. Its commit waits for the disk of this server and for no standby: one
+/// that is away must not stop a job. A table that someone has locked must not either.
 fn write_settings(lock_timeout: Duration) -> String {
     format!(
         "SELECT pg_catalog.set_config('synchronous_commit', 'local', true), \

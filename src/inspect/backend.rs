@@ -161,8 +161,8 @@ impl Backend {
         self.run_name().is_some() || self.job.is_some()
     }
 
-    /// Returns a short description: host and process ID of a pglock, with the random characters if need be, that it is a pool's, application name and user of
-    /// any other client.
+    /// Returns a short description: host and process ID of a pglock, with the random characters if need be, that it is
+    /// a pool's, application name and user of any other client.
     pub(crate) fn who(&self) -> String {
         if self.is_leftover {
             return "a session of the pool".into();

@@ -82,8 +82,8 @@ impl KeyNames {
         })
     }
 
-    /// Returns the only key whose name starts with this text, and its number: the names of sessions have no room for long
-    /// ones. `None` if there are several, since any of them may be meant.
+    /// Returns the only key whose name starts with this text, and its number: the names of sessions have no room for
+    /// long ones. `None` if there are several, since any of them may be meant.
     pub(super) fn only_key_starting_with(&self, front: &str) -> Option<(&Key, KeyId)> {
         let keys = self.meanings.values().filter_map(|meaning| {
             let key = meaning.key.as_ref().filter(|key| key.given().starts_with(front))?;

@@ -34,8 +34,8 @@ const TRANSACTION_DURATION: Duration = Duration::from_millis(150);
 const SEARCH_INTERVAL: Duration = Duration::from_millis(3);
 
 /// Returns the pglocks that wait without a row, each once. If the first query finds any that poll, or they are to be
-/// expected because a lock is held behind a pooler, the search goes on for [`SEARCH_DURATION`], or for the longest pause
-/// that a waiter shows.
+/// expected because a lock is held behind a pooler, the search goes on for [`SEARCH_DURATION`], or for the longest
+/// pause that a waiter shows.
 ///
 /// # Errors
 /// The connection is lost, or the query fails.

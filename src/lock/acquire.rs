@@ -294,13 +294,13 @@ impl Lock {
     }
 }
 
-/// Returns the failure of queries on a connection that was opened `took` ago, or, if the pooler ended the connection because it
-/// refuses simple queries, what to do about that.
+/// Returns the failure of queries on a connection that was opened `took` ago, or, if the pooler ended the connection
+/// because it refuses simple queries, what to do about that.
 ///
-/// A PgBouncer with `disable_pqexec` says so and closes the connection; the client library, if it sees both at once, only
-/// reports the latter. So does a pooler or a server that is shut down at that time. `reconnect` therefore opens further
-/// connections, to see whether each of them answers a query of the extended protocol and is ended by an empty simple
-/// one.
+/// A PgBouncer with `disable_pqexec` says so and closes the connection; the client library, if it sees both at once,
+/// only reports the latter. So does a pooler or a server that is shut down at that time. `reconnect` therefore opens
+/// further connections, to see whether each of them answers a query of the extended protocol and is ended by an empty
+/// simple one.
 pub(crate) fn explain_first_failure(
     failure: Failure,
     client: &Client,

@@ -1,8 +1,8 @@
 //! Rows of `pg_locks` that come late.
 //!
-//! YugabyteDB, for one, hides the row of a lock for about the first second. So a lock that the server reports as acquired
-//! and that is not in `pg_locks` yet is looked for again, for a limited time, before it is refused. It counts as acquired
-//! only when its row was seen, as any other.
+//! YugabyteDB, for one, hides the row of a lock for about the first second. So a lock that the server reports as
+//! acquired and that is not in `pg_locks` yet is looked for again, for a limited time, before it is refused. It counts
+//! as acquired only when its row was seen, as any other.
 //!
 //! That is for a backend of our own. One that may have had other clients can hold the key for one of them, whose row
 //! comes late as well, and would prove what is not ours.
@@ -20,8 +20,8 @@ const MAX_DELAY: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(100);
 
 impl Lock {
-    /// Looks for the rows of a lock that the server reported as acquired without showing them, on a backend that has had
-    /// no other client. Every other outcome is returned unchanged.
+    /// Looks for the rows of a lock that the server reported as acquired without showing them, on a backend that has
+    /// had no other client. Every other outcome is returned unchanged.
     ///
     /// Between two looks, `pause` sleeps. It returns whether to go on.
     ///

@@ -21,8 +21,8 @@ pub(crate) trait WaitObserver {
     /// request that arrives between two queries has no effect on the server.
     fn pause(&mut self, client: &mut Client, pause: Duration) -> bool;
 
-    /// Sleeps without running queries, for which an error would end the transaction that holds the lock. Returns whether
-    /// to go on, as [`WaitObserver::pause`] does.
+    /// Sleeps without running queries, for which an error would end the transaction that holds the lock. Returns
+    /// whether to go on, as [`WaitObserver::pause`] does.
     fn sleep(&mut self, pause: Duration) -> bool;
 
     /// Notes on which backend a try ran.

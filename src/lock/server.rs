@@ -84,7 +84,8 @@ impl Server {
         }
     }
 
-    /// Returns when it started, in microseconds since 2000 by its own clock. It tells a server from its replacement, too.
+    /// Returns when it started, in microseconds since 2000 by its own clock. It tells a server from its replacement,
+    /// too.
     pub(crate) fn start(&self) -> Option<i64> {
         self.times.start()
     }

@@ -1,8 +1,8 @@
 //! How long ago the server started, and whether a newcomer leaves it alone for now. Pure.
 //!
-//! A newcomer waits until the server is [`MIN_SERVER_AGE`] old, so that a client that lost its lock in the restart comes
-//! first. The server decides, in the query that would acquire the lock; the client reads the same times and knows how
-//! long to wait. Both compare with the time at which the server received the query, so they always agree.
+//! A newcomer waits until the server is [`MIN_SERVER_AGE`] old, so that a client that lost its lock in the restart
+//! comes first. The server decides, in the query that would acquire the lock; the client reads the same times and knows
+//! how long to wait. Both compare with the time at which the server received the query, so they always agree.
 //!
 //! A time is sent as the hexadecimal digits of PostgreSQL's binary format: microseconds since 2000, whatever the
 //! session's `TimeZone` and `DateStyle`. All expressions are calls of functions: to resolve an operator, GREATEST or a
@@ -21,8 +21,8 @@ pub(crate) enum Settling {
     Nothing,
     /// A server that has just started.
     Server,
-    /// That, and a backend that a pooler has just opened: a pooler that was restarted, or could not reach its server for
-    /// a while, opens new ones, and a client that lost its lock in the same pool comes back no earlier.
+    /// That, and a backend that a pooler has just opened: a pooler that was restarted, or could not reach its server
+    /// for a while, opens new ones, and a client that lost its lock in the same pool comes back no earlier.
     ServerAndPool,
 }
 
@@ -32,8 +32,8 @@ const NOW: &str = "pg_catalog.statement_timestamp()";
 /// When the server started. All sessions of the time before have ended, and their jobs may still be terminating.
 const POSTMASTER_START: &str = "pg_catalog.pg_postmaster_start_time()";
 
-/// When the server restarted after a crash, because its statistics are reset then (from PostgreSQL 15 on; before, to ask
-/// for that could take 10 ms).
+/// When the server restarted after a crash, because its statistics are reset then (from PostgreSQL 15 on; before, to
+/// ask for that could take 10 ms).
 const STATISTICS_RESET: &str = "CASE WHEN pg_catalog.text_ge(pg_catalog.current_setting('server_version_num'), '150000') \
      THEN pg_catalog.pg_stat_get_bgwriter_stat_reset_time() END";
 

@@ -97,8 +97,8 @@ impl Lock {
     ///
     /// If there are tickets of `ticket_class`, the lock counts as busy and nothing is tried.
     ///
-    /// In a new session PostgreSQL looks up everything for the first time, so the query is written for that: one level and
-    /// two statements, functions rather than operators, and nothing that needs a further system catalog. The proof
+    /// In a new session PostgreSQL looks up everything for the first time, so the query is written for that: one level
+    /// and two statements, functions rather than operators, and nothing that needs a further system catalog. The proof
     /// is unconditional, because a condition would cost every run 0.06 ms; in exchange, a run that fails to acquire has
     /// the server scan its locks once.
     pub(super) fn first_query(&self, client_info: &ClientInfo, ticket_class: Option<i32>) -> String {
@@ -147,12 +147,12 @@ impl Lock {
         )
     }
 
-    /// Returns the first query of a transaction with [`TRANSACTION_MODES`]: it finds out whether the lock is free for this
-    /// backend.
+    /// Returns the first query of a transaction with [`TRANSACTION_MODES`]: it finds out whether the lock is free for
+    /// this backend.
     ///
-    /// A waiter repeats this query, so it is the shortest that does the job: a look at the backend's own locks, settings and proof
-    /// would make it ten times as expensive. They come with [`Lock::try_in_transaction_query`], which takes back what this
-    /// query acquired: the backend may have held it before, and would be granted it again.
+    /// A waiter repeats this query, so it is the shortest that does the job: a look at the backend's own locks,
+    /// settings and proof would make it ten times as expensive. They come with [`Lock::try_in_transaction_query`],
+    /// which takes back what this query acquired: the backend may have held it before, and would be granted it again.
     ///
     /// With `looks_at_pool`, it tries nothing on a backend that a pooler has just opened.
     pub(super) fn probe(&self, looks_at_pool: bool) -> String {
@@ -198,8 +198,8 @@ impl Lock {
         )
     }
 
-    /// Returns the heartbeat of a session lock that backend `backend_pid` holds: the backend that answers, the number of
-    /// keys that it holds for us, and whether `pglock evict` has marked it.
+    /// Returns the heartbeat of a session lock that backend `backend_pid` holds: the backend that answers, the number
+    /// of keys that it holds for us, and whether `pglock evict` has marked it.
     ///
     /// Its cost does not depend on the other locks of the server. A query of `pg_locks` has the server build a row for
     /// each of them, so the heartbeats of N holders would cost N² rows.
@@ -828,8 +828,8 @@ mod tests {
         );
     }
 
-    /// Every query of this module, in every message in which it can be sent. What pglock sends through a pooler in earnest
-    /// is watched by a test with a pooler that refuses SET.
+    /// Every query of this module, in every message in which it can be sent. What pglock sends through a pooler in
+    /// earnest is watched by a test with a pooler that refuses SET.
     #[test]
     fn no_message_contains_set_or_is_one_query() {
         let mut queries = vec![

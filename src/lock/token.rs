@@ -7,9 +7,9 @@ use crate::connection::Client;
 /// Returns a number that only grows, even across crashes and failovers of the server: timeline and WAL position, as 24
 /// hexadecimal digits that sort as text.
 ///
-/// The position is that of a logical message written for this purpose, which nothing decodes. It is on this server's disk
-/// when the result arrives, whatever `synchronous_commit` and `synchronous_standby_names` are set to. That is enough: a
-/// standby that has not received it leads in the timeline once it is promoted.
+/// The position is that of a logical message written for this purpose, which nothing decodes. It is on this server's
+/// disk when the result arrives, whatever `synchronous_commit` and `synchronous_standby_names` are set to. That is
+/// enough: a standby that has not received it leads in the timeline once it is promoted.
 ///
 /// # Errors
 /// The server reports an error, or the connection is lost.

@@ -218,8 +218,8 @@ pub(crate) enum TryOutcome {
     },
     /// The server did not try: the lock would protect nothing, and might stay behind.
     Untried,
-    /// The server has started since it was last asked, or it is another one: the holder may have lost the lock while its
-    /// job runs. Nothing is held.
+    /// The server has started since it was last asked, or it is another one: the holder may have lost the lock while
+    /// its job runs. Nothing is held.
     Restarted,
 }
 

@@ -4,9 +4,10 @@
 //! That is why a `pglock run` names its keys, host and process there.
 //!
 //! PostgreSQL keeps 63 bytes and mangles what is not ASCII, so a long front is cut, and what is not printable ASCII
-//! becomes `?`. A long host name loses its middle: Kubernetes puts what differs at its end, EC2 at its front. So do quotes and backslashes, because the name is written into SQL. The random characters and the
-//! process ID at the end are never cut: they make the name unique. Host and process ID alone do not: two containers may
-//! be called the same and both have process 1. By this name a session is recognized as one that began with us (see
+//! becomes `?`. A long host name loses its middle: Kubernetes puts what differs at its end, EC2 at its front. So do
+//! quotes and backslashes, because the name is written into SQL. The random characters and the process ID at the end
+//! are never cut: they make the name unique. Host and process ID alone do not: two containers may be called the same
+//! and both have process 1. By this name a session is recognized as one that began with us (see
 //! [`Server::pooled`](crate::lock::Server::pooled)), so two processes must never share one.
 
 use super::derived_keys::MAX_SLOTS;

@@ -1,7 +1,7 @@
 //! What systemd, or another service manager with its protocol, is told about a run: sd_notify(3).
 //!
-//! A service of `Type=notify` is starting until its job sends `READY=1`. A standby that waits for the lock has no job, so
-//! pglock extends the start timeout until the job is started, and shows what it waits for in the status text.
+//! A service of `Type=notify` is starting until its job sends `READY=1`. A standby that waits for the lock has no job,
+//! so pglock extends the start timeout until the job is started, and shows what it waits for in the status text.
 //!
 //! No message matters enough to hold up a run: the socket never blocks, and what cannot be sent is dropped. The crates
 //! for this protocol send with a blocking socket, so that a service manager that does not read would stop the run.
@@ -53,8 +53,8 @@ impl ServiceManager {
         })
     }
 
-    /// Shows what the run has waited for since `started_at`, and extends the start timeout when that is due. To be called
-    /// at least once a second.
+    /// Shows what the run has waited for since `started_at`, and extends the start timeout when that is due. To be
+    /// called at least once a second.
     pub(crate) fn report_wait(&mut self, started_at: Instant, status: impl FnOnce() -> String) {
         if started_at.elapsed() < FIRST_REPORT_DELAY {
             return;
@@ -67,7 +67,8 @@ impl ServiceManager {
         }
     }
 
-    /// Shows that the job runs. If it had to wait for the lock, gives it the time to start that a job without a wait has.
+    /// Shows that the job runs. If it had to wait for the lock, gives it the time to start that a job without a wait
+    /// has.
     pub(crate) fn report_job(&mut self, status: String) {
         self.report_status(status);
         if self.extended.is_some() {
@@ -105,8 +106,8 @@ fn extension(duration: Duration) -> String {
     format!("EXTEND_TIMEOUT_USEC={}", duration.as_micros())
 }
 
-/// Returns the text on one line, since the protocol has a line for each variable, and no longer than the service manager
-/// reads.
+/// Returns the text on one line, since the protocol has a line for each variable, and no longer than the service
+/// manager reads.
 fn status_text(text: &str) -> String {
     let line = text.replace(char::is_control, " ");
     let end = (0..=MAX_STATUS_LEN.min(line.len()))

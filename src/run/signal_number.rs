@@ -5,8 +5,8 @@ use nix::libc;
 use nix::sys::signal::Signal;
 use std::fmt;
 
-/// The signal that is called `RTMIN` on Linux: glibc's first real-time signal, from which images and kill(1) count. musl
-/// keeps it to itself.
+/// The signal that is called `RTMIN` on Linux: glibc's first real-time signal, from which images and kill(1) count.
+/// musl keeps it to itself.
 const RTMIN: i32 = 34;
 
 /// A signal. Unlike nix's [`Signal`], it can be a real-time signal.
@@ -61,8 +61,8 @@ impl SignalNumber {
         SignalNumber::real_time_range().is_some_and(|(first, last)| (first..=last).contains(&self.0))
     }
 
-    /// Returns whether pglock can react to this signal by ending its wait: it is not one of those that cannot be caught,
-    /// that report a fault or that the system sends for other reasons, nor one of job control.
+    /// Returns whether pglock can react to this signal by ending its wait: it is not one of those that cannot be
+    /// caught, that report a fault or that the system sends for other reasons, nor one of job control.
     pub(crate) fn can_end_wait(self) -> bool {
         !matches!(
             self.named(),

@@ -81,8 +81,8 @@ fn drop_columns(columns: &mut Vec<FilledColumn>, max_width: usize) {
     }
 }
 
-/// Shortens the widest column until the table fits, or no column can be shortened any further. Columns that are wider than
-/// they are kept come first.
+/// Shortens the widest column until the table fits, or no column can be shortened any further. Columns that are wider
+/// than they are kept come first.
 fn shorten_columns(columns: &mut [FilledColumn], max_width: usize) {
     while table_width(columns, |column| column.width) > max_width {
         let widest = |column: &&mut FilledColumn| (column.width > column.kept_width, column.width);

@@ -2,8 +2,8 @@
 //! temporary directory.
 //!
 //! It always ends with the test process, like the servers of `support::server`, and whatever has been done to it:
-//! stopped, killed, half elected. Every process of the cluster works in its directory, and no other process does, so the
-//! watchdog finds them there when the pipe from the test process closes.
+//! stopped, killed, half elected. Every process of the cluster works in its directory, and no other process does, so
+//! the watchdog finds them there when the pipe from the test process closes.
 
 use crate::http;
 use crate::support::server::{SUPERUSER, find, free_port, server_program, unprivileged};
@@ -199,8 +199,9 @@ impl Member {
             "scope": "pglock",
             "name": self.name,
             "restapi": { "listen": api_address, "connect_address": api_address },
-            // Version 2 of the protocol: with version 3, a leader of Patroni before 3.0.3 that was paused can overwrite the
-            // key of its successor when it goes on (its pull request 2689), and the cluster returns to the old timeline.
+            // Version 2 of the protocol: with version 3, a leader of Patroni before 3.0.3 that was paused can overwrite
+            // the key of its successor when it goes on (its pull request 2689), and the cluster returns to the old
+            // timeline.
             "etcd": { "host": format!("127.0.0.1:{etcd_port}") },
             "bootstrap": {
                 "dcs": {

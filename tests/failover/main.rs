@@ -1,11 +1,13 @@
 //! pglock on a real cluster: three PostgreSQL servers that Patroni and etcd manage, on this machine.
 //!
-//! `make test-failover` runs it. It is not part of `cargo test`, because it needs Patroni and etcd; without them it fails.
+//! `make test-failover` runs it. It is not part of `cargo test`, because it needs Patroni and etcd; without them it
+//! fails.
 //!
 //! * `PGLOCK_FAILOVER_RUNS`: how often each fault is injected; once, unless this says otherwise.
 //!
 //! [`cluster`]: the cluster and its faults. [`scene`]: a holder and its waiters, and what must become of them.
-//! [`two_primaries`]: what is left of the promise while two members take writes. [`observer`]: when a member was promoted, and when a waiter reached it.
+//! [`two_primaries`]: what is left of the promise while two members take writes. [`observer`]: when a member was
+//! promoted, and when a waiter reached it.
 
 #![expect(unreachable_pub, clippy::missing_errors_doc, reason = "a test has no API")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -66,8 +68,8 @@ fn repeat(name: &str, run: impl Fn(&Arc<Cluster>)) {
     }
 }
 
-/// Injects a fault under two holders and six waiters, and judges what becomes of them. The fault ends with the promotion,
-/// and returns when it began.
+/// Injects a fault under two holders and six waiters, and judges what becomes of them. The fault ends with the
+/// promotion, and returns when it began.
 fn survive(cluster: &Arc<Cluster>, can_guard: bool, fault: impl FnOnce(&Observer) -> u128) {
     let scenes = [SHORT_GRACE, LONG_GRACE].map(|grace| Scene::start(cluster, grace));
     let observer = Observer::start(cluster);

@@ -25,8 +25,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 const LIMIT: Duration = Duration::from_secs(90);
 /// The promise: waiters reach the new primary within this time of its promotion.
 const REACH_LIMIT: Duration = Duration::from_secs(2);
-/// How long after the time at which it may start a waiter's job starts at the latest: a pause of 0.8 s between two looks
-/// or two attempts to connect, a member that does not answer, and a busy machine.
+/// How long after the time at which it may start a waiter's job starts at the latest: a pause of 0.8 s between two
+/// looks or two attempts to connect, a member that does not answer, and a busy machine.
 const START_SLACK: Duration = Duration::from_millis(2500);
 
 /// A holder and its waiters, for a key of their own.
@@ -112,8 +112,8 @@ impl Scene {
         }
     }
 
-    /// After a fault that began at `fault`: waits until the lock was lost and everybody has had a turn, and asserts that
-    /// all of it was right. `can_guard` says that the loser could reconnect while the waiters could.
+    /// After a fault that began at `fault`: waits until the lock was lost and everybody has had a turn, and asserts
+    /// that all of it was right. `can_guard` says that the loser could reconnect while the waiters could.
     pub fn judge(self, observer: &Observer, fault: u128, can_guard: bool) {
         let pids: Vec<Pid> = self.waiters.iter().map(Running::pid).collect();
         assert_lost(&self.holder.finish(), &self.key);
@@ -143,9 +143,9 @@ impl Scene {
 }
 
 impl Times {
-    /// Asserts that the waiters came to the new primary in time, and started no later than they may: with a guard when the
-    /// old job was dead, without one when it had to be dead by the timing rule, and not before. (That the old job was dead
-    /// at all is what the journal says.)
+    /// Asserts that the waiters came to the new primary in time, and started no later than they may: with a guard when
+    /// the old job was dead, without one when it had to be dead by the timing rule, and not before. (That the old job
+    /// was dead at all is what the journal says.)
     fn assert_kept(&self, can_guard: bool) {
         assert!(self.reached <= self.promoted + REACH_LIMIT, "{self}");
         let is_guarded = can_guard && self.dead > self.promoted + REACH_LIMIT;

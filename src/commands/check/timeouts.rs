@@ -71,8 +71,8 @@ pub(super) fn timeouts(
     Ok(findings)
 }
 
-/// Returns when the lock of a host that has vanished is released. The server watches the pooler or the proxy, if there is
-/// one.
+/// Returns when the lock of a host that has vanished is released. The server watches the pooler or the proxy, if there
+/// is one.
 ///
 /// # Errors
 /// The query fails, or the connection is lost.

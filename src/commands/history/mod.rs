@@ -1,4 +1,5 @@
-//! `pglock history`: what the run table says, as a table, JSON or metrics, or by the exit status; and removing old runs.
+//! `pglock history`: what the run table says, as a table, JSON or metrics, or by the exit status; and removing old
+//! runs.
 
 mod json;
 mod metrics;

@@ -104,8 +104,8 @@ const GSS_MODES: &[(&str, &str)] = &[
     ("prefer", "prefer"),
     ("require", "require"),
 ];
-/// Both tools take a server that accepts writes for the primary. Without one, `preferPrimary` takes a standby, which has
-/// no locks.
+/// Both tools take a server that accepts writes for the primary. Without one, `preferPrimary` takes a standby, which
+/// has no locks.
 const SERVER_TYPES: &[(&str, &str)] = &[
     ("any", "any"),
     ("primary", "read-write"),

@@ -16,8 +16,8 @@ fn settings(text: &str) -> Result<Settings, SettingsError> {
     validate(&parsed.values, parsed.is_address_doubtful, Some(Path::new("/home")))
 }
 
-/// Describes the settings: addresses (`local` for the default socket), user, database and `sslmode`, then the roots and the client's certificate if they
-/// are not those of the home directory.
+/// Describes the settings: addresses (`local` for the default socket), user, database and `sslmode`, then the roots and
+/// the client's certificate if they are not those of the home directory.
 fn described(text: &str) -> String {
     let settings = match settings(text) {
         Ok(settings) => settings,

@@ -57,8 +57,8 @@ pub(super) fn adopt_orphans() {
     let _ = nix::sys::prctl::set_child_subreaper(true);
 }
 
-/// Returns all processes except zombies; `None` if the system hides some, which is assumed if it does not show process 1
-/// and pglock itself. Jails of FreeBSD hide them, and /proc may not be mounted.
+/// Returns all processes except zombies; `None` if the system hides some, which is assumed if it does not show process
+/// 1 and pglock itself. Jails of FreeBSD hide them, and /proc may not be mounted.
 fn running() -> Option<Vec<Process>> {
     #[cfg(target_os = "linux")]
     let processes = list_from_proc()?;

@@ -1,9 +1,9 @@
 //! Starting a process with the signal setup and descriptors that pglock inherited.
 //!
 //! Uses posix_spawn(3), which shares pglock's memory with the child until it executes the job. fork(2) copies the page
-//! tables, and then every page that pglock writes to, which takes longer than starting a small job. There are two things
-//! that posix_spawn cannot do, and then fork is used: make the child ignore a signal that pglock does not ignore itself,
-//! which can only be SIGCHLD, and tell the child its own process ID, which systemd's protocols require.
+//! tables, and then every page that pglock writes to, which takes longer than starting a small job. There are two
+//! things that posix_spawn cannot do, and then fork is used: make the child ignore a signal that pglock does not ignore
+//! itself, which can only be SIGCHLD, and tell the child its own process ID, which systemd's protocols require.
 
 use crate::sys::{self, ChildEnvironment};
 use nix::errno::Errno;

@@ -7,8 +7,8 @@ pub(super) const KEY: &str = "PGLOCK_KEY";
 /// The variable with the numbers of the keys.
 pub(super) const KEY_ID: &str = "PGLOCK_KEY_ID";
 
-/// The most bytes of one variable, with its name, the equals sign and the terminating NUL: Linux's limit for each string
-/// that execve(2) takes (`MAX_ARG_STRLEN`, 32 pages of 4 KiB).
+/// The most bytes of one variable, with its name, the equals sign and the terminating NUL: Linux's limit for each
+/// string that execve(2) takes (`MAX_ARG_STRLEN`, 32 pages of 4 KiB).
 const MAX_VARIABLE_BYTES: usize = 128 << 10;
 
 /// The length of the longest number.

@@ -135,8 +135,8 @@ impl Guard<'_> {
         let application_name = plan.application_name();
         let Connection { mut client, socket, .. } = settings.reopen(&application_name)?;
         let result = self.try_key(&mut client, application_name)?;
-        // Only then: who ended the session is of no use to those whom the job would run beside. If the key must stay free,
-        // the end of this connection releases it.
+        // Only then: who ended the session is of no use to those whom the job would run beside. If the key must stay
+        // free, the end of this connection releases it.
         if let Some(backend_pid) = unexplained
             && self.explain_loss(&mut client, backend_pid)
         {

@@ -4,8 +4,8 @@
 //! only polls. Until the lock is released the thread alone owns the connection: acquiring, heartbeats and releasing
 //! never race each other. After the release only closing is left, which the main thread does.
 //!
-//! The thread obeys one order ([`Session::release`]), is told how a recorded run ended, and reports what happens. Each [`SessionEvent::Alive`] announces
-//! by when the next report is due; the main thread notices if it does not come.
+//! The thread obeys one order ([`Session::release`]), is told how a recorded run ended, and reports what happens. Each
+//! [`SessionEvent::Alive`] announces by when the next report is due; the main thread notices if it does not come.
 //!
 //! While nothing is held, a connection that fails is opened again (see `retry`). One that held the lock is not: by then
 //! another client could hold the lock. What is opened after a loss only guards the end of the job (see `guard`).

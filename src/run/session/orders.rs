@@ -46,8 +46,8 @@ impl Orders {
         self.job_end.recv().ok()
     }
 
-    /// Sleeps until the order to release or the end of the job, or for `pause`. Returns whether either has come: nothing
-    /// need be acquired any more.
+    /// Sleeps until the order to release or the end of the job, or for `pause`. Returns whether either has come:
+    /// nothing need be acquired any more.
     pub(super) fn is_release_ordered_within(&self, pause: Duration) -> bool {
         let order = PollFd::new(self.release.as_fd(), PollFlags::POLLIN);
         // No signal interrupts this thread.

@@ -17,7 +17,8 @@ use crate::ui::message;
 use std::cell::Cell;
 use std::time::Duration;
 
-/// How long to wait for a table that somebody has locked: less than for the reply, so that the server says what is wrong.
+/// How long to wait for a table that somebody has locked: less than for the reply, so that the server says what is
+/// wrong.
 const TABLE_LOCK_TIMEOUT: Duration = Duration::from_secs(RECORD_TIMEOUT.as_secs() / 2);
 
 /// Records the end of a run.

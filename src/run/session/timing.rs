@@ -24,9 +24,9 @@ impl Timing {
     /// on a busy machine, and for the coarse timers of TCP.
     pub(crate) const MARGIN: Duration = Duration::from_secs(3);
 
-    /// Returns the time between two heartbeats: a little less than H. The main thread sleeps until the reply to the next
-    /// heartbeat is due, H + D after the last one that it knows of. By then the reply to the one after that has come
-    /// too, so that it wakes only at every other heartbeat.
+    /// Returns the time between two heartbeats: a little less than H. The main thread sleeps until the reply to the
+    /// next heartbeat is due, H + D after the last one that it knows of. By then the reply to the one after that has
+    /// come too, so that it wakes only at every other heartbeat.
     pub(super) fn heartbeat_interval(self) -> Duration {
         self.heartbeat - self.heartbeat / 50
     }
@@ -41,8 +41,8 @@ impl Timing {
         self.job_limit() + Timing::MARGIN
     }
 
-    /// Returns how long a reply may take wherever one query follows another: as long as a holder's from one heartbeat to
-    /// the reply to the next, H + D.
+    /// Returns how long a reply may take wherever one query follows another: as long as a holder's from one heartbeat
+    /// to the reply to the next, H + D.
     pub(crate) fn reply_limit(self) -> Duration {
         self.heartbeat * 2
     }

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 /// How often the holders are refreshed for a user who watches the wait.
 const HOLDER_REFRESH_INTERVAL: Duration = Duration::from_millis(850);
 
-/// How often they are looked up otherwise, for the limits that they show, and for a service manager. A wait that survives
-/// its connection needs the limits.
+/// How often they are looked up otherwise, for the limits that they show, and for a service manager. A wait that
+/// survives its connection needs the limits.
 const LIMIT_REFRESH_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Announces each query and each pause of a wait, and ends the wait on the order to release.

@@ -4,8 +4,8 @@ use crate::support::pglock::python_tool;
 use crate::support::run_table::{FAILED, RUNNING, RunTable};
 use serde_json::{Value, json};
 
-/// Returns the samples of `pglock history --metrics`, as the parser of Prometheus' Python client reads them: name, labels
-/// and value.
+/// Returns the samples of `pglock history --metrics`, as the parser of Prometheus' Python client reads them: name,
+/// labels and value.
 #[track_caller]
 fn metrics(table: &RunTable, arguments: &[&str]) -> Vec<(String, Value, f64)> {
     const TO_JSON: &str = "import json, sys\n\

@@ -136,8 +136,8 @@ fn a_lock_that_is_in_pg_locks_a_second_later_is_real() {
     );
 }
 
-/// P40: not for long, nor on a backend that may have had other clients, whose row would come late as well. A signal ends
-/// the wait.
+/// P40: not for long, nor on a backend that may have had other clients, whose row would come late as well. A signal
+/// ends the wait.
 #[test]
 fn a_row_that_does_not_come_in_time_is_refused() {
     let server = hiding("60");

@@ -1,7 +1,8 @@
 //! Through Pgpool-II, which forwards to one server (raw mode), or balances the load of a primary and its standby.
 //!
 //! It opens a session of the server for each of ours, because our `application_name` differs from that of every other
-//! client, and lends it to no other client as long as ours lives. So the lock is a session's, as on a direct connection.
+//! client, and lends it to no other client as long as ours lives. So the lock is a session's, as on a direct
+//! connection.
 
 use crate::support::journal::Journal;
 use crate::support::pglock::{Output, Running};

@@ -93,8 +93,8 @@ fn a_pooler_is_noticed_behind_one_that_splits_messages() {
     holder.finish().code(0);
 }
 
-/// P40: over TCP, where PgBouncer's message is read before it closes the connection, and over a Unix socket, where it is
-/// not.
+/// P40: over TCP, where PgBouncer's message is read before it closes the connection, and over a Unix socket, where it
+/// is not.
 #[test]
 fn a_pooler_that_refuses_simple_queries_is_a_wrong_setting() {
     let server = Server::shared();

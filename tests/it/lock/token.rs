@@ -63,8 +63,8 @@ fn tokens_grow_over_crashes() {
     assert_growing(&tokens);
 }
 
-/// P18, P93: in either scope, while a synchronous standby is away, for which a commit waits indefinitely, and for a role
-/// whose commits need not even reach the disk. Neither delays a token, and each is on disk.
+/// P18, P93: in either scope, while a synchronous standby is away, for which a commit waits indefinitely, and for a
+/// role whose commits need not even reach the disk. Neither delays a token, and each is on disk.
 #[test]
 fn a_token_waits_for_no_standby_and_survives_a_killed_postmaster() {
     let server = Server::with(&["synchronous_standby_names=ghost"]);

@@ -1,8 +1,8 @@
 //! P95: the recipes in `examples/`, each run as an operator would run it, with the tools that it names.
 //!
 //! The operator's own programs (`nightly`, `make-report`) are put beside pglock into a directory that stands for
-//! `/usr/local/bin`. Each test has a database of its own, and so its own locks. The recipes for systemd and Kubernetes are
-//! in `services` and `kubernetes`.
+//! `/usr/local/bin`. Each test has a database of its own, and so its own locks. The recipes for systemd and Kubernetes
+//! are in `services` and `kubernetes`.
 
 use super::desk::{Desk, EXAMPLES, await_file};
 use crate::support::journal::{Journal, state};

@@ -87,8 +87,9 @@ fn every_program_is_started_in_one_place() {
     assert_eq!(starts, [Path::new("it/support/command.rs")]);
 }
 
-/// What is sent in another way than by `lock::simple_query` lacks the statements that keep poolers from misreading it. The
-/// others have nothing to protect: BEGIN alone, the empty query, and the one that knows no more than the connection.
+/// What is sent in another way than by `lock::simple_query` lacks the statements that keep poolers from misreading it.
+/// The others have nothing to protect: BEGIN alone, the empty query, and the one that knows no more than the
+/// connection.
 #[test]
 fn queries_are_sent_in_one_place() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

@@ -1,5 +1,5 @@
-//! P95: the recipes for systemd and HAProxy. What systemd would do with a unit is done here by its settings, and systemd itself checks
-//! the unit.
+//! P95: the recipes for systemd and HAProxy. What systemd would do with a unit is done here by its settings, and
+//! systemd itself checks the unit.
 
 use super::desk::Desk;
 use crate::support::journal::Journal;

@@ -14,7 +14,8 @@ use nix::sys::signal::Signal;
 use std::thread;
 use std::time::Duration;
 
-/// H = D = G = 1 s, hence 3 s for the job. The proxies have 6 s for the lock, as the server has for a direct connection.
+/// H = D = G = 1 s, hence 3 s for the job. The proxies have 6 s for the lock, as the server has for a direct
+/// connection.
 const SHORT_OPTIONS: [&str; 4] = ["--heartbeat", "1", "--kill-after", "1"];
 const JOB_LIMIT: Duration = Duration::from_secs(3);
 const LOCK_LIMIT: Duration = Duration::from_secs(6);
@@ -154,8 +155,8 @@ impl Waiter {
         Waiter { key, holder, waiter }
     }
 
-    /// Ends the holder. The host of the waiter has just vanished, so that the server does not know it yet, unless it takes
-    /// longer than the slice of a wait until this.
+    /// Ends the holder. The host of the waiter has just vanished, so that the server does not know it yet, unless it
+    /// takes longer than the slice of a wait until this.
     fn grant(self, server: &Server) -> Ghost {
         let Waiter { key, holder, waiter } = self;
         holder.finish().code(0);
@@ -307,8 +308,8 @@ fn run_locally(server: &Server, port: u16, key: &str) -> Pglock {
     run.env("PGPORT", port.to_string()).args(["--heartbeat", "1"])
 }
 
-/// P20, P26: a proxy that is killed ends its connections at once. The loser guards the key when the proxy is back, and a
-/// waiter does not start beside its job.
+/// P20, P26: a proxy that is killed ends its connections at once. The loser guards the key when the proxy is back, and
+/// a waiter does not start beside its job.
 #[test]
 fn a_killed_proxy_is_a_lost_lock_at_once() {
     const GRACE: Duration = Duration::from_secs(3);

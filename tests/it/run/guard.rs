@@ -371,8 +371,8 @@ fn a_job_that_dies_at_once_is_not_delayed() {
     assert!(delays[delays.len() / 2] < Duration::from_millis(500), "{delays:?}");
 }
 
-/// P96: the guard's first session falls silent after its login, as one to a server that hangs. The guard gives it up, and
-/// its next session keeps others out while the old job is alive.
+/// P96: the guard's first session falls silent after its login, as one to a server that hangs. The guard gives it up,
+/// and its next session keeps others out while the old job is alive.
 #[test]
 fn the_guard_gives_up_a_session_that_falls_silent() {
     let case = Case::new();

@@ -116,8 +116,9 @@ fn every_kind_of_lock_is_recorded() {
     assert_eq!(rows, expected);
 }
 
-/// P100: the rows of a run are locked by number to give it up, and by id to write its end. Were these two orders, the next
-/// holder, which does the one while the last one does the other after a loss, could deadlock and not start its job.
+/// P100: the rows of a run are locked by number to give it up, and by id to write its end. Were these two orders, the
+/// next holder, which does the one while the last one does the other after a loss, could deadlock and not start its
+/// job.
 #[test]
 fn the_rows_of_a_run_are_in_one_order() {
     let table = RunTable::new();
@@ -353,8 +354,8 @@ fn a_run_that_was_given_up_stays_so() {
     }
 }
 
-/// P102: where another session records the run than the one that holds the lock, it may come too late: the lock is lost,
-/// and the next holder has begun. That one's run is not abandoned.
+/// P102: where another session records the run than the one that holds the lock, it may come too late: the lock is
+/// lost, and the next holder has begun. That one's run is not abandoned.
 #[test]
 fn a_record_that_comes_late_writes_nothing() {
     let table = RunTable::new();

@@ -46,7 +46,8 @@ fn each_signal_arrives_once() {
     );
 }
 
-/// Returns the first real-time signal that the program under test can receive. musl keeps one more to itself than glibc.
+/// Returns the first real-time signal that the program under test can receive. musl keeps one more to itself than
+/// glibc.
 #[cfg(target_os = "linux")]
 fn first_real_time_signal() -> libc::c_int {
     let is_built_with_musl = std::env::var_os("PGLOCK_TEST_BINARY").is_some();

@@ -76,7 +76,8 @@ impl Pair {
     }
 }
 
-/// P10, P18, P25, P26, P39: the loser holds the key on the new primary until its job is dead, and the waiters wait there.
+/// P10, P18, P25, P26, P39: the loser holds the key on the new primary until its job is dead, and the waiters wait
+/// there.
 #[test]
 fn the_loser_guards_its_key_on_the_new_primary() {
     let pair = Pair::start();

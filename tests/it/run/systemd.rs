@@ -69,8 +69,8 @@ fn a_service_that_cannot_be_started_is_126_or_127() {
     run(script.to_str().unwrap()).code(0).silent();
 }
 
-/// P8: systemd-socket-proxyd is a server that systemd starts with its socket; here, under the lock. systemd-socket-activate
-/// listens as systemd does, and starts it with the first connection.
+/// P8: systemd-socket-proxyd is a server that systemd starts with its socket; here, under the lock.
+/// systemd-socket-activate listens as systemd does, and starts it with the first connection.
 #[test]
 fn a_server_finds_its_socket() {
     let case = Case::new();

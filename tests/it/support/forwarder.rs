@@ -55,8 +55,8 @@ impl Forwarder {
         Forwarder::make(server, path, Some(directory), false)
     }
 
-    /// Listens in this directory, where another one may have been killed. One that `closes_idle` closes the backend when
-    /// no client is connected, so that the next one is the first again.
+    /// Listens in this directory, where another one may have been killed. One that `closes_idle` closes the backend
+    /// when no client is connected, so that the next one is the first again.
     pub(crate) fn make(
         server: &Server,
         directory: PathBuf,

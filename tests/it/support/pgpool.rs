@@ -1,7 +1,7 @@
 //! A Pgpool-II in front of a test's servers, on a free port of 127.0.0.1, with its files beside the first server's.
 //!
-//! Like the servers, it always ends with the test: the shell that started it stops it when the pipe from the test process
-//! closes.
+//! Like the servers, it always ends with the test: the shell that started it stops it when the pipe from the test
+//! process closes.
 
 use super::pglock::Pglock;
 use super::server::{SUPERUSER, Server, free_port, rows, unprivileged};

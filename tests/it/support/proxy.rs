@@ -46,8 +46,8 @@ impl Proxy {
         }
     }
 
-    /// Relays so many queries of the first session, and then neither relays nor closes anything; the second session after
-    /// the second number of queries, and so on. Later sessions are left alone.
+    /// Relays so many queries of the first session, and then neither relays nor closes anything; the second session
+    /// after the second number of queries, and so on. Later sessions are left alone.
     pub fn silent_after(server: &Server, queries: &'static [usize]) -> Proxy {
         let is_silent = Arc::new(AtomicBool::new(false));
         let note = Arc::clone(&is_silent);

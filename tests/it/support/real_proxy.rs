@@ -1,7 +1,7 @@
 //! HAProxy and socat, as programs in front of a test's server, in the server's directory and on free ports.
 //!
-//! Like the server, they always end with the test: the shell that started one kills its process group when the pipe from
-//! the test process closes.
+//! Like the server, they always end with the test: the shell that started one kills its process group when the pipe
+//! from the test process closes.
 
 use super::network::Host;
 use super::server::Server;
@@ -24,8 +24,8 @@ pub struct RealProxy {
 }
 
 impl RealProxy {
-    /// Starts HAProxy with this configuration on a host of a test's network, or on this one. It is there when it listens
-    /// on the port.
+    /// Starts HAProxy with this configuration on a host of a test's network, or on this one. It is there when it
+    /// listens on the port.
     pub fn haproxy(server: &Server, host: Option<&Host>, configuration: &str, port: u16) -> RealProxy {
         let file = server.directory().join(format!("haproxy-{port}.cfg"));
         fs::write(&file, configuration).unwrap();

@@ -77,7 +77,8 @@ impl RunTable<'_> {
         self.pglock().arg("history").args(arguments)
     }
 
-    /// Inserts a run of a key that succeeded in a minute, an hour ago, with these columns replaced, each by an expression.
+    /// Inserts a run of a key that succeeded in a minute, an hour ago, with these columns replaced, each by an
+    /// expression.
     pub fn insert(&self, key: &str, replaced: &[(&str, &str)]) {
         let key_number = format!("'{}'", number(key));
         let key = format!("'{}'", key.replace('\'', "''"));

@@ -178,8 +178,8 @@ impl Secured {
     }
 }
 
-/// Returns the port of a server without TLS that requests Kerberos authentication, which many builds of PostgreSQL do not
-/// support. It listens as long as the test process lives.
+/// Returns the port of a server without TLS that requests Kerberos authentication, which many builds of PostgreSQL do
+/// not support. It listens as long as the test process lives.
 pub fn kerberos_server() -> u16 {
     const GSS_REQUEST: &[u8] = b"R\0\0\0\x08\0\0\0\x07";
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();

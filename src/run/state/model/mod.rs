@@ -20,11 +20,12 @@
 //! * A session that a pooler lends to two clients does not lose its lock as well: the second one's would prove the
 //!   first one's. The real pglock recognizes the pooler by the name of the session, and holds the lock in a
 //!   transaction.
-//! * There is no time limit for waiting or connecting. An attempt to connect that fails costs nothing, and a waiter sees
-//!   a guard as soon as there is one. Its old connection, if it gave that up in a cut network, is gone before the next.
-//! * All pglocks have the same timing, and a waiter that lost its connection knows it: a holder with a longer limit that
-//!   the waiter has not seen yet is not covered. One that loses its connection before the holder does counts from then;
-//!   if the holder's session ends while it is out of contact, it is no better than a newcomer.
+//! * There is no time limit for waiting or connecting. An attempt to connect that fails costs nothing, and a waiter
+//!   sees a guard as soon as there is one. Its old connection, if it gave that up in a cut network, is gone before the
+//!   next.
+//! * All pglocks have the same timing, and a waiter that lost its connection knows it: a holder with a longer limit
+//!   that the waiter has not seen yet is not covered. One that loses its connection before the holder does counts from
+//!   then; if the holder's session ends while it is out of contact, it is no better than a newcomer.
 //! * A delay lasts from one tick to the next; longer ones take several from the budget.
 
 mod client;

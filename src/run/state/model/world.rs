@@ -100,8 +100,8 @@ pub(super) struct Record {
     pub(super) is_guard_hindered: bool,
     /// The guard found the key held by the guard of another job, and has not acquired it since.
     pub(super) is_guard_behind: bool,
-    /// Which waiters were in contact with the server when a restart took the lock back, one bit for each: they leave the
-    /// key alone until the job must be dead.
+    /// Which waiters were in contact with the server when a restart took the lock back, one bit for each: they leave
+    /// the key alone until the job must be dead.
     pub(super) witnesses: u8,
     /// How many ticks the loop has been delayed altogether.
     pub(super) loop_delay: Ticks,
