@@ -7,7 +7,7 @@ CARGO  ?= cargo
 TARGET  = $(or $(CARGO_TARGET_DIR),target)
 BINARY  = $(TARGET)/release/pglock
 DIST    = $(TARGET)/dist
-SOURCES = Cargo.toml Cargo.lock $(shell find src completions -type f)
+SOURCES = Cargo.toml Cargo.lock build.rs $(shell find src completions -type f)
 
 BIN  = $(DESTDIR)$(PREFIX)/bin
 MAN  = $(DESTDIR)$(PREFIX)/share/man/man1
