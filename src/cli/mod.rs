@@ -57,10 +57,12 @@ pub(crate) enum Invocation {
 /// Fails with one line that names the invalid argument or variable and says what is accepted.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, Failure> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let cli = command()
-        .try_get_matches_from(&arguments)
-        .and_then(|matches| Cli::from_arg_matches(&matches));
-    let command = match cli {
+    let parse = || command().try_get_matches_from(&arguments);
+    let matches = help::leaving_out_notes(parse).or_else(|error| match error.kind() {
+        ErrorKind::DisplayHelp => parse(),
+        _ => Err(error),
+    });
+    let command = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli.command,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             return Ok(Invocation::Text(error.render().to_string()));
