@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 /// A session of the client library. Its own method [`Client::simple_query`] takes the place of the library's.
 pub(crate) struct Client {
     inner: postgres::Client,
+    /// Dropped after the session, whose end it watches.
     watchdog: Option<Watchdog>,
     /// What the current query asks, to complete "no reply to the query ...".
     question: &'static str,
@@ -90,6 +91,15 @@ impl Client {
             )
             .transient_if(true),
             _ => failure,
+        }
+    }
+}
+
+/// The library ends a session whose last reply is unfinished only when the server does. That is watched like a reply.
+impl Drop for Client {
+    fn drop(&mut self) {
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.expect_reply();
         }
     }
 }

@@ -223,6 +223,17 @@ fn an_unfinished_error_is_reported_at_once() {
     assert!(output.took < Duration::from_secs(8), "{output}");
 }
 
+/// P42: a row that cannot be read ends the query, and the library closes the session only when its reply has ended.
+#[test]
+fn a_session_with_an_unfinished_reply_is_closed() {
+    let row_without_its_values = [description(&[b"x".to_vec()]), message(b'D', &[0, 5])].concat();
+    for observer in [&["list"][..], &["check"], &["history"], &["evict", "-k", "x", "--yes"]] {
+        let port = Liar::with(row_without_its_values.clone()).listen();
+        let output = pglock(port, observer).env("PGLOCK_HEARTBEAT", "0.5").output();
+        assert!(matches!(output.status.code(), Some(69 | 78)), "{output}");
+    }
+}
+
 /// P42: a server claims that another client holds key number 999 of one.
 #[test]
 fn a_number_out_of_range_is_treated_as_a_key() {
