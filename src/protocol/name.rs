@@ -146,7 +146,8 @@ fn without_address(application_name: &str) -> &str {
         let digits = application_name[colon + 1..].bytes().take_while(u8::is_ascii_digit);
         let end = colon + 1 + digits.count();
         let (name, rest) = application_name.split_at(end);
-        let is_address = rest.starts_with(ADDRESS_SEPARATOR) && !rest[ADDRESS_SEPARATOR.len()..].contains(' ');
+        let is_address =
+            rest.starts_with(ADDRESS_SEPARATOR) && !rest[ADDRESS_SEPARATOR.len()..].contains([' ', INSTANCE_SEPARATOR]);
         let is_cut_address = is_cut(application_name) && ADDRESS_SEPARATOR.starts_with(rest);
         let is_process = name.as_bytes()[colon..].len() > 1 && name[..colon].contains(' ');
         (is_process && (is_address || is_cut_address)).then_some(name)
@@ -339,6 +340,11 @@ mod tests {
             ("pglock:a b web1:77", run("a b", None, "web1", None, 77)),
             ("pglock:a web1~K3X9QA:77", run("a", None, "web1~K3X9QA", None, 77)),
             ("pglock:a web1~k3x9q:77", run("a", None, "web1~k3x9q", None, 77)),
+            // A key that ends like an address.
+            (
+                "pglock:a b:7 - web1~k3x9qa:77",
+                run("a b:7 -", None, "web1", Some("k3x9qa"), 77),
+            ),
             // A pooler has appended the client's address, and PostgreSQL may have cut it off.
             (
                 "pglock:a slots=3 web1~k3x9qa:77 - 127.0.0.1:57760",

@@ -152,7 +152,10 @@ fn leading_seconds(text: &str) -> Option<f64> {
 /// Returns what a tag says of a job.
 fn job_text(program: &str, note: Option<&str>) -> String {
     // What follows the separator is the note.
-    let program = comment_safe(program).replace(NOTE_SEPARATOR, " note?");
+    let mut program = comment_safe(program).replace(NOTE_SEPARATOR, " note?");
+    if program.ends_with(NOTE_SEPARATOR.trim_end()) {
+        program.push('?');
+    }
     match note {
         Some(note) => format!(
             "{program}{NOTE_SEPARATOR}{}",
@@ -207,6 +210,7 @@ mod tests {
         let noted = job_text("sh", Some("until 14:00 */ 100% 'gr\u{fc}n'"));
         assert_eq!(noted, "sh note until 14:00 %2A/ 100%25 %27gr%C3%BCn%27");
         assert_eq!(job_text("./a note b", None), "./a note?b");
+        assert_eq!(job_text("./a note", Some("b")), "./a note? note b");
     }
 
     #[test]
@@ -271,7 +275,7 @@ mod tests {
         /// A tag ends where it should, and has no quotes, whatever the program is called and however long it runs.
         #[test]
         fn a_tag_is_one_comment(
-            program in "\\PC{0,120}|[/*' \\\\]{0,20}| note (x note )?",
+            program in "\\PC{0,120}|[/*' \\\\]{0,20}| note (x note ?)?",
             note in prop::option::of("\\PC{1,50}|[/*' \\\\%]{1,20}|x?( note | job )y?"),
             millis in 0u64..1_000_000_000_000,
         ) {
@@ -282,7 +286,7 @@ mod tests {
             ];
             for tag in tags {
                 let comment = tag.comment(&job_text(&program, note.as_deref()));
-                let program = comment_safe(&program).replace(NOTE_SEPARATOR, " note?");
+                let program = job_text(&program, None);
                 prop_assert!(comment.starts_with(QUERY_TAG_PREFIX) && comment.ends_with(" */ "));
                 prop_assert_eq!(comment.matches("*/").count(), 1);
                 prop_assert_eq!(comment.matches("/*").count(), 1);
