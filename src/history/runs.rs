@@ -129,12 +129,16 @@ pub(crate) fn summaries(
     table: &TableName,
     keys: &[KeyId],
 ) -> Result<BTreeMap<String, KeySummary>, Failure> {
-    let rows = fetch(client, table, &summaries_sql(table, keys))?;
+    Ok(summarize(&fetch(client, table, &summaries_sql(table, keys))?))
+}
+
+/// Returns the summaries that these rows contain.
+fn summarize(rows: &[impl Row]) -> BTreeMap<String, KeySummary> {
     let mut summaries: BTreeMap<String, KeySummary> = BTreeMap::new();
     let mut keys_by_number: BTreeMap<String, String> = BTreeMap::new();
-    for row in &rows {
+    for row in rows {
         let number_text = text(row, "number");
-        if let Some(key) = cell(row, "key") {
+        if let Some(key) = row.cell("key") {
             // The key with the newest run comes last.
             let summary = summaries.entry(key.to_owned()).or_default();
             summary.started = seconds(row, "started").unwrap_or_default();
@@ -144,10 +148,10 @@ pub(crate) fn summaries(
             keys_by_number.insert(number_text, key.to_owned());
         } else if let Some(summary) = keys_by_number.get(&number_text).and_then(|key| summaries.get_mut(key)) {
             let count = summary.counts.entry(text(row, "outcome")).or_default();
-            *count += number(row, "runs").unwrap_or(0);
+            *count = count.saturating_add(number(row, "runs").unwrap_or(0));
         }
     }
-    Ok(summaries)
+    summaries
 }
 
 /// Returns the rows of a query on the table.
@@ -163,11 +167,23 @@ fn fetch(client: &mut Client, table: &TableName, sql: &str) -> Result<Vec<Simple
     Ok(rows.collect())
 }
 
+/// A row of a result.
+trait Row {
+    /// Returns the text of a column; `None` if it is NULL, missing or not text.
+    fn cell(&self, column: &str) -> Option<&str>;
+}
+
+impl Row for SimpleQueryRow {
+    fn cell(&self, column: &str) -> Option<&str> {
+        cell(self, column)
+    }
+}
+
 impl Run {
-    fn read(row: &SimpleQueryRow) -> Run {
+    fn read(row: &impl Row) -> Run {
         let now = number(row, "now").unwrap_or_default();
         let time = |column| number(row, column).map(|epoch| ServerTime::new(epoch, now));
-        let some_text = |column| cell(row, column).map(str::to_owned);
+        let some_text = |column| row.cell(column).map(str::to_owned);
         Run {
             key: text(row, "key"),
             number: text(row, "number"),
@@ -194,25 +210,25 @@ impl Run {
     }
 }
 
-fn text(row: &SimpleQueryRow, column: &str) -> String {
-    cell(row, column).unwrap_or_default().to_owned()
+fn text(row: &impl Row, column: &str) -> String {
+    row.cell(column).unwrap_or_default().to_owned()
 }
 
-fn number<T: FromStr>(row: &SimpleQueryRow, column: &str) -> Option<T> {
-    cell(row, column)?.parse().ok()
+fn number<T: FromStr>(row: &impl Row, column: &str) -> Option<T> {
+    row.cell(column)?.parse().ok()
 }
 
 /// Returns a number of seconds. Someone may have written an infinite time into the table.
-fn seconds(row: &SimpleQueryRow, column: &str) -> Option<f64> {
+fn seconds(row: &impl Row, column: &str) -> Option<f64> {
     number(row, column).filter(|seconds: &f64| seconds.is_finite())
 }
 
 /// Returns the exit status of a run as a shell has it.
-fn exit_status(row: &SimpleQueryRow) -> Option<i32> {
+fn exit_status(row: &impl Row) -> Option<i32> {
     let signal_number = || {
-        let signal = cell(row, "signal")?;
+        let signal = row.cell("signal")?;
         let named = Signal::from_str(signal).ok().map(|signal| signal as i32);
-        Some(128 + named.or_else(|| signal.parse().ok())?)
+        128_i32.checked_add(named.or_else(|| signal.parse().ok())?)
     };
     number(row, "exit_status").or_else(signal_number)
 }
@@ -325,4 +341,31 @@ fn all_numbers(name: &str) -> String {
 fn literals(keys: &[KeyId]) -> String {
     let numbers: Vec<String> = keys.iter().map(|key| format!("'{key}'::text")).collect();
     numbers.join(", ")
+}
+
+#[cfg(test)]
+impl Row for BTreeMap<&str, String> {
+    fn cell(&self, column: &str) -> Option<&str> {
+        self.get(column).map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Any client with the privilege can write any row.
+    #[test]
+    fn a_signal_that_cannot_be_has_no_exit_status() {
+        for (signal, expected) in [
+            ("SIGKILL", Some(137)),
+            ("40", Some(168)),
+            ("2147483647", None),
+            ("x", None),
+        ] {
+            let row = [("key", "a".to_owned()), ("signal", signal.to_owned())];
+            let summaries = summarize(&[BTreeMap::from(row)]);
+            assert_eq!(summaries["a"].exit_status, expected, "{signal}");
+        }
+    }
 }
