@@ -6,14 +6,16 @@
 use super::mutation::{KINDS, Mutation};
 use super::random::Random;
 use super::relay::{Relay, Stage, Tampering};
+use super::scenario::{JOB_STATUS, NOTE, Scenario};
 use crate::support::journal::state;
 use crate::support::pglock::{Pglock, Running};
 use crate::support::server::number;
-use crate::support::tls::{PASSWORD, Secured};
+use crate::support::tls::Secured;
 use crate::support::wait::until;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use postgres::Client;
+use std::any::Any;
 use std::fmt;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -21,83 +23,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// What pglock does in a case. All of them have [`LIMITS`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scenario {
-    Trust,
-    Scram,
-    Md5,
-    Clear,
-    /// Another client holds the lock throughout.
-    Refused,
-    WaitTimesOut,
-    /// Another client holds the lock until pglock waits for it.
-    Waits,
-    WaitsForTurn,
-    WaitsForSlot,
-    Transaction,
-    Slots,
-    SeveralKeys,
-    Computed,
-    Token,
-    TokenInTransaction,
-    /// An operator ends the wait by TERM.
-    Interrupted,
-    /// The job ignores TERM.
-    Stubborn,
-    IgnoresLoss,
-    HoldsLonger,
-    Tls,
-    PreferTls,
-    List,
-    Check,
-    Evict,
-}
-
-const SCENARIOS: [Scenario; 24] = [
-    Scenario::Trust,
-    Scenario::Scram,
-    Scenario::Md5,
-    Scenario::Clear,
-    Scenario::Refused,
-    Scenario::WaitTimesOut,
-    Scenario::Waits,
-    Scenario::WaitsForTurn,
-    Scenario::WaitsForSlot,
-    Scenario::Transaction,
-    Scenario::Slots,
-    Scenario::SeveralKeys,
-    Scenario::Computed,
-    Scenario::Token,
-    Scenario::TokenInTransaction,
-    Scenario::Interrupted,
-    Scenario::Stubborn,
-    Scenario::IgnoresLoss,
-    Scenario::HoldsLonger,
-    Scenario::Tls,
-    Scenario::PreferTls,
-    Scenario::List,
-    Scenario::Check,
-    Scenario::Evict,
-];
-
-/// The limits that pglock is given: for connecting to one address, for a heartbeat, from TERM to KILL.
-const LIMITS: [&str; 6] = ["--connect-timeout", "1", "--heartbeat", "0.2", "--kill-after", "0.3"];
-/// What these limits add up to: twice connecting (with and without TLS) with its slack, of two sessions; the wait (1
-/// s); the job (0.7 s); twice the heartbeat; the allowance for a process that was not scheduled; the query for who
-/// evicted us, which is a session of its own; the time to KILL; and draining the job's group.
-const TIME_LIMIT: Duration = Duration::from_millis(2 * 2 * 2000 + 1000 + 700 + 400 + 1000 + 1000 + 2000 + 300 + 2000);
+/// What the limits of a scenario add up to: twice connecting (with and without TLS) with its slack, of two sessions;
+/// the wait (2 s); the job (0.7 s); twice the heartbeat; the allowance for a process that was not scheduled; the query
+/// for who evicted us, which is a session of its own; the time to KILL; and draining the job's group.
+const TIME_LIMIT: Duration = Duration::from_millis(2 * 2 * 2000 + 2000 + 700 + 400 + 1000 + 1000 + 2000 + 300 + 2000);
 /// What a busy machine may add.
 const SLACK: Duration = Duration::from_secs(20);
-/// When the relay hangs up on `list`, `check` and `evict`, which wait for a silent server without limit.
-const OBSERVER_LIMIT: Duration = Duration::from_millis(1500);
 /// The memory that a pglock may need whatever it receives; a list may be long.
 const MOST_MEMORY_KB: u64 = 128 * 1024;
 const MOST_MEMORY_OF_LISTS_KB: u64 = 256 * 1024;
-/// A part of [`PASSWORD`] that looks the same however it is quoted.
-const PASSWORD_PART: &str = "w@rd";
-/// The exit status of a job that is not terminated.
-const JOB_STATUS: i32 = 5;
+/// A part of the password that looks the same however it is quoted, and one that is encoded in a URL.
+const PASSWORD_PARTS: [&str; 2] = ["w@rd", "w%40rd"];
 /// The possible exit statuses: never a signal, an internal error, or a usage error, of which there is none.
 const EXIT_STATUSES: [i32; 7] = [JOB_STATUS, 0, 69, 74, 75, 77, 78];
 
@@ -134,9 +70,16 @@ impl fmt::Display for FuzzCase {
 impl FuzzCase {
     pub fn from_seed(seed: u64) -> FuzzCase {
         let random = &mut Random::from_seed(seed);
-        let scenario = random.one_of(&SCENARIOS);
+        let scenario = random.one_of(&Scenario::ALL);
         let count = random.one_of(&[1, 1, 1, 2, 3]);
-        let tamperings = (0..count).map(|_| tampering(scenario, random)).collect();
+        let closing = scenario.closed_stage().map(|stage| Tampering {
+            session: 0,
+            stage,
+            nth: random.below(3),
+            mutation: Mutation::CLOSE,
+        });
+        let others = (0..count).map(|_| tampering(scenario, random));
+        let tamperings = closing.into_iter().chain(others).collect();
         FuzzCase {
             seed,
             scenario,
@@ -147,10 +90,6 @@ impl FuzzCase {
     /// Runs the case, and judges it.
     pub fn run(&self, server: &Secured, client: &Arc<Mutex<Client>>, directory: &Path) -> Verdict {
         let key = format!("fuzz {:x}", self.seed);
-        let held = match self.scenario {
-            Scenario::SeveralKeys => format!("{key} b"),
-            _ => key.clone(),
-        };
         let is_locked = held_query(&key);
         let observer = Arc::clone(client);
         let file = directory.join(format!("{:x}", self.seed));
@@ -159,25 +98,32 @@ impl FuzzCase {
             let answer = observer.lock().unwrap().simple_query(&is_locked);
             answer.is_ok_and(|answer| answer.len() > 2) || ran.exists()
         });
-        let mut holder = self.is_contended().then(|| hold(server, &held));
+        if self.scenario.has_succeeded() {
+            client.lock().unwrap().simple_query(&success(&key)).unwrap();
+        }
+        let mut holder = self.scenario.is_contended().then(|| self.hold(server, &key));
         let mut running = self.pglock(&relay, &key, &file).spawn();
         let limit = TIME_LIMIT + SLACK + self.patience_with_poolers();
-        let (mut memory_kb, mut was_terminated) = (0, false);
+        let (mut memory_kb, mut was_terminated, mut evictor) = (0, false, None);
         let began = Instant::now();
         let ended = until(limit, || {
             memory_kb = memory_kb.max(peak_memory_kb(running.pid()));
-            if self.releases_when_waited_for() && relay.is_waiting() {
+            if self.scenario.releases_when_waited_for() && self.is_waited_for(&relay) {
                 holder = None;
             }
-            if self.scenario == Scenario::Interrupted && relay.is_waiting() && !was_terminated {
+            if self.scenario == Scenario::Interrupted && relay.waiting_sessions() > 0 && !was_terminated {
                 running.signal(Signal::SIGTERM);
                 was_terminated = true;
             }
-            if self.is_observer() && began.elapsed() > OBSERVER_LIMIT {
-                relay.end();
+            if self.scenario == Scenario::Evicted && evictor.is_none() && file.exists() {
+                evictor = Some(server.pglock().args(["evict", "--yes", "--key", &key]).spawn());
             }
             !running.lives()
         });
+        if self.scenario == Scenario::Init {
+            let drop_table = format!("DROP TABLE IF EXISTS {}", self.table());
+            client.lock().unwrap().simple_query(&drop_table).unwrap();
+        }
         let mut verdict = Verdict {
             done: relay.done(),
             memory_kb,
@@ -225,12 +171,18 @@ impl FuzzCase {
             verdict.violation(format!("a line that is not pglock's: {stderr:?}"));
         }
         let stdout = String::from_utf8_lossy(&output.stdout);
-        if [&*stderr, &stdout].iter().any(|text| text.contains(PASSWORD_PART)) {
+        let is_shown = |part: &&str| stderr.contains(*part) || stdout.contains(*part);
+        if PASSWORD_PARTS.iter().any(is_shown) {
             verdict.violation("the password is shown".into());
         }
-        let most = match self.scenario {
-            Scenario::List | Scenario::Evict => MOST_MEMORY_OF_LISTS_KB,
-            _ => MOST_MEMORY_KB,
+        // In the metrics, a key is as it was recorded.
+        if self.scenario != Scenario::HistoryMetrics && stdout.chars().any(|c| c.is_control() && c != '\n') {
+            verdict.violation(format!("a control character is printed: {stdout:?}"));
+        }
+        let most = if self.scenario.reads_lists() {
+            MOST_MEMORY_OF_LISTS_KB
+        } else {
+            MOST_MEMORY_KB
         };
         if verdict.memory_kb > most {
             verdict.violation(format!("used {} kB of memory", verdict.memory_kb));
@@ -241,14 +193,31 @@ impl FuzzCase {
             Some(_) if is_encrypted && relay.tampered_before_grant() && !relay.has_granted() => {
                 verdict.violation(format!("the job ran though TLS was tampered with: {output}"));
             }
-            Some(_) if !self.is_tls() && !relay.has_granted() => {
+            Some(_) if !self.scenario.is_tls() && !relay.has_granted() => {
                 verdict.violation(format!("the job ran without a lock: {output}"));
+            }
+            // If the server says that the key has succeeded within `--once-per`, it has inserted nothing.
+            Some(_) if self.scenario.is_recorded() && !relay.has_recorded(self.scenario.key_count()) => {
+                verdict.violation(format!("the job ran though its run was not recorded: {output}"));
             }
             None if output.status.code() == Some(JOB_STATUS) => {
                 verdict.violation(format!("exited like a job that did not run: {output}"));
             }
             _ => {}
         }
+        if self.scenario == Scenario::OkWithin && verdict.code == Some(0) && !relay.has_said("age") {
+            verdict.violation(format!("reported a success that the server has not: {output}"));
+        }
+    }
+
+    /// Returns whether pglock waits for the lock, on the connection on which it is to get it.
+    fn is_waited_for(&self, relay: &Relay) -> bool {
+        relay.waiting_sessions() > usize::from(self.scenario.closed_stage().is_some())
+    }
+
+    /// Returns the table that [`Scenario::Init`] creates.
+    fn table(&self) -> String {
+        format!("fuzz_{:x}", self.seed)
     }
 
     /// Returns the extra time for a server that passes for a pooler, whose replies may take longer unless we hold the
@@ -266,97 +235,35 @@ impl FuzzCase {
         (self.scenario == Scenario::Interrupted).then_some(Signal::SIGTERM as i32)
     }
 
-    fn is_tls(&self) -> bool {
-        matches!(self.scenario, Scenario::Tls | Scenario::PreferTls)
-    }
-
-    fn is_observer(&self) -> bool {
-        matches!(self.scenario, Scenario::List | Scenario::Check | Scenario::Evict)
-    }
-
-    /// Returns whether another client holds the lock at first.
-    fn is_contended(&self) -> bool {
+    /// Acquires the lock in a session of another client, which releases it on drop: of a pglock with a note, where its
+    /// name and its query are shown or it is to give it up, or of a plain client.
+    fn hold(&self, server: &Secured, key: &str) -> Box<dyn Any> {
         use Scenario::*;
-        let all = [
-            Refused,
-            WaitTimesOut,
-            Waits,
-            WaitsForTurn,
-            WaitsForSlot,
-            SeveralKeys,
-            Interrupted,
-            List,
-            Evict,
-        ];
-        all.contains(&self.scenario)
-    }
-
-    /// Returns whether that client releases it once pglock waits.
-    fn releases_when_waited_for(&self) -> bool {
-        use Scenario::*;
-        [Waits, WaitsForTurn, WaitsForSlot, SeveralKeys].contains(&self.scenario)
+        if matches!(self.scenario, Refused | List | EvictByRequest) {
+            return Box::new(server.run(key).args(["--note", NOTE]).holding());
+        }
+        let key = match self.scenario {
+            SeveralKeys => format!("{key} b"),
+            _ => key.to_owned(),
+        };
+        let mut client = server.client();
+        let sql = format!("SELECT pg_advisory_lock({})", number(&key));
+        client.simple_query(&sql).unwrap();
+        Box::new(client)
     }
 
     fn pglock(&self, relay: &Relay, key: &str, file: &Path) -> Pglock {
-        use Scenario::*;
-        let (user, mode) = match self.scenario {
-            Scram => ("scram", "disable"),
-            Md5 => ("md5", "disable"),
-            Clear => ("clear", "disable"),
-            Tls => ("scram", "require"),
-            PreferTls => ("scram", "prefer"),
-            _ => ("postgres", "disable"),
-        };
-        let dsn = format!(
-            "host=127.0.0.1 port={} user={user} dbname=postgres sslmode={mode}",
-            relay.port()
-        );
-        let pglock = Pglock::alone()
-            .env("PGLOCK_DSN", dsn)
-            .env("PGPASSWORD", PASSWORD)
-            .env("HOME", file.parent().unwrap());
-        let pglock = match self.scenario {
-            List => return pglock.args(["list", "--connect-timeout", "1"]),
-            Check => return pglock.args(["check", "--connect-timeout", "1"]),
-            Evict => {
-                let evict = ["evict", "--connect-timeout", "1", "--yes", "--key", key];
-                return pglock.args(evict);
-            }
-            _ => pglock
-                .args(["run", "--key", key])
-                .args(LIMITS)
-                .args(std::env::var_os("FV")),
-        };
-        let second = format!("{key} b");
-        let options: &[&str] = match self.scenario {
-            Refused => &["--no-wait"],
-            WaitTimesOut => &["--wait", "0.4"],
-            Waits => &["--wait", "1"],
-            WaitsForTurn => &["--wait", "1", "--fair"],
-            // The key is slot 0, the only one.
-            WaitsForSlot => &["--wait", "1", "--slots", "1"],
-            Transaction => &["--scope", "transaction"],
-            Slots => &["--slots", "3"],
-            SeveralKeys => &["--wait", "1", "--key", &second],
-            Interrupted => &["--wait", "1"],
-            IgnoresLoss => &["--on-lost", "ignore"],
-            HoldsLonger => &["--min-hold", "0.3"],
-            Computed => &["--hash", "hashtext"],
-            Token => &["--token"],
-            TokenInTransaction => &["--token", "--scope", "transaction"],
-            _ => &[],
-        };
-        // A job that lasts some heartbeats, if the tampering happens then.
+        let mut pglock = Pglock::alone().env("HOME", file.parent().unwrap());
+        for (name, value) in self.scenario.variables(relay.port()) {
+            pglock = pglock.env(name, value);
+        }
+        // Twice this is what a reply may take.
+        if self.scenario.is_observer() {
+            pglock = pglock.env("PGLOCK_HEARTBEAT", "0.2");
+        }
         let holds = |tampering: &Tampering| matches!(tampering.stage, Stage::Holding | Stage::Encrypted);
-        let time = if self.tamperings.iter().any(holds) { "0.7" } else { "0" };
-        let trap = if self.scenario == Stubborn {
-            "trap '' TERM; "
-        } else {
-            ""
-        };
-        let script = format!("{trap}sleep \"$2\" & echo $$ $! >\"$1\"; wait; exit 5");
-        let job = ["sh", "-c", &script, "job"];
-        pglock.args(options).arg("--").args(job).arg(file).arg(time)
+        let lasts = self.scenario == Scenario::Evicted || self.tamperings.iter().any(holds);
+        pglock.args(self.scenario.arguments(key, &self.table(), file, lasts))
     }
 }
 
@@ -368,56 +275,32 @@ impl Verdict {
 
 /// Returns a tampering that this scenario is likely to reach.
 fn tampering(scenario: Scenario, random: &mut Random) -> Tampering {
-    use Scenario::*;
-    let stages: &[Stage] = match scenario {
-        Tls | PreferTls => &[Stage::Tls, Stage::Encrypted, Stage::Encrypted, Stage::Encrypted],
-        Scram | Md5 | Clear => &[Stage::Login, Stage::Login, Stage::Startup],
-        Refused | List | Check | Evict => &[Stage::Asking],
-        WaitTimesOut | Waits | WaitsForTurn | WaitsForSlot | SeveralKeys | Interrupted => {
-            &[Stage::Asking, Stage::Waiting, Stage::Waiting, Stage::Holding]
-        }
-        Stubborn | IgnoresLoss => &[Stage::Holding],
-        HoldsLonger => &[Stage::Holding, Stage::Release],
-        Trust => &[
-            Stage::Login,
-            Stage::Startup,
-            Stage::Asking,
-            Stage::Holding,
-            Stage::Release,
-        ],
-        Transaction | Slots | Computed | Token | TokenInTransaction => {
-            &[Stage::Asking, Stage::Asking, Stage::Holding, Stage::Release]
-        }
-    };
-    let stage = random.one_of(stages);
+    let stage = random.one_of(scenario.stages());
     let most = match stage {
         Stage::Tls => 1,
         Stage::Login => 4,
         Stage::Startup => 18,
-        Stage::Asking if matches!(scenario, List | Check | Evict) => 40,
+        Stage::Asking if scenario.is_observer() => 40,
         Stage::Asking => 10,
         Stage::Waiting | Stage::Holding => 12,
         Stage::Release => 6,
         Stage::Encrypted => 6000,
     };
-    let session = match scenario {
-        TokenInTransaction => random.below(2),
-        _ => usize::from(random.below(16) == 0),
-    };
     Tampering {
-        session,
+        session: scenario.session(random),
         stage,
         nth: random.below(most),
         mutation: Mutation::draw(random),
     }
 }
 
-/// Acquires the lock in a session of its own, which releases it on drop.
-fn hold(server: &Secured, key: &str) -> Client {
-    let mut client = server.client();
-    let sql = format!("SELECT pg_advisory_lock({})", number(key));
-    client.simple_query(&sql).unwrap();
-    client
+/// Returns the statement that records a success of the key.
+fn success(key: &str) -> String {
+    format!(
+        "INSERT INTO pglock_run (key, number, mode, host, pid, job, waited, started, ended, exit_status, outcome) \
+         VALUES ('{key}', '{}', 'exclusive', 'web1', 7, 'backup', 0, now(), now(), 0, 'ok')",
+        number(key)
+    )
 }
 
 /// Returns a query that has a row if a client holds the lock.

@@ -3,6 +3,7 @@
 //! | file | contents |
 //! |---|---|
 //! | `case` | one pglock, one hostile server, and what must hold |
+//! | `scenario` | what that pglock is used for |
 //! | `relay` | the hostile server: a relay in front of a real one |
 //! | `mutation` | what the relay does to a message |
 //! | `wire` | the protocol, and the referee that decides whether a lock was granted |
@@ -17,6 +18,7 @@ mod found;
 mod mutation;
 pub mod random;
 mod relay;
+mod scenario;
 mod wire;
 
 use crate::support::tls::Secured;
@@ -73,6 +75,7 @@ pub fn seeds(usual: u64) -> Vec<u64> {
 
 fn run_all(seeds: &[u64]) -> Vec<(FuzzCase, Verdict)> {
     let server = Secured::start();
+    server.pglock().arg("init").output().code(0);
     let directory = tempfile::tempdir().unwrap();
     let client = Arc::new(Mutex::new(server.client()));
     let next = AtomicUsize::new(0);

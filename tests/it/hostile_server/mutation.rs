@@ -97,6 +97,12 @@ pub struct Mutation {
 }
 
 impl Mutation {
+    /// Closes the connection in place of the message.
+    pub const CLOSE: Mutation = Mutation {
+        kind: 10,
+        random: Random::ZERO,
+    };
+
     pub fn draw(random: &mut Random) -> Mutation {
         Mutation {
             // Other values, which test pglock more than its client library, are more frequent.
@@ -207,7 +213,7 @@ fn with_length(original: &[u8], random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-const VALUES: [&[u8]; 26] = [
+const VALUES: [&[u8]; 29] = [
     b"",
     b"t",
     b"f",
@@ -234,6 +240,9 @@ const VALUES: [&[u8]; 26] = [
     b"\x1b]0;owned\x07\x1b[2J\r\npglock: a lie\n",
     b"pglock:a,b,c,d,e,f,g,h slots=65535 h:1",
     b"/* pglock holds 1.2.3 job x */",
+    b"/* pglock guards limit -1e300 job x note %1B%5B2J%0Apglock: a lie */",
+    b"Runs recorded by pglock: version 99, kept for 18446744073709551615 s",
+    b"running",
 ];
 
 /// Replaces a value of a row, the name of a column, or a field of an error.

@@ -7,6 +7,8 @@
 pub struct Random(u64);
 
 impl Random {
+    pub const ZERO: Random = Random(0);
+
     pub fn from_seed(seed: u64) -> Random {
         Random(seed)
     }

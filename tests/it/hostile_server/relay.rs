@@ -4,7 +4,7 @@
 //! legitimately. It keeps what it has sent for the referee. Under TLS it sees only bytes.
 
 use super::mutation::{Mutation, Step};
-use super::wire::{grants, is_tls_request};
+use super::wire::{grants, is_tls_request, records, says};
 use crate::support::proxy::read_message;
 use crate::support::wait::until;
 use std::io::{self, Read, Write};
@@ -71,7 +71,8 @@ struct Shared {
     /// Called right before a tampering: whether a client holds the lock then.
     is_granted: Box<dyn Fn() -> bool + Send + Sync>,
     is_over: AtomicBool,
-    is_waiting: AtomicBool,
+    /// The number of the last session that was queued for the lock, from 1.
+    waiting_sessions: AtomicUsize,
     streams: Mutex<Vec<TcpStream>>,
     sent: Mutex<Vec<Vec<u8>>>,
     done: Mutex<Vec<(Stage, usize)>>,
@@ -100,7 +101,7 @@ impl Relay {
             tamperings,
             is_granted: Box::new(is_granted),
             is_over: AtomicBool::new(false),
-            is_waiting: AtomicBool::new(false),
+            waiting_sessions: AtomicUsize::new(0),
             streams: Mutex::default(),
             sent: Mutex::default(),
             done: Mutex::default(),
@@ -125,9 +126,9 @@ impl Relay {
         self.port
     }
 
-    /// Returns whether a client is queued for the lock.
-    pub fn is_waiting(&self) -> bool {
-        self.shared.is_waiting.load(Ordering::SeqCst)
+    /// Returns the number of the last session that was queued for the lock, from 1, or 0.
+    pub fn waiting_sessions(&self) -> usize {
+        self.shared.waiting_sessions.load(Ordering::SeqCst)
     }
 
     /// Closes all connections, and accepts no more.
@@ -149,6 +150,18 @@ impl Relay {
     pub fn has_granted(&self) -> bool {
         let sent = self.shared.sent.lock().unwrap();
         sent.iter().any(|bytes| grants(bytes))
+    }
+
+    /// Returns whether pglock was sent that a run of so many keys has been recorded.
+    pub fn has_recorded(&self, keys: usize) -> bool {
+        let sent = self.shared.sent.lock().unwrap();
+        sent.iter().any(|bytes| records(bytes, keys))
+    }
+
+    /// Returns whether pglock was sent a value in this column.
+    pub fn has_said(&self, column: &str) -> bool {
+        let sent = self.shared.sent.lock().unwrap();
+        sent.iter().any(|bytes| says(bytes, column))
     }
 
     /// Returns whether the relay tampered before the real server had granted the lock.
@@ -245,7 +258,8 @@ impl Session {
         if query.contains("AS released") {
             Stage::Release
         } else if query.contains("pg_advisory_xact_lock(") && !self.holds.load(Ordering::SeqCst) {
-            self.shared.is_waiting.store(true, Ordering::SeqCst);
+            let number = self.number + 1;
+            self.shared.waiting_sessions.fetch_max(number, Ordering::SeqCst);
             Stage::Waiting
         } else if self.holds.load(Ordering::SeqCst) {
             Stage::Holding

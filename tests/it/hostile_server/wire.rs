@@ -95,16 +95,39 @@ fn counted(message: &[u8], kind: u8) -> Option<(u16, &[u8])> {
     Some((count, &body[2..]))
 }
 
-/// Returns whether a server that sends this has granted a lock: one complete reply without an error has its row found,
-/// and does not deny it, by a number that is a slot or a count of keys. As in SQL, the case of a column's name does not
-/// matter.
-pub fn grants(mut bytes: &[u8]) -> bool {
-    let mut names = Vec::new();
-    let (mut taken, mut is_proven, mut has_failed) = (None, false, false);
+/// A complete reply: its rows, each with its columns, and whether there was an error.
+struct Reply {
+    rows: Vec<Vec<Cell>>,
+    has_failed: bool,
+}
+
+/// The name of a column, and its value.
+type Cell = (Vec<u8>, Option<Vec<u8>>);
+
+impl Reply {
+    /// Returns the values in this column, NULL left out, in the order of the rows. As in SQL, the case of its name does
+    /// not matter.
+    fn values<'a>(&'a self, column: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        self.rows.iter().filter_map(move |row| {
+            let cell = row
+                .iter()
+                .find(|(name, _)| name.eq_ignore_ascii_case(column.as_bytes()));
+            cell?.1.as_deref()
+        })
+    }
+
+    fn is_true(&self, column: &str) -> bool {
+        self.values(column).any(|value| value == b"t")
+    }
+}
+
+/// Returns the complete replies, up to what cannot be understood.
+fn replies(mut bytes: &[u8]) -> Vec<Reply> {
+    let (mut replies, mut names, mut rows, mut has_failed) = (Vec::new(), Vec::new(), Vec::new(), false);
     while bytes.len() >= 5 {
         let length = u32::from_be_bytes(bytes[1..5].try_into().unwrap()) as usize;
         if length < 4 || bytes.len() <= length {
-            return false;
+            break;
         }
         let (message, rest) = bytes.split_at(length + 1);
         bytes = rest;
@@ -112,30 +135,47 @@ pub fn grants(mut bytes: &[u8]) -> bool {
             b'T' => names = columns(message).unwrap_or_default(),
             b'D' => {
                 let Some(values) = values(message).filter(|values| values.len() == names.len()) else {
-                    return false;
+                    break;
                 };
-                let value = |column: &[u8]| {
-                    let named = names.iter().zip(&values);
-                    let mut named = named.filter(|(name, _)| name.eq_ignore_ascii_case(column));
-                    named.next().and_then(|(_, value)| value.clone())
-                };
-                // The first value counts.
-                taken = taken.or(value(b"got"));
-                is_proven |= value(b"proven").as_deref() == Some(b"t");
+                rows.push(names.iter().cloned().zip(values).collect());
             }
             b'E' => has_failed = true,
             b'Z' => {
-                let is_number = |taken: &[u8]| taken.iter().all(u8::is_ascii_digit);
-                if taken.as_deref().is_none_or(is_number) && is_proven && !has_failed {
-                    return true;
-                }
+                replies.push(Reply { rows, has_failed });
+                (rows, has_failed) = (Vec::new(), false);
                 names.clear();
-                (taken, is_proven, has_failed) = (None, false, false);
             }
             _ => {}
         }
     }
-    false
+    replies
+}
+
+/// Returns whether a server that sends this has granted a lock: one complete reply without an error has its row found,
+/// and does not deny it, by a number that is a slot or a count of keys. The first one counts.
+pub fn grants(bytes: &[u8]) -> bool {
+    let grants = |reply: &Reply| {
+        let taken = reply.values("got").next();
+        let is_number = |taken: &[u8]| taken.iter().all(u8::is_ascii_digit);
+        taken.is_none_or(is_number) && reply.is_true("proven") && !reply.has_failed
+    };
+    replies(bytes).iter().any(grants)
+}
+
+/// Returns whether a server that sends this has recorded a run under the lock: one complete reply without an error has
+/// the number of a row for each key.
+pub fn records(bytes: &[u8], keys: usize) -> bool {
+    let is_number = |value: &&[u8]| std::str::from_utf8(value).is_ok_and(|text| text.parse::<i64>().is_ok());
+    let records = |reply: &Reply| {
+        let rows = reply.values("run").filter(is_number).count();
+        rows == keys && reply.is_true("held") && !reply.has_failed
+    };
+    replies(bytes).iter().any(records)
+}
+
+/// Returns whether a complete reply has a value in this column.
+pub fn says(bytes: &[u8], column: &str) -> bool {
+    replies(bytes).iter().any(|reply| reply.values(column).next().is_some())
 }
 
 #[cfg(test)]
@@ -177,6 +217,30 @@ mod tests {
         assert!(grants(&rows(&unproven[1], &good[1])));
         assert!(grants(&rows(&good[1], &no[1])));
         assert!(!grants(&rows(&no[1], &good[1])));
+    }
+
+    #[test]
+    fn a_record_has_a_row_for_each_key_and_the_lock() {
+        let text = |text: &str| text.as_bytes().to_vec();
+        let reply = |held: &str, runs: &[&str]| {
+            let runs = runs.iter().flat_map(|run| row(&[Some(text(run))]));
+            let runs = [description(&[text("run")]), runs.collect()].concat();
+            let held = [description(&[text("held")]), row(&[Some(text(held))])].concat();
+            [runs, held, message(b'Z', b"I")].concat()
+        };
+        assert!(records(&reply("t", &["7"]), 1) && records(&reply("t", &["7", "8"]), 2));
+        for denied in [
+            reply("f", &["7"]),
+            reply("t", &[]),
+            reply("t", &["x"]),
+            reply("t", &["7", "8"]),
+        ] {
+            assert!(!records(&denied, 1), "{denied:?}");
+        }
+        let good = reply("t", &["7"]);
+        assert!(!records(&good[..good.len() - 1], 1));
+        assert!(!records(&[report(b'E', &[(b'C', b"57P01")]), good.clone()].concat(), 1));
+        assert!(says(&good, "RUN") && !says(&good, "age") && !says(&good[..good.len() - 1], "run"));
     }
 
     #[test]
