@@ -5,7 +5,9 @@
  * whoever uses it gets locks through poolers and on standbys that protect nothing, and jobs that nobody stops.
  *
  *   floor try HOST PORT KEY [JOB...]   one try; where somebody else has the lock, it names the holder and ends with 75
+ *   floor prove HOST PORT KEY JOB...   one try, and the job starts only if the lock's row is in pg_locks; else as `try`
  *   floor wait HOST PORT KEY JOB...    waits in the server's queue
+ *   floor wait-prove HOST PORT KEY JOB...   does both
  *   floor stamp                        prints the monotonic clock in ns, as a job that tells when it has begun
  *   floor last                         reads its standard input to the end, and prints the clock then
  *   floor hello                        prints a line: what starting a process costs
@@ -63,15 +65,19 @@ static char next(char **body)
     return in[0];
 }
 
-/* Whether the first value of the last row of one answer is true; its text is copied to `value`. */
-static int answered(char *value, int size)
+/* Whether all rows of one answer, so many at least, begin with true; the first value of the last is copied to `value`. */
+static int answered(int rows, char *value, int size)
 {
     char *body, type;
+    int is_true = 1;
     value[0] = 0;
     while ((type = next(&body)) != 'Z')
-        if (type == 'D')
+        if (type == 'D') {
             snprintf(value, size, "%.*s", (int)number(body + 2), body + 6);
-    return value[0] == 't';
+            is_true &= value[0] == 't';
+            rows--;
+        }
+    return is_true && rows <= 0;
 }
 
 static int query(char *out, const char *sql)
@@ -110,28 +116,39 @@ static void stamp(void)
     printf("%lld\n", now.tv_sec * 1000000000LL + now.tv_nsec);
 }
 
-static int locked(int waits, const char *key, char **job)
+/* The condition for the rows of a key. */
+static const char *row(const char *key)
+{
+    static char sql[512];
+    snprintf(sql, sizeof sql,
+             "locktype = 'advisory' AND granted AND objsubid = 1 AND classid = ((%s::bigint >> 32) & 4294967295)::oid AND "
+             "objid = (%s::bigint & 4294967295)::oid",
+             key, key);
+    return sql;
+}
+
+static int locked(int waits, int proves, const char *key, char **job)
 {
     static const char start[] = "\0\0\0\51\0\3\0\0user\0postgres\0database\0postgres\0";
     char out[4096], sql[1024], value[256];
     int length = sizeof start;
     memcpy(out, start, length);
     out[3] = length;
-    snprintf(sql, sizeof sql, waits ? "SELECT true FROM (SELECT pg_advisory_lock(%s)) AS l" : "SELECT pg_try_advisory_lock(%s)", key);
+    int end = snprintf(sql, sizeof sql,
+                       waits ? "SELECT true FROM (SELECT pg_advisory_lock(%s)) AS l" : "SELECT pg_try_advisory_lock(%s)", key);
+    if (proves)
+        snprintf(sql + end, sizeof sql - end, "; SELECT true FROM pg_locks WHERE pid = pg_backend_pid() AND %s", row(key));
     length += query(out + length, sql);
     if (write(sock, out, length) != length)
         die("write");
-    answered(value, sizeof value);
-    if (!answered(value, sizeof value)) {
+    answered(0, value, sizeof value);
+    if (!answered(1 + proves, value, sizeof value)) {
         snprintf(sql, sizeof sql,
-                 "SELECT application_name || ' ' || l.pid FROM pg_locks l, pg_stat_get_activity(l.pid) WHERE locktype = "
-                 "'advisory' AND granted AND objsubid = 1 AND classid = ((%s::bigint >> 32) & 4294967295)::oid AND objid = "
-                 "(%s::bigint & 4294967295)::oid",
-                 key, key);
+                 "SELECT application_name || ' ' || l.pid FROM pg_locks l, pg_stat_get_activity(l.pid) WHERE %s", row(key));
         length = query(out, sql);
         if (write(sock, out, length) != length)
             die("write");
-        answered(value, sizeof value);
+        answered(1, value, sizeof value);
         fprintf(stderr, "floor: held by %s\n", value);
         return 75;
     }
@@ -145,7 +162,7 @@ static int locked(int waits, const char *key, char **job)
     memcpy(out + length, "X\0\0\0\4", 5);
     if (write(sock, out, length + 5) != length + 5)
         die("write");
-    answered(value, sizeof value);
+    answered(1, value, sizeof value);
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
@@ -161,9 +178,10 @@ int main(int count, char **argument)
         while (read(0, &byte, 1) > 0)
             ;
         stamp();
-    } else if (count > 4 && (!strcmp(what, "try") || !strcmp(what, "wait"))) {
+    } else if (count > 5) {
+        int waits = !strncmp(what, "wait", 4), proves = strstr(what, "prove") != NULL;
         dial(argument[2], argument[3]);
-        return locked(!strcmp(what, "wait"), argument[4], argument + 5);
+        return locked(waits, proves, argument[4], argument + 5);
     } else
         return 64;
     return 0;

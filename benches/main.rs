@@ -1,4 +1,4 @@
-//! What pglock costs, compared with the floor: a minimal client written by hand (`floor.c`).
+//! What pglock costs, compared with the floor, a minimal client written by hand, and with a naive one.
 //!
 //! | file | contents |
 //! |---|---|
@@ -9,6 +9,7 @@
 //! | `timing` | whole processes, taking turns; medians and quartiles |
 //! | `processes` | memory and CPU time of a process |
 //! | `floor.c`, `floor_tls.rs` | the floor, in plain text and with TLS |
+//! | `naive.rs` | a client written naively with pglock's client library |
 //!
 //! `make bench` and `make bench-growth` write their results beside this file; `make bench-check` only compares them
 //! with the bounds. Everything runs on this machine, on servers of its own.
@@ -32,12 +33,13 @@ use std::process::{Command, ExitCode};
 /// Who does the works.
 #[derive(Clone)]
 pub struct Programs {
-    /// pglock as it is released: `PGLOCK_BENCH`, a static binary, or else cargo's own.
+    /// pglock as `make install` installs it.
     pglock: PathBuf,
-    /// As `make install` makes it.
-    dynamic: PathBuf,
+    /// The static binary of the tarball: `PGLOCK_BENCH`, or else the same.
+    released: PathBuf,
     floor: PathBuf,
     floor_tls: PathBuf,
+    naive: PathBuf,
 }
 
 impl Programs {
@@ -50,13 +52,14 @@ impl Programs {
             .arg(source)
             .status();
         assert!(built.unwrap().success(), "the floor does not build");
-        let dynamic = PathBuf::from(env!("CARGO_BIN_EXE_pglock"));
+        let pglock = PathBuf::from(env!("CARGO_BIN_EXE_pglock"));
         let released = std::env::var_os("PGLOCK_BENCH").map(PathBuf::from);
         Programs {
-            pglock: released.unwrap_or_else(|| dynamic.clone()),
-            dynamic,
+            released: released.unwrap_or_else(|| pglock.clone()),
+            pglock,
             floor,
             floor_tls: support::probe::example("floor-tls"),
+            naive: support::probe::example("naive"),
         }
     }
 }
@@ -85,7 +88,7 @@ fn main() -> ExitCode {
         Some("check") => {
             let results = works::measure(&programs);
             print!("{}", works::table(&results));
-            let worse: Vec<_> = results.iter().filter_map(works::Work::worse).collect();
+            let worse: Vec<_> = results.iter().flat_map(works::Work::worse).collect();
             worse.iter().for_each(|words| println!("WORSE: {words}"));
             return ExitCode::from(u8::from(!worse.is_empty()));
         }

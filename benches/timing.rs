@@ -23,6 +23,11 @@ impl Contender {
         }
     }
 
+    /// The same by another name.
+    pub fn named(self, name: &'static str) -> Contender {
+        Contender { name, ..self }
+    }
+
     /// One that has to end with this status.
     pub fn ending(self, status: i32) -> Contender {
         Contender { status, ..self }
@@ -42,18 +47,28 @@ impl Contender {
     }
 }
 
-/// What was measured of one contender, in the order of size; most often in milliseconds.
+/// What was measured of one contender, most often in milliseconds.
+#[derive(Clone)]
 pub struct Sample {
     /// Who.
     pub name: &'static str,
+    /// In the order of the rounds.
+    values: Vec<f64>,
     sorted: Vec<f64>,
 }
 
 impl Sample {
     /// Of these values.
-    pub fn of(name: &'static str, mut values: Vec<f64>) -> Sample {
-        values.sort_by(f64::total_cmp);
-        Sample { name, sorted: values }
+    pub fn of(name: &'static str, values: Vec<f64>) -> Sample {
+        let mut sorted = values.clone();
+        sorted.sort_by(f64::total_cmp);
+        Sample { name, values, sorted }
+    }
+
+    /// In proportion to the other one, round by round: what else the machine did meets both.
+    pub fn ratios(&self, other: &Sample) -> Sample {
+        let ratios = self.values.iter().zip(&other.values).map(|(mine, other)| mine / other);
+        Sample::of(self.name, ratios.collect())
     }
 
     /// The value that this part of all is below.

@@ -28,30 +28,35 @@ pub struct Work {
     pub unit: &'static str,
     /// Who has done it; the first is what the others are compared with.
     pub samples: Vec<Sample>,
-    /// What pglock's ratio, or its own value where there is nothing to compare with, may be.
-    bound: f64,
+    /// What the ratio of these may be, or their own value where there is nothing to compare with.
+    bounds: &'static [(&'static str, f64)],
 }
 
 impl Work {
-    /// The result that the bound is for: pglock's, in proportion to the first one's.
-    fn result(&self) -> f64 {
-        let pglock = self.samples.iter().find(|sample| sample.name == "pglock");
-        let pglock = pglock.map_or(f64::NAN, Sample::median);
+    /// In proportion to the first one, if there are others.
+    fn result(&self, sample: &Sample) -> Sample {
         match self.samples.as_slice() {
-            [_] => pglock,
-            [first, ..] => pglock / first.median(),
-            [] => f64::NAN,
+            [_] => sample.clone(),
+            samples => sample.ratios(&samples[0]),
         }
     }
 
-    /// In words, if it is worse than its bound, beyond what chance explains.
-    pub fn worse(&self) -> Option<String> {
-        let noise: f64 = self.samples.iter().take(2).map(Sample::noise).sum();
-        let (result, limit) = (self.result(), self.bound * (1.0 + 3.0 * noise));
-        (result > limit).then(|| {
-            let (name, bound) = (self.name, self.bound);
-            format!("{name}: {result:.2}, and the bound is {bound:.2} (with noise {limit:.2})")
-        })
+    fn bound(&self, sample: &Sample) -> Option<f64> {
+        let bound = self.bounds.iter().find(|(name, _)| *name == sample.name)?;
+        Some(bound.1)
+    }
+
+    /// In words, what is worse than its bound, beyond what chance explains.
+    pub fn worse(&self) -> Vec<String> {
+        let worse = |sample: &Sample| {
+            let (result, bound) = (self.result(sample), self.bound(sample)?);
+            let limit = bound * (1.0 + 3.0 * result.noise());
+            (result.median() > limit).then(|| {
+                let (work, who, result) = (self.name, sample.name, result.median());
+                format!("{work}: {who}: {result:.2}, and the bound is {bound:.2} (with noise {limit:.2})")
+            })
+        };
+        self.samples.iter().filter_map(worse).collect()
     }
 }
 
@@ -63,14 +68,14 @@ pub fn measure(programs: &Programs) -> Vec<Work> {
     let idle = bench.idle();
     let socket = bench.server.host().to_owned();
     let mut works = vec![
-        bench.plain("lock, true, unlock; TCP, trust", "127.0.0.1", 1.75),
-        bench.plain("lock, true, unlock; Unix socket", &socket, 1.75),
+        bench.plain("lock, true, unlock; TCP, trust", "127.0.0.1", &[("pglock", 1.25)]),
+        bench.plain("lock, true, unlock; Unix socket", &socket, &[("pglock", 1.25)]),
     ];
     works.extend(bench.with_tls());
     works.push(bench.pooled());
     works.push(bench.delayed());
     works.extend(bench.turns());
-    works.push(bench.conflict());
+    works.extend(bench.conflicts());
     works.push(bench.hand_off());
     works.extend(bench.crowds());
     works.push(bench.version());
@@ -94,13 +99,11 @@ pub fn table(works: &[Work]) -> String {
             };
             let ratio = match index {
                 0 => String::new(),
-                _ => format!("{:.2}", sample.median() / work.samples[0].median()),
+                _ => format!("{:.2}", work.result(sample).median()),
             };
-            let bound = if sample.name == "pglock" && work.bound.is_finite() {
-                format!("{:.2}", work.bound)
-            } else {
-                String::new()
-            };
+            let bound = work
+                .bound(sample)
+                .map_or_else(String::new, |bound| format!("{bound:.2}"));
             let [low, median, high] = [0.25, 0.5, 0.75].map(|part| sample.quantile(part));
             let _ = writeln!(
                 text,
@@ -146,31 +149,49 @@ fn dsn(host: &str, port: u16) -> String {
 }
 
 impl Bench<'_> {
-    /// Lock, job, unlock: the floor, pglock as it is released, and as `make install` makes it.
-    fn plain(&self, name: &'static str, host: &str, bound: f64) -> Work {
+    /// A client written naively, with this job.
+    fn naive(&self, is_quiet: bool) -> Contender {
+        let (program, dsn) = (self.programs.naive.clone(), dsn("127.0.0.1", self.server.port()));
+        Contender::new("naive client", move || {
+            let mut command = command(&program);
+            command.args([&dsn, KEY, "true"]);
+            if is_quiet {
+                command.env("QUIET", "1");
+            }
+            command
+        })
+    }
+
+    /// Lock, job, unlock: by a floor that proves its lock as pglock does, one that does not, a naive client, and
+    /// pglock.
+    fn plain(&self, name: &'static str, host: &str, bounds: &'static [(&'static str, f64)]) -> Work {
         let Programs {
-            pglock: released,
-            dynamic,
+            pglock: installed,
+            released,
             ..
         } = self.programs;
         let (port, dsn) = (self.server.port(), dsn(host, self.server.port()));
-        let contenders = [
+        let mut contenders = vec![
+            floor(self.programs, "prove", host, port, &["true"]).named("floor, proving"),
             floor(self.programs, "try", host, port, &["true"]),
-            pglock("pglock", released, &dsn, &["true"]),
-            pglock("pglock, dynamic", dynamic, &dsn, &["true"]),
+            pglock("pglock", installed, &dsn, &["true"]),
+            pglock("pglock, static", released, &dsn, &["true"]),
         ];
+        if !host.starts_with('/') {
+            contenders.push(self.naive(false));
+        }
         Work {
             name,
             unit: "ms",
             samples: in_turn(&contenders, ROUNDS),
-            bound,
+            bounds,
         }
     }
 
     fn with_tls(&self) -> Vec<Work> {
         let secured = Secured::start();
         let roots = secured.pki("ca.crt");
-        let work = |name, mode: &str, root: &str, bound| {
+        let work = |name, mode: &str, root: &str| {
             let port = secured.port().to_string();
             let floor_tls = self.programs.floor_tls.clone();
             let words = ["127.0.0.1", &port, "scram", PASSWORD, KEY, root, "true"].map(str::to_owned);
@@ -192,12 +213,12 @@ impl Bench<'_> {
                 name,
                 unit: "ms",
                 samples: in_turn(&[floor, pglock], ROUNDS / 2),
-                bound,
+                bounds: &[("pglock", 1.35)],
             }
         };
         vec![
-            work("the same with TLS and SCRAM; require", "require", "-", 1.35),
-            work("the same; verify-full, a root file", "verify-full", &roots, 1.35),
+            work("the same with TLS and SCRAM; require", "require", "-"),
+            work("the same; verify-full, a root file", "verify-full", &roots),
         ]
     }
 
@@ -219,7 +240,7 @@ impl Bench<'_> {
             name: "the same through PgBouncer; floor direct",
             unit: "ms",
             samples: in_turn(&contenders, ROUNDS / 2),
-            bound: f64::INFINITY,
+            bounds: &[],
         }
     }
 
@@ -239,7 +260,7 @@ impl Bench<'_> {
             name: "the same, each way 5 ms longer; TCP, trust",
             unit: "ms",
             samples: in_turn(&contenders, ROUNDS / 6),
-            bound: 1.35,
+            bounds: &[("pglock", 1.35)],
         }
     }
 
@@ -266,33 +287,51 @@ impl Bench<'_> {
                 name: "turns on the wire; trust",
                 unit: "count",
                 samples: measure_in_turn(&trust, 5, count),
-                bound: 1.5,
+                bounds: &[("pglock", 1.5)],
             },
             Work {
                 name: "turns on the wire; SCRAM",
                 unit: "count",
                 samples: measure_in_turn(&scram, 5, count),
-                bound: 5.0,
+                bounds: &[("pglock", 5.0)],
             },
         ]
     }
 
-    /// Somebody else holds the lock, and is named.
-    fn conflict(&self) -> Work {
+    /// Somebody else holds the lock, and is named; or is not, because nobody reads it.
+    fn conflicts(&self) -> Vec<Work> {
         let mut holder = self.server.client();
         holder.simple_query(&format!("SELECT pg_advisory_lock({KEY})")).unwrap();
         let (port, dsn) = (self.server.port(), dsn("127.0.0.1", self.server.port()));
-        let contenders = [
-            floor(self.programs, "try", "127.0.0.1", port, &["true"]).ending(75),
-            pglock("pglock", &self.programs.pglock, &dsn, &["--no-wait", "true"]).ending(75),
-        ];
-        let samples = in_turn(&contenders, ROUNDS);
-        Work {
-            name: "held by somebody else, who is named",
+        let pglock = |options: &[&str]| {
+            let Programs {
+                pglock: installed,
+                released,
+                ..
+            } = self.programs;
+            let words = [options, &["--no-wait", "true"]].concat();
+            [("pglock", installed), ("pglock, static", released)]
+                .map(|(name, program)| pglock(name, program, &dsn, &words).ending(75))
+        };
+        let floor = floor(self.programs, "try", "127.0.0.1", port, &["true"]).ending(75);
+        let named: Vec<Contender> = [floor, self.naive(false).ending(75)]
+            .into_iter()
+            .chain(pglock(&[]))
+            .collect();
+        let quiet: Vec<Contender> = [self.naive(true).ending(75)]
+            .into_iter()
+            .chain(pglock(&["-q"]))
+            .collect();
+        let work = |name, contenders: &[Contender], bounds| Work {
+            name,
             unit: "ms",
-            samples,
-            bound: 1.75,
-        }
+            samples: in_turn(contenders, ROUNDS),
+            bounds,
+        };
+        vec![
+            work("held by somebody else, who is named", &named, &[("pglock", 1.35)]),
+            work("the same with -q; nobody is named", &quiet, &[("pglock", 1.15)]),
+        ]
     }
 
     /// From the end of the holder's job to the beginning of the waiter's.
@@ -322,7 +361,7 @@ impl Bench<'_> {
             name: "hand-off: end of a job, begin of the next",
             unit: "ms",
             samples,
-            bound: 1.35,
+            bounds: &[("pglock", 1.1)],
         }
     }
 
@@ -330,8 +369,10 @@ impl Bench<'_> {
     fn crowds(&self) -> Vec<Work> {
         let (port, dsn) = (self.server.port(), dsn("127.0.0.1", self.server.port()));
         let contenders = [
+            floor(self.programs, "wait-prove", "127.0.0.1", port, &["true"]).named("floor, proving"),
             floor(self.programs, "wait", "127.0.0.1", port, &["true"]),
             pglock("pglock", &self.programs.pglock, &dsn, &["true"]),
+            pglock("pglock, static", &self.programs.released, &dsn, &["true"]),
         ];
         let crowd = |keys: &'static dyn Fn(usize) -> String| {
             measure_in_turn(&contenders, 8, move |contender| {
@@ -362,34 +403,42 @@ impl Bench<'_> {
                 name: "a hundred at once, one key",
                 unit: "ms",
                 samples: crowd(&|_| KEY.to_owned()),
-                bound: 1.75,
+                bounds: &[("pglock", 1.35)],
             },
             Work {
                 name: "a hundred at once, each with its own key",
                 unit: "ms",
                 samples: crowd(&|number| (100_000 + number).to_string()),
-                bound: 1.55,
+                bounds: &[("pglock", 1.25)],
             },
         ]
     }
 
     fn version(&self) -> Work {
-        let (floor, released) = (self.programs.floor.clone(), self.programs.pglock.clone());
+        let floor = self.programs.floor.clone();
         let hello = Contender::new("hello, in C", move || {
             let mut command = Command::new(&floor);
             command.arg("hello");
             command
         });
-        let version = Contender::new("pglock", move || {
-            let mut command = Command::new(&released);
-            command.arg("--version");
-            command
-        });
+        let version = |name, program: &Path| {
+            let program = program.to_owned();
+            Contender::new(name, move || {
+                let mut command = Command::new(&program);
+                command.arg("--version");
+                command
+            })
+        };
+        let contenders = [
+            hello,
+            version("pglock", &self.programs.pglock),
+            version("pglock, static", &self.programs.released),
+        ];
         Work {
             name: "pglock --version",
             unit: "ms",
-            samples: in_turn(&[hello, version], ROUNDS),
-            bound: 1.5,
+            samples: in_turn(&contenders, ROUNDS),
+            bounds: &[("pglock, static", 1.5)],
         }
     }
 
@@ -431,7 +480,7 @@ impl Bench<'_> {
             name: "lock, true, unlock; the others",
             unit: "ms",
             samples,
-            bound: f64::INFINITY,
+            bounds: &[],
         }
     }
 
@@ -471,19 +520,24 @@ impl Idle {
         let minutes = self.began.elapsed().as_secs_f64() / 60.0;
         let used = milliseconds(cpu_time(self.holder.id()).unwrap() - self.used) / minutes;
         let megabytes = |child: &Child| private_memory(child.id()) as f64 / 1e6;
-        let one = |name, unit, value, bound| {
+        let one = |name, unit, value, bounds| {
             let samples = vec![Sample::of("pglock", vec![value])];
             Work {
                 name,
                 unit,
                 samples,
-                bound,
+                bounds,
             }
         };
         let works = vec![
-            one("memory of an idle holder", "MB", megabytes(&self.holder), 0.5),
-            one("memory of a waiter", "MB", megabytes(&self.waiter), 0.5),
-            one("CPU time of an idle holder, a minute", "ms", used, 1.7),
+            one(
+                "memory of an idle holder",
+                "MB",
+                megabytes(&self.holder),
+                &[("pglock", 0.5)],
+            ),
+            one("memory of a waiter", "MB", megabytes(&self.waiter), &[("pglock", 0.5)]),
+            one("CPU time of an idle holder, a minute", "ms", used, &[("pglock", 1.7)]),
         ];
         for child in [&mut self.holder, &mut self.waiter] {
             drop(child.stdin.take());
