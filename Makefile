@@ -15,7 +15,7 @@ BASH = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSH  = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISH = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 
-.PHONY: help build demo deps test test-matrix test-crowd test-failover model torture fuzz bench bench-growth bench-aging bench-check check check-targets audit completions dist deb test-packages install uninstall clean
+.PHONY: help build demo deps test test-matrix test-crowd test-failover model torture fuzz fuzz-parsers bench bench-growth bench-aging bench-check check check-targets audit completions dist deb test-packages install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +64,11 @@ fuzz: ## fuzz for a few minutes (PROPTEST_CASES, PGLOCK_FUZZ_COUNT, PGLOCK_FUZZ_
 	PROPTEST_CASES=$${PROPTEST_CASES:-20000} $(CARGO) test --release --locked --bin pglock
 	PGLOCK_FUZZ_COUNT=$${PGLOCK_FUZZ_COUNT:-5000} PGLOCK_FUZZ_SEED=$${PGLOCK_FUZZ_SEED:-$$(date +%s)} \
 		$(CARGO) test --release --locked --test it -- --nocapture hostile_server words::
+
+COUNT = 100000000
+
+fuzz-parsers: ## fuzz the parsers with libFuzzer (COUNT inputs in total, TARGETS; needs a C++ compiler)
+	TARGETS='$(TARGETS)' scripts/fuzz-parsers $(COUNT)
 
 # The benchmarks measure the binary that is released; see scripts/dist.
 BENCH = PGLOCK_BENCH=$(abspath $(DIST))/pglock/pglock $(CARGO) bench --locked --bench bench --

@@ -31,6 +31,9 @@
 mod cli;
 mod commands;
 mod connection;
+#[cfg(test)]
+#[path = "../tests/fuzz/driver.rs"]
+mod fuzz;
 mod history;
 mod inspect;
 mod key;

@@ -237,6 +237,48 @@ mod tests {
         }
     }
 
+    #[test]
+    fn fuzz_option_values() {
+        let examples = [
+            "10",
+            "1.5",
+            "500ms",
+            "1h30m",
+            "90d",
+            "1y 2months",
+            "RTMIN+3",
+            "SIGTERM",
+            "-1,2",
+            "--shared",
+            "name:42",
+            "until 14:00, gr\u{fc}n",
+        ];
+        crate::fuzz::fuzz(&examples, |input| {
+            let text = &*String::from_utf8_lossy(input);
+            if let Ok(duration) = duration(text) {
+                let _ = Instant::now() + duration + duration;
+            }
+            if let Ok(note) = note(text) {
+                assert!(note == text && note.len() <= MAX_NOTE_LEN && !note.contains(char::is_control));
+            }
+            if let Ok(key) = key(text) {
+                assert_eq!(key.given(), text);
+            }
+            assert!(
+                slot_count(text)
+                    .ok()
+                    .is_none_or(|count| (1..=MAX_SLOTS).contains(&count))
+            );
+            assert!(run_count(text).ok().is_none_or(|count| count > 0));
+            assert!(
+                role(text)
+                    .ok()
+                    .is_none_or(|role| role == text && role.len() <= MAX_NAME_LEN)
+            );
+            let _ = (exit_status(text), stop_signal(text));
+        });
+    }
+
     proptest! {
         #[test]
         fn printed_durations_parse_to_the_same_time(milliseconds in 0u64..4_000_000_000_000) {

@@ -211,6 +211,34 @@ mod tests {
         bytes.collect()
     }
 
+    /// Up to the first NUL, the input is a connection string; the rest is what is inside and behind a password.
+    #[test]
+    fn fuzz_connection_string() {
+        let examples = [
+            "postgresql://u:p%40@[::1]:99,b/d?sslmode=require&connect_timeout=3\0@\0/d?port=x",
+            " host = a  port='1'user=u\\ v dbname='it\\'s' \0 '\0 port=x",
+            "postgres:///?user=u&port=1&\0/a?b=\0,b:0",
+        ];
+        crate::fuzz::fuzz(&examples, |input| {
+            let input = String::from_utf8_lossy(input);
+            let mut parts = input.splitn(3, '\0');
+            let mut part = || parts.next().unwrap_or_default();
+            let _ = parse(part());
+            // Without `=`, what is inside is no parameter of its own.
+            let [inside, tail] = [part(), part()].map(|part| part.replace(['X', 'Y', 'Z', '='], ""));
+            let texts = [
+                format!("postgres://u:XYZ{inside}XYZ@h{tail}"),
+                format!("postgres://h/d?user=u&password=XYZ{inside}XYZ{tail}"),
+                format!("host=h password=XYZ{inside}XYZ {tail}"),
+            ];
+            // One for each input, which is faster.
+            let text = &texts[input.len() % texts.len()];
+            if let Err(error) = parse_either(text) {
+                assert!(!error.contains(['X', 'Y', 'Z']), "{text:?}: {error:?}");
+            }
+        });
+    }
+
     proptest! {
         #[test]
         fn no_input_makes_it_panic(text in ".*", tail in "[a-z=&%@:/?,\\[\\]'\\\\ 0-9]*") {

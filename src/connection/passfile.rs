@@ -136,6 +136,22 @@ mod tests {
         assert_eq!(lookup("h:1:d:u:p\\", "h", 1, "d", "u").as_deref(), Some("p\\"));
     }
 
+    #[test]
+    fn fuzz_password_file() {
+        let examples = [
+            "h:1:d:u:secret\n",
+            "*:*:*:u:a\\:b\\\\c\r\n# h:1",
+            "localhost:1:d\\",
+            "::::\n",
+        ];
+        crate::fuzz::fuzz(&examples, |input| {
+            let text = String::from_utf8_lossy(input);
+            if let Some(password) = lookup(&text, "h", 1, "d", "u") {
+                assert!(!password.contains('\n') && password.len() <= text.len());
+            }
+        });
+    }
+
     proptest! {
         #[test]
         fn any_field_can_be_escaped(

@@ -173,6 +173,39 @@ mod tests {
         assert!(filtered(&mut reply_filter, &notice.repeat(100)).is_ok_and(|kept| kept.is_empty()));
     }
 
+    /// A reply may arrive in any two parts: the first byte of the input says where it is cut.
+    #[test]
+    fn fuzz_reply_filter() {
+        let examples = [
+            [
+                &[7],
+                &message(b'S', b"a\0b\0")[..],
+                &message(b'Z', b"I"),
+                &message(b'D', &[0; 9]),
+            ]
+            .concat(),
+            [
+                &[40],
+                &message(b'N', b"x")[..],
+                &message(b'C', b"SELECT 1\0"),
+                &message(b'A', &[]),
+            ]
+            .concat(),
+            b"\x05D\0\0\0\x03Z\xff\xff\xff\xff".to_vec(),
+        ];
+        crate::fuzz::fuzz(&examples, |input| {
+            let Some((cut, bytes)) = input.split_first() else {
+                return;
+            };
+            let (first, second) = bytes.split_at(bytes.len().min((*cut).into()));
+            let mut in_parts = ReplyFilter::new(100);
+            let whole = filtered(&mut ReplyFilter::new(100), bytes);
+            let parts =
+                filtered(&mut in_parts, first).and_then(|kept| Ok([kept, filtered(&mut in_parts, second)?].concat()));
+            assert_eq!(whole.ok(), parts.ok());
+        });
+    }
+
     proptest! {
         #[test]
         fn replies_are_kept_whole_however_they_are_split(

@@ -135,6 +135,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn fuzz_service_file() {
+        let examples = [
+            "# x\n[a]\nhost=h\nport = 1\n[b]\n",
+            "[a]\npassword: x y\n[a",
+            "[a]\r\nservice=b\n=\n",
+        ];
+        crate::fuzz::fuzz(&examples, |input| {
+            let text = String::from_utf8_lossy(input);
+            if let Err(error) = find(&text, "a") {
+                assert!((1..=text.lines().count()).contains(&error.line));
+            }
+        });
+    }
+
     proptest! {
         #[test]
         fn a_written_service_reads_back(

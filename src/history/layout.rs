@@ -127,6 +127,7 @@ impl Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inspect::server_time::in_full;
     use std::collections::HashSet;
 
     #[test]
@@ -161,6 +162,20 @@ mod tests {
         };
         assert_eq!(layout.comment(), "Runs recorded by pglock: version 3, kept for 3600 s");
         assert_eq!(Layout::from_comment(Some(&layout.comment())), layout);
+    }
+
+    /// The owner of the table can write any comment.
+    #[test]
+    fn fuzz_table_comment() {
+        let examples = [
+            "Runs recorded by pglock: version 3, kept for 3600 s",
+            "kept for 18446744073709551615 s, version 4294967296",
+        ];
+        crate::fuzz::fuzz(&examples, |input| {
+            let layout = Layout::from_comment(Some(&String::from_utf8_lossy(input)));
+            assert_eq!(Layout::from_comment(Some(&layout.comment())), layout);
+            assert!(!in_full(layout.keep).is_empty());
+        });
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub(crate) use failure::explain;
 pub(crate) use layout::DEFAULT_KEEP;
 pub(crate) use prune::prune_all;
 pub(crate) use record::{Begun, LastSuccess, RecordedRun, begin, complete, prune};
+#[cfg(test)]
+pub(crate) use runs::summarize;
 pub(crate) use runs::{KeySummary, Run, RunFilter, newest_runs, newest_successes, summaries};
 pub(crate) use setup::{Setup, SetupResult};
 pub(crate) use table::{MAX_NAME_LEN, TableName};

@@ -133,7 +133,7 @@ pub(crate) fn summaries(
 }
 
 /// Returns the summaries that these rows contain.
-fn summarize(rows: &[impl Row]) -> BTreeMap<String, KeySummary> {
+pub(crate) fn summarize(rows: &[impl Row]) -> BTreeMap<String, KeySummary> {
     let mut summaries: BTreeMap<String, KeySummary> = BTreeMap::new();
     let mut keys_by_number: BTreeMap<String, String> = BTreeMap::new();
     for row in rows {
@@ -168,7 +168,7 @@ fn fetch(client: &mut Client, table: &TableName, sql: &str) -> Result<Vec<Simple
 }
 
 /// A row of a result.
-trait Row {
+pub(crate) trait Row {
     /// Returns the text of a column; `None` if it is NULL, missing or not text.
     fn cell(&self, column: &str) -> Option<&str>;
 }
@@ -180,7 +180,7 @@ impl Row for SimpleQueryRow {
 }
 
 impl Run {
-    fn read(row: &impl Row) -> Run {
+    pub(crate) fn read(row: &impl Row) -> Run {
         let now = number(row, "now").unwrap_or_default();
         let time = |column| number(row, column).map(|epoch| ServerTime::new(epoch, now));
         let some_text = |column| row.cell(column).map(str::to_owned);

@@ -101,6 +101,37 @@ mod tests {
         assert!(TableName::parse(&"x".repeat(63)).is_ok());
     }
 
+    /// Any table that `--table` accepts reads back: from a message, from SQL, and from a shell.
+    #[test]
+    fn fuzz_table_name() {
+        let examples = [
+            "runs",
+            "Ops.Job.Runs",
+            "a\"b.c d",
+            "it's.mine",
+            "public.pglock_run",
+            "\u{e4}.'\\''",
+        ];
+        crate::fuzz::fuzz(&examples, |input| {
+            let Ok(table) = TableName::parse(&String::from_utf8_lossy(input)) else {
+                return;
+            };
+            assert_eq!(TableName::parse(&table.to_string()), Ok(table.clone()));
+            let parts = [&table.schema, &table.name].map(|part| part.replace('"', "\"\""));
+            assert_eq!(table.sql(), format!("\"{}\".\"{}\"", parts[0], parts[1]));
+            let option = table.option();
+            let quoted = option
+                .strip_prefix(" --table '")
+                .and_then(|text| text.strip_suffix('\''));
+            let unquoted = quoted.map(|text| text.replace("'\\''", "\0"));
+            assert!(unquoted.as_ref().is_none_or(|text| !text.contains('\'')), "{option}");
+            let table = unquoted.map_or_else(TableName::default, |text| {
+                TableName::parse(&text.replace('\0', "'")).expect("a table")
+            });
+            assert_eq!(table.option(), option);
+        });
+    }
+
     #[test]
     fn only_another_table_needs_an_option() {
         assert_eq!(TableName::default().option(), "");

@@ -104,6 +104,7 @@ pub(crate) fn conflict_message(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::derived_keys::MAX_SLOTS;
     use proptest::prelude::*;
 
     #[test]
@@ -129,6 +130,26 @@ mod tests {
         assert!(of_slots(1).starts_with("the only slot of key 42 in database \"app\" is held by "));
         assert!(of_slots(2).starts_with("all 2 slots of key 42 in database \"app\" are held by "));
         assert!(of_slots(3).starts_with("2 of 3 slots of key 42 in database \"app\" are held by "));
+    }
+
+    #[test]
+    fn fuzz_holder() {
+        let examples = [
+            "pglock:backup web1~k3x9qa:77",
+            "pglock:a slots=3 [::1]:1",
+            "psql\n\x1b[2J",
+        ];
+        crate::fuzz::fuzz(&examples, |input| {
+            let key = Key::parse("backup").expect("a name");
+            let holders = [Backend::named(&String::from_utf8_lossy(input))];
+            for slots in [None, Some(1), Some(MAX_SLOTS)] {
+                let message = conflict_message(&key, KeyId::Bigint(1), slots, "app", Some(&holders));
+                assert!(
+                    message.contains("backup") && message.contains("backend 4242"),
+                    "{message:?}"
+                );
+            }
+        });
     }
 
     proptest! {

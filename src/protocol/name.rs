@@ -371,6 +371,31 @@ mod tests {
         }
     }
 
+    /// Any client can call itself anything; a key and a host can be called anything too.
+    #[test]
+    fn fuzz_application_name() {
+        let examples = [
+            "pglock:a b slots=3 web1~k3x9qa:77 - 127.0.0.1:57760",
+            "pglock:a - b web1~k3x9qa:77 - [::1]:57760",
+            "pglock:a-key-that-is-long billing-reports..28391340-1~k3x9q:1 -",
+            "pglock evict ann@web1:77 - 10.0.0.1:57760",
+            "nightly slots=1000\0billing-reports-nightly-28391340-1",
+        ];
+        crate::fuzz::fuzz(&examples, |input| {
+            let text = String::from_utf8_lossy(input);
+            if let Some(run) = RunName::parse(&text) {
+                assert!(run.slots.is_none_or(|slots| (1..=MAX_SLOTS).contains(&slots)));
+                assert!(text.contains(run.keys) && text.contains(run.host));
+            }
+            assert!(evictor(&text).is_none_or(|evictor| text.contains(evictor)));
+            let (key, host) = text.split_once('\0').unwrap_or((&text, "web1"));
+            let name = compose(&format!("{RUN_PREFIX}{key}"), None, host, Some("k3x9qa"), 77);
+            assert!(name.len() <= MAX_NAME_LEN && name.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
+            let run = RunName::parse(&name).expect("the name of a run");
+            assert_eq!((run.instance, run.pid), (Some("k3x9qa"), 77));
+        });
+    }
+
     proptest! {
         /// Whatever the key and the host are called, others read from the name who it is.
         #[test]

@@ -271,6 +271,37 @@ mod tests {
         assert_eq!(QueryTagInfo::parse("/* pglock asks 4.000 job backu"), Some(polling));
     }
 
+    /// Any client can send anything; the input is a query, and a job and its note, which read back.
+    #[test]
+    fn fuzz_query_tag() {
+        let examples = [
+            "/* pglock holds 125.000 limit 20.000 job sh note until 14:00 %2A/ 100%25 %27gr%C3%BCn%27 */ SELECT 1",
+            "/* pglock guards limit 20.000 job sh */ ",
+            "/* pglock asks 4.000 job backu",
+            "/* pglock waits 0.900 job x note %1B[2J */",
+            "./b\u{e4}ckup */ note 'x'\0until 14:00, */ 100% gr\u{fc}n",
+        ];
+        crate::fuzz::fuzz(&examples, |input| {
+            let text = String::from_utf8_lossy(input);
+            if let Some(info) = QueryTagInfo::parse(&text) {
+                let seconds = [info.held_seconds, info.job_limit_seconds, info.polling_seconds];
+                assert!(seconds.iter().flatten().all(|seconds| seconds.is_finite()));
+                assert!(info.note.is_none_or(|note| !note.contains(char::is_control)));
+            }
+            let (program, note) = text.split_once('\0').unwrap_or((&text, ""));
+            let note = Some(note).filter(|note| {
+                !note.is_empty() && decode_note(&utf8_percent_encode(note, ENCODED_IN_NOTE).to_string()).is_some()
+            });
+            let comment = QueryTag::ProgramOnly.comment(&job_text(program, note));
+            assert!(comment.is_ascii() && comment.matches("*/").count() == 1 && !comment.contains(['\'', '"', '\\']));
+            let info = QueryTagInfo::parse(&comment).expect("a tag");
+            assert_eq!(
+                (info.program, info.note.as_deref()),
+                (Some(&*job_text(program, None)), note)
+            );
+        });
+    }
+
     proptest! {
         /// A tag ends where it should, and has no quotes, whatever the program is called and however long it runs.
         #[test]

@@ -103,3 +103,104 @@ fn check_success(
     }
     Ok(outcome)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::{Run, summarize};
+    use std::collections::BTreeMap;
+    use unicode_width::UnicodeWidthStr;
+
+    /// Returns the value of a label and what follows it, as Prometheus reads them.
+    fn label(text: &str) -> Option<(String, &str)> {
+        let mut value = String::new();
+        let mut chars = text.char_indices();
+        loop {
+            match chars.next()? {
+                (end, '"') => return Some((value, &text[end + 1..])),
+                (_, '\\') => value.push(match chars.next()?.1 {
+                    'n' => '\n',
+                    c @ ('"' | '\\') => c,
+                    _ => return None,
+                }),
+                (_, c) => value.push(c),
+            }
+        }
+    }
+
+    /// The columns of the queries for runs and for summaries.
+    const COLUMNS: [&str; 20] = [
+        "key",
+        "number",
+        "mode",
+        "slot",
+        "host",
+        "pid",
+        "job",
+        "note",
+        "token",
+        "waited",
+        "started",
+        "ended",
+        "exit_status",
+        "signal",
+        "outcome",
+        "now",
+        "succeeded",
+        "took",
+        "age",
+        "runs",
+    ];
+
+    /// Returns a row of these cells, which NUL bytes separate; an empty one is NULL.
+    fn row(cells: &str) -> BTreeMap<&str, String> {
+        let cells = COLUMNS.into_iter().zip(cells.split('\0').map(str::to_owned));
+        cells.filter(|(_, cell)| !cell.is_empty()).collect()
+    }
+
+    /// Any client with the privilege can write any row. The input is one, and after a newline the row of a count.
+    #[test]
+    fn fuzz_recorded_run() {
+        let examples = [
+            "nightly\x005\0exclusive\x002\0web1\x0017240\0backup\0until 14:00\x007\x000.25\x001795657853.9\x001795657912.1\x00\0\
+             SIGKILL\0failed\x001795661700\x001795657912\x0058.2\n\x005\0\0\0\0\0\0\0\0\0\0\0\0\0failed\0\0\0\0\x0018446744073709551615",
+            "a\"\\b\x0042\0shared\0\0h\x00-1\0\x1b[2J\0\0\0inf\0-inf\0NaN\x00256\x002147483647\0running\x001e300\n",
+        ];
+        crate::fuzz::fuzz(&examples, |input| {
+            let text = String::from_utf8_lossy(input);
+            let (run_cells, count_cells) = text.split_once('\n').unwrap_or((&text, ""));
+            let rows = [row(run_cells), row(count_cells)];
+            let runs = [Run::read(&rows[0])];
+            for width in [None, Some(80)] {
+                let table = run_table::render(&runs, width);
+                assert!(
+                    table.lines().count() == 2 && !table.replace('\n', "").contains(char::is_control),
+                    "{table:?}"
+                );
+                assert!(
+                    table
+                        .lines()
+                        .all(|line| width.is_none_or(|width| line.width() <= width)),
+                    "{table:?}"
+                );
+            }
+            let json = json::render(&runs).expect("no error");
+            let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+            assert_eq!(json["runs"][0]["key"], runs[0].key);
+            let summaries = summarize(&rows);
+            for line in metrics::render(&summaries)
+                .lines()
+                .filter(|line| !line.starts_with('#'))
+            {
+                let (_, rest) = line.split_once("{key=\"").expect("a label");
+                let (key, mut rest) = label(rest).expect("a value");
+                assert!(summaries.contains_key(&key), "{line:?}");
+                if let Some(after) = rest.strip_prefix(",outcome=\"") {
+                    rest = label(after).expect("a value").1;
+                }
+                let value = rest.strip_prefix("} ").expect("a value");
+                assert!(value.parse().is_ok_and(f64::is_finite), "{line:?}");
+            }
+        });
+    }
+}

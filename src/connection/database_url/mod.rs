@@ -218,4 +218,6 @@ fn set_defaults(values: &mut Values, defaults: &[(&str, &str)]) {
 }
 
 #[cfg(test)]
+mod fuzz_target;
+#[cfg(test)]
 mod tests;

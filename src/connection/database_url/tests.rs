@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 ///
 /// # Errors
 /// As for [`parse`] and [`validate`].
-fn settings(text: &str) -> Result<Settings, SettingsError> {
+pub(super) fn settings(text: &str) -> Result<Settings, SettingsError> {
     let mut parsed = parse(text)?;
     set_defaults(&mut parsed.values, &[("user", "me")]);
     validate(&parsed.values, parsed.is_address_doubtful, Some(Path::new("/home")))
@@ -47,7 +47,7 @@ fn described(text: &str) -> String {
 }
 
 /// The URLs, by tool, and what must come out. `XYZ` is in every password.
-const URLS: &[(&str, &str)] = &[
+pub(super) const URLS: &[(&str, &str)] = &[
     // What libpq accepts.
     ("postgres://u:XYZ@h/d", "h:5432 u d Prefer"),
     ("postgresql://u:XYZ@h:6432/d?sslmode=require", "h:6432 u d Require"),

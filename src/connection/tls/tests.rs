@@ -188,6 +188,17 @@ proptest! {
     }
 }
 
+#[test]
+fn fuzz_server_certificate() {
+    crate::fuzz::fuzz(&[der().as_ref()], |input| {
+        let certificate = CertificateDer::from(input);
+        let _ = PublicKey::from_certificate(&certificate);
+        if let Some(info) = CertificateInfo::from_der(&certificate) {
+            let _ = (info.is_for("a.db.example"), info.is_for("::1"), info.names());
+        }
+    });
+}
+
 proptest! {
     // A case takes microseconds, and only a small part of the certificate matters, so there can be many.
     #![proptest_config(ProptestConfig::with_cases(8 * ProptestConfig::default().cases))]
