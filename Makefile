@@ -15,7 +15,7 @@ BASH = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSH  = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISH = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 
-.PHONY: help build demo deps test test-matrix test-crowd test-failover model torture fuzz fuzz-parsers bench bench-growth bench-aging bench-check check check-targets audit completions dist deb test-packages install uninstall clean
+.PHONY: help build demo deps test test-matrix test-crowd test-failover model torture soak fuzz fuzz-parsers bench bench-growth bench-aging bench-check check check-targets audit completions dist deb test-packages install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -105,10 +105,17 @@ torture: ## run many pglocks under injected faults and check them (SEED, SECONDS
 		$(if $(REPORT),PGLOCK_TORTURE_REPORT='$(abspath $(REPORT))') \
 		$(CARGO) test --release --locked --test torture -- --nocapture
 
+# To try it: make soak MINUTES=3 CYCLE=45 HOLDERS=20 WAITERS=40
+SOAK = $(foreach word,MINUTES CYCLE HOLDERS WAITERS,$(if $($(word)),$(word)=$($(word))))
+
+soak: ## see whether memory or anything grows over restarts of the server (MINUTES, CYCLE, HOLDERS)
+	@scripts/setup test
+	PGLOCK_SOAK='$(strip $(SOAK))' $(CARGO) test --release --locked --test soak -- --nocapture
+
 check: ## check formatting, lints and documentation
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- --deny warnings
-	$(CARGO) clippy --test failover --locked -- --deny warnings
+	$(CARGO) clippy --test failover --test soak --locked -- --deny warnings
 	RUSTDOCFLAGS='--deny warnings' $(CARGO) doc --no-deps --document-private-items --locked
 	shellcheck $$(grep -rlE '^#!.*sh$$' scripts examples .ci/run tests/torture/liar)
 	mandoc -T lint -W error completions/*.1

@@ -82,7 +82,8 @@ fn the_tests_pass_with_signals_ignored_and_blocked() {
 #[test]
 fn every_program_is_started_in_one_place() {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
-    let directories = vec![tests.join("it"), tests.join("torture"), tests.join("failover")];
+    let directories = ["it", "torture", "failover", "soak"].map(|directory| tests.join(directory));
+    let directories = directories.to_vec();
     let starts = containing(directories, concat!("Command::", "new("), &tests);
     assert_eq!(starts, [Path::new("it/support/command.rs")]);
 }
