@@ -15,10 +15,10 @@ BASH = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 ZSH  = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISH = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 
-.PHONY: help build demo deps test test-matrix test-crowd test-failover model torture soak fuzz fuzz-parsers bench bench-growth bench-aging bench-check check check-targets audit completions dist deb test-packages install uninstall clean
+.PHONY: help build demo deps test test-matrix test-crowd test-failover model torture torture-report soak fuzz fuzz-parsers bench bench-growth bench-aging bench-check check check-targets audit completions dist deb test-packages install uninstall clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 build: $(BINARY) ## build the release binary
 
@@ -93,17 +93,22 @@ bench-check: ## measure, and fail if a ratio exceeds its bound
 	@scripts/dist
 	$(BENCH) check
 
-# To run a plan of your own: make torture SEED=7 SECONDS=3600 FAULTS=Cut,Crash WORKERS=4 SEEDS=3 SHRINK=1 REPORT=file
-PLAN = $(foreach word,SEED SECONDS FAULTS WORKERS NEMESES,$(if $($(word)),$(word)=$($(word))))
+# To run a plan of your own: make torture SEED=7 SECONDS=3600 FAULTS=Cut,Crash CALM=4 WORKERS=4 SEEDS=3 SHRINK=1 REPORT=file
+PLAN = $(foreach word,SEED SECONDS FAULTS CALM WORKERS NEMESES,$(if $($(word)),$(word)=$($(word))))
 SEED    = 1
 SECONDS = 180
+RUNS_OF_TORTURE = tests/torture/runs.txt
+COMMIT = $(shell git describe --always --tags)$(shell git diff --quiet HEAD -- . ':!$(RUNS_OF_TORTURE)' || echo +changes)
 
 torture: ## run many pglocks under injected faults and check them (SEED, SECONDS, see tests/torture)
 	@scripts/setup test
 	$(CARGO) build --release --locked --example torture-job
 	PGLOCK_TORTURE='$(strip $(PLAN))' $(if $(SEEDS),PGLOCK_TORTURE_SEEDS=$(SEEDS)) $(if $(SHRINK),PGLOCK_TORTURE_SHRINK=1) \
-		$(if $(REPORT),PGLOCK_TORTURE_REPORT='$(abspath $(REPORT))') \
+		$(if $(REPORT),PGLOCK_TORTURE_REPORT='$(abspath $(REPORT))' PGLOCK_TORTURE_COMMIT='$(COMMIT)') \
 		$(CARGO) test --release --locked --test torture -- --nocapture
+
+torture-report: ## add up the runs of the torture test that were appended to tests/torture/runs.txt (REPORT)
+	@awk -f tests/torture/totals.awk $(or $(REPORT),$(RUNS_OF_TORTURE))
 
 # To try it: make soak MINUTES=3 CYCLE=45 HOLDERS=20 WAITERS=40
 SOAK = $(foreach word,MINUTES CYCLE HOLDERS WAITERS,$(if $($(word)),$(word)=$($(word))))

@@ -1,7 +1,8 @@
 //! The clients that want locks: each worker makes one request after another, and records the result.
 
 use super::history::{End, Run, now};
-use super::plan::{Plan, Request, Road};
+use super::plan::Plan;
+use super::request::{Request, Road};
 use super::support::command::command;
 use super::support::faketime;
 use super::support::probe::example;
@@ -133,8 +134,8 @@ impl Crowd {
         let own =
             Duration::from_secs(request.wait.unwrap_or(0)) + Duration::from_millis(request.life + request.min_hold);
         let latest = match request.road {
-            Road::Direct => OVERTIME,
-            Road::Pooler | Road::Forwarder => OVERTIME_POOLED,
+            Road::Direct | Road::Proxy => OVERTIME,
+            Road::Pooler | Road::PgDog | Road::Forwarder => OVERTIME_POOLED,
         };
         let running = Running {
             pid,
@@ -159,7 +160,11 @@ impl Crowd {
         command.args(&entrance[1..]).arg(&self.pglock);
         command.args(["run", "--heartbeat", "1", "--kill-after", "1"]);
         command.args(["--connect-timeout", "4"]);
-        command.args(options(request)).arg("--").arg(&self.job);
+        command.args(options(request));
+        if request.record {
+            command.arg(format!("--note={number}"));
+        }
+        command.arg("--").arg(&self.job);
         for file in ["history", "store"] {
             command.arg(self.directory.join(file));
         }
@@ -216,6 +221,10 @@ fn options(request: &Request) -> Vec<String> {
     let flags = flags.into_iter().filter(|(is_set, _)| *is_set);
     options.extend(flags.map(|(_, flag)| flag.to_owned()));
     options.extend(request.slots.map(|count| format!("--slots={count}")));
+    options.extend(match request.once_per {
+        Some(seconds) => Some(format!("--once-per={seconds}")),
+        None => request.record.then(|| "--record".into()),
+    });
     if request.min_hold > 0 {
         options.push(format!("--min-hold={}ms", request.min_hold));
     }

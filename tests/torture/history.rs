@@ -2,7 +2,8 @@
 //!
 //! All times are nanoseconds of the monotonic clock, which the processes of a machine share.
 
-use super::plan::{Kind, Request};
+use super::plan::Kind;
+use super::request::Request;
 use nix::time::{ClockId, clock_gettime};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -33,6 +34,13 @@ pub struct Run {
     pub stderr: String,
 }
 
+impl Run {
+    /// Returns whether its job was not started because the key had succeeded within the interval.
+    pub fn was_not_due(&self) -> bool {
+        self.end == End::Code(75) && self.stderr.contains(" last succeeded ")
+    }
+}
+
 /// A job, from its first line to its last.
 #[derive(Clone, Debug, Default)]
 pub struct Stay {
@@ -43,6 +51,8 @@ pub struct Stay {
     pub last: u128,
     /// It recorded that it leaves; otherwise it was killed after its last line.
     pub left: bool,
+    /// The status with which it then exited; `None` if TERM ended it.
+    pub status: Option<i32>,
     pub slot: Option<u16>,
     pub token: Option<String>,
     pub writes: Vec<Write>,
@@ -56,6 +66,21 @@ pub struct Write {
     pub accepted: bool,
 }
 
+/// A row of the run table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    pub id: i64,
+    /// From its note.
+    pub run: usize,
+    pub key: String,
+    pub slot: u16,
+    pub shared: bool,
+    pub started: u128,
+    pub ended: Option<u128>,
+    pub exit_status: Option<i32>,
+    pub outcome: String,
+}
+
 /// What a fault can have hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -64,6 +89,7 @@ pub enum Target {
     Key(&'static str),
     Pooled,
     Forwarded,
+    Proxied,
     All,
 }
 
@@ -83,6 +109,8 @@ pub struct History {
     pub runs: BTreeMap<usize, Run>,
     pub stays: Vec<Stay>,
     pub faults: Vec<Fault>,
+    /// The run table at the end.
+    pub rows: Vec<Row>,
 }
 
 impl History {
@@ -115,7 +143,10 @@ impl History {
                     key: (*key).to_owned(),
                     accepted: event == "written",
                 }),
-                ("leave", []) => stay.left = true,
+                ("leave", [status]) => {
+                    stay.left = true;
+                    stay.status = status.parse().ok();
+                }
                 ("alive", []) => {}
                 _ => return Err(bad()),
             }

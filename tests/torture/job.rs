@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// How much longer a stubborn job runs after TERM.
-const STUBBORN_EXTENSION: Duration = Duration::from_secs(3);
+/// How much longer a stubborn job runs after TERM: for longer than anything but KILL may leave it.
+const STUBBORN_EXTENSION: Duration = Duration::from_secs(8);
 /// How often it checks for TERM.
 const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// How often it records that it lives; every tenth time, it also writes to the store.
@@ -57,11 +57,13 @@ fn main() -> io::Result<()> {
     let life = Duration::from_millis(life.parse().unwrap_or(0));
     let is_ended = job.live(life, &terminated, !rest.is_empty())?;
     job.write()?;
-    job.note("leave", "")?;
     if is_ended {
+        job.note("leave", " -")?;
         signal_hook::low_level::emulate_default_handler(SIGTERM)
     } else {
-        exit(status.parse().unwrap_or(0))
+        let status = status.parse().unwrap_or(0);
+        job.note("leave", &format!(" {status}"))?;
+        exit(status)
     }
 }
 

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// How a pglock can lie, and the violation that this causes.
-const LIES: [(&str, &str); 8] = [
+const LIES: [(&str, &str); 10] = [
     ("no-lock", " overlap for "),
     ("early", " overlap for "),
     ("stale-token", " has token 0000"),
@@ -17,6 +17,8 @@ const LIES: [(&str, &str); 8] = [
     ("orphan", "the job lived on"),
     ("chatter", "it does not say \"\""),
     ("false-conflict", "reported a holder that was none"),
+    ("again", " began within the interval of run "),
+    ("unrecorded", " is not recorded"),
 ];
 
 #[test]

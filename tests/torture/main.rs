@@ -6,10 +6,11 @@
 //! * `PGLOCK_TORTURE`: the plan, as in `SEED=1 SECONDS=600 FAULTS=Cut,Crash WORKERS=4`; the rest has its defaults.
 //! * `PGLOCK_TORTURE_SEEDS`: the number of runs, with this seed and those that follow it.
 //! * `PGLOCK_TORTURE_SHRINK`: shrinks a plan that failed, which takes many times as long as the plan.
-//! * `PGLOCK_TORTURE_REPORT`: a file to which the summary of each run is appended.
+//! * `PGLOCK_TORTURE_REPORT`: a file to which a line for each run is appended, with `PGLOCK_TORTURE_COMMIT`. `totals.awk`
+//!   adds them up.
 //!
-//! [`plan`]: what is to happen. [`world`]: servers, pooler and hosts. [`crowd`]: the clients that want locks.
-//! [`nemesis`]: the faults. [`history`]: what happened. [`check`]: whether that was right; `check_tests` and [`lies`]:
+//! [`plan`] and [`request`]: what is to happen. [`world`]: servers, poolers, proxy and hosts. [`crowd`]: the clients that want locks.
+//! [`nemesis`]: the faults. [`history`]: what happened, and [`table`] what pglock has recorded. [`check`]: whether that was right; `check_tests` and [`lies`]:
 //! whether the check notices. [`shrink`]: makes a failing plan smaller. `job.rs`: the job, a program of its own.
 //!
 //! Linux only: it finds jobs, and what became of them, in /proc.
@@ -30,11 +31,13 @@ mod history;
 mod lies;
 mod nemesis;
 mod plan;
+mod request;
 mod shrink;
 mod summary;
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/support/mod.rs"]
 mod support;
+mod table;
 mod world;
 
 use check::{Verdict, check};
@@ -47,6 +50,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
+use summary::Summary;
 use support::wait::until;
 use world::World;
 
@@ -58,7 +62,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 /// Plans that failed once, or that provoke what failed once.
 const KEPT: &str = include_str!("kept-plans");
 
-/// P10, P12, P18, P20, P21, P31, P35
+/// P10, P12, P18, P20, P21, P31, P35, P100, P101, P102
 #[test]
 fn the_promises_are_kept_under_faults() {
     let _alone = ALONE.lock();
@@ -93,15 +97,14 @@ fn plans_that_failed_once_pass() {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
-/// Makes a run and prints its summary. Returns what is wrong with it, and how to repeat it.
+/// Makes a run. Returns what is wrong with it, and how to repeat it.
 fn judge(plan: Plan) -> Option<String> {
     println!("make torture {}", plan.line());
-    let (summary, verdict) = torture(&plan);
-    println!("{summary}");
+    let (verdict, record) = torture(&plan);
     if let Ok(file) = std::env::var("PGLOCK_TORTURE_REPORT") {
         let mut options = File::options();
         let mut report = options.append(true).create(true).open(file).unwrap();
-        report.write_all(format!("{summary}\n").as_bytes()).unwrap();
+        report.write_all(record.as_bytes()).unwrap();
     }
     if verdict.violations.is_empty() {
         return None;
@@ -111,7 +114,7 @@ fn judge(plan: Plan) -> Option<String> {
     let smallest = if std::env::var_os("PGLOCK_TORTURE_SHRINK").is_some() {
         shrink::shrink(plan, |plan| {
             println!("smaller: {}", plan.line());
-            !torture(plan).1.violations.is_empty()
+            !torture(plan).0.violations.is_empty()
         })
     } else {
         plan
@@ -124,26 +127,36 @@ fn judge(plan: Plan) -> Option<String> {
     ))
 }
 
-/// Makes a run in a world of its own, and returns its summary and verdict.
-fn torture(plan: &Plan) -> (String, Verdict) {
+/// Makes a run in a world of its own, and prints its summary. Returns its verdict, and its line for the report.
+fn torture(plan: &Plan) -> (Verdict, String) {
     let resets_sessions = !plan.kinds.contains(&Kind::Leftover);
     let (began, world) = (Instant::now(), World::new(resets_sessions));
     let versions = world.versions();
     let (history, mut verdict) = run(plan, &world, Path::new(env!("CARGO_BIN_EXE_pglock")));
     verdict.violations.extend(world.end());
-    let summary = summary::summary(plan, &versions, began.elapsed(), &history, &verdict);
-    (summary, verdict)
+    let summary = Summary {
+        plan,
+        took: began.elapsed(),
+        history: &history,
+        verdict: &verdict,
+    };
+    println!("{}", summary.text(&versions));
+    let commit = std::env::var("PGLOCK_TORTURE_COMMIT");
+    let record = summary.record(&commit.unwrap_or_else(|_| "unknown".into()));
+    (verdict, record)
 }
 
 /// Makes a run of this pglock, from the first request until the last job is gone.
 fn run(plan: &Plan, world: &World, pglock: &Path) -> (History, Verdict) {
     let directory = tempfile::tempdir().unwrap();
     let crowd = Crowd::new(directory.path(), pglock);
+    table::clear(world);
     let mut history = History {
         faults: meet(plan, world, &crowd),
         ..History::default()
     };
     let are_gone = until(SETTLING, || living_jobs(&crowd.history()).is_empty());
+    history.rows = table::read(world);
     history.runs = std::mem::take(&mut *crowd.runs.lock().unwrap());
     let stays = History::stays_from(&crowd.history());
     let mut violations = Vec::new();

@@ -6,9 +6,9 @@ use super::crowd::{Crowd, Running};
 use super::history::{Fault, Target, now};
 use super::plan::{Kind, Strike};
 use super::support::command::command;
-use super::support::server::{SUPERUSER, number};
+use super::support::server::number;
 use super::support::wait::{SOON, until};
-use super::world::{HOSTS, World};
+use super::world::{HOSTS, World, admin_dsn};
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP, SIGTERM};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -93,10 +93,14 @@ impl Nemesis<'_> {
     fn strike_all(&self, strike: &Strike) -> Option<Target> {
         match strike.kind {
             Kind::Crash => self.world.crash(),
+            Kind::Restart => self.world.restart(),
             Kind::Failover => self.world.fail_over(),
+            Kind::Switchover => self.world.switch_over().then_some(())?,
             Kind::KillPooler => self.world.replace_pooler(),
             Kind::KillForwarder => self.world.replace_forwarder(),
             Kind::Reconnect => self.world.reconnect_pooler(),
+            Kind::KillProxy => self.world.replace_proxy(),
+            Kind::CutProxy => self.world.cut_proxy(),
             Kind::CutServer => self.world.cut(None, || wait_for_fault(strike)),
             Kind::SlowDisk => self.slow_disk(strike)?,
             Kind::Exhaust => self.exhaust(strike),
@@ -105,6 +109,7 @@ impl Nemesis<'_> {
         Some(match strike.kind {
             Kind::KillPooler | Kind::Reconnect => Target::Pooled,
             Kind::KillForwarder => Target::Forwarded,
+            Kind::KillProxy | Kind::CutProxy => Target::Proxied,
             _ => Target::All,
         })
     }
@@ -153,7 +158,7 @@ impl Nemesis<'_> {
              WHERE application_name LIKE 'pglock:%'",
             server.address()
         );
-        let found = self.query(&sql)?.into_iter();
+        let found = self.world.query(&sql)?.into_iter();
         let found = found.filter_map(|row| <[String; 4]>::try_from(row).ok());
         let found: BTreeMap<String, [String; 3]> = found
             .map(|[pid, name, is_local, is_forwarded]| (pid, [name, is_local, is_forwarded]))
@@ -171,7 +176,7 @@ impl Nemesis<'_> {
 
     fn end_session(&self, strike: &Strike) -> Option<Target> {
         let (backend, target) = self.backend(strike)?;
-        self.query(&format!("SELECT pg_terminate_backend({backend})"));
+        self.world.query(&format!("SELECT pg_terminate_backend({backend})"));
         Some(target)
     }
 
@@ -179,7 +184,7 @@ impl Nemesis<'_> {
         let sql = format!(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pglock:%' AND {IS_FORWARDED}"
         );
-        let ended = self.query(&sql)?;
+        let ended = self.world.query(&sql)?;
         (!ended.is_empty()).then_some(Target::Forwarded)
     }
 
@@ -196,37 +201,31 @@ impl Nemesis<'_> {
     /// Kills a backend, whereupon the server ends all its sessions and recovers.
     fn kill_backend(&self, strike: &Strike) -> Option<Target> {
         let (backend, _) = self.backend(strike)?;
-        let server = self.world.primary();
-        let mut witness = server.config().connect(NoTls).ok()?;
-        if !is_child_of(backend, &server.directory().join("data")) {
-            return None;
-        }
-        kill(backend, SIGKILL).ok()?;
-        until(SOON, || witness.simple_query("").is_err());
-        self.await_server();
+        self.world.crash_by(|server| {
+            let mut witness = server.config().connect(NoTls).ok()?;
+            if !is_child_of(backend, &server.directory().join("data")) {
+                return None;
+            }
+            kill(backend, SIGKILL).ok()?;
+            until(SOON, || witness.simple_query("").is_err());
+            self.await_server();
+            Some(())
+        })?;
         Some(Target::All)
     }
 
     fn await_server(&self) {
-        until(SOON, || self.query("SELECT 1").is_some());
+        until(SOON, || self.world.query("SELECT 1").is_some());
     }
 
     fn evict(&self, strike: &Strike, options: &[&str]) -> Option<Target> {
         let (_, running) = self.pick_running(strike)?;
         let key = running.request.keys[0];
-        let server = self.world.primary();
         let mut evict = command(env!("CARGO_BIN_EXE_pglock"));
         evict.args(["evict", "--yes", "--key", key]).args(options);
         // Those of the pglocks: a holder that is new does not show its own yet.
         evict.env("PGLOCK_HEARTBEAT", "1").env("PGLOCK_KILL_AFTER", "1");
-        evict.env(
-            "PGLOCK_DSN",
-            format!(
-                "host={} port={} user={SUPERUSER} dbname=postgres",
-                server.host(),
-                server.port()
-            ),
-        );
+        evict.env("PGLOCK_DSN", admin_dsn(self.world.primary()));
         evict.stdin(Stdio::null()).stdout(Stdio::null());
         evict.stderr(Stdio::null()).status().unwrap();
         Some(Target::Key(key))
@@ -250,7 +249,7 @@ impl Nemesis<'_> {
         while is_there && now() < end && !self.crowd.is_over() {
             let_pass(LOOK_INTERVAL);
             let at = now();
-            let found = self.query(&present);
+            let found = self.world.query(&present);
             is_there = found.as_ref().is_none_or(|rows| !rows.is_empty());
             if found.is_some() && is_there {
                 ended = at;
@@ -258,7 +257,9 @@ impl Nemesis<'_> {
         }
         let ending = now();
         until(SOON, || {
-            self.query(&format!("SELECT pg_terminate_backend({pid})")).is_some()
+            self.world
+                .query(&format!("SELECT pg_terminate_backend({pid})"))
+                .is_some()
         });
         let fault = |kind, target, began, ended| Fault {
             kind,
@@ -285,13 +286,13 @@ impl Nemesis<'_> {
 
     /// Delays each flush of the WAL.
     fn slow_disk(&self, strike: &Strike) -> Option<()> {
-        self.query("ALTER SYSTEM SET commit_delay = 100000")?;
-        self.query("SELECT pg_reload_conf()");
+        self.world.query("ALTER SYSTEM SET commit_delay = 100000")?;
+        self.world.query("SELECT pg_reload_conf()");
         wait_for_fault(strike);
         // The server may be down meanwhile.
         let heal = "ALTER SYSTEM RESET commit_delay";
-        until(SOON, || self.query(heal).is_some());
-        self.query("SELECT pg_reload_conf()");
+        until(SOON, || self.world.query(heal).is_some());
+        self.world.query("SELECT pg_reload_conf()");
         Some(())
     }
 
@@ -304,20 +305,6 @@ impl Nemesis<'_> {
         wait_for_fault(strike);
         drop(taken);
         self.await_server();
-    }
-
-    /// Returns the rows of a query over the socket; `None` if the server is not available.
-    fn query(&self, sql: &str) -> Option<Vec<Vec<String>>> {
-        let mut client = self.world.primary().config().connect(NoTls).ok()?;
-        let messages = client.simple_query(sql).ok()?;
-        let rows = messages.into_iter().filter_map(|message| {
-            let SimpleQueryMessage::Row(row) = message else {
-                return None;
-            };
-            let values = (0..row.len()).map(|index| row.get(index).unwrap_or_default().to_owned());
-            Some(values.collect())
-        });
-        Some(rows.collect())
     }
 }
 

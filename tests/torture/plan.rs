@@ -6,6 +6,7 @@
 //! failed.
 
 use super::dice::Dice;
+use super::request::{Request, brief, patient};
 use super::world::HOSTS;
 
 /// Workers that want a lock for a short time.
@@ -14,57 +15,6 @@ pub const BRIEF_WORKERS: usize = 15;
 pub const PATIENT_WORKERS: usize = 3;
 /// Several strike at a time, so that faults coincide.
 pub const NEMESES: usize = 4;
-
-/// The keys of the brief workers.
-const KEYS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
-/// The keys of the patient workers, of which there are more.
-const LONG_KEYS: [&str; 2] = ["long", "longer"];
-/// The key with slots, and their number.
-const SLOTS: (&str, u16) = ("slots", 3);
-
-/// How a pglock reaches the server.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Road {
-    #[default]
-    Direct,
-    /// Through PgBouncer.
-    Pooler,
-    /// Through a pooler that lends the session that its first client has opened.
-    Forwarder,
-}
-
-/// The options of a pglock and of its job.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Request {
-    pub keys: Vec<&'static str>,
-    pub shared: bool,
-    pub slots: Option<u16>,
-    pub fair: bool,
-    pub token: bool,
-    pub road: Road,
-    /// Seconds; `None` for `--no-wait`.
-    pub wait: Option<u64>,
-    /// Milliseconds.
-    pub life: u64,
-    pub min_hold: u64,
-    /// The job's own exit status.
-    pub status: i32,
-    pub stubborn: bool,
-    /// The number of the host that it runs on.
-    pub host: usize,
-}
-
-impl Request {
-    /// Returns whether it goes through PgBouncer.
-    pub fn is_pooled(&self) -> bool {
-        self.road == Road::Pooler
-    }
-
-    /// Returns whether it goes through the pooler that lends its first client's session.
-    pub fn is_forwarded(&self) -> bool {
-        self.road == Road::Forwarder
-    }
-}
 
 /// A planned fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +55,12 @@ pub enum Kind {
     Leftover,
     /// Immediate stop and start.
     Crash,
+    /// Fast stop and start.
+    Restart,
+    /// Immediate stop, and promotion of the standby.
     Failover,
+    /// Fast stop, promotion of the standby, which has everything, and the old primary becomes the standby.
+    Switchover,
     KillPooler,
     /// The forwarding pooler ends, with all its connections, and starts again.
     KillForwarder,
@@ -113,6 +68,10 @@ pub enum Kind {
     EndForwarded,
     /// PgBouncer's RECONNECT.
     Reconnect,
+    /// SIGKILL to HAProxy, which is started again.
+    KillProxy,
+    /// HAProxy's `shutdown sessions`.
+    CutProxy,
     /// The cable of a client's host is pulled.
     Cut,
     /// The cable of the server and the pooler is pulled.
@@ -128,7 +87,7 @@ pub enum Kind {
 
 impl Kind {
     /// The kinds that can be planned, and how often. What stops everything is rare, or nothing else would happen.
-    pub const ALL: [(Kind, u64); 24] = [
+    pub const ALL: [(Kind, u64); 28] = [
         (Kind::KillPglock, 20),
         (Kind::StopPglock, 16),
         (Kind::TermPglock, 20),
@@ -143,11 +102,15 @@ impl Kind {
         (Kind::EvictForced, 4),
         (Kind::Leftover, 8),
         (Kind::Crash, 2),
+        (Kind::Restart, 2),
         (Kind::Failover, 1),
+        (Kind::Switchover, 1),
         (Kind::KillPooler, 5),
         (Kind::KillForwarder, 6),
         (Kind::EndForwarded, 6),
         (Kind::Reconnect, 12),
+        (Kind::KillProxy, 6),
+        (Kind::CutProxy, 6),
         (Kind::Cut, 10),
         (Kind::CutServer, 2),
         (Kind::Delay, 10),
@@ -192,6 +155,8 @@ pub struct Plan {
     /// The number of workers.
     pub workers: usize,
     pub nemeses: usize,
+    /// How many times longer the pauses between strikes are, for more acquisitions per fault.
+    pub calm: u64,
     pub kinds: Vec<Kind>,
 }
 
@@ -202,6 +167,7 @@ impl Plan {
             seconds,
             workers: BRIEF_WORKERS + PATIENT_WORKERS,
             nemeses: NEMESES,
+            calm: 1,
             kinds: Kind::all(),
         }
     }
@@ -216,6 +182,7 @@ impl Plan {
                 "SECONDS" => self.seconds = number()?,
                 "WORKERS" => self.workers = number()? as usize,
                 "NEMESES" => self.nemeses = number()? as usize,
+                "CALM" => self.calm = number()?,
                 "FAULTS" => self.kinds = kinds(value)?,
                 _ => return Err(format!("unknown part of a plan: {part}")),
             }
@@ -232,8 +199,8 @@ impl Plan {
             names.join(",")
         };
         format!(
-            "SEED={} SECONDS={} WORKERS={} NEMESES={} FAULTS={faults}",
-            self.seed, self.seconds, self.workers, self.nemeses
+            "SEED={} SECONDS={} WORKERS={} NEMESES={} CALM={} FAULTS={faults}",
+            self.seed, self.seconds, self.workers, self.nemeses, self.calm
         )
     }
 
@@ -246,7 +213,7 @@ impl Plan {
             if worker % each == each - 1 {
                 patient(&mut dice, worker / each % HOSTS, longest)
             } else {
-                brief(&mut dice, worker % HOSTS)
+                brief(&mut dice, worker, worker % HOSTS)
             }
         })
     }
@@ -256,7 +223,8 @@ impl Plan {
         let mut dice = Dice::new(self.seed, 1_000_000 + nemesis as u64);
         let chances = Kind::ALL.into_iter();
         let chances: Vec<(Kind, u64)> = chances.filter(|(kind, _)| self.kinds.contains(kind)).collect();
-        std::iter::from_fn(move || (!chances.is_empty()).then(|| strike(&mut dice, &chances)))
+        let calm = self.calm;
+        std::iter::from_fn(move || (!chances.is_empty()).then(|| strike(&mut dice, &chances, calm)))
     }
 }
 
@@ -273,7 +241,7 @@ fn kinds(names: &str) -> Result<Vec<Kind>, String> {
 }
 
 /// Draws a strike, always with the same number of draws.
-fn strike(dice: &mut Dice, chances: &[(Kind, u64)]) -> Strike {
+fn strike(dice: &mut Dice, chances: &[(Kind, u64)], calm: u64) -> Strike {
     let all: u64 = chances.iter().map(|(_, chance)| chance).sum();
     let mut drawn = dice.number(0, all);
     let mut kind = chances[0].0;
@@ -286,7 +254,7 @@ fn strike(dice: &mut Dice, chances: &[(Kind, u64)]) -> Strike {
     }
     let (low, high) = kind.lasts(dice.percent(50));
     Strike {
-        pause: dice.number(20, 300),
+        pause: dice.number(20, 300) * calm,
         kind,
         pick: dice.number(0, u64::from(u32::MAX)),
         is_aimed: dice.percent(50),
@@ -294,86 +262,8 @@ fn strike(dice: &mut Dice, chances: &[(Kind, u64)]) -> Strike {
     }
 }
 
-/// Draws a request for a short time.
-fn brief(dice: &mut Dice, host: usize) -> Request {
-    let mut request = Request {
-        keys: vec![dice.one_of(&KEYS)],
-        token: dice.percent(80),
-        road: road(dice, 30, 15),
-        wait: dice.percent(85).then(|| dice.number(1, 8)),
-        life: dice.number(0, 12),
-        status: dice.one_of(&[0, 0, 3]),
-        stubborn: dice.percent(10),
-        host,
-        ..Request::default()
-    };
-    if dice.percent(2) {
-        request.life = dice.number(100, 800);
-    }
-    if dice.percent(5) {
-        request.min_hold = dice.number(10, 100);
-    }
-    match dice.number(0, 100) {
-        0..20 => request.shared = true,
-        20..35 => {
-            request.keys = vec![SLOTS.0];
-            request.slots = Some(SLOTS.1);
-        }
-        35..50 if request.wait.is_some() && request.road == Road::Direct => request.fair = true,
-        50..60 => request.keys.push(dice.one_of(&KEYS)),
-        // The key itself is slot 0.
-        60..62 => request.keys = vec![SLOTS.0],
-        // Newcomers, which do not know who held the lock before: the loser of a session must come before them, and a
-        // session that is lent must not let them in.
-        drawn @ 62.. if drawn < 72 || request.is_forwarded() => {
-            request.keys = vec![dice.one_of(&LONG_KEYS)];
-            request.wait = None;
-        }
-        _ => {}
-    }
-    without_token_if_forwarded(&mut request);
-    request.keys.sort_unstable();
-    request.keys.dedup();
-    request
-}
-
-/// Draws a request for seconds. Most want the same key, and many hold it for longer than a server waits for a silent
-/// client.
-fn patient(dice: &mut Dice, host: usize, longest: u64) -> Request {
-    let life = if dice.percent(60) {
-        dice.number(longest * 2 / 3, longest)
-    } else {
-        dice.number(100, longest / 3)
-    };
-    let mut request = Request {
-        keys: vec![LONG_KEYS[usize::from(dice.percent(25))]],
-        token: true,
-        road: road(dice, 35, 20),
-        wait: Some(dice.number(longest / 1500, longest / 600)),
-        life,
-        status: dice.one_of(&[0, 3]),
-        stubborn: dice.percent(40),
-        shared: dice.percent(10),
-        host,
-        ..Request::default()
-    };
-    without_token_if_forwarded(&mut request);
-    request
-}
-
-/// Draws a road: PgBouncer and the forwarding pooler with these chances.
-fn road(dice: &mut Dice, pooler: u64, forwarder: u64) -> Road {
-    match dice.number(0, 100) {
-        drawn if drawn < pooler => Road::Pooler,
-        drawn if drawn < pooler + forwarder => Road::Forwarder,
-        _ => Road::Direct,
-    }
-}
-
-/// A token takes a second session while the transaction of the lock is open, and the forwarding pooler has only one.
-fn without_token_if_forwarded(request: &mut Request) {
-    request.token &= !request.is_forwarded();
-}
+#[cfg(test)]
+use super::request::{LONG_KEYS, Road};
 
 #[test]
 fn the_same_seed_makes_the_same_requests_and_strikes() {
@@ -395,8 +285,13 @@ fn the_same_seed_makes_the_same_requests_and_strikes() {
     for kind in Kind::all() {
         assert!(strikes.iter().any(|strike| strike.kind == kind), "{kind:?}");
     }
-    let modes: [fn(&Request) -> bool; 9] = [
+    let modes: [fn(&Request) -> bool; 14] = [
         |request| request.shared,
+        |request| request.road == Road::PgDog && request.token,
+        |request| request.road == Road::Proxy && request.fair,
+        |request| request.once_per.is_some() && request.is_pooled() && request.wait.is_some(),
+        |request| request.once_per.is_some() && request.road == Road::Direct && request.wait.is_none(),
+        |request| request.record && request.once_per.is_none() && request.keys.len() > 1,
         |request| request.slots.is_some() && request.wait.is_none(),
         |request| request.slots.is_some() && request.is_pooled(),
         |request| request.fair,
@@ -415,6 +310,10 @@ fn the_same_seed_makes_the_same_requests_and_strikes() {
 fn a_plan_is_a_line_of_text() {
     let plan = Plan::new(3, 60).with("WORKERS=4 FAULTS=Cut,Crash").unwrap();
     assert_eq!(plan.kinds, [Kind::Cut, Kind::Crash]);
+    let calm = plan.clone().with("CALM=5").unwrap();
+    let pauses = |plan: &Plan| plan.strikes(0).take(20).map(|strike| strike.pause).sum::<u64>();
+    assert_eq!(pauses(&calm), 5 * pauses(&plan));
+    assert_eq!(Plan::new(0, 0).with(&calm.line()), Ok(calm));
     assert_eq!(Plan::new(0, 0).with(&plan.line()), Ok(plan));
     let none = Plan::new(3, 60).with("FAULTS=none").unwrap();
     assert_eq!(none.strikes(0).next(), None);

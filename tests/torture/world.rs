@@ -1,17 +1,23 @@
-//! The world of a run: the hosts, a server with its standby, and two poolers.
+//! The world of a run: the hosts, a server with its standby, the poolers, and a proxy.
 //!
-//! If network namespaces are permitted, the server, the standby and the clients are on hosts of their own; otherwise
-//! everything is on this one, and no cable can be pulled. The pooler that forwards is reached by a Unix socket, on which
-//! no cable has an effect.
+//! If network namespaces are permitted, the server, the standby, the proxy and the clients are on hosts of their own;
+//! otherwise everything is on this one, and no cable can be pulled. PgDog and the pooler that forwards are reached by a
+//! Unix socket, on which no cable has an effect.
 
-use super::plan::Road;
+use super::request::Road;
+use super::support::command::command;
 use super::support::forwarder::Forwarder;
 use super::support::network::{Host, Network};
 use super::support::pgbouncer::PgBouncer;
-use super::support::server::{SUPERUSER, Server};
+use super::support::pgdog::PgDog;
+use super::support::real_proxy::{RealProxy, haproxy_example};
+use super::support::server::{SUPERUSER, Server, free_port};
 use super::support::wait::{SOON, eventually, until};
-use postgres::{Client, Config, NoTls};
+use postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock};
 use tempfile::TempDir;
 
@@ -32,8 +38,16 @@ pub struct World {
     network: Option<Network>,
     clients: Vec<Host>,
     servers: Vec<Host>,
-    /// The directory of the forwarding pooler's socket.
+    proxy_host: Option<Host>,
+    proxy_port: u16,
+    /// HAProxy, while it runs.
+    proxy: Mutex<Option<RealProxy>>,
+    pgdog: PgDog,
+    /// The socket of the pooler behind PgDog.
+    pooler_socket: Arc<Mutex<PathBuf>>,
+    /// The directory of the forwarding pooler's socket, and that of PgDog's.
     forwarder_directory: TempDir,
+    _pgdog_directory: TempDir,
     /// All servers that were ever started.
     made: Mutex<Vec<&'static Server>>,
     now: RwLock<Now>,
@@ -63,17 +77,32 @@ impl World {
             made.unwrap_or_default()
         };
         let (servers, clients) = (hosts(2), hosts(HOSTS));
+        let proxy_host = hosts(1).pop();
         let primary = leak(Server::make(&SETTINGS, servers.first(), None));
+        let init = command(env!("CARGO_BIN_EXE_pglock"))
+            .arg("init")
+            .env("PGLOCK_DSN", admin_dsn(primary))
+            .output();
+        assert!(init.as_ref().is_ok_and(|init| init.status.success()), "{init:?}");
         let standby = leak(Server::make(&SETTINGS, servers.get(1), Some(primary)));
         let pooler = pooler(primary, servers.first(), resets_sessions);
-        let forwarder_directory = tempfile::tempdir().unwrap();
+        let [forwarder_directory, pgdog_directory] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let forwarder = forwarder(primary, &forwarder_directory);
-        World {
+        let pooler_socket = Arc::new(Mutex::new(pooler.socket()));
+        let socket = Arc::clone(&pooler_socket);
+        let pgdog = PgDog::start(pgdog_directory.path(), move || socket.lock().unwrap().clone(), |_| ());
+        let world = World {
             resets_sessions,
             network,
             clients,
             servers,
+            proxy_host,
+            proxy_port: free_port(),
+            proxy: Mutex::default(),
+            pgdog,
+            pooler_socket,
             forwarder_directory,
+            _pgdog_directory: pgdog_directory,
             made: Mutex::new(vec![primary, standby]),
             now: RwLock::new(Now {
                 primary,
@@ -83,7 +112,9 @@ impl World {
                 primary_host: 0,
             }),
             change: Mutex::new(()),
-        }
+        };
+        world.start_proxy(primary);
+        world
     }
 
     fn now(&self) -> Now {
@@ -113,6 +144,11 @@ impl World {
                 "read-write",
             ),
             Road::Pooler => (now.primary.address().to_owned(), now.pooler.port().to_string(), "any"),
+            Road::PgDog => return self.pgdog.dsn(),
+            Road::Proxy => {
+                let address = self.proxy_host.as_ref().map_or("127.0.0.1", Host::address);
+                (address.to_owned(), self.proxy_port.to_string(), "read-write")
+            }
             Road::Forwarder => return now.forwarder.dsn(),
         };
         format!(
@@ -164,19 +200,13 @@ impl World {
         }
     }
 
-    /// Promotes the standby, and makes the next standby from it.
+    /// Stops the primary as a crash does, promotes the standby, and makes the next standby from it.
     pub fn fail_over(&self) {
         let _change = self.change.lock().unwrap();
         let mut now = self.now();
         let old = now.primary;
         old.stop_immediate();
-        now.standby.promote();
-        now.primary_host = 1 - now.primary_host;
-        (now.primary, now.standby) = (now.standby, old);
-        now.pooler = self.pooler(&now);
-        now.forwarder.kill();
-        now.forwarder = forwarder(now.primary, &self.forwarder_directory);
-        *self.now.write().unwrap() = now.clone();
+        self.promote_standby(&mut now);
         let next = self.servers.get(1 - now.primary_host);
         now.standby = leak(Server::make(&SETTINGS, next, Some(now.primary)));
         self.made.lock().unwrap().push(now.standby);
@@ -185,9 +215,60 @@ impl World {
         let _ = fs::remove_dir_all(old.directory().join("data"));
     }
 
+    /// Stops the primary when the standby has everything, and has them change their roles. Returns whether the standby
+    /// was there.
+    pub fn switch_over(&self) -> bool {
+        let _change = self.change.lock().unwrap();
+        let mut now = self.now();
+        let streaming = "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'";
+        if !until(SOON, || self.query(streaming).is_some_and(|rows| !rows.is_empty())) {
+            return false;
+        }
+        let old = now.primary;
+        old.stop_fast();
+        let end = last_checkpoint(old);
+        eventually(SOON, "a standby that has everything", || {
+            now.standby
+                .value(&format!("SELECT pg_last_wal_receive_lsn() > '{end}'"))
+                == "t"
+        });
+        self.promote_standby(&mut now);
+        old.follow(now.primary);
+        old.restart();
+        true
+    }
+
+    /// Promotes the standby, while the old primary is stopped, and has everything find it. The proxy leads to it already
+    /// before, so that those behind it do not come later than others.
+    fn promote_standby(&self, now: &mut Now) {
+        self.start_proxy(now.standby);
+        now.standby.promote();
+        now.primary_host = 1 - now.primary_host;
+        std::mem::swap(&mut now.primary, &mut now.standby);
+        now.pooler = self.pooler(now);
+        now.forwarder.kill();
+        now.forwarder = forwarder(now.primary, &self.forwarder_directory);
+        *self.now.write().unwrap() = now.clone();
+    }
+
     pub fn crash(&self) {
         let _change = self.change.lock().unwrap();
         self.primary().restart();
+    }
+
+    /// Stops the primary as `pg_ctl stop -m fast` does, and starts it again.
+    pub fn restart(&self) {
+        let _change = self.change.lock().unwrap();
+        let primary = self.primary();
+        primary.stop_fast();
+        primary.restart();
+    }
+
+    /// Has this crash the primary and wait until it has recovered, while nothing else changes it: a fast stop during a
+    /// recovery from a crash makes PostgreSQL 15 hang.
+    pub fn crash_by(&self, crash: impl FnOnce(&'static Server) -> Option<()>) -> Option<()> {
+        let _change = self.change.lock().unwrap();
+        crash(self.primary())
     }
 
     /// Kills the pooler, and starts another one.
@@ -197,6 +278,45 @@ impl World {
         now.pooler.kill();
         now.pooler = self.pooler(&now);
         *self.now.write().unwrap() = now;
+    }
+
+    /// Kills HAProxy, and starts another one in its place.
+    pub fn replace_proxy(&self) {
+        let _change = self.change.lock().unwrap();
+        self.start_proxy(self.primary());
+    }
+
+    /// Starts HAProxy in front of this server, after the one that may run is killed.
+    fn start_proxy(&self, server: &Server) {
+        let mut proxy = self.proxy.lock().unwrap();
+        *proxy = None;
+        let (target, keeper) = (format!("{}:{}", server.address(), server.port()), self.first_server());
+        let control = format!("maxconn 1000\n    stats socket {} level admin", self.proxy_control());
+        let unused = free_port();
+        let configuration = haproxy_example(&target, self.proxy_port, unused).replace("maxconn 1000", &control);
+        let started = RealProxy::haproxy(keeper, self.proxy_host.as_ref(), &configuration, self.proxy_port);
+        *proxy = Some(started);
+    }
+
+    /// Has HAProxy close all connections.
+    pub fn cut_proxy(&self) {
+        let _change = self.change.lock().unwrap();
+        let mut control = UnixStream::connect(self.proxy_control()).unwrap();
+        control
+            .write_all(b"shutdown sessions server postgresql/primary\n")
+            .unwrap();
+        let mut reply = String::new();
+        control.read_to_string(&mut reply).unwrap();
+        assert_eq!(reply.trim(), "");
+    }
+
+    /// Returns the socket of HAProxy for commands, in the directory of its configuration.
+    fn proxy_control(&self) -> String {
+        format!("{}/haproxy", self.first_server().host())
+    }
+
+    fn first_server(&self) -> &'static Server {
+        self.made.lock().unwrap()[0]
     }
 
     /// Kills the forwarding pooler, and starts another one in its place.
@@ -209,7 +329,23 @@ impl World {
     }
 
     fn pooler(&self, now: &Now) -> Arc<PgBouncer<'static>> {
-        pooler(now.primary, self.servers.get(now.primary_host), self.resets_sessions)
+        let pooler = pooler(now.primary, self.servers.get(now.primary_host), self.resets_sessions);
+        *self.pooler_socket.lock().unwrap() = pooler.socket();
+        pooler
+    }
+
+    /// Returns the rows of a query to the primary over its socket; `None` if the server is not available.
+    pub fn query(&self, sql: &str) -> Option<Vec<Vec<String>>> {
+        let mut client = self.primary().config().connect(NoTls).ok()?;
+        let messages = client.simple_query(sql).ok()?;
+        let rows = messages.into_iter().filter_map(|message| {
+            let SimpleQueryMessage::Row(row) = message else {
+                return None;
+            };
+            let values = (0..row.len()).map(|index| row.get(index).unwrap_or_default().to_owned());
+            Some(values.collect())
+        });
+        Some(rows.collect())
     }
 
     /// Connects through the pooler, if that is possible at once.
@@ -255,6 +391,22 @@ impl World {
     }
 }
 
+/// Returns a connection string for the server's socket.
+pub fn admin_dsn(server: &Server) -> String {
+    let (host, port) = (server.host(), server.port());
+    format!("host={host} port={port} user={SUPERUSER} dbname=postgres")
+}
+
+/// Returns where in the WAL the last checkpoint of a server is that is stopped.
+fn last_checkpoint(server: &Server) -> String {
+    let mut control = server.command("pg_controldata");
+    let output = control.arg(server.directory().join("data")).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut lines = text.lines();
+    let place = lines.find_map(|line| line.strip_prefix("Latest checkpoint location:"));
+    place.unwrap_or_else(|| panic!("{output:?}")).trim().to_owned()
+}
+
 /// Leaks a server, which [`World::end`] stops and which is removed with the test process: threads may still refer to
 /// it.
 fn leak(server: Server) -> &'static Server {
@@ -272,7 +424,7 @@ fn forwarder(server: &Server, directory: &TempDir) -> Arc<Forwarder> {
 fn pooler(server: &'static Server, host: Option<&Host>, resets_sessions: bool) -> Arc<PgBouncer<'static>> {
     let settings = [
         "pool_mode=transaction",
-        "default_pool_size=15",
+        "default_pool_size=20",
         "server_login_retry=1",
         "server_reset_query=DISCARD ALL",
         if resets_sessions {

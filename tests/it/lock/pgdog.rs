@@ -4,13 +4,19 @@ use crate::support::case::Case;
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pgdog::PgDog;
 use crate::support::wait::{SOON, eventually};
+use std::sync::{Arc, Mutex};
 
 /// P41: nothing that pglock sends is refused, answered by the pooler itself, or sent to a standby.
 #[test]
 fn everything_works_through_a_pooler_that_decides_by_the_statements_of_a_message() {
     let case = Case::new();
     let pooler = PgBouncer::with(case.server, &["pool_mode=transaction"]);
-    let pgdog = PgDog::before(pooler.port());
+    let socket = pooler.socket();
+    let directory = tempfile::tempdir().unwrap();
+    let messages: Arc<Mutex<Vec<String>>> = Arc::default();
+    let sink = Arc::clone(&messages);
+    let note = move |message: &str| sink.lock().unwrap().push(message.to_owned());
+    let pgdog = PgDog::start(directory.path(), move || socket.clone(), note);
     let run = || case.run().args(["--dsn", &pgdog.dsn()]);
     let command = |name: &str| case.server.pglock().args([name, "--dsn", &pgdog.dsn()]);
 
@@ -57,11 +63,11 @@ fn everything_works_through_a_pooler_that_decides_by_the_statements_of_a_message
     holder.finish().code(74);
     case.await_locks(0, 0);
 
-    let primary = format!("{}&target_session_attrs=primary", pgdog.dsn());
+    let primary = format!("{} target_session_attrs=primary", pgdog.dsn());
     case.run().args(["--dsn", &primary, "true"]).output().code(0).silent();
 
     // Pgpool-II may send a message that is one SELECT, or one SHOW, to a standby.
-    for message in pgdog.messages() {
+    for message in messages.lock().unwrap().iter() {
         let is_one_query = !message.trim_end().trim_end_matches(';').contains(';')
             && ["SELECT", "SHOW", "WITH", "VALUES"]
                 .iter()

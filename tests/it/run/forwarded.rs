@@ -6,7 +6,7 @@
 use crate::support::journal::{Journal, now};
 use crate::support::network::{Host, Network};
 use crate::support::pglock::{Pglock, Running};
-use crate::support::real_proxy::{HAPROXY_EXAMPLE, RealProxy};
+use crate::support::real_proxy::{RealProxy, haproxy_example};
 use crate::support::server::{Server, free_port};
 use crate::support::unique;
 use crate::support::wait::{SOON, eventually, until};
@@ -42,21 +42,7 @@ impl HaProxy {
     fn start(server: &Server, host: Option<&Host>) -> HaProxy {
         let [by_tcp, by_silence, by_nothing, by_tunnel] = [(); 4].map(|()| free_port());
         let target = format!("{}:{}", server.address(), server.port());
-        let mut configuration = std::fs::read_to_string(HAPROXY_EXAMPLE).unwrap();
-        for (long, short) in [
-            (":5432 tcp-ut 23s", format!(":{by_tcp} tcp-ut 6s")),
-            // By default, HAProxy takes 3 s to give a server up that refuses connections.
-            ("timeout connect 5s", "timeout connect 5s\n    retries 0".into()),
-            ("clitcpka-idle 17s", "clitcpka-idle 3s".into()),
-            ("clitcpka-intvl 2s", "clitcpka-intvl 1s".into()),
-            (":5433", format!(":{by_silence}")),
-            ("client 23s", "client 6s".into()),
-            ("server 23s", "server 6s".into()),
-            ("192.0.2.10:5432", target.clone()),
-        ] {
-            assert!(configuration.contains(long), "{HAPROXY_EXAMPLE} has no {long}");
-            configuration = configuration.replace(long, &short);
-        }
+        let mut configuration = haproxy_example(&target, by_tcp, by_silence);
         configuration += &format!(
             "listen unlimited\n  bind :{by_nothing}\n  timeout client 1h\n  timeout server 1h\n  server s {target}\n\
              listen tunnel\n  bind :{by_tunnel}\n  timeout client 6s\n  timeout server 6s\n  timeout tunnel 1h\n  \

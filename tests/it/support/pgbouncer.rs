@@ -119,6 +119,11 @@ impl PgBouncer<'_> {
         self.port
     }
 
+    /// Returns the path of its socket.
+    pub fn socket(&self) -> PathBuf {
+        Path::new(self.server.host()).join(format!(".s.PGSQL.{}", self.port))
+    }
+
     /// Returns a pglock that connects through the pooler.
     pub fn pglock(&self) -> Pglock {
         self.server.pglock().env("PGPORT", self.port.to_string())

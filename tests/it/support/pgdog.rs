@@ -8,43 +8,58 @@
 //!   with a lone `SELECT set_config()`, LISTEN, NOTIFY, UNLISTEN, DEALLOCATE or DISCARD, is answered and never runs.
 //! * Everything else goes to the server as it is.
 
-use super::proxy::{listen, read_message, statements};
+use super::proxy::{read_message, statements};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, Write};
-use std::net::TcpStream;
-use std::sync::{Arc, Mutex};
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
 
-/// Listens for as long as the test process lives.
+/// The port in the name of the socket, which is alone in its directory.
+const PORT: u16 = 5432;
+
+/// Listens on a Unix socket for as long as the test process lives.
 pub struct PgDog {
-    port: u16,
-    messages: Arc<Mutex<Vec<String>>>,
+    directory: PathBuf,
 }
 
 impl PgDog {
-    /// Starts one in front of a PgBouncer on this port.
-    pub fn before(pooler: u16) -> PgDog {
-        let messages = Arc::new(Mutex::new(Vec::new()));
-        let sink = Arc::clone(&messages);
-        let port = listen(pooler, move |_, client, server| {
-            let session = Session {
-                client,
-                server,
-                status: b'I',
-                begin: None,
-            };
-            // It ends with either side.
-            let _ = session.serve(&sink);
+    /// Starts one in this directory, in front of the PgBouncer that has this socket when a client comes. It notes each
+    /// message of a client, without the comment in front.
+    pub fn start(
+        directory: &Path,
+        pooler: impl Fn() -> PathBuf + Send + 'static,
+        note: impl Fn(&str) + Send + Sync + 'static,
+    ) -> PgDog {
+        let listener = UnixListener::bind(directory.join(format!(".s.PGSQL.{PORT}"))).unwrap();
+        let note = Arc::new(note);
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let Ok(server) = UnixStream::connect(pooler()) else {
+                    continue;
+                };
+                let note = Arc::clone(&note);
+                let session = Session {
+                    client,
+                    server,
+                    status: b'I',
+                    begin: None,
+                };
+                // It ends with either side.
+                thread::spawn(move || drop(session.serve(&*note)));
+            }
         });
-        PgDog { port, messages }
+        PgDog {
+            directory: directory.to_owned(),
+        }
     }
 
     /// Returns its connection string.
     pub fn dsn(&self) -> String {
-        format!("postgresql://postgres@127.0.0.1:{}/postgres?sslmode=disable", self.port)
-    }
-
-    /// Returns the messages of all clients so far, without the comment in front.
-    pub fn messages(&self) -> Vec<String> {
-        self.messages.lock().unwrap().clone()
+        let directory = self.directory.display();
+        format!("host={directory} port={PORT} user=postgres dbname=postgres sslmode=disable")
     }
 }
 
@@ -89,8 +104,8 @@ fn command(statements: &[String], is_connected: bool) -> Command {
 
 /// A client, and its connection to the pooler.
 struct Session {
-    client: TcpStream,
-    server: TcpStream,
+    client: UnixStream,
+    server: UnixStream,
     /// As in ReadyForQuery: whether a transaction is open at the server.
     status: u8,
     /// The message that began a transaction, until it has run.
@@ -100,11 +115,12 @@ struct Session {
 impl Session {
     /// # Errors
     /// Either side has closed its connection.
-    fn serve(mut self, messages: &Mutex<Vec<String>>) -> io::Result<()> {
+    fn serve(mut self, note: &impl Fn(&str)) -> io::Result<()> {
         let startup = read_message(&mut self.client, false)?;
         self.server.write_all(&startup)?;
         self.relay_reply(true)?;
         loop {
+            self.await_client()?;
             let message = read_message(&mut self.client, true)?;
             if message[0] != b'Q' {
                 self.server.write_all(&message)?;
@@ -115,7 +131,7 @@ impl Session {
                 Some((_, text)) => text.trim().to_owned(),
                 None => text,
             };
-            messages.lock().unwrap().push(text.clone());
+            note(&text);
             let statements = statements(&text);
             match command(&statements, self.status != b'I') {
                 Command::Refuse => {
@@ -140,6 +156,23 @@ impl Session {
                     self.relay_reply(true)?;
                 }
             }
+        }
+    }
+
+    /// Waits for a message of the client. What the server sends meanwhile is relayed.
+    ///
+    /// # Errors
+    /// Either side has closed its connection.
+    fn await_client(&mut self) -> io::Result<()> {
+        loop {
+            let [client, server] = [&self.client, &self.server].map(|end| PollFd::new(end.as_fd(), PollFlags::POLLIN));
+            let mut ends = [client, server];
+            poll(&mut ends, PollTimeout::NONE)?;
+            if ends[1].any() != Some(true) {
+                return Ok(());
+            }
+            let message = read_message(&mut self.server, true)?;
+            self.client.write_all(&message)?;
         }
     }
 

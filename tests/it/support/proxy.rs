@@ -122,7 +122,7 @@ impl Proxy {
 
 /// Serves each connection on a thread of its own, with its number and a connection to this port. Returns the port to
 /// connect to.
-pub(super) fn listen(to: u16, serve: impl Fn(usize, TcpStream, TcpStream) + Send + Sync + 'static) -> u16 {
+fn listen(to: u16, serve: impl Fn(usize, TcpStream, TcpStream) + Send + Sync + 'static) -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     let serve = Arc::new(serve);

@@ -13,10 +13,31 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
 
 /// The example that `docs/poolers.md` refers to.
-pub const HAPROXY_EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/haproxy.cfg");
+const HAPROXY_EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/haproxy.cfg");
 
 /// The program, which Debian keeps in a directory that is not on an ordinary user's `PATH`.
 pub const HAPROXY: &str = "/usr/sbin/haproxy";
+
+/// Returns that example in front of this server, with the times for H = D = G = 1 s: 6 s for the lock. The port of the
+/// clients that TCP watches comes first, and then that of those whose silence is limited.
+pub fn haproxy_example(target: &str, by_tcp: u16, by_silence: u16) -> String {
+    let mut configuration = fs::read_to_string(HAPROXY_EXAMPLE).unwrap();
+    for (long, short) in [
+        (":5432 tcp-ut 23s", format!(":{by_tcp} tcp-ut 6s")),
+        // By default, HAProxy takes 3 s to give a server up that refuses connections.
+        ("timeout connect 5s", "timeout connect 5s\n    retries 0".into()),
+        ("clitcpka-idle 17s", "clitcpka-idle 3s".into()),
+        ("clitcpka-intvl 2s", "clitcpka-intvl 1s".into()),
+        (":5433", format!(":{by_silence}")),
+        ("client 23s", "client 6s".into()),
+        ("server 23s", "server 6s".into()),
+        ("192.0.2.10:5432", target.into()),
+    ] {
+        assert!(configuration.contains(long), "{HAPROXY_EXAMPLE} has no {long}");
+        configuration = configuration.replace(long, &short);
+    }
+    configuration
+}
 
 /// A running proxy, killed on drop.
 pub struct RealProxy {

@@ -135,11 +135,14 @@ impl Server {
         let copied = self.command("cp").arg("-R").args([&from, &to]).status();
         assert!(copied.unwrap().success());
         primary.restart();
-        let conninfo = format!(
-            "primary_conninfo = 'host={} port={} user={SUPERUSER}'\n",
-            primary.host(),
-            primary.port()
-        );
+        self.follow(primary);
+    }
+
+    /// Makes it a standby of this server from its next start on, with data of that server's.
+    pub fn follow(&self, primary: &Server) {
+        let to = self.directory.join("data");
+        let (host, port) = (primary.host(), primary.port());
+        let conninfo = format!("primary_conninfo = 'host={host} port={port} user={SUPERUSER}'\n");
         let (file, text) = match primary.version() {
             12.. => {
                 fs::write(to.join("standby.signal"), "").unwrap();

@@ -1,7 +1,7 @@
 //! The check of how each pglock ended: its exit status and its message fit what happened to it, and its job had ended
 //! before.
 
-use super::{Check, POOLER_RETRY_NS, SECOND_NS, disturbs, ends_sessions, evicts, silences};
+use super::{Check, POOLER_RETRY_NS, SECOND_NS, disturbs, ends_sessions, evicts, restarts, silences};
 use crate::history::{End, Fault, Run, Stay};
 use crate::plan::Kind;
 
@@ -13,7 +13,8 @@ impl Check<'_> {
     pub fn ends(&mut self) {
         for (&number, run) in &self.history.runs {
             let stay = self.stays.get(&number).copied();
-            let (retried, line) = last_line(run.stderr.trim_end());
+            let (unrecorded, text) = unrecorded_line(run.stderr.trim_end());
+            let (retried, line) = last_line(text);
             let ending = Ending {
                 check: self,
                 number,
@@ -22,7 +23,9 @@ impl Check<'_> {
                 line,
             };
             let is_retry_right = retried.map_or(Ok(()), |_| ending.has_retried());
+            let is_record_right = || unrecorded.map_or(Ok(()), |_| ending.has_failed_to_record());
             if let Err(why) = is_retry_right
+                .and_then(|()| is_record_right())
                 .and_then(|()| ending.is_right())
                 .and_then(|()| ending.is_after_the_job())
             {
@@ -39,6 +42,19 @@ fn last_line(text: &str) -> (Option<&str>, &str) {
         && (first.contains("lost the connection while waiting for key") && first.ends_with("; reconnecting")
             || first.contains("; retrying until the wait for key") && first.ends_with(" is over"));
     if is_retry { (Some(first), rest) } else { (None, text) }
+}
+
+/// Returns the line that says that the end of the run is not recorded, if there is one at either end, and the rest.
+fn unrecorded_line(text: &str) -> (Option<&str>, &str) {
+    let is_it = |line: &str| line.starts_with("pglock: could not record how the run on ");
+    let (first, rest) = text.split_once('\n').unwrap_or((text, ""));
+    if is_it(first) {
+        return (Some(first), rest);
+    }
+    match text.rsplit_once('\n') {
+        Some((rest, last)) if is_it(last) => (Some(last), rest),
+        _ => (None, text),
+    }
 }
 
 /// The end of a run, to be judged.
@@ -81,14 +97,13 @@ impl Ending<'_> {
         let Some(stay) = self.stay else {
             return Ok(());
         };
-        let is_crash = |kind| matches!(kind, Kind::Crash | Kind::Failover | Kind::KillBackend);
         let is_late = |fault: &Fault| {
             let echo = if self.run.request.is_pooled() {
                 POOLER_RETRY_NS
             } else {
                 0
             };
-            is_crash(fault.kind) && fault.began > stay.entered && fault.ended + echo < stay.last
+            restarts(fault.kind) && fault.began > stay.entered && fault.ended + echo < stay.last
         };
         let faults = &self.check.faults;
         let crash = faults.find(self.number, self.run, stay.entered, stay.last, is_late);
@@ -99,6 +114,14 @@ impl Ending<'_> {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// The end of a recorded run is not in the table.
+    fn has_failed_to_record(&self) -> Result<(), String> {
+        if !self.run.request.record {
+            return Err("it was not to record anything".into());
+        }
+        self.was_hit("it had no reason not to record its end", disturbs)
     }
 
     /// A wait went on without a server.
@@ -121,6 +144,10 @@ impl Ending<'_> {
             line if line.contains("evicted ") => self.was_hit("nobody evicted it", evicts),
             line if line.contains("; the job was not started") || line.contains("before the job was started") => Ok(()),
             _ if self.run.ended - self.run.began >= u128::from(seconds) * SECOND_NS => Ok(()),
+            // Documented: it holds the lock, and needs another session for the token or the record.
+            line if line.contains("no session of the pool was free") => {
+                self.was_hit("the pool had sessions", |kind| silences(kind) || ends_sessions(kind))
+            }
             line if line.contains("stopped responding") => self.was_hit("nobody was silent", |kind| {
                 silences(kind) || self.run.request.is_pooled() && ends_sessions(kind)
             }),
@@ -166,6 +193,9 @@ impl Ending<'_> {
     /// Another client held the lock, and the wait lasted as long as requested.
     fn is_a_conflict(&self) -> Result<(), String> {
         self.has_line("pglock: ")?;
+        if self.run.was_not_due() {
+            return self.is_not_due();
+        }
         let Some(seconds) = self.run.request.wait else {
             return self.has_line("; not waiting");
         };
@@ -177,6 +207,25 @@ impl Ending<'_> {
         } else {
             Ok(())
         }
+    }
+
+    /// P102: a job of the key succeeded that started within the interval.
+    fn is_not_due(&self) -> Result<(), String> {
+        let Some(interval) = self.run.request.once_per else {
+            return Err("it was not to look for a success".into());
+        };
+        self.has_line(&format!("; not again within {interval}s"))?;
+        let from = self.run.began.saturating_sub(u128::from(interval) * SECOND_NS);
+        let is_of_key = |stay: &Stay| {
+            let other = self.check.run(stay.run);
+            other.is_some_and(|other| other.request.keys == self.run.request.keys)
+        };
+        let is_it =
+            |stay: &Stay| (from..self.run.ended).contains(&stay.entered) && stay.status == Some(0) && is_of_key(stay);
+        if self.check.history.stays.iter().any(is_it) {
+            return Ok(());
+        }
+        Err("no job of the key had succeeded within the interval".into())
     }
 
     /// Nothing of the job lives when its pglock has ended, unless pglock was killed.

@@ -2,13 +2,15 @@
 //!
 //! A session that is ended frees the lock at once, but its pglock takes it again until the job is dead. That fails in
 //! these cases only: pglock itself was killed or stopped; the lock was to be free at once (`pglock evict --force`);
-//! another client wanted the lock when `pg_terminate_backend` ended the session, and stood in the server's queue; or
-//! the server could not be reached. Behind a pooler that lends its first client's session, the pglock does not know
+//! another client wanted the lock when `pg_terminate_backend` or the proxy ended the session, and stood in the server's
+//! queue; or the server could not be reached. Behind a pooler that lends its first client's session, the pglock does not know
 //! before its next query.
 
-use super::{Check, Holder, SECOND_NS, START_LIMIT_NS, TERMINATION_LIMIT_NS, cuts, ends_sessions, share_a_key};
+use super::{ARRIVAL_LIMIT_NS, cuts, ends_proxied, ends_sessions, restarts, share_a_key};
+use super::{Check, Holder, SECOND_NS, START_LIMIT_NS, TERMINATION_LIMIT_NS};
 use crate::history::{End, Fault, Target};
 use crate::plan::Kind;
+use crate::request::Road;
 
 /// How late a client can have come that got the lock before the loser of a terminated session, on a busy machine.
 const GAP_LIMIT_NS: u128 = SECOND_NS / 2;
@@ -44,9 +46,10 @@ impl<'a> Check<'a> {
             _ if back.is_some() => Some(" of a stopped pglock"),
             Kind::EvictForced => Some(""),
             Kind::EndSession | Kind::TermBackend if self.was_wanted(fault, victim) => Some(""),
+            kind if ends_proxied(kind) && self.was_wanted(fault, victim) => Some(""),
             _ if run.request.is_forwarded() => Some(" behind the forwarding pooler"),
             // Its pooler is gone for good, or keeps it waiting before it tries the server again.
-            Kind::KillPooler | Kind::Crash | Kind::KillBackend | Kind::Failover if run.request.is_pooled() => {
+            kind if run.request.is_pooled() && (kind == Kind::KillPooler || restarts(kind)) => {
                 Some(" behind the pooler")
             }
             _ if self.is_out_of_reach(fault, victim, until) => Some(" with the server out of reach"),
@@ -61,10 +64,15 @@ impl<'a> Check<'a> {
         Some(fault.kind.name() + reason(fault).unwrap_or_default())
     }
 
-    /// Returns whether another client wanted the lock when the session was ended.
+    /// Returns whether another client wanted the lock when the session was ended. One that lost its own session by the
+    /// same fault, and that may have seen the holder, leaves the lock to the loser.
     fn was_wanted(&self, fault: &Fault, victim: Holder) -> bool {
         self.history.runs.iter().any(|(&number, run)| {
+            let has_lost_too = ends_proxied(fault.kind)
+                && run.request.road == Road::Proxy
+                && run.began + ARRIVAL_LIMIT_NS < fault.began;
             number != victim.stay.run
+                && !has_lost_too
                 && share_a_key(&run.request, &victim.run.request)
                 && run.began < fault.ended + GAP_LIMIT_NS
                 && run.ended > fault.began

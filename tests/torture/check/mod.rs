@@ -12,15 +12,17 @@
 //! released its lock had it to the end, whoever shared its session.
 //!
 //! [`excuses`]: what explains an overlap. [`tokens`]: tokens and the store. [`ends`]: how each pglock ended, and what
-//! it printed. [`waits`]: the waiters.
+//! it printed. [`records`]: the run table. [`waits`]: the waiters.
 
 mod ends;
 mod excuses;
+mod records;
 mod tokens;
 mod waits;
 
 use super::history::{Fault, History, Run, Stay, Target};
-use super::plan::{Kind, Request};
+use super::plan::Kind;
+use super::request::{Request, Road};
 use std::collections::{BTreeMap, HashMap};
 
 pub const SECOND_NS: u128 = 1_000_000_000;
@@ -29,6 +31,8 @@ pub const SECOND_NS: u128 = 1_000_000_000;
 pub const TERMINATION_LIMIT_NS: u128 = 6 * SECOND_NS;
 /// From the grant to the job's first line, on a busy machine.
 const START_LIMIT_NS: u128 = 3 * SECOND_NS;
+/// How long starting, connecting and taking a ticket may take, on a busy machine.
+const ARRIVAL_LIMIT_NS: u128 = 4 * SECOND_NS;
 /// How long a cut or a slow line has effects after its end: until messages are retransmitted, or the server gives up
 /// the connection.
 pub const AFTERMATH_NS: u128 = 10 * SECOND_NS;
@@ -41,6 +45,10 @@ pub struct Verdict {
     pub violations: Vec<String>,
     /// Overlaps that a fault explains, by the fault.
     pub explained: BTreeMap<String, Explained>,
+    /// Jobs that succeeded and are not recorded as such, and those that succeeded twice in an interval, by what explains
+    /// it.
+    pub unrecorded: BTreeMap<String, usize>,
+    pub repeated: BTreeMap<String, usize>,
     /// Writes that the store accepted, and refused.
     pub accepted: usize,
     pub refused: usize,
@@ -69,6 +77,7 @@ pub fn check(history: &History) -> Verdict {
     check.tokens();
     check.store();
     check.ends();
+    check.records();
     check.conflicts();
     check.patience();
     check.order();
@@ -192,10 +201,25 @@ fn ends_sessions(kind: Kind) -> bool {
             | EvictForced
             | KillBackend
             | Crash
+            | Restart
             | Failover
+            | Switchover
             | KillPooler
             | KillForwarder
+            | KillProxy
+            | CutProxy
     )
+}
+
+/// Returns whether the server ends all sessions and starts again, or another one is promoted.
+fn restarts(kind: Kind) -> bool {
+    use Kind::*;
+    matches!(kind, KillBackend | Crash | Restart | Failover | Switchover)
+}
+
+/// Returns whether the proxy closes all its connections.
+fn ends_proxied(kind: Kind) -> bool {
+    matches!(kind, Kind::KillProxy | Kind::CutProxy)
 }
 
 fn evicts(kind: Kind) -> bool {
@@ -271,12 +295,12 @@ impl<'a> Faults<'a> {
 fn meets(fault: &Fault, number: usize, run: &Run) -> bool {
     match fault.target {
         Target::Run(target) => target == number,
-        // No cable leads to the forwarding pooler.
-        Target::Host(host) => host == run.request.host && !run.request.is_forwarded(),
+        Target::Host(host) => host == run.request.host && !run.request.road.is_local(),
         // A holder that does not react to an eviction loses its session, which is that of all who are forwarded.
         Target::Key(key) => run.request.keys.contains(&key) || evicts(fault.kind) && run.request.is_forwarded(),
         Target::Pooled => run.request.is_pooled(),
         Target::Forwarded => run.request.is_forwarded(),
+        Target::Proxied => run.request.road == Road::Proxy,
         Target::All => true,
     }
 }

@@ -1,7 +1,8 @@
 //! The check of the waiters: a reported holder exists, no client waits while the lock is free, and the queue is served
 //! in the order in which clients came.
 
-use super::{Check, Faults, SECOND_NS, ends_sessions, felt_until, meets, share_a_key, silences};
+use super::{ARRIVAL_LIMIT_NS, Check, Faults, SECOND_NS};
+use super::{ends_sessions, felt_until, meets, restarts, share_a_key, silences};
 use crate::history::{End, Fault, Run};
 use crate::plan::Kind;
 use std::collections::{BTreeMap, HashMap};
@@ -10,9 +11,6 @@ use std::collections::{BTreeMap, HashMap};
 /// for up to four seconds in the first minute of a wait.
 const IDLE_LIMIT_NS: u128 = 4 * SECOND_NS;
 const IDLE_POOLED_LIMIT_NS: u128 = 8 * SECOND_NS;
-/// How long starting, connecting and taking a ticket may take, on a busy machine.
-const ARRIVAL_LIMIT_NS: u128 = 4 * SECOND_NS;
-
 /// How long the lock of a silent client can remain: until the server gives up the connection, or longer if its backend
 /// was stopped.
 const GHOST_LIMIT_NS: u128 = 20 * SECOND_NS;
@@ -68,10 +66,7 @@ impl<'a> Check<'a> {
     /// Returns when the session of the forwarding pooler has ended for sure, after this time.
     fn forwarded_session_end(&self, after: u128) -> u128 {
         let ends = |fault: &&Fault| {
-            let is_end = matches!(
-                fault.kind,
-                Kind::KillForwarder | Kind::EndForwarded | Kind::Crash | Kind::KillBackend | Kind::Failover
-            );
+            let is_end = restarts(fault.kind) || matches!(fault.kind, Kind::KillForwarder | Kind::EndForwarded);
             is_end && fault.began > after
         };
         let end = self.history.faults.iter().filter(ends).map(|fault| fault.ended).min();
@@ -144,7 +139,8 @@ impl<'a> Check<'a> {
                 continue;
             };
             // Those who are forwarded also wait for the session, which those with other keys may have.
-            if run.end != End::Code(75) || run.request.wait.is_none() || run.request.is_forwarded() {
+            let has_waited = run.end == End::Code(75) && run.request.wait.is_some() && !run.was_not_due();
+            if !has_waited || run.request.is_forwarded() {
                 continue;
             }
             let near = near(&by_key[key], run);

@@ -10,7 +10,18 @@ fn an_overlap_is_excused_by_what_ended_the_session_and_by_nothing_else() {
         let verdict = explained_overlap(kind).passes().verdict();
         assert_eq!(verdict.explained[&kind.name()].count, 1, "{kind:?}");
     }
-    for kind in [Evict, KillBackend, Crash, Failover, Cut, CutServer, Delay, StopBackend] {
+    for kind in [
+        Evict,
+        KillBackend,
+        Crash,
+        Restart,
+        Failover,
+        Switchover,
+        Cut,
+        CutServer,
+        Delay,
+        StopBackend,
+    ] {
         explained_overlap(kind).fails_for(OVERLAP);
     }
     for kind in [TermJob, SlowDisk, Exhaust, Reconnect] {
@@ -23,8 +34,10 @@ fn a_restart_or_an_eviction_is_an_excuse_only_where_the_loser_could_not_come_bac
     use Kind::*;
     let ends = [
         (Crash, Target::All),
+        (Restart, Target::All),
         (KillBackend, Target::All),
         (Failover, Target::All),
+        (Switchover, Target::All),
         (Evict, Target::Key("a")),
     ];
     for (end, target) in ends {
@@ -73,6 +86,29 @@ fn a_terminated_session_is_an_excuse_only_if_somebody_wanted_the_lock_then() {
     tale.job(3, |stay| stay.entered = ms(450)).passes();
     let other = terminated(1500).holds(3, 200, 600);
     other.request(3, |request| request.keys = vec!["b"]).fails_for(OVERLAP);
+}
+
+#[test]
+fn a_proxy_that_closes_its_connections_is_an_excuse_only_if_another_road_led_to_the_lock() {
+    for kind in [Kind::KillProxy, Kind::CutProxy] {
+        let cut = |began: u64, road| {
+            let at = began + 6000;
+            let tale = Story::default()
+                .holds(1, at - 500, at + 2000)
+                .holds(2, began, at + 2500);
+            let tale = tale.job(2, |stay| stay.entered = ms(at + 50));
+            let tale = tale.request(1, |request| request.road = Road::Proxy);
+            let tale = tale.request(2, |request| request.road = road);
+            tale.request(2, |request| request.wait = Some(9))
+                .fault(kind, Target::Proxied, at, at + 1)
+        };
+        cut(0, Road::Direct).passes();
+        cut(0, Road::Pooler).passes();
+        // It lost its session too, and leaves the lock to the loser.
+        cut(0, Road::Proxy).fails_for(OVERLAP);
+        let other = cut(0, Road::Direct).request(1, |request| request.road = Road::Direct);
+        other.fails_for(OVERLAP);
+    }
 }
 
 #[test]

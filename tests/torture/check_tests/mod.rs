@@ -2,10 +2,12 @@
 
 mod excuses;
 mod forwarder;
+mod records;
 
 use super::check::{Verdict, check};
 use super::history::{End, Fault, History, Run, Stay, Target, Write};
-use super::plan::{Kind, Request, Road};
+use super::plan::Kind;
+use super::request::{Request, Road};
 
 /// A history in the making. Times are milliseconds, long after the clock's start.
 #[derive(Default)]
@@ -426,12 +428,13 @@ fn a_job_without_a_run_is_caught() {
 
 #[test]
 fn lines_of_jobs_are_parsed_and_unknown_ones_reported() {
-    let text = "enter 5 1 77 2 A\nwritten 6 1 a:2\nenter 6 2 78 - -\nalive 7 1\nrefused 8 1 a:2\nleave 9 1\n";
+    let text = "enter 5 1 77 2 A\nwritten 6 1 a:2\nenter 6 2 78 - -\nalive 7 1\nrefused 8 1 a:2\nleave 9 1 3\n";
     let stays = History::stays_from(text).unwrap();
     let [first, second] = &stays[..] else {
         panic!("{stays:?}");
     };
     assert_eq!((first.entered, first.last, first.left), (5, 9, true));
+    assert_eq!((first.status, second.status), (Some(3), None));
     assert_eq!((first.slot, first.token.as_deref()), (Some(2), Some("A")));
     let accepted: Vec<bool> = first.writes.iter().map(|write| write.accepted).collect();
     assert_eq!(accepted, [true, false]);
@@ -439,7 +442,7 @@ fn lines_of_jobs_are_parsed_and_unknown_ones_reported() {
     assert_eq!((second.slot, second.token.as_deref()), (None, None));
     let wrong = |text| History::stays_from(text).unwrap_err();
     assert!(wrong("enter 5 1 77 - -\nenter 6 1 78 - -\n").contains("started its job twice"));
-    for line in ["enter", "enter x 1 2 - -", "enter 5 1 77", "gone 5 1", "leave 5 1 6"] {
+    for line in ["enter", "enter x 1 2 - -", "enter 5 1 77", "gone 5 1", "leave 5 1"] {
         assert!(wrong(line).contains("an unknown line"), "{line}");
     }
 }
