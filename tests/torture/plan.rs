@@ -9,10 +9,11 @@ use super::dice::Dice;
 use super::request::{Request, brief, patient};
 use super::world::HOSTS;
 
-/// Workers that want a lock for a short time.
-pub const BRIEF_WORKERS: usize = 15;
-/// Workers that want a lock for seconds, so that what takes seconds can happen to them.
-pub const PATIENT_WORKERS: usize = 3;
+/// The number of workers.
+pub const WORKERS: usize = 18;
+/// Every so many workers, one wants a lock for seconds, so that what takes seconds can happen to it; the others for a
+/// short time.
+pub const PATIENT: usize = 6;
 /// Several strike at a time, so that faults coincide.
 pub const NEMESES: usize = 4;
 
@@ -154,6 +155,8 @@ pub struct Plan {
     pub seconds: u64,
     /// The number of workers.
     pub workers: usize,
+    /// Every so many workers, one is patient.
+    pub patient: usize,
     pub nemeses: usize,
     /// How many times longer the pauses between strikes are, for more acquisitions per fault.
     pub calm: u64,
@@ -165,7 +168,8 @@ impl Plan {
         Plan {
             seed,
             seconds,
-            workers: BRIEF_WORKERS + PATIENT_WORKERS,
+            workers: WORKERS,
+            patient: PATIENT,
             nemeses: NEMESES,
             calm: 1,
             kinds: Kind::all(),
@@ -181,6 +185,7 @@ impl Plan {
                 "SEED" => self.seed = number()?,
                 "SECONDS" => self.seconds = number()?,
                 "WORKERS" => self.workers = number()? as usize,
+                "PATIENT" => self.patient = number()?.max(1) as usize,
                 "NEMESES" => self.nemeses = number()? as usize,
                 "CALM" => self.calm = number()?,
                 "FAULTS" => self.kinds = kinds(value)?,
@@ -199,21 +204,21 @@ impl Plan {
             names.join(",")
         };
         format!(
-            "SEED={} SECONDS={} WORKERS={} NEMESES={} CALM={} FAULTS={faults}",
-            self.seed, self.seconds, self.workers, self.nemeses, self.calm
+            "SEED={} SECONDS={} WORKERS={} PATIENT={} NEMESES={} CALM={} FAULTS={faults}",
+            self.seed, self.seconds, self.workers, self.patient, self.nemeses, self.calm
         )
     }
 
-    /// Returns the requests of a worker. Every sixth worker is a patient one.
+    /// Returns the requests of a worker.
     pub fn requests(&self, worker: usize) -> impl Iterator<Item = Request> + use<> {
         let mut dice = Dice::new(self.seed, worker as u64);
         let longest = (self.seconds * 250).clamp(1500, 16_000);
-        let each = (BRIEF_WORKERS + PATIENT_WORKERS) / PATIENT_WORKERS;
+        let (each, crowd) = (self.patient, (PATIENT / self.patient).max(1) as u64);
         std::iter::repeat_with(move || {
             if worker % each == each - 1 {
-                patient(&mut dice, worker / each % HOSTS, longest)
+                patient(&mut dice, worker / each % HOSTS, longest, crowd)
             } else {
-                brief(&mut dice, worker, worker % HOSTS)
+                brief(&mut dice, worker % HOSTS)
             }
         })
     }

@@ -75,14 +75,13 @@ impl Request {
     }
 }
 
-/// Draws a request for a short time. Behind the forwarding pooler, where a client waits for all others, only every fifth
-/// worker makes requests.
-pub fn brief(dice: &mut Dice, worker: usize, host: usize) -> Request {
+/// Draws a request for a short time.
+pub fn brief(dice: &mut Dice, host: usize) -> Request {
     let mut request = Request {
         keys: vec![dice.one_of(&KEYS)],
         token: dice.percent(80),
         record: dice.percent(10),
-        road: road(dice, [22, 12, 14, if worker.is_multiple_of(5) { 50 } else { 0 }]),
+        road: road(dice, [22, 12, 14, 10]),
         wait: dice.percent(85).then(|| dice.number(1, 8)),
         life: dice.number(0, 12),
         status: dice.one_of(&[0, 0, 3]),
@@ -115,6 +114,10 @@ pub fn brief(dice: &mut Dice, worker: usize, host: usize) -> Request {
         72..84 => once_per(dice, &mut request),
         _ => {}
     }
+    if request.is_forwarded() {
+        // It waits for all others there.
+        request.wait = request.wait.map(|_| 1);
+    }
     without_second_session_if_forwarded(&mut request);
     request.keys.sort_unstable();
     request.keys.dedup();
@@ -133,8 +136,8 @@ fn once_per(dice: &mut Dice, request: &mut Request) {
 }
 
 /// Draws a request for seconds. Most want the same key, and many hold it for longer than a server waits for a silent
-/// client.
-pub fn patient(dice: &mut Dice, host: usize, longest: u64) -> Request {
+/// client. They wait longer the more of them there are: `crowd` times as long.
+pub fn patient(dice: &mut Dice, host: usize, longest: u64, crowd: u64) -> Request {
     let life = if dice.percent(60) {
         dice.number(longest * 2 / 3, longest)
     } else {
@@ -144,9 +147,9 @@ pub fn patient(dice: &mut Dice, host: usize, longest: u64) -> Request {
         keys: vec![LONG_KEYS[usize::from(dice.percent(25))]],
         token: true,
         record: dice.percent(30),
-        road: road(dice, [22, 13, 15, 20]),
-        wait: Some(dice.number(longest / 1500, longest / 600)),
-        fair: dice.percent(50),
+        road: road(dice, [20, 12, 14, 35]),
+        wait: Some(dice.number(longest / 1500, longest / 600) * crowd),
+        fair: dice.percent(80),
         life,
         status: dice.one_of(&[0, 3]),
         stubborn: dice.percent(40),

@@ -12,7 +12,8 @@ use crate::history::{End, Fault, Target};
 use crate::plan::Kind;
 use crate::request::Road;
 
-/// How late a client can have come that got the lock before the loser of a terminated session, on a busy machine.
+/// How late a client can have come that got the lock before the loser of a terminated session, and how late a session can
+/// end, on a busy machine.
 const GAP_LIMIT_NS: u128 = SECOND_NS / 2;
 /// How long after a cut the server cannot be reached: until the first message of a connection is retransmitted.
 const UNREACHABLE_AFTER_CUT_NS: u128 = 4 * SECOND_NS;
@@ -56,7 +57,9 @@ impl<'a> Check<'a> {
             _ => None,
         };
         let explains = |fault: &Fault| {
-            let frees = ends_sessions(fault.kind) || cuts(fault.kind) && (is_killed || back.is_some());
+            // One that was over before pglock began ended another client's session.
+            let ends = ends_sessions(fault.kind) && fault.ended + GAP_LIMIT_NS >= run.began;
+            let frees = ends || cuts(fault.kind) && (is_killed || back.is_some());
             frees && is_stopped_in_time(fault) && reason(fault).is_some()
         };
         let from = stay.entered.saturating_sub(START_LIMIT_NS);

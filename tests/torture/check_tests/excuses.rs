@@ -134,6 +134,15 @@ fn a_job_under_a_lock_left_in_the_pool_is_caught() {
     // It had lost its lock before.
     let forced = leftover(300, 600).fault(Kind::EvictForced, Target::Key("a"), 290, 295);
     forced.passes();
+    // The session that had ended before was another client's.
+    let ended = |at| {
+        let tale = Story::default().holds(1, 3000, 4000).holds(2, 0, 2900);
+        let tale = tale.request(1, |request| request.road = Road::Pooler);
+        let tale = tale.fault(Kind::EndSession, Target::Pooled, at, at + 1);
+        tale.fault(Kind::Leftover, Target::Key("a"), 3300, 3600)
+    };
+    ended(2000).fails_for(CAUGHT);
+    ended(2600).passes();
     let asked = leftover(300, 600).fault(Kind::Evict, Target::Key("a"), 290, 295);
     asked.fails_for(CAUGHT);
 }
