@@ -316,7 +316,11 @@ impl Acquirer<'_> {
         if self.orders.is_release_ordered_within(lock::BEGIN_PROBE_PAUSE) {
             return None;
         }
-        Some(connect::open(self.plan, self.reporter).ok()?.client)
+        let limit = self.options().policy.timing.reply_limit();
+        let client = connect::open_to_probe(self.plan, self.reporter, limit).ok()?.client;
+        // Two queries follow.
+        self.reporter.expect_reply_within(limit * 2);
+        Some(client)
     }
 
     /// Returns the pauses of the wait.

@@ -6,6 +6,7 @@ use crate::connection::{Connection, LimitEnforcement};
 use crate::outcome::{ExitCode, Failure};
 use crate::sys;
 use crate::ui::message;
+use std::time::Duration;
 
 /// The most descriptors that a connection needs: the socket and its duplicate, those of the client library, of name
 /// resolution and of certificates.
@@ -14,7 +15,8 @@ const DESCRIPTOR_HEADROOM: usize = 12;
 /// Opens the connection that is to hold the lock.
 ///
 /// # Errors
-/// [`ExitCode::Internal`] if too few descriptors are free; else as for [`open`].
+/// [`ExitCode::Internal`] if too few descriptors are free; else as for
+/// [`Settings::open`](crate::connection::Settings::open).
 pub(super) fn connect(
     plan: &SessionPlan,
     reporter: &Reporter,
@@ -33,18 +35,21 @@ pub(super) fn connect(
     Ok(connection)
 }
 
-/// Opens a further connection with the name of the session.
+/// Opens a further connection with the name of the session, to see what ends it. So does a reply that takes longer
+/// than `limit`: the main thread can only shut down the session's own socket.
 ///
 /// # Errors
 /// Connecting fails; see [`Settings::open`](crate::connection::Settings::open).
-pub(super) fn open(plan: &SessionPlan, reporter: &Reporter) -> Result<Connection, Failure> {
-    open_within(plan, reporter, LimitEnforcement::Attempt)
+pub(super) fn open_to_probe(plan: &SessionPlan, reporter: &Reporter, limit: Duration) -> Result<Connection, Failure> {
+    let mut watch = |limit| reporter.expect_within(limit);
+    let settings = plan.settings.clone().with_reply_limit(limit);
+    settings.open(&plan.application_name(), Some(&mut watch), LimitEnforcement::Attempt)
 }
 
-/// Does the same; `enforcement` says who ends a step that takes too long.
+/// Opens a connection; `enforcement` says who ends a step that takes too long.
 ///
 /// # Errors
-/// As for [`open`].
+/// Connecting fails; see [`Settings::open`](crate::connection::Settings::open).
 fn open_within(plan: &SessionPlan, reporter: &Reporter, enforcement: LimitEnforcement) -> Result<Connection, Failure> {
     let mut watch = |limit| reporter.expect_within(limit);
     plan.settings
