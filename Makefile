@@ -71,7 +71,8 @@ fuzz-parsers: ## fuzz the parsers with libFuzzer (COUNT inputs in total, TARGETS
 	TARGETS='$(TARGETS)' scripts/fuzz-parsers $(COUNT)
 
 # The benchmarks measure the binary that is released; see scripts/dist.
-BENCH = PGLOCK_BENCH=$(abspath $(DIST))/pglock/pglock $(CARGO) bench --locked --bench bench --
+BENCH = $(CARGO) build --release --locked --example naive --example floor-tls && \
+	PGLOCK_BENCH=$(abspath $(DIST))/pglock/pglock $(CARGO) bench --locked --bench bench --
 
 bench: ## compare the cost with a minimal client (takes minutes; results in benches/)
 	@scripts/setup test

@@ -30,7 +30,7 @@ fn main() {
 fn holder(client: &mut Client, key: i64) -> String {
     let sql = "SELECT a.application_name, a.pid FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid \
                WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 \
-               AND l.classid::bigint = ($1 >> 32) & 4294967295 AND l.objid::bigint = $1 & 4294967295";
+               AND l.classid::bigint = ($1::bigint >> 32) & 4294967295 AND l.objid::bigint = $1::bigint & 4294967295";
     match client.query_opt(sql, &[&key]).unwrap() {
         Some(row) => format!("{} (backend {})", row.get::<_, String>(0), row.get::<_, i32>(1)),
         None => "nobody any more".into(),
