@@ -6,12 +6,13 @@
 //! * `PGLOCK_TORTURE`: the plan, as in `SEED=1 SECONDS=600 FAULTS=Cut,Crash WORKERS=4`; the rest has its defaults.
 //! * `PGLOCK_TORTURE_SEEDS`: the number of runs, with this seed and those that follow it.
 //! * `PGLOCK_TORTURE_SHRINK`: shrinks a plan that failed, which takes many times as long as the plan.
-//! * `PGLOCK_TORTURE_REPORT`: a file to which a line for each run is appended, with `PGLOCK_TORTURE_COMMIT`. `totals.awk`
-//!   adds them up.
+//! * `PGLOCK_TORTURE_REPORT`: a file to which a line for each run is appended, with `PGLOCK_TORTURE_COMMIT`.
+//!   `totals.awk` adds them up.
 //!
-//! [`plan`] and [`request`]: what is to happen. [`world`]: servers, poolers, proxy and hosts. [`crowd`]: the clients that want locks.
-//! [`nemesis`]: the faults. [`history`]: what happened, and [`table`] what pglock has recorded. [`check`]: whether that was right; `check_tests` and [`lies`]:
-//! whether the check notices. [`shrink`]: makes a failing plan smaller. `job.rs`: the job, a program of its own.
+//! [`plan`] and [`request`]: what is to happen. [`world`]: servers, poolers, proxy and hosts. [`crowd`]: the clients
+//! that want locks. [`nemesis`]: the faults. [`history`]: what happened, and [`table`] what pglock has recorded.
+//! [`check`]: whether that was right; `check_tests` and [`lies`]: whether the check notices. [`shrink`]: makes a
+//! failing plan smaller. `job.rs`: the job, a program of its own.
 //!
 //! Linux only: it finds jobs, and what became of them, in /proc.
 

@@ -238,8 +238,8 @@ impl World {
         true
     }
 
-    /// Promotes the standby, while the old primary is stopped, and has everything find it. The proxy leads to it already
-    /// before, so that those behind it do not come later than others.
+    /// Promotes the standby, while the old primary is stopped, and has everything find it. The proxy leads to it
+    /// already before, so that those behind it do not come later than others.
     fn promote_standby(&self, now: &mut Now) {
         self.start_proxy(now.standby);
         now.standby.promote();

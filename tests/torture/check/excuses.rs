@@ -3,8 +3,8 @@
 //! A session that is ended frees the lock at once, but its pglock takes it again until the job is dead. That fails in
 //! these cases only: pglock itself was killed or stopped; the lock was to be free at once (`pglock evict --force`);
 //! another client wanted the lock when `pg_terminate_backend` or the proxy ended the session, and stood in the server's
-//! queue; or the server could not be reached. Behind a pooler that lends its first client's session, the pglock does not know
-//! before its next query.
+//! queue; or the server could not be reached. Behind a pooler that lends its first client's session, the pglock does
+//! not know before its next query.
 
 use super::{ARRIVAL_LIMIT_NS, cuts, ends_proxied, ends_sessions, restarts, share_a_key};
 use super::{Check, Holder, SECOND_NS, START_LIMIT_NS, TERMINATION_LIMIT_NS};
@@ -12,16 +12,16 @@ use crate::history::{End, Fault, Target};
 use crate::plan::Kind;
 use crate::request::Road;
 
-/// How late a client can have come that got the lock before the loser of a terminated session, and how late a session can
-/// end, on a busy machine.
+/// How late a client can have come that got the lock before the loser of a terminated session, and how late a session
+/// can end, on a busy machine.
 const GAP_LIMIT_NS: u128 = SECOND_NS / 2;
 /// How long after a cut the server cannot be reached: until the first message of a connection is retransmitted.
 const UNREACHABLE_AFTER_CUT_NS: u128 = 4 * SECOND_NS;
 /// How long after another fault it cannot be reached, on a busy machine.
 const UNREACHABLE_AFTER_NS: u128 = SECOND_NS;
 
-/// How long a pglock that has waited for its job waits for the reply to the release (D). Without one it ends as its job,
-/// although the session may have ended before.
+/// How long a pglock that has waited for its job waits for the reply to the release (D). Without one it ends as its
+/// job, although the session may have ended before.
 const RELEASE_REPLY_NS: u128 = SECOND_NS;
 
 impl<'a> Check<'a> {

@@ -45,8 +45,8 @@ pub struct Verdict {
     pub violations: Vec<String>,
     /// Overlaps that a fault explains, by the fault.
     pub explained: BTreeMap<String, Explained>,
-    /// Jobs that succeeded and are not recorded as such, and those that succeeded twice in an interval, by what explains
-    /// it.
+    /// Jobs that succeeded and are not recorded as such, and those that succeeded twice in an interval, by what
+    /// explains it.
     pub unrecorded: BTreeMap<String, usize>,
     pub repeated: BTreeMap<String, usize>,
     /// Writes that the store accepted, and refused.

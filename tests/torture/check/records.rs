@@ -1,11 +1,11 @@
 //! The check of the run table, and of `--once-per` by the jobs themselves.
 //!
-//! A job succeeded if it exited with 0, which it notes itself. That it is not recorded as a success is explained only by
-//! what happened to its pglock: it lost its lock (74, which [`super::ends`] judges); it was killed; or a fault disturbed
-//! it, and it said that it could not record the end, or recorded that the lock was lost when the end was being written.
-//! An immediate failover afterwards explains it too: the standby may have lagged behind. A second success in the interval
-//! is explained only by a first one that is not recorded. A row has no excuse: whoever inserts one has looked at all
-//! before it, in the same transaction.
+//! A job succeeded if it exited with 0, which it notes itself. That it is not recorded as a success is explained only
+//! by what happened to its pglock: it lost its lock (74, which [`super::ends`] judges); it was killed; or a fault
+//! disturbed it, and it said that it could not record the end, or recorded that the lock was lost when the end was
+//! being written. An immediate failover afterwards explains it too: the standby may have lagged behind. A second
+//! success in the interval is explained only by a first one that is not recorded. A row has no excuse: whoever inserts
+//! one has looked at all before it, in the same transaction.
 
 use super::{Check, SECOND_NS, disturbs, silences};
 use crate::history::{End, Fault, Row, Run, Stay};
