@@ -206,6 +206,8 @@ fn the_password_can_be_a_credential() {
     let directory = tempfile::tempdir().unwrap();
     let run = |variable: &str, service: &str, text: &str, mode| {
         let path = directory.path().join(variable);
+        // What is there may be read-only.
+        let _ = fs::remove_file(&path);
         fs::write(&path, text).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         let port = server.port();
