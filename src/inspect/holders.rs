@@ -5,6 +5,7 @@ use crate::inspect::backend::{Backend, columns, rows};
 use crate::inspect::leftover::{self, HeldKey};
 use crate::key::{Key, KeyId};
 use crate::lock::simple_query_tagged;
+use crate::protocol::name;
 use crate::protocol::query_tag::QueryTag;
 
 /// Returns the sessions that hold one of these keys, in any mode, in the order in which they connected.
@@ -67,6 +68,12 @@ fn describe_leftover(holder: &Backend, key: &Key) -> String {
     )
 }
 
+/// Returns whether this is a session that this pglock has lost. It may have been in the server's queue, and was granted
+/// the lock before the server noticed that its client was gone.
+fn is_earlier_connection(holder: &Backend) -> bool {
+    !holder.is_own && name::is_of_instance(&holder.application_name, &name::instance_id())
+}
+
 /// Returns the message that a key is held and by whom, to which the caller appends what pglock does about it. `holders`
 /// is `None` if the query for them failed.
 pub(crate) fn conflict_message(
@@ -94,6 +101,10 @@ pub(crate) fn conflict_message(
     let held = match holders {
         None => format!("{is} held; the holder could not be determined"),
         Some([]) => format!("{was} held until just now"),
+        Some([holder]) if is_earlier_connection(holder) => format!(
+            "{is} held by an earlier connection of this pglock ({}), which the server has not ended yet",
+            holder.pid.map_or_else(String::new, |pid| format!("backend {pid}"))
+        ),
         Some([holder]) if holder.is_leftover => format!("{is} held by {}", describe_leftover(holder, key)),
         Some([holder]) => format!("{is} held by {holder}"),
         Some([first, more @ ..]) => format!("{is} held by {first} and {} more", more.len()),
@@ -150,6 +161,20 @@ mod tests {
                 );
             }
         });
+    }
+
+    #[test]
+    fn a_lost_connection_of_this_pglock_is_not_taken_for_another_client() {
+        let key = Key::parse("42").expect("a number");
+        let own = Backend::named(&name::for_run(None, std::slice::from_ref(&key), None));
+        let message = |holder| conflict_message(&key, KeyId::Bigint(42), None, "app", Some(&[holder]));
+        assert_eq!(
+            message(own.clone()),
+            "key 42 in database \"app\" is held by an earlier connection of this pglock (backend 4242), which the server \
+             has not ended yet"
+        );
+        let current = Backend { is_own: true, ..own };
+        assert!(!message(current).contains("earlier"));
     }
 
     proptest! {
