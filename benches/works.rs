@@ -550,7 +550,7 @@ impl Idle {
                 "memory of an idle holder",
                 "MB",
                 megabytes(&self.holder),
-                &[("pglock", 0.5)],
+                &[("pglock", 0.6)],
             ),
             one("memory of a waiter", "MB", megabytes(&self.waiter), &[("pglock", 0.6)]),
             one("CPU time of an idle holder, a minute", "ms", used, &[("pglock", 2.5)]),

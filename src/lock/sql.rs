@@ -71,7 +71,7 @@ impl Looks {
     }
 }
 
-/// The condition that a row of `pg_locks` is an advisory lock that somebody holds.
+/// The condition that a row of `pg_locks` is a granted advisory lock.
 const IS_GRANTED: &str = "pg_catalog.texteq(locktype, 'advisory') AND granted";
 
 /// Returns a call of one of PostgreSQL's advisory lock functions.

@@ -7,7 +7,7 @@
 //! lock.
 //!
 //! A newcomer leaves a server alone for the first half second after its start or, behind a pooler, after the pooler has
-//! reached it again (`lock::MIN_SERVER_AGE`), so that the guard comes first.
+//! reached it again (`lock::settling`), so that the guard comes first.
 
 use super::events::SessionEvent;
 use super::hold::Holder;
