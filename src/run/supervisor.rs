@@ -237,6 +237,11 @@ impl Supervisor {
                 Event::Tick
             }
             SessionEvent::Held(held) => self.record_acquisition(held),
+            SessionEvent::Withdrawn => {
+                self.held = None;
+                self.recording.is_wanted = false;
+                Event::Withdrawn
+            }
             SessionEvent::Conflict(holder) => {
                 self.failure = Some(holder);
                 Event::NotAcquired(Outcome::Conflict(self.options.policy.conflict_status))
@@ -403,6 +408,9 @@ impl Supervisor {
             self.failure = Some(messages::NO_LOCK_TO_START.into());
             return Event::JobNotStarted(ExitCode::Internal);
         };
+        if !held.claim.take() {
+            return Event::Withdrawn;
+        }
         let launch = Launch {
             command: &self.options.command,
             keys: &self.options.keys,

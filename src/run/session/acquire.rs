@@ -96,7 +96,6 @@ impl Acquirer<'_> {
     ) -> Result<AcquireOutcome, Failure> {
         self.take_up_wait(client, memory)?;
         let (request, acquisition) = self.first_try(client, canceller, memory)?;
-        memory.note_server(&request.server);
         let (mut grant, ticket) = match acquisition {
             Acquisition::Acquired(grant) => (grant, None),
             Acquisition::Busy { key_index } => match self.wait(client, &request, key_index, memory)? {
@@ -180,6 +179,7 @@ impl Acquirer<'_> {
             }
             result => result?,
         };
+        memory.note_server(&request.server);
         while let Some(settling_time) = request.server.times.settling_time() {
             self.let_server_settle(settling_time)?;
             // The pool may lend another backend now, but has reached the server for long enough.

@@ -1,5 +1,6 @@
 //! What the session's thread reports to the main thread.
 
+use super::claim::Claim;
 use crate::connection::{Canceller, Client};
 use crate::inspect::backend::Backend;
 use crate::key::KeyId;
@@ -34,6 +35,8 @@ pub(crate) enum SessionEvent {
     NotDue(String),
     /// The lock could not be acquired.
     Failed(Failure),
+    /// The lock is lost before the job was started, and no job may start under it. The wait goes on.
+    Withdrawn,
     /// The session ended while it held the lock; the reason.
     Lost(String),
     /// A client that may do so requests the lock to be given up; who it is. The lock is still held.
@@ -61,6 +64,8 @@ pub(crate) enum SessionEvent {
 
 /// The lock that we hold.
 pub(crate) struct Held {
+    /// To be taken before the job is started.
+    pub claim: Claim,
     /// The numbers of the keys, in the order in which they were given.
     pub ids: Vec<KeyId>,
     /// Our slot, with `--slots`.

@@ -7,10 +7,12 @@
 //! The thread obeys one order ([`Session::release`]), is told how a recorded run ended, and reports what happens. Each
 //! [`SessionEvent::Alive`] announces by when the next report is due; the main thread notices if it does not come.
 //!
-//! While nothing is held, a connection that fails is opened again (see `retry`). One that held the lock is not: by then
-//! another client could hold the lock. What is opened after a loss only guards the end of the job (see `guard`).
+//! Until the job starts, a connection that fails is opened again (see `retry` and `claim`). Once it has started, it is
+//! not: by then another client could hold the lock. What is opened after that loss only guards the end of the job (see
+//! `guard`).
 
 mod acquire;
+mod claim;
 mod connect;
 mod events;
 mod guard;

@@ -172,10 +172,10 @@ impl Preparer<'_> {
         let reply = self.lock.held(*grant).heartbeat(client, grant.backend_pid, tag)?;
         match reply.loss() {
             None => Ok(()),
-            Some(why) => Err(Failure::msg(
-                ExitCode::Unavailable,
-                format!("lost the lock before the job was started: {why}"),
-            )),
+            Some(why) => {
+                let message = format!("lost the lock before the job was started: {why}");
+                Err(Failure::msg(ExitCode::Unavailable, message).transient_if(true))
+            }
         }
     }
 }

@@ -157,6 +157,12 @@ impl WaitMemory {
         self.lost_backend = self.backend.take().or(self.lost_backend);
     }
 
+    /// Notes that the lock was acquired and is lost. In a restart, the server may have granted it only because it had
+    /// ended the session of the client that held it, even one that was never seen.
+    pub(super) fn note_withdrawal(&mut self) {
+        self.holder_lost_at = Some(Instant::now());
+    }
+
     /// Returns whether the job of a client that held the lock may still run without it.
     pub(super) fn must_await_old_job(&self) -> bool {
         self.holder_lost_at.is_some()

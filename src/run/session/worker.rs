@@ -1,10 +1,11 @@
 //! The session's thread: connects, acquires, holds and releases the lock, and reports each step.
 
 use super::acquire::{AcquireOutcome, AcquiredLock, Acquirer};
+use super::claim::Claim;
 use super::connect;
 use super::events::{Held, SessionEvent};
 use super::guard::Guard;
-use super::hold::Holder;
+use super::hold::{Holder, SessionLoss};
 use super::orders::Orders;
 use super::plan::SessionPlan;
 use super::recorder::Recorder;
@@ -162,7 +163,7 @@ impl Worker {
     /// Acquires the lock, holds it until the order to release, and releases it.
     ///
     /// # Errors
-    /// The lock could not be acquired.
+    /// The lock could not be acquired, or was lost before the job was started.
     fn converse(
         &self,
         client: &mut Client,
@@ -180,7 +181,7 @@ impl Worker {
             socket: socket.as_deref(),
         };
         match acquirer.acquire(client, canceller, memory)? {
-            AcquireOutcome::Acquired(acquired) => Ok(self.hold(client, socket, acquired)),
+            AcquireOutcome::Acquired(acquired) => self.hold(client, socket, acquired, memory),
             AcquireOutcome::Conflict(message) => {
                 self.reporter.report(SessionEvent::Conflict(message));
                 Ok(SessionEnd::NotAcquired)
@@ -211,7 +212,16 @@ impl Worker {
     }
 
     /// Reports the lock, and holds it until the order to release.
-    fn hold(&self, client: &mut Client, socket: Option<Arc<OwnedFd>>, acquired: AcquiredLock) -> SessionEnd<'_> {
+    ///
+    /// # Errors
+    /// The lock was lost before the job was started, and the wait goes on.
+    fn hold(
+        &self,
+        client: &mut Client,
+        socket: Option<Arc<OwnedFd>>,
+        acquired: AcquiredLock,
+        memory: &mut WaitMemory,
+    ) -> Result<SessionEnd<'_>, Failure> {
         let AcquiredLock {
             ids,
             lock,
@@ -223,7 +233,9 @@ impl Worker {
         } = acquired;
         let recorder = run.and_then(|run| Recorder::new(&self.plan, &self.orders, &self.reporter, run));
         self.reporter.expect_reply_after(grant.query_sent);
+        let claim = Claim::default();
         self.reporter.report(SessionEvent::Held(Held {
+            claim: claim.clone(),
             ids,
             slot: self.plan.options.slots.map(|_| grant.key_index),
             token,
@@ -242,22 +254,33 @@ impl Worker {
             is_guard: false,
         };
         match holder.hold(client, socket.as_deref(), ticket) {
-            Ok(was_held) => SessionEnd::Released {
+            Ok(was_held) => Ok(SessionEnd::Released {
                 was_held,
                 recorder: recorder.filter(|recorder| !(was_held && recorder.is_complete())),
-            },
+            }),
             Err(loss) => {
-                // During the minimum hold, a run that was complete before the loss stays as it is.
                 let is_releasing = self.orders.is_release_ordered_within(Duration::ZERO);
+                if !is_releasing && self.plan.endures(true) && claim.take() {
+                    return Err(self.withdraw(loss, memory));
+                }
+                // During the minimum hold, a run that was complete before the loss stays as it is.
                 let recorder = recorder.filter(|recorder| is_releasing || !recorder.is_complete());
                 self.reporter.report(SessionEvent::Lost(loss.why));
-                SessionEnd::Lost {
+                Ok(SessionEnd::Lost {
                     lock,
                     backend_pid: grant.backend_pid,
                     by_administrator: loss.by_administrator,
                     recorder,
-                }
+                })
             }
         }
+    }
+
+    /// Takes a lock back that was reported, now that it is lost and no job can start under it any more. Returns the
+    /// failure after which the wait goes on. The row of a recorded run is left to the next holder of the key.
+    fn withdraw(&self, loss: SessionLoss, memory: &mut WaitMemory) -> Failure {
+        memory.note_withdrawal();
+        self.reporter.report(SessionEvent::Withdrawn);
+        Failure::msg(ExitCode::Unavailable, loss.why).transient_if(true)
     }
 }

@@ -46,6 +46,8 @@ pub(crate) enum Event {
     JobContinued,
     /// No process of the job is left. Reported only while `RunState::is_draining`.
     GroupEmpty,
+    /// The lock that was acquired is lost before the job was started. The session goes on waiting for it.
+    Withdrawn,
     /// The session ended while it held the lock.
     LockLost,
     /// A client that may do so requests the lock, which is still held.

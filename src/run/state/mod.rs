@@ -184,6 +184,7 @@ impl RunState {
             }
             Event::Signal(info) if is_stop(info) => stop_self(),
             // No job has started, and none may start now.
+            Event::Withdrawn => self.await_lock_again(),
             Event::LockLost => self.finish(Outcome::Failed(ExitCode::Unavailable)),
             Event::EvictionRequested => self.release(Outcome::Failed(ExitCode::Unavailable), now),
             Event::Tick if self.is_report_overdue(now) => self.finish(Outcome::Failed(ExitCode::Unavailable)),
@@ -285,10 +286,12 @@ impl RunState {
             Event::Released { was_held: true } => self.finish(outcome),
             // The lock was not held any more when the job exited, or the server closed the session since the last
             // report: the job may not have run alone.
-            Event::Released { was_held: false } | Event::LockLost => match (outcome, self.policy.on_lost) {
-                (Outcome::Job(_), OnLost::Stop) => self.disconnect(Outcome::Failed(ExitCode::Lost)),
-                _ => self.disconnect(outcome),
-            },
+            Event::Released { was_held: false } | Event::LockLost | Event::Withdrawn => {
+                match (outcome, self.policy.on_lost) {
+                    (Outcome::Job(_), OnLost::Stop) => self.disconnect(Outcome::Failed(ExitCode::Lost)),
+                    _ => self.disconnect(outcome),
+                }
+            }
             Event::Tick if now >= until => self.disconnect(outcome),
             _ => Vec::new(),
         }

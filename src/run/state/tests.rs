@@ -323,6 +323,24 @@ fn a_signal_between_acquisition_and_start_prevents_the_job() {
 }
 
 #[test]
+fn a_withdrawn_lock_starts_no_job_and_ends_no_wait() {
+    let (mut state, now) = starting();
+    assert_eq!(state.handle(Event::Withdrawn, now), []);
+    assert!(!state.is_starting());
+    assert_eq!(state.handle(Event::Disconnected, now), []);
+    assert_eq!(state.deadline(), None);
+    assert_eq!(state.handle(Event::Connected, now), []);
+    assert_eq!(state.handle(Event::Acquired, now), []);
+    assert!(state.is_starting());
+
+    // It was about to be released, since a signal had ended the run.
+    let (mut state, now) = starting();
+    assert_eq!(state.handle(sent(SIGTERM), now), [Action::Release]);
+    let finish = Action::Finish(Outcome::Interrupted(SIGTERM as i32));
+    assert_eq!(state.handle(Event::Withdrawn, now), [Action::Disconnect, finish]);
+}
+
+#[test]
 fn a_loss_between_acquisition_and_start_prevents_the_job() {
     let unavailable = [Action::Finish(Outcome::Failed(ExitCode::Unavailable))];
     for on_lost in [OnLost::Stop, OnLost::Ignore] {
@@ -562,6 +580,7 @@ enum Incident {
     Start,
     Refuse,
     LoseSession,
+    Withdraw,
     Contend,
     Evict,
     Stop,
@@ -583,6 +602,7 @@ fn incident() -> impl Strategy<Value = Incident> {
         3 => Just(Incident::Start),
         1 => Just(Incident::Refuse),
         1 => Just(Incident::LoseSession),
+        1 => Just(Incident::Withdraw),
         1 => Just(Incident::Contend),
         1 => Just(Incident::Evict),
         1 => Just(Incident::Stop),
@@ -644,6 +664,10 @@ impl World {
                 self.lock_held = false;
                 self.lost_during_job |= self.job == JobState::Running;
                 self.deliver(Event::LockLost, in_callers_group);
+            }
+            Incident::Withdraw if self.is_session_alive && self.lock_held && self.job == JobState::None => {
+                self.lock_held = false;
+                self.deliver(Event::Withdrawn, in_callers_group);
             }
             Incident::Contend if self.is_session_alive && !self.lock_held => {
                 self.deliver(Event::Contended, in_callers_group);

@@ -81,6 +81,17 @@ impl RunState {
         self.finish(Outcome::Failed(ExitCode::Unavailable))
     }
 
+    /// Goes on waiting, because the lock is lost before the job was started: with it, another client may have lost it,
+    /// whose job still runs.
+    pub(super) fn await_lock_again(&mut self) -> Vec<Action> {
+        self.phase = Phase::Acquiring {
+            connected: true,
+            contended: true,
+            abandoned: false,
+        };
+        Vec::new()
+    }
+
     /// Gives up a connection that does not respond while nothing is held. The session's thread, which is blocked by it,
     /// then connects again.
     fn abandon_connection(&mut self, now: Instant) -> Vec<Action> {

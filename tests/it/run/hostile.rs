@@ -18,7 +18,7 @@ use nix::unistd::{Pid, mkfifo};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// A user who may create functions and operators in a schema of the search path cannot have them run with pglock's
@@ -387,7 +387,10 @@ fn an_unread_standard_error_does_not_block() {
 fn a_loss_while_reporting_the_acquisition_starts_no_job() {
     let (case, mut unread) = (Case::new(), Unread::new());
     let key = &case.key;
-    let running = unread.run(case.server, key).args(["-v", "echo", "ran"]).spawn();
+    let running = unread
+        .run(case.server, key)
+        .args(["--no-wait", "-v", "echo", "ran"])
+        .spawn();
     case.await_locks(1, 0);
     let lost = case.backend();
     case.terminate_backends();
@@ -408,4 +411,32 @@ fn a_loss_while_reporting_the_acquisition_starts_no_job() {
     );
     let last = written.lines().last().unwrap();
     assert!(last.starts_with(&begin) && written.ends_with(end), "{written}");
+}
+
+/// P10, P39: nor does such a loss end a wait. It may have come with the loss of another client, whose job is dead only
+/// H + D + G later: 6.5 s with the margin.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_loss_while_reporting_the_acquisition_ends_no_wait() {
+    let (case, mut unread) = (Case::new(), Unread::new());
+    let running = unread.run(case.server, &case.key).args(["-v", "--heartbeat", "1.5"]);
+    let mut running = running.args(["--kill-after", "0.5", "echo", "ran"]).spawn();
+    case.await_locks(1, 0);
+    let (lost, since) = (case.backend(), Instant::now());
+    case.terminate_backends();
+    // The session's thread has noticed the loss, and waits on; the main thread waits for room in the pipe.
+    eventually(SOON, "another session", || {
+        case.backends().first().is_some_and(|backend| *backend != lost)
+    });
+    let mut written = String::new();
+    eventually(SOON, "its end", || {
+        written += &unread.drain();
+        !running.lives()
+    });
+    assert_eq!(running.finish().code(0).stdout, b"ran\n");
+    assert!(since.elapsed() >= Duration::from_millis(6500), "{:?}", since.elapsed());
+    assert!(
+        written.contains("the holder may have lost its lock in the meantime"),
+        "{written}"
+    );
 }

@@ -62,7 +62,8 @@ impl Case {
         }
     }
 
-    fn backends(&self) -> Vec<Pid> {
+    /// Returns the sessions of all pglocks that have this key.
+    pub fn backends(&self) -> Vec<Pid> {
         let sql = format!(
             "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pglock:{} %'",
             self.key

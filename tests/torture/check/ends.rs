@@ -132,8 +132,7 @@ impl Ending<'_> {
         self.was_hit("it had no reason to connect again", disturbs)
     }
 
-    /// The lock was not acquired. A wait ends so only when its time is up, by an eviction, or with a lock that was lost
-    /// before the job was started.
+    /// The lock was not acquired. A wait ends so only when its time is up, or by an eviction.
     fn is_a_failure(&self) -> Result<(), String> {
         self.has_line("pglock: ")?;
         self.was_hit("the server was there", disturbs)?;
@@ -142,7 +141,6 @@ impl Ending<'_> {
         };
         match self.line {
             line if line.contains("evicted ") => self.was_hit("nobody evicted it", evicts),
-            line if line.contains("; the job was not started") || line.contains("before the job was started") => Ok(()),
             _ if self.run.ended - self.run.began >= u128::from(seconds) * SECOND_NS => Ok(()),
             // Documented: it holds the lock, and needs another session for the token or the record.
             line if line.contains("no session of the pool was free") => {

@@ -22,6 +22,7 @@ impl Client {
             is_launching: false,
             is_release_ordered: false,
             thread: Thread::Ended,
+            reply: None,
             memory: WaitMemory::default(),
             connection: Connection::None,
             session: number,
@@ -105,6 +106,7 @@ fn event(report: Report) -> Event {
         Report::Contended => Event::Contended,
         Report::Retrying => Event::Disconnected,
         Report::Held => Event::Acquired,
+        Report::Withdrawn => Event::Withdrawn,
         Report::Failed => Event::NotAcquired(Outcome::Failed(ExitCode::Unavailable)),
         Report::Lost => Event::LockLost,
         Report::EvictionRequested => Event::EvictionRequested,
@@ -126,9 +128,17 @@ impl World {
     }
 
     fn launch(&mut self, rules: &Rules, client: usize) {
+        let Client {
+            inbox, is_launching, ..
+        } = &mut self.clients[client];
+        *is_launching = false;
+        // The session's thread has taken the claim.
+        if inbox.contains(&Report::Withdrawn) {
+            return self.handle(rules, client, Event::Withdrawn);
+        }
         self.has_ungranted_job |= !self.clients[client].record.is_granted;
-        self.clients[client].is_launching = false;
         self.clients[client].job = Job::Running;
+        self.clients[client].memory = WaitMemory::default();
         let in_callers_group = false;
         self.handle(rules, client, Event::JobStarted { in_callers_group });
     }
@@ -176,7 +186,11 @@ impl World {
                 Action::Release => client.is_release_ordered = true,
                 // The process ends with the next action, which closes all its connections.
                 Action::Disconnect => {}
-                Action::Finish(_) => self.exit(rules, number, Process::Exited),
+                Action::Finish(outcome) => {
+                    self.has_failed_wait |=
+                        outcome == Outcome::Failed(ExitCode::Unavailable) && self.must_endure(number);
+                    self.exit(rules, number, Process::Exited);
+                }
                 Action::AbandonConnection => self.abandon_connection(rules, number),
                 Action::ContinueJob | Action::StopSelf(_) | Action::ReportUnguarded => {
                     unreachable!("{action:?}: the model stops no job and ignores no loss")

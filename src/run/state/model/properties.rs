@@ -14,6 +14,8 @@ pub(super) const NO_JOB_WITHOUT_LOCK: &str = "no job without a lock";
 pub(super) const EVERY_RUN_ENDS: &str = "every run ends";
 /// A waiter acquires a key that stays free.
 pub(super) const NO_WAITER_FORGOTTEN: &str = "no waiter is forgotten";
+/// The wait of a client that has seen another one hold the key ends only with an answer.
+pub(super) const EVERY_WAIT_ENDURES: &str = "every wait endures";
 /// Nothing runs round and round in no time.
 pub(super) const NO_BUSY_LOOP: &str = "no busy loop";
 
@@ -72,6 +74,7 @@ impl Model for Rules {
                 let mut clients = world.clients.iter();
                 clients.all(|client| !client.is_waiting() || client.record.overdue <= WAITER_LIMIT)
             }),
+            Property::always(EVERY_WAIT_ENDURES, |_, world: &World| !world.has_failed_wait),
             Property::always(NO_BUSY_LOOP, |_, world: &World| !world.is_spinning),
         ]
     }

@@ -19,6 +19,8 @@ pub(super) struct Fixes {
     pub(super) heartbeat_proves: bool,
     /// A waiter that lost its connection waits for the job of the client that held the lock (`session::retry`).
     pub(super) waiter_waits: bool,
+    /// A lock that is lost before the job was started ends no wait (`session::claim`).
+    pub(super) waiter_withdraws: bool,
 }
 
 impl Fixes {
@@ -29,6 +31,7 @@ impl Fixes {
         leftovers_count: true,
         heartbeat_proves: true,
         waiter_waits: true,
+        waiter_withdraws: true,
     };
 }
 

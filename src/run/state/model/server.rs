@@ -52,6 +52,7 @@ impl World {
         }
         match record.loss? {
             Loss::Terminated if record.is_loss_fresh => Some(Exception::CameBeforeGuard),
+            Loss::Restarted if self.server.is_stopping => Some(Exception::CameBeforeGuard),
             Loss::Terminated | Loss::Restarted if record.is_guard_behind => Some(Exception::GuardBehind),
             Loss::Restarted if record.witnesses & (1 << other) != 0 => None,
             Loss::Terminated | Loss::Restarted if record.is_guard_hindered => Some(Exception::GuardHindered),
@@ -71,11 +72,15 @@ impl World {
         self.server.holder = None;
         if !self.server.queue.is_empty() {
             let next = self.server.queue.remove(0).session;
-            if let Some(session) = &mut self.server.sessions[next] {
-                session.reply = Some(Reply::Granted);
-            }
+            self.reply(next, Reply::Granted);
             self.grant(rules, next);
         }
+    }
+
+    /// Replies to what the client waits for in the queue, unless it has given up the connection.
+    fn reply(&mut self, client: usize, reply: Reply) {
+        let client = &mut self.clients[client];
+        client.reply = (client.connection == Connection::Open).then_some(reply);
     }
 
     /// Takes the wanted place in the queue.
@@ -90,8 +95,8 @@ impl World {
     pub(super) fn cancel(&mut self, session: usize) {
         let length = self.server.queue.len();
         self.server.queue.retain(|queued| queued.session != session);
-        if let (true, Some(session)) = (self.server.queue.len() < length, &mut self.server.sessions[session]) {
-            session.reply = Some(Reply::Cancelled);
+        if self.server.queue.len() < length {
+            self.reply(session, Reply::Cancelled);
         }
     }
 
@@ -140,15 +145,17 @@ impl World {
         self.free_key(rules, session);
     }
 
-    /// Restarts the server, which is away for some ticks.
+    /// Restarts the server, which is away for some ticks. It ends one session after the other, and what the end of one
+    /// frees it grants to the next in the queue, if that still lives.
     pub(super) fn restart(&mut self, rules: &Rules, away_for: Ticks) {
-        self.server.queue.clear();
+        self.server.is_stopping = true;
         for session in 0..self.server.sessions.len() {
             if self.server.sessions[session].is_some() {
                 self.end_session(rules, session, Loss::Restarted);
             }
         }
         self.evictor = None;
+        self.server.is_stopping = false;
         self.server.is_young = away_for == 0;
         self.server.away_for = (away_for > 0).then_some(away_for);
     }
@@ -166,8 +173,8 @@ impl World {
                     left: queued.left - 1,
                     ..queued
                 });
-            } else if let Some(session) = &mut self.server.sessions[queued.session] {
-                session.reply = Some(Reply::Busy);
+            } else {
+                self.reply(queued.session, Reply::Busy);
             }
         }
         let limit = rules.timing.server_limit;

@@ -46,6 +46,7 @@ impl World {
             clients: (0..rules.clients).map(|number| Client::new(rules, number)).collect(),
             server: Server {
                 away_for: None,
+                is_stopping: false,
                 is_young: false,
                 sessions: vec![None; rules.clients],
                 holder: None,
@@ -55,6 +56,7 @@ impl World {
             budget: rules.budget,
             is_spinning: false,
             has_ungranted_job: false,
+            has_failed_wait: false,
         }
     }
 

@@ -1,6 +1,6 @@
 //! The model at its small size, at a larger size with `make model`, and with each fix switched off.
 
-use super::properties::NEVER_TWICE;
+use super::properties::{EVERY_WAIT_ENDURES, NEVER_TWICE};
 use super::rules::{Fixes, Rules};
 use super::steps::Step;
 use super::world::Budget;
@@ -236,6 +236,24 @@ fn a_waiter_that_does_not_wait_for_the_old_job_overlaps() {
             ..restart
         },
     );
+}
+
+/// The server grants the key in its last moment, and ends the session before the job is started.
+#[test]
+fn a_waiter_that_does_not_withdraw_ends_its_wait() {
+    let fixes = Fixes {
+        waiter_withdraws: false,
+        ..Fixes::ALL
+    };
+    let budget = Budget {
+        total: 1,
+        restarts: 1,
+        ..NO_FAULTS
+    };
+    let rules = Rules::new(2, 1, 1, budget);
+    assert!(explore(rules.clone()).is_empty());
+    let found = explore(Rules { fixes, ..rules });
+    assert!(found.contains_key(EVERY_WAIT_ENDURES), "{found:?}");
 }
 
 /// A waiter has to wait as long as the server would: the old job may live until H + D + G, and a loop that is late adds

@@ -2,7 +2,7 @@
 
 use super::rules::Rules;
 use super::time::Ticks;
-use super::world::{Client, Connection, Evictor, Process, Reply, Report, Thread, WaitMemory, World};
+use super::world::{Client, Connection, Evictor, Job, Process, Reply, Report, Thread, World};
 
 impl Client {
     /// Notes a delay of a tick.
@@ -25,12 +25,12 @@ impl World {
         }
         let (is_ordered, is_there) = (client.is_release_ordered, self.server.away_for.is_none());
         let is_ended = client.is_disconnected();
-        let has_reply = self.server.sessions[client.session].is_some_and(|session| session.reply.is_some());
+        let has_reply = client.reply.is_some();
         match client.thread {
             Thread::Ended => false,
             // Without the network, a release is blocked as well, but nobody waits for that longer than H.
             _ if client.is_cut => match client.thread {
-                Thread::Holding { sent, .. } => -sent >= rules.timing.heartbeat && !is_ordered,
+                Thread::Holding { sent, .. } => is_ended || -sent >= rules.timing.heartbeat && !is_ordered,
                 Thread::Guarding { .. } => is_ordered,
                 _ => is_ended,
             },
@@ -58,9 +58,8 @@ impl World {
         match thread {
             Thread::Ended => {}
             Thread::Connecting => self.connect(rules, number),
-            Thread::AwaitingOldJob { .. } | Thread::Settling | Thread::Queueing { .. } | Thread::Pausing { .. }
-                if is_ended =>
-            {
+            Thread::Queueing { sent } => self.read_reply(rules, number, sent),
+            Thread::AwaitingOldJob { .. } | Thread::Settling | Thread::Pausing { .. } if is_ended => {
                 self.lose_contact(rules, number);
             }
             Thread::AwaitingOldJob { .. } | Thread::Settling | Thread::Pausing { .. } if is_ordered => {
@@ -68,7 +67,6 @@ impl World {
             }
             Thread::AwaitingOldJob { .. } => self.take_up_wait(rules, number),
             Thread::Settling | Thread::Pausing { .. } => self.try_key(rules, number),
-            Thread::Queueing { sent } => self.read_reply(rules, number, sent),
             Thread::Holding { is_guard, .. } | Thread::Blocked { is_guard, .. } if is_ended => {
                 self.lose(rules, number, is_guard);
             }
@@ -141,36 +139,31 @@ impl World {
         }
     }
 
-    /// Reads the reply to a slice in the queue.
-    fn read_reply(&mut self, rules: &Rules, number: usize, sent: Ticks) {
+    /// Reads the reply to a slice in the queue, which can be the last that the server has sent.
+    fn read_reply(&mut self, rules: &Rules, number: usize, mut sent: Ticks) {
         let session = self.clients[number].session;
-        let reply = self.server.sessions[session]
-            .as_mut()
-            .and_then(|session| session.reply.take());
-        match reply {
-            Some(Reply::Busy) if !self.clients[number].is_release_ordered => self.try_key(rules, number),
-            Some(Reply::Busy | Reply::Cancelled) | None => self.fail(number),
+        let is_ended = self.clients[number].is_disconnected();
+        match self.clients[number].reply.take() {
             Some(Reply::Granted) => {
                 // The timing rule counts from when the last query was sent.
-                let sent = if -sent >= rules.timing.heartbeat {
+                if -sent >= rules.timing.heartbeat {
+                    if is_ended || self.server.holder != Some(session) {
+                        return self.lose(rules, number, false);
+                    }
                     self.hear(number);
-                    0
-                } else {
-                    sent
-                };
-                if self.server.holder == Some(session) {
-                    self.hold(rules, number, sent);
-                } else {
-                    self.fail(number);
+                    sent = 0;
                 }
+                self.hold(rules, number, sent);
             }
+            _ if is_ended => self.lose_contact(rules, number),
+            Some(Reply::Busy) if !self.clients[number].is_release_ordered => self.try_key(rules, number),
+            Some(Reply::Busy | Reply::Cancelled) | None => self.fail(number),
         }
     }
 
     /// Reports the lock as ours.
     fn hold(&mut self, rules: &Rules, number: usize, sent: Ticks) {
         let client = &mut self.clients[number];
-        client.memory = WaitMemory::default();
         client.report_alive(sent + 2 * rules.timing.heartbeat);
         client.report(Report::Held);
         client.thread = Thread::Holding {
@@ -213,14 +206,17 @@ impl World {
         }
     }
 
-    /// Reports the loss, and sets out to guard the key.
+    /// Reports the loss, and sets out to guard the key; without a job, goes on waiting.
     fn lose(&mut self, rules: &Rules, number: usize, is_guard: bool) {
         let session = self.clients[number].session;
         let is_ended = self.clients[number].connection == Connection::Ended;
-        if !is_ended {
+        if !is_ended && !self.clients[number].is_cut {
             self.close_session(rules, session);
         }
         let client = &mut self.clients[number];
+        if client.job == Job::None && !client.is_release_ordered && rules.fixes.waiter_withdraws {
+            return self.withdraw(rules, number);
+        }
         client.connection = Connection::None;
         client.session = number;
         if !is_guard {

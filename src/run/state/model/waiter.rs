@@ -33,6 +33,14 @@ impl World {
         client.memory.has_answered_here = true;
     }
 
+    /// Returns whether nothing but an answer may end the client's wait: not if the server is silent, or somebody evicts
+    /// the client.
+    pub(super) fn must_endure(&self, number: usize) -> bool {
+        let client = &self.clients[number];
+        let is_evicted = self.evictor.is_some();
+        client.memory.was_contended && !client.is_cut && !client.record.was_delayed && !is_evicted
+    }
+
     /// Returns, one bit for each, which clients wait and know of the holder, and have not noticed that their connection
     /// is lost.
     pub(super) fn witnesses(&self) -> u8 {
@@ -46,6 +54,7 @@ impl World {
         let client = &mut self.clients[number];
         let is_open = client.connection == Connection::Open;
         client.connection = Connection::Abandoned;
+        client.reply = None;
         let (session, is_cut) = (client.session, client.is_cut);
         if is_open && !is_cut {
             self.close_session(rules, session);
@@ -74,6 +83,15 @@ impl World {
         };
         client.report(Report::Retrying);
         client.thread = Thread::Connecting;
+    }
+
+    /// After the lock is lost before the job was started: connects again, whether another client was seen or not.
+    pub(super) fn withdraw(&mut self, rules: &Rules, number: usize) {
+        let client = &mut self.clients[number];
+        client.report(Report::Withdrawn);
+        client.memory.was_contended = true;
+        client.memory.has_answered_here = true;
+        self.lose_contact(rules, number);
     }
 
     /// On a new connection: leaves the key alone as long as the old job may run, and tries it then.

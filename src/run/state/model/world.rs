@@ -14,6 +14,8 @@ pub(super) struct World {
     pub(super) is_spinning: bool,
     /// A job was started although no lock had been granted for it.
     pub(super) has_ungranted_job: bool,
+    /// A wait ended without an answer.
+    pub(super) has_failed_wait: bool,
 }
 
 /// How many faults may still happen.
@@ -76,6 +78,8 @@ pub(super) struct Client {
     pub(super) is_launching: bool,
     pub(super) is_release_ordered: bool,
     pub(super) thread: Thread,
+    /// The reply to the slice in the queue, which the thread has not read yet.
+    pub(super) reply: Option<Reply>,
     pub(super) memory: WaitMemory,
     pub(super) connection: Connection,
     /// The session that the connection uses: its own, but for loans of a pooler.
@@ -141,8 +145,8 @@ pub(super) enum Exception {
     Killed,
     /// `evict --force`: the operator wants the key at once.
     Forced,
-    /// An operator's `pg_terminate_backend`: a waiter in the server's queue, or a client that tried in the same
-    /// instant, came before the guard.
+    /// A waiter in the server's queue came before the guard, after an operator's `pg_terminate_backend` or in the last
+    /// moment of a server that is stopped; or a client that tried in the instant of the former.
     CameBeforeGuard,
     /// Two jobs lost their locks, the second one before the first was dead, and the second one's guard found the key
     /// held by the guard of the first. Another client acquired the key when that one released it.
@@ -226,6 +230,7 @@ pub(super) enum Report {
     Contended,
     Retrying,
     Held,
+    Withdrawn,
     Failed,
     Lost,
     EvictionRequested,
@@ -243,6 +248,8 @@ impl Report {
 pub(super) struct Server {
     /// How many ticks it stays away; `None` if it is there.
     pub(super) away_for: Option<Ticks>,
+    /// It is being stopped, and ends its sessions.
+    pub(super) is_stopping: bool,
     /// It has started in this tick.
     pub(super) is_young: bool,
     /// One for each client, by number.
@@ -267,8 +274,6 @@ pub(super) struct Session {
     pub(super) is_marked: bool,
     /// A pooler owns it, and has lent it to more than one client.
     pub(super) is_lent: bool,
-    /// The reply to the slice in the queue.
-    pub(super) reply: Option<Reply>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
