@@ -124,6 +124,7 @@ impl Crowd {
 
     fn run(&self, world: &World, number: usize, worker: usize, request: Request) -> Run {
         let stderr = self.directory.join(format!("stderr-{worker}"));
+        world.enter(request.host);
         let mut command = self.command(world, number, &request);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         // A file, since a job that outlives its pglock would keep a pipe open.
@@ -155,9 +156,7 @@ impl Crowd {
     }
 
     fn command(&self, world: &World, number: usize, request: &Request) -> Command {
-        let entrance = world.entrance(request.host);
-        let mut command = command(&entrance[0]);
-        command.args(&entrance[1..]).arg(&self.pglock);
+        let mut command = command(&self.pglock);
         command.args(["run", "--heartbeat", "1", "--kill-after", "1"]);
         command.args(["--connect-timeout", "4"]);
         command.args(options(request));

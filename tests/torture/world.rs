@@ -157,15 +157,11 @@ impl World {
         )
     }
 
-    /// Returns the arguments in front of a command that run it on a client's host.
-    pub fn entrance(&self, host: usize) -> Vec<String> {
-        let Some(host) = self.clients.get(host) else {
-            return vec!["env".into()];
-        };
-        let mut arguments = vec!["nsenter".to_owned()];
-        arguments.extend(host.entrance());
-        arguments.push("--".into());
-        arguments
+    /// Moves the calling thread to a client's host, with the programs that it starts from now on.
+    pub fn enter(&self, host: usize) {
+        if let Some(host) = self.clients.get(host) {
+            enter(&host.namespace());
+        }
     }
 
     pub fn has_cables(&self) -> bool {
@@ -301,7 +297,12 @@ impl World {
     /// Has HAProxy close all connections.
     pub fn cut_proxy(&self) {
         let _change = self.change.lock().unwrap();
-        let mut control = UnixStream::connect(self.proxy_control()).unwrap();
+        let mut control = None;
+        eventually(SOON, "HAProxy's socket for commands", || {
+            control = UnixStream::connect(self.proxy_control()).ok();
+            control.is_some()
+        });
+        let mut control = control.unwrap();
         control
             .write_all(b"shutdown sessions server postgresql/primary\n")
             .unwrap();
@@ -405,6 +406,19 @@ fn last_checkpoint(server: &Server) -> String {
     let mut lines = text.lines();
     let place = lines.find_map(|line| line.strip_prefix("Latest checkpoint location:"));
     place.unwrap_or_else(|| panic!("{output:?}")).trim().to_owned()
+}
+
+/// Moves the calling thread to a network namespace.
+#[cfg(target_os = "linux")]
+fn enter(namespace: &str) {
+    use nix::sched::{CloneFlags, setns};
+    setns(fs::File::open(namespace).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
+}
+
+/// Only Linux has network namespaces.
+#[cfg(not(target_os = "linux"))]
+fn enter(namespace: &str) {
+    unreachable!("{namespace}");
 }
 
 /// Leaks a server, which [`World::end`] stops and which is removed with the test process: threads may still refer to

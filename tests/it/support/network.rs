@@ -115,7 +115,12 @@ impl Host {
 
     /// Returns the arguments of nsenter(1) that run a command on this host.
     pub fn entrance(&self) -> Vec<String> {
-        ["-n", "-t", &self.anchor.id().to_string()].map(String::from).into()
+        vec![format!("--net={}", self.namespace())]
+    }
+
+    /// Returns the file of its network namespace.
+    pub fn namespace(&self) -> String {
+        format!("/proc/{}/ns/net", self.anchor.id())
     }
 
     fn number(&self) -> &str {
