@@ -2,10 +2,14 @@
 //! job, release, exit as the job did. It supervises nothing and proves nothing.
 //!
 //! `naive CONNECTION KEY JOB...`; with `QUIET` in the environment it does not look for the holder.
+//!
+//! With `PGLOCK_FIRST_QUERY`, it is the prototype of a pglock that has nothing else in it: it sends this query, pglock's
+//! own, in place of its own, waits in the queue if the key is held (but not with `NO_WAIT`), and starts the job if the
+//! lock is proven. In the query and the connection string, `KEY` stands for the key.
 #![expect(clippy::unwrap_used, reason = "it has no errors to report")]
 #![expect(clippy::print_stderr, reason = "it names the holder")]
 
-use postgres::{Client, NoTls};
+use postgres::{Client, NoTls, SimpleQueryMessage};
 use std::process::{Command, exit};
 
 fn main() {
@@ -13,18 +17,44 @@ fn main() {
     let [connection, key, job @ ..] = arguments.as_slice() else {
         exit(64);
     };
-    let key: i64 = key.parse().unwrap();
-    let mut client = Client::connect(connection, NoTls).unwrap();
-    let row = client.query_one("SELECT pg_try_advisory_lock($1)", &[&key]).unwrap();
-    if !row.get::<_, bool>(0) {
+    let mut client = Client::connect(&connection.replace("KEY", key), NoTls).unwrap();
+    let first_query = std::env::var("PGLOCK_FIRST_QUERY").ok();
+    let number: i64 = key.parse().unwrap();
+    let is_acquired = match &first_query {
+        Some(query) => acquire_proven(&mut client, &query.replace("KEY", key), number),
+        None => {
+            let row = client.query_one("SELECT pg_try_advisory_lock($1)", &[&number]);
+            row.unwrap().get(0)
+        }
+    };
+    if !is_acquired {
         if std::env::var_os("QUIET").is_none() {
-            eprintln!("held by {}", holder(&mut client, key));
+            eprintln!("held by {}", holder(&mut client, number));
         }
         exit(75);
     }
     let status = Command::new(&job[0]).args(&job[1..]).status().unwrap();
-    client.query_one("SELECT pg_advisory_unlock($1)", &[&key]).unwrap();
+    if first_query.is_some() {
+        client
+            .simple_query(&format!("SELECT pg_advisory_unlock({number})"))
+            .unwrap();
+    } else {
+        client.query_one("SELECT pg_advisory_unlock($1)", &[&number]).unwrap();
+    }
     exit(status.code().unwrap_or(1));
+}
+
+/// Sends pglock's first query. Returns whether the lock is acquired.
+fn acquire_proven(client: &mut Client, query: &str, key: i64) -> bool {
+    let reply = client.simple_query(query).unwrap();
+    let is_proven = reply
+        .iter()
+        .any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.columns()[0].name() == "proven"));
+    if !is_proven && std::env::var_os("NO_WAIT").is_none() {
+        client.simple_query(&format!("SELECT pg_advisory_lock({key})")).unwrap();
+        return true;
+    }
+    is_proven
 }
 
 fn holder(client: &mut Client, key: i64) -> String {

@@ -1,4 +1,5 @@
-//! Measuring whole processes: contenders in turn, so that what else the machine does meets all of them alike.
+//! Measuring whole processes: contenders in turn, each round in another order, so that what else the machine does, and
+//! what the one before leaves behind, meets all of them alike.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -103,11 +104,14 @@ pub fn measure_in_turn(
     mut measure: impl FnMut(&Contender) -> f64,
 ) -> Vec<Sample> {
     let mut values = vec![Vec::new(); contenders.len()];
+    let mut order: Vec<usize> = (0..contenders.len()).collect();
     for round in 0..=rounds {
-        for (contender, values) in contenders.iter().zip(&mut values) {
-            let value = measure(contender);
+        // The backend of the one before is still exiting while the next one runs.
+        fastrand::shuffle(&mut order);
+        for &index in &order {
+            let value = measure(&contenders[index]);
             if round > 0 {
-                values.push(value);
+                values[index].push(value);
             }
         }
     }

@@ -10,7 +10,7 @@ use crate::support::tls::{PASSWORD, Secured};
 use crate::support::wait::{SOON, eventually};
 use crate::timing::{Contender, Sample, in_turn, measure_in_turn, milliseconds};
 use std::fmt::Write as _;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -62,8 +62,13 @@ impl Work {
 
 /// All works. It takes some minutes.
 pub fn measure(programs: &Programs) -> Vec<Work> {
-    let server = Server::start();
-    let bench = Bench { programs, server };
+    let server = Server::with(&["track_activity_query_size=16384"]);
+    let first_query = first_query(programs, &server);
+    let bench = Bench {
+        programs,
+        server,
+        first_query,
+    };
     // These idle while the others are measured.
     let idle = bench.idle();
     let socket = bench.server.host().to_owned();
@@ -126,6 +131,31 @@ pub fn table(works: &[Work]) -> String {
 struct Bench<'a> {
     programs: &'a Programs,
     server: Server,
+    /// The first query of pglock, and the name of its session, with `KEY` in place of the key.
+    first_query: [String; 2],
+}
+
+/// Returns the first query of pglock, and the name of its session: what the server shows until the first heartbeat.
+fn first_query(programs: &Programs, server: &Server) -> [String; 2] {
+    let mut command = command(&programs.pglock);
+    command.env("PGLOCK_DSN", dsn("127.0.0.1", server.port()));
+    let job = ["run", "--key", KEY, "sh", "-c", "echo $PGLOCK_BACKEND_PID; cat"];
+    let mut holder = command
+        .args(job)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(holder.stdout.as_mut().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let sql = |column| format!("SELECT {column} FROM pg_stat_activity WHERE pid = {line}");
+    let [query, name] = ["query", "application_name"].map(|column| server.value(&sql(column)).replace(KEY, "KEY"));
+    assert!(query.contains("AS proven"), "{query}");
+    drop(holder.stdin.take());
+    assert!(holder.wait().unwrap().success());
+    [query, name]
 }
 
 /// The command line of the floor, in plain text.
@@ -170,6 +200,19 @@ impl Bench<'_> {
         })
     }
 
+    /// The naive client with the first query of pglock.
+    fn prototype(&self, variables: &[&'static str]) -> Contender {
+        let [query, name] = self.first_query.clone();
+        let (program, variables) = (self.programs.naive.clone(), variables.to_vec());
+        let dsn = format!("{} application_name='{name}'", dsn("127.0.0.1", self.server.port()));
+        Contender::new("prototype", move || {
+            let mut command = command(&program);
+            command.args([&dsn, KEY, "true"]).env("PGLOCK_FIRST_QUERY", &query);
+            command.envs(variables.iter().map(|name| (name, "1")));
+            command
+        })
+    }
+
     /// Lock, job, unlock: by a floor that proves its lock as pglock does, one that does not, a naive client, and
     /// pglock.
     fn plain(&self, name: &'static str, host: &str, bounds: &'static [(&'static str, f64)]) -> Work {
@@ -186,7 +229,7 @@ impl Bench<'_> {
             pglock("pglock, static", released, &dsn, &["true"]),
         ];
         if !host.starts_with('/') {
-            contenders.push(self.naive(false));
+            contenders.extend([self.naive(false), self.prototype(&[])]);
         }
         Work {
             name,
@@ -322,11 +365,12 @@ impl Bench<'_> {
                 .map(|(name, program)| pglock(name, program, &dsn, &words).ending(75))
         };
         let floor = floor(self.programs, "try", "127.0.0.1", port, &["true"]).ending(75);
-        let named: Vec<Contender> = [floor, self.naive(false).ending(75)]
+        let prototype = |variables: &[&'static str]| self.prototype(variables).ending(75);
+        let named: Vec<Contender> = [floor, self.naive(false).ending(75), prototype(&["NO_WAIT"])]
             .into_iter()
             .chain(pglock(&[]))
             .collect();
-        let quiet: Vec<Contender> = [self.naive(true).ending(75)]
+        let quiet: Vec<Contender> = [self.naive(true).ending(75), prototype(&["NO_WAIT", "QUIET"])]
             .into_iter()
             .chain(pglock(&["-q"]))
             .collect();
@@ -389,6 +433,7 @@ impl Bench<'_> {
             floor(self.programs, "wait", "127.0.0.1", port, &["true"]),
             pglock("pglock", &self.programs.pglock, &dsn, &["true"]),
             pglock("pglock, static", &self.programs.released, &dsn, &["true"]),
+            self.prototype(&[]),
         ];
         let crowd = |keys: &'static dyn Fn(usize) -> String| {
             measure_in_turn(&contenders, 8, move |contender| {
