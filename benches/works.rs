@@ -14,6 +14,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 /// A key that nobody else has.
 const KEY: &str = "4711";
@@ -534,7 +535,7 @@ impl Bench<'_> {
             flock,
             psql,
         ];
-        let etcd = Etcd::start(self.server.directory());
+        let etcd = Etcd::start();
         contenders.extend(etcd.as_ref().map(Etcd::contender));
         let samples = in_turn(&contenders, ROUNDS / 3);
         Work {
@@ -625,21 +626,28 @@ fn clock(mut child: Child) -> f64 {
 struct Etcd {
     server: Child,
     endpoint: String,
+    /// Removed after it has ended.
+    _data: TempDir,
 }
 
 impl Etcd {
-    fn start(directory: &Path) -> Option<Etcd> {
+    fn start() -> Option<Etcd> {
         // Debian has it in a package of its own.
         Command::new("etcdctl").arg("version").output().ok()?;
         let [endpoint, peers] = [free_port(), free_port()].map(|port| format!("http://127.0.0.1:{port}"));
+        let data = tempfile::tempdir().unwrap();
         let mut command = Command::new("etcd");
-        command.arg("--data-dir").arg(directory.join("etcd"));
+        command.arg("--data-dir").arg(data.path());
         command.args(["--listen-client-urls", &endpoint, "--advertise-client-urls", &endpoint]);
         command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
         command.args(["--initial-cluster", &format!("default={peers}")]);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let server = command.spawn().ok()?;
-        let etcd = Etcd { server, endpoint };
+        let etcd = Etcd {
+            server,
+            endpoint,
+            _data: data,
+        };
         let contender = etcd.contender();
         eventually(SOON, "etcd", || {
             let mut command = (contender.command)();

@@ -3,12 +3,13 @@
 //! The role determines how a client is authenticated: see [`RULES`]. The server's certificate can be exchanged, which
 //! restarts the server. All files are in the server's directory, below `pki`.
 
-use super::server::{SUPERUSER, Server, rows};
+use super::server::{SUPERUSER, Server, rows, unprivileged};
 use super::wait::{SOON, eventually};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::ops::Deref;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::thread;
@@ -167,14 +168,22 @@ impl Secured {
     /// Creates a directory for `HOME` with these files, readable only by its owner.
     pub fn home(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
         let home = self.directory().join(name);
+        create_directory(&home);
         for (file, text) in files {
             let path = home.join(file);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            create_directory(path.parent().unwrap());
             fs::write(&path, text).unwrap();
             private(&path);
         }
-        fs::create_dir_all(&home).unwrap();
         home
+    }
+}
+
+/// Creates a directory that the server's user can remove, with all that is in it, when the test process has ended.
+fn create_directory(path: &Path) {
+    fs::create_dir_all(path).unwrap();
+    if let Some(user) = unprivileged() {
+        chown(path, Some(user.uid.into()), Some(user.gid.into())).unwrap();
     }
 }
 
