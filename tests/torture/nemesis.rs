@@ -5,6 +5,7 @@
 use super::crowd::{Crowd, Running};
 use super::history::{Fault, Target, now};
 use super::plan::{Kind, Strike};
+use super::request::{Request, Road};
 use super::support::command::command;
 use super::support::server::number;
 use super::support::wait::{SOON, until};
@@ -25,6 +26,10 @@ const LEFTOVER_ATTEMPTS: Duration = Duration::from_secs(1);
 /// How often it is seen whether the lock is still there.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
+/// How old a server may be for the losers of a restart to come before newcomers, which leave it alone for half a second,
+/// on a busy machine.
+const LONGEST_SHORT_STALL: Duration = Duration::from_millis(300);
+
 /// The condition that a pglock's session is the one that the forwarding pooler lends: all others come by TCP.
 const IS_FORWARDED: &str = "client_addr IS NULL";
 
@@ -42,9 +47,16 @@ impl Nemesis<'_> {
             if self.crowd.is_over() {
                 break;
             }
-            if strike.kind == Kind::Leftover {
-                faults.extend(self.leave_a_lock(&strike).unwrap_or_default());
-                continue;
+            match strike.kind {
+                Kind::Leftover => {
+                    faults.extend(self.leave_a_lock(&strike).unwrap_or_default());
+                    continue;
+                }
+                Kind::StalledRestart => {
+                    faults.extend(self.restart_while_stalled(&strike));
+                    continue;
+                }
+                _ => {}
             }
             let began = now();
             let target = self.strike(&strike);
@@ -93,7 +105,7 @@ impl Nemesis<'_> {
     fn strike_all(&self, strike: &Strike) -> Option<Target> {
         match strike.kind {
             Kind::Crash => self.world.crash(),
-            Kind::Restart => self.world.restart(),
+            Kind::Restart => self.world.restart(|| ()),
             Kind::Failover => self.world.fail_over(),
             Kind::Switchover => self.world.switch_over().then_some(())?,
             Kind::KillPooler => self.world.replace_pooler(),
@@ -114,6 +126,48 @@ impl Nemesis<'_> {
         })
     }
 
+    /// Restarts the server while the pglocks whose jobs run stand still, until it is as old as the strike lasts. Their
+    /// stop is a fault of its own if newcomers may come before them.
+    fn restart_while_stalled(&self, strike: &Strike) -> Vec<Fault> {
+        let jobs = living_jobs(&self.crowd.recent());
+        let signal = |signal| {
+            // While one is on the list, its process id is not reused.
+            let running = self.crowd.running.lock().unwrap();
+            for found in jobs.keys().filter_map(|number| running.get(number)) {
+                let _ = kill(found.pid, signal);
+            }
+        };
+        let began = now();
+        signal(SIGSTOP);
+        let mut age = None;
+        self.world.restart(|| {
+            until(SOON, || {
+                age = self.server_age();
+                age.is_none_or(|age| age >= millis(strike.lasts))
+            });
+        });
+        signal(SIGCONT);
+        let ended = now();
+        let fault = |kind, target| Fault {
+            kind,
+            target,
+            began,
+            ended,
+        };
+        let mut faults = vec![fault(Kind::StalledRestart, Target::All)];
+        if age.is_none_or(|age| age > LONGEST_SHORT_STALL) {
+            faults.extend(jobs.keys().map(|&number| fault(Kind::StopPglock, Target::Run(number))));
+        }
+        faults
+    }
+
+    /// Returns how long ago the server was started.
+    fn server_age(&self) -> Option<Duration> {
+        let sql = "SELECT EXTRACT(epoch FROM clock_timestamp() - pg_postmaster_start_time())";
+        let seconds = self.world.query(sql)?.concat().concat();
+        Duration::try_from_secs_f64(seconds.parse().ok()?).ok()
+    }
+
     fn pick_running(&self, strike: &Strike) -> Option<(usize, Running)> {
         let jobs = if strike.is_aimed {
             living_jobs(&self.crowd.recent())
@@ -127,9 +181,16 @@ impl Nemesis<'_> {
         Some((*number, found.clone()))
     }
 
+    /// Picks a host; an aimed strike one whose job the server alone keeps from overlapping with the next: it is
+    /// connected directly, and only SIGKILL ends it.
     fn host(&self, strike: &Strike) -> usize {
-        let aimed = strike.is_aimed.then(|| self.pick_running(strike)).flatten();
-        let host = aimed.map(|(_, running)| running.request.host);
+        let jobs = living_jobs(&self.crowd.recent());
+        let mut aimed = self.crowd.running.lock().unwrap().clone();
+        aimed.retain(|number, found| {
+            let Request { road, stubborn, .. } = found.request;
+            strike.is_aimed && jobs.contains_key(number) && road == Road::Direct && stubborn
+        });
+        let host = picked(strike, &aimed).map(|(_, running)| running.request.host);
         host.unwrap_or(strike.pick as usize % HOSTS)
     }
 

@@ -58,6 +58,9 @@ pub enum Kind {
     Crash,
     /// Fast stop and start.
     Restart,
+    /// The same, and the pglocks whose jobs run stand still until the server is up: most often for less long than
+    /// newcomers leave it alone, or for seconds.
+    StalledRestart,
     /// Immediate stop, and promotion of the standby.
     Failover,
     /// Fast stop, promotion of the standby, which has everything, and the old primary becomes the standby.
@@ -88,7 +91,7 @@ pub enum Kind {
 
 impl Kind {
     /// The kinds that can be planned, and how often. What stops everything is rare, or nothing else would happen.
-    pub const ALL: [(Kind, u64); 28] = [
+    pub const ALL: [(Kind, u64); 29] = [
         (Kind::KillPglock, 20),
         (Kind::StopPglock, 16),
         (Kind::TermPglock, 20),
@@ -104,6 +107,7 @@ impl Kind {
         (Kind::Leftover, 8),
         (Kind::Crash, 2),
         (Kind::Restart, 2),
+        (Kind::StalledRestart, 2),
         (Kind::Failover, 1),
         (Kind::Switchover, 1),
         (Kind::KillPooler, 5),
@@ -140,6 +144,8 @@ impl Kind {
             Kind::Cut => (4000, 14_000),
             Kind::CutServer => (500, 5000),
             Kind::Delay => (500, 4000),
+            Kind::StalledRestart if is_short => (50, 200),
+            Kind::StalledRestart => (1000, 2500),
             Kind::Leftover => (100, 2500),
             Kind::SlowDisk => (200, 2000),
             Kind::Exhaust => (100, 1500),

@@ -252,12 +252,14 @@ impl World {
         self.primary().restart();
     }
 
-    /// Stops the primary as `pg_ctl stop -m fast` does, and starts it again.
-    pub fn restart(&self) {
+    /// Stops the primary as `pg_ctl stop -m fast` does, and starts it again. Then does this, before anything else
+    /// changes it.
+    pub fn restart(&self, afterwards: impl FnOnce()) {
         let _change = self.change.lock().unwrap();
         let primary = self.primary();
         primary.stop_fast();
         primary.restart();
+        afterwards();
     }
 
     /// Has this crash the primary and wait until it has recovered, while nothing else changes it: a fast stop during a

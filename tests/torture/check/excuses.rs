@@ -6,7 +6,7 @@
 //! queue; or the server could not be reached. Behind a pooler that lends its first client's session, the pglock does
 //! not know before its next query.
 
-use super::{ARRIVAL_LIMIT_NS, cuts, ends_proxied, ends_sessions, restarts, share_a_key};
+use super::{ARRIVAL_LIMIT_NS, cuts, disturbs, ends_proxied, ends_sessions, restarts, share_a_key};
 use super::{Check, Holder, SECOND_NS, START_LIMIT_NS, TERMINATION_LIMIT_NS};
 use crate::history::{End, Fault, Target};
 use crate::plan::Kind;
@@ -25,8 +25,15 @@ const UNREACHABLE_AFTER_NS: u128 = SECOND_NS;
 const RELEASE_REPLY_NS: u128 = SECOND_NS;
 
 impl<'a> Check<'a> {
-    /// Returns what let another job start although this holder's job was still inside.
-    pub fn excuse(&self, victim: Holder<'a>, until: u128) -> Option<String> {
+    /// Returns what let another holder's job start although this one's was still inside.
+    pub fn excuse(&self, victim: Holder<'a>, other: Holder<'a>, until: u128) -> Option<String> {
+        let waited = |fault: &Fault| self.has_known_the_holder(other, fault);
+        self.excuse_unless(victim, until, waited)
+    }
+
+    /// Returns what freed the lock although this holder's job was still inside, but for these faults if they hit a
+    /// pglock that stood still.
+    fn excuse_unless(&self, victim: Holder<'a>, until: u128, is_none: impl Fn(&Fault) -> bool) -> Option<String> {
         let Holder { stay, run } = victim;
         if has_kept_its_lock(victim) {
             return None;
@@ -44,6 +51,7 @@ impl<'a> Check<'a> {
         };
         let reason = |fault: &Fault| match fault.kind {
             _ if is_killed => Some(" of a killed pglock"),
+            _ if back.is_some() && is_none(fault) => None,
             _ if back.is_some() => Some(" of a stopped pglock"),
             Kind::EvictForced => Some(""),
             Kind::EndSession | Kind::TermBackend if self.was_wanted(fault, victim) => Some(""),
@@ -65,6 +73,19 @@ impl<'a> Check<'a> {
         let from = stay.entered.saturating_sub(START_LIMIT_NS);
         let fault = self.faults.find(stay.run, run, from, until, explains)?;
         Some(fault.kind.name() + reason(fault).unwrap_or_default())
+    }
+
+    /// Returns whether this pglock waited for the lock directly when the server was restarted, and had seen the holder:
+    /// then it leaves the lock alone until that one's job must be dead, even if the holder itself stands still.
+    fn has_known_the_holder(&self, waiter: Holder, fault: &Fault) -> bool {
+        let Holder { stay, run } = waiter;
+        let has_arrived = run.began + ARRIVAL_LIMIT_NS < fault.began;
+        let disturbed = || {
+            let is = |other: &Fault| disturbs(other.kind) && other.began != fault.began;
+            self.faults.find(stay.run, run, run.began, stay.entered, is).is_some()
+        };
+        let waits = run.request.wait.is_some() && run.request.road == Road::Direct && !run.request.shared;
+        fault.kind == Kind::StalledRestart && waits && has_arrived && !disturbed()
     }
 
     /// Returns whether another client wanted the lock when the session was ended. One that lost its own session by the
@@ -111,7 +132,12 @@ impl<'a> Check<'a> {
                 };
                 let is_other_slot = run.request.slots.is_some() && stay.slot != Some(0);
                 let is_apart = stay.last <= fault.began || stay.entered >= fault.ended;
-                if is_apart || is_other_slot || self.excuse(Holder { stay, run }, fault.began).is_some() {
+                if is_apart
+                    || is_other_slot
+                    || self
+                        .excuse_unless(Holder { stay, run }, fault.began, |_| false)
+                        .is_some()
+                {
                     continue;
                 }
                 found.push(format!(

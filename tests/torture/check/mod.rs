@@ -148,10 +148,12 @@ impl<'a> Check<'a> {
         let (a, b) = (first.stay, second.stay);
         let tokens = a.token.as_ref().zip(b.token.as_ref());
         let excuse = match tokens {
-            Some((older, newer)) if older < newer => self.excuse(first, b.entered),
-            Some((newer, older)) if older < newer => self.excuse(second, a.entered),
+            Some((older, newer)) if older < newer => self.excuse(first, second, b.entered),
+            Some((newer, older)) if older < newer => self.excuse(second, first, a.entered),
             Some(_) => None,
-            None => self.excuse(first, b.entered).or_else(|| self.excuse(second, a.entered)),
+            None => self
+                .excuse(first, second, b.entered)
+                .or_else(|| self.excuse(second, first, a.entered)),
         };
         let lasted = a.last.min(b.last) - b.entered;
         match excuse {
@@ -202,6 +204,7 @@ fn ends_sessions(kind: Kind) -> bool {
             | KillBackend
             | Crash
             | Restart
+            | StalledRestart
             | Failover
             | Switchover
             | KillPooler
@@ -214,7 +217,10 @@ fn ends_sessions(kind: Kind) -> bool {
 /// Returns whether the server ends all sessions and starts again, or another one is promoted.
 fn restarts(kind: Kind) -> bool {
     use Kind::*;
-    matches!(kind, KillBackend | Crash | Restart | Failover | Switchover)
+    matches!(
+        kind,
+        KillBackend | Crash | Restart | StalledRestart | Failover | Switchover
+    )
 }
 
 /// Returns whether the proxy closes all its connections.

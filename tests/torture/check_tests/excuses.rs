@@ -1,6 +1,6 @@
 //! Which overlaps are excused, and which are not.
 
-use super::{Kind, OVERLAP, Road, Story, Target, explained_overlap, ms, overlap};
+use super::{Kind, LOST, OVERLAP, Road, Story, Target, explained_overlap, ms, overlap};
 use crate::history::End;
 
 #[test]
@@ -15,6 +15,7 @@ fn an_overlap_is_excused_by_what_ended_the_session_and_by_nothing_else() {
         KillBackend,
         Crash,
         Restart,
+        StalledRestart,
         Failover,
         Switchover,
         Cut,
@@ -70,6 +71,25 @@ fn a_restart_or_an_eviction_is_an_excuse_only_where_the_loser_could_not_come_bac
         let pooled = tale().request(2, |request| request.road = Road::Pooler);
         pooled.fails_for(OVERLAP);
     }
+}
+
+#[test]
+fn a_pglock_that_stands_still_during_a_restart_is_an_excuse_only_for_newcomers() {
+    let stalled = |second_began| {
+        let tale = Story::default().holds(1, 5000, 8500).holds(2, second_began, 9000);
+        let tale = tale.end(1, End::Code(74), LOST).job(1, |stay| stay.left = false);
+        let tale = tale.job(2, |stay| stay.entered = ms(7600));
+        let tale = tale.request(2, |request| request.wait = Some(20));
+        tale.fault(Kind::StalledRestart, Target::All, 6000, 7500)
+    };
+    // It comes back before newcomers.
+    stalled(7400).fails_for(OVERLAP);
+    let stopped = |second_began| stalled(second_began).fault(Kind::StopPglock, Target::Run(1), 6000, 7500);
+    stopped(7400).passes();
+    // Those that knew of the holder wait for its end.
+    stopped(1000).fails_for(OVERLAP);
+    stopped(1000).request(2, |request| request.road = Road::Pooler).passes();
+    stopped(1000).fault(Kind::Cut, Target::Host(0), 2000, 3000).passes();
 }
 
 #[test]
