@@ -14,6 +14,7 @@ use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP, SIGTERM};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use postgres::{NoTls, SimpleQueryMessage};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -105,7 +106,7 @@ impl Nemesis<'_> {
     fn strike_all(&self, strike: &Strike) -> Option<Target> {
         match strike.kind {
             Kind::Crash => self.world.crash(),
-            Kind::Restart => self.world.restart(|| ()),
+            Kind::Restart => self.world.restart(|| (), || ()),
             Kind::Failover => self.world.fail_over(),
             Kind::Switchover => self.world.switch_over().then_some(())?,
             Kind::KillPooler => self.world.replace_pooler(),
@@ -129,25 +130,30 @@ impl Nemesis<'_> {
     /// Restarts the server while the pglocks whose jobs run stand still, until it is as old as the strike lasts. Their
     /// stop is a fault of its own if newcomers may come before them.
     fn restart_while_stalled(&self, strike: &Strike) -> Vec<Fault> {
-        let jobs = living_jobs(&self.crowd.recent());
+        let jobs = RefCell::new(BTreeMap::new());
         let signal = |signal| {
             // While one is on the list, its process id is not reused.
             let running = self.crowd.running.lock().unwrap();
-            for found in jobs.keys().filter_map(|number| running.get(number)) {
+            for found in jobs.borrow().keys().filter_map(|number| running.get(number)) {
                 let _ = kill(found.pid, signal);
             }
         };
-        let began = now();
-        signal(SIGSTOP);
-        let mut age = None;
-        self.world.restart(|| {
-            until(SOON, || {
-                age = self.server_age();
-                age.is_none_or(|age| age >= millis(strike.lasts))
-            });
-        });
-        signal(SIGCONT);
-        let ended = now();
+        let (mut began, mut age) = (now(), None);
+        self.world.restart(
+            || {
+                began = now();
+                jobs.replace(living_jobs(&self.crowd.recent()));
+                signal(SIGSTOP);
+            },
+            || {
+                until(SOON, || {
+                    age = self.server_age();
+                    age.is_none_or(|age| age >= millis(strike.lasts))
+                });
+                signal(SIGCONT);
+            },
+        );
+        let (ended, jobs) = (now(), jobs.into_inner());
         let fault = |kind, target| Fault {
             kind,
             target,

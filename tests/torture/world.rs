@@ -252,14 +252,15 @@ impl World {
         self.primary().restart();
     }
 
-    /// Stops the primary as `pg_ctl stop -m fast` does, and starts it again. Then does this, before anything else
-    /// changes it.
-    pub fn restart(&self, afterwards: impl FnOnce()) {
+    /// Stops the primary as `pg_ctl stop -m fast` does, and starts it again. Nothing else changes it from what is done
+    /// before that to what is done after it.
+    pub fn restart(&self, before: impl FnOnce(), after: impl FnOnce()) {
         let _change = self.change.lock().unwrap();
+        before();
         let primary = self.primary();
         primary.stop_fast();
         primary.restart();
-        afterwards();
+        after();
     }
 
     /// Has this crash the primary and wait until it has recovered, while nothing else changes it: a fast stop during a
