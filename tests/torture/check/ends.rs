@@ -4,6 +4,7 @@
 use super::{Check, POOLER_RETRY_NS, SECOND_NS, disturbs, ends_sessions, evicts, restarts, silences};
 use crate::history::{End, Fault, Run, Stay};
 use crate::plan::Kind;
+use std::time::Duration;
 
 /// How late a wait may time out if nothing happened to it, on a busy machine.
 const LATE_LIMIT_MS: u128 = 5000;
@@ -197,7 +198,8 @@ impl Ending<'_> {
         let Some(seconds) = self.run.request.wait else {
             return self.has_line("; not waiting");
         };
-        self.has_line(&format!("; gave up after {seconds}s"))?;
+        let waited = humantime::format_duration(Duration::from_secs(seconds));
+        self.has_line(&format!("; gave up after {waited}"))?;
         let took = (self.run.ended - self.run.began) / 1_000_000;
         let is_late = took > u128::from(seconds) * 1000 + LATE_LIMIT_MS && self.was_hit("", |_| true).is_err();
         if took < u128::from(seconds) * 1000 || is_late {

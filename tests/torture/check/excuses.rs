@@ -75,8 +75,9 @@ impl<'a> Check<'a> {
         Some(fault.kind.name() + reason(fault).unwrap_or_default())
     }
 
-    /// Returns whether this pglock waited for the lock directly when the server was restarted, and had seen the holder:
-    /// then it leaves the lock alone until that one's job must be dead, even if the holder itself stands still.
+    /// Returns whether this pglock waited for the lock when the server was restarted, lost its session as well, and had
+    /// seen the holder: then it leaves the lock alone until that one's job must be dead, even if the holder itself
+    /// stands still.
     fn has_known_the_holder(&self, waiter: Holder, fault: &Fault) -> bool {
         let Holder { stay, run } = waiter;
         let has_arrived = run.began + ARRIVAL_LIMIT_NS < fault.began;
@@ -84,7 +85,8 @@ impl<'a> Check<'a> {
             let is = |other: &Fault| disturbs(other.kind) && other.began != fault.began;
             self.faults.find(stay.run, run, run.began, stay.entered, is).is_some()
         };
-        let waits = run.request.wait.is_some() && run.request.road == Road::Direct && !run.request.shared;
+        let is_witness = matches!(run.request.road, Road::Direct | Road::Proxy);
+        let waits = run.request.wait.is_some() && is_witness && !run.request.shared;
         fault.kind == Kind::StalledRestart && waits && has_arrived && !disturbed()
     }
 

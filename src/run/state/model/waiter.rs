@@ -1,7 +1,7 @@
 //! A waiter that loses its connection: a simplified `run::session::retry`.
 
 use super::rules::Rules;
-use super::world::{Client, Connection, Record, Report, Thread, World};
+use super::world::{Client, Connection, Evictor, Record, Report, Thread, World};
 
 impl Client {
     /// Returns whether the client knows that its connection is of no use any more. In a cut network it does not hear
@@ -85,10 +85,17 @@ impl World {
         client.thread = Thread::Connecting;
     }
 
-    /// After the lock is lost before the job was started: connects again, whether another client was seen or not.
+    /// After the lock is lost before the job was started: connects again, whether another client was seen or not, and
+    /// ends if it finds that its session was evicted.
     pub(super) fn withdraw(&mut self, rules: &Rules, number: usize) {
         let client = &mut self.clients[number];
         client.report(Report::Withdrawn);
+        let session = client.session;
+        if !client.is_cut && self.evictor == Some(Evictor::Forcing { session }) {
+            // It need not endure that.
+            client.memory.was_contended = false;
+            return self.fail(number);
+        }
         client.memory.was_contended = true;
         client.memory.has_answered_here = true;
         self.lose_contact(rules, number);
