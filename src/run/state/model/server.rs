@@ -27,7 +27,9 @@ impl World {
         for client in &mut self.clients {
             client.memory.is_granted_since = client.memory.holder_lost_at.is_some();
         }
+        let is_last_moment = self.server.is_stopping;
         let Client { connection, record, .. } = &mut self.clients[client];
+        record.is_last_moment = is_last_moment;
         // A client that has given up the connection hears nothing of it.
         record.is_granted = *connection == Connection::Open;
         record.loss = None;
@@ -52,7 +54,7 @@ impl World {
         }
         match record.loss? {
             Loss::Terminated if record.is_loss_fresh => Some(Exception::CameBeforeGuard),
-            Loss::Restarted if self.server.is_stopping => Some(Exception::CameBeforeGuard),
+            Loss::Restarted if self.server.is_stopping || record.is_last_moment => Some(Exception::CameBeforeGuard),
             Loss::Terminated | Loss::Restarted if record.is_guard_behind => Some(Exception::GuardBehind),
             Loss::Restarted if record.witnesses & (1 << other) != 0 => None,
             Loss::Terminated | Loss::Restarted if record.is_guard_hindered => Some(Exception::GuardHindered),
@@ -107,12 +109,20 @@ impl World {
         }
     }
 
+    /// Forgets a session. An evictor that asked for its lock is done: the number may be used again, its process is not.
+    fn drop_session(&mut self, session: usize) {
+        self.server.sessions[session] = None;
+        if matches!(self.evictor, Some(Evictor::Asking { session: asked, .. }) if asked == session) {
+            self.evictor = None;
+        }
+    }
+
     /// Ends a session because its client has closed it.
     pub(super) fn close_session(&mut self, rules: &Rules, session: usize) {
         if self.server.sessions[session].is_some_and(|session| session.is_lent) {
             return;
         }
-        self.server.sessions[session] = None;
+        self.drop_session(session);
         self.server.queue.retain(|queued| queued.session != session);
         self.free_key(rules, session);
     }
@@ -120,7 +130,7 @@ impl World {
     /// Ends a session from the server's side.
     pub(super) fn end_session(&mut self, rules: &Rules, session: usize, loss: Loss) {
         let witnesses = if loss == Loss::Restarted { self.witnesses() } else { 0 };
-        self.server.sessions[session] = None;
+        self.drop_session(session);
         self.server.queue.retain(|queued| queued.session != session);
         for client in &mut self.clients {
             if client.session == session && client.connection == Connection::Open {

@@ -96,6 +96,8 @@ pub(super) struct Client {
 pub(super) struct Record {
     /// The server has granted it the lock.
     pub(super) is_granted: bool,
+    /// It did so in the last moment of its being stopped.
+    pub(super) is_last_moment: bool,
     /// How the server came to take the lock back.
     pub(super) loss: Option<Loss>,
     /// It did so in this tick.
@@ -146,7 +148,8 @@ pub(super) enum Exception {
     /// `evict --force`: the operator wants the key at once.
     Forced,
     /// A waiter in the server's queue came before the guard, after an operator's `pg_terminate_backend` or in the last
-    /// moment of a server that is stopped; or a client that tried in the instant of the former.
+    /// moment of a server that is stopped, and its own job may run until it notices that; or a client that tried in the
+    /// instant of the former.
     CameBeforeGuard,
     /// Two jobs lost their locks, the second one before the first was dead, and the second one's guard found the key
     /// held by the guard of the first. Another client acquired the key when that one released it.
