@@ -56,14 +56,36 @@ impl Client {
     /// # Errors
     /// The server reports an error, the reply is overdue, or the connection is lost.
     pub(crate) fn simple_query(&mut self, sql: &str) -> Result<Vec<SimpleQueryMessage>, Error> {
+        self.watch(|client| client.simple_query(sql))
+    }
+
+    /// Sends a query without parameters by the extended query protocol.
+    ///
+    /// # Errors
+    /// As for [`Client::simple_query`].
+    pub(crate) fn extended_query(&mut self, sql: &str) -> Result<(), Error> {
+        self.watch(|client| client.query_typed(sql, &[])).map(drop)
+    }
+
+    /// Makes a request whose reply is watched, if this client's are.
+    fn watch<T>(&mut self, request: impl FnOnce(&mut postgres::Client) -> T) -> T {
         if let Some(watchdog) = &self.watchdog {
             watchdog.expect_reply();
         }
-        let result = self.inner.simple_query(sql);
+        let result = request(&mut self.inner);
         if let Some(watchdog) = &self.watchdog {
             watchdog.note_reply();
         }
         result
+    }
+
+    /// Limits how long dropping the session may take, for one whose replies are not watched: the library awaits the
+    /// rest of an unfinished reply, which may never come.
+    pub(crate) fn limit_end(&mut self, socket: Option<&OwnedFd>, limit: Duration) {
+        if self.watchdog.is_none() {
+            // Where the system has no descriptor or no thread left, there is no limit.
+            self.watchdog = socket.and_then(|socket| Watchdog::start(socket.try_clone().ok()?, limit).ok());
+        }
     }
 
     /// Names what the queries from now on ask, to complete "no reply to the query ...".

@@ -323,7 +323,7 @@ pub(crate) fn reconnect_to_probe(settings: &Settings, application_name: &str) ->
 
 /// Returns whether a simple query, and no earlier one of the extended protocol, ends this connection.
 fn is_closed_by_simple_query(mut client: Client) -> bool {
-    let is_alive = client.query_typed("SELECT 1", &[]).is_ok();
+    let is_alive = client.extended_query("SELECT 1").is_ok();
     let queried = client.simple_query("");
     is_alive && queried.is_err_and(|error| error.is_closed() || is_simple_protocol_refused(&error))
 }

@@ -104,15 +104,16 @@ impl Level {
     }
 }
 
-/// A line for each finding.
+/// A line for each finding, without the control characters that a server may have put into it.
 impl fmt::Display for CheckReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for finding in &self.findings {
-            write!(f, "{:<8} {}: {}", finding.level.name(), finding.subject, finding.fact)?;
-            match &finding.remedy {
-                Some(remedy) => writeln!(f, "; {remedy}")?,
-                None => writeln!(f)?,
+            let mut line = format!("{:<8} {}: {}", finding.level.name(), finding.subject, finding.fact);
+            if let Some(remedy) = &finding.remedy {
+                line += "; ";
+                line += remedy;
             }
+            writeln!(f, "{}", line.replace(char::is_control, " "))?;
         }
         Ok(())
     }
@@ -156,7 +157,7 @@ mod tests {
     fn the_report_is_a_line_for_each_finding() {
         let expected = "ok       recovery: a primary\n\
                         warning  TLS: none; sslmode=require encrypts\n\
-                        refusal  lock: \"quoted\"\n\u{1}\u{9375}/\n";
+                        refusal  lock: \"quoted\"  \u{9375}/\n";
         assert_eq!(report().to_string(), expected);
     }
 

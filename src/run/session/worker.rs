@@ -11,13 +11,17 @@ use super::plan::SessionPlan;
 use super::recorder::Recorder;
 use super::reporter::Reporter;
 use super::retry::{Retry, WaitMemory};
-use crate::connection::{Canceller, Client, Connection, LimitEnforcement};
+use crate::connection::{Canceller, Client, Connection, LimitEnforcement, shut_down_socket};
 use crate::key;
 use crate::lock::{Lock, Wait};
 use crate::outcome::{ExitCode, Failure};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// How long to wait for the end of a session that has failed, before another one is opened: a server that lives replies
+/// within this.
+const END_LIMIT: Duration = Duration::from_millis(500);
 
 /// What the thread works with.
 pub(super) struct Worker {
@@ -114,9 +118,11 @@ impl Worker {
             };
             connect::connect(&self.plan, &self.reporter, enforcement)?
         };
-        let end = match self.converse(&mut client, socket, canceller, memory) {
+        let socket = socket.map(Arc::new);
+        let end = match self.converse(&mut client, socket.clone(), canceller, memory) {
             Ok(end) => end,
             Err(failure) => {
+                client.limit_end(socket.as_deref(), END_LIMIT);
                 *failed_client = Some(client);
                 return Err(failure);
             }
@@ -137,7 +143,11 @@ impl Worker {
                 by_administrator,
                 recorder,
             } => {
-                // What is left of the session must not hold any of the keys while they are acquired again.
+                // What is left of the session must not hold any of the keys while they are acquired again, nor keep us
+                // from that: its last reply may be unfinished.
+                if let Some(socket) = socket {
+                    shut_down_socket(&socket);
+                }
                 drop(client);
                 let guard = Guard {
                     plan: &self.plan,
@@ -167,11 +177,10 @@ impl Worker {
     fn converse(
         &self,
         client: &mut Client,
-        socket: Option<OwnedFd>,
+        socket: Option<Arc<OwnedFd>>,
         canceller: Canceller,
         memory: &mut WaitMemory,
     ) -> Result<SessionEnd<'_>, Failure> {
-        let socket = socket.map(Arc::new);
         self.reporter.report(SessionEvent::Connected(socket.clone()));
         self.rest(memory.rest())?;
         let acquirer = Acquirer {

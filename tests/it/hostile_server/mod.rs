@@ -35,13 +35,39 @@ use std::time::{Duration, Instant};
 /// The number of cases, and the seed they are made from.
 const DEFAULT_COUNT: u64 = 120;
 const DEFAULT_SEED: u64 = 20_261_124;
+/// Cases that failed once; see `REPORT.md`.
+const FAILED_ONCE: [u64; 20] = [
+    2226771437774483587,
+    3950983033462565652,
+    839266053210109530,
+    3930953178194065654,
+    16815824055414721639,
+    400050753315751016,
+    3857283503010741626,
+    11816768623956676506,
+    230335411717090393,
+    15754230606703643332,
+    10395953490200917671,
+    8643421434874722130,
+    9087024898727549864,
+    6797440271076918580,
+    18236543293021385207,
+    501851790344110935,
+    8978471510269858995,
+    11462775158602015703,
+    13015609058320166620,
+    8927254359237504961,
+];
 /// Most of their time the cases wait.
 const CONCURRENT_CASES: usize = 6;
 
 /// P42
 #[test]
 fn a_hostile_server_gets_nothing_but_an_error() {
-    let seeds = seeds(DEFAULT_COUNT);
+    let mut seeds = seeds(DEFAULT_COUNT);
+    if seeds.len() > 1 {
+        seeds.extend(FAILED_ONCE);
+    }
     let began = Instant::now();
     let results = run_all(&seeds);
     let summary = Summary::from_results(&results);

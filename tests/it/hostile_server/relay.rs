@@ -328,17 +328,17 @@ impl Session {
         match tampering {
             None => self.send(bytes, out)?,
             Some(tampering) => {
-                // A delayed message is not changed.
-                let is_changed = !matches!(tampering.mutation.kind, 11 | 13);
-                if is_changed && !(self.shared.is_granted)() {
-                    self.shared.before_grant.store(true, Ordering::SeqCst);
-                }
                 let kind = tampering.mutation.kind;
-                self.shared.done.lock().unwrap().push((stage, kind));
                 let steps = match stage {
                     Stage::Tls | Stage::Encrypted => tampering.mutation.steps_of_bytes(bytes),
                     _ => tampering.mutation.steps(bytes, &out.history),
                 };
+                // A delayed message is not changed, nor is one byte by some mutations.
+                let is_unchanged = matches!(&steps[..], [Step::Send(sent)] if sent == bytes);
+                if !matches!(kind, 11 | 13) && !is_unchanged && !(self.shared.is_granted)() {
+                    self.shared.before_grant.store(true, Ordering::SeqCst);
+                }
+                self.shared.done.lock().unwrap().push((stage, kind));
                 for step in steps {
                     self.take(step, out)?;
                 }
