@@ -52,8 +52,6 @@ pub struct Crowd<'a> {
     plan: Plan,
     cycle: u32,
     members: Vec<Member>,
-    /// The session that holds the key of the veterans.
-    keeper: Client,
     observer: Client,
 }
 
@@ -64,7 +62,6 @@ impl<'a> Crowd<'a> {
             plan,
             cycle: 1,
             members: Vec::new(),
-            keeper: server.client(),
             observer: server.client(),
         };
         crowd.keep();
@@ -112,15 +109,16 @@ impl<'a> Crowd<'a> {
         self.cycle = number;
     }
 
-    /// Connects, and acquires the key of the veterans before any of them can.
-    pub fn keep(&mut self) {
-        self.keeper = self.server.client();
-        let taken = rows(
-            &mut self.keeper,
-            &format!("SELECT pg_try_advisory_lock({})", number(KEPT_KEY)),
-        );
-        assert_eq!(taken, [["t"]], "a veteran has the key");
+    /// Connects again, after a restart.
+    pub fn reconnect(&mut self) {
         self.observer = self.server.client();
+    }
+
+    /// Acquires the key of the veterans in a prepared transaction, which lives through every restart.
+    fn keep(&mut self) {
+        let key = number(KEPT_KEY);
+        let sql = format!("BEGIN; SELECT pg_try_advisory_xact_lock({key}); PREPARE TRANSACTION 'kept'");
+        assert_eq!(rows(&mut self.observer, &sql), [["t"]]);
     }
 
     /// Waits until all keys are held, all others wait, and nothing changes any more. Returns how long it took.
@@ -193,9 +191,9 @@ impl<'a> Crowd<'a> {
         &self.members
     }
 
-    /// Returns the number of the server's connections, without the two of the test.
+    /// Returns the number of the server's connections, without that of the test.
     pub fn connections(&mut self) -> usize {
-        let sql = "SELECT count(*) - 2 FROM pg_stat_activity WHERE backend_type = 'client backend'";
+        let sql = "SELECT count(*) - 1 FROM pg_stat_activity WHERE backend_type = 'client backend'";
         rows(&mut self.observer, sql)[0][0].parse().unwrap()
     }
 }

@@ -7,8 +7,8 @@
 //!   is the time from one restart to the next in seconds.
 //!
 //! Each restart costs the holders their locks, so they end with status 74, and waiters take over; new waiters replace
-//! those that ended. As no such pglock lives long, a tenth of the waiters, the veterans, wait for a key that the test
-//! itself holds: they live through all restarts.
+//! those that ended. As no such pglock lives long, a tenth of the waiters, the veterans, wait for a key that is never
+//! released: they live through all restarts.
 //!
 //! [`crowd`]: the pglocks. [`sample`]: what they use, and whether it grew.
 //!
@@ -75,7 +75,7 @@ impl Plan {
 fn nothing_grows() {
     let plan = Plan::from_words(&std::env::var("PGLOCK_SOAK").unwrap_or_default());
     let connections = 2 * (plan.holders + plan.waiters) + 50;
-    let server = Server::with(&[&format!("max_connections={connections}")]);
+    let server = Server::with(&[&format!("max_connections={connections}"), "max_prepared_transactions=1"]);
     println!(
         "{} holders and {} waiters, {} cycles of {:?}, PostgreSQL {}",
         plan.holders,
@@ -115,7 +115,7 @@ fn cycle(server: &Server, crowd: &mut Crowd, plan: Plan, number: u32) -> Cycle {
             _ => server.stop_immediate(),
         }
         server.restart();
-        crowd.keep();
+        crowd.reconnect();
     }
     let settling = crowd.settle();
     let settled = Sample::take(crowd);
