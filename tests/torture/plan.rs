@@ -58,8 +58,8 @@ pub enum Kind {
     Crash,
     /// Fast stop and start.
     Restart,
-    /// The same, and the pglocks whose jobs run stand still until the server is up: most often for less long than
-    /// newcomers leave it alone, or for seconds.
+    /// The same, and the pglocks whose jobs run stand still until the server is up: half of the times for less than the
+    /// half second for which newcomers leave it alone, else for seconds.
     StalledRestart,
     /// Immediate stop, and promotion of the standby.
     Failover,

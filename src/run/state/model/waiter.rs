@@ -33,8 +33,7 @@ impl World {
         client.memory.has_answered_here = true;
     }
 
-    /// Returns whether nothing but an answer may end the client's wait: not if the server is silent, or somebody evicts
-    /// the client.
+    /// Returns whether only an answer may end the client's wait. A silent server may end it as well, and so may an evictor.
     pub(super) fn must_endure(&self, number: usize) -> bool {
         let client = &self.clients[number];
         let is_evicted = self.evictor.is_some();
