@@ -108,16 +108,26 @@ fn a_part_of_a_script_is_locked() {
         assert_eq!(running.finish().stdout(), "prepared\nexporting\ncleaned\n");
     }
 
-    // The lock is lost: the script ends, with pglock's status, as soon as its command has ended.
-    fs::remove_file(&go).unwrap();
-    fs::remove_file(&ran).unwrap();
-    let lost = script().spawn();
-    lost.await_stdout("exporting\n");
+    // The lock is lost, or the script is terminated: it ends, with pglock's status or that of the signal, as soon as its
+    // command has ended.
+    let exporting = || {
+        let _ = (fs::remove_file(&go), fs::remove_file(&ran));
+        let running = script().spawn();
+        running.await_stdout("exporting\n");
+        running
+    };
+    let lost = exporting();
     desk.terminate_the_holder("export");
     lost.await_stderr("lost the lock");
     fs::write(&go, "").unwrap();
     lost.finish().code(74);
     assert!(!ran.exists());
+    let terminated = exporting();
+    terminated.signal(Signal::SIGTERM);
+    fs::write(&go, "").unwrap();
+    terminated.finish().code(143);
+    assert!(!ran.exists());
+    desk.await_locks("export", 0, 0);
 }
 
 #[test]
