@@ -219,12 +219,12 @@ impl Plan {
     pub fn requests(&self, worker: usize) -> impl Iterator<Item = Request> + use<> {
         let mut dice = Dice::new(self.seed, worker as u64);
         let longest = (self.seconds * 250).clamp(1500, 16_000);
-        let (each, crowd) = (self.patient, (PATIENT / self.patient).max(1) as u64);
+        let (workers, each, crowd) = (self.workers, self.patient, (PATIENT / self.patient).max(1) as u64);
         std::iter::repeat_with(move || {
             if worker % each == each - 1 {
                 patient(&mut dice, worker / each % HOSTS, longest, crowd)
             } else {
-                brief(&mut dice, worker % HOSTS)
+                brief(&mut dice, worker % HOSTS, workers)
             }
         })
     }

@@ -2,8 +2,10 @@
 
 use super::dice::Dice;
 
-/// The keys of the brief workers.
-const KEYS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
+/// The keys of the brief workers. More workers contend for more of them.
+const KEYS: [&str; 16] = [
+    "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p",
+];
 /// The keys of the patient workers, of which there are more.
 pub const LONG_KEYS: [&str; 2] = ["long", "longer"];
 /// The key with slots, and their number.
@@ -75,10 +77,11 @@ impl Request {
     }
 }
 
-/// Draws a request for a short time.
-pub fn brief(dice: &mut Dice, host: usize) -> Request {
+/// Draws a request for a short time, of one of so many workers.
+pub fn brief(dice: &mut Dice, host: usize, workers: usize) -> Request {
+    let keys = &KEYS[..(workers / 2).clamp(8, KEYS.len())];
     let mut request = Request {
-        keys: vec![dice.one_of(&KEYS)],
+        keys: vec![dice.one_of(keys)],
         token: dice.percent(80),
         record: dice.percent(10),
         road: road(dice, [22, 12, 14, 10]),
@@ -102,7 +105,7 @@ pub fn brief(dice: &mut Dice, host: usize) -> Request {
             request.slots = Some(SLOTS.1);
         }
         35..50 if request.wait.is_some() && request.has_session() => request.fair = true,
-        50..60 => request.keys.push(dice.one_of(&KEYS)),
+        50..60 => request.keys.push(dice.one_of(keys)),
         // The key itself is slot 0.
         60..62 => request.keys = vec![SLOTS.0],
         // Newcomers, which do not know who held the lock before: the loser of a session must come before them, and a
