@@ -30,7 +30,10 @@ impl Check<'_> {
                 .and_then(|()| ending.is_right())
                 .and_then(|()| ending.is_after_the_job())
             {
-                self.violation(format!("run {number}: {why}\n  {run:?}\n  {stay:?}"));
+                let near: Vec<_> = self.faults.between(run.began, run.ended).collect();
+                self.violation(format!(
+                    "run {number}: {why}\n  {run:?}\n  {stay:?}\n  faults: {near:?}"
+                ));
             }
         }
     }
