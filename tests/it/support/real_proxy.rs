@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::fs;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 
 /// The example that `docs/poolers.md` refers to.
@@ -82,12 +83,20 @@ impl RealProxy {
         proxy
     }
 
-    /// Returns whether the proxy's host listens on the port.
+    /// Returns whether the proxy listens on the port. One that was killed just before may still have its socket.
     pub fn listens_on(&mut self, port: u16) -> bool {
         assert!(self.keeper.try_wait().unwrap().is_none(), "the proxy has ended");
-        let listens = format!(":{port:04X} 00000000:0000 0A ");
-        let sockets = fs::read_to_string(format!("/proc/{}/net/tcp", self.keeper.id()));
-        sockets.unwrap_or_default().contains(&listens)
+        let keeper = self.keeper.id();
+        let read = |file: String| fs::read_to_string(file).unwrap_or_default();
+        let sockets = read(format!("/proc/{keeper}/net/tcp"));
+        let listener = format!(":{port:04X} 00000000:0000 0A ");
+        let mut listeners = sockets.lines().filter(|line| line.contains(&listener));
+        let children = read(format!("/proc/{keeper}/task/{keeper}/children"));
+        let own: Vec<PathBuf> = children.split_whitespace().flat_map(descriptors).collect();
+        listeners.any(|line| {
+            let inode = line.split_whitespace().nth(9).unwrap_or_default();
+            own.contains(&PathBuf::from(format!("socket:[{inode}]")))
+        })
     }
 
     /// Sends a signal to the proxy, and to all processes that it has started.
@@ -106,6 +115,12 @@ impl RealProxy {
             let _ = self.keeper.wait();
         }
     }
+}
+
+/// Returns what the descriptors of a process refer to.
+fn descriptors(pid: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| fs::read_link(entry.path()).ok()).collect()
 }
 
 impl Drop for RealProxy {
