@@ -66,9 +66,11 @@ pub struct Explained {
 
 /// Checks everything that follows from the history alone.
 pub fn check(history: &History) -> Verdict {
+    let forwarded = history.runs.iter().filter(|(_, run)| run.request.is_forwarded());
     let mut check = Check {
         history,
         faults: Faults::new(&history.faults),
+        forwarded: forwarded.map(|(&number, run)| (number, run)).collect(),
         stays: history.stays.iter().map(|stay| (stay.run, stay)).collect(),
         verdict: Verdict::default(),
     };
@@ -87,6 +89,8 @@ pub fn check(history: &History) -> Verdict {
 struct Check<'a> {
     history: &'a History,
     faults: Faults<'a>,
+    /// The runs through the forwarding pooler.
+    forwarded: Vec<(usize, &'a Run)>,
     stays: HashMap<usize, &'a Stay>,
     verdict: Verdict,
 }
@@ -107,9 +111,9 @@ impl<'a> Check<'a> {
     /// To this one, the server then seems silent.
     fn was_lent_to_others(&self, number: usize, run: &Run) -> bool {
         run.request.is_forwarded()
-            && self.history.runs.iter().any(|(&other, it)| {
-                let last = self.stays.get(&other).map_or(it.ended, |stay| stay.last.max(it.ended));
-                other != number && it.request.is_forwarded() && it.began < run.ended && last > run.began
+            && self.forwarded.iter().any(|(other, it)| {
+                let last = self.stays.get(other).map_or(it.ended, |stay| stay.last.max(it.ended));
+                *other != number && it.began < run.ended && last > run.began
             })
     }
 
