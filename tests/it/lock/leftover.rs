@@ -201,7 +201,7 @@ fn a_waiter_in_a_pool_of_sessions_does_not_queue_behind_itself() {
     ] {
         let locks = pool.locks();
         let run = pool.run(arguments).args(["--scope", "session-pooled"]);
-        let output = run.args(["-w", "0.7", "echo", "ran"]).output();
+        let output = run.args(["-w", "1.5", "echo", "ran"]).output();
         let line = output.code(75).stderr_line();
         assert!(line.contains("a session of the pool"), "{line}");
         let keys_of = |locks: Vec<Vec<String>>| locks.into_iter().map(|lock| lock.join(" "));

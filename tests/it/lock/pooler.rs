@@ -5,7 +5,7 @@ use crate::support::case::Case;
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Pglock, Running};
 use crate::support::proxy::Proxy;
-use crate::support::server::{Locks, SUPERUSER, Server, rows};
+use crate::support::server::{Locks, SUPERUSER, Server, number, rows};
 use crate::support::unique;
 use crate::support::wait::{SOON, eventually, until};
 use nix::sys::signal::{Signal, kill};
@@ -585,6 +585,37 @@ fn a_conflict_names_the_holder_and_a_wait_ends_in_time() {
         .code(0);
     run(&bouncer, key, &database).args(["-n", "true"]).output().code(75);
     direct.finish().code(0);
+}
+
+/// P10: a server that is being stopped ends the old sessions of a pool last, so that a waiter may be granted the lock
+/// there only because the holder's session has been ended.
+#[test]
+fn a_waiter_whose_session_ends_right_after_it_was_granted_the_lock_starts_no_job() {
+    let case = Case::new();
+    let database = case.database();
+    let bouncer = bouncer(case.server, "transaction", &["server_login_retry=1"]);
+    let mut holder = case.server.client_in(&database);
+    let number = number(&case.key);
+    rows(&mut holder, &format!("SELECT pg_advisory_lock({number})"));
+    let waiter = run(&bouncer, &case.key, &database)
+        .args(["-v", "--heartbeat", "0.2", "--kill-after", "0.2", "--wait", "60"])
+        .sh("echo started")
+        .spawn();
+    waiter.await_stderr(" is held by ");
+    rows(
+        &mut holder,
+        &format!(
+            "DO $$ DECLARE granted_pid int; BEGIN PERFORM pg_advisory_unlock({number}); LOOP \
+             PERFORM pg_stat_clear_snapshot(); \
+             SELECT pid INTO granted_pid FROM pg_locks JOIN pg_stat_activity USING (pid) \
+             WHERE locktype = 'advisory' AND granted AND datname = '{database}' \
+             AND state = 'idle in transaction' AND query LIKE '%RELEASE SAVEPOINT%'; \
+             EXIT WHEN FOUND; PERFORM pg_sleep(0.001); END LOOP; PERFORM pg_terminate_backend(granted_pid); END $$"
+        ),
+    );
+    waiter.await_stderr("lost the connection while waiting");
+    let output = waiter.finish();
+    assert_eq!(output.code(0).stdout, b"started\n");
 }
 
 /// P20: a stopped PgBouncer is silent.
