@@ -248,6 +248,12 @@ fn a_loss_in_the_minimum_hold_leaves_the_success() {
             .args(["--record", "--scope", scope, "--min-hold", "600"]);
         let holder = run.arg("true").spawn();
         eventually(SOON, "the end of the run", || table.runs(&key) == ["ok 0"]);
+        // pglock must have heard of it: the reply was sent, and another session that wrote it is closed.
+        let resting = format!(
+            "SELECT string_agg(state, ' ') LIKE 'idle%' AND count(*) = 1 FROM pg_stat_activity \
+             WHERE application_name LIKE 'pglock:{key} %'"
+        );
+        eventually(SOON, "one session at rest", || table.value(&resting) == "t");
         terminate_backend(&table, &key);
         holder.finish().code(0);
         assert_eq!(table.runs(&key), ["ok 0"]);
