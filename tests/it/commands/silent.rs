@@ -111,8 +111,15 @@ fn a_stopped_backend_is_noticed_over_unix_sockets_and_tls() {
         let pglock = Pglock::alone().args(["list", "--watch", "--dsn", &dsn]);
         let watching = pglock.env("PGLOCK_HEARTBEAT", HEARTBEAT).spawn();
         watching.await_stdout("no locks are held");
-        let backend = server.value("SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pglock list%'");
-        let _stopped = StoppedBackend::stop(backend.parse().unwrap());
+        // The backend that was stopped before may still be ending.
+        let mut backends = Vec::new();
+        eventually(SOON, "one backend", || {
+            backends = server
+                .sql("SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pglock list%'")
+                .concat();
+            backends.len() == 1
+        });
+        let _stopped = StoppedBackend::stop(backends[0].parse().unwrap());
         eventually(SOON, "the end of the list", || {
             watching.stderr().contains("stopped responding")
         });
