@@ -2,7 +2,7 @@
 
 use super::connect;
 use super::events::SessionEvent;
-use super::orders::Orders;
+use super::orders::{Orders, interrupted};
 use super::plan::SessionPlan;
 use super::prepare::{Prepared, Preparer};
 use super::reporter::Reporter;
@@ -30,9 +30,12 @@ use std::time::{Duration, Instant};
 /// The longest pause between two tries of the head of a ticket queue, which may try often: no other waiter tries.
 const HEAD_OF_QUEUE_MAX_PAUSE: Duration = Duration::from_millis(20);
 
-/// For how long a server that is being stopped may leave some sessions alive after it has ended others. Seen: 24 ms, on
-/// a busy machine.
-const STOP_DURATION: Duration = Duration::from_millis(100);
+/// How long a waiter behind a pooler holds the lock before it proves it again and starts its job.
+///
+/// A server that is stopped ends its newest sessions first (`SignalSomeChildren`; in PostgreSQL 18 `SignalChildren`), and
+/// those of a pool are old: the key may be free only because the holder's session was ended a moment before ours. Seen
+/// on a busy machine: at least 24 ms.
+const SECOND_PROOF_DELAY: Duration = Duration::from_millis(100);
 
 /// Acquires the lock of a plan.
 pub(super) struct Acquirer<'a> {
@@ -118,7 +121,11 @@ impl Acquirer<'_> {
             ids: &request.ids,
         };
         if memory.was_contended() && self.is_backend_lent(&request.server) {
-            self.outlast_others(client, &preparer, &mut grant)?;
+            if !self.pause(SECOND_PROOF_DELAY) {
+                give_back(client, &request.lock.held(grant), ticket)?;
+                return Err(interrupted());
+            }
+            preparer.refresh_grant(client, &mut grant)?;
         }
         let Prepared { token, begun } = preparer.prepare(client, &mut grant)?;
         let run = match begun {
@@ -141,19 +148,6 @@ impl Acquirer<'_> {
         }))
     }
 
-    /// Proves the lock again, after a wait on a pool's backend, when a server that is being stopped would have ended
-    /// that one too. Such a server ends its newest sessions first (`SignalSomeChildren`), and those of a pool are old:
-    /// the key may be free only because the holder's session was ended a moment before ours.
-    ///
-    /// # Errors
-    /// The lock or the connection is lost, or the order to release came.
-    fn outlast_others(&self, client: &mut Client, preparer: &Preparer, grant: &mut Grant) -> Result<(), Failure> {
-        if !self.pause(STOP_DURATION) {
-            return Err(Failure::msg(ExitCode::Unavailable, "interrupted"));
-        }
-        preparer.refresh_grant(client, grant)
-    }
-
     /// Releases the lock, because the key has succeeded within the interval of `--once-per`.
     ///
     /// # Errors
@@ -165,10 +159,7 @@ impl Acquirer<'_> {
         ticket: Option<Ticket>,
         last: &LastSuccess,
     ) -> Result<AcquireOutcome, Failure> {
-        if let Some(ticket) = ticket {
-            ticket.release(client)?;
-        }
-        held.release(client)?;
+        give_back(client, held, ticket)?;
         let interval = self.options().record.as_ref().and_then(|record| record.once_per);
         let keys = key::describe(&self.options().keys);
         Ok(AcquireOutcome::NotDue(
@@ -284,7 +275,7 @@ impl Acquirer<'_> {
         );
         self.reporter.expect_reply_within(settling_time);
         if self.orders.is_release_ordered_within(settling_time) {
-            return Err(Failure::msg(ExitCode::Unavailable, "interrupted"));
+            return Err(interrupted());
         }
         Ok(())
     }
@@ -598,4 +589,16 @@ impl Acquirer<'_> {
         let found = found.map(|holders| holders::mark_leftovers(holders, key, id, database));
         holders::conflict_message(key, id, self.options().slots, database, found.as_deref())
     }
+}
+
+/// Releases a lock under which no job was started. The backend may be a pool's, and would keep it.
+///
+/// # Errors
+/// The connection is lost.
+fn give_back(client: &mut Client, held: &Lock, ticket: Option<Ticket>) -> Result<(), Failure> {
+    if let Some(ticket) = ticket {
+        ticket.release(client)?;
+    }
+    held.release(client)?;
+    Ok(())
 }

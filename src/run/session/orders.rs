@@ -1,6 +1,7 @@
 //! What the main thread tells the session's thread: to release, and how a recorded run ended.
 
 use crate::history::RunEnd;
+use crate::outcome::{ExitCode, Failure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -26,6 +27,11 @@ pub(super) enum WakeReason {
     SocketReadable,
     /// The next heartbeat is due.
     HeartbeatDue,
+}
+
+/// Returns the failure of what the order to release has interrupted.
+pub(super) fn interrupted() -> Failure {
+    Failure::msg(ExitCode::Unavailable, "interrupted")
 }
 
 /// How often to check a session whose socket is unknown.

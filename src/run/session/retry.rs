@@ -9,7 +9,7 @@
 //! has seen that client's guard (see `guard`), or its job must be dead by the timing rule.
 
 use super::events::SessionEvent;
-use super::orders::Orders;
+use super::orders::{Orders, interrupted};
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
 use super::timing::{MAX_POOL_WAIT, Timing};
@@ -281,7 +281,7 @@ impl Retry<'_> {
             let pause_now = pause.min(time_left).min(limit.saturating_sub(lost_at.elapsed()));
             self.reporter.expect_reply_within(pause_now);
             if self.orders.is_release_ordered_within(pause_now) {
-                return Err(Failure::msg(ExitCode::Unavailable, "interrupted"));
+                return Err(interrupted());
             }
             pause = (pause * 3 / 2).min(MAX_PAUSE);
         }

@@ -6,7 +6,7 @@ use super::connect;
 use super::events::{Held, SessionEvent};
 use super::guard::Guard;
 use super::hold::{Holder, SessionLoss};
-use super::orders::Orders;
+use super::orders::{Orders, interrupted};
 use super::plan::SessionPlan;
 use super::recorder::Recorder;
 use super::reporter::Reporter;
@@ -215,7 +215,7 @@ impl Worker {
         // No query is sent meanwhile, so no reply is due.
         self.reporter.expect_reply_within(rest);
         if self.orders.is_release_ordered_within(rest) {
-            return Err(Failure::msg(ExitCode::Unavailable, "interrupted"));
+            return Err(interrupted());
         }
         Ok(())
     }

@@ -155,6 +155,26 @@ fn a_rest_holds_none_of_several_keys() {
     server.await_locks(&keys[0], 0, 0);
 }
 
+/// P15: a waiter that is terminated between the grant and its job leaves no lock in the pool, which resets nothing.
+#[test]
+fn a_waiter_terminated_right_after_the_grant_leaves_no_lock() {
+    let server = Server::shared();
+    let (bouncer, key) = (pool_with(server, "server_reset_query="), unique("granted"));
+    let holder = server.run(&key).holding();
+    let waiter = bouncer
+        .run(&key)
+        .args(["--scope", "session-pooled", "sleep", "60"])
+        .spawn();
+    eventually(SOON, "a rest", || {
+        clients(&bouncer) == 1 && lent(&bouncer) == 0 && bouncer.stats("postgres", "total_query_count") > 4
+    });
+    holder.finish().code(0);
+    eventually(SOON, "the grant", || server.locks(&key).granted == 1);
+    waiter.signal(Signal::SIGTERM);
+    waiter.finish().signal(Signal::SIGTERM);
+    server.await_locks(&key, 0, 0);
+}
+
 /// P72: a pool of sessions forgets a waiter right after each try, so a look finds those that are trying. The way to the
 /// server is a long one here, so that a try takes longer than a look.
 #[test]
