@@ -279,7 +279,7 @@ fn a_crowd_behind_a_pool_of_five_takes_turns_and_does_not_hog_it() {
         let other = other_client();
         holder.finish().code(0).silent();
         let freed = Instant::now();
-        eventually(SOON * 15, "the turn of every waiter", || {
+        eventually(SOON * 30, "the turn of every waiter", || {
             crowd.0.retain_mut(|c| c.try_wait().unwrap().is_none());
             crowd.0.is_empty()
         });
