@@ -21,9 +21,9 @@ pub(super) struct LockRow {
     pub(super) backend: Backend,
 }
 
-/// Returns all advisory locks of the database but eviction marks. Those of our own session were left behind in it: this
-/// session takes none. PostgreSQL 14 and later know since when a
-/// session has waited; before, it is when the query began.
+/// Returns all advisory locks of the database but eviction marks and receipts. Those of our own session were left behind
+/// in it: this session takes none. PostgreSQL 14 and later know since when a session has waited; before, it is when the
+/// query began.
 ///
 /// # Errors
 /// The connection is lost, or the query fails.
@@ -41,7 +41,7 @@ pub(super) fn query(client: &mut Client) -> Result<Vec<LockRow>, postgres::Error
         columns()
     );
     let locks = rows(simple_query(client, &sql)?).filter_map(|row| LockRow::from_row(&row));
-    Ok(locks.filter(|lock| !derived_keys::is_eviction_mark(lock.id)).collect())
+    Ok(locks.filter(|lock| !derived_keys::is_mark(lock.id)).collect())
 }
 
 impl LockRow {

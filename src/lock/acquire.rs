@@ -18,6 +18,7 @@ use super::query::{
     Claim, EndStatement, QueryResult, end_transaction, first_query_failure, is_statement_pooling, simple_query,
 };
 use super::queue::{QueueOutcome, WaitObserver, cancelled, wait_in_queue};
+use super::receipt::Receipt;
 use super::server::{STATEMENT_POOLING, Server};
 use super::settling::ServerTimes;
 use super::sql::{self, Looks};
@@ -260,7 +261,7 @@ impl Lock {
         match (self.scope, &self.keys) {
             (Scope::Session, Keys::All(ids)) if key_index > 0 => {
                 let keys = Keys::All(ids[..key_index].to_vec());
-                Lock { keys, ..*self }.release(client).map(drop)
+                Lock { keys, ..*self }.release(client, Receipt::None).map(drop)
             }
             _ => Ok(()),
         }

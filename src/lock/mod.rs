@@ -5,6 +5,7 @@
 //! | `acquire` | the first try, tries in a transaction, retries, the wait |
 //! | `heartbeat` | whether the session lives and still holds the lock, and whether it is evicted |
 //! | `release` | proof and release |
+//! | `receipt` | how the next one in the queue knows that a lock was released; pure |
 //! | `late_proof` | rows of `pg_locks` that come late |
 //! | `token` | fencing tokens |
 //! | `ticket` | waiting in order of arrival |
@@ -28,6 +29,7 @@ mod leftover;
 mod lending;
 mod query;
 mod queue;
+mod receipt;
 mod release;
 mod server;
 mod settings;
@@ -46,7 +48,7 @@ pub(crate) use key_ids::key_ids;
 pub(crate) use lending::Lending;
 pub(crate) use query::{EndStatement, QueryResult, begin, cell, end_transaction, simple_query, simple_query_tagged};
 pub(crate) use queue::WaitObserver;
-pub(crate) use release::release_all;
+pub(crate) use receipt::Receipt;
 pub(crate) use server::Server;
 pub(crate) use settings::TIMEOUT_SETTINGS;
 pub(crate) use settling::Settling;

@@ -4,7 +4,8 @@
 //! with a CREATE INDEX CONCURRENTLY that the holder's job runs. A wait is therefore cut into slices, one query each.
 
 use super::query::{QueryResult, lacks_plpgsql};
-use super::sql::{self, GOT_CANCELLED, GOT_COLUMN, GOT_LATE, GOT_LEFT_BEHIND, GOT_UNPROVEN, Looks};
+use super::receipt::GUARD_TIME;
+use super::sql::{self, GOT_CANCELLED, GOT_COLUMN, GOT_LATE, GOT_LEFT_BEHIND, GOT_UNPROVEN, GOT_UNRELEASED, Looks};
 use super::types::{Acquisition, Grant, Keys, Lock, Mode, OnGrant, Scope, TryOutcome, WaitOptions};
 use crate::connection::Client;
 use crate::key::KeyId;
@@ -24,6 +25,9 @@ pub(crate) trait WaitObserver {
     /// Sleeps without running queries, for which an error would end the transaction that holds the lock. Returns
     /// whether to go on, as [`WaitObserver::pause`] does.
     fn sleep(&mut self, pause: Duration) -> bool;
+
+    /// Notes that the lock was granted, was not released by its last holder, and is left to that one's guard for now.
+    fn note_unreleased(&mut self);
 
     /// Notes on which backend a try ran.
     fn note_backend(&mut self, backend_pid: i32);
@@ -48,6 +52,9 @@ pub(super) enum QueueOutcome {
 ///
 /// There is no queue for a key that our own backend holds for another client: it is looked for again and again.
 ///
+/// A key that was granted without having been released is not kept, but left to the client that may have lost it. That
+/// one has [`GUARD_TIME`] to acquire it again, or, if the time of our wait is up before, we do without.
+///
 /// # Errors
 /// The wait was cancelled, the lock would protect nothing, the server reports an error, or the connection is lost.
 pub(super) fn wait_in_queue(
@@ -64,6 +71,7 @@ pub(super) fn wait_in_queue(
         scope: Scope::Session,
     };
     let mut pause = Duration::ZERO;
+    let mut on_this_grant = on_grant;
     loop {
         if !observer.pause(client, pause) {
             return Err(cancelled());
@@ -71,12 +79,16 @@ pub(super) fn wait_in_queue(
         let time_left = options.wait.time_left();
         let slice = time_left.map_or(options.max_slice, |time_left| time_left.min(options.max_slice));
         observer.before_query(slice);
-        let sql = sql::wait_slice(id, mode, on_grant, slice, Looks::if_lent(options.is_lent));
+        let sql = sql::wait_slice(id, mode, on_this_grant, slice, Looks::if_lent(options.is_lent));
         let result = match QueryResult::fetch_tagged(client, &sql, QueryTag::Queueing(slice)) {
             Err(error) if lacks_plpgsql(&error) => return Ok(QueueOutcome::NoQueue),
             result => result?,
         };
         pause = Duration::ZERO;
+        if on_grant == OnGrant::Keep {
+            // A key that becomes free between two slices may just have been lost.
+            on_this_grant = OnGrant::KeepReleased;
+        }
         let outcome = match result.get(GOT_COLUMN) {
             Some(GOT_CANCELLED) => return Err(cancelled()),
             Some(GOT_UNPROVEN) => result.unproven(),
@@ -89,6 +101,16 @@ pub(super) fn wait_in_queue(
                 pause = options
                     .backoff
                     .next_pause(Duration::ZERO, Duration::ZERO, options.wait.time_left());
+                TryOutcome::Busy { key_index: 0 }
+            }
+            Some(GOT_UNRELEASED) => {
+                observer.note_unreleased();
+                (on_this_grant, pause) = (OnGrant::Keep, GUARD_TIME);
+                let time_left = options.wait.time_left().unwrap_or(Duration::MAX);
+                if time_left < pause {
+                    let goes_on = observer.pause(client, time_left);
+                    return goes_on.then_some(QueueOutcome::TimedOut).ok_or_else(cancelled);
+                }
                 TryOutcome::Busy { key_index: 0 }
             }
             _ => result.try_outcome(&lock.keys),

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// How long a newcomer leaves a server alone that has just started. A pglock that lost its lock in the restart acquires
 /// it again within that time, to guard the end of its job.
-const MIN_SERVER_AGE: Duration = Duration::from_millis(500);
+pub(super) const MIN_SERVER_AGE: Duration = Duration::from_millis(500);
 
 /// What a newcomer leaves alone for [`MIN_SERVER_AGE`], so that a client that lost its lock comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,10 +4,12 @@
 //! anyone who may create functions in a schema of our role's search path could otherwise run code with our privileges.
 
 use super::leftover;
+use super::receipt::{ARRIVAL_TIME, GRANTED_TO_NEXT, NOT_HELD, RELEASED_COLUMN, Receipt};
 use super::settings::{LOG_THRESHOLD_SETTINGS, setting_expressions};
 use super::settling::{self, Settling};
 use super::types::{ClientInfo, Keys, Lock, Mode, OnGrant, Scope, ScopeChoice};
 use crate::key::{KeyId, Number};
+use crate::protocol::derived_keys::receipt_key;
 use std::time::Duration;
 
 /// The condition that a row of `pg_locks` belongs to the current database.
@@ -32,6 +34,9 @@ pub(super) const GOT_CANCELLED: &str = "cancelled";
 
 /// The value of [`GOT_COLUMN`] after a wait that did not begin, because the backend holds the key for another client.
 pub(super) const GOT_LEFT_BEHIND: &str = "left";
+
+/// The value of [`GOT_COLUMN`] after a wait that the server granted, but for which no receipt was found. Nothing is held.
+pub(super) const GOT_UNRELEASED: &str = "unreleased";
 
 /// The name that the session had when it began: ours, if it began with us. A pooler that gives each client its name by
 /// SET cannot change that. It is part of the expression that needs it, not of a statement before, because anything that
@@ -261,15 +266,48 @@ impl Lock {
         )
     }
 
-    /// Returns the query that releases every key of a session lock, even after one that was no longer ours.
-    pub(super) fn release_query(&self) -> String {
-        let keys = self.keys.as_slice().iter();
-        let unlocks: Vec<String> = keys.map(|key| call("pg_advisory_unlock", *key, self.mode)).collect();
-        let released = match unlocks.as_slice() {
-            [unlock] => unlock.clone(),
-            unlocks => format!("LEAST({})", unlocks.join(", ")),
+    /// Returns the query that releases every key of a session lock, even after one that was no longer ours. With a
+    /// receipt, it also finds out whether another client has been granted the lock at once, and keeps the receipt only
+    /// then.
+    ///
+    /// CASE evaluates its conditions in order: a receipt is there before its key is free. A key that nobody waited for
+    /// is ours again until the query ends.
+    pub(super) fn release_query(&self, receipt: Receipt) -> String {
+        let not_held = format!("WHEN NOT {} THEN '{NOT_HELD}' ", self.each("pg_advisory_unlock"));
+        let (taken, granted) = match receipt {
+            Receipt::None => Default::default(),
+            Receipt::Left => (
+                // Without one, the next job starts a little later.
+                format!(
+                    "WHEN {} IS NULL THEN '{NOT_HELD}' ",
+                    self.each_receipt("pg_try_advisory_lock")
+                ),
+                format!(
+                    "WHEN NOT {} THEN '{GRANTED_TO_NEXT}' WHEN {} IS NULL THEN '{NOT_HELD}' ",
+                    self.each("pg_try_advisory_xact_lock"),
+                    self.each_receipt("pg_advisory_unlock")
+                ),
+            ),
         };
-        format!("SELECT {released} AS released")
+        format!("SELECT CASE {taken}{not_held}{granted}ELSE 'free' END AS {RELEASED_COLUMN}")
+    }
+
+    /// Returns the query that ends the receipts.
+    pub(super) fn end_receipts_query(&self) -> String {
+        format!("SELECT {}", self.each_receipt("pg_advisory_unlock"))
+    }
+
+    /// Returns a call of this function for each key; the expression is true if all calls are.
+    fn each(&self, function: &str) -> String {
+        let calls = self.keys.as_slice().iter().map(|key| call(function, *key, self.mode));
+        least(&calls.collect::<Vec<String>>())
+    }
+
+    /// Returns the same for the receipt of each key.
+    fn each_receipt(&self, function: &str) -> String {
+        let receipts = self.keys.as_slice().iter().map(|key| receipt_key(*key));
+        let calls = receipts.map(|receipt| call(function, receipt, Mode::Shared));
+        least(&calls.collect::<Vec<String>>())
     }
 
     /// Returns the query that proves a transaction's lock and ends the transaction.
@@ -343,6 +381,14 @@ impl Lock {
     }
 }
 
+/// Returns the expression of whether all of these boolean expressions are true, each of which is evaluated.
+fn least(expressions: &[String]) -> String {
+    match expressions {
+        [expression] => expression.clone(),
+        expressions => format!("LEAST({})", expressions.join(", ")),
+    }
+}
+
 /// Returns the columns with the server's settings above which it logs a statement.
 fn log_threshold_columns() -> String {
     let columns = LOG_THRESHOLD_SETTINGS.map(|name| format!("pg_catalog.current_setting('{name}', true) AS {name}"));
@@ -350,7 +396,8 @@ fn log_threshold_columns() -> String {
 }
 
 /// Returns the query that waits in the server's queue for one key, for up to `slice`. [`GOT_COLUMN`] is then 1, 0 after
-/// a timeout, [`GOT_CANCELLED`], [`GOT_UNPROVEN`], [`GOT_LATE`] or, if the query looks, [`GOT_LEFT_BEHIND`].
+/// a timeout, [`GOT_CANCELLED`], [`GOT_UNPROVEN`], [`GOT_LATE`], [`GOT_UNRELEASED`] or, if the query looks,
+/// [`GOT_LEFT_BEHIND`].
 ///
 /// One expression reports whether the lock is ours and proven. It is planned before the wait begins, because what
 /// follows the wait delays the handover from one job to the next.
@@ -361,13 +408,16 @@ fn log_threshold_columns() -> String {
 /// which must happen between the two, and does in the proof: a scan of `pg_locks` checks at each row. CASE evaluates
 /// its conditions in order; none of them is ever NULL on a server whose locks are real.
 ///
+/// A lock that was waited for must have been released rather than lost (see [`receipt`](super::receipt)). Where the
+/// backend may have had other clients that is not asked for, because there holders leave no receipts.
+///
 /// The caught errors leave no trace in the server's log. A cancellation is caught twice, because the postmaster signals
 /// the process and then its group, and the second signal may arrive after the first was handled.
 pub(super) fn wait_slice(id: KeyId, mode: Mode, on_grant: OnGrant, slice: Duration, looks: Looks) -> String {
     // A lock_timeout of 0 would mean no limit. Rounded up, so that the wait does not end early.
     let milliseconds = slice.as_micros().div_ceil(1000).max(1);
     let keep = match on_grant {
-        OnGrant::Keep => format!(
+        OnGrant::Keep | OnGrant::KeepReleased => format!(
             "WHEN {} IS NULL THEN '{GOT_UNPROVEN}' ",
             call("pg_advisory_lock", id, mode)
         ),
@@ -375,7 +425,7 @@ pub(super) fn wait_slice(id: KeyId, mode: Mode, on_grant: OnGrant, slice: Durati
     };
     // The row may come late, but on a backend that had other clients it may be another client's.
     let no_row = match (on_grant, looks) {
-        (OnGrant::Keep, Looks::Nowhere) => format!("CASE {keep}ELSE '{GOT_LATE}' END"),
+        (OnGrant::Keep | OnGrant::KeepReleased, Looks::Nowhere) => format!("CASE {keep}ELSE '{GOT_LATE}' END"),
         _ => format!("'{GOT_UNPROVEN}'"),
     };
     // Granted at once, it would not be waited for; and it must not be ours.
@@ -386,12 +436,25 @@ pub(super) fn wait_slice(id: KeyId, mode: Mode, on_grant: OnGrant, slice: Durati
         ),
         Looks::Nowhere => String::new(),
     };
+    let proven = format!("WHEN NOT EXISTS ({}) THEN {no_row} ", proof(&[id], mode, None));
+    let released = match (on_grant, looks) {
+        (OnGrant::Keep | OnGrant::KeepReleased, Looks::Nowhere) => {
+            let has_waited = match on_grant {
+                OnGrant::Keep => format!("{} AND ", has_waited_for(ARRIVAL_TIME)),
+                _ => String::new(),
+            };
+            format!(
+                "WHEN {has_waited}NOT EXISTS ({}) THEN '{GOT_UNRELEASED}' ",
+                select_receipts(id)
+            )
+        }
+        _ => String::new(),
+    };
     let store_cancelled = store_result(&format!("'{GOT_CANCELLED}'"));
     let lock_and_prove = store_result(&format!(
         "CASE WHEN pg_catalog.set_config('lock_timeout', '{milliseconds}ms', true) IS NULL THEN '{GOT_UNPROVEN}' \
-         {look}WHEN {} IS NULL THEN '{GOT_UNPROVEN}' WHEN NOT EXISTS ({}) THEN {no_row} {keep}ELSE '1' END",
+         {look}WHEN {} IS NULL THEN '{GOT_UNPROVEN}' {proven}{released}{keep}ELSE '1' END",
         call("pg_advisory_xact_lock", id, mode),
-        proof(&[id], mode, None),
     ));
     format!(
         "DO $$ BEGIN BEGIN PERFORM {lock_and_prove}; \
@@ -401,6 +464,23 @@ pub(super) fn wait_slice(id: KeyId, mode: Mode, on_grant: OnGrant, slice: Durati
          SELECT {STORED_RESULT} AS {GOT_COLUMN}, {STORED_RESULT} = '1' AS {PROVEN_COLUMN}, \
          pg_catalog.pg_backend_pid() AS backend_pid",
         store_result("'0'"),
+    )
+}
+
+/// Returns the condition that the server received the query this long ago, or longer.
+fn has_waited_for(time: Duration) -> String {
+    format!(
+        "pg_catalog.interval_ge(pg_catalog.timestamptz_mi(pg_catalog.clock_timestamp(), \
+         pg_catalog.statement_timestamp()), '{} ms')",
+        time.as_millis()
+    )
+}
+
+/// Returns the query for the receipts of a key's release.
+fn select_receipts(id: KeyId) -> String {
+    format!(
+        "SELECT 1 FROM pg_catalog.pg_locks WHERE {IS_GRANTED} AND mode = 'ShareLock' AND {} AND {IN_THIS_DATABASE}",
+        row_condition(receipt_key(id))
     )
 }
 
@@ -442,9 +522,6 @@ pub(super) fn configure_session(server_limit: Duration) -> String {
     let expressions = setting_expressions(server_limit, Scope::Session).join(", ");
     format!("SELECT {expressions}")
 }
-
-/// The query that releases whatever the session holds.
-pub(super) const RELEASE_ALL: &str = "SELECT pg_catalog.pg_advisory_unlock_all()";
 
 /// Returns the query for the numbers that only the server can compute, in columns named by [`key_column`].
 pub(super) fn key_numbers(numbers: &[Number]) -> String {
@@ -697,6 +774,34 @@ mod tests {
         assert!(!sql(OnGrant::Release, Duration::ZERO).contains(session_lock));
     }
 
+    /// It is proven and its receipt is found before the session has the lock.
+    #[test]
+    fn a_lock_that_was_waited_for_is_kept_only_with_a_receipt() {
+        let slice = |on_grant, looks| wait_slice(KeyId::Bigint(1), Mode::Exclusive, on_grant, LIMIT, looks);
+        let has_waited = has_waited_for(Duration::from_millis(10));
+        for (on_grant, looks, if_it_waited, wants_receipt) in [
+            (OnGrant::Keep, Looks::Nowhere, true, true),
+            (OnGrant::KeepReleased, Looks::Nowhere, false, true),
+            (OnGrant::Keep, Looks::AtLeftovers, false, false),
+            (OnGrant::Release, Looks::Nowhere, false, false),
+        ] {
+            let sql = slice(on_grant, looks);
+            assert_eq!(sql.contains(&has_waited), if_it_waited, "{sql}");
+            assert_eq!(sql.contains(&select_receipts(KeyId::Bigint(1))), wants_receipt, "{sql}");
+        }
+        let sql = slice(OnGrant::KeepReleased, Looks::Nowhere);
+        let places = [
+            "pg_advisory_xact_lock(",
+            "'late'",
+            "'unreleased'",
+            "ELSE '1' END",
+            "lock_not_available",
+        ];
+        let places = places.map(|part| sql.find(part).expect("a part"));
+        assert!(places.is_sorted(), "{sql}");
+        assert!(sql.rfind("pg_advisory_lock(") > sql.find("'unreleased'"), "{sql}");
+    }
+
     #[test]
     fn a_transactions_settings_come_with_its_proof() {
         let one = lock(all(&[KeyId::Bigint(1)]), Mode::Exclusive, Scope::Transaction);
@@ -804,15 +909,31 @@ mod tests {
 
     #[test]
     fn a_session_releases_each_key() {
-        let release = |ids: &[KeyId]| lock(all(ids), Mode::Shared, Scope::Session).release_query();
+        let release = |ids: &[KeyId], receipt| lock(all(ids), Mode::Shared, Scope::Session).release_query(receipt);
         assert_eq!(
-            release(&[KeyId::Bigint(1)]),
-            "SELECT pg_catalog.pg_advisory_unlock_shared('1'::bigint) AS released"
+            release(&[KeyId::Bigint(1)], Receipt::None),
+            "SELECT CASE WHEN NOT pg_catalog.pg_advisory_unlock_shared('1'::bigint) THEN 'not held' ELSE 'free' END \
+             AS released"
         );
+        // The receipts come before any key is free, and each key is released.
+        let [first, second] = [KeyId::Bigint(1), KeyId::IntPair(2, 3)];
+        let on_receipts = |function| {
+            [first, second]
+                .map(|id| call(function, receipt_key(id), Mode::Shared))
+                .join(", ")
+        };
         assert_eq!(
-            release(&[KeyId::Bigint(1), KeyId::IntPair(2, 3)]),
-            "SELECT LEAST(pg_catalog.pg_advisory_unlock_shared('1'::bigint), \
-             pg_catalog.pg_advisory_unlock_shared('2'::int, '3'::int)) AS released"
+            release(&[first, second], Receipt::Left),
+            format!(
+                "SELECT CASE WHEN LEAST({}) IS NULL THEN 'not held' \
+                 WHEN NOT LEAST(pg_catalog.pg_advisory_unlock_shared('1'::bigint), \
+                 pg_catalog.pg_advisory_unlock_shared('2'::int, '3'::int)) THEN 'not held' \
+                 WHEN NOT LEAST(pg_catalog.pg_try_advisory_xact_lock_shared('1'::bigint), \
+                 pg_catalog.pg_try_advisory_xact_lock_shared('2'::int, '3'::int)) THEN 'next' \
+                 WHEN LEAST({}) IS NULL THEN 'not held' ELSE 'free' END AS released",
+                on_receipts("pg_try_advisory_lock"),
+                on_receipts("pg_advisory_unlock"),
+            )
         );
     }
 
@@ -834,7 +955,6 @@ mod tests {
     fn no_message_contains_set_or_is_one_query() {
         let mut queries = vec![
             configure_session(LIMIT),
-            RELEASE_ALL.to_owned(),
             key_numbers(&[Number::Computed("hashtext('x')".into())]),
             fencing_token(),
             take_ticket(1),
@@ -842,7 +962,7 @@ mod tests {
             release_ticket(1, 2),
         ];
         for looks in [Looks::AtLeftovers, Looks::Nowhere] {
-            for on_grant in [OnGrant::Keep, OnGrant::Release] {
+            for on_grant in [OnGrant::Keep, OnGrant::KeepReleased, OnGrant::Release] {
                 queries.push(wait_slice(KeyId::Bigint(1), Mode::Shared, on_grant, LIMIT, looks));
             }
         }
@@ -874,7 +994,9 @@ mod tests {
                     lock.try_in_transaction_query(LIMIT),
                     lock.prove_and_commit(),
                 ]);
-                queries.extend([lock.retry(Looks::AtLeftovers), lock.release_query(), lock.proof()]);
+                queries.extend([Receipt::Left, Receipt::None].map(|receipt| lock.release_query(receipt)));
+                queries.push(lock.end_receipts_query());
+                queries.extend([lock.retry(Looks::AtLeftovers), lock.proof()]);
             }
         }
         let messages = queries.iter().flat_map(|query| {

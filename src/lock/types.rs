@@ -166,8 +166,10 @@ pub(crate) struct WaitOptions {
 /// What to do with a key when the server's queue grants it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OnGrant {
-    /// Hold it.
+    /// Hold it if it is free (almost) at once, or was released by its last holder.
     Keep,
+    /// Hold it if it was released by its last holder.
+    KeepReleased,
     /// Release it at once: the wait was only for its holder to release it.
     Release,
 }

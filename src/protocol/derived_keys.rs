@@ -1,5 +1,5 @@
-//! Keys derived from the key of a lock: its slots, the tickets of its queue, and the mark of an eviction. Also the key
-//! of `pglock init`.
+//! Keys derived from the key of a lock: its slots, the tickets of its queue, and the receipt of its release. Also the
+//! marks of an eviction, and the key of `pglock init`.
 //!
 //! Each is made of the first bytes of the SHA-256 of a text, as the key of a name is. They are part of the stable
 //! interface: two versions of pglock that derive different keys do not exclude, queue behind or recognize each other.
@@ -15,6 +15,9 @@ const EVICTION_MARK_CLASS: i32 = -613_922_599;
 
 /// The first integer of every mark of a forced eviction: the first four bytes of the SHA-256 of `pglock evict force`.
 const FORCED_EVICTION_MARK_CLASS: i32 = 30_756_868;
+
+/// The first integer of every receipt: the first four bytes of the SHA-256 of `pglock release`.
+const RECEIPT_CLASS: i32 = 798_890_223;
 
 /// The lock that `pglock init` holds while it creates the run table, in the form of `pg_advisory_lock(int, int)`. The
 /// first integer is the first four bytes of the SHA-256 of `pglock init`.
@@ -41,6 +44,13 @@ pub(crate) fn ticket_class(key: KeyId) -> i32 {
     i32::from_be_bytes(sha256_prefix(format!("pglock line {key}").as_bytes()))
 }
 
+/// Returns the lock that the last holder of a key holds, shared, once it has released that. The second integer is the
+/// first four bytes of the SHA-256 of `pglock release of KEY`.
+pub(crate) fn receipt_key(key: KeyId) -> KeyId {
+    let text = format!("pglock release of {key}");
+    KeyId::IntPair(RECEIPT_CLASS, i32::from_be_bytes(sha256_prefix(text.as_bytes())))
+}
+
 /// Returns the lock that `pglock evict` holds, shared, while it requests the session of the backend with this process
 /// ID to terminate its job, or terminates the session.
 pub(crate) fn eviction_mark(backend_pid: i32) -> KeyId {
@@ -58,9 +68,10 @@ pub(crate) fn eviction_channel(backend_pid: i32) -> String {
     format!("pglock_{backend_pid}")
 }
 
-/// Returns whether a lock is an eviction mark rather than a lock.
-pub(crate) fn is_eviction_mark(id: KeyId) -> bool {
-    matches!(id.class(), Some(EVICTION_MARK_CLASS | FORCED_EVICTION_MARK_CLASS))
+/// Returns whether a lock is an eviction mark or a receipt, which exclude nobody.
+pub(crate) fn is_mark(id: KeyId) -> bool {
+    let classes = [EVICTION_MARK_CLASS, FORCED_EVICTION_MARK_CLASS, RECEIPT_CLASS];
+    id.class().is_some_and(|class| classes.contains(&class))
 }
 
 #[cfg(test)]
@@ -74,7 +85,7 @@ mod tests {
     #[test]
     fn the_documented_examples_are_true() {
         let rows = document::rows("### Examples of derived keys");
-        assert_eq!(rows.len(), 9);
+        assert_eq!(rows.len(), 11);
         for row in rows {
             let [lock, key, expected] = &row[..] else {
                 panic!("{row:?}");
@@ -83,6 +94,11 @@ mod tests {
             let number = match lock.as_str() {
                 "ticket" => ticket_class(key()).to_string(),
                 "eviction mark" => EVICTION_MARK_CLASS.to_string(),
+                "receipt" => RECEIPT_CLASS.to_string(),
+                "receipt, second integer" => match receipt_key(key()) {
+                    KeyId::IntPair(_, second) => second.to_string(),
+                    KeyId::Bigint(_) => panic!("{row:?}"),
+                },
                 "init" => INIT_LOCK.0.to_string(),
                 "forced eviction mark" => FORCED_EVICTION_MARK_CLASS.to_string(),
                 slot => {
@@ -114,6 +130,15 @@ mod tests {
         assert_ne!(ticket_class(KeyId::Bigint(12)), ticket_class(KeyId::IntPair(1, 2)));
     }
 
+    /// The golden vectors: never change one, or two versions of pglock would not recognize each other's releases.
+    #[test]
+    fn receipts_have_the_published_keys() {
+        assert_eq!(RECEIPT_CLASS, i32::from_be_bytes(sha256_prefix(b"pglock release")));
+        assert_eq!(receipt_key(BACKUP), KeyId::IntPair(798890223, 696380366));
+        assert_eq!(receipt_key(KeyId::IntPair(1, 2)), KeyId::IntPair(798890223, 753777378));
+        assert!(is_mark(receipt_key(BACKUP)));
+    }
+
     /// The golden vector: never change it.
     #[test]
     fn init_has_the_published_key() {
@@ -129,7 +154,7 @@ mod tests {
         assert_eq!(forced_eviction_mark(4242), KeyId::IntPair(30756868, 4242));
         let forced_class = i32::from_be_bytes(sha256_prefix(b"pglock evict force"));
         assert_eq!(FORCED_EVICTION_MARK_CLASS, forced_class);
-        assert!(is_eviction_mark(eviction_mark(-1)) && is_eviction_mark(forced_eviction_mark(1)));
-        assert!(!is_eviction_mark(BACKUP));
+        assert!(is_mark(eviction_mark(-1)) && is_mark(forced_eviction_mark(1)));
+        assert!(!is_mark(BACKUP) && !is_mark(KeyId::IntPair(1, -613922599)));
     }
 }

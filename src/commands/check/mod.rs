@@ -16,8 +16,8 @@ use crate::connection::{Client, Connection, LimitEnforcement, Settings};
 use crate::inspect::proxy;
 use crate::key::KeyId;
 use crate::lock::{
-    self, Acquisition, Backoff, ClientInfo, Keys, Lock, Mode, Scope, ScopeChoice, Server, Settling, TransactionOptions,
-    TryOutcome,
+    self, Acquisition, Backoff, ClientInfo, Keys, Lock, Mode, Receipt, Scope, ScopeChoice, Server, Settling,
+    TransactionOptions, TryOutcome,
 };
 use crate::outcome::{ExitCode, Failure, Outcome};
 use crate::protocol::name;
@@ -273,7 +273,7 @@ fn released_lock(client: &mut Client, lock: &Lock, outcome: TryOutcome) -> Resul
         }
         Err(failure) => return Ok(Finding::refusal(SUBJECT, failure.to_string())),
     };
-    let is_released = lock.release(client)?;
+    let is_released = lock.release(client, Receipt::None)?;
     if !is_released || lock.is_held(client)? {
         return Ok(Finding::refusal(SUBJECT, "acquired, but not released"));
     }

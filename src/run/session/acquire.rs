@@ -14,8 +14,8 @@ use crate::inspect::backend::Backend;
 use crate::inspect::{holders, proxy};
 use crate::key::{self, KeyId};
 use crate::lock::{
-    self, Acquisition, Backoff, ClientInfo, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Server, Settling, Ticket,
-    TicketQueue, TransactionOptions, Try, TryOutcome, Turn, Wait, WaitEnd, WaitOptions,
+    self, Acquisition, Backoff, ClientInfo, Grant, Keys, Lock, Mode, Receipt, Scope, ScopeChoice, Server, Settling,
+    Ticket, TicketQueue, TransactionOptions, Try, TryOutcome, Turn, Wait, WaitEnd, WaitOptions,
 };
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::derived_keys::slot_keys;
@@ -122,14 +122,17 @@ impl Acquirer<'_> {
         };
         if memory.was_contended() && self.is_backend_lent(&request.server) {
             if !self.pause(SECOND_PROOF_DELAY) {
-                give_back(client, &request.lock.held(grant), ticket)?;
+                self.give_back(client, &request, grant, ticket)?;
                 return Err(interrupted());
             }
             preparer.refresh_grant(client, &mut grant)?;
         }
         let Prepared { token, begun } = preparer.prepare(client, &mut grant)?;
         let run = match begun {
-            Some(Begun::NotDue(last)) => return self.decline(client, &request.lock.held(grant), ticket, &last),
+            Some(Begun::NotDue(last)) => {
+                self.give_back(client, &request, grant, ticket)?;
+                return Ok(AcquireOutcome::NotDue(self.not_due_message(&last)));
+            }
             Some(Begun::Recorded(run)) => Some(run),
             None => None,
         };
@@ -148,23 +151,29 @@ impl Acquirer<'_> {
         }))
     }
 
-    /// Releases the lock, because the key has succeeded within the interval of `--once-per`.
+    /// Releases a lock under which no job was started. The backend may be a pool's, and would keep it.
     ///
     /// # Errors
     /// The connection is lost.
-    fn decline(
+    fn give_back(
         &self,
         client: &mut Client,
-        held: &Lock,
+        request: &LockRequest,
+        grant: Grant,
         ticket: Option<Ticket>,
-        last: &LastSuccess,
-    ) -> Result<AcquireOutcome, Failure> {
-        give_back(client, held, ticket)?;
+    ) -> Result<(), Failure> {
+        if let Some(ticket) = ticket {
+            ticket.release(client)?;
+        }
+        let receipt = Receipt::unless_lent(self.is_backend_lent(&request.server));
+        request.lock.held(grant).release(client, receipt)?;
+        Ok(())
+    }
+
+    /// Returns the message that the key has succeeded within the interval of `--once-per`.
+    fn not_due_message(&self, last: &LastSuccess) -> String {
         let interval = self.options().record.as_ref().and_then(|record| record.once_per);
-        let keys = key::describe(&self.options().keys);
-        Ok(AcquireOutcome::NotDue(
-            last.sentence(&keys, interval.unwrap_or_default()),
-        ))
+        last.sentence(&key::describe(&self.options().keys), interval.unwrap_or_default())
     }
 
     fn options(&self) -> &RunOptions {
@@ -409,14 +418,9 @@ impl Acquirer<'_> {
         }
     }
 
-    /// Returns whether the lock is a session's although the backend may have had other clients.
-    fn is_session_lent(&self) -> bool {
-        self.options().scope == ScopeChoice::SessionPooled
-    }
-
     /// Returns whether the backend may have had other clients.
     fn is_backend_lent(&self, server: &Server) -> bool {
-        server.pooled || self.is_session_lent()
+        server.pooled || self.options().scope == ScopeChoice::SessionPooled
     }
 
     /// Sleeps between two queries. Returns whether to go on.
@@ -555,13 +559,9 @@ impl Acquirer<'_> {
             self.conflict_message(client, request, key_index, Duration::ZERO)
         };
         if request.lock.scope == Scope::Session && key_index > 0 {
-            if self.is_session_lent() {
-                // Not what the session held before it was lent to us.
-                let keys = Keys::All(request.lock.ids()[..key_index].to_vec());
-                Lock { keys, ..request.lock }.release(client)?;
-            } else {
-                lock::release_all(client)?;
-            }
+            let keys = Keys::All(request.lock.ids()[..key_index].to_vec());
+            let receipt = Receipt::unless_lent(self.is_backend_lent(&request.server));
+            Lock { keys, ..request.lock }.release(client, receipt)?;
         }
         Ok(message)
     }
@@ -589,16 +589,4 @@ impl Acquirer<'_> {
         let found = found.map(|holders| holders::mark_leftovers(holders, key, id, database));
         holders::conflict_message(key, id, self.options().slots, database, found.as_deref())
     }
-}
-
-/// Releases a lock under which no job was started. The backend may be a pool's, and would keep it.
-///
-/// # Errors
-/// The connection is lost.
-fn give_back(client: &mut Client, held: &Lock, ticket: Option<Ticket>) -> Result<(), Failure> {
-    if let Some(ticket) = ticket {
-        ticket.release(client)?;
-    }
-    held.release(client)?;
-    Ok(())
 }

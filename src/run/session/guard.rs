@@ -51,8 +51,8 @@ enum GuardEnd {
     /// There is nothing more to do.
     Over,
     /// Another client has the key. Once it releases it, the key is guarded from the next one.
-    Taken,
-    /// Another client had the key for a short time, as one that polls and then finds out that the server has restarted.
+    Taken(Taker),
+    /// Another client had the key for a short time, and it is free again.
     FreeAgain,
     /// The key was held, and lost again; it is acquired again.
     LostAgain {
@@ -68,10 +68,15 @@ enum GuardTry {
         grant: Grant,
         is_direct: bool,
     },
-    /// The message names the client that has the key; `None` if it is free again.
-    Taken {
-        message: Option<String>,
-    },
+    /// By this client; `None` if the key is free again.
+    Taken(Option<Taker>),
+}
+
+/// The client that has the key.
+struct Taker {
+    backend_pid: Option<i32>,
+    /// Names the client.
+    message: String,
 }
 
 impl Guard<'_> {
@@ -90,12 +95,17 @@ impl Guard<'_> {
         let began = Instant::now();
         // The key is free already, and each millisecond is one in which another client can take it.
         let mut pause = Duration::ZERO;
+        let mut last_taker = None;
         while !self.orders.is_release_ordered_within(pause) {
             match self.attempt(&settings, unexplained) {
                 Ok(GuardEnd::Over) => return,
-                Ok(GuardEnd::Taken) => {
+                Ok(GuardEnd::Taken(taker)) => {
                     unexplained = None;
-                    pause = MAX_PAUSE;
+                    // A waiter whose turn comes has the key until it sees that nobody has released it.
+                    if last_taker.replace(taker.backend_pid) == Some(taker.backend_pid) {
+                        self.reporter.report(SessionEvent::GuardFailed(taker.message));
+                        pause = MAX_PAUSE;
+                    }
                 }
                 Ok(GuardEnd::FreeAgain) => unexplained = None,
                 Ok(GuardEnd::LostAgain { terminated }) => unexplained = terminated,
@@ -144,13 +154,7 @@ impl Guard<'_> {
         }
         let (lock, grant, is_direct) = match result {
             GuardTry::Acquired { lock, grant, is_direct } => (lock, grant, is_direct),
-            GuardTry::Taken { message } => {
-                let Some(message) = message else {
-                    return Ok(GuardEnd::FreeAgain);
-                };
-                self.reporter.report(SessionEvent::GuardFailed(message));
-                return Ok(GuardEnd::Taken);
-            }
+            GuardTry::Taken(taker) => return Ok(taker.map_or(GuardEnd::FreeAgain, GuardEnd::Taken)),
         };
         let guard = Holder {
             plan,
@@ -229,15 +233,13 @@ impl Guard<'_> {
                 grant,
                 is_direct: !server.pooled,
             },
-            Acquisition::Busy { .. } => GuardTry::Taken {
-                message: taken_message(client, &lock, &key::describe(&options.keys)),
-            },
+            Acquisition::Busy { .. } => GuardTry::Taken(find_taker(client, &lock, &key::describe(&options.keys))),
         })
     }
 }
 
-/// Returns the message that names the client that has the key now, if there is one.
-fn taken_message(client: &mut Client, lock: &Lock, keys: &str) -> Option<String> {
+/// Returns the client that has the key now, if there is one.
+fn find_taker(client: &mut Client, lock: &Lock, keys: &str) -> Option<Taker> {
     let (Keys::All(ids) | Keys::OneOf { keys: ids, .. }) = &lock.keys;
     let found = holders::find(client, ids, QueryTag::ProgramOnly).unwrap_or_default();
     // Not our own session, which the server may still be ending.
@@ -245,5 +247,8 @@ fn taken_message(client: &mut Client, lock: &Lock, keys: &str) -> Option<String>
     let holder = found
         .iter()
         .find(|holder| !name::is_of_instance(&holder.application_name, &instance_id))?;
-    Some(format!("{keys} was acquired by {holder} before the job was dead"))
+    Some(Taker {
+        backend_pid: holder.pid,
+        message: format!("{keys} was acquired by {holder} before the job was dead"),
+    })
 }

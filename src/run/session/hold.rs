@@ -7,7 +7,7 @@ use super::recorder::Recorder;
 use super::reporter::Reporter;
 use crate::connection::Client;
 use crate::inspect::eviction;
-use crate::lock::{Grant, HeartbeatReply, Lock, Ticket};
+use crate::lock::{Grant, HeartbeatReply, Lock, Receipt, ScopeChoice, Ticket};
 use crate::outcome::Failure;
 use crate::protocol::query_tag::QueryTag;
 use postgres::error::SqlState;
@@ -93,8 +93,9 @@ impl Holder<'_> {
             }
         }
         self.record_end(client)?;
+        let receipt = Receipt::unless_lent(!self.is_direct || self.plan.options.scope == ScopeChoice::SessionPooled);
         // If that fails, it may have been lost at any time since the last heartbeat.
-        Ok(self.lock.release(client)?)
+        Ok(self.lock.release(client, receipt)?)
     }
 
     /// Records the end of the run, if the run is recorded and the job has ended.

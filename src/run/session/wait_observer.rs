@@ -11,6 +11,7 @@ use crate::inspect::backend::Backend;
 use crate::inspect::holders;
 use crate::lock::{Lock, Scope, Server, WaitObserver};
 use crate::protocol::query_tag::QueryTag;
+use crate::ui::message;
 use std::time::{Duration, Instant};
 
 /// How often the holders are refreshed for a user who watches the wait.
@@ -100,6 +101,10 @@ impl WaitObserver for SessionWaitObserver<'_> {
         // No query is sent meanwhile, so no reply is due.
         self.reporter.expect_reply_within(pause);
         !self.orders.is_release_ordered_within(pause)
+    }
+
+    fn note_unreleased(&mut self) {
+        message::detail("the last holder has not released the lock; leaving it alone for half a second, for its job");
     }
 
     fn note_backend(&mut self, backend_pid: i32) {

@@ -12,6 +12,7 @@ mod pgdog;
 mod pgpool;
 mod pods;
 mod pooler;
+mod receipt;
 mod session_pool;
 mod settling;
 mod several_keys;

@@ -265,27 +265,23 @@ fn every_kind_of_lock_is_guarded() {
     }
 }
 
-/// P25: a waiter in the server's queue is there first, and the loser names it.
+/// P25: a client of another kind that waits in the server's queue is there first, and the loser names it.
 #[test]
-fn the_loser_names_the_waiter_that_came_first() {
+fn the_loser_names_the_client_that_came_first() {
     let (case, journal) = (Case::new(), Journal::new());
     let run = case.run().args(["--kill-after", "0.7"]);
     let holder = run.sh(&journal.stubborn_alone()).spawn();
     journal.await_count("ready", 1);
     let backend = case.backend();
-    let waiter = case.run().sh("echo mine; read -r _; exit 0").spawn();
+    let (other, others_backend) = case.foreign_waiter();
     case.await_locks(1, 1);
     case.sql(&format!("SELECT pg_terminate_backend({backend})"));
-    waiter.await_stdout("mine\n");
+    other.await_stdout("mine\n");
     let line = assert_lost(&holder.finish(), &case.key, " before the job was dead");
-    let named = format!(
-        "; key \"{}\" was acquired by {}:{} ",
-        case.key,
-        hostname(),
-        waiter.pid()
-    );
-    assert!(line.contains(&named), "{line}");
-    waiter.finish().code(0).silent();
+    let named = format!("; key \"{}\" was acquired by \"psql\" ", case.key);
+    let backend = format!("(backend {others_backend}");
+    assert!(line.contains(&named) && line.contains(&backend), "{line}");
+    other.finish().code(0).silent();
 }
 
 /// P75: a guard that is evicted has nothing more to do than it does already, and the requester waits for it.

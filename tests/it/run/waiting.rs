@@ -2,7 +2,7 @@
 
 use crate::support::case::Case;
 use crate::support::proxy::Proxy;
-use crate::support::server::{Locks, Server, number, rows};
+use crate::support::server::{Locks, Server, number, receipt, rows};
 use crate::support::unique;
 use crate::support::wait::{SOON, eventually, until};
 use nix::sys::signal::{Signal, kill};
@@ -198,6 +198,10 @@ fn a_grant_that_comes_as_the_slice_ends_is_held_once() {
         true
     });
     let backend = stopped.unwrap();
+    rows(
+        &mut holder,
+        &format!("SELECT pg_advisory_lock_shared({})", receipt(&key)),
+    );
     rows(&mut holder, &format!("SELECT pg_advisory_unlock({number})"));
     assert_eq!(server.locks(&key), Locks { granted: 1, waiting: 0 });
     eventually(SOON, "the end of the slice", || {

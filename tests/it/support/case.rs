@@ -1,8 +1,9 @@
 //! What most tests start with: the shared server, and a key of their own.
 
 use super::pglock::{Pglock, Running};
-use super::server::{Locks, Server};
+use super::server::{Locks, Server, number};
 use nix::unistd::Pid;
+use std::io::Write;
 use std::ops::Deref;
 
 /// A key that no other test uses, on the shared server.
@@ -45,6 +46,21 @@ impl Case {
     #[track_caller]
     pub fn assert_held(&self) {
         self.run().args(["--no-wait", "true"]).output().code(75);
+    }
+
+    /// Starts a client that is no pglock and waits in the server's queue for the key, holding it until it is finished.
+    /// Returns it and its backend.
+    #[track_caller]
+    pub fn foreign_waiter(&self) -> (Running, String) {
+        let mut psql = self.server.program("psql").args(["-XqAt"]).spawn();
+        let sql = format!(
+            "SELECT pg_backend_pid();\nSELECT pg_advisory_lock({});\nSELECT 'mine';\n",
+            number(&self.key)
+        );
+        psql.stdin().write_all(sql.as_bytes()).unwrap();
+        psql.await_stdout("\n");
+        let backend = psql.stdout().trim().to_owned();
+        (psql, backend)
     }
 
     /// Returns the backend of the only pglock that has this key.

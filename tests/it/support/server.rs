@@ -421,6 +421,17 @@ pub fn number(key: &str) -> i64 {
     })
 }
 
+/// Returns the lock that a pglock leaves when it has released the key, as the arguments of a lock function, computed
+/// without pglock.
+pub fn receipt(key: &str) -> String {
+    let first_int = |text: &str| {
+        let digest = Sha256::digest(text);
+        i32::from_be_bytes(digest[..4].try_into().unwrap())
+    };
+    let second = first_int(&format!("pglock release of {}", number(key)));
+    format!("{}, {second}", first_int("pglock release"))
+}
+
 /// Returns the key as `pg_locks` shows it.
 fn halves(key: &str) -> (u32, u32) {
     let number = number(key);

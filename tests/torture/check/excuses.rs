@@ -2,19 +2,21 @@
 //!
 //! A session that is ended frees the lock at once, but its pglock takes it again until the job is dead. That fails in
 //! these cases only: pglock itself was killed or stopped; the lock was to be free at once (`pglock evict --force`);
-//! another client wanted the lock when `pg_terminate_backend` or the proxy ended the session, and stood in the server's
-//! queue; or the server could not be reached. Behind a pooler that lends its first client's session, the pglock does
+//! another client wanted the lock when `pg_terminate_backend` or the proxy ended the session, and had just arrived or
+//! polled; or the server could not be reached. Behind a pooler that lends its first client's session, the pglock does
 //! not know before its next query.
 
 use super::{ARRIVAL_LIMIT_NS, cuts, disturbs, ends_proxied, ends_sessions, restarts, share_a_key};
 use super::{Check, Holder, SECOND_NS, START_LIMIT_NS, TERMINATION_LIMIT_NS};
-use crate::history::{End, Fault, Target};
+use crate::history::{End, Fault, Run, Target};
 use crate::plan::Kind;
 use crate::request::Road;
 
 /// How late a client can have come that got the lock before the loser of a terminated session, and how late a session
 /// can end, on a busy machine.
 const GAP_LIMIT_NS: u128 = SECOND_NS / 2;
+/// How long a client may take from its start into the queue, on a busy machine.
+const QUEUEING_AFTER_NS: u128 = 2 * SECOND_NS;
 /// How long after a cut the server cannot be reached: until the first message of a connection is retransmitted.
 const UNREACHABLE_AFTER_CUT_NS: u128 = 4 * SECOND_NS;
 /// How long after another fault it cannot be reached, on a busy machine.
@@ -90,8 +92,10 @@ impl<'a> Check<'a> {
         fault.kind == Kind::StalledRestart && waits && has_arrived && !disturbed()
     }
 
-    /// Returns whether another client wanted the lock when the session was ended. One that lost its own session by the
-    /// same fault, and that may have seen the holder, leaves the lock to the loser.
+    /// Returns whether another client wanted the lock when the session was ended, and could have it before the loser's
+    /// guard: one that had just arrived, that polls, or that had just lost its own session. One that lost its own session
+    /// by the same fault, and that may have seen the holder, leaves the lock to the loser, and so does one that stood in
+    /// the server's queue, unless the proxy keeps the guard away.
     fn was_wanted(&self, fault: &Fault, victim: Holder) -> bool {
         self.history.runs.iter().any(|(&number, run)| {
             let has_lost_too = ends_proxied(fault.kind)
@@ -99,10 +103,24 @@ impl<'a> Check<'a> {
                 && run.began + ARRIVAL_LIMIT_NS < fault.began;
             number != victim.stay.run
                 && !has_lost_too
+                && (fault.kind == Kind::KillProxy || !self.stood_in_queue(number, run, fault))
                 && share_a_key(&run.request, &victim.run.request)
                 && run.began < fault.ended + GAP_LIMIT_NS
                 && run.ended > fault.began
         })
+    }
+
+    /// Returns whether this pglock stood in the server's queue at the time of the fault, over a connection that it had
+    /// had for a while.
+    fn stood_in_queue(&self, number: usize, run: &Run, fault: &Fault) -> bool {
+        let request = &run.request;
+        let queues = matches!(request.road, Road::Direct | Road::Proxy) && request.slots.is_none();
+        let since = fault.began.saturating_sub(QUEUEING_AFTER_NS);
+        let is = |other: &Fault| disturbs(other.kind) && other.began != fault.began;
+        queues
+            && request.wait.is_some()
+            && run.began < since
+            && self.faults.find(number, run, since, fault.began, is).is_none()
     }
 
     /// Returns whether the loser could not reach the server between the end of its session and the other job's start.

@@ -1,6 +1,6 @@
 //! Which overlaps are excused, and which are not.
 
-use super::{Kind, LOST, OVERLAP, Road, Story, Target, explained_overlap, ms, overlap};
+use super::{Kind, LOST, OVERLAP, Request, Road, Story, Target, explained_overlap, ms, overlap};
 use crate::history::End;
 
 #[test]
@@ -109,6 +109,22 @@ fn a_terminated_session_is_an_excuse_only_if_somebody_wanted_the_lock_then() {
 }
 
 #[test]
+fn one_that_stands_in_the_queue_leaves_a_lost_lock_alone() {
+    let waited = |change: fn(&mut Request)| {
+        let tale = Story::default().holds(1, 0, 6000).holds(2, 1000, 6500);
+        let tale = tale.job(2, |stay| stay.entered = ms(4500)).request(2, change);
+        tale.fault(Kind::EndSession, Target::Run(1), 4400, 4401)
+    };
+    let in_queue = |_: &mut Request| {};
+    waited(in_queue).fails_for(OVERLAP);
+    waited(|request| request.road = Road::Pooler).passes();
+    waited(in_queue).run(2, |run| run.began = ms(3000)).passes();
+    // It has just lost its own session, and tries anew.
+    let disturbed = waited(in_queue).fault(Kind::EndSession, Target::Run(2), 4000, 4001);
+    disturbed.passes();
+}
+
+#[test]
 fn a_proxy_that_closes_its_connections_is_an_excuse_only_if_another_road_led_to_the_lock() {
     for kind in [Kind::KillProxy, Kind::CutProxy] {
         let cut = |began: u64, road| {
@@ -122,7 +138,12 @@ fn a_proxy_that_closes_its_connections_is_an_excuse_only_if_another_road_led_to_
             tale.request(2, |request| request.wait = Some(9))
                 .fault(kind, Target::Proxied, at, at + 1)
         };
-        cut(0, Road::Direct).passes();
+        // It stood in the queue, and left the lock to a loser who could come back.
+        match kind {
+            Kind::KillProxy => drop(cut(0, Road::Direct).passes()),
+            _ => cut(0, Road::Direct).fails_for(OVERLAP),
+        }
+        cut(0, Road::Direct).run(2, |run| run.began = ms(5000)).passes();
         cut(0, Road::Pooler).passes();
         // It lost its session too, and leaves the lock to the loser.
         cut(0, Road::Proxy).fails_for(OVERLAP);
@@ -156,7 +177,7 @@ fn a_job_under_a_lock_left_in_the_pool_is_caught() {
     forced.passes();
     // The session that had ended before was another client's.
     let ended = |at| {
-        let tale = Story::default().holds(1, 3000, 4000).holds(2, 0, 2900);
+        let tale = Story::default().holds(1, 3000, 4000).holds(2, 2450, 2900);
         let tale = tale.request(1, |request| request.road = Road::Pooler);
         let tale = tale.fault(Kind::EndSession, Target::Pooled, at, at + 1);
         tale.fault(Kind::Leftover, Target::Key("a"), 3300, 3600)

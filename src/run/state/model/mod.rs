@@ -13,6 +13,7 @@
 //! * There is one exclusive key: no shared locks, several keys, slots, tickets, fencing tokens or transaction scope.
 //! * A server restarts at a boundary of ticks or at once, is young until the next tick, and forgets everything. There
 //!   is no failover to another server, on which an old session could live on beside the new ones.
+//! * Everyone in the queue has been there for long enough to want a receipt.
 //! * A job is one process that can end at any time, and that SIGKILL ends at once. Job control, the minimum hold time
 //!   and `--on-lost ignore` are left to the random sequences in `tests.rs`.
 //! * A holder notices an eviction with its next heartbeat: there are no notifications. An evictor may evict, and has a

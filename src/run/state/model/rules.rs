@@ -21,6 +21,8 @@ pub(super) struct Fixes {
     pub(super) waiter_waits: bool,
     /// A lock that is lost before the job was started ends no wait (`session::claim`).
     pub(super) waiter_withdraws: bool,
+    /// A waiter in the queue takes no lock that nobody has released (`lock::receipt`).
+    pub(super) waiter_wants_receipt: bool,
 }
 
 impl Fixes {
@@ -32,6 +34,7 @@ impl Fixes {
         heartbeat_proves: true,
         waiter_waits: true,
         waiter_withdraws: true,
+        waiter_wants_receipt: true,
     };
 }
 

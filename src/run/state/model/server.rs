@@ -3,6 +3,16 @@
 use super::rules::Rules;
 use super::time::Ticks;
 use super::world::{Client, Connection, Evictor, Exception, Job, Loss, Process, Queued, Reply, Session, World};
+use crate::lock::Receipt;
+
+/// How a client comes to the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// It tried the key, and found it free.
+    Try,
+    /// It waited in the server's queue.
+    Queue,
+}
 
 impl World {
     /// Opens the client's own session.
@@ -12,12 +22,12 @@ impl World {
         self.clients[client].connection = Connection::Open;
     }
 
-    /// Grants the free key to the client's session.
-    pub(super) fn grant(&mut self, rules: &Rules, client: usize) {
+    /// Grants the free key to the client's session, which has tried it or is the next in the queue.
+    pub(super) fn grant(&mut self, rules: &Rules, client: usize, way: Way) {
         self.server.holder = Some(self.clients[client].session);
         for other in 0..self.clients.len() {
             if other != client && self.is_at_risk(other) && self.clients[other].record.exception.is_none() {
-                self.clients[other].record.exception = self.exception(rules, other, client);
+                self.clients[other].record.exception = self.exception(rules, other, client, way);
             }
         }
         // A waiter has to wait again.
@@ -27,9 +37,7 @@ impl World {
         for client in &mut self.clients {
             client.memory.is_granted_since = client.memory.holder_lost_at.is_some();
         }
-        let is_last_moment = self.server.is_stopping;
         let Client { connection, record, .. } = &mut self.clients[client];
-        record.is_last_moment = is_last_moment;
         // A client that has given up the connection hears nothing of it.
         record.is_granted = *connection == Connection::Open;
         record.loss = None;
@@ -46,15 +54,14 @@ impl World {
     }
 
     /// Returns the named case in which the other client may be granted the key now, although this one's job may run.
-    fn exception(&self, rules: &Rules, client: usize, other: usize) -> Option<Exception> {
+    fn exception(&self, rules: &Rules, client: usize, other: usize, way: Way) -> Option<Exception> {
         let client = &self.clients[client];
         let record = &client.record;
         if let Process::Killed { .. } = client.process {
             return Some(Exception::Killed);
         }
         match record.loss? {
-            Loss::Terminated if record.is_loss_fresh => Some(Exception::CameBeforeGuard),
-            Loss::Restarted if self.server.is_stopping || record.is_last_moment => Some(Exception::CameBeforeGuard),
+            Loss::Terminated if record.is_loss_fresh && way == Way::Try => Some(Exception::CameBeforeGuard),
             Loss::Terminated | Loss::Restarted if record.is_guard_behind => Some(Exception::GuardBehind),
             Loss::Restarted if record.witnesses & (1 << other) != 0 => None,
             Loss::Terminated | Loss::Restarted if record.is_guard_hindered => Some(Exception::GuardHindered),
@@ -66,16 +73,23 @@ impl World {
         }
     }
 
-    /// Frees the key if the session holds it, and grants it to the next one in the queue.
-    pub(super) fn free_key(&mut self, rules: &Rules, session: usize) {
+    /// Frees the key if the session holds it, and grants it to the next one in the queue. Without a receipt, that one
+    /// leaves it alone, and so do all others in the queue.
+    pub(super) fn free_key(&mut self, rules: &Rules, session: usize, receipt: Receipt) {
         if self.server.holder != Some(session) {
             return;
         }
         self.server.holder = None;
-        if !self.server.queue.is_empty() {
-            let next = self.server.queue.remove(0).session;
-            self.reply(next, Reply::Granted);
-            self.grant(rules, next);
+        let takes_it = receipt == Receipt::Left || !rules.fixes.waiter_wants_receipt;
+        for queued in std::mem::take(&mut self.server.queue) {
+            if !takes_it {
+                self.reply(queued.session, Reply::Unreleased);
+            } else if self.server.holder.is_some() {
+                self.server.queue.push(queued);
+            } else {
+                self.reply(queued.session, Reply::Granted);
+                self.grant(rules, queued.session, Way::Queue);
+            }
         }
     }
 
@@ -124,7 +138,7 @@ impl World {
         }
         self.drop_session(session);
         self.server.queue.retain(|queued| queued.session != session);
-        self.free_key(rules, session);
+        self.free_key(rules, session, Receipt::None);
     }
 
     /// Ends a session from the server's side.
@@ -142,7 +156,7 @@ impl World {
                 client.record.witnesses = witnesses;
             }
         }
-        self.free_key(rules, session);
+        self.free_key(rules, session, Receipt::None);
     }
 
     /// Has the lock vanish from the session that holds it.
@@ -152,20 +166,18 @@ impl World {
             // Until the end of that tick.
             client.record.vanished_for = rules.timing.job_limit + 1;
         }
-        self.free_key(rules, session);
+        self.free_key(rules, session, Receipt::None);
     }
 
     /// Restarts the server, which is away for some ticks. It ends one session after the other, and what the end of one
     /// frees it grants to the next in the queue, if that still lives.
     pub(super) fn restart(&mut self, rules: &Rules, away_for: Ticks) {
-        self.server.is_stopping = true;
         for session in 0..self.server.sessions.len() {
             if self.server.sessions[session].is_some() {
                 self.end_session(rules, session, Loss::Restarted);
             }
         }
         self.evictor = None;
-        self.server.is_stopping = false;
         self.server.is_young = away_for == 0;
         self.server.away_for = (away_for > 0).then_some(away_for);
     }

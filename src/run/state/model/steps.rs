@@ -46,7 +46,6 @@ impl World {
             clients: (0..rules.clients).map(|number| Client::new(rules, number)).collect(),
             server: Server {
                 away_for: None,
-                is_stopping: false,
                 is_young: false,
                 sessions: vec![None; rules.clients],
                 holder: None,

@@ -238,7 +238,7 @@ fn a_waiter_that_does_not_wait_for_the_old_job_overlaps() {
     );
 }
 
-/// The server grants the key in its last moment, and ends the session before the job is started.
+/// The server grants the key, and ends the session before the job is started.
 #[test]
 fn a_waiter_that_does_not_withdraw_ends_its_wait() {
     let fixes = Fixes {
@@ -254,6 +254,30 @@ fn a_waiter_that_does_not_withdraw_ends_its_wait() {
     assert!(explore(rules.clone()).is_empty());
     let found = explore(Rules { fixes, ..rules });
     assert!(found.contains_key(EVERY_WAIT_ENDURES), "{found:?}");
+}
+
+/// Whoever waits in the server's queue is granted the key before the guard can come: after `pg_terminate_backend`, and
+/// in the last moment of a server.
+#[test]
+fn a_waiter_that_wants_no_receipt_overlaps() {
+    let fixes = Fixes {
+        waiter_wants_receipt: false,
+        ..Fixes::ALL
+    };
+    assert_overlap(
+        fixes,
+        Budget {
+            terminations: 1,
+            ..NO_FAULTS
+        },
+    );
+    assert_overlap(
+        fixes,
+        Budget {
+            restarts: 1,
+            ..NO_FAULTS
+        },
+    );
 }
 
 /// A waiter has to wait as long as the server would: the old job may live until H + D + G, and a loop that is late adds

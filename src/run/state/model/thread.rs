@@ -1,8 +1,10 @@
 //! A pglock's session thread: a simplified `run::session`.
 
 use super::rules::Rules;
+use super::server::Way;
 use super::time::Ticks;
 use super::world::{Client, Connection, Evictor, Job, Process, Reply, Report, Thread, World};
+use crate::lock::Receipt;
 
 impl Client {
     /// Notes a delay of a tick.
@@ -125,7 +127,7 @@ impl World {
         let session = self.clients[number].session;
         let is_leftover = self.server.holder == Some(session);
         if self.server.holder.is_none() || is_leftover && !rules.fixes.leftovers_count {
-            self.grant(rules, number);
+            self.grant(rules, number, Way::Try);
             return self.hold(rules, number, 0);
         }
         self.note_contention(number);
@@ -143,6 +145,8 @@ impl World {
     fn read_reply(&mut self, rules: &Rules, number: usize, mut sent: Ticks) {
         let session = self.clients[number].session;
         let is_ended = self.clients[number].is_disconnected();
+        let is_ordered = self.clients[number].is_release_ordered;
+        let is_taken = self.server.holder.is_some();
         match self.clients[number].reply.take() {
             Some(Reply::Granted) => {
                 // The timing rule counts from when the last query was sent.
@@ -156,8 +160,17 @@ impl World {
                 self.hold(rules, number, sent);
             }
             _ if is_ended => self.lose_contact(rules, number),
-            Some(Reply::Busy) if !self.clients[number].is_release_ordered => self.try_key(rules, number),
-            Some(Reply::Busy | Reply::Cancelled) | None => self.fail(number),
+            Some(Reply::Busy) if !is_ordered && (is_taken || !rules.fixes.waiter_wants_receipt) => {
+                self.try_key(rules, number);
+            }
+            // One that is free between two slices may just have been lost.
+            Some(Reply::Busy | Reply::Unreleased) if !is_ordered => {
+                self.hear(number);
+                let client = &mut self.clients[number];
+                client.report_alive(2 * rules.timing.heartbeat + 1);
+                client.thread = Thread::Pausing { is_over: false };
+            }
+            Some(Reply::Busy | Reply::Unreleased | Reply::Cancelled) | None => self.fail(number),
         }
     }
 
@@ -198,7 +211,8 @@ impl World {
         self.hear(number);
         let session = self.clients[number].session;
         let was_held = self.server.holder == Some(session);
-        self.free_key(rules, session);
+        let is_lent = self.server.sessions[session].is_some_and(|session| session.is_lent);
+        self.free_key(rules, session, Receipt::unless_lent(is_lent));
         self.clients[number].thread = Thread::Ended;
         // Nobody waits for what was acquired again.
         if !is_guard {
@@ -248,7 +262,7 @@ impl World {
             return;
         }
         self.open_session(number);
-        self.grant(rules, number);
+        self.grant(rules, number, Way::Try);
         let client = &mut self.clients[number];
         client.report_alive(2 * rules.timing.heartbeat);
         client.thread = Thread::Holding {

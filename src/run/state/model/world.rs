@@ -96,8 +96,6 @@ pub(super) struct Client {
 pub(super) struct Record {
     /// The server has granted it the lock.
     pub(super) is_granted: bool,
-    /// It did so in the last moment of its being stopped.
-    pub(super) is_last_moment: bool,
     /// How the server came to take the lock back.
     pub(super) loss: Option<Loss>,
     /// It did so in this tick.
@@ -147,9 +145,7 @@ pub(super) enum Exception {
     Killed,
     /// `evict --force`: the operator wants the key at once.
     Forced,
-    /// A waiter in the server's queue came before the guard, after an operator's `pg_terminate_backend` or in the last
-    /// moment of a server that is stopped, and its own job may run until it notices that; or a client that tried in the
-    /// instant of the former.
+    /// A client that tried the key in the instant of an operator's `pg_terminate_backend` came before the guard.
     CameBeforeGuard,
     /// Two jobs lost their locks, the second one before the first was dead, and the second one's guard found the key
     /// held by the guard of the first. Another client acquired the key when that one released it.
@@ -251,8 +247,6 @@ impl Report {
 pub(super) struct Server {
     /// How many ticks it stays away; `None` if it is there.
     pub(super) away_for: Option<Ticks>,
-    /// It is being stopped, and ends its sessions.
-    pub(super) is_stopping: bool,
     /// It has started in this tick.
     pub(super) is_young: bool,
     /// One for each client, by number.
@@ -282,6 +276,8 @@ pub(super) struct Session {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Reply {
     Granted,
+    /// It was granted for an instant, but nobody has released it.
+    Unreleased,
     Busy,
     Cancelled,
 }
