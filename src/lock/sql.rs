@@ -115,7 +115,7 @@ impl Lock {
         let (looks, proof) = match client_info.choice {
             ScopeChoice::SessionPooled => (Looks::AtLeftovers, self.proof()),
             // The condition proves that the backend began with us.
-            _ => (Looks::Nowhere, self.proof_of_new_session()),
+            _ => (Looks::Nowhere, quick_proof(self.keys.as_slice(), self.mode)),
         };
         // Only here can a pool's session acquire the lock; a transaction looks when it tries.
         let looks_at_pool = looks == Looks::AtLeftovers && client_info.settling == Settling::ServerAndPool;
@@ -366,15 +366,6 @@ impl Lock {
         format!("SELECT pg_catalog.pg_backend_pid() AS backend_pid; {}", self.proof())
     }
 
-    /// Returns the statement that proves the lock to a session that asks for the first time. It reads the function that
-    /// `pg_locks` is made of, since a new session takes as long to look up that view as to scan it. A server whose
-    /// `pg_locks` is made of something else may not show the lock here, so what this does not prove is looked for in
-    /// `pg_locks` (see `late_proof`).
-    fn proof_of_new_session(&self) -> String {
-        let rows = own_row_condition(self.keys.as_slice(), self.mode);
-        format!("SELECT true AS {PROVEN_COLUMN} FROM pg_catalog.pg_lock_status() WHERE {IS_GRANTED} AND {rows}")
-    }
-
     /// Returns the statement that proves the lock; see `QueryResult::proves`.
     pub(super) fn proof(&self) -> String {
         proof(self.keys.as_slice(), self.mode, None)
@@ -423,11 +414,6 @@ pub(super) fn wait_slice(id: KeyId, mode: Mode, on_grant: OnGrant, slice: Durati
         ),
         OnGrant::Release => String::new(),
     };
-    // The row may come late, but on a backend that had other clients it may be another client's.
-    let no_row = match (on_grant, looks) {
-        (OnGrant::Keep | OnGrant::KeepReleased, Looks::Nowhere) => format!("CASE {keep}ELSE '{GOT_LATE}' END"),
-        _ => format!("'{GOT_UNPROVEN}'"),
-    };
     // Granted at once, it would not be waited for; and it must not be ours.
     let look = match looks {
         Looks::AtLeftovers => format!(
@@ -436,24 +422,18 @@ pub(super) fn wait_slice(id: KeyId, mode: Mode, on_grant: OnGrant, slice: Durati
         ),
         Looks::Nowhere => String::new(),
     };
-    let proven = format!("WHEN NOT EXISTS ({}) THEN {no_row} ", proof(&[id], mode, None));
-    let released = match (on_grant, looks) {
-        (OnGrant::Keep | OnGrant::KeepReleased, Looks::Nowhere) => {
-            let has_waited = match on_grant {
-                OnGrant::Keep => format!("{} AND ", has_waited_for(ARRIVAL_TIME)),
-                _ => String::new(),
-            };
-            format!(
-                "WHEN {has_waited}NOT EXISTS ({}) THEN '{GOT_UNRELEASED}' ",
-                select_receipts(id)
-            )
-        }
-        _ => String::new(),
+    let (proof, no_row, released) = if looks == Looks::Nowhere && on_grant != OnGrant::Release {
+        // The row may come late. On a backend that had other clients it may then be another client's.
+        let late = format!("CASE {keep}ELSE '{GOT_LATE}' END");
+        (quick_proof(&[id], mode), late, receipt_branch(id, mode, on_grant))
+    } else {
+        (proof(&[id], mode, None), format!("'{GOT_UNPROVEN}'"), String::new())
     };
     let store_cancelled = store_result(&format!("'{GOT_CANCELLED}'"));
     let lock_and_prove = store_result(&format!(
         "CASE WHEN pg_catalog.set_config('lock_timeout', '{milliseconds}ms', true) IS NULL THEN '{GOT_UNPROVEN}' \
-         {look}WHEN {} IS NULL THEN '{GOT_UNPROVEN}' {proven}{released}{keep}ELSE '1' END",
+         {look}WHEN {} IS NULL THEN '{GOT_UNPROVEN}' WHEN NOT EXISTS ({proof}) THEN {no_row} {released}{keep}\
+         ELSE '1' END",
         call("pg_advisory_xact_lock", id, mode),
     ));
     format!(
@@ -467,6 +447,18 @@ pub(super) fn wait_slice(id: KeyId, mode: Mode, on_grant: OnGrant, slice: Durati
     )
 }
 
+/// Returns the branch of [`wait_slice`] for a lock that nobody has released.
+fn receipt_branch(id: KeyId, mode: Mode, on_grant: OnGrant) -> String {
+    let has_waited = match on_grant {
+        OnGrant::Keep => format!("{} AND ", has_waited_for(ARRIVAL_TIME)),
+        OnGrant::KeepReleased | OnGrant::Release => String::new(),
+    };
+    format!(
+        "WHEN {has_waited}{} THEN '{GOT_UNRELEASED}' ",
+        is_without_receipt(id, mode)
+    )
+}
+
 /// Returns the condition that the server received the query this long ago, or longer.
 fn has_waited_for(time: Duration) -> String {
     format!(
@@ -476,12 +468,28 @@ fn has_waited_for(time: Duration) -> String {
     )
 }
 
-/// Returns the query for the receipts of a key's release.
-fn select_receipts(id: KeyId) -> String {
-    format!(
-        "SELECT 1 FROM pg_catalog.pg_locks WHERE {IS_GRANTED} AND mode = 'ShareLock' AND {} AND {IN_THIS_DATABASE}",
-        row_condition(receipt_key(id))
-    )
+/// Returns the condition that there is no receipt of a key's release, for a session that was just granted the key.
+///
+/// An exclusive lock on the receipt's key can be had only if there is none, and asking for one is much cheaper than
+/// reading `pg_locks`. It is released before the key can be granted to the next one, who asks the same. Those who share
+/// a key can be granted it together, and would take each other's question for a receipt.
+fn is_without_receipt(id: KeyId, mode: Mode) -> String {
+    let receipt = receipt_key(id);
+    match mode {
+        Mode::Exclusive => {
+            let ask = |function| call(function, receipt, Mode::Exclusive);
+            format!(
+                "CASE WHEN {} THEN {} ELSE false END",
+                ask("pg_try_advisory_lock"),
+                ask("pg_advisory_unlock")
+            )
+        }
+        Mode::Shared => format!(
+            "NOT EXISTS (SELECT 1 FROM pg_catalog.pg_lock_status() WHERE {IS_GRANTED} AND mode = 'ShareLock' AND {} \
+             AND {IN_THIS_DATABASE})",
+            row_condition(receipt)
+        ),
+    }
 }
 
 /// Returns the statement that proves a lock: one row with [`PROVEN_COLUMN`] for each of the keys that this session
@@ -494,6 +502,15 @@ fn proof(keys: &[KeyId], mode: Mode, condition: Option<&str>) -> String {
         "SELECT true AS {PROVEN_COLUMN} FROM pg_catalog.pg_locks WHERE {condition}{IS_GRANTED} AND {}",
         own_row_condition(keys, mode)
     )
+}
+
+/// Returns the statement that proves a lock to a session that asks for the first time, or in a block of its own. It
+/// reads the function that `pg_locks` is made of, since to look up that view takes as long as to scan it. A server whose
+/// `pg_locks` is made of something else may not show the lock here, so what this does not prove is looked for in
+/// `pg_locks` (see `late_proof`).
+fn quick_proof(keys: &[KeyId], mode: Mode) -> String {
+    let rows = own_row_condition(keys, mode);
+    format!("SELECT true AS {PROVEN_COLUMN} FROM pg_catalog.pg_lock_status() WHERE {IS_GRANTED} AND {rows}")
 }
 
 /// Returns the condition that a row of `pg_locks` is this session's, for one of the keys and in this mode.
@@ -677,7 +694,7 @@ mod tests {
             format!("SELECT true AS proven FROM pg_catalog.pg_locks WHERE {row}")
         );
         assert_eq!(
-            one.proof_of_new_session(),
+            quick_proof(&[KeyId::Bigint(-1)], Mode::Exclusive),
             format!("SELECT true AS proven FROM pg_catalog.pg_lock_status() WHERE {row}")
         );
         let two = lock(
@@ -787,7 +804,8 @@ mod tests {
         ] {
             let sql = slice(on_grant, looks);
             assert_eq!(sql.contains(&has_waited), if_it_waited, "{sql}");
-            assert_eq!(sql.contains(&select_receipts(KeyId::Bigint(1))), wants_receipt, "{sql}");
+            let condition = is_without_receipt(KeyId::Bigint(1), Mode::Exclusive);
+            assert_eq!(sql.contains(&condition), wants_receipt, "{sql}");
         }
         let sql = slice(OnGrant::KeepReleased, Looks::Nowhere);
         let places = [
