@@ -34,6 +34,8 @@ pub(crate) struct Backend {
     pub polling_seconds: Option<f64>,
     /// Whether it holds the lock in shared mode, where that was queried.
     pub is_shared: bool,
+    /// Whether the last query of a pglock was a wait in the server's queue.
+    pub is_queueing: bool,
     /// Whether it is a pglock that lost its lock, and holds the key only until its job is dead.
     pub is_guard: bool,
     /// For how many seconds after its last query the job of a pglock may live, unless that is hidden.
@@ -117,6 +119,7 @@ impl Backend {
             since,
             polling_seconds: tag.as_ref().and_then(|tag| tag.polling_seconds),
             is_shared: get("mode") == Some("ShareLock"),
+            is_queueing: tag.as_ref().is_some_and(|tag| tag.is_queueing),
             is_guard: tag.as_ref().is_some_and(|tag| tag.is_guard),
             job_limit_seconds: tag.as_ref().and_then(|tag| tag.job_limit_seconds),
             idle_seconds: number("query_start").map(|sent| read_epoch - sent),

@@ -185,9 +185,14 @@ impl Lock {
         let (Scope::Session, Keys::All(ids), false) = (self.scope, &self.keys, options.leaves_queue_alone) else {
             return self.wait_by_polling(client, options, first_busy, observer);
         };
+        let on_grant = if options.is_loser {
+            OnGrant::KeepAsLoser
+        } else {
+            OnGrant::Keep { just_arrived: true }
+        };
         let mut end = WaitEnd::TimedOut { key_index: first_busy };
         for (key_index, id) in ids.iter().enumerate().skip(first_busy) {
-            end = match wait_in_queue(client, *id, self.mode, OnGrant::Keep, options, observer)? {
+            end = match wait_in_queue(client, *id, self.mode, on_grant, options, observer)? {
                 QueueOutcome::Acquired(grant) => WaitEnd::Acquired(grant),
                 QueueOutcome::TimedOut => return Ok(WaitEnd::TimedOut { key_index }),
                 QueueOutcome::NoQueue => return self.wait_by_polling(client, options, key_index, observer),

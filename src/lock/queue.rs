@@ -4,14 +4,17 @@
 //! with a CREATE INDEX CONCURRENTLY that the holder's job runs. A wait is therefore cut into slices, one query each.
 
 use super::query::{QueryResult, lacks_plpgsql};
-use super::receipt::GUARD_TIME;
-use super::sql::{self, GOT_CANCELLED, GOT_COLUMN, GOT_LATE, GOT_LEFT_BEHIND, GOT_UNPROVEN, GOT_UNRELEASED, Looks};
+use super::receipt::{GUARD_TIME, LOOK_PAUSE, Receipt};
+use super::sql::{
+    self, CLAIMED_COLUMN, GOT_CANCELLED, GOT_CLAIMED, GOT_COLUMN, GOT_LATE, GOT_LEFT_BEHIND, GOT_UNPROVEN,
+    GOT_UNRELEASED, Looks,
+};
 use super::types::{Acquisition, Grant, Keys, Lock, Mode, OnGrant, Scope, TryOutcome, WaitOptions};
 use crate::connection::Client;
 use crate::key::KeyId;
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::query_tag::QueryTag;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// An observer of a wait, which can also end it.
 pub(crate) trait WaitObserver {
@@ -26,7 +29,7 @@ pub(crate) trait WaitObserver {
     /// whether to go on, as [`WaitObserver::pause`] does.
     fn sleep(&mut self, pause: Duration) -> bool;
 
-    /// Notes that the lock was granted, was not released by its last holder, and is left to that one's guard for now.
+    /// Notes that the lock was granted but not released by its last holder, who may claim it.
     fn note_unreleased(&mut self);
 
     /// Notes on which backend a try ran.
@@ -50,10 +53,8 @@ pub(super) enum QueueOutcome {
 
 /// Waits in the server's queue for one key, slice by slice.
 ///
-/// There is no queue for a key that our own backend holds for another client: it is looked for again and again.
-///
-/// A key that was granted without having been released is not kept, but left to the client that may have lost it. That
-/// one has [`GUARD_TIME`] to acquire it again, or, if the time of our wait is up before, we do without.
+/// There is no queue for a key that our own backend holds for another client: it is looked for again and again. A key
+/// that its last holder may have lost is left to that one (see [`receipt`](super::receipt)).
 ///
 /// # Errors
 /// The wait was cancelled, the lock would protect nothing, the server reports an error, or the connection is lost.
@@ -61,7 +62,7 @@ pub(super) fn wait_in_queue(
     client: &mut Client,
     id: KeyId,
     mode: Mode,
-    on_grant: OnGrant,
+    mut on_grant: OnGrant,
     options: WaitOptions,
     observer: &mut impl WaitObserver,
 ) -> Result<QueueOutcome, Failure> {
@@ -71,7 +72,6 @@ pub(super) fn wait_in_queue(
         scope: Scope::Session,
     };
     let mut pause = Duration::ZERO;
-    let mut on_this_grant = on_grant;
     loop {
         if !observer.pause(client, pause) {
             return Err(cancelled());
@@ -79,15 +79,14 @@ pub(super) fn wait_in_queue(
         let time_left = options.wait.time_left();
         let slice = time_left.map_or(options.max_slice, |time_left| time_left.min(options.max_slice));
         observer.before_query(slice);
-        let sql = sql::wait_slice(id, mode, on_this_grant, slice, Looks::if_lent(options.is_lent));
+        let sql = sql::wait_slice(id, mode, on_grant, slice, Looks::if_lent(options.is_lent));
         let result = match QueryResult::fetch_tagged(client, &sql, QueryTag::Queueing(slice)) {
             Err(error) if lacks_plpgsql(&error) => return Ok(QueueOutcome::NoQueue),
             result => result?,
         };
         pause = Duration::ZERO;
-        if on_grant == OnGrant::Keep {
-            // A key that becomes free between two slices may just have been lost.
-            on_this_grant = OnGrant::KeepReleased;
+        if let OnGrant::Keep { just_arrived } = &mut on_grant {
+            *just_arrived = false;
         }
         let outcome = match result.get(GOT_COLUMN) {
             Some(GOT_CANCELLED) => return Err(cancelled()),
@@ -97,28 +96,61 @@ pub(super) fn wait_in_queue(
                 observer.before_query(Duration::ZERO);
                 goes_on
             })?,
-            Some(GOT_LEFT_BEHIND) => {
-                pause = options
-                    .backoff
-                    .next_pause(Duration::ZERO, Duration::ZERO, options.wait.time_left());
-                TryOutcome::Busy { key_index: 0 }
-            }
-            Some(GOT_UNRELEASED) => {
-                observer.note_unreleased();
-                (on_this_grant, pause) = (OnGrant::Keep, GUARD_TIME);
-                let time_left = options.wait.time_left().unwrap_or(Duration::MAX);
-                if time_left < pause {
-                    let goes_on = observer.pause(client, time_left);
-                    return goes_on.then_some(QueueOutcome::TimedOut).ok_or_else(cancelled);
-                }
-                TryOutcome::Busy { key_index: 0 }
-            }
+            Some(GOT_UNRELEASED) => await_claim(client, &lock, id, observer)?,
+            Some(GOT_LEFT_BEHIND | GOT_CLAIMED) => TryOutcome::Busy { key_index: 0 },
             _ => result.try_outcome(&lock.keys),
         };
+        if matches!(result.get(GOT_COLUMN), Some(GOT_LEFT_BEHIND | GOT_CLAIMED)) {
+            pause = options
+                .backoff
+                .next_pause(Duration::ZERO, Duration::ZERO, options.wait.time_left());
+        }
         match outcome.into_acquisition()? {
             Acquisition::Acquired(grant) => return Ok(QueueOutcome::Acquired(grant)),
             Acquisition::Busy { .. } if time_left == Some(Duration::ZERO) => return Ok(QueueOutcome::TimedOut),
             Acquisition::Busy { .. } => {}
+        }
+    }
+}
+
+/// Holds a key that its last holder may have lost for [`GUARD_TIME`], and proves it again. If the loser claims it in
+/// that time, it is released and counts as busy.
+///
+/// # Errors
+/// The wait was cancelled, the server reports an error, or the connection is lost.
+fn await_claim(
+    client: &mut Client,
+    lock: &Lock,
+    id: KeyId,
+    observer: &mut impl WaitObserver,
+) -> Result<TryOutcome, Failure> {
+    observer.note_unreleased();
+    let granted = Instant::now();
+    loop {
+        let goes_on = observer.sleep(LOOK_PAUSE);
+        observer.before_query(Duration::ZERO);
+        if !goes_on {
+            lock.release(client, Receipt::None)?;
+            return Err(cancelled());
+        }
+        let is_over = granted.elapsed() >= GUARD_TIME;
+        // The loser recognizes one that is still waiting, and does not report it.
+        let tag = if is_over {
+            QueryTag::ProgramOnly
+        } else {
+            QueryTag::Queueing(GUARD_TIME)
+        };
+        let result = QueryResult::fetch_tagged(client, &sql::look_for_claim(id, lock.mode), tag)?;
+        if result.is_true(CLAIMED_COLUMN) {
+            lock.release(client, Receipt::None)?;
+            return Ok(TryOutcome::Busy { key_index: 0 });
+        }
+        if is_over {
+            return Ok(match result.try_outcome(&lock.keys) {
+                // It has vanished meanwhile.
+                TryOutcome::Unproven { .. } => TryOutcome::Busy { key_index: 0 },
+                outcome => outcome,
+            });
         }
     }
 }

@@ -1,15 +1,15 @@
-//! Proving and releasing a lock.
+//! Proving and releasing a lock, and claiming one that was lost.
 
-use super::query::QueryResult;
-use super::receipt::{GRANTED_TO_NEXT, NOT_HELD, RECEIPT_TIME, RELEASED_COLUMN, Receipt};
+use super::query::{QueryResult, simple_query};
+use super::receipt::{NOT_HELD, RELEASED_COLUMN, Receipt};
 use super::types::{Lock, Scope};
 use crate::connection::{Client, is_lock_table_full};
-use std::thread::sleep;
 
 impl Lock {
     /// Releases the lock. Returns whether we held it until then.
     ///
-    /// If another client was granted the lock at once, this returns only after that client can have seen the receipt.
+    /// With a receipt, this takes a little longer if another client was granted the lock at once: the server keeps the
+    /// receipt for that time.
     ///
     /// # Errors
     /// The server reports an error, or the connection is lost.
@@ -26,13 +26,24 @@ impl Lock {
             }
             result => result?,
         };
-        let released = result.get(RELEASED_COLUMN);
-        if released == Some(GRANTED_TO_NEXT) {
-            sleep(RECEIPT_TIME);
-            // The lock was released. If this fails, the receipt ends with the session.
-            let _ = QueryResult::fetch(client, &self.end_receipts_query());
-        }
-        Ok(released.is_some_and(|released| released != NOT_HELD))
+        Ok(result.get(RELEASED_COLUMN).is_some_and(|released| released != NOT_HELD))
+    }
+
+    /// Claims the keys of a lock that we have lost and that somebody else has: a waiter that is granted one of them
+    /// gives it back.
+    ///
+    /// # Errors
+    /// The server reports an error, or the connection is lost.
+    pub(crate) fn claim(&self, client: &mut Client) -> Result<(), postgres::Error> {
+        simple_query(client, &self.claim_query()).map(drop)
+    }
+
+    /// Ends the claims, once we have the keys.
+    ///
+    /// # Errors
+    /// The server reports an error, or the connection is lost.
+    pub(crate) fn end_claim(&self, client: &mut Client) -> Result<(), postgres::Error> {
+        simple_query(client, &self.end_claim_query()).map(drop)
     }
 
     /// Returns whether we hold the lock now.

@@ -4,12 +4,12 @@
 //! anyone who may create functions in a schema of our role's search path could otherwise run code with our privileges.
 
 use super::leftover;
-use super::receipt::{ARRIVAL_TIME, GRANTED_TO_NEXT, NOT_HELD, RELEASED_COLUMN, Receipt};
+use super::receipt::{ARRIVAL_TIME, NOT_HELD, RECEIPT_TIME, RELEASED_COLUMN, Receipt};
 use super::settings::{LOG_THRESHOLD_SETTINGS, setting_expressions};
 use super::settling::{self, Settling};
 use super::types::{ClientInfo, Keys, Lock, Mode, OnGrant, Scope, ScopeChoice};
 use crate::key::{KeyId, Number};
-use crate::protocol::derived_keys::receipt_key;
+use crate::protocol::derived_keys::{claim_key, receipt_key};
 use std::time::Duration;
 
 /// The condition that a row of `pg_locks` belongs to the current database.
@@ -35,8 +35,14 @@ pub(super) const GOT_CANCELLED: &str = "cancelled";
 /// The value of [`GOT_COLUMN`] after a wait that did not begin, because the backend holds the key for another client.
 pub(super) const GOT_LEFT_BEHIND: &str = "left";
 
-/// The value of [`GOT_COLUMN`] after a wait that the server granted, but for which no receipt was found. Nothing is held.
+/// The value of [`GOT_COLUMN`] after a wait that the server granted, but for which no receipt was found.
 pub(super) const GOT_UNRELEASED: &str = "unreleased";
+
+/// The value of [`GOT_COLUMN`] after a wait that the server granted, but that its loser claims. Nothing is held.
+pub(super) const GOT_CLAIMED: &str = "claimed";
+
+/// The column that reports whether the loser of a lock claims it.
+pub(super) const CLAIMED_COLUMN: &str = "claimed";
 
 /// The name that the session had when it began: ours, if it began with us. A pooler that gives each client its name by
 /// SET cannot change that. It is part of the expression that needs it, not of a statement before, because anything that
@@ -267,34 +273,41 @@ impl Lock {
     }
 
     /// Returns the query that releases every key of a session lock, even after one that was no longer ours. With a
-    /// receipt, it also finds out whether another client has been granted the lock at once, and keeps the receipt only
-    /// then.
+    /// receipt, it also finds out whether another client has been granted the lock at once, and keeps the receipt for
+    /// that one. The server does so by itself: we may be cut off or stopped meanwhile.
     ///
     /// CASE evaluates its conditions in order: a receipt is there before its key is free. A key that nobody waited for
     /// is ours again until the query ends.
     pub(super) fn release_query(&self, receipt: Receipt) -> String {
         let not_held = format!("WHEN NOT {} THEN '{NOT_HELD}' ", self.each("pg_advisory_unlock"));
-        let (taken, granted) = match receipt {
+        let (taken, ended) = match receipt {
             Receipt::None => Default::default(),
             Receipt::Left => (
                 // Without one, the next job starts a little later.
                 format!(
                     "WHEN {} IS NULL THEN '{NOT_HELD}' ",
-                    self.each_receipt("pg_try_advisory_lock")
+                    self.each_derived(receipt_key, "pg_try_advisory_lock")
                 ),
                 format!(
-                    "WHEN NOT {} THEN '{GRANTED_TO_NEXT}' WHEN {} IS NULL THEN '{NOT_HELD}' ",
+                    "WHEN CASE WHEN {} THEN false ELSE pg_catalog.pg_sleep({}) IS NULL END THEN '{NOT_HELD}' \
+                     WHEN {} IS NULL THEN '{NOT_HELD}' ",
                     self.each("pg_try_advisory_xact_lock"),
-                    self.each_receipt("pg_advisory_unlock")
+                    RECEIPT_TIME.as_secs_f64(),
+                    self.each_derived(receipt_key, "pg_advisory_unlock")
                 ),
             ),
         };
-        format!("SELECT CASE {taken}{not_held}{granted}ELSE 'free' END AS {RELEASED_COLUMN}")
+        format!("SELECT CASE {taken}{not_held}{ended}ELSE 'released' END AS {RELEASED_COLUMN}")
     }
 
-    /// Returns the query that ends the receipts.
-    pub(super) fn end_receipts_query(&self) -> String {
-        format!("SELECT {}", self.each_receipt("pg_advisory_unlock"))
+    /// Returns the query that claims the keys.
+    pub(super) fn claim_query(&self) -> String {
+        format!("SELECT {}", self.each_derived(claim_key, "pg_try_advisory_lock"))
+    }
+
+    /// Returns the query that ends the claims.
+    pub(super) fn end_claim_query(&self) -> String {
+        format!("SELECT {}", self.each_derived(claim_key, "pg_advisory_unlock"))
     }
 
     /// Returns a call of this function for each key; the expression is true if all calls are.
@@ -303,10 +316,10 @@ impl Lock {
         least(&calls.collect::<Vec<String>>())
     }
 
-    /// Returns the same for the receipt of each key.
-    fn each_receipt(&self, function: &str) -> String {
-        let receipts = self.keys.as_slice().iter().map(|key| receipt_key(*key));
-        let calls = receipts.map(|receipt| call(function, receipt, Mode::Shared));
+    /// Returns the same for a key that is derived from each key, in shared mode.
+    fn each_derived(&self, derive: fn(KeyId) -> KeyId, function: &str) -> String {
+        let keys = self.keys.as_slice().iter().map(|key| derive(*key));
+        let calls = keys.map(|key| call(function, key, Mode::Shared));
         least(&calls.collect::<Vec<String>>())
     }
 
@@ -387,8 +400,8 @@ fn log_threshold_columns() -> String {
 }
 
 /// Returns the query that waits in the server's queue for one key, for up to `slice`. [`GOT_COLUMN`] is then 1, 0 after
-/// a timeout, [`GOT_CANCELLED`], [`GOT_UNPROVEN`], [`GOT_LATE`], [`GOT_UNRELEASED`] or, if the query looks,
-/// [`GOT_LEFT_BEHIND`].
+/// a timeout, [`GOT_CANCELLED`], [`GOT_UNPROVEN`], [`GOT_LATE`], [`GOT_UNRELEASED`], [`GOT_CLAIMED`] or, if the query
+/// looks, [`GOT_LEFT_BEHIND`].
 ///
 /// One expression reports whether the lock is ours and proven. It is planned before the wait begins, because what
 /// follows the wait delays the handover from one job to the next.
@@ -399,8 +412,8 @@ fn log_threshold_columns() -> String {
 /// which must happen between the two, and does in the proof: a scan of `pg_locks` checks at each row. CASE evaluates
 /// its conditions in order; none of them is ever NULL on a server whose locks are real.
 ///
-/// A lock that was waited for must have been released rather than lost (see [`receipt`](super::receipt)). Where the
-/// backend may have had other clients that is not asked for, because there holders leave no receipts.
+/// Whether a lock that was waited for was released rather than lost is asked only where the backend is our own (see
+/// [`receipt`](super::receipt)): holders leave no receipts in sessions that a pooler lends.
 ///
 /// The caught errors leave no trace in the server's log. A cancellation is caught twice, because the postmaster signals
 /// the process and then its group, and the second signal may arrive after the first was handled.
@@ -408,11 +421,11 @@ pub(super) fn wait_slice(id: KeyId, mode: Mode, on_grant: OnGrant, slice: Durati
     // A lock_timeout of 0 would mean no limit. Rounded up, so that the wait does not end early.
     let milliseconds = slice.as_micros().div_ceil(1000).max(1);
     let keep = match on_grant {
-        OnGrant::Keep | OnGrant::KeepReleased => format!(
+        OnGrant::Release => String::new(),
+        _ => format!(
             "WHEN {} IS NULL THEN '{GOT_UNPROVEN}' ",
             call("pg_advisory_lock", id, mode)
         ),
-        OnGrant::Release => String::new(),
     };
     // Granted at once, it would not be waited for; and it must not be ours.
     let look = match looks {
@@ -422,18 +435,25 @@ pub(super) fn wait_slice(id: KeyId, mode: Mode, on_grant: OnGrant, slice: Durati
         ),
         Looks::Nowhere => String::new(),
     };
-    let (proof, no_row, released) = if looks == Looks::Nowhere && on_grant != OnGrant::Release {
+    let is_own_backend = looks == Looks::Nowhere;
+    let (proof, no_row) = if is_own_backend && on_grant != OnGrant::Release {
         // The row may come late. On a backend that had other clients it may then be another client's.
-        let late = format!("CASE {keep}ELSE '{GOT_LATE}' END");
-        (quick_proof(&[id], mode), late, receipt_branch(id, mode, on_grant))
+        (quick_proof(&[id], mode), format!("CASE {keep}ELSE '{GOT_LATE}' END"))
     } else {
-        (proof(&[id], mode, None), format!("'{GOT_UNPROVEN}'"), String::new())
+        (proof(&[id], mode, None), format!("'{GOT_UNPROVEN}'"))
+    };
+    let (claimed, unreleased) = match on_grant {
+        OnGrant::Keep { .. } if is_own_backend => (
+            format!("WHEN {} THEN '{GOT_CLAIMED}' ", is_claimed(id)),
+            unreleased_branch(id, mode, on_grant),
+        ),
+        _ => Default::default(),
     };
     let store_cancelled = store_result(&format!("'{GOT_CANCELLED}'"));
     let lock_and_prove = store_result(&format!(
         "CASE WHEN pg_catalog.set_config('lock_timeout', '{milliseconds}ms', true) IS NULL THEN '{GOT_UNPROVEN}' \
-         {look}WHEN {} IS NULL THEN '{GOT_UNPROVEN}' WHEN NOT EXISTS ({proof}) THEN {no_row} {released}{keep}\
-         ELSE '1' END",
+         {look}WHEN {} IS NULL THEN '{GOT_UNPROVEN}' WHEN NOT EXISTS ({proof}) THEN {no_row} \
+         {claimed}{keep}{unreleased}ELSE '1' END",
         call("pg_advisory_xact_lock", id, mode),
     ));
     format!(
@@ -448,10 +468,10 @@ pub(super) fn wait_slice(id: KeyId, mode: Mode, on_grant: OnGrant, slice: Durati
 }
 
 /// Returns the branch of [`wait_slice`] for a lock that nobody has released.
-fn receipt_branch(id: KeyId, mode: Mode, on_grant: OnGrant) -> String {
+fn unreleased_branch(id: KeyId, mode: Mode, on_grant: OnGrant) -> String {
     let has_waited = match on_grant {
-        OnGrant::Keep => format!("{} AND ", has_waited_for(ARRIVAL_TIME)),
-        OnGrant::KeepReleased | OnGrant::Release => String::new(),
+        OnGrant::Keep { just_arrived: true } => format!("{} AND ", has_waited_for(ARRIVAL_TIME)),
+        _ => String::new(),
     };
     format!(
         "WHEN {has_waited}{} THEN '{GOT_UNRELEASED}' ",
@@ -470,26 +490,43 @@ fn has_waited_for(time: Duration) -> String {
 
 /// Returns the condition that there is no receipt of a key's release, for a session that was just granted the key.
 ///
-/// An exclusive lock on the receipt's key can be had only if there is none, and asking for one is much cheaper than
-/// reading `pg_locks`. It is released before the key can be granted to the next one, who asks the same. Those who share
-/// a key can be granted it together, and would take each other's question for a receipt.
+/// Those who share a key can be granted it together, and would take each other's question for a receipt.
 fn is_without_receipt(id: KeyId, mode: Mode) -> String {
-    let receipt = receipt_key(id);
     match mode {
-        Mode::Exclusive => {
-            let ask = |function| call(function, receipt, Mode::Exclusive);
-            format!(
-                "CASE WHEN {} THEN {} ELSE false END",
-                ask("pg_try_advisory_lock"),
-                ask("pg_advisory_unlock")
-            )
-        }
+        Mode::Exclusive => format!("NOT {}", is_held_by_others(receipt_key(id))),
         Mode::Shared => format!(
             "NOT EXISTS (SELECT 1 FROM pg_catalog.pg_lock_status() WHERE {IS_GRANTED} AND mode = 'ShareLock' AND {} \
              AND {IN_THIS_DATABASE})",
-            row_condition(receipt)
+            row_condition(receipt_key(id))
         ),
     }
+}
+
+/// Returns the condition that the loser of a key claims it, for a session that was just granted the key. Those who share
+/// a key may take each other's question for a claim, and wait in vain for a moment.
+fn is_claimed(id: KeyId) -> String {
+    is_held_by_others(claim_key(id))
+}
+
+/// Returns the condition that somebody holds a derived key, shared: an exclusive lock on it can be had only if nobody
+/// does, and asking for one is much cheaper than reading `pg_locks`. It is released before the key from which this one
+/// is derived can be granted to the next client, who asks the same.
+fn is_held_by_others(derived: KeyId) -> String {
+    let ask = |function| call(function, derived, Mode::Exclusive);
+    format!(
+        "CASE WHEN {} THEN NOT {} ELSE true END",
+        ask("pg_try_advisory_lock"),
+        ask("pg_advisory_unlock")
+    )
+}
+
+/// Returns the query that proves a key that this session holds, and reports whether its loser claims it.
+pub(super) fn look_for_claim(id: KeyId, mode: Mode) -> String {
+    format!(
+        "SELECT pg_catalog.pg_backend_pid() AS backend_pid, {} AS {CLAIMED_COLUMN}, 1 AS {GOT_COLUMN}; {}",
+        is_claimed(id),
+        proof(&[id], mode, None)
+    )
 }
 
 /// Returns the statement that proves a lock: one row with [`PROVEN_COLUMN`] for each of the keys that this session
@@ -784,40 +821,44 @@ mod tests {
         for (slice, expected) in [(0, "'1ms'"), (1_000, "'1ms'"), (1_001, "'2ms'"), (900_000, "'900ms'")] {
             let slice = Duration::from_micros(slice);
             let expected = format!("set_config('lock_timeout', {expected}, true)");
-            assert!(sql(OnGrant::Keep, slice).contains(&expected), "{slice:?}");
+            assert!(sql(OnGrant::KeepAsLoser, slice).contains(&expected), "{slice:?}");
         }
         let session_lock = "pg_catalog.pg_advisory_lock_shared('1'::bigint)";
-        assert!(sql(OnGrant::Keep, Duration::ZERO).contains(session_lock));
+        assert!(sql(OnGrant::KeepAsLoser, Duration::ZERO).contains(session_lock));
         assert!(!sql(OnGrant::Release, Duration::ZERO).contains(session_lock));
     }
 
-    /// It is proven and its receipt is found before the session has the lock.
+    /// It is proven, and nobody claims it, before the session has the lock.
     #[test]
-    fn a_lock_that_was_waited_for_is_kept_only_with_a_receipt() {
-        let slice = |on_grant, looks| wait_slice(KeyId::Bigint(1), Mode::Exclusive, on_grant, LIMIT, looks);
-        let has_waited = has_waited_for(Duration::from_millis(10));
-        for (on_grant, looks, if_it_waited, wants_receipt) in [
-            (OnGrant::Keep, Looks::Nowhere, true, true),
-            (OnGrant::KeepReleased, Looks::Nowhere, false, true),
-            (OnGrant::Keep, Looks::AtLeftovers, false, false),
+    fn only_who_waited_on_a_backend_of_its_own_asks_for_claims_and_receipts() {
+        let id = KeyId::Bigint(1);
+        let slice = |on_grant, looks| wait_slice(id, Mode::Exclusive, on_grant, LIMIT, looks);
+        let arriving = OnGrant::Keep { just_arrived: true };
+        let waiting = OnGrant::Keep { just_arrived: false };
+        for (on_grant, looks, if_it_waited, asks) in [
+            (arriving, Looks::Nowhere, true, true),
+            (waiting, Looks::Nowhere, false, true),
+            (arriving, Looks::AtLeftovers, false, false),
+            (OnGrant::KeepAsLoser, Looks::Nowhere, false, false),
             (OnGrant::Release, Looks::Nowhere, false, false),
         ] {
             let sql = slice(on_grant, looks);
-            assert_eq!(sql.contains(&has_waited), if_it_waited, "{sql}");
-            let condition = is_without_receipt(KeyId::Bigint(1), Mode::Exclusive);
-            assert_eq!(sql.contains(&condition), wants_receipt, "{sql}");
+            assert_eq!(sql.contains(&has_waited_for(ARRIVAL_TIME)), if_it_waited, "{sql}");
+            for condition in [is_claimed(id), is_without_receipt(id, Mode::Exclusive)] {
+                assert_eq!(sql.contains(&condition), asks, "{sql}");
+            }
         }
-        let sql = slice(OnGrant::KeepReleased, Looks::Nowhere);
+        let sql = slice(waiting, Looks::Nowhere);
         let places = [
             "pg_advisory_xact_lock(",
             "'late'",
+            "'claimed'",
             "'unreleased'",
             "ELSE '1' END",
             "lock_not_available",
         ];
         let places = places.map(|part| sql.find(part).expect("a part"));
         assert!(places.is_sorted(), "{sql}");
-        assert!(sql.rfind("pg_advisory_lock(") > sql.find("'unreleased'"), "{sql}");
     }
 
     #[test]
@@ -875,7 +916,7 @@ mod tests {
         let slice = wait_slice(
             first,
             Mode::Exclusive,
-            OnGrant::Keep,
+            OnGrant::Keep { just_arrived: true },
             Duration::ZERO,
             Looks::AtLeftovers,
         );
@@ -930,10 +971,10 @@ mod tests {
         let release = |ids: &[KeyId], receipt| lock(all(ids), Mode::Shared, Scope::Session).release_query(receipt);
         assert_eq!(
             release(&[KeyId::Bigint(1)], Receipt::None),
-            "SELECT CASE WHEN NOT pg_catalog.pg_advisory_unlock_shared('1'::bigint) THEN 'not held' ELSE 'free' END \
+            "SELECT CASE WHEN NOT pg_catalog.pg_advisory_unlock_shared('1'::bigint) THEN 'not held' ELSE 'released' END \
              AS released"
         );
-        // The receipts come before any key is free, and each key is released.
+        // The receipts come before any key is free, and stay while another client looks for them.
         let [first, second] = [KeyId::Bigint(1), KeyId::IntPair(2, 3)];
         let on_receipts = |function| {
             [first, second]
@@ -946,9 +987,10 @@ mod tests {
                 "SELECT CASE WHEN LEAST({}) IS NULL THEN 'not held' \
                  WHEN NOT LEAST(pg_catalog.pg_advisory_unlock_shared('1'::bigint), \
                  pg_catalog.pg_advisory_unlock_shared('2'::int, '3'::int)) THEN 'not held' \
-                 WHEN NOT LEAST(pg_catalog.pg_try_advisory_xact_lock_shared('1'::bigint), \
-                 pg_catalog.pg_try_advisory_xact_lock_shared('2'::int, '3'::int)) THEN 'next' \
-                 WHEN LEAST({}) IS NULL THEN 'not held' ELSE 'free' END AS released",
+                 WHEN CASE WHEN LEAST(pg_catalog.pg_try_advisory_xact_lock_shared('1'::bigint), \
+                 pg_catalog.pg_try_advisory_xact_lock_shared('2'::int, '3'::int)) THEN false \
+                 ELSE pg_catalog.pg_sleep(0.02) IS NULL END THEN 'not held' \
+                 WHEN LEAST({}) IS NULL THEN 'not held' ELSE 'released' END AS released",
                 on_receipts("pg_try_advisory_lock"),
                 on_receipts("pg_advisory_unlock"),
             )
@@ -978,9 +1020,14 @@ mod tests {
             take_ticket(1),
             preceding_ticket(1, 2),
             release_ticket(1, 2),
+            look_for_claim(KeyId::Bigint(1), Mode::Shared),
         ];
         for looks in [Looks::AtLeftovers, Looks::Nowhere] {
-            for on_grant in [OnGrant::Keep, OnGrant::KeepReleased, OnGrant::Release] {
+            for on_grant in [
+                OnGrant::Keep { just_arrived: true },
+                OnGrant::KeepAsLoser,
+                OnGrant::Release,
+            ] {
                 queries.push(wait_slice(KeyId::Bigint(1), Mode::Shared, on_grant, LIMIT, looks));
             }
         }
@@ -1013,7 +1060,7 @@ mod tests {
                     lock.prove_and_commit(),
                 ]);
                 queries.extend([Receipt::Left, Receipt::None].map(|receipt| lock.release_query(receipt)));
-                queries.push(lock.end_receipts_query());
+                queries.extend([lock.claim_query(), lock.end_claim_query()]);
                 queries.extend([lock.retry(Looks::AtLeftovers), lock.proof()]);
             }
         }

@@ -161,15 +161,20 @@ pub(crate) struct WaitOptions {
     pub server_limit: Duration,
     /// Whether the backend is a pool's, and may hold locks of earlier clients.
     pub is_lent: bool,
+    /// Whether we have lost the lock ourselves, and wait to guard the end of our job.
+    pub is_loser: bool,
 }
 
 /// What to do with a key when the server's queue grants it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OnGrant {
-    /// Hold it if it is free (almost) at once, or was released by its last holder.
-    Keep,
-    /// Hold it if it was released by its last holder.
-    KeepReleased,
+    /// Hold it, unless its loser claims it, and report it if it was not released by its last holder.
+    Keep {
+        /// The session has not been in the queue before.
+        just_arrived: bool,
+    },
+    /// Hold it in any case: we have lost it ourselves.
+    KeepAsLoser,
     /// Release it at once: the wait was only for its holder to release it.
     Release,
 }

@@ -1,5 +1,5 @@
-//! Keys derived from the key of a lock: its slots, the tickets of its queue, and the receipt of its release. Also the
-//! marks of an eviction, and the key of `pglock init`.
+//! Keys derived from the key of a lock: its slots, the tickets of its queue, the receipt of its release, and the claim of
+//! its loser. Also the marks of an eviction, and the key of `pglock init`.
 //!
 //! Each is made of the first bytes of the SHA-256 of a text, as the key of a name is. They are part of the stable
 //! interface: two versions of pglock that derive different keys do not exclude, queue behind or recognize each other.
@@ -18,6 +18,9 @@ const FORCED_EVICTION_MARK_CLASS: i32 = 30_756_868;
 
 /// The first integer of every receipt: the first four bytes of the SHA-256 of `pglock release`.
 const RECEIPT_CLASS: i32 = 798_890_223;
+
+/// The first integer of every claim: the first four bytes of the SHA-256 of `pglock guard`.
+const CLAIM_CLASS: i32 = 752_345_564;
 
 /// The lock that `pglock init` holds while it creates the run table, in the form of `pg_advisory_lock(int, int)`. The
 /// first integer is the first four bytes of the SHA-256 of `pglock init`.
@@ -47,8 +50,17 @@ pub(crate) fn ticket_class(key: KeyId) -> i32 {
 /// Returns the lock that the last holder of a key holds, shared, once it has released that. The second integer is the
 /// first four bytes of the SHA-256 of `pglock release of KEY`.
 pub(crate) fn receipt_key(key: KeyId) -> KeyId {
-    let text = format!("pglock release of {key}");
-    KeyId::IntPair(RECEIPT_CLASS, i32::from_be_bytes(sha256_prefix(text.as_bytes())))
+    derived_pair(RECEIPT_CLASS, &format!("pglock release of {key}"))
+}
+
+/// Returns the lock that the loser of a key holds, shared, until it has the key again. The second integer is the first
+/// four bytes of the SHA-256 of `pglock guard of KEY`.
+pub(crate) fn claim_key(key: KeyId) -> KeyId {
+    derived_pair(CLAIM_CLASS, &format!("pglock guard of {key}"))
+}
+
+fn derived_pair(class: i32, text: &str) -> KeyId {
+    KeyId::IntPair(class, i32::from_be_bytes(sha256_prefix(text.as_bytes())))
 }
 
 /// Returns the lock that `pglock evict` holds, shared, while it requests the session of the backend with this process
@@ -68,9 +80,14 @@ pub(crate) fn eviction_channel(backend_pid: i32) -> String {
     format!("pglock_{backend_pid}")
 }
 
-/// Returns whether a lock is an eviction mark or a receipt, which exclude nobody.
+/// Returns whether a lock is an eviction mark, a receipt or a claim, which exclude nobody.
 pub(crate) fn is_mark(id: KeyId) -> bool {
-    let classes = [EVICTION_MARK_CLASS, FORCED_EVICTION_MARK_CLASS, RECEIPT_CLASS];
+    let classes = [
+        EVICTION_MARK_CLASS,
+        FORCED_EVICTION_MARK_CLASS,
+        RECEIPT_CLASS,
+        CLAIM_CLASS,
+    ];
     id.class().is_some_and(|class| classes.contains(&class))
 }
 
@@ -85,20 +102,23 @@ mod tests {
     #[test]
     fn the_documented_examples_are_true() {
         let rows = document::rows("### Examples of derived keys");
-        assert_eq!(rows.len(), 11);
+        assert_eq!(rows.len(), 13);
         for row in rows {
             let [lock, key, expected] = &row[..] else {
                 panic!("{row:?}");
             };
             let key = || Key::parse(key).expect("a key").number().known().expect("a number");
+            let second = |id: KeyId| match id {
+                KeyId::IntPair(_, second) => second.to_string(),
+                KeyId::Bigint(_) => panic!("{row:?}"),
+            };
             let number = match lock.as_str() {
                 "ticket" => ticket_class(key()).to_string(),
                 "eviction mark" => EVICTION_MARK_CLASS.to_string(),
                 "receipt" => RECEIPT_CLASS.to_string(),
-                "receipt, second integer" => match receipt_key(key()) {
-                    KeyId::IntPair(_, second) => second.to_string(),
-                    KeyId::Bigint(_) => panic!("{row:?}"),
-                },
+                "claim" => CLAIM_CLASS.to_string(),
+                "receipt, second integer" => second(receipt_key(key())),
+                "claim, second integer" => second(claim_key(key())),
                 "init" => INIT_LOCK.0.to_string(),
                 "forced eviction mark" => FORCED_EVICTION_MARK_CLASS.to_string(),
                 slot => {
@@ -137,6 +157,14 @@ mod tests {
         assert_eq!(receipt_key(BACKUP), KeyId::IntPair(798890223, 696380366));
         assert_eq!(receipt_key(KeyId::IntPair(1, 2)), KeyId::IntPair(798890223, 753777378));
         assert!(is_mark(receipt_key(BACKUP)));
+    }
+
+    /// The golden vectors: never change one, or a waiter would not see the claim of a loser with another version.
+    #[test]
+    fn claims_have_the_published_keys() {
+        assert_eq!(CLAIM_CLASS, i32::from_be_bytes(sha256_prefix(b"pglock guard")));
+        assert_eq!(claim_key(BACKUP), KeyId::IntPair(752345564, -1620536885));
+        assert!(is_mark(claim_key(BACKUP)));
     }
 
     /// The golden vector: never change it.

@@ -105,6 +105,8 @@ pub(crate) struct QueryTagInfo<'a> {
     pub job_limit_seconds: Option<f64>,
     /// Within how many seconds the session tries again, if it waits so.
     pub polling_seconds: Option<f64>,
+    /// Whether the session waits in the server's queue.
+    pub is_queueing: bool,
     /// Whether the session holds the lock only until its job is dead.
     pub is_guard: bool,
     /// The job's program.
@@ -136,6 +138,7 @@ impl<'a> QueryTagInfo<'a> {
                 .and_then(|text| text.strip_prefix("limit "))
                 .and_then(leading_seconds),
             polling_seconds: text.strip_prefix("asks ").and_then(leading_seconds),
+            is_queueing: text.starts_with("waits "),
             is_guard: text.starts_with("guards "),
             program,
             note,
@@ -246,6 +249,7 @@ mod tests {
             held_seconds: None,
             job_limit_seconds: None,
             polling_seconds: None,
+            is_queueing: false,
             is_guard: false,
             program: None,
             note: None,
@@ -329,6 +333,7 @@ mod tests {
                     job_limit_seconds: matches!(tag, QueryTag::Holding { .. } | QueryTag::Guarding { .. })
                         .then(|| time.as_secs_f64()),
                     polling_seconds: matches!(tag, QueryTag::Polling(_)).then(|| time.as_secs_f64()),
+                    is_queueing: matches!(tag, QueryTag::Queueing(_)),
                     is_guard: matches!(tag, QueryTag::Guarding { .. }),
                     program: Some(program.as_str()),
                     note: note.clone(),

@@ -25,7 +25,8 @@ use tempfile::TempDir;
 pub const HOSTS: usize = 3;
 /// The settings of the servers.
 const SETTINGS: [&str; 4] = [
-    "max_connections=60",
+    // For a hundred workers, the pool, and guards beside the sessions that they replace.
+    "max_connections=200",
     // Needed by `commit_delay`, which simulates a slow disk.
     "fsync=on",
     "commit_siblings=0",

@@ -478,6 +478,7 @@ impl Acquirer<'_> {
             server_start: server.start(),
             server_limit: self.options().policy.timing.server_limit(),
             is_lent: self.is_backend_lent(server),
+            is_loser: false,
         };
         let mut observer = SessionWaitObserver::new(
             self.plan,

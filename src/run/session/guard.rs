@@ -6,20 +6,25 @@
 //! this only keeps others out, and never lets a job go on. pglock's exit closes the connection, which releases the
 //! lock.
 //!
+//! Whoever waits in the server's queue is granted the key before that. So the guard claims a key that it finds taken, and
+//! waits in the queue itself: a waiter that may be granted a lost key looks for a claim (`lock::receipt`).
+//!
 //! A newcomer leaves a server alone for the first half second after its start or, behind a pooler, after the pooler has
 //! reached it again (`lock::settling`), so that the guard comes first.
 
 use super::events::SessionEvent;
 use super::hold::Holder;
-use super::orders::Orders;
+use super::orders::{Orders, interrupted};
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
 use super::timing::MAX_POOL_WAIT;
 use crate::connection::{Client, Connection, Settings};
+use crate::inspect::backend::Backend;
 use crate::inspect::{eviction, holders};
 use crate::key;
 use crate::lock::{
-    Acquisition, Backoff, ClientInfo, Grant, Keys, Lock, Scope, ScopeChoice, Settling, TransactionOptions,
+    Acquisition, Backoff, ClientInfo, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Settling, TransactionOptions, Wait,
+    WaitEnd, WaitObserver, WaitOptions,
 };
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::name;
@@ -34,6 +39,11 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const FIRST_PAUSE_PERIOD: Duration = Duration::from_secs(30);
 /// The longest pause, well below the half second that newcomers wait.
 const MAX_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long a waiter may take to see the claim and to give the key back, before it counts as taken.
+const CLAIM_TIME: Duration = Duration::from_millis(600);
+/// The longest uninterrupted wait in the server's queue: well below what a server may take to reply.
+const CLAIM_SLICE: Duration = Duration::from_millis(100);
 
 /// Guards the end of a job whose lock is lost.
 pub(super) struct Guard<'a> {
@@ -51,8 +61,8 @@ enum GuardEnd {
     /// There is nothing more to do.
     Over,
     /// Another client has the key. Once it releases it, the key is guarded from the next one.
-    Taken(Taker),
-    /// Another client had the key for a short time, and it is free again.
+    Taken,
+    /// Another client had the key for a short time, as one that polls and then finds out that the server has restarted.
     FreeAgain,
     /// The key was held, and lost again; it is acquired again.
     LostAgain {
@@ -68,15 +78,13 @@ enum GuardTry {
         grant: Grant,
         is_direct: bool,
     },
-    /// By this client; `None` if the key is free again.
-    Taken(Option<Taker>),
-}
-
-/// The client that has the key.
-struct Taker {
-    backend_pid: Option<i32>,
-    /// Names the client.
-    message: String,
+    Taken {
+        lock: Lock,
+        /// Index of the key that another client has. We hold those before it.
+        key_index: usize,
+        /// Whether the session may have had other clients.
+        is_lent: bool,
+    },
 }
 
 impl Guard<'_> {
@@ -95,17 +103,12 @@ impl Guard<'_> {
         let began = Instant::now();
         // The key is free already, and each millisecond is one in which another client can take it.
         let mut pause = Duration::ZERO;
-        let mut last_taker = None;
         while !self.orders.is_release_ordered_within(pause) {
             match self.attempt(&settings, unexplained) {
                 Ok(GuardEnd::Over) => return,
-                Ok(GuardEnd::Taken(taker)) => {
+                Ok(GuardEnd::Taken) => {
                     unexplained = None;
-                    // A waiter whose turn comes has the key until it sees that nobody has released it.
-                    if last_taker.replace(taker.backend_pid) == Some(taker.backend_pid) {
-                        self.reporter.report(SessionEvent::GuardFailed(taker.message));
-                        pause = MAX_PAUSE;
-                    }
+                    pause = MAX_PAUSE;
                 }
                 Ok(GuardEnd::FreeAgain) => unexplained = None,
                 Ok(GuardEnd::LostAgain { terminated }) => unexplained = terminated,
@@ -154,7 +157,16 @@ impl Guard<'_> {
         }
         let (lock, grant, is_direct) = match result {
             GuardTry::Acquired { lock, grant, is_direct } => (lock, grant, is_direct),
-            GuardTry::Taken(taker) => return Ok(taker.map_or(GuardEnd::FreeAgain, GuardEnd::Taken)),
+            GuardTry::Taken {
+                lock, is_lent: true, ..
+            } => {
+                let is_taken = self.report_taker(&mut client, &lock, Takers::All);
+                return Ok(if is_taken { GuardEnd::Taken } else { GuardEnd::FreeAgain });
+            }
+            GuardTry::Taken { lock, key_index, .. } => {
+                let grant = self.wait_for_key(&mut client, &lock, key_index)?;
+                (lock, grant, true)
+            }
         };
         let guard = Holder {
             plan,
@@ -221,7 +233,8 @@ impl Guard<'_> {
                     .outcome
             }
         };
-        let outcome = if server.pooled || options.scope == ScopeChoice::SessionPooled {
+        let is_lent = server.pooled || options.scope == ScopeChoice::SessionPooled;
+        let outcome = if is_lent {
             outcome
         } else {
             // The session's own replies are limited, so nothing watches the guard.
@@ -233,22 +246,111 @@ impl Guard<'_> {
                 grant,
                 is_direct: !server.pooled,
             },
-            Acquisition::Busy { .. } => GuardTry::Taken(find_taker(client, &lock, &key::describe(&options.keys))),
+            Acquisition::Busy { key_index } => GuardTry::Taken {
+                lock,
+                key_index,
+                is_lent,
+            },
         })
+    }
+
+    /// Claims the keys, from the first that another client has, and waits for them in the server's queue. A waiter that
+    /// is granted one of them gives it back.
+    ///
+    /// # Errors
+    /// The order to release came, the server reports an error, or the connection is lost.
+    fn wait_for_key(&self, client: &mut Client, lock: &Lock, key_index: usize) -> Result<Grant, Failure> {
+        self.report_taker(client, lock, Takers::ButWaiters);
+        lock.claim(client)?;
+        let mut wait_options = WaitOptions {
+            wait: Wait::Until(Instant::now() + CLAIM_TIME),
+            max_slice: CLAIM_SLICE,
+            backoff: Backoff::new(Instant::now(), self.plan.options.poll),
+            try_duration: Duration::ZERO,
+            leaves_queue_alone: false,
+            server_start: None,
+            server_limit: self.plan.options.policy.timing.server_limit(),
+            is_lent: false,
+            is_loser: true,
+        };
+        let mut observer = GuardObserver { orders: self.orders };
+        let mut first_busy = key_index;
+        loop {
+            match lock.wait(client, wait_options, first_busy, &mut observer)? {
+                WaitEnd::Acquired(grant) => {
+                    lock.end_claim(client)?;
+                    return Ok(grant);
+                }
+                WaitEnd::TimedOut { key_index } => {
+                    self.report_taker(client, lock, Takers::All);
+                    (first_busy, wait_options.wait) = (key_index, Wait::Indefinitely);
+                }
+                // It never does.
+                WaitEnd::GiveUpConnection { .. } => return Err(interrupted()),
+            }
+        }
+    }
+
+    /// Reports the client that has the key now. Returns whether there is one.
+    fn report_taker(&self, client: &mut Client, lock: &Lock, takers: Takers) -> bool {
+        let keys = key::describe(&self.plan.options.keys);
+        let message = taken_message(client, lock, &keys, takers);
+        let is_taken = message.is_some();
+        if let Some(message) = message {
+            self.reporter.report(SessionEvent::GuardFailed(message));
+        }
+        is_taken
     }
 }
 
-/// Returns the client that has the key now, if there is one.
-fn find_taker(client: &mut Client, lock: &Lock, keys: &str) -> Option<Taker> {
+/// Of which clients that have the key the guard reports one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Takers {
+    All,
+    /// Of all but those that may still give it back.
+    ButWaiters,
+}
+
+/// Ends the guard's wait on the order to release.
+struct GuardObserver<'a> {
+    orders: &'a Orders,
+}
+
+impl WaitObserver for GuardObserver<'_> {
+    // The session's own replies are limited, so nothing watches the guard.
+    fn before_query(&mut self, _max_reply_time: Duration) {}
+
+    fn pause(&mut self, _client: &mut Client, pause: Duration) -> bool {
+        self.sleep(pause)
+    }
+
+    fn sleep(&mut self, pause: Duration) -> bool {
+        !self.orders.is_release_ordered_within(pause)
+    }
+
+    fn note_unreleased(&mut self) {}
+
+    fn note_backend(&mut self, _backend_pid: i32) {}
+
+    fn must_close(&self, _try_duration: Duration, _pause: Duration) -> bool {
+        false
+    }
+
+    fn before_closing(&mut self, _client: &mut Client, _pause: Duration) {}
+}
+
+/// Returns the message that names the client that has the key now, if there is one.
+fn taken_message(client: &mut Client, lock: &Lock, keys: &str, takers: Takers) -> Option<String> {
     let (Keys::All(ids) | Keys::OneOf { keys: ids, .. }) = &lock.keys;
     let found = holders::find(client, ids, QueryTag::ProgramOnly).unwrap_or_default();
-    // Not our own session, which the server may still be ending.
     let instance_id = name::instance_id();
-    let holder = found
-        .iter()
-        .find(|holder| !name::is_of_instance(&holder.application_name, &instance_id))?;
-    Some(Taker {
-        backend_pid: holder.pid,
-        message: format!("{keys} was acquired by {holder} before the job was dead"),
-    })
+    let is_taker = |holder: &&Backend| {
+        // Which the server may still be ending.
+        let is_our_session = name::is_of_instance(&holder.application_name, &instance_id);
+        let shares_with_us = holder.is_shared && lock.mode == Mode::Shared;
+        let may_give_back = holder.is_queueing && takers == Takers::ButWaiters;
+        !(is_our_session || shares_with_us || may_give_back)
+    };
+    let holder = found.iter().find(is_taker)?;
+    Some(format!("{keys} was acquired by {holder} before the job was dead"))
 }

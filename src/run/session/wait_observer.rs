@@ -104,7 +104,7 @@ impl WaitObserver for SessionWaitObserver<'_> {
     }
 
     fn note_unreleased(&mut self) {
-        message::detail("the last holder has not released the lock; leaving it alone for half a second, for its job");
+        message::detail("the last holder has not released the lock; giving it half a second to claim it for its job");
     }
 
     fn note_backend(&mut self, backend_pid: i32) {

@@ -3,13 +3,13 @@
 use crate::support::case::Case;
 use crate::support::journal::Journal;
 use crate::support::pglock::{Output, Running};
-use crate::support::server::{receipt, rows};
+use crate::support::server::{claim, receipt, rows};
 use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 
 /// What a waiter says with `-v` that leaves the key alone.
-const UNRELEASED: &str = "the last holder has not released the lock; leaving it alone for half a second, for its job\n";
+const UNRELEASED: &str = "the last holder has not released the lock; giving it half a second to claim it for its job\n";
 
 /// Returns whether the waiter has left the key alone.
 fn has_left_alone(output: &Output) -> bool {
@@ -18,13 +18,28 @@ fn has_left_alone(output: &Output) -> bool {
 
 const KILLED: &str = "; terminated the job with SIGTERM, then SIGKILL";
 
-/// Starts a pglock whose job only KILL ends, 1.2 s after its lock is lost.
+/// Starts a pglock whose job only KILL ends, 2 s after its lock is lost.
 #[track_caller]
 fn stubborn(case: &Case, options: &[&str], journal: &Journal) -> Running {
-    let run = case.run().args(["--kill-after", "1.2"]).args(options);
+    let run = case.run().args(["--kill-after", "2"]).args(options);
     let holder = run.sh(&journal.stubborn_alone()).spawn();
     journal.await_count("ready", 1);
     holder
+}
+
+/// Waits until so many sessions hold the key, and so many have stood in the queue for so long that they count as waiting
+/// rather than as just arrived.
+#[track_caller]
+fn await_queue(case: &Case, granted: usize, waiting: usize) {
+    case.await_locks(granted, waiting);
+    let arriving = format!(
+        "SELECT 1 FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE NOT granted AND locktype = 'advisory' \
+         AND application_name LIKE 'pglock:{} %' AND clock_timestamp() - query_start < '20 ms'",
+        case.key
+    );
+    eventually(SOON, "waiters who have stood in the queue", || {
+        case.sql(&arriving).is_empty()
+    });
 }
 
 /// Kills a pglock and its job, which has the session's socket as well.
@@ -53,16 +68,14 @@ fn a_key_that_was_lost_is_left_to_the_loser_by_all_who_wait_in_the_queue() {
         };
         let waiters: Vec<Running> = (0..count).map(start_waiter).collect();
         let in_queue = if waiter_options == ["--fair"] { 1 } else { count };
-        case.await_locks(1, in_queue);
+        await_queue(&case, 1, in_queue);
         case.sql(&format!("SELECT pg_terminate_backend({backend})"));
         let line = holder.finish().code(74).stderr_line();
         // Nobody else had the key.
         assert!(line.ends_with(KILLED), "{line}");
-        let mut left_alone = 0;
-        for waiter in waiters {
-            left_alone += usize::from(has_left_alone(waiter.finish().code(0)));
-        }
-        assert!(left_alone >= in_queue, "{left_alone} of {in_queue}");
+        let outputs = waiters.into_iter().map(|waiter| waiter.finish().code(0).clone());
+        let outputs: Vec<Output> = outputs.collect();
+        assert!(outputs.iter().any(has_left_alone));
         journal.assert_alone(count + 1..=count + 1);
     }
 }
@@ -74,7 +87,7 @@ fn a_waiter_whose_session_is_ended_right_after_the_holders_starts_no_job() {
     let holder = stubborn(&case, &[], &journal);
     let old = case.backend();
     let waiter = case.run().sh(&journal.alone()).spawn();
-    case.await_locks(1, 1);
+    await_queue(&case, 1, 1);
     let [new] = case
         .backends()
         .into_iter()
@@ -92,29 +105,94 @@ fn a_waiter_whose_session_is_ended_right_after_the_holders_starts_no_job() {
     journal.assert_alone(2..=2);
 }
 
-/// Nobody guards the key of a pglock that was killed, so it is free half a second later, but not for a wait that
-/// ends before.
+/// Nobody guards the key of a pglock that was killed, so the next job starts half a second later, even if the wait ends
+/// before.
 #[test]
 fn the_key_of_a_killed_pglock_is_left_alone_for_half_a_second() {
     let case = Case::new();
     let holder = case.holder();
     let waiter = case.run().args(["-v", "echo", "mine"]).spawn();
-    case.await_locks(1, 1);
+    await_queue(&case, 1, 1);
     let killed = Instant::now();
     kill(holder);
     waiter.await_stdout("mine\n");
     assert!(killed.elapsed() >= Duration::from_millis(500), "{:?}", killed.elapsed());
     assert!(has_left_alone(waiter.finish().code(0)));
+}
 
-    let holder = case.holder();
-    let mut waiter = case.run().args(["--wait", "0.5", "-v", "echo", "mine"]).spawn();
-    eventually(SOON, "a waiter in the queue", || {
-        case.locks().waiting == 1 || !waiter.lives()
-    });
-    kill(holder);
-    let output = waiter.finish();
-    assert!(output.code(75).stdout.is_empty(), "{output}");
-    assert!(output.took >= Duration::from_millis(500), "{output}");
+/// A client that is no pglock leaves no receipt. A waiter whose turn comes keeps it, rather than to queue again behind
+/// others of that kind.
+#[test]
+fn a_waiter_is_served_among_clients_that_leave_no_receipt() {
+    const MINE: &str = "mine\n";
+    let case = Case::new();
+    let (mut holder, _) = case.foreign_waiter();
+    holder.await_stdout(MINE);
+    let waiter = case.run().sh("echo mine; read -r _; exit 0").spawn();
+    await_queue(&case, 1, 1);
+    // Between two slices, another one can overtake it.
+    for _ in 0..5 {
+        let (next, _) = case.foreign_waiter();
+        await_queue(&case, 1, 2);
+        holder.finish();
+        eventually(SOON, "the next holder", || {
+            waiter.stdout() == MINE || next.stdout().ends_with(MINE)
+        });
+        holder = next;
+        if waiter.stdout() == MINE {
+            break;
+        }
+    }
+    assert_eq!(waiter.stdout(), MINE);
+    waiter.finish().code(0).silent();
+    holder.await_stdout(MINE);
+}
+
+/// P25: the receipt of one who shared the key says nothing of another one.
+#[test]
+fn a_shared_key_that_was_lost_is_not_taken_for_one_that_another_holder_released() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let lost = stubborn(&case, &["--shared"], &journal);
+    let backend = case.backend();
+    let released = case.run().arg("--shared").holding();
+    let waiter = case.run().sh(&journal.alone()).spawn();
+    await_queue(&case, 2, 1);
+    case.sql(&format!("SELECT pg_terminate_backend({backend})"));
+    eventually(SOON, "the claim", || has_claim(&case));
+    released.finish().code(0).silent();
+    let line = lost.finish().code(74).stderr_line();
+    assert!(line.ends_with(KILLED), "{line}");
+    waiter.finish().code(0).silent();
+    journal.assert_alone(2..=2);
+}
+
+/// P25: one that came before the guard is no stepping stone for those behind it.
+#[test]
+fn a_waiter_behind_one_that_came_first_leaves_the_key_to_the_guard() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let lost = stubborn(&case, &[], &journal);
+    let backend = case.backend();
+    let (first, _) = case.foreign_waiter();
+    let waiter = case.run().sh(&journal.alone()).spawn();
+    await_queue(&case, 1, 2);
+    case.sql(&format!("SELECT pg_terminate_backend({backend})"));
+    eventually(SOON, "the claim", || has_claim(&case));
+    let mut other = case.client();
+    rows(
+        &mut other,
+        &format!("SELECT pg_advisory_lock_shared({})", receipt(&case.key)),
+    );
+    first.finish();
+    let line = lost.finish().code(74).stderr_line();
+    assert!(line.contains(" was acquired by \"psql\" "), "{line}");
+    waiter.finish().code(0).silent();
+    journal.assert_alone(2..=2);
+}
+
+/// Returns whether a loser claims the key.
+fn has_claim(case: &Case) -> bool {
+    let claim = claim(&case.key);
+    case.value(&format!("SELECT NOT pg_try_advisory_xact_lock({claim})")) == "t"
 }
 
 /// A release is recognized, so turns follow each other at once. On a busy machine a receipt may be gone before it
@@ -124,7 +202,7 @@ fn those_who_wait_in_the_queue_see_that_a_key_was_released() {
     let case = Case::new();
     let first = case.holder();
     let waiters: Vec<Running> = (0..20).map(|_| case.run().args(["-v", "true"]).spawn()).collect();
-    case.await_locks(1, waiters.len());
+    await_queue(&case, 1, waiters.len());
     first.finish().code(0).silent();
     let count = waiters.len();
     let unseen = |waiter: Running| has_left_alone(waiter.finish().code(0));
@@ -138,7 +216,7 @@ fn a_receipt_is_the_documented_lock() {
     let case = Case::new();
     let holder = case.holder();
     let waiter = case.run().args(["-v", "echo", "mine"]).spawn();
-    case.await_locks(1, 1);
+    await_queue(&case, 1, 1);
     let mut other = case.client();
     let receipt = receipt(&case.key);
     rows(&mut other, &format!("SELECT pg_advisory_lock_shared({receipt})"));

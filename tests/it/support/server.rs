@@ -16,7 +16,9 @@ use nix::unistd::{Pid, User, geteuid};
 use postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
+use std::error::Error;
 use std::fs::{self, File};
+use std::io::{self, ErrorKind};
 use std::net::TcpListener;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
@@ -306,7 +308,24 @@ impl Server {
 
     /// Opens a session of the superuser in this database.
     pub fn client_in(&self, database: &str) -> Client {
-        self.config().dbname(database).connect(NoTls).unwrap()
+        let mut config = self.config();
+        let config = config.dbname(database);
+        let mut client = config.connect(NoTls);
+        // A server that many others connect to at the same time has no room for one more.
+        let is_crowded = |client: &Result<Client, postgres::Error>| {
+            let cause = client
+                .as_ref()
+                .err()
+                .and_then(|error| error.source()?.downcast_ref::<io::Error>());
+            cause.is_some_and(|cause| cause.kind() == ErrorKind::WouldBlock)
+        };
+        until(SOON, || {
+            if is_crowded(&client) {
+                client = config.connect(NoTls);
+            }
+            !is_crowded(&client)
+        });
+        client.unwrap()
     }
 
     /// Returns the rows of a statement; NULL is the empty text.
@@ -421,15 +440,23 @@ pub fn number(key: &str) -> i64 {
     })
 }
 
-/// Returns the lock that a pglock leaves when it has released the key, as the arguments of a lock function, computed
-/// without pglock.
+/// Returns the lock that a pglock leaves when it has released the key, as the arguments of a lock function.
 pub fn receipt(key: &str) -> String {
-    let first_int = |text: &str| {
+    derived_pair(key, "pglock release")
+}
+
+/// Returns the lock that a pglock holds that has lost the key and waits for it.
+pub fn claim(key: &str) -> String {
+    derived_pair(key, "pglock guard")
+}
+
+/// Returns a lock that is derived from a key, computed without pglock.
+fn derived_pair(key: &str, purpose: &str) -> String {
+    let int = |text: &str| {
         let digest = Sha256::digest(text);
         i32::from_be_bytes(digest[..4].try_into().unwrap())
     };
-    let second = first_int(&format!("pglock release of {}", number(key)));
-    format!("{}, {second}", first_int("pglock release"))
+    format!("{}, {}", int(purpose), int(&format!("{purpose} of {}", number(key))))
 }
 
 /// Returns the key as `pg_locks` shows it.

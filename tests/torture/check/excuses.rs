@@ -29,13 +29,13 @@ const RELEASE_REPLY_NS: u128 = SECOND_NS;
 impl<'a> Check<'a> {
     /// Returns what let another holder's job start although this one's was still inside.
     pub fn excuse(&self, victim: Holder<'a>, other: Holder<'a>, until: u128) -> Option<String> {
-        let waited = |fault: &Fault| self.has_known_the_holder(other, fault);
-        self.excuse_unless(victim, until, waited)
+        self.excuse_for(victim, until, Some(other))
     }
 
-    /// Returns what freed the lock although this holder's job was still inside, but for these faults if they hit a
-    /// pglock that stood still.
-    fn excuse_unless(&self, victim: Holder<'a>, until: u128, is_none: impl Fn(&Fault) -> bool) -> Option<String> {
+    /// Returns what freed the lock although this holder's job was still inside: for the other holder, or for a client
+    /// that is not known.
+    fn excuse_for(&self, victim: Holder<'a>, until: u128, other: Option<Holder<'a>>) -> Option<String> {
+        let waited = |fault: &Fault| other.is_some_and(|other| self.has_known_the_holder(other, fault));
         let Holder { stay, run } = victim;
         if has_kept_its_lock(victim) {
             return None;
@@ -53,11 +53,11 @@ impl<'a> Check<'a> {
         };
         let reason = |fault: &Fault| match fault.kind {
             _ if is_killed => Some(" of a killed pglock"),
-            _ if back.is_some() && is_none(fault) => None,
+            _ if back.is_some() && waited(fault) => None,
             _ if back.is_some() => Some(" of a stopped pglock"),
             Kind::EvictForced => Some(""),
-            Kind::EndSession | Kind::TermBackend if self.was_wanted(fault, victim) => Some(""),
-            kind if ends_proxied(kind) && self.was_wanted(fault, victim) => Some(""),
+            Kind::EndSession | Kind::TermBackend if self.was_faster(fault, victim, other) => Some(""),
+            kind if ends_proxied(kind) && self.was_faster(fault, victim, other) => Some(""),
             _ if run.request.is_forwarded() => Some(" behind the forwarding pooler"),
             // Its pooler is gone for good, or keeps it waiting before it tries the server again.
             kind if run.request.is_pooled() && (kind == Kind::KillPooler || restarts(kind)) => {
@@ -92,11 +92,11 @@ impl<'a> Check<'a> {
         fault.kind == Kind::StalledRestart && waits && has_arrived && !disturbed()
     }
 
-    /// Returns whether another client wanted the lock when the session was ended, and could have it before the loser's
-    /// guard: one that had just arrived, that polls, or that had just lost its own session. One that lost its own session
-    /// by the same fault, and that may have seen the holder, leaves the lock to the loser, and so does one that stood in
-    /// the server's queue, unless the proxy keeps the guard away.
-    fn was_wanted(&self, fault: &Fault, victim: Holder) -> bool {
+    /// Returns whether the other holder, or one that let it in, could be faster than the loser's guard: one that had
+    /// just arrived, that polls, or that had just lost its own session. One that lost its own session by the same
+    /// fault, and that may have seen the holder, leaves the lock to the loser, and so does one that stood in the
+    /// server's queue, unless the proxy keeps the guard away.
+    fn was_faster(&self, fault: &Fault, victim: Holder, other: Option<Holder>) -> bool {
         self.history.runs.iter().any(|(&number, run)| {
             let has_lost_too = ends_proxied(fault.kind)
                 && run.request.road == Road::Proxy
@@ -107,7 +107,19 @@ impl<'a> Check<'a> {
                 && share_a_key(&run.request, &victim.run.request)
                 && run.began < fault.ended + GAP_LIMIT_NS
                 && run.ended > fault.began
+                && other.is_none_or(|other| self.let_in(number, other, fault, victim))
         })
+    }
+
+    /// Returns whether this is the other holder, or had the lock between the fault and that one's stay, and released it
+    /// before the loser could claim it. One behind a pooler does not claim it.
+    fn let_in(&self, number: usize, other: Holder, fault: &Fault, victim: Holder) -> bool {
+        let claims = !victim.run.request.is_pooled() && !victim.run.request.is_forwarded();
+        let was_inside = self.stays.get(&number).is_some_and(|stay| {
+            let was_too_soon = stay.last < fault.ended + GAP_LIMIT_NS;
+            stay.entered <= other.stay.entered && stay.last >= fault.began && (was_too_soon || !claims)
+        });
+        number == other.stay.run || was_inside
     }
 
     /// Returns whether this pglock stood in the server's queue at the time of the fault, over a connection that it had
@@ -152,12 +164,7 @@ impl<'a> Check<'a> {
                 };
                 let is_other_slot = run.request.slots.is_some() && stay.slot != Some(0);
                 let is_apart = stay.last <= fault.began || stay.entered >= fault.ended;
-                if is_apart
-                    || is_other_slot
-                    || self
-                        .excuse_unless(Holder { stay, run }, fault.began, |_| false)
-                        .is_some()
-                {
+                if is_apart || is_other_slot || self.excuse_for(Holder { stay, run }, fault.began, None).is_some() {
                     continue;
                 }
                 found.push(format!(

@@ -101,9 +101,14 @@ fn a_terminated_session_is_an_excuse_only_if_somebody_wanted_the_lock_then() {
     };
     terminated(300).passes();
     terminated(1500).fails_for(OVERLAP);
-    // Another one had got in, after whom the lock is free.
-    let tale = terminated(1500).holds(3, 200, 600);
-    tale.job(3, |stay| stay.entered = ms(450)).passes();
+    // Another one had got in and out before the loser could claim the lock.
+    let between = |ended| {
+        let tale = terminated(1500).holds(3, 200, ended);
+        tale.job(3, |stay| stay.entered = ms(450))
+    };
+    between(600).passes();
+    between(1200).fails_for(OVERLAP);
+    between(1200).request(1, |request| request.road = Road::Pooler).passes();
     let other = terminated(1500).holds(3, 200, 600);
     other.request(3, |request| request.keys = vec!["b"]).fails_for(OVERLAP);
 }

@@ -204,7 +204,7 @@ impl World {
         let client = &mut self.clients[number];
         let is_guard = matches!(
             client.thread,
-            Thread::Holding { is_guard: true, .. } | Thread::Blocked { is_guard: true, .. }
+            Thread::Holding { is_guard: true, .. } | Thread::Blocked { is_guard: true, .. } | Thread::Claiming
         );
         let is_open = client.connection == Connection::Open;
         let is_running = client.job == Job::Running;

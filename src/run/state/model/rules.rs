@@ -21,8 +21,10 @@ pub(super) struct Fixes {
     pub(super) waiter_waits: bool,
     /// A lock that is lost before the job was started ends no wait (`session::claim`).
     pub(super) waiter_withdraws: bool,
-    /// A waiter in the queue takes no lock that nobody has released (`lock::receipt`).
+    /// A waiter in the queue gives its loser time to claim a lock that nobody has released (`lock::receipt`).
     pub(super) waiter_wants_receipt: bool,
+    /// A guard that finds its key taken claims it (`session::guard`).
+    pub(super) guard_claims: bool,
 }
 
 impl Fixes {
@@ -35,6 +37,7 @@ impl Fixes {
         waiter_waits: true,
         waiter_withdraws: true,
         waiter_wants_receipt: true,
+        guard_claims: true,
     };
 }
 

@@ -2,7 +2,7 @@
 
 use super::rules::Rules;
 use super::time::Ticks;
-use super::world::{Client, Connection, Evictor, Exception, Job, Loss, Process, Queued, Reply, Session, World};
+use super::world::{Client, Connection, Evictor, Exception, Job, Loss, Process, Queued, Reply, Session, Thread, World};
 use crate::lock::Receipt;
 
 /// How a client comes to the key.
@@ -42,7 +42,6 @@ impl World {
         record.is_granted = *connection == Connection::Open;
         record.loss = None;
         record.is_guard_hindered = false;
-        record.is_guard_behind = false;
         record.witnesses = 0;
     }
 
@@ -62,7 +61,6 @@ impl World {
         }
         match record.loss? {
             Loss::Terminated if record.is_loss_fresh && way == Way::Try => Some(Exception::CameBeforeGuard),
-            Loss::Terminated | Loss::Restarted if record.is_guard_behind => Some(Exception::GuardBehind),
             Loss::Restarted if record.witnesses & (1 << other) != 0 => None,
             Loss::Terminated | Loss::Restarted if record.is_guard_hindered => Some(Exception::GuardHindered),
             Loss::Forced => Some(Exception::Forced),
@@ -73,22 +71,34 @@ impl World {
         }
     }
 
-    /// Frees the key if the session holds it, and grants it to the next one in the queue. Without a receipt, that one
-    /// leaves it alone, and so do all others in the queue.
+    /// Frees the key if the session holds it, and grants it to the next one in the queue: to one that claims it, since
+    /// all others give it back.
     pub(super) fn free_key(&mut self, rules: &Rules, session: usize, receipt: Receipt) {
         if self.server.holder != Some(session) {
             return;
         }
         self.server.holder = None;
-        let takes_it = receipt == Receipt::Left || !rules.fixes.waiter_wants_receipt;
-        for queued in std::mem::take(&mut self.server.queue) {
-            if !takes_it {
-                self.reply(queued.session, Reply::Unreleased);
-            } else if self.server.holder.is_some() {
-                self.server.queue.push(queued);
+        let is_claimant = |session: &usize| self.server.claims & (1 << session) != 0;
+        if let Some(loser) = (0..self.clients.len()).find(is_claimant) {
+            for queued in std::mem::take(&mut self.server.queue) {
+                self.reply(queued.session, Reply::Claimed);
+            }
+            self.server.claims &= !(1 << loser);
+            if self.clients[loser].thread == Thread::Claiming {
+                self.grant(rules, loser, Way::Queue);
+                self.clients[loser].stand_guard(rules);
             } else {
-                self.reply(queued.session, Reply::Granted);
-                self.grant(rules, queued.session, Way::Queue);
+                // It was killed, which the server does not know yet.
+                self.server.holder = Some(loser);
+            }
+        } else if !self.server.queue.is_empty() {
+            let next = self.server.queue.remove(0).session;
+            if receipt == Receipt::Left || !rules.fixes.waiter_wants_receipt {
+                self.reply(next, Reply::Granted);
+                self.grant(rules, next, Way::Queue);
+            } else {
+                self.reply(next, Reply::Unreleased);
+                self.server.holder = Some(next);
             }
         }
     }
@@ -126,6 +136,7 @@ impl World {
     /// Forgets a session. An evictor that asked for its lock is done: the number may be used again, its process is not.
     fn drop_session(&mut self, session: usize) {
         self.server.sessions[session] = None;
+        self.server.claims &= !(1 << session);
         if matches!(self.evictor, Some(Evictor::Asking { session: asked, .. }) if asked == session) {
             self.evictor = None;
         }
@@ -151,7 +162,8 @@ impl World {
                 client.connection = Connection::Ended;
             }
             if client.session == session && client.record.is_granted {
-                client.record.loss = Some(loss);
+                // A lock that has vanished before is not lost again.
+                client.record.loss.get_or_insert(loss);
                 client.record.is_loss_fresh = true;
                 client.record.witnesses = witnesses;
             }

@@ -50,6 +50,7 @@ impl World {
                 sessions: vec![None; rules.clients],
                 holder: None,
                 queue: Vec::new(),
+                claims: 0,
             },
             evictor: None,
             budget: rules.budget,
@@ -292,8 +293,10 @@ impl Client {
             Thread::Queueing { sent } | Thread::Holding { sent, .. } | Thread::Blocked { sent, .. } => {
                 *sent = (*sent - 1).max(time::OLDEST);
             }
-            Thread::Pausing { is_over: is_due } | Thread::AwaitingOldJob { is_look_due: is_due } => *is_due = true,
-            Thread::Connecting | Thread::Settling | Thread::Guarding { .. } | Thread::Ended => {}
+            Thread::Pausing { is_over: is_due }
+            | Thread::AwaitingClaim { is_over: is_due }
+            | Thread::AwaitingOldJob { is_look_due: is_due } => *is_due = true,
+            Thread::Connecting | Thread::Settling | Thread::Guarding { .. } | Thread::Claiming | Thread::Ended => {}
         }
         if let Some(lost_at) = &mut self.memory.holder_lost_at {
             *lost_at = (*lost_at - 1).max(-rules.old_job_limit);

@@ -280,6 +280,22 @@ fn a_waiter_that_wants_no_receipt_overlaps() {
     );
 }
 
+/// A waiter that gives its loser time is of no use if that one does not claim the key.
+#[test]
+fn a_guard_that_does_not_claim_its_key_overlaps() {
+    let fixes = Fixes {
+        guard_claims: false,
+        ..Fixes::ALL
+    };
+    assert_overlap(
+        fixes,
+        Budget {
+            terminations: 1,
+            ..NO_FAULTS
+        },
+    );
+}
+
 /// A waiter has to wait as long as the server would: the old job may live until H + D + G, and a loop that is late adds
 /// to that.
 #[test]

@@ -19,6 +19,18 @@ impl Client {
     }
 }
 
+impl Client {
+    /// Holds the lost key again.
+    pub(super) fn stand_guard(&mut self, rules: &Rules) {
+        self.report_alive(2 * rules.timing.heartbeat);
+        self.thread = Thread::Holding {
+            sent: 0,
+            is_guard: true,
+            is_told: false,
+        };
+    }
+}
+
 impl World {
     pub(super) fn can_thread_step(&self, rules: &Rules, number: usize) -> bool {
         let client = &self.clients[number];
@@ -34,6 +46,7 @@ impl World {
             _ if client.is_cut => match client.thread {
                 Thread::Holding { sent, .. } => is_ended || -sent >= rules.timing.heartbeat && !is_ordered,
                 Thread::Guarding { .. } => is_ordered,
+                Thread::Claiming => is_ended || is_ordered,
                 _ => is_ended,
             },
             // The first attempt fails.
@@ -41,15 +54,18 @@ impl World {
             Thread::AwaitingOldJob { is_look_due } => {
                 is_ended || is_ordered || is_look_due || self.is_holder_accounted_for(number)
             }
+            Thread::AwaitingClaim { is_over } => is_ended || is_ordered || is_over || self.server.claims != 0,
             Thread::Settling => is_ended || is_ordered || !self.server.is_young,
             Thread::Queueing { .. } => is_ended || has_reply,
             Thread::Pausing { is_over } => is_ended || is_ordered || is_over,
             Thread::Holding { sent, .. } => is_ended || is_ordered || -sent >= rules.timing.heartbeat,
             Thread::Blocked { .. } => true,
-            // It tries again and again, which changes nothing as long as the key is taken.
+            // Without a claim, it tries again and again, which changes nothing as long as the key is taken.
             Thread::Guarding { looks_for_evictor } => {
-                is_ordered || is_there && (looks_for_evictor || self.server.holder.is_none())
+                let can_change = looks_for_evictor || rules.fixes.guard_claims || self.server.holder.is_none();
+                is_ordered || is_there && can_change
             }
+            Thread::Claiming => is_ended || is_ordered,
         }
     }
 
@@ -61,9 +77,15 @@ impl World {
             Thread::Ended => {}
             Thread::Connecting => self.connect(rules, number),
             Thread::Queueing { sent } => self.read_reply(rules, number, sent),
-            Thread::AwaitingOldJob { .. } | Thread::Settling | Thread::Pausing { .. } if is_ended => {
+            Thread::AwaitingOldJob { .. }
+            | Thread::Settling
+            | Thread::Pausing { .. }
+            | Thread::AwaitingClaim { .. }
+                if is_ended =>
+            {
                 self.lose_contact(rules, number);
             }
+            Thread::AwaitingClaim { .. } => self.await_claim(rules, number),
             Thread::AwaitingOldJob { .. } | Thread::Settling | Thread::Pausing { .. } if is_ordered => {
                 self.fail(number)
             }
@@ -90,6 +112,14 @@ impl World {
                 is_told,
             } => self.heartbeat(rules, number, sent, is_guard, is_told),
             Thread::Guarding { looks_for_evictor } => self.guard(rules, number, looks_for_evictor),
+            Thread::Claiming if is_ordered => self.clients[number].thread = Thread::Ended,
+            Thread::Claiming => {
+                let client = &mut self.clients[number];
+                client.connection = Connection::None;
+                client.thread = Thread::Guarding {
+                    looks_for_evictor: false,
+                };
+            }
         }
     }
 
@@ -163,15 +193,50 @@ impl World {
             Some(Reply::Busy) if !is_ordered && (is_taken || !rules.fixes.waiter_wants_receipt) => {
                 self.try_key(rules, number);
             }
-            // One that is free between two slices may just have been lost.
-            Some(Reply::Busy | Reply::Unreleased) if !is_ordered => {
+            Some(Reply::Claimed) if !is_ordered => {
                 self.hear(number);
-                let client = &mut self.clients[number];
-                client.report_alive(2 * rules.timing.heartbeat + 1);
-                client.thread = Thread::Pausing { is_over: false };
+                self.clients[number].report_alive(2 * rules.timing.heartbeat + 1);
+                self.clients[number].thread = Thread::Pausing { is_over: false };
             }
-            Some(Reply::Busy | Reply::Unreleased | Reply::Cancelled) | None => self.fail(number),
+            // One that is free between two slices may just have been lost.
+            Some(Reply::Busy) if !is_ordered => {
+                self.server.holder = Some(session);
+                self.start_awaiting_claim(rules, number);
+            }
+            Some(Reply::Unreleased) if self.server.holder == Some(session) => {
+                self.start_awaiting_claim(rules, number);
+            }
+            Some(Reply::Unreleased) => self.lose_contact(rules, number),
+            Some(Reply::Busy | Reply::Claimed | Reply::Cancelled) | None => self.fail(number),
         }
+    }
+
+    /// Has a key that nobody has released.
+    fn start_awaiting_claim(&mut self, rules: &Rules, number: usize) {
+        self.hear(number);
+        self.clients[number].report_alive(2 * rules.timing.heartbeat + 1);
+        self.clients[number].thread = Thread::AwaitingClaim { is_over: false };
+    }
+
+    /// Gives the key back if its loser claims it, and takes it otherwise.
+    fn await_claim(&mut self, rules: &Rules, number: usize) {
+        self.hear(number);
+        let session = self.clients[number].session;
+        if self.clients[number].is_release_ordered {
+            self.free_key(rules, session, Receipt::None);
+            return self.fail(number);
+        }
+        if self.server.holder != Some(session) {
+            return self.try_key(rules, number);
+        }
+        if self.server.claims != 0 {
+            self.free_key(rules, session, Receipt::None);
+            self.clients[number].report_alive(2 * rules.timing.heartbeat + 1);
+            self.clients[number].thread = Thread::Pausing { is_over: false };
+            return;
+        }
+        self.grant(rules, number, Way::Queue);
+        self.hold(rules, number, 0);
     }
 
     /// Reports the lock as ours.
@@ -255,20 +320,19 @@ impl World {
             return;
         }
         if self.server.holder.is_some() {
-            self.clients[number].record.is_guard_behind |= self.is_held_by_guard();
-            self.clients[number].thread = Thread::Guarding {
-                looks_for_evictor: false,
+            self.clients[number].thread = if rules.fixes.guard_claims {
+                self.open_session(number);
+                self.server.claims |= 1 << number;
+                Thread::Claiming
+            } else {
+                Thread::Guarding {
+                    looks_for_evictor: false,
+                }
             };
             return;
         }
         self.open_session(number);
         self.grant(rules, number, Way::Try);
-        let client = &mut self.clients[number];
-        client.report_alive(2 * rules.timing.heartbeat);
-        client.thread = Thread::Holding {
-            sent: 0,
-            is_guard: true,
-            is_told: false,
-        };
+        self.clients[number].stand_guard(rules);
     }
 }

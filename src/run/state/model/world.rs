@@ -102,8 +102,6 @@ pub(super) struct Record {
     pub(super) is_loss_fresh: bool,
     /// Since then, a tick has passed in which the guard could not run or had no network.
     pub(super) is_guard_hindered: bool,
-    /// The guard found the key held by the guard of another job, and has not acquired it since.
-    pub(super) is_guard_behind: bool,
     /// Which waiters were in contact with the server when a restart took the lock back, one bit for each: they leave
     /// the key alone until the job must be dead.
     pub(super) witnesses: u8,
@@ -147,9 +145,6 @@ pub(super) enum Exception {
     Forced,
     /// A client that tried the key in the instant of an operator's `pg_terminate_backend` came before the guard.
     CameBeforeGuard,
-    /// Two jobs lost their locks, the second one before the first was dead, and the second one's guard found the key
-    /// held by the guard of the first. Another client acquired the key when that one released it.
-    GuardBehind,
     /// The server ended the session while pglock was frozen or cut off for longer than a newcomer waits. This is no
     /// excuse for a waiter whose session ended together with the holder's.
     GuardHindered,
@@ -179,6 +174,10 @@ pub(super) enum Thread {
     Pausing {
         is_over: bool,
     },
+    /// Has a key that nobody has released, and waits whether its loser claims it.
+    AwaitingClaim {
+        is_over: bool,
+    },
     Holding {
         sent: Ticks,
         is_guard: bool,
@@ -194,6 +193,8 @@ pub(super) enum Thread {
     Guarding {
         looks_for_evictor: bool,
     },
+    /// Claims the lost key, and waits for it in the queue.
+    Claiming,
     Ended,
 }
 
@@ -254,6 +255,8 @@ pub(super) struct Server {
     /// The session that holds the key.
     pub(super) holder: Option<usize>,
     pub(super) queue: Vec<Queued>,
+    /// The sessions that claim the key, one bit for each.
+    pub(super) claims: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -276,8 +279,10 @@ pub(super) struct Session {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Reply {
     Granted,
-    /// It was granted for an instant, but nobody has released it.
+    /// It was granted, but nobody has released it.
     Unreleased,
+    /// It was granted, and given back because its loser claims it.
+    Claimed,
     Busy,
     Cancelled,
 }
