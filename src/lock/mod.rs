@@ -48,7 +48,7 @@ pub(crate) use key_ids::key_ids;
 pub(crate) use lending::Lending;
 pub(crate) use query::{EndStatement, QueryResult, begin, cell, end_transaction, simple_query, simple_query_tagged};
 pub(crate) use queue::WaitObserver;
-pub(crate) use receipt::Receipt;
+pub(crate) use receipt::{GUARD_TIME, Receipt};
 pub(crate) use server::Server;
 pub(crate) use settings::TIMEOUT_SETTINGS;
 pub(crate) use settling::Settling;

@@ -9,7 +9,7 @@ use super::sql::{
     self, CLAIMED_COLUMN, GOT_CANCELLED, GOT_CLAIMED, GOT_COLUMN, GOT_LATE, GOT_LEFT_BEHIND, GOT_UNPROVEN,
     GOT_UNRELEASED, Looks,
 };
-use super::types::{Acquisition, Grant, Keys, Lock, Mode, OnGrant, Scope, TryOutcome, WaitOptions};
+use super::types::{Acquisition, Grant, Keys, Lock, Mode, OnGrant, Scope, TryOutcome, Wait, WaitOptions};
 use crate::connection::Client;
 use crate::key::KeyId;
 use crate::outcome::{ExitCode, Failure};
@@ -96,14 +96,22 @@ pub(super) fn wait_in_queue(
                 observer.before_query(Duration::ZERO);
                 goes_on
             })?,
-            Some(GOT_UNRELEASED) => await_claim(client, &lock, id, observer)?,
+            Some(GOT_UNRELEASED) => await_claim(client, &lock, id, options.wait, observer)?,
             Some(GOT_LEFT_BEHIND | GOT_CLAIMED) => TryOutcome::Busy { key_index: 0 },
             _ => result.try_outcome(&lock.keys),
         };
-        if matches!(result.get(GOT_COLUMN), Some(GOT_LEFT_BEHIND | GOT_CLAIMED)) {
-            pause = options
-                .backoff
-                .next_pause(Duration::ZERO, Duration::ZERO, options.wait.time_left());
+        let time_left_now = options.wait.time_left();
+        match result.get(GOT_COLUMN) {
+            Some(GOT_LEFT_BEHIND) => {
+                pause = options
+                    .backoff
+                    .next_pause(Duration::ZERO, Duration::ZERO, time_left_now);
+            }
+            // The loser comes first.
+            Some(GOT_CLAIMED | GOT_UNRELEASED) => {
+                pause = time_left_now.map_or(GUARD_TIME, |time_left| time_left.min(GUARD_TIME));
+            }
+            _ => {}
         }
         match outcome.into_acquisition()? {
             Acquisition::Acquired(grant) => return Ok(QueueOutcome::Acquired(grant)),
@@ -114,7 +122,7 @@ pub(super) fn wait_in_queue(
 }
 
 /// Holds a key that its last holder may have lost for [`GUARD_TIME`], and proves it again. If the loser claims it in
-/// that time, it is released and counts as busy.
+/// that time, or if the time of our wait is up, it is released and counts as busy.
 ///
 /// # Errors
 /// The wait was cancelled, the server reports an error, or the connection is lost.
@@ -122,12 +130,14 @@ fn await_claim(
     client: &mut Client,
     lock: &Lock,
     id: KeyId,
+    wait: Wait,
     observer: &mut impl WaitObserver,
 ) -> Result<TryOutcome, Failure> {
     observer.note_unreleased();
     let granted = Instant::now();
     loop {
-        let goes_on = observer.sleep(LOOK_PAUSE);
+        let time_left = wait.time_left().unwrap_or(LOOK_PAUSE);
+        let goes_on = observer.sleep(LOOK_PAUSE.min(time_left));
         observer.before_query(Duration::ZERO);
         if !goes_on {
             lock.release(client, Receipt::None)?;
@@ -141,7 +151,7 @@ fn await_claim(
             QueryTag::Queueing(GUARD_TIME)
         };
         let result = QueryResult::fetch_tagged(client, &sql::look_for_claim(id, lock.mode), tag)?;
-        if result.is_true(CLAIMED_COLUMN) {
+        if result.is_true(CLAIMED_COLUMN) || !is_over && time_left.is_zero() {
             lock.release(client, Receipt::None)?;
             return Ok(TryOutcome::Busy { key_index: 0 });
         }

@@ -14,15 +14,15 @@
 //! * else keeps the lock for [`GUARD_TIME`] and, if no claim comes in that time, starts its job.
 //!
 //! A receipt is kept for [`RECEIPT_TIME`], and only if somebody was granted the lock at once. If it ends before it was
-//! seen, the next job starts a little later. A session that a pooler lends takes neither: they would stay there if we are
-//! killed, and speak for others.
+//! seen, the next job starts a little later. A session that a pooler lends takes no receipt, which would stay there if we
+//! are killed, and vouch for others; a loser behind a pooler claims its key by the transaction.
 
 use super::settling::MIN_SERVER_AGE;
 use std::time::Duration;
 
 /// How long the client that may have lost a lock has to come back and claim it: as long as a newcomer leaves a server
 /// alone that has just started.
-pub(super) const GUARD_TIME: Duration = MIN_SERVER_AGE;
+pub(crate) const GUARD_TIME: Duration = MIN_SERVER_AGE;
 
 /// The pause between two looks for a claim.
 pub(super) const LOOK_PAUSE: Duration = Duration::from_millis(100);
@@ -41,12 +41,15 @@ pub(super) const RELEASED_COLUMN: &str = "released";
 /// The value of [`RELEASED_COLUMN`] if a key was not ours any more.
 pub(super) const NOT_HELD: &str = "not held";
 
+/// The value of [`RELEASED_COLUMN`] if somebody else has a key already, so that the receipt is kept.
+pub(super) const RECEIPT_KEPT: &str = "kept";
+
 /// Whether a release leaves a receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Receipt {
-    /// It does: the session is our own.
+    /// It does: the session is our own, and no other job can run under the lock.
     Left,
-    /// It does not: a pooler may lend the session to others, or nothing is known of an earlier holder.
+    /// It does not: a pooler may lend the session to others, or an earlier holder may have lost the lock.
     None,
 }
 

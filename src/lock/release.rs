@@ -1,15 +1,16 @@
 //! Proving and releasing a lock, and claiming one that was lost.
 
-use super::query::{QueryResult, simple_query};
-use super::receipt::{NOT_HELD, RELEASED_COLUMN, Receipt};
+use super::query::{EndStatement, QueryResult, begin, end_transaction, simple_query};
+use super::receipt::{NOT_HELD, RECEIPT_KEPT, RELEASED_COLUMN, Receipt};
+use super::sql::{CLAIMED_COLUMN, TRANSACTION_MODES};
 use super::types::{Lock, Scope};
 use crate::connection::{Client, is_lock_table_full};
+use crate::protocol::query_tag::QueryTag;
 
 impl Lock {
     /// Releases the lock. Returns whether we held it until then.
     ///
-    /// With a receipt, this takes a little longer if another client was granted the lock at once: the server keeps the
-    /// receipt for that time.
+    /// With a receipt, this returns only after another client that has the lock by then can have seen it.
     ///
     /// # Errors
     /// The server reports an error, or the connection is lost.
@@ -26,16 +27,32 @@ impl Lock {
             }
             result => result?,
         };
-        Ok(result.get(RELEASED_COLUMN).is_some_and(|released| released != NOT_HELD))
+        let released = result.get(RELEASED_COLUMN);
+        if released == Some(RECEIPT_KEPT) {
+            // The lock is released. If this fails, the receipt ends with the session.
+            let _ = simple_query(client, &self.end_receipts_query());
+        }
+        Ok(released.is_some_and(|released| released != NOT_HELD))
     }
 
     /// Claims the keys of a lock that we have lost and that somebody else has: a waiter that is granted one of them
-    /// gives it back.
+    /// gives it back. Returns whether that succeeded: it does not in the moment in which one looks for a claim.
     ///
     /// # Errors
     /// The server reports an error, or the connection is lost.
-    pub(crate) fn claim(&self, client: &mut Client) -> Result<(), postgres::Error> {
-        simple_query(client, &self.claim_query()).map(drop)
+    pub(crate) fn claim(&self, client: &mut Client) -> Result<bool, postgres::Error> {
+        let result = QueryResult::fetch(client, &self.claim_query())?;
+        Ok(result.is_true(CLAIMED_COLUMN))
+    }
+
+    /// Claims the keys while `pause` sleeps, in a session that a pooler may lend to others.
+    ///
+    /// # Errors
+    /// The server reports an error, or the connection is lost.
+    pub(crate) fn claim_during(&self, client: &mut Client, pause: impl FnOnce()) -> Result<(), postgres::Error> {
+        begin(client, TRANSACTION_MODES, &self.claim_in_transaction_query())?;
+        pause();
+        end_transaction(client, EndStatement::Commit, QueryTag::ProgramOnly)
     }
 
     /// Ends the claims, once we have the keys.

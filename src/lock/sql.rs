@@ -4,7 +4,7 @@
 //! anyone who may create functions in a schema of our role's search path could otherwise run code with our privileges.
 
 use super::leftover;
-use super::receipt::{ARRIVAL_TIME, NOT_HELD, RECEIPT_TIME, RELEASED_COLUMN, Receipt};
+use super::receipt::{ARRIVAL_TIME, NOT_HELD, RECEIPT_KEPT, RECEIPT_TIME, RELEASED_COLUMN, Receipt};
 use super::settings::{LOG_THRESHOLD_SETTINGS, setting_expressions};
 use super::settling::{self, Settling};
 use super::types::{ClientInfo, Keys, Lock, Mode, OnGrant, Scope, ScopeChoice};
@@ -273,36 +273,53 @@ impl Lock {
     }
 
     /// Returns the query that releases every key of a session lock, even after one that was no longer ours. With a
-    /// receipt, it also finds out whether another client has been granted the lock at once, and keeps the receipt for
-    /// that one. The server does so by itself: we may be cut off or stopped meanwhile.
+    /// receipt, it also finds out whether somebody else has a key at once, and keeps the receipt only then.
     ///
-    /// CASE evaluates its conditions in order: a receipt is there before its key is free. A key that nobody waited for
-    /// is ours again until the query ends.
+    /// CASE evaluates its conditions in order: a receipt is there before its key is free.
     pub(super) fn release_query(&self, receipt: Receipt) -> String {
         let not_held = format!("WHEN NOT {} THEN '{NOT_HELD}' ", self.each("pg_advisory_unlock"));
-        let (taken, ended) = match receipt {
+        let (taken, kept) = match receipt {
             Receipt::None => Default::default(),
-            Receipt::Left => (
-                // Without one, the next job starts a little later.
-                format!(
-                    "WHEN {} IS NULL THEN '{NOT_HELD}' ",
-                    self.each_derived(receipt_key, "pg_try_advisory_lock")
-                ),
-                format!(
-                    "WHEN CASE WHEN {} THEN false ELSE pg_catalog.pg_sleep({}) IS NULL END THEN '{NOT_HELD}' \
-                     WHEN {} IS NULL THEN '{NOT_HELD}' ",
-                    self.each("pg_try_advisory_xact_lock"),
-                    RECEIPT_TIME.as_secs_f64(),
-                    self.each_derived(receipt_key, "pg_advisory_unlock")
-                ),
-            ),
+            Receipt::Left => {
+                let keys = self.keys.as_slice().iter();
+                let held: Vec<String> = keys.map(|key| is_held_by_others(*key, self.mode)).collect();
+                (
+                    // Without one, the next job starts a little later.
+                    format!(
+                        "WHEN {} IS NULL THEN '{NOT_HELD}' ",
+                        self.each_derived(receipt_key, "pg_try_advisory_lock")
+                    ),
+                    format!(
+                        "WHEN {} THEN '{RECEIPT_KEPT}' WHEN {} IS NULL THEN '{NOT_HELD}' ",
+                        held.join(" OR "),
+                        self.each_derived(receipt_key, "pg_advisory_unlock")
+                    ),
+                )
+            }
         };
-        format!("SELECT CASE {taken}{not_held}{ended}ELSE 'released' END AS {RELEASED_COLUMN}")
+        format!("SELECT CASE {taken}{not_held}{kept}ELSE 'released' END AS {RELEASED_COLUMN}")
     }
 
-    /// Returns the query that claims the keys.
+    /// Returns the query that ends the receipts after [`RECEIPT_TIME`]. The server does so by itself: we may be cut off
+    /// or stopped meanwhile.
+    pub(super) fn end_receipts_query(&self) -> String {
+        format!(
+            "SELECT CASE WHEN pg_catalog.pg_sleep({}) IS NULL THEN NULL ELSE {} END",
+            RECEIPT_TIME.as_secs_f64(),
+            self.each_derived(receipt_key, "pg_advisory_unlock")
+        )
+    }
+
+    /// Returns the query that claims the keys for the session: `claimed` says whether all are.
     pub(super) fn claim_query(&self) -> String {
-        format!("SELECT {}", self.each_derived(claim_key, "pg_try_advisory_lock"))
+        let claim = self.each_derived(claim_key, "pg_try_advisory_lock");
+        format!("SELECT {claim} AS {CLAIMED_COLUMN}")
+    }
+
+    /// Returns the query that claims the keys for the transaction.
+    pub(super) fn claim_in_transaction_query(&self) -> String {
+        let claim = self.each_derived(claim_key, "pg_try_advisory_xact_lock");
+        format!("SELECT {claim} AS {CLAIMED_COLUMN}")
     }
 
     /// Returns the query that ends the claims.
@@ -493,7 +510,7 @@ fn has_waited_for(time: Duration) -> String {
 /// Those who share a key can be granted it together, and would take each other's question for a receipt.
 fn is_without_receipt(id: KeyId, mode: Mode) -> String {
     match mode {
-        Mode::Exclusive => format!("NOT {}", is_held_by_others(receipt_key(id))),
+        Mode::Exclusive => format!("NOT {}", is_held_by_others(receipt_key(id), Mode::Exclusive)),
         Mode::Shared => format!(
             "NOT EXISTS (SELECT 1 FROM pg_catalog.pg_lock_status() WHERE {IS_GRANTED} AND mode = 'ShareLock' AND {} \
              AND {IN_THIS_DATABASE})",
@@ -505,14 +522,14 @@ fn is_without_receipt(id: KeyId, mode: Mode) -> String {
 /// Returns the condition that the loser of a key claims it, for a session that was just granted the key. Those who share
 /// a key may take each other's question for a claim, and wait in vain for a moment.
 fn is_claimed(id: KeyId) -> String {
-    is_held_by_others(claim_key(id))
+    is_held_by_others(claim_key(id), Mode::Exclusive)
 }
 
-/// Returns the condition that somebody holds a derived key, shared: an exclusive lock on it can be had only if nobody
-/// does, and asking for one is much cheaper than reading `pg_locks`. It is released before the key from which this one
-/// is derived can be granted to the next client, who asks the same.
-fn is_held_by_others(derived: KeyId) -> String {
-    let ask = |function| call(function, derived, Mode::Exclusive);
+/// Returns the condition that somebody else holds a key so that it cannot be acquired in this mode. To ask by acquiring
+/// it is much cheaper than to read `pg_locks`, and leaves nothing held. What is derived from a key is released before the
+/// next client can be granted that key, who asks the same.
+fn is_held_by_others(id: KeyId, mode: Mode) -> String {
+    let ask = |function| call(function, id, mode);
     format!(
         "CASE WHEN {} THEN NOT {} ELSE true END",
         ask("pg_try_advisory_lock"),
@@ -974,23 +991,23 @@ mod tests {
             "SELECT CASE WHEN NOT pg_catalog.pg_advisory_unlock_shared('1'::bigint) THEN 'not held' ELSE 'released' END \
              AS released"
         );
-        // The receipts come before any key is free, and stay while another client looks for them.
+        // The receipts come before any key is free.
         let [first, second] = [KeyId::Bigint(1), KeyId::IntPair(2, 3)];
         let on_receipts = |function| {
             [first, second]
                 .map(|id| call(function, receipt_key(id), Mode::Shared))
                 .join(", ")
         };
+        let held = [first, second]
+            .map(|id| is_held_by_others(id, Mode::Shared))
+            .join(" OR ");
         assert_eq!(
             release(&[first, second], Receipt::Left),
             format!(
                 "SELECT CASE WHEN LEAST({}) IS NULL THEN 'not held' \
                  WHEN NOT LEAST(pg_catalog.pg_advisory_unlock_shared('1'::bigint), \
                  pg_catalog.pg_advisory_unlock_shared('2'::int, '3'::int)) THEN 'not held' \
-                 WHEN CASE WHEN LEAST(pg_catalog.pg_try_advisory_xact_lock_shared('1'::bigint), \
-                 pg_catalog.pg_try_advisory_xact_lock_shared('2'::int, '3'::int)) THEN false \
-                 ELSE pg_catalog.pg_sleep(0.02) IS NULL END THEN 'not held' \
-                 WHEN LEAST({}) IS NULL THEN 'not held' ELSE 'released' END AS released",
+                 WHEN {held} THEN 'kept' WHEN LEAST({}) IS NULL THEN 'not held' ELSE 'released' END AS released",
                 on_receipts("pg_try_advisory_lock"),
                 on_receipts("pg_advisory_unlock"),
             )
@@ -1060,7 +1077,12 @@ mod tests {
                     lock.prove_and_commit(),
                 ]);
                 queries.extend([Receipt::Left, Receipt::None].map(|receipt| lock.release_query(receipt)));
-                queries.extend([lock.claim_query(), lock.end_claim_query()]);
+                queries.extend([
+                    lock.claim_query(),
+                    lock.claim_in_transaction_query(),
+                    lock.end_claim_query(),
+                ]);
+                queries.push(lock.end_receipts_query());
                 queries.extend([lock.retry(Looks::AtLeftovers), lock.proof()]);
             }
         }

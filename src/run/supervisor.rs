@@ -31,6 +31,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// How long to wait for the session's thread to find out who evicted the session. The job has exited by then.
 const EVICTOR_LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long to wait until a key that was guarded is released. A server that can be reached needs less.
+const GUARD_RELEASE_LIMIT: Duration = Duration::from_millis(200);
 /// How often to update the status of a wait.
 const STATUS_UPDATE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often to check whether any process of a job that is being terminated is left.
@@ -154,6 +156,9 @@ impl Supervisor {
             if let Some(outcome) = outcome {
                 self.report(outcome);
                 self.finish_recording();
+                if outcome == Outcome::Failed(ExitCode::Lost) {
+                    self.finish_guarding();
+                }
                 return outcome;
             }
             if !self.state.is_starting() {
@@ -580,6 +585,16 @@ impl Supervisor {
         }
         if let Some(reason) = self.recording.failure() {
             message::error(messages::not_recorded(&self.keys, &reason));
+        }
+    }
+
+    /// Has the session's thread release a key that it guards: the end of the connection would free it as well, but a
+    /// waiter would then take it for lost, and give the loser time.
+    fn finish_guarding(&mut self) {
+        self.session.release();
+        let deadline = Instant::now() + GUARD_RELEASE_LIMIT;
+        while let Some(session_event) = self.session.next_event(deadline) {
+            self.record(session_event);
         }
     }
 

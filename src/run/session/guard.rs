@@ -42,6 +42,10 @@ const MAX_PAUSE: Duration = Duration::from_millis(200);
 
 /// How long a waiter may take to see the claim and to give the key back, before it counts as taken.
 const CLAIM_TIME: Duration = Duration::from_millis(600);
+/// The pause before a claim is tried again.
+const CLAIM_RETRY_PAUSE: Duration = Duration::from_millis(1);
+/// How long a loser behind a pooler claims its key at a time: longer than a waiter pauses between two looks.
+const CLAIM_PERIOD: Duration = Duration::from_millis(150);
 /// The longest uninterrupted wait in the server's queue: well below what a server may take to reply.
 const CLAIM_SLICE: Duration = Duration::from_millis(100);
 
@@ -104,13 +108,10 @@ impl Guard<'_> {
         // The key is free already, and each millisecond is one in which another client can take it.
         let mut pause = Duration::ZERO;
         while !self.orders.is_release_ordered_within(pause) {
-            match self.attempt(&settings, unexplained) {
+            match self.attempt(&settings, &mut unexplained) {
                 Ok(GuardEnd::Over) => return,
-                Ok(GuardEnd::Taken) => {
-                    unexplained = None;
-                    pause = MAX_PAUSE;
-                }
-                Ok(GuardEnd::FreeAgain) => unexplained = None,
+                Ok(GuardEnd::Taken) => pause = MAX_PAUSE,
+                Ok(GuardEnd::FreeAgain) => {}
                 Ok(GuardEnd::LostAgain { terminated }) => unexplained = terminated,
                 Err(failure) => {
                     if unexplained.take().is_some() {
@@ -143,14 +144,21 @@ impl Guard<'_> {
     ///
     /// # Errors
     /// The server is not there or stops responding, or its locks protect nothing.
-    fn attempt(&self, settings: &Settings, unexplained: Option<i32>) -> Result<GuardEnd, Failure> {
+    fn attempt(&self, settings: &Settings, unexplained: &mut Option<i32>) -> Result<GuardEnd, Failure> {
         let plan = self.plan;
         let application_name = plan.application_name();
         let Connection { mut client, socket, .. } = settings.reopen(&application_name)?;
         let result = self.try_key(&mut client, application_name)?;
+        if let GuardTry::Taken {
+            lock, is_lent: false, ..
+        } = &result
+        {
+            // Not for a moment if a waiter just looks for a claim.
+            while !lock.claim(&mut client)? && !self.orders.is_release_ordered_within(CLAIM_RETRY_PAUSE) {}
+        }
         // Only then: who ended the session is of no use to those whom the job would run beside. If the key must stay
         // free, the end of this connection releases it.
-        if let Some(backend_pid) = unexplained
+        if let Some(backend_pid) = unexplained.take()
             && self.explain_loss(&mut client, backend_pid)
         {
             return Ok(GuardEnd::Over);
@@ -160,7 +168,10 @@ impl Guard<'_> {
             GuardTry::Taken {
                 lock, is_lent: true, ..
             } => {
-                let is_taken = self.report_taker(&mut client, &lock, Takers::All);
+                lock.claim_during(&mut client, || {
+                    self.orders.is_release_ordered_within(CLAIM_PERIOD);
+                })?;
+                let is_taken = self.report_taker(&mut client, &lock, Takers::ButWaiters);
                 return Ok(if is_taken { GuardEnd::Taken } else { GuardEnd::FreeAgain });
             }
             GuardTry::Taken { lock, key_index, .. } => {
@@ -254,14 +265,13 @@ impl Guard<'_> {
         })
     }
 
-    /// Claims the keys, from the first that another client has, and waits for them in the server's queue. A waiter that
-    /// is granted one of them gives it back.
+    /// Waits in the server's queue for the keys, from the first that another client has. They are claimed, so a waiter
+    /// that is granted one of them gives it back.
     ///
     /// # Errors
     /// The order to release came, the server reports an error, or the connection is lost.
     fn wait_for_key(&self, client: &mut Client, lock: &Lock, key_index: usize) -> Result<Grant, Failure> {
         self.report_taker(client, lock, Takers::ButWaiters);
-        lock.claim(client)?;
         let mut wait_options = WaitOptions {
             wait: Wait::Until(Instant::now() + CLAIM_TIME),
             max_slice: CLAIM_SLICE,
@@ -348,7 +358,9 @@ fn taken_message(client: &mut Client, lock: &Lock, keys: &str, takers: Takers) -
         // Which the server may still be ending.
         let is_our_session = name::is_of_instance(&holder.application_name, &instance_id);
         let shares_with_us = holder.is_shared && lock.mode == Mode::Shared;
-        let may_give_back = holder.is_queueing && takers == Takers::ButWaiters;
+        // What it does may be hidden from our role.
+        let is_hidden_pglock = holder.is_hidden && name::RunName::parse(&holder.application_name).is_some();
+        let may_give_back = (holder.is_queueing || is_hidden_pglock) && takers == Takers::ButWaiters;
         !(is_our_session || shares_with_us || may_give_back)
     };
     let holder = found.iter().find(is_taker)?;

@@ -7,7 +7,7 @@ use super::recorder::Recorder;
 use super::reporter::Reporter;
 use crate::connection::Client;
 use crate::inspect::eviction;
-use crate::lock::{Grant, HeartbeatReply, Lock, Receipt, ScopeChoice, Ticket};
+use crate::lock::{self, Grant, HeartbeatReply, Lock, Receipt, ScopeChoice, Ticket};
 use crate::outcome::Failure;
 use crate::protocol::query_tag::QueryTag;
 use postgres::error::SqlState;
@@ -93,7 +93,10 @@ impl Holder<'_> {
             }
         }
         self.record_end(client)?;
-        let receipt = Receipt::unless_lent(!self.is_direct || self.plan.options.scope == ScopeChoice::SessionPooled);
+        let is_lent = !self.is_direct || self.plan.options.scope == ScopeChoice::SessionPooled;
+        // A guard has acquired the key without asking whether another one has lost it.
+        let may_be_anothers = self.is_guard && held_since.elapsed() < lock::GUARD_TIME;
+        let receipt = Receipt::unless_lent(is_lent || may_be_anothers);
         // If that fails, it may have been lost at any time since the last heartbeat.
         Ok(self.lock.release(client, receipt)?)
     }

@@ -2,8 +2,10 @@
 
 use crate::support::case::Case;
 use crate::support::journal::Journal;
+use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Output, Running};
 use crate::support::server::{claim, receipt, rows};
+use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
@@ -105,8 +107,8 @@ fn a_waiter_whose_session_is_ended_right_after_the_holders_starts_no_job() {
     journal.assert_alone(2..=2);
 }
 
-/// Nobody guards the key of a pglock that was killed, so the next job starts half a second later, even if the wait ends
-/// before.
+/// Nobody guards the key of a pglock that was killed, so the next job starts half a second later, and none if the wait
+/// ends before.
 #[test]
 fn the_key_of_a_killed_pglock_is_left_alone_for_half_a_second() {
     let case = Case::new();
@@ -118,6 +120,16 @@ fn the_key_of_a_killed_pglock_is_left_alone_for_half_a_second() {
     waiter.await_stdout("mine\n");
     assert!(killed.elapsed() >= Duration::from_millis(500), "{:?}", killed.elapsed());
     assert!(has_left_alone(waiter.finish().code(0)));
+
+    let holder = case.holder();
+    let mut waiter = case.run().args(["--wait", "0.5", "echo", "mine"]).spawn();
+    eventually(SOON, "a waiter in the queue", || {
+        case.locks().waiting == 1 || !waiter.lives()
+    });
+    kill(holder);
+    let output = waiter.finish();
+    assert!(output.code(75).stdout.is_empty(), "{output}");
+    assert!(output.took >= Duration::from_millis(500), "{output}");
 }
 
 /// A client that is no pglock leaves no receipt. A waiter whose turn comes keeps it, rather than to queue again behind
@@ -166,6 +178,31 @@ fn a_shared_key_that_was_lost_is_not_taken_for_one_that_another_holder_released(
     journal.assert_alone(2..=2);
 }
 
+/// P25: a loser behind a pooler claims its key, too.
+#[test]
+fn a_direct_waiter_leaves_the_key_to_a_loser_behind_a_pooler() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let bouncer = PgBouncer::with(case.server, &["pool_mode=transaction"]);
+    let run = bouncer.run(&case.key).args(["--kill-after", "2"]);
+    let lost = run.sh(&journal.stubborn_alone()).spawn();
+    journal.await_count("ready", 1);
+    let waiters = [0; 2].map(|_| case.run().sh(&journal.alone()).spawn());
+    await_queue(&case, 1, 2);
+    let holder = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid IN \
+         (SELECT unnest(pg_blocking_pids(waiting.pid)) FROM pg_locks AS waiting JOIN pg_stat_activity USING (pid) \
+         WHERE NOT granted AND application_name LIKE 'pglock:{} %')",
+        case.key
+    );
+    case.sql(&holder);
+    let line = lost.finish().code(74).stderr_line();
+    assert!(line.ends_with(KILLED), "{line}");
+    for waiter in waiters {
+        waiter.finish().code(0).silent();
+    }
+    journal.assert_alone(3..=3);
+}
+
 /// P25: one that came before the guard is no stepping stone for those behind it.
 #[test]
 fn a_waiter_behind_one_that_came_first_leaves_the_key_to_the_guard() {
@@ -195,19 +232,28 @@ fn has_claim(case: &Case) -> bool {
     case.value(&format!("SELECT NOT pg_try_advisory_xact_lock({claim})")) == "t"
 }
 
-/// A release is recognized, so turns follow each other at once. On a busy machine a receipt may be gone before it
-/// is seen.
+/// A release is recognized, so turns follow each other at once. On a busy machine a receipt may be gone before it is
+/// seen.
 #[test]
 fn those_who_wait_in_the_queue_see_that_a_key_was_released() {
-    let case = Case::new();
-    let first = case.holder();
-    let waiters: Vec<Running> = (0..20).map(|_| case.run().args(["-v", "true"]).spawn()).collect();
-    await_queue(&case, 1, waiters.len());
-    first.finish().code(0).silent();
-    let count = waiters.len();
-    let unseen = |waiter: Running| has_left_alone(waiter.finish().code(0));
-    let unseen = waiters.into_iter().map(unseen).filter(|unseen| *unseen).count();
-    assert!(unseen <= count / 2, "{unseen} of {count} releases were not seen");
+    let (second, third) = (unique("second"), unique("third"));
+    for other_keys in [[].as_slice(), &["--key", &second, "--key", &third]] {
+        let case = Case::new();
+        let first = case.run().args(other_keys).holding();
+        let start_waiter = |_| case.run().args(other_keys).args(["-v", "true"]).spawn();
+        let waiters: Vec<Running> = (0..20).map(start_waiter).collect();
+        let queue = format!(
+            "SELECT 1 FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND NOT granted \
+             AND application_name LIKE 'pglock:{}%'",
+            case.key
+        );
+        eventually(SOON, "a queue", || case.sql(&queue).len() == waiters.len());
+        first.finish().code(0).silent();
+        let count = waiters.len();
+        let has_left_alone = |waiter: Running| has_left_alone(waiter.finish().code(0));
+        let unseen = waiters.into_iter().map(has_left_alone).filter(|unseen| *unseen).count();
+        assert!(unseen <= count / 2, "{unseen} of {count} releases were not seen");
+    }
 }
 
 /// The receipt is the lock that the protocol says, and `list` does not show it.
