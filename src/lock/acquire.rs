@@ -188,7 +188,9 @@ impl Lock {
         let on_grant = if options.is_loser {
             OnGrant::KeepAsLoser
         } else {
-            OnGrant::Keep { just_arrived: true }
+            OnGrant::Keep {
+                just_arrived: !options.has_waited,
+            }
         };
         let mut end = WaitEnd::TimedOut { key_index: first_busy };
         for (key_index, id) in ids.iter().enumerate().skip(first_busy) {

@@ -49,6 +49,8 @@ pub(super) const RECEIPT_KEPT: &str = "kept";
 pub(crate) enum Receipt {
     /// It does: the session is our own, and no other job can run under the lock.
     Left,
+    /// It does, even if nobody has the lock at once: others wait for their turn before they ask for the lock.
+    Kept,
     /// It does not: a pooler may lend the session to others, or an earlier holder may have lost the lock.
     None,
 }

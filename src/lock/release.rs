@@ -22,7 +22,7 @@ impl Lock {
         }
         let result = match QueryResult::fetch(client, &self.release_query(receipt)) {
             // There is no room for a receipt, and nothing was released.
-            Err(error) if receipt == Receipt::Left && is_lock_table_full(&error) => {
+            Err(error) if receipt != Receipt::None && is_lock_table_full(&error) => {
                 QueryResult::fetch(client, &self.release_query(Receipt::None))?
             }
             result => result?,

@@ -278,26 +278,24 @@ impl Lock {
     /// CASE evaluates its conditions in order: a receipt is there before its key is free.
     pub(super) fn release_query(&self, receipt: Receipt) -> String {
         let not_held = format!("WHEN NOT {} THEN '{NOT_HELD}' ", self.each("pg_advisory_unlock"));
-        let (taken, kept) = match receipt {
-            Receipt::None => Default::default(),
-            Receipt::Left => {
+        if receipt == Receipt::None {
+            return format!("SELECT CASE {not_held}ELSE 'released' END AS {RELEASED_COLUMN}");
+        }
+        // Without a receipt, the next job starts a little later.
+        let taken = self.each_derived(receipt_key, "pg_try_advisory_lock");
+        let is_kept = match receipt {
+            Receipt::Kept => "true".into(),
+            _ => {
                 let keys = self.keys.as_slice().iter();
                 let held: Vec<String> = keys.map(|key| is_held_by_others(*key, self.mode)).collect();
-                (
-                    // Without one, the next job starts a little later.
-                    format!(
-                        "WHEN {} IS NULL THEN '{NOT_HELD}' ",
-                        self.each_derived(receipt_key, "pg_try_advisory_lock")
-                    ),
-                    format!(
-                        "WHEN {} THEN '{RECEIPT_KEPT}' WHEN {} IS NULL THEN '{NOT_HELD}' ",
-                        held.join(" OR "),
-                        self.each_derived(receipt_key, "pg_advisory_unlock")
-                    ),
-                )
+                held.join(" OR ")
             }
         };
-        format!("SELECT CASE {taken}{not_held}{kept}ELSE 'released' END AS {RELEASED_COLUMN}")
+        let ended = self.each_derived(receipt_key, "pg_advisory_unlock");
+        format!(
+            "SELECT CASE WHEN {taken} IS NULL THEN '{NOT_HELD}' {not_held}WHEN {is_kept} THEN '{RECEIPT_KEPT}' \
+             WHEN {ended} IS NULL THEN '{NOT_HELD}' ELSE 'released' END AS {RELEASED_COLUMN}"
+        )
     }
 
     /// Returns the query that ends the receipts after [`RECEIPT_TIME`]. The server does so by itself: we may be cut off
@@ -1012,6 +1010,8 @@ mod tests {
                 on_receipts("pg_advisory_unlock"),
             )
         );
+        let kept = release(&[first], Receipt::Kept);
+        assert!(kept.contains(" WHEN true THEN 'kept' "), "{kept}");
     }
 
     #[test]
@@ -1076,7 +1076,8 @@ mod tests {
                     lock.try_in_transaction_query(LIMIT),
                     lock.prove_and_commit(),
                 ]);
-                queries.extend([Receipt::Left, Receipt::None].map(|receipt| lock.release_query(receipt)));
+                queries
+                    .extend([Receipt::Left, Receipt::Kept, Receipt::None].map(|receipt| lock.release_query(receipt)));
                 queries.extend([
                     lock.claim_query(),
                     lock.claim_in_transaction_query(),

@@ -163,6 +163,8 @@ pub(crate) struct WaitOptions {
     pub is_lent: bool,
     /// Whether we have lost the lock ourselves, and wait to guard the end of our job.
     pub is_loser: bool,
+    /// Whether we have waited for our turn to ask for the lock.
+    pub has_waited: bool,
 }
 
 /// What to do with a key when the server's queue grants it.

@@ -479,6 +479,7 @@ impl Acquirer<'_> {
             server_limit: self.options().policy.timing.server_limit(),
             is_lent: self.is_backend_lent(server),
             is_loser: false,
+            has_waited: false,
         };
         let mut observer = SessionWaitObserver::new(
             self.plan,
@@ -496,6 +497,7 @@ impl Acquirer<'_> {
                 Turn::TimedOut => return Ok(WaitOutcome::Busy { key_index }),
             };
             wait_options.backoff = wait_options.backoff.at_most(HEAD_OF_QUEUE_MAX_PAUSE);
+            wait_options.has_waited = true;
         }
         Ok(match lock.wait(client, wait_options, key_index, &mut observer)? {
             WaitEnd::Acquired(grant) => WaitOutcome::Acquired { grant, ticket },

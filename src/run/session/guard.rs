@@ -282,6 +282,7 @@ impl Guard<'_> {
             server_limit: self.plan.options.policy.timing.server_limit(),
             is_lent: false,
             is_loser: true,
+            has_waited: true,
         };
         let mut observer = GuardObserver { orders: self.orders };
         let mut first_busy = key_index;

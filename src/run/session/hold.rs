@@ -96,7 +96,10 @@ impl Holder<'_> {
         let is_lent = !self.is_direct || self.plan.options.scope == ScopeChoice::SessionPooled;
         // A guard has acquired the key without asking whether another one has lost it.
         let may_be_anothers = self.is_guard && held_since.elapsed() < lock::GUARD_TIME;
-        let receipt = Receipt::unless_lent(is_lent || may_be_anothers);
+        let receipt = match Receipt::unless_lent(is_lent || may_be_anothers) {
+            Receipt::Left if self.plan.options.fair => Receipt::Kept,
+            receipt => receipt,
+        };
         // If that fails, it may have been lost at any time since the last heartbeat.
         Ok(self.lock.release(client, receipt)?)
     }

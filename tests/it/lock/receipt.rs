@@ -82,6 +82,40 @@ fn a_key_that_was_lost_is_left_to_the_loser_by_all_who_wait_in_the_queue() {
     }
 }
 
+/// P25: one that comes to the head of the queue of `--fair` in the same moment has waited as well.
+#[test]
+fn a_fair_waiter_whose_predecessor_is_ended_with_the_holder_starts_no_job() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let holder = stubborn(&case, &["--fair"], &journal);
+    let lost = case.backend();
+    let predecessor = case.run().args(["--fair", "true"]).spawn();
+    await_queue(&case, 1, 1);
+    let [ticket] = case
+        .backends()
+        .into_iter()
+        .filter(|pid| *pid != lost)
+        .collect::<Vec<_>>()[..]
+    else {
+        panic!("{:?}", case.backends());
+    };
+    let waiter = case.run().args(["--fair", "-v"]).sh(&journal.alone()).spawn();
+    waiter.await_stderr("; waiting\n");
+    eventually(SOON, "a second ticket", || {
+        let tickets = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND mode = 'ShareLock'";
+        !case
+            .sql(&format!("{tickets} AND {ticket} = ANY (pg_blocking_pids(pid))"))
+            .is_empty()
+    });
+    case.sql(&format!(
+        "SELECT pg_terminate_backend({lost}), pg_terminate_backend({ticket})"
+    ));
+    let line = holder.finish().code(74).stderr_line();
+    assert!(line.ends_with(KILLED), "{line}");
+    waiter.finish().code(0);
+    predecessor.finish().code(0);
+    journal.assert_alone(2..=2);
+}
+
 /// P25: the server that is stopped ends its sessions one after another.
 #[test]
 fn a_waiter_whose_session_is_ended_right_after_the_holders_starts_no_job() {
