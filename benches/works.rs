@@ -77,12 +77,12 @@ pub fn measure(programs: &Programs) -> Vec<Work> {
         bench.plain(
             "lock, true, unlock; TCP, trust",
             "127.0.0.1",
-            &[("pglock", 1.4), ("pglock, static", 1.25)],
+            &[("pglock", 1.5), ("pglock, static", 1.35)],
         ),
         bench.plain(
             "lock, true, unlock; Unix socket",
             &socket,
-            &[("pglock", 1.4), ("pglock, static", 1.25)],
+            &[("pglock", 1.5), ("pglock, static", 1.35)],
         ),
     ];
     works.extend(bench.with_tls());
@@ -465,7 +465,7 @@ impl Bench<'_> {
                 name: "a hundred at once, one key",
                 unit: "ms",
                 samples: crowd(&|_| KEY.to_owned()),
-                bounds: &[("pglock", 1.45), ("pglock, static", 1.35)],
+                bounds: &[("pglock", 1.6), ("pglock, static", 1.6)],
             },
             Work {
                 name: "a hundred at once, each with its own key",
