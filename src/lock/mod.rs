@@ -4,8 +4,8 @@
 //! |---|---|
 //! | `acquire` | the first try, tries in a transaction, retries, the wait |
 //! | `heartbeat` | whether the session lives and still holds the lock, and whether it is evicted |
-//! | `release` | proof and release |
-//! | `receipt` | how the next one in the queue knows that a lock was released; pure |
+//! | `release` | proof, release, and the claim of a lost lock |
+//! | `receipt` | how a waiter in the queue knows whether a lock was released or lost; pure |
 //! | `late_proof` | rows of `pg_locks` that come late |
 //! | `token` | fencing tokens |
 //! | `ticket` | waiting in order of arrival |

@@ -273,7 +273,7 @@ impl Lock {
     }
 
     /// Returns the query that releases every key of a session lock, even after one that was no longer ours. With a
-    /// receipt, it also finds out whether somebody else has a key at once, and keeps the receipt only then.
+    /// receipt, it also finds out whether another client has a key immediately afterwards, and keeps the receipt only then.
     ///
     /// CASE evaluates its conditions in order: a receipt is there before its key is free.
     pub(super) fn release_query(&self, receipt: Receipt) -> String {
@@ -523,8 +523,8 @@ fn is_claimed(id: KeyId) -> String {
     is_held_by_others(claim_key(id), Mode::Exclusive)
 }
 
-/// Returns the condition that somebody else holds a key so that it cannot be acquired in this mode. To ask by acquiring
-/// it is much cheaper than to read `pg_locks`, and leaves nothing held. What is derived from a key is released before the
+/// Returns the condition that another session holds a key so that it cannot be acquired in this mode. Trying to acquire
+/// it is much cheaper than reading `pg_locks`, and leaves nothing held. What is derived from a key is released before the
 /// next client can be granted that key, who asks the same.
 fn is_held_by_others(id: KeyId, mode: Mode) -> String {
     let ask = |function| call(function, id, mode);

@@ -6,7 +6,7 @@
 //! this only keeps others out, and never lets a job go on. pglock's exit closes the connection, which releases the
 //! lock.
 //!
-//! Whoever waits in the server's queue is granted the key before that. So the guard claims a key that it finds taken, and
+//! A client that waits in the server's queue is granted the key before that. So the guard claims a key that it finds taken, and
 //! waits in the queue itself: a waiter that may be granted a lost key looks for a claim (`lock::receipt`).
 //!
 //! A newcomer leaves a server alone for the first half second after its start or, behind a pooler, after the pooler has
@@ -83,6 +83,7 @@ enum GuardTry {
         is_direct: bool,
     },
     Taken {
+        /// What to acquire.
         lock: Lock,
         /// Index of the key that another client has. We hold those before it.
         key_index: usize,
@@ -153,7 +154,7 @@ impl Guard<'_> {
             lock, is_lent: false, ..
         } = &result
         {
-            // Not for a moment if a waiter just looks for a claim.
+            // It fails for a moment while a waiter is looking for a claim.
             while !lock.claim(&mut client)? && !self.orders.is_release_ordered_within(CLAIM_RETRY_PAUSE) {}
         }
         // Only then: who ended the session is of no use to those whom the job would run beside. If the key must stay
