@@ -6,18 +6,18 @@
 //! it first.
 //!
 //! So a holder whose job is dead takes a *receipt* before it unlocks, and a loser that finds its key taken takes a
-//! *claim* before it waits for it: shared locks on keys that are derived from that of the lock. A waiter that is granted
-//! the lock
+//! *claim* before it waits for it: shared locks on keys that are derived from that of the lock. A waiter that is
+//! granted the lock
 //!
 //! * gives it back if there is a claim, and waits again;
 //! * else starts its job if there is a receipt, or if it asked no longer than [`ARRIVAL_TIME`] ago: then it knows as
 //!   little as a newcomer does;
 //! * else keeps the lock for [`GUARD_TIME`] and, if no claim comes in that time, starts its job.
 //!
-//! A receipt is kept for [`RECEIPT_TIME`], and only if another client has the lock immediately afterwards (with `--fair`
-//! in any case). If it ends before it was seen, the next job starts half a second later. A session that a pooler lends
-//! takes no receipt, which would stay there if we are killed, and vouch for others; a loser behind a pooler claims its
-//! key by the transaction.
+//! A receipt is kept for [`RECEIPT_TIME`], and only if another client has the lock immediately afterwards (with
+//! `--fair` in any case). If it ends before it was seen, the next job starts half a second later. A session that a
+//! pooler lends takes no receipt, which would stay there if we are killed, and vouch for others; a loser behind a
+//! pooler claims its key by the transaction.
 
 use super::settling::MIN_SERVER_AGE;
 use std::time::Duration;
@@ -29,8 +29,8 @@ pub(crate) const GUARD_TIME: Duration = MIN_SERVER_AGE;
 /// The pause between two looks for a claim.
 pub(super) const LOOK_PAUSE: Duration = Duration::from_millis(100);
 
-/// A client that is granted a lock this soon after its first query in the server's queue needs no receipt. It is about as
-/// long as the loser takes to reconnect. The holder may have released the lock before it could know of the client.
+/// A client that is granted a lock this soon after its first query in the server's queue needs no receipt. It is about
+/// as long as the loser takes to reconnect. The holder may have released the lock before it could know of the client.
 pub(super) const ARRIVAL_TIME: Duration = Duration::from_millis(10);
 
 /// How long a receipt is kept. The client that was granted the lock looks for it at once, in the query in which it

@@ -35,8 +35,8 @@ impl Lock {
         Ok(released.is_some_and(|released| released != NOT_HELD))
     }
 
-    /// Claims the keys of a lock that we have lost and that another client has now: a waiter that is granted one of them
-    /// gives it back. Returns whether that succeeded; it fails while a waiter is looking for a claim.
+    /// Claims the keys of a lock that we have lost and that another client has now: a waiter that is granted one of
+    /// them gives it back. Returns whether that succeeded; it fails while a waiter is looking for a claim.
     ///
     /// # Errors
     /// The server reports an error, or the connection is lost.

@@ -273,7 +273,8 @@ impl Lock {
     }
 
     /// Returns the query that releases every key of a session lock, even after one that was no longer ours. With a
-    /// receipt, it also finds out whether another client has a key immediately afterwards, and keeps the receipt only then.
+    /// receipt, it also finds out whether another client has a key immediately afterwards, and keeps the receipt only
+    /// then.
     ///
     /// CASE evaluates its conditions in order: a receipt is there before its key is free.
     pub(super) fn release_query(&self, receipt: Receipt) -> String {
@@ -517,15 +518,15 @@ fn is_without_receipt(id: KeyId, mode: Mode) -> String {
     }
 }
 
-/// Returns the condition that the loser of a key claims it, for a session that was just granted the key. Those who share
-/// a key may take each other's question for a claim, and wait in vain for a moment.
+/// Returns the condition that the loser of a key claims it, for a session that was just granted the key. Those who
+/// share a key may take each other's question for a claim, and wait in vain for a moment.
 fn is_claimed(id: KeyId) -> String {
     is_held_by_others(claim_key(id), Mode::Exclusive)
 }
 
 /// Returns the condition that another session holds a key so that it cannot be acquired in this mode. Trying to acquire
-/// it is much cheaper than reading `pg_locks`, and leaves nothing held. What is derived from a key is released before the
-/// next client can be granted that key, who asks the same.
+/// it is much cheaper than reading `pg_locks`, and leaves nothing held. What is derived from a key is released before
+/// the next client can be granted that key, who asks the same.
 fn is_held_by_others(id: KeyId, mode: Mode) -> String {
     let ask = |function| call(function, id, mode);
     format!(
@@ -557,8 +558,8 @@ fn proof(keys: &[KeyId], mode: Mode, condition: Option<&str>) -> String {
 }
 
 /// Returns the statement that proves a lock to a session that asks for the first time, or in a block of its own. It
-/// reads the function that `pg_locks` is made of, since to look up that view takes as long as to scan it. A server whose
-/// `pg_locks` is made of something else may not show the lock here, so what this does not prove is looked for in
+/// reads the function that `pg_locks` is made of, since to look up that view takes as long as to scan it. A server
+/// whose `pg_locks` is made of something else may not show the lock here, so what this does not prove is looked for in
 /// `pg_locks` (see `late_proof`).
 fn quick_proof(keys: &[KeyId], mode: Mode) -> String {
     let rows = own_row_condition(keys, mode);

@@ -6,8 +6,8 @@
 //! this only keeps others out, and never lets a job go on. pglock's exit closes the connection, which releases the
 //! lock.
 //!
-//! A client that waits in the server's queue is granted the key before that. So the guard claims a key that it finds taken, and
-//! waits in the queue itself: a waiter that may be granted a lost key looks for a claim (`lock::receipt`).
+//! A client that waits in the server's queue is granted the key before that. So the guard claims a key that it finds
+//! taken, and waits in the queue itself: a waiter that may be granted a lost key looks for a claim (`lock::receipt`).
 //!
 //! A newcomer leaves a server alone for the first half second after its start or, behind a pooler, after the pooler has
 //! reached it again (`lock::settling`), so that the guard comes first.
