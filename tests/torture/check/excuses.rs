@@ -56,6 +56,8 @@ impl<'a> Check<'a> {
             _ if back.is_some() && waited(fault) => None,
             _ if back.is_some() => Some(" of a stopped pglock"),
             Kind::EvictForced => Some(""),
+            // A server that is being stopped ends one session after the other, and only pglocks leave the key alone.
+            kind if restarts(kind) && other.is_none() && until <= fault.ended => Some(" before the other session"),
             Kind::EndSession | Kind::TermBackend if self.was_faster(fault, victim, other) => Some(""),
             kind if ends_proxied(kind) && self.was_faster(fault, victim, other) => Some(""),
             _ if run.request.is_forwarded() => Some(" behind the forwarding pooler"),

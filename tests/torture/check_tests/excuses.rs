@@ -191,6 +191,13 @@ fn a_job_under_a_lock_left_in_the_pool_is_caught() {
     ended(2600).passes();
     let asked = leftover(300, 600).fault(Kind::Evict, Target::Key("a"), 290, 295);
     asked.fails_for(CAUGHT);
+    // The server was being stopped, and had ended only the session of the holder; or it was back.
+    let restart = |began, ended| {
+        let tale = leftover(300, 301).end(1, End::Code(74), LOST);
+        tale.fault(Kind::Restart, Target::All, began, ended)
+    };
+    restart(290, 500).passes();
+    restart(250, 295).fails_for(CAUGHT);
 }
 
 #[test]
