@@ -10,6 +10,8 @@ use std::time::Instant;
 /// The record of a run, as far as its end is concerned.
 #[derive(Default)]
 pub(crate) struct Recording {
+    /// Whether the session's thread has begun to record the run.
+    pub is_begun: bool,
     /// Whether the run is recorded as running, and its end is to be.
     pub is_wanted: bool,
     /// How the job exited or could not be started, and when.

@@ -19,7 +19,7 @@ use crate::run::service_manager::ServiceManager;
 use crate::run::session::{self, Held, Session, SessionEvent, SessionPlan};
 use crate::run::signal_number::SignalNumber;
 use crate::run::signals::{self, BlockedSignals, SignalInfo, Signals};
-use crate::run::state::{Action, Event, RunState};
+use crate::run::state::{Action, Event, RECORD_TIMEOUT, RunState};
 use crate::ui::message;
 use crate::ui::terminal;
 use nix::errno::Errno;
@@ -156,6 +156,7 @@ impl Supervisor {
             if let Some(outcome) = outcome {
                 self.report(outcome);
                 self.finish_recording();
+                self.finish_preparing();
                 if outcome == Outcome::Failed(ExitCode::Lost) {
                     self.finish_guarding();
                 }
@@ -214,6 +215,7 @@ impl Supervisor {
             SessionEvent::Connected(socket) => {
                 self.is_connected = true;
                 self.wait_socket = socket;
+                self.recording.is_begun = false;
                 Event::Connected
             }
             SessionEvent::Contended => Event::Contended,
@@ -239,6 +241,10 @@ impl Supervisor {
             SessionEvent::Alive(next_due) => Event::Alive { next_due },
             SessionEvent::Waiting(holders) => {
                 self.progress = Some(WaitProgress::held(holders, Instant::now()));
+                Event::Tick
+            }
+            SessionEvent::Preparing => {
+                self.recording.is_begun = true;
                 Event::Tick
             }
             SessionEvent::Held(held) => self.record_acquisition(held),
@@ -585,6 +591,24 @@ impl Supervisor {
         }
         if let Some(reason) = self.recording.failure() {
             message::error(messages::not_recorded(&self.keys, &reason));
+        }
+    }
+
+    /// Has the session's thread remove a run that it is recording: the lock was acquired at the end of the wait, and no
+    /// job starts under it.
+    fn finish_preparing(&mut self) {
+        if self.options.record.is_none() || self.held.is_some() {
+            return;
+        }
+        self.session.release();
+        let limit = Instant::now() + RECORD_TIMEOUT;
+        loop {
+            let deadline = if self.recording.is_begun { limit } else { Instant::now() };
+            match self.session.next_event(deadline) {
+                Some(SessionEvent::Preparing) => self.recording.is_begun = true,
+                Some(_) => {}
+                None => return,
+            }
         }
     }
 

@@ -120,11 +120,21 @@ impl Acquirer<'_> {
             lock: &request.lock,
             ids: &request.ids,
         };
-        if memory.was_contended() && self.is_backend_lent(&request.server) {
-            if !self.pause(SECOND_PROOF_DELAY) {
-                self.give_back(client, &request, grant, ticket)?;
-                return Err(interrupted());
-            }
+        let must_prove_again = memory.was_contended() && self.is_backend_lent(&request.server);
+        let pause = if must_prove_again {
+            SECOND_PROOF_DELAY
+        } else {
+            Duration::ZERO
+        };
+        if self.options().record.is_some() {
+            // Then a main thread that ends either sees this report, or is seen to have given the order to release.
+            self.reporter.report(SessionEvent::Preparing);
+        }
+        if (must_prove_again || self.options().record.is_some()) && !self.pause(pause) {
+            self.give_back(client, &request, grant, ticket)?;
+            return Err(interrupted());
+        }
+        if must_prove_again {
             preparer.refresh_grant(client, &mut grant)?;
         }
         let Prepared { token, begun } = preparer.prepare(client, &mut grant)?;

@@ -27,6 +27,8 @@ pub(crate) enum SessionEvent {
     AwaitingOldJob,
     /// Who holds the lock, as seen during the wait.
     Waiting(Vec<Backend>),
+    /// The lock is ours, and the run is about to be recorded.
+    Preparing,
     /// The lock is ours.
     Held(Held),
     /// The lock is held by another client; the message for the user.

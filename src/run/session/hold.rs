@@ -74,7 +74,7 @@ impl Holder<'_> {
                 WakeReason::ReleaseOrdered => break,
                 // A guard is over with the job.
                 WakeReason::JobEnded if self.is_guard => break,
-                WakeReason::JobEnded => self.record_end(client)?,
+                WakeReason::JobEnded => self.record_end(client, false)?,
                 WakeReason::SocketReadable => {
                     if read_unsolicited(client)? > 0 {
                         next_heartbeat = next_heartbeat.min(last_sent + MIN_HEARTBEAT_INTERVAL);
@@ -92,7 +92,7 @@ impl Holder<'_> {
                 }
             }
         }
-        self.record_end(client)?;
+        self.record_end(client, true)?;
         let is_lent = !self.is_direct || self.plan.options.scope == ScopeChoice::SessionPooled;
         // A guard has acquired the key without asking whether another one has lost it.
         let may_be_anothers = self.is_guard && held_since.elapsed() < lock::GUARD_TIME;
@@ -104,13 +104,14 @@ impl Holder<'_> {
         Ok(self.lock.release(client, receipt)?)
     }
 
-    /// Records the end of the run, if the run is recorded and the job has ended.
+    /// Records the end of the run, if the run is recorded and the job has ended; or if it will not start, when the order
+    /// to release has come.
     ///
     /// # Errors
     /// The lock is lost.
-    fn record_end(&self, client: &mut Client) -> Result<(), SessionLoss> {
+    fn record_end(&self, client: &mut Client, is_releasing: bool) -> Result<(), SessionLoss> {
         match self.recorder {
-            Some(recorder) => Ok(recorder.complete_under_lock(client, self.lock.scope)?),
+            Some(recorder) => Ok(recorder.complete_under_lock(client, self.lock.scope, is_releasing)?),
             None => Ok(()),
         }
     }

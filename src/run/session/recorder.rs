@@ -4,6 +4,7 @@
 //! connection if the lock is that of a transaction. After a loss it is written over a connection of its own, and says
 //! that the lock was lost; if that fails too, the next holder of the key finds the run.
 
+use super::claim::Claim;
 use super::events::SessionEvent;
 use super::orders::Orders;
 use super::plan::SessionPlan;
@@ -28,6 +29,8 @@ pub(super) struct Recorder<'a> {
     pub(super) reporter: &'a Reporter,
     run: RecordedRun,
     table: &'a TableName,
+    /// To find out whether the job was started.
+    claim: Claim,
     /// The end, once the main thread has reported it.
     end: Cell<Option<RunEnd>>,
     /// Whether that was written under the lock, or could not be.
@@ -41,6 +44,7 @@ impl<'a> Recorder<'a> {
         orders: &'a Orders,
         reporter: &'a Reporter,
         run: RecordedRun,
+        claim: Claim,
     ) -> Option<Recorder<'a>> {
         Some(Recorder {
             plan,
@@ -48,6 +52,7 @@ impl<'a> Recorder<'a> {
             reporter,
             run,
             table: &plan.options.record.as_ref()?.table,
+            claim,
             end: Cell::new(None),
             is_complete: Cell::new(false),
         })
@@ -58,15 +63,23 @@ impl<'a> Recorder<'a> {
         self.is_complete.get()
     }
 
-    /// Records the end, if the job has ended, while the lock is held by this session.
+    /// Records the end, if the job has ended or will not start, while the lock is held by this session. `is_releasing`
+    /// says that the order to release has come: the main thread may have given up the wait before it saw our report of
+    /// the lock, so that it knows of no run.
     ///
     /// # Errors
     /// The session is lost.
-    pub(super) fn complete_under_lock(&self, client: &mut Client, scope: Scope) -> Result<(), postgres::Error> {
+    pub(super) fn complete_under_lock(
+        &self,
+        client: &mut Client,
+        scope: Scope,
+        is_releasing: bool,
+    ) -> Result<(), postgres::Error> {
         if self.end.get().is_some() {
             return Ok(());
         }
-        let Some(end) = self.orders.job_end() else {
+        let not_started = || (is_releasing && self.claim.take()).then_some(RunEnd::NotStarted);
+        let Some(end) = self.orders.job_end().or_else(not_started) else {
             return Ok(());
         };
         self.end.set(Some(end));

@@ -240,9 +240,9 @@ impl Worker {
             token,
             run,
         } = acquired;
-        let recorder = run.and_then(|run| Recorder::new(&self.plan, &self.orders, &self.reporter, run));
-        self.reporter.expect_reply_after(grant.query_sent);
         let claim = Claim::default();
+        let recorder = run.and_then(|run| Recorder::new(&self.plan, &self.orders, &self.reporter, run, claim.clone()));
+        self.reporter.expect_reply_after(grant.query_sent);
         self.reporter.report(SessionEvent::Held(Held {
             claim: claim.clone(),
             ids,

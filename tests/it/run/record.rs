@@ -435,6 +435,27 @@ fn a_run_that_cannot_be_recorded_is_not_started() {
     assert_eq!(table.runs("k"), [""; 0]);
 }
 
+/// P101: the wait can end while the run is being recorded. No job starts, so no run is left in the table.
+#[test]
+fn a_wait_that_ends_while_its_run_is_recorded_leaves_no_run() {
+    let table = RunTable::new();
+    for (road, run) in Roads::to(&table).runs("k") {
+        let mut locker = table.client();
+        rows(&mut locker, "BEGIN");
+        rows(&mut locker, "LOCK TABLE pglock_run");
+        let late = run.args(["--record", "-w", "0.5", "echo", "the job ran"]).spawn();
+        late.await_stderr("\n");
+        rows(&mut locker, "COMMIT");
+        let line = late.finish().code(69).stderr_line();
+        assert!(line.contains("stopped responding"), "{road}: {line}");
+        let is_over = "SELECT count(*) = 0 FROM pg_locks JOIN pg_stat_activity USING (pid) \
+                       WHERE datname = current_database() AND pid <> pg_backend_pid() \
+                       AND (locktype = 'advisory' OR state = 'active')";
+        eventually(SOON, "neither a lock nor a query", || table.value(is_over) == "t");
+        assert_eq!(table.runs("k"), [""; 0], "{road}");
+    }
+}
+
 /// P100: a key that the encoding of the database does not have is no fault of the table.
 #[test]
 fn a_key_that_the_database_cannot_store_is_not_recorded() {
