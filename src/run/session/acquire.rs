@@ -121,16 +121,7 @@ impl Acquirer<'_> {
             ids: &request.ids,
         };
         let must_prove_again = memory.was_contended() && self.is_backend_lent(&request.server);
-        let pause = if must_prove_again {
-            SECOND_PROOF_DELAY
-        } else {
-            Duration::ZERO
-        };
-        if self.options().record.is_some() {
-            // Then a main thread that ends either sees this report, or is seen to have given the order to release.
-            self.reporter.report(SessionEvent::Preparing);
-        }
-        if (must_prove_again || self.options().record.is_some()) && !self.pause(pause) {
+        if !self.may_prepare(must_prove_again) {
             self.give_back(client, &request, grant, ticket)?;
             return Err(interrupted());
         }
@@ -159,6 +150,21 @@ impl Acquirer<'_> {
             token,
             run,
         }))
+    }
+
+    /// Returns whether a lock that was just acquired may be proven again and its run be recorded, which take a while,
+    /// or whether it is to be released. Pauses before a second proof.
+    fn may_prepare(&self, must_prove_again: bool) -> bool {
+        let is_recorded = self.options().record.is_some();
+        if is_recorded {
+            // Then a main thread that ends either sees this report, or is seen to have given the order to release.
+            self.reporter.report(SessionEvent::Preparing);
+        }
+        match (must_prove_again, is_recorded) {
+            (true, _) => self.pause(SECOND_PROOF_DELAY),
+            (false, true) => self.pause(Duration::ZERO),
+            (false, false) => true,
+        }
     }
 
     /// Releases a lock under which no job was started. The backend may be a pool's, and would keep it.
