@@ -8,6 +8,7 @@ use crate::support::server::{claim, receipt, rows};
 use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use std::time::{Duration, Instant};
 
 /// What a waiter says with `-v` that leaves the key alone.
@@ -85,6 +86,15 @@ fn a_key_that_was_lost_is_left_to_the_loser_by_all_who_wait_in_the_queue() {
     }
 }
 
+/// Returns the one backend beside this one.
+fn other_backend(case: &Case, backend: Pid) -> Pid {
+    match case.backends()[..] {
+        [first, second] if second == backend => first,
+        [first, second] if first == backend => second,
+        ref backends => panic!("{backends:?}"),
+    }
+}
+
 /// P25: one that comes to the head of the queue of `--fair` in the same moment has waited as well.
 #[test]
 fn a_fair_waiter_whose_predecessor_is_ended_with_the_holder_starts_no_job() {
@@ -93,14 +103,7 @@ fn a_fair_waiter_whose_predecessor_is_ended_with_the_holder_starts_no_job() {
     let lost = case.backend();
     let predecessor = case.run().args(["--fair", "true"]).spawn();
     await_queue(&case, 1, 1);
-    let [ticket] = case
-        .backends()
-        .into_iter()
-        .filter(|pid| *pid != lost)
-        .collect::<Vec<_>>()[..]
-    else {
-        panic!("{:?}", case.backends());
-    };
+    let ticket = other_backend(&case, lost);
     let waiter = case.run().args(["--fair", "-v"]).sh(&journal.alone()).spawn();
     waiter.await_stderr("; waiting\n");
     eventually(SOON, "a second ticket", || {
@@ -127,14 +130,7 @@ fn a_waiter_whose_session_is_ended_right_after_the_holders_starts_no_job() {
     let old = case.backend();
     let waiter = case.run().sh(&journal.alone()).spawn();
     await_queue(&case, 1, 1);
-    let [new] = case
-        .backends()
-        .into_iter()
-        .filter(|pid| *pid != old)
-        .collect::<Vec<_>>()[..]
-    else {
-        panic!("{:?}", case.backends());
-    };
+    let new = other_backend(&case, old);
     case.sql(&format!(
         "SELECT pg_terminate_backend({old}), pg_sleep(0.1), pg_terminate_backend({new})"
     ));
