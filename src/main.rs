@@ -27,6 +27,7 @@
 //! * `run::job` and `run::session` do not know each other; only `run::supervisor` sees both.
 //! * `pglock run` writes nothing to standard output, which belongs to the job.
 //! * No secret appears in anything that is printed.
+#![cfg_attr(all(not(test), starts_without_runtime), no_main)]
 
 mod cli;
 mod commands;
@@ -48,17 +49,27 @@ use crate::cli::Invocation;
 use crate::outcome::{ExitCode, ExitReason, Failure, Outcome};
 use crate::run::signals;
 use crate::ui::{message, stdout};
+use std::ffi::OsString;
 use std::panic;
-use std::process;
 use std::time::Instant;
 
-fn main() -> process::ExitCode {
+#[cfg(any(test, not(starts_without_runtime)))]
+fn main() -> std::process::ExitCode {
+    run_program(std::env::args_os().collect()).into()
+}
+
+#[cfg(all(not(test), starts_without_runtime))]
+sys::define_main!(run_program);
+
+/// Does what the arguments ask for, of which the first is the name of the program. Returns the exit status.
+fn run_program(arguments: Vec<OsString>) -> u8 {
     let started_at = Instant::now();
     sys::share_heap();
     message::report_panics();
     // A panic has its own exit status; the panic hook has reported it. A panic of the session's thread does not arrive
     // here: it counts as a lost session, and the job is terminated.
-    let result = panic::catch_unwind(|| run_subcommand(started_at)).unwrap_or(Ok(Outcome::Failed(ExitCode::Internal)));
+    let result = panic::catch_unwind(|| run_subcommand(arguments, started_at));
+    let result = result.unwrap_or(Ok(Outcome::Failed(ExitCode::Internal)));
     let outcome = result.unwrap_or_else(|failure| {
         message::error(&failure);
         Outcome::Failed(failure.code)
@@ -70,8 +81,8 @@ fn main() -> process::ExitCode {
 ///
 /// # Errors
 /// The command line is not valid, or the subcommand fails.
-fn run_subcommand(started_at: Instant) -> Result<Outcome, Failure> {
-    match cli::parse(std::env::args_os())? {
+fn run_subcommand(arguments: Vec<OsString>, started_at: Instant) -> Result<Outcome, Failure> {
+    match cli::parse(arguments)? {
         Invocation::Run(options) => commands::run::run(*options, started_at),
         Invocation::List(options) => commands::list::run(&options),
         Invocation::Evict(options) => commands::evict::run(&options),
@@ -85,17 +96,17 @@ fn run_subcommand(started_at: Instant) -> Result<Outcome, Failure> {
 }
 
 /// Returns the exit status, or ends this process with the signal that ended the job or the wait.
-fn exit_with(outcome: Outcome) -> process::ExitCode {
+fn exit_with(outcome: Outcome) -> u8 {
     // The session's thread may be prompting for a password.
     connection::prompt::restore_echo();
     match outcome {
-        Outcome::Success => process::ExitCode::SUCCESS,
-        Outcome::Job(ExitReason::Code(code)) | Outcome::Conflict(code) => code.into(),
+        Outcome::Success => 0,
+        Outcome::Job(ExitReason::Code(code)) | Outcome::Conflict(code) => code,
         Outcome::Job(ExitReason::Signal(signal)) | Outcome::Interrupted(signal) => {
             signals::die_with(signal);
             // Process 1 of a container survives its own signal. Report the signal as a shell does.
-            128u8.saturating_add(signal as u8).into()
+            128u8.saturating_add(signal as u8)
         }
-        Outcome::Failed(code) => (code as u8).into(),
+        Outcome::Failed(code) => code as u8,
     }
 }

@@ -1,7 +1,8 @@
 //! The only unsafe code: system calls that neither std nor nix offers through a safe interface.
 //!
-//! There are five subjects: how this process was started (before Rust's runtime changed it), the heap, descriptors, the
-//! child between fork and exec, and waiting for a child without reaping it. Nothing here makes a decision.
+//! There are five subjects: how this process was started (before, or without, Rust's runtime, which changes it), the
+//! heap, descriptors, the child between fork and exec, and waiting for a child without reaping it. Nothing here makes a
+//! decision.
 #![expect(unsafe_code, reason = "all unsafe code is in this file")]
 
 use nix::errno::Errno;
@@ -20,8 +21,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 static ENTRY_STATE: AtomicU8 = AtomicU8::new(0);
 const SIGPIPE_IGNORED_BIT: u8 = 1 << 3;
 
-/// Records the state on entry, before Rust's runtime ignores SIGPIPE and opens /dev/null on a closed descriptor 0, 1
-/// or 2: the job must find both as pglock's caller left them.
+/// Records the state on entry, before SIGPIPE is ignored and /dev/null is opened on a closed descriptor 0, 1 or 2, by
+/// Rust's runtime or by `start`: the job must find both as pglock's caller left them.
 extern "C" fn record_entry() {
     let mut state = 0;
     for fd in 0..=2 {
@@ -42,6 +43,50 @@ extern "C" fn record_entry() {
 #[cfg_attr(target_vendor = "apple", unsafe(link_section = "__DATA,__mod_init_func"))]
 #[cfg_attr(not(target_vendor = "apple"), unsafe(link_section = ".init_array"))]
 static RECORD_ENTRY: extern "C" fn() = record_entry;
+
+/// Defines the C library's `main`. It runs `$run` with the arguments and returns its exit status, without Rust's
+/// runtime: to name the cause if the main thread's stack overflows, that reads `/proc/self/maps`, which takes 0.2 ms of
+/// a start of 1 ms. Nothing flushes standard output at the end; `ui::stdout` flushes what it prints.
+#[cfg(all(not(test), starts_without_runtime))]
+macro_rules! define_main {
+    ($run:path) => {
+        #[expect(unsafe_code, reason = "the macro is in sys.rs")]
+        // SAFETY: no other function of this name is linked. A panic that leaves it aborts.
+        #[unsafe(no_mangle)]
+        extern "C" fn main(count: std::ffi::c_int, arguments: *const *const std::ffi::c_char) -> std::ffi::c_int {
+            // SAFETY: the C library passes the arguments so.
+            let arguments = unsafe { crate::sys::start(count, arguments) };
+            $run(arguments).into()
+        }
+    };
+}
+#[cfg(all(not(test), starts_without_runtime))]
+pub(crate) use define_main;
+
+/// Does the two things of Rust's runtime that pglock needs: opens `/dev/null` on each of the descriptors 0, 1 and 2
+/// that is closed, so that no other file gets its number, and ignores SIGPIPE. Returns the arguments.
+///
+/// # Safety
+/// There are `count` pointers to strings that end with a NUL byte.
+#[cfg(all(not(test), starts_without_runtime))]
+pub(crate) unsafe fn start(count: libc::c_int, arguments: *const *const c_char) -> Vec<std::ffi::OsString> {
+    use std::ffi::{CStr, OsStr};
+    use std::os::unix::ffi::OsStrExt;
+    for _ in closed_on_entry() {
+        // SAFETY: the path ends with a NUL byte. The lowest free descriptor is the one that was found closed.
+        if unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) } == -1 {
+            std::process::abort();
+        }
+    }
+    // SAFETY: SIG_IGN is not a handler, so no Rust code runs in signal context.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    let argument = |index| {
+        // SAFETY: the caller guarantees it.
+        let argument = unsafe { CStr::from_ptr(*arguments.add(index)) };
+        OsStr::from_bytes(argument.to_bytes()).to_owned()
+    };
+    (0..count as usize).map(argument).collect()
+}
 
 /// Makes all threads share one heap. By default glibc gives each thread its own, which costs more memory, page faults
 /// and system calls than the few allocations of a thread that mostly sleeps are worth.
@@ -192,7 +237,7 @@ pub(crate) fn before_exec(
             unsafe { libc::signal(*signal as libc::c_int, libc::SIG_IGN) };
         }
         for fd in &closed {
-            // SAFETY: this descriptor is the /dev/null that Rust's runtime opened, and nothing in the child owns it.
+            // SAFETY: this descriptor is the /dev/null that was opened at the start, and nothing in the child owns it.
             unsafe { libc::close(*fd) };
         }
         // Last, so that no signal reaches one of pglock's handlers in the child.

@@ -6,6 +6,7 @@ use std::env;
 use std::fs::File;
 use std::io::{IsTerminal, Write, stderr, stdin, stdout};
 use std::os::fd::AsFd;
+use std::sync::OnceLock;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// Erases from the cursor to the end of the line (ECMA-48 EL).
@@ -83,12 +84,21 @@ pub(crate) fn truncate_to_width(text: &str, columns: usize) -> String {
 }
 
 /// Returns the foreground process group of the controlling terminal; `None` without a terminal.
+///
+/// A process that starts without a terminal is not given one later, so this remembers if there was none: failing to
+/// open one takes longer than most system calls.
 pub(crate) fn foreground_group() -> Option<Pid> {
+    static HAD_TERMINAL: OnceLock<bool> = OnceLock::new();
+    if HAD_TERMINAL.get() == Some(&false) {
+        return None;
+    }
     // Without /dev/tty, as in a minimal container, one of the standard streams may still be the terminal.
     let from_tty = File::open("/dev/tty").ok().and_then(|tty| tcgetpgrp(tty).ok());
     let from_stdin = || tcgetpgrp(stdin()).ok();
     let from_stderr = || tcgetpgrp(stderr()).ok();
-    from_tty.or_else(from_stdin).or_else(from_stderr)
+    let group = from_tty.or_else(from_stdin).or_else(from_stderr);
+    HAD_TERMINAL.get_or_init(|| group.is_some());
+    group
 }
 
 /// Makes a process group of this session the foreground process group of the terminal.

@@ -94,7 +94,7 @@ fn posix_spawn(command: &Command, setup: &SpawnSetup) -> io::Result<Pid> {
     attributes.set_pgroup(Pid::from_raw(0))?;
     attributes.set_sigmask(&setup.mask)?;
     let mut default: SigSet = setup.default.iter().copied().collect();
-    // Rust's runtime ignores SIGPIPE.
+    // pglock itself ignores SIGPIPE.
     if !setup.ignored.contains(&Signal::SIGPIPE) {
         default.add(Signal::SIGPIPE);
     }
