@@ -44,7 +44,7 @@ pub struct Programs {
 
 impl Programs {
     fn build(directory: &Path) -> Programs {
-        let floor = directory.join("floor");
+        let floor = directory.join("built-floor");
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/floor.c");
         let built = Command::new("cc")
             .args(["-O2", "-static", "-o"])
@@ -54,14 +54,22 @@ impl Programs {
         assert!(built.unwrap().success(), "the floor does not build");
         let pglock = PathBuf::from(env!("CARGO_BIN_EXE_pglock"));
         let released = std::env::var_os("PGLOCK_BENCH").map(PathBuf::from);
+        let installed = |name, program: &Path| install(program, &directory.join(name));
         Programs {
-            released: released.unwrap_or_else(|| pglock.clone()),
-            pglock,
-            floor,
-            floor_tls: support::probe::example("floor-tls"),
-            naive: support::probe::example("naive"),
+            released: installed("static", released.as_deref().unwrap_or(&pglock)),
+            pglock: installed("pglock", &pglock),
+            floor: installed("floor", &floor),
+            floor_tls: installed("floor-tls", &support::probe::example("floor-tls")),
+            naive: installed("naive", &support::probe::example("naive")),
         }
     }
+}
+
+/// Copies a program, as install(1) does, and returns the copy. What a linker has just written is in small pieces in the
+/// kernel's cache, and starts more slowly than what was written or read in one go.
+fn install(program: &Path, copy: &Path) -> PathBuf {
+    std::fs::copy(program, copy).unwrap();
+    copy.to_owned()
 }
 
 fn main() -> ExitCode {
