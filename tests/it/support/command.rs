@@ -14,8 +14,15 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Variables, besides `PG*`, that change where pglock connects or what it does.
-const OTHER_VARIABLES: [&str; 4] = ["DATABASE_URL", "NOTIFY_SOCKET", "LISTEN_PID", "WATCHDOG_PID"];
+/// Variables, besides `PG*`, that change where pglock connects or what it does; and cargo's own path for libraries, in
+/// which the loader would look for each one first: 50 failed attempts to open the C library, at each start.
+const OTHER_VARIABLES: [&str; 5] = [
+    "DATABASE_URL",
+    "NOTIFY_SOCKET",
+    "LISTEN_PID",
+    "WATCHDOG_PID",
+    "LD_LIBRARY_PATH",
+];
 
 /// Returns a command whose environment has no variables that pglock reads, and that starts with every signal
 /// at its default disposition and none blocked, however the tests were started.
