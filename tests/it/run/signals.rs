@@ -362,6 +362,22 @@ fn closed_standard_streams_stay_closed() {
     }
 }
 
+/// P7: meanwhile no socket of pglock's has the number of a standard stream, to which pglock writes its messages.
+#[cfg(target_os = "linux")]
+#[test]
+fn closed_standard_streams_are_not_taken_by_sockets() {
+    let journal = Journal::new();
+    let job = format!(
+        "for n in 0 1 2; do readlink /proc/$PPID/fd/$n; done >{}; exit 9",
+        journal.path().display()
+    );
+    let wrapper = ["sh", "-c", "exec \"$@\" <&- >&- 2>&-", "sh"];
+    let run = wrapped(Server::shared(), &wrapper, &unique("key")).args(["--", "sh", "-c", &job]);
+    run.output().code(9);
+    let streams = std::fs::read_to_string(journal.path()).unwrap();
+    assert_eq!(streams, "/dev/null\n".repeat(3));
+}
+
 /// P7: the session's socket is still told apart.
 #[cfg(target_os = "linux")]
 #[test]
