@@ -1,4 +1,4 @@
-//! What makes pglock start faster with glibc. Elsewhere, this does nothing.
+//! Makes pglock start faster with glibc. Elsewhere, this does nothing.
 
 use std::env;
 use std::path::Path;
@@ -38,8 +38,9 @@ fn link_unwinder() {
     }
 }
 
-/// Links the program, though not its libraries, at a fixed address, unless RUSTFLAGS say how. Otherwise each start
-/// would relocate 7,000 addresses, which copies 28 pages. `scripts/dist` does the same for a static program.
+/// Links the program, though not its libraries, at a fixed address, unless RUSTFLAGS choose a relocation model.
+/// Otherwise each start would relocate 7,000 addresses, which copies 28 pages. `scripts/dist` does the same for a
+/// static program.
 fn link_at_fixed_address() {
     println!("cargo:rerun-if-env-changed=CARGO_ENCODED_RUSTFLAGS");
     let flags = env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();

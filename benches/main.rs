@@ -65,8 +65,8 @@ impl Programs {
     }
 }
 
-/// Copies a program, as install(1) does, and returns the copy. What a linker has just written is in small pieces in the
-/// kernel's cache, and starts more slowly than what was written or read in one go.
+/// Copies a program, as install(1) does, and returns the copy. A program that the linker has just written is cached by
+/// the kernel in small pieces, and can start more slowly than one that was written or read as a whole.
 fn install(program: &Path, copy: &Path) -> PathBuf {
     std::fs::copy(program, copy).unwrap();
     copy.to_owned()

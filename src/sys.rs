@@ -1,8 +1,7 @@
 //! The only unsafe code: system calls that neither std nor nix offers through a safe interface.
 //!
-//! There are five subjects: how this process was started (before, or without, Rust's runtime, which changes it), the
-//! heap, descriptors, the child between fork and exec, and waiting for a child without reaping it. Nothing here makes a
-//! decision.
+//! There are five subjects: how this process was started, the heap, descriptors, the child between fork and exec, and
+//! waiting for a child without reaping it. Nothing here makes a decision.
 #![expect(unsafe_code, reason = "all unsafe code is in this file")]
 
 use nix::errno::Errno;
@@ -44,9 +43,9 @@ extern "C" fn record_entry() {
 #[cfg_attr(not(target_vendor = "apple"), unsafe(link_section = ".init_array"))]
 static RECORD_ENTRY: extern "C" fn() = record_entry;
 
-/// Defines the C library's `main`. It runs `$run` with the arguments and returns its exit status, without Rust's
-/// runtime: to name the cause if the main thread's stack overflows, that reads `/proc/self/maps`, which takes 0.2 ms of
-/// a start of 1 ms. Nothing flushes standard output at the end; `ui::stdout` flushes what it prints.
+/// Defines the C library's `main`. It runs `$run` with the arguments and returns its exit status. Rust's runtime is
+/// left out: it reads `/proc/self/maps` to be able to report an overflow of the main thread's stack, which takes 0.2 ms
+/// of a start of 1 ms. Nothing flushes standard output at the end; `ui::stdout` flushes what it prints.
 #[cfg(all(not(test), starts_without_runtime))]
 macro_rules! define_main {
     ($run:path) => {
@@ -54,7 +53,7 @@ macro_rules! define_main {
         // SAFETY: no other function of this name is linked. A panic that leaves it aborts.
         #[unsafe(no_mangle)]
         extern "C" fn main(count: std::ffi::c_int, arguments: *const *const std::ffi::c_char) -> std::ffi::c_int {
-            // SAFETY: the C library passes the arguments so.
+            // SAFETY: the C library passes the arguments and their count.
             let arguments = unsafe { crate::sys::start(count, arguments) };
             $run(arguments).into()
         }

@@ -85,8 +85,8 @@ pub(crate) fn truncate_to_width(text: &str, columns: usize) -> String {
 
 /// Returns the foreground process group of the controlling terminal; `None` without a terminal.
 ///
-/// A process that starts without a terminal is not given one later, so this remembers if there was none: failing to
-/// open one takes longer than most system calls.
+/// A process that starts without a terminal is not given one later, so if there was none, this does not look again:
+/// failing to open one takes longer than most system calls.
 pub(crate) fn foreground_group() -> Option<Pid> {
     static HAD_TERMINAL: OnceLock<bool> = OnceLock::new();
     if HAD_TERMINAL.get() == Some(&false) {

@@ -152,8 +152,8 @@ impl Acquirer<'_> {
         }))
     }
 
-    /// Returns whether a lock that was just acquired may be proven again and its run be recorded, which take a while,
-    /// or whether it is to be released. Pauses before a second proof.
+    /// Returns false if the order to release a lock came before the lock could be proven again or its run be recorded.
+    /// Pauses before a second proof.
     fn may_prepare(&self, must_prove_again: bool) -> bool {
         let is_recorded = self.options().record.is_some();
         if is_recorded {

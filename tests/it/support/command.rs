@@ -14,8 +14,8 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Variables, besides `PG*`, that change where pglock connects or what it does; and cargo's own path for libraries, in
-/// which the loader would look for each one first: 50 failed attempts to open the C library, at each start.
+/// Variables, besides `PG*`, that change where pglock connects or what it does; and the search path for libraries that
+/// cargo sets, which makes the loader try 50 other paths before it opens the C library, at each start.
 const OTHER_VARIABLES: [&str; 5] = [
     "DATABASE_URL",
     "NOTIFY_SOCKET",
