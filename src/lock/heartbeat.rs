@@ -67,7 +67,12 @@ impl Lock {
         backend_pid: i32,
         tag: QueryTag,
     ) -> Result<HeartbeatReply, postgres::Error> {
-        let listen = format!("LISTEN {}; ", eviction_channel(backend_pid));
+        // The server reads notifications in a transaction of its own, and takes a snapshot. With the defaults of the
+        // session, that could wait for other clients (see `query_message`), and no heartbeat would be answered.
+        let listen = format!(
+            "SELECT pg_catalog.set_config('default_transaction_deferrable', 'off', false) AS deferrable; LISTEN {}; ",
+            eviction_channel(backend_pid)
+        );
         self.query_heartbeat(client, backend_pid, tag, &listen)
     }
 

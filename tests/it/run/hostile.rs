@@ -267,6 +267,8 @@ fn the_job_keeps_the_lock_of_a_killed_pglock_over_tcp() {
 fn deferrable_transactions_do_not_wait_for_writers() {
     let server = Server::start();
     let pooler = PgBouncer::with(&server, &["pool_mode=transaction"]);
+    // With the server's own defaults.
+    let mut observer = server.client();
     for setting in ["deferrable = on", "isolation = serializable", "read_only = on"] {
         server.sql(&format!("ALTER DATABASE postgres SET default_transaction_{setting}"));
     }
@@ -318,6 +320,10 @@ fn deferrable_transactions_do_not_wait_for_writers() {
         holder.finish().code(0).silent();
     }
     let holder = server.run("key").holding();
+    // The server reads notifications in a transaction that it begins itself, with the defaults of the session.
+    let listening = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%holds%LISTEN%' AND pid <> pg_backend_pid()";
+    eventually(SOON, "listening", || !rows(&mut observer, listening).is_empty());
+    rows(&mut observer, "NOTIFY another_channel");
     let list = ["list", "--key", "key"];
     server.pglock().args(list).output().code(75);
     let evict = ["evict", "--key", "key", "--yes"];

@@ -6,7 +6,7 @@
 
 use super::command::command;
 use super::server::{SUPERUSER, Server};
-use super::wait::{SOON, eventually, until};
+use super::wait::{SOON, until};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
@@ -214,7 +214,9 @@ impl Running {
     #[track_caller]
     pub fn await_stderr(&self, text: &str) {
         let what = format!("{text:?} on the standard error of {}", self.line);
-        eventually(SOON, &what, || self.stderr().contains(text));
+        if !until(SOON, || self.stderr().contains(text)) {
+            panic!("{what}: {:?} {:?}", self.stdout(), self.stderr());
+        }
     }
 
     /// Closes its standard input, and waits until it exits.
