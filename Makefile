@@ -38,7 +38,7 @@ deps: ## install what the tests need (Debian packages, and some from PyPI in tar
 test: ## install what the tests need (not with NO_INSTALL=1), then check and test everything
 	@scripts/setup test
 	@$(MAKE) --no-print-directory check
-	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-5} $(CARGO) test --locked
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} $(CARGO) test --locked
 
 test-matrix: ## run the tests on PostgreSQL 10 to 18 (Linux on x86-64, npm)
 	@scripts/setup test

@@ -11,7 +11,7 @@ use super::support::network::{Host, Network};
 use super::support::pgbouncer::PgBouncer;
 use super::support::pgdog::PgDog;
 use super::support::real_proxy::{RealProxy, haproxy_example};
-use super::support::server::{SUPERUSER, Server, free_port};
+use super::support::server::{Data, SUPERUSER, Server, free_port};
 use super::support::wait::{SOON, eventually, until};
 use postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use std::fs;
@@ -79,13 +79,13 @@ impl World {
         };
         let (servers, clients) = (hosts(2), hosts(HOSTS));
         let proxy_host = hosts(1).pop();
-        let primary = leak(Server::make(&SETTINGS, servers.first(), None));
+        let primary = leak(Server::make(&SETTINGS, servers.first(), Data::New));
         let init = command(env!("CARGO_BIN_EXE_pglock"))
             .arg("init")
             .env("PGLOCK_DSN", admin_dsn(primary))
             .output();
         assert!(init.as_ref().is_ok_and(|init| init.status.success()), "{init:?}");
-        let standby = leak(Server::make(&SETTINGS, servers.get(1), Some(primary)));
+        let standby = leak(Server::make(&SETTINGS, servers.get(1), Data::StandbyOf(primary)));
         let pooler = pooler(primary, servers.first(), resets_sessions);
         let [forwarder_directory, pgdog_directory] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let forwarder = forwarder(primary, &forwarder_directory);
@@ -205,7 +205,7 @@ impl World {
         old.stop_immediate();
         self.promote_standby(&mut now);
         let next = self.servers.get(1 - now.primary_host);
-        now.standby = leak(Server::make(&SETTINGS, next, Some(now.primary)));
+        now.standby = leak(Server::make(&SETTINGS, next, Data::StandbyOf(now.primary)));
         self.made.lock().unwrap().push(now.standby);
         *self.now.write().unwrap() = now;
         // It is not started again, and there will be many.

@@ -262,7 +262,7 @@ fn a_login_by_md5_is_reported() {
 /// P76: locks of two primaries do not exclude each other.
 #[test]
 fn two_primaries_in_the_list_are_reported() {
-    let (first, second) = (Server::shared(), Server::start());
+    let (first, second) = (Server::shared(), Server::start_another_cluster());
     let check_hosts = |ports: [u16; 2]| {
         let [first, second] = ports;
         let dsn = format!("host=127.0.0.1,127.0.0.1 port={first},{second} user=postgres dbname=postgres");

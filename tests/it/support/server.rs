@@ -45,6 +45,16 @@ pub struct Server {
     watchdog: Option<Child>,
 }
 
+/// What a server starts with.
+pub enum Data<'a> {
+    /// A copy of the cluster that has never run.
+    New,
+    /// A cluster of its own.
+    AnotherCluster,
+    /// A copy of this server's, which it follows.
+    StandbyOf(&'a Server),
+}
+
 /// The number of sessions that hold a lock, and that wait for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Locks {
@@ -66,27 +76,27 @@ impl Server {
 
     /// Starts a server with settings such as `deadlock_timeout=20ms`.
     pub fn with(settings: &[&str]) -> Server {
-        Server::make(settings, None, None)
+        Server::make(settings, None, Data::New)
+    }
+
+    /// Starts a server whose system identifier no other one has.
+    pub fn start_another_cluster() -> Server {
+        Server::make(&[], None, Data::AnotherCluster)
     }
 
     /// Starts a hot standby that streams from this server.
     pub fn standby_of(primary: &Server) -> Server {
-        Server::make(&[], None, Some(primary))
+        Server::make(&[], None, Data::StandbyOf(primary))
     }
 
     /// Starts a server on a host of a test's network. Its socket can be reached from here too.
     pub fn on(host: &Host) -> Server {
-        Server::make(&[], Some(host), None)
+        Server::make(&[], Some(host), Data::New)
     }
 
     /// Starts a server with any of these.
-    pub fn make(settings: &[&str], host: Option<&Host>, primary: Option<&Server>) -> Server {
-        let directory = tempfile::Builder::new().prefix("pglock-test-").tempdir();
-        let directory = directory.unwrap().keep();
-        if let Some(user) = unprivileged() {
-            chown(&directory, Some(user.uid.into()), Some(user.gid.into())).unwrap();
-        }
-        let watchdog = watchdog(&directory);
+    pub fn make(settings: &[&str], host: Option<&Host>, data: Data) -> Server {
+        let (directory, watchdog) = watched_directory();
         let mut server = Server {
             directory,
             port: free_port(),
@@ -95,9 +105,10 @@ impl Server {
             postmaster: Mutex::new(None),
             watchdog: Some(watchdog),
         };
-        match primary {
-            Some(primary) => server.copy(primary),
-            None => server.initdb(),
+        match data {
+            Data::New => server.copy_data(&new_cluster().join("data")),
+            Data::AnotherCluster => initdb(&server.directory),
+            Data::StandbyOf(primary) => server.copy(primary),
         }
         // Another program may have taken the port since it was found free.
         while !server.try_launch() {
@@ -111,33 +122,18 @@ impl Server {
         server
     }
 
-    fn initdb(&self) {
-        let data = self.directory.join("data");
-        let output = self
-            .command("initdb")
-            .args(["--no-sync", "--locale=C", "--encoding=UTF8", "--auth=trust"])
-            .args(["--username", SUPERUSER, "--pgdata"])
-            .arg(&data)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "initdb: {output:?}");
-        let rules = format!(
-            "local all,replication all trust\n\
-             host all {WITH_PASSWORD} 127.0.0.1/32 scram-sha-256\n\
-             host all,replication all 127.0.0.1/32 trust\n\
-             host all all 10.77.0.0/24 trust\n"
-        );
-        fs::write(data.join("pg_hba.conf"), rules).unwrap();
-    }
-
     /// Copies the primary as a crash leaves it, which needs no other program of the server's version.
     fn copy(&self, primary: &Server) {
         primary.stop_immediate();
-        let (from, to) = (primary.directory.join("data"), self.directory.join("data"));
-        let copied = self.command("cp").arg("-R").args([&from, &to]).status();
-        assert!(copied.unwrap().success());
+        self.copy_data(&primary.directory.join("data"));
         primary.restart();
         self.follow(primary);
+    }
+
+    fn copy_data(&self, from: &Path) {
+        let to = self.directory.join("data");
+        let copied = self.command("cp").arg("-R").arg(from).arg(to).status();
+        assert!(copied.unwrap().success());
     }
 
     /// Makes it a standby of this server from its next start on, with data of that server's.
@@ -475,6 +471,48 @@ pub fn free_port() -> u16 {
             return port;
         }
     }
+}
+
+/// Returns the directory of a cluster that has never run. All servers are copies of it, which takes a tenth of the time
+/// of initdb; so they have the same system identifier.
+fn new_cluster() -> &'static Path {
+    static CLUSTER: OnceLock<(PathBuf, Child)> = OnceLock::new();
+    let (directory, _) = CLUSTER.get_or_init(|| {
+        let (directory, watchdog) = watched_directory();
+        initdb(&directory);
+        (directory, watchdog)
+    });
+    directory
+}
+
+/// Makes a cluster in the directory.
+fn initdb(directory: &Path) {
+    let data = directory.join("data");
+    let output = server_program("initdb", directory)
+        .args(["--no-sync", "--locale=C", "--encoding=UTF8", "--auth=trust"])
+        .args(["--username", SUPERUSER, "--pgdata"])
+        .arg(&data)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "initdb: {output:?}");
+    let rules = format!(
+        "local all,replication all trust\n\
+         host all {WITH_PASSWORD} 127.0.0.1/32 scram-sha-256\n\
+         host all,replication all 127.0.0.1/32 trust\n\
+         host all all 10.77.0.0/24 trust\n"
+    );
+    fs::write(data.join("pg_hba.conf"), rules).unwrap();
+}
+
+/// Makes a directory, and starts its watchdog.
+fn watched_directory() -> (PathBuf, Child) {
+    let directory = tempfile::Builder::new().prefix("pglock-test-").tempdir();
+    let directory = directory.unwrap().keep();
+    if let Some(user) = unprivileged() {
+        chown(&directory, Some(user.uid.into()), Some(user.gid.into())).unwrap();
+    }
+    let watchdog = watchdog(&directory);
+    (directory, watchdog)
 }
 
 /// Starts the watchdog, which ends the server when the test process cannot. A Ctrl-C does not reach its process group.
