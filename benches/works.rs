@@ -215,6 +215,11 @@ impl Bench<'_> {
         })
     }
 
+    /// The prototype that supervises its job as well.
+    fn supervised_prototype(&self) -> Contender {
+        self.prototype(&["PGLOCK_SUPERVISED"]).named("prototype, supervised")
+    }
+
     /// Lock, job, unlock: by a floor that proves its lock as pglock does, one that does not, a naive client, and
     /// pglock.
     fn plain(&self, name: &'static str, host: &str, bounds: &'static [(&'static str, f64)]) -> Work {
@@ -231,7 +236,7 @@ impl Bench<'_> {
             pglock("pglock, static", released, &dsn, &["true"]),
         ];
         if !host.starts_with('/') {
-            contenders.extend([self.naive(false), self.prototype(&[])]);
+            contenders.extend([self.naive(false), self.prototype(&[]), self.supervised_prototype()]);
         }
         Work {
             name,
@@ -436,6 +441,7 @@ impl Bench<'_> {
             pglock("pglock", &self.programs.pglock, &dsn, &["true"]),
             pglock("pglock, static", &self.programs.released, &dsn, &["true"]),
             self.prototype(&[]),
+            self.supervised_prototype(),
         ];
         let crowd = |keys: &'static dyn Fn(usize) -> String| {
             measure_in_turn(&contenders, 8, move |contender| {
@@ -466,7 +472,7 @@ impl Bench<'_> {
                 name: "a hundred at once, one key",
                 unit: "ms",
                 samples: crowd(&|_| KEY.to_owned()),
-                bounds: &[("pglock", 1.6), ("pglock, static", 1.6)],
+                bounds: &[("pglock", 1.7), ("pglock, static", 1.7)],
             },
             Work {
                 name: "a hundred at once, each with its own key",
