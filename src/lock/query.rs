@@ -231,17 +231,18 @@ impl QueryResult {
         }
     }
 
-    /// Reads [`GOT_COLUMN`]. Whatever number a server sends, the index is that of one of the keys.
+    /// Reads [`GOT_COLUMN`]. Whatever integer a server sends, the index is that of one of the keys; anything else
+    /// states nothing.
     pub(super) fn claim(&self, keys: &Keys) -> Claim {
-        let Some(got) = self.number(GOT_COLUMN) else {
+        let Some(got) = self.get(GOT_COLUMN).and_then(|got| got.parse::<i64>().ok()) else {
             return Claim::Untried;
         };
         let count = keys.as_slice().len();
         let is_acquired = match keys {
-            Keys::All(_) => got == count as f64,
-            Keys::OneOf { .. } => got >= 0.0,
+            Keys::All(_) => got == count as i64,
+            Keys::OneOf { .. } => got >= 0,
         };
-        let key_index = (got.max(0.0) as usize).min(count.saturating_sub(1));
+        let key_index = (got.max(0) as usize).min(count.saturating_sub(1));
         if is_acquired {
             Claim::Acquired { key_index }
         } else {

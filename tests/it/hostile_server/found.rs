@@ -191,6 +191,17 @@ fn a_complete_lie_is_believed() {
     output.code(5).silent();
 }
 
+/// P40: what is no integer is no slot, although the lock is proven.
+#[test]
+fn a_slot_is_an_integer() {
+    let run = ["run", "-k", "x", "--slots", "3", "--no-wait", "sh", "-c", "exit 5"];
+    run_against(granting(&[("got", "2")]), &run).code(5).silent();
+    for slot in ["inf", "1e308", "1.5"] {
+        let output = run_against(granting(&[("got", slot)]), &run);
+        assert_ne!(output.status.code(), Some(5), "{slot}");
+    }
+}
+
 /// P40, P42: a reply without a row counts as no reply, not even as a pooler's.
 #[test]
 fn a_reply_without_a_row_is_refused() {
