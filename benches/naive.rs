@@ -3,14 +3,13 @@
 //!
 //! `naive CONNECTION KEY JOB...`; with `QUIET` in the environment it does not look for the holder.
 //!
-//! With `PGLOCK_FIRST_QUERY`, it is the prototype of a pglock that has nothing else in it: it sends this query, pglock's
-//! own, in place of its own, waits in the queue if the key is held (but not with `NO_WAIT`), and starts the job if the
-//! lock is proven. In the query and the connection string, `KEY` stands for the key.
+//! With `PGLOCK_FIRST_QUERY`, it is the prototype of a pglock that has nothing else in it: it sends this query, which is
+//! pglock's, in place of its own, waits in the queue if the key is held (but not with `NO_WAIT`), and starts the job if
+//! the lock is proven. In the query and the connection string, `KEY` stands for the key.
 //!
-//! With `PGLOCK_SUPERVISED` as well, it is that prototype with what supervision cannot do without: a command line of
-//! eight commands and a hundred options, read by clap; handlers of ten signals; the session on a thread of its own,
-//! since its calls block and cannot be interrupted; and a main thread that waits for signals, the session and the job
-//! at once.
+//! With `PGLOCK_SUPERVISED` as well, it is that prototype with what a pglock cannot do without: a command line of nine
+//! commands and 94 options, read by clap; handlers for ten signals; the session on a thread of its own, since its calls
+//! block and cannot be interrupted; and a main thread that waits for signals, the session and the job at once.
 #![expect(clippy::unwrap_used, reason = "it has no errors to report")]
 #![expect(clippy::print_stderr, reason = "it names the holder")]
 
@@ -76,10 +75,10 @@ fn hold(connection: &str, key: &str, start_job: &mut dyn FnMut() -> i32) -> i32 
 }
 
 /// Names of options and commands.
-const NAMES: &str = "alpha bravo charlie delta echo foxtrot golf hotel india juliett kilo lima mike november oscar papa \
-                     quebec romeo sierra tango uniform victor whiskey xray yankee zulu one two three four";
+const NAMES: &str = "alpha bravo charlie delta echo foxtrot golf hotel india juliett kilo lima mike november oscar \
+                     papa quebec romeo sierra tango uniform victor whiskey xray yankee zulu one two three four";
 
-/// Reads a command line among as many commands and options as pglock has.
+/// Reads a command line with about as many commands and options as pglock has.
 fn read_command_line(words: impl Iterator<Item = String>) -> Vec<String> {
     let option = |name: &'static str| clap::Arg::new(name).long(name).help("What it does, in a sentence.");
     let subcommand = |name: &'static str, options: usize| {

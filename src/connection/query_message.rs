@@ -4,7 +4,7 @@
 //!   privileges, so a query finds only PostgreSQL's own.
 //! * The transactions of a role or a database may be deferrable by default. One that is also serializable and read only
 //!   waits for others at its first SELECT, so ours begin by `BEGIN NOT DEFERRABLE`. Whatever precedes BEGIN must not
-//!   need a snapshot: SHOW does not.
+//!   need a snapshot: SHOW does not. A session that listens needs more (`lock::heartbeat`).
 //! * PgDog, when it lends by the transaction, refuses a message that mixes SET with other statements (58000). By the
 //!   first statement alone it decides about a message: it answers BEGIN, COMMIT, LISTEN or a lone `SELECT set_config()`
 //!   itself, as if nothing followed. One that begins with SHOW goes to the primary as it is.
