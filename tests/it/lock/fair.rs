@@ -51,7 +51,10 @@ fn fifty_waiters_are_served_in_the_order_in_which_they_came() {
     let expected: Vec<usize> = (0..50).filter(|n| !killed.contains(n)).collect();
     assert_eq!(served, expected);
     assert_eq!(tickets(&server), 0);
-    assert!(!server.log().contains("ERROR"), "{}", server.log());
+    // A wait that TERM ends is cancelled, which the server reports where the statement has only just begun.
+    let log = server.log();
+    let is_unexpected = |line: &&str| line.contains("ERROR") && !line.contains("due to user request");
+    assert_eq!(log.lines().find(is_unexpected), None);
 }
 
 /// P35: the numbers of the tickets start over every 248 days, and a queue that is not empty then keeps its order.
