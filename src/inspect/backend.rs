@@ -5,7 +5,7 @@
 
 use crate::connection::query_message;
 use crate::inspect::server_time::ServerTime;
-use crate::lock::cell;
+use crate::lock::{PROBE_START, cell};
 use crate::protocol::name::RunName;
 use crate::protocol::query_tag::{MAX_QUERY_TAG_LEN, QUERY_TAG_PREFIX, QueryTagInfo};
 use postgres::{SimpleQueryMessage, SimpleQueryRow};
@@ -42,7 +42,7 @@ pub(crate) struct Backend {
     pub job_limit_seconds: Option<f64>,
     /// How long ago its last query was sent, in seconds, unless that is hidden.
     pub idle_seconds: Option<f64>,
-    /// Whether the pglock that sent its last query had just rolled back a try in a transaction, and so holds nothing.
+    /// Whether its last query shows that the pglock that sent it tries in transactions, and holds nothing between them.
     pub is_rolled_back: bool,
     /// Whether its last query was the heartbeat of a pglock that holds a lock.
     pub is_heartbeat: bool,
@@ -59,13 +59,15 @@ pub(crate) struct Backend {
     pub read_epoch: f64,
 }
 
-/// The condition that the session's last query is one that a pglock sends between two tries in transactions: the
-/// ROLLBACK, or the one of [`holders::find`](super::holders::find). One that polls in a session, and may hold some of
-/// several keys, sends others.
+/// The condition that the session's last query is one after which a pglock that tries in transactions holds nothing: a
+/// ROLLBACK, the query of [`holders::find`](super::holders::find), or a probe that has ended. One that polls in a
+/// session, and may hold some of several keys, sends others.
 pub(super) fn is_rolled_back() -> String {
     format!(
-        "(a.query LIKE '/* pglock asks %' AND (a.query LIKE '% */ ROLLBACK' OR a.query LIKE '% */ {}'))",
-        query_message::like_pattern("SELECT l.pid,")
+        "(a.query LIKE '/* pglock asks %' AND (a.query LIKE '% */ ROLLBACK' OR a.query LIKE '% */ {}' \
+         OR a.state = 'idle' AND a.query LIKE '% */ {}'))",
+        query_message::like_pattern("SELECT l.pid,"),
+        query_message::like_pattern(PROBE_START),
     )
 }
 

@@ -132,24 +132,22 @@ impl Lock {
     }
 
     /// Tries once, in a transaction that stays open if the lock is ours, or is said to be ours without proof, and is
-    /// rolled back otherwise. Given when the
-    /// server has started, finds out whether it has done so again, or is another one: a pooler hides that.
+    /// rolled back otherwise. Given when the server has started, finds out whether it has done so again, or is another
+    /// one: a pooler hides that.
     ///
     /// The backend is the pool's, so the query that takes the lock looks for leftovers. A probe, which costs a
-    /// fraction, precedes it: most tries of a waiter end with that.
+    /// fraction, precedes it.
     ///
     /// # Errors
     /// The server reports an error, or the connection is lost.
     fn try_in_transaction(&self, client: &mut Client, options: TransactionOptions) -> Result<Try, postgres::Error> {
         let began = Instant::now();
-        let probe = self.probe(options.looks_at_pool);
+        let probe = self.probe_before_try(options.looks_at_pool);
         let result = QueryResult::begin(client, sql::TRANSACTION_MODES, &probe)?;
         let times = ServerTimes::read(|column| result.get(column));
-        let starts = options.known_start.zip(times.start());
-        let is_restarted = starts.is_some_and(|(known, start)| known != start);
         let backend_pid = result.backend_pid();
         let outcome = match result.claim(&self.keys) {
-            _ if is_restarted => TryOutcome::Restarted,
+            _ if is_restarted(times, options.known_start) => TryOutcome::Restarted,
             Claim::Acquired { .. } => {
                 let sql = self.try_in_transaction_query(options.server_limit);
                 QueryResult::fetch(client, &sql)?.try_outcome(&self.keys)
@@ -167,6 +165,33 @@ impl Lock {
             outcome,
             backend_pid,
             settling_time: times.settling_time().filter(|_| is_unsettled),
+        })
+    }
+
+    /// Probes the lock, and returns that it is held by another client; `None` if it is to be tried.
+    ///
+    /// Most tries of a waiter end here. The probe is one message, a transaction of its own: what it acquires is
+    /// released before its reply comes. So it decides nothing but that we go on waiting.
+    ///
+    /// # Errors
+    /// The server reports an error, or the connection is lost.
+    fn probe_again(
+        &self,
+        client: &mut Client,
+        options: WaitOptions,
+        longest_pause: Duration,
+    ) -> Result<Option<Try>, postgres::Error> {
+        // A session of the pool shows this as its last query until another client uses it.
+        let tag = QueryTag::Polling(longest_pause);
+        let result = QueryResult::fetch_tagged(client, &self.probe(false), tag)?;
+        let times = ServerTimes::read(|column| result.get(column));
+        Ok(match result.claim(&self.keys) {
+            Claim::Busy { key_index } if !is_restarted(times, options.server_start) => Some(Try {
+                outcome: TryOutcome::Busy { key_index },
+                backend_pid: result.backend_pid(),
+                settling_time: None,
+            }),
+            _ => None,
         })
     }
 
@@ -238,7 +263,15 @@ impl Lock {
             let Try {
                 outcome, backend_pid, ..
             } = match self.scope {
-                Scope::Transaction => self.try_in_transaction(client, options.in_transaction())?,
+                // Between a probe and the try others can come, which a loser does not allow.
+                Scope::Transaction if options.is_loser => self.try_in_transaction(client, options.in_transaction())?,
+                Scope::Transaction => match self.probe_again(client, options, longest_pause)? {
+                    Some(busy) => busy,
+                    None => {
+                        observer.before_query(Duration::ZERO);
+                        self.try_in_transaction(client, options.in_transaction())?
+                    }
+                },
                 Scope::Session => self.try_again(client, key_index, options)?,
             };
             try_duration = began.elapsed();
@@ -300,6 +333,13 @@ impl Lock {
             settling_time: None,
         })
     }
+}
+
+/// Returns whether the server has started at another time than the one that we know.
+fn is_restarted(times: ServerTimes, known_start: Option<i64>) -> bool {
+    known_start
+        .zip(times.start())
+        .is_some_and(|(known, start)| known != start)
 }
 
 /// Returns the failure of queries on a connection that was opened `took` ago, or, if the pooler ended the connection

@@ -52,7 +52,7 @@ pub(crate) use receipt::{GUARD_TIME, Receipt};
 pub(crate) use server::Server;
 pub(crate) use settings::TIMEOUT_SETTINGS;
 pub(crate) use settling::Settling;
-pub(crate) use sql::IN_THIS_DATABASE;
+pub(crate) use sql::{IN_THIS_DATABASE, PROBE_START};
 pub(crate) use ticket::{Ticket, TicketQueue, Turn};
 pub(crate) use token::{fencing_token, is_token_durable};
 pub(crate) use types::{

@@ -63,6 +63,10 @@ fn store_result(text: &str) -> String {
 /// The modes of a transaction that holds a lock: an idle one must have no snapshot, which would hold back VACUUM.
 pub(super) const TRANSACTION_MODES: &str = "ISOLATION LEVEL READ COMMITTED";
 
+/// How a probe of the lock begins. Those who see it as the last query of an idle session know that the waiter that sent
+/// it holds nothing there.
+pub(crate) const PROBE_START: &str = "SELECT true AS probed,";
+
 /// The savepoint before which nothing was acquired in the transaction.
 const PROBE: &str = "pglock";
 
@@ -158,12 +162,11 @@ impl Lock {
         )
     }
 
-    /// Returns the first query of a transaction with [`TRANSACTION_MODES`]: it finds out whether the lock is free for
-    /// this backend.
+    /// Returns the query that finds out whether the lock is free for this backend. A transaction that takes it must be
+    /// rolled back, or end at once: the backend may have held the lock before, and would be granted it again.
     ///
     /// A waiter repeats this query, so it is the shortest that does the job: a look at the backend's own locks,
-    /// settings and proof would make it ten times as expensive. They come with [`Lock::try_in_transaction_query`],
-    /// which takes back what this query acquired: the backend may have held it before, and would be granted it again.
+    /// settings and proof would make it ten times as expensive. They come with [`Lock::try_in_transaction_query`].
     ///
     /// With `looks_at_pool`, it tries nothing on a backend that a pooler has just opened.
     pub(super) fn probe(&self, looks_at_pool: bool) -> String {
@@ -177,14 +180,19 @@ impl Lock {
             Default::default()
         };
         format!(
-            "SAVEPOINT {PROBE}; SELECT {}{backend_column}, pg_catalog.pg_backend_pid() AS backend_pid, \
+            "{PROBE_START} {}{backend_column}, pg_catalog.pg_backend_pid() AS backend_pid, \
              CASE WHEN {IS_PRIMARY}{is_pool_settled} THEN {try_expression} END AS {GOT_COLUMN}",
             settling::server_columns()
         )
     }
 
-    /// Returns the query that tries the lock in the transaction that [`Lock::probe`] has opened, makes the
-    /// transaction's settings and proves the lock.
+    /// Returns the first query of a transaction with [`TRANSACTION_MODES`]: the probe, and a savepoint before it.
+    pub(super) fn probe_before_try(&self, looks_at_pool: bool) -> String {
+        format!("SAVEPOINT {PROBE}; {}", self.probe(looks_at_pool))
+    }
+
+    /// Returns the query that tries the lock in the transaction that [`Lock::probe_before_try`] has opened,
+    /// makes the transaction's settings and proves the lock. What the probe acquired is taken back first.
     pub(super) fn try_in_transaction_query(&self, server_limit: Duration) -> String {
         let (try_expression, from) = self.try_expression(None, Looks::AtLeftovers);
         format!(
@@ -882,7 +890,7 @@ mod tests {
         let one = lock(all(&[KeyId::Bigint(1)]), Mode::Exclusive, Scope::Transaction);
         let probe = |also: &str, and: &str| {
             format!(
-                "SAVEPOINT pglock; SELECT {}{also}, pg_catalog.pg_backend_pid() AS backend_pid, CASE WHEN NOT \
+                "SELECT true AS probed, {}{also}, pg_catalog.pg_backend_pid() AS backend_pid, CASE WHEN NOT \
                  pg_catalog.pg_is_in_recovery(){and} THEN CASE WHEN NOT \
                  pg_catalog.pg_try_advisory_xact_lock('1'::bigint) THEN 0 ELSE 1 END END AS got",
                 settling::server_columns()
@@ -892,6 +900,10 @@ mod tests {
         let backend = format!(", {}", settling::backend_column("false"));
         let and = format!(" AND {}", settling::is_pool_settled("false"));
         assert_eq!(one.probe(true), probe(&backend, &and));
+        assert_eq!(
+            one.probe_before_try(true),
+            format!("SAVEPOINT pglock; {}", one.probe(true))
+        );
         let sql = one.try_in_transaction_query(LIMIT);
         assert!(
             sql.starts_with("ROLLBACK TO SAVEPOINT pglock; RELEASE SAVEPOINT pglock; SELECT "),
@@ -1071,8 +1083,9 @@ mod tests {
                 let mark = KeyId::IntPair(1, 2);
                 queries.extend([lock.session_heartbeat(77, mark), lock.scanning_heartbeat(mark)]);
                 queries.extend([
-                    lock.probe(true),
                     lock.probe(false),
+                    lock.probe_before_try(true),
+                    lock.probe_before_try(false),
                     lock.late_proof(),
                     lock.try_in_transaction_query(LIMIT),
                     lock.prove_and_commit(),

@@ -10,6 +10,7 @@ use crate::support::unique;
 use crate::support::wait::{SOON, eventually, until};
 use nix::sys::signal::{Signal, kill};
 use postgres::{Client, Config, NoTls};
+use serde_json::Value;
 use std::fs::{self, File};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -372,6 +373,60 @@ fn neither_holder_nor_waiters_block_create_index_concurrently() {
     for waiter in waiters {
         waiter.finish().code(0).silent();
     }
+}
+
+/// A waiter's tries are nearly all in vain, so each is one message. It keeps nothing: what the session holds after it
+/// was left behind there.
+#[test]
+fn a_try_in_vain_is_one_message_that_keeps_nothing() {
+    let server = Server::with(&["log_statement=all"]);
+    let bouncer = bouncer(&server, "transaction", &["default_pool_size=2"]);
+    // Left behind in both sessions of the pool.
+    let mut clients = [0, 1].map(|_| bouncer.client_in("postgres"));
+    for sql in ["BEGIN", "SELECT pg_advisory_lock_shared(42)", "COMMIT"] {
+        for client in &mut clients {
+            rows(client, sql);
+        }
+    }
+    drop(clients);
+    let waiters: Vec<Running> = (0..10)
+        .map(|_| run(&bouncer, "42", "postgres").arg("true").spawn())
+        .collect();
+
+    let is_probe = |statement: &&str| statement.contains("asks") && statement.contains("SELECT true AS probed,");
+    eventually(SOON, "twenty probes", || {
+        let log = server.log();
+        let statements = log.lines().filter_map(|line| Some(line.split_once("statement: ")?.1));
+        let probes: Vec<&str> = statements.filter(is_probe).collect();
+        let is_whole = |statement: &&&str| statement.ends_with("COMMIT") && !statement.contains("SAVEPOINT");
+        assert_eq!(probes.iter().find(|statement| !is_whole(statement)), None);
+        probes.len() >= 20
+    });
+
+    let probed = || {
+        let sql = "SELECT pid, query FROM pg_stat_activity WHERE state = 'idle'";
+        let sessions = server.sql(sql).into_iter();
+        let of_probes = sessions.filter(|session| is_probe(&session[1].as_str()));
+        of_probes.map(|session| session[0].clone()).collect::<Vec<String>>()
+    };
+    // Between two looks other queries can come and go, but seldom.
+    let mut are_left = Vec::new();
+    eventually(SOON, "five locks of sessions whose last query is a probe", || {
+        let before = probed();
+        let list = server.pglock().args(["list", "--json"]).output();
+        let list: Value = serde_json::from_slice(&list.code(0).stdout).unwrap();
+        let after = probed();
+        let locks = list["locks"].as_array().unwrap().iter();
+        let held = locks.filter(|lock| lock["state"] == "holding").filter(|lock| {
+            let backend = lock["backend_pid"].to_string();
+            before.contains(&backend) && after.contains(&backend)
+        });
+        are_left.extend(held.map(|lock| lock["leftover"] == true && lock["pid"].is_null()));
+        are_left.len() >= 5
+    });
+    let count = are_left.iter().filter(|is_left| **is_left).count();
+    assert!(count > are_left.len() / 2, "{are_left:?}");
+    drop(waiters);
 }
 
 /// Waits until so many clients are connected to the pool of the database.
