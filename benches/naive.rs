@@ -3,9 +3,12 @@
 //!
 //! `naive CONNECTION KEY JOB...`; with `QUIET` in the environment it does not look for the holder.
 //!
-//! With `PGLOCK_FIRST_QUERY`, it is the prototype of a pglock that has nothing else in it: it sends this query, which is
-//! pglock's, in place of its own, waits in the queue if the key is held (but not with `NO_WAIT`), and starts the job if
-//! the lock is proven. In the query and the connection string, `KEY` stands for the key.
+//! With `PGLOCK_FIRST_QUERY`, it is the prototype of a pglock that has nothing else in it: it sends this query, which
+//! is pglock's, in place of its own, waits in the queue if the key is held (but not with `NO_WAIT`), and starts the
+//! job if the lock is proven. In the query and the connection string, `KEY` stands for the key.
+//!
+//! With `PGLOCK_WAIT_QUERY` as well, it waits as pglock does: this is the query of a waiter, which it repeats until the
+//! lock is granted.
 //!
 //! With `PGLOCK_SUPERVISED` as well, it is that prototype with what a pglock cannot do without: a command line of nine
 //! commands and 94 options, read by clap; handlers for ten signals; the session on a thread of its own, since its calls
@@ -157,11 +160,27 @@ fn acquire_proven(client: &mut Client, query: &str, key: i64) -> bool {
     let is_proven = reply
         .iter()
         .any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.columns()[0].name() == "proven"));
-    if !is_proven && std::env::var_os("NO_WAIT").is_none() {
-        client.simple_query(&format!("SELECT pg_advisory_lock({key})")).unwrap();
-        return true;
+    if is_proven || std::env::var_os("NO_WAIT").is_some() {
+        return is_proven;
     }
-    is_proven
+    match std::env::var("PGLOCK_WAIT_QUERY") {
+        Ok(query) => {
+            let query = query.replace("KEY", &key.to_string());
+            while !is_granted(&client.simple_query(&query).unwrap()) {}
+        }
+        Err(_) => {
+            client.simple_query(&format!("SELECT pg_advisory_lock({key})")).unwrap();
+        }
+    }
+    true
+}
+
+/// Returns whether the reply to a waiter's query says that it has the lock. It is not asked who had released it.
+fn is_granted(reply: &[SimpleQueryMessage]) -> bool {
+    reply.iter().any(|message| match message {
+        SimpleQueryMessage::Row(row) => row.try_get("got").is_ok_and(|got| got != Some("0")),
+        _ => false,
+    })
 }
 
 fn holder(client: &mut Client, key: i64) -> String {

@@ -64,11 +64,11 @@ impl Work {
 /// All works. It takes some minutes.
 pub fn measure(programs: &Programs) -> Vec<Work> {
     let server = Server::with(&["track_activity_query_size=16384"]);
-    let first_query = first_query(programs, &server);
+    let queries = Queries::of(programs, &server);
     let bench = Bench {
         programs,
         server,
-        first_query,
+        queries,
     };
     // These idle while the others are measured.
     let idle = bench.idle();
@@ -133,31 +133,52 @@ pub fn table(works: &[Work]) -> String {
 struct Bench<'a> {
     programs: &'a Programs,
     server: Server,
-    /// The first query of pglock, and the name of its session, with `KEY` in place of the key.
-    first_query: [String; 2],
+    queries: Queries,
 }
 
-/// Returns the first query of pglock, and the name of its session: what the server shows until the first heartbeat.
-fn first_query(programs: &Programs, server: &Server) -> [String; 2] {
-    let mut command = command(&programs.pglock);
-    command.env("PGLOCK_DSN", dsn("127.0.0.1", server.port()));
-    let job = ["run", "--key", KEY, "sh", "-c", "echo $PGLOCK_BACKEND_PID; cat"];
-    let mut holder = command
-        .args(job)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(holder.stdout.as_mut().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    let sql = |column| format!("SELECT {column} FROM pg_stat_activity WHERE pid = {line}");
-    let [query, name] = ["query", "application_name"].map(|column| server.value(&sql(column)).replace(KEY, "KEY"));
-    assert!(query.contains("AS proven"), "{query}");
-    drop(holder.stdin.take());
-    assert!(holder.wait().unwrap().success());
-    [query, name]
+/// What pglock sends, with `KEY` in place of the key.
+struct Queries {
+    /// The name of its session.
+    name: String,
+    /// Its first query.
+    first: String,
+    /// A waiter's query.
+    wait: String,
+}
+
+impl Queries {
+    /// Reads what the server shows of a holder before its first heartbeat, and of a waiter.
+    fn of(programs: &Programs, server: &Server) -> Self {
+        let run = || {
+            let mut command = command(&programs.pglock);
+            command.env("PGLOCK_DSN", dsn("127.0.0.1", server.port()));
+            command.args(["run", "--key", KEY, "sh", "-c", "echo $PGLOCK_BACKEND_PID; cat"]);
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+        };
+        let activity = |column, which: &str| {
+            let sql = format!("SELECT coalesce(max({column}), '') FROM pg_stat_activity WHERE {which}");
+            server.value(&sql).replace(KEY, "KEY")
+        };
+        let mut holder = run();
+        let mut pid = String::new();
+        BufReader::new(holder.stdout.as_mut().unwrap())
+            .read_line(&mut pid)
+            .unwrap();
+        let [first, name] = ["query", "application_name"].map(|column| activity(column, &format!("pid = {pid}")));
+        assert!(first.contains("AS proven"), "{first}");
+        let waiter = run();
+        let mut wait = String::new();
+        eventually(SOON, "a waiter", || {
+            wait = activity("query", "wait_event = 'advisory'");
+            !wait.is_empty()
+        });
+        assert!(wait.contains("AS got"), "{wait}");
+        for mut child in [holder, waiter] {
+            drop(child.stdin.take());
+            assert!(child.wait().unwrap().success());
+        }
+        Self { name, first, wait }
+    }
 }
 
 /// The command line of the floor, in plain text.
@@ -204,12 +225,12 @@ impl Bench<'_> {
 
     /// The naive client with the first query of pglock.
     fn prototype(&self, variables: &[&'static str]) -> Contender {
-        let [query, name] = self.first_query.clone();
-        let (program, variables) = (self.programs.naive.clone(), variables.to_vec());
+        let Queries { name, first, .. } = &self.queries;
+        let (program, first, variables) = (self.programs.naive.clone(), first.clone(), variables.to_vec());
         let dsn = format!("{} application_name='{name}'", dsn("127.0.0.1", self.server.port()));
         Contender::new("prototype", move || {
             let mut command = command(&program);
-            command.args([&dsn, KEY, "true"]).env("PGLOCK_FIRST_QUERY", &query);
+            command.args([&dsn, KEY, "true"]).env("PGLOCK_FIRST_QUERY", &first);
             command.envs(variables.iter().map(|name| (name, "1")));
             command
         })
@@ -218,6 +239,17 @@ impl Bench<'_> {
     /// The prototype that supervises its job as well.
     fn supervised_prototype(&self) -> Contender {
         self.prototype(&["PGLOCK_SUPERVISED"]).named("prototype, supervised")
+    }
+
+    /// The supervising prototype that waits as pglock does.
+    fn waiting_prototype(&self) -> Contender {
+        let supervised = self.supervised_prototype();
+        let wait = self.queries.wait.clone();
+        Contender::new("the same, pglock's wait", move || {
+            let mut command = (supervised.command)();
+            command.env("PGLOCK_WAIT_QUERY", &wait);
+            command
+        })
     }
 
     /// Lock, job, unlock: by a floor that proves its lock as pglock does, one that does not, a naive client, and
@@ -442,9 +474,14 @@ impl Bench<'_> {
             pglock("pglock, static", &self.programs.released, &dsn, &["true"]),
             self.prototype(&[]),
             self.supervised_prototype(),
+            self.waiting_prototype(),
         ];
+        let sessions = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'";
+        let before = self.server.value(sessions);
         let crowd = |keys: &'static dyn Fn(usize) -> String| {
-            measure_in_turn(&contenders, 8, move |contender| {
+            measure_in_turn(&contenders, 20, |contender| {
+                // The backends of the crowd before are not charged to this one.
+                eventually(SOON, "the others to be gone", || self.server.value(sessions) == before);
                 let began = Instant::now();
                 let children = (0..100).map(|number| {
                     let command = (contender.command)();
