@@ -10,6 +10,7 @@ use super::types::RunOutcome;
 use crate::connection::Client;
 use crate::lock::QueryResult;
 use crate::outcome::Failure;
+use crate::protocol::query_tag::QueryTag;
 
 /// How many rows are examined at a time.
 const BATCH: u32 = 5_000;
@@ -23,7 +24,7 @@ pub(crate) fn prune_all(client: &mut Client, table: &TableName, layout: Layout) 
     let (mut last_id, mut removed) = (i64::MIN, 0);
     loop {
         let query = batch_sql(table, layout, last_id);
-        let result = QueryResult::fetch_in_own_transaction(client, WRITE_MODES, &query)
+        let result = QueryResult::fetch_in_own_transaction(client, WRITE_MODES, &query, QueryTag::ProgramOnly)
             .map_err(|error| failure::explain_use(error, table, "remove runs from"))?;
         removed += result.number("removed").unwrap_or_default() as u64;
         // Rows are in the order of their starts but for changes of the clock, so what follows a batch without an old

@@ -10,6 +10,7 @@ use crate::inspect::server_time::{age, in_full};
 use crate::key::KeyId;
 use crate::lock::QueryResult;
 use crate::outcome::{ExitCode, Failure};
+use crate::protocol::query_tag::QueryTag;
 use std::time::Duration;
 
 /// A run that is recorded as running.
@@ -68,7 +69,7 @@ pub(crate) fn begin(
     lock_timeout: Duration,
 ) -> Result<Begun, Failure> {
     let query = sql::begin(table, run, lock_timeout);
-    let result = QueryResult::fetch_in_own_transaction(client, sql::WRITE_MODES, &query)
+    let result = QueryResult::fetch_in_own_transaction(client, sql::WRITE_MODES, &query, QueryTag::ProgramOnly)
         .map_err(|error| failure::explain(error, table))?;
     if !result.is_true("held") {
         let message = "lost the lock before the job was started: its session has ended";
@@ -107,7 +108,7 @@ pub(crate) fn complete(
     lock_timeout: Duration,
 ) -> Result<bool, postgres::Error> {
     let query = sql::complete(table, &run.rows, end, lock_timeout);
-    let result = QueryResult::fetch_in_own_transaction(client, sql::WRITE_MODES, &query)?;
+    let result = QueryResult::fetch_in_own_transaction(client, sql::WRITE_MODES, &query, QueryTag::ProgramOnly)?;
     Ok(result.number("completed") == Some(run.rows.len() as f64))
 }
 
@@ -122,6 +123,6 @@ pub(crate) fn prune(
     lock_timeout: Duration,
 ) -> Result<(), postgres::Error> {
     let query = sql::prune(table, &run.ids, run.keep, lock_timeout);
-    QueryResult::fetch_in_own_transaction(client, sql::WRITE_MODES, &query)?;
+    QueryResult::fetch_in_own_transaction(client, sql::WRITE_MODES, &query, QueryTag::ProgramOnly)?;
     Ok(())
 }

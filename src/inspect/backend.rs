@@ -42,7 +42,7 @@ pub(crate) struct Backend {
     pub job_limit_seconds: Option<f64>,
     /// How long ago its last query was sent, in seconds, unless that is hidden.
     pub idle_seconds: Option<f64>,
-    /// Whether its last query shows that the pglock that sent it tries in transactions, and holds nothing between them.
+    /// Whether its last query was sent by a pglock that tries in transactions, and holds nothing after it.
     pub is_rolled_back: bool,
     /// Whether its last query was the heartbeat of a pglock that holds a lock.
     pub is_heartbeat: bool,

@@ -21,9 +21,9 @@ pub(super) struct HeldKey<'a> {
 /// Returns whether a session that holds this key holds it for another client than the one that it is named after.
 ///
 /// It is, if the session is our own, which the caller has found to hold the key although we do not. It is, if the last
-/// query is the end of a try of a pglock that tries in transactions, which holds nothing then. And it is, if the
-/// session is named after a pglock of other keys, unless a heartbeat shows that this pglock holds a lock in it, perhaps
-/// of a key that only the server could compute.
+/// query is of a pglock that tries in transactions, and holds nothing after it. And it is, if the session is named
+/// after a pglock of other keys, unless a heartbeat shows that this pglock holds a lock in it, perhaps of a key that
+/// only the server could compute.
 pub(super) fn is_leftover(holder: &Backend, key: HeldKey, database: &str) -> bool {
     if holder.is_own || holder.is_rolled_back {
         return true;

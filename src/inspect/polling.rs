@@ -88,8 +88,8 @@ fn polling_query() -> String {
         "'^{}(?:waits|asks) {SECONDS_REGEX} '",
         QUERY_TAG_PREFIX.replace('*', "[*]")
     );
-    // One that asks within no time has given up. A waiter that is overdue has gone, or has got its lock. One that has
-    // rolled back has no lock: any that its session holds was left behind there.
+    // One that asks within no time has given up. A waiter that is overdue has gone, or has got its lock. One that tries
+    // in transactions has no lock between them: any that its session holds was left behind there.
     format!(
         "SELECT pid, {} FROM pg_catalog.pg_stat_activity a \
          WHERE a.datname = pg_catalog.current_database() AND a.query ~ {waiting_tag} \

@@ -9,7 +9,7 @@
 //! nothing.
 //!
 //! A backend that may have had other clients may still hold the key for one of them, and would be granted it again.
-//! Every query that takes a lock there looks first (`leftover`): a key that the backend holds counts as held by
+//! Every query that takes a lock to keep it looks first (`leftover`): a key that the backend holds counts as held by
 //! another client.
 
 use super::backoff::Backoff;
@@ -168,7 +168,8 @@ impl Lock {
         })
     }
 
-    /// Probes the lock, and returns that it is held by another client; `None` if it is to be tried.
+    /// Probes the lock: returns the outcome if another client holds it, or the server has restarted, and `None` if it is
+    /// to be tried. The pauses between the probes are at most `longest_pause` long, unless one is slow.
     ///
     /// Most tries of a waiter end here. The probe is one message, a transaction of its own: what it acquires is
     /// released before its reply comes. So it decides nothing but that we go on waiting.
@@ -181,18 +182,21 @@ impl Lock {
         options: WaitOptions,
         longest_pause: Duration,
     ) -> Result<Option<Try>, postgres::Error> {
-        // A session of the pool shows this as its last query until another client uses it.
-        let tag = QueryTag::Polling(longest_pause);
-        let result = QueryResult::fetch_tagged(client, &self.probe(false), tag)?;
+        // The pause to come is longer if this probe is slow, which is not known yet.
+        let tag = QueryTag::Polling(longest_pause * 2);
+        let probe = self.probe(false);
+        let result = QueryResult::fetch_in_own_transaction(client, sql::TRANSACTION_MODES, &probe, tag)?;
         let times = ServerTimes::read(|column| result.get(column));
-        Ok(match result.claim(&self.keys) {
-            Claim::Busy { key_index } if !is_restarted(times, options.server_start) => Some(Try {
-                outcome: TryOutcome::Busy { key_index },
-                backend_pid: result.backend_pid(),
-                settling_time: None,
-            }),
-            _ => None,
-        })
+        let outcome = match result.claim(&self.keys) {
+            _ if is_restarted(times, options.server_start) => TryOutcome::Restarted,
+            Claim::Busy { key_index } => TryOutcome::Busy { key_index },
+            Claim::Acquired { .. } | Claim::Untried => return Ok(None),
+        };
+        Ok(Some(Try {
+            outcome,
+            backend_pid: result.backend_pid(),
+            settling_time: None,
+        }))
     }
 
     /// Waits for the lock, of which we already hold the keys before `first_busy`: key after key in the server's queue,
@@ -259,14 +263,14 @@ impl Lock {
             }
             let began = Instant::now();
             observer.before_query(Duration::ZERO);
-            // A transaction that was rolled back holds no keys.
+            // Between two tries in transactions we hold no keys.
             let Try {
                 outcome, backend_pid, ..
             } = match self.scope {
-                // Between a probe and the try others can come, which a loser does not allow.
+                // After a probe others have a round trip to come first. A loser gives them none.
                 Scope::Transaction if options.is_loser => self.try_in_transaction(client, options.in_transaction())?,
                 Scope::Transaction => match self.probe_again(client, options, longest_pause)? {
-                    Some(busy) => busy,
+                    Some(result) => result,
                     None => {
                         observer.before_query(Duration::ZERO);
                         self.try_in_transaction(client, options.in_transaction())?

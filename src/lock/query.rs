@@ -157,7 +157,8 @@ impl QueryResult {
         Ok(QueryResult::new(messages, query_sent))
     }
 
-    /// Runs a query in a transaction of its own with these modes, and returns its rows. No transaction may be open.
+    /// Runs a query in a transaction of its own with these modes and this tag, and returns its rows. No transaction may
+    /// be open.
     ///
     /// # Errors
     /// As for [`simple_query`].
@@ -165,10 +166,11 @@ impl QueryResult {
         client: &mut Client,
         modes: &str,
         sql: &str,
+        tag: QueryTag,
     ) -> Result<QueryResult, postgres::Error> {
         let query_sent = Instant::now();
         let message = QueryMessage::in_own_transaction_with(modes, sql);
-        let messages = send_beginning(client, &message, QueryTag::ProgramOnly)?;
+        let messages = send_beginning(client, &message, tag)?;
         Ok(QueryResult::new(messages, query_sent))
     }
 

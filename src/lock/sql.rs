@@ -63,12 +63,12 @@ fn store_result(text: &str) -> String {
 /// The modes of a transaction that holds a lock: an idle one must have no snapshot, which would hold back VACUUM.
 pub(super) const TRANSACTION_MODES: &str = "ISOLATION LEVEL READ COMMITTED";
 
-/// How a probe of the lock begins. Those who see it as the last query of an idle session know that the waiter that sent
-/// it holds nothing there.
+/// How a probe of the lock begins. Nobody reads the column: it marks the query. Those who see it as the last query of
+/// an idle session know that the waiter that sent it holds nothing there.
 pub(crate) const PROBE_START: &str = "SELECT true AS probed,";
 
 /// The savepoint before which nothing was acquired in the transaction.
-const PROBE: &str = "pglock";
+const SAVEPOINT: &str = "pglock";
 
 /// Whether a query that tries a lock first looks whether the backend already holds it; see [`leftover`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,8 +162,8 @@ impl Lock {
         )
     }
 
-    /// Returns the query that finds out whether the lock is free for this backend. A transaction that takes it must be
-    /// rolled back, or end at once: the backend may have held the lock before, and would be granted it again.
+    /// Returns the query that finds out whether the lock is free for this backend. What it acquires must not be kept:
+    /// the backend may have held the lock before, and would be granted it again.
     ///
     /// A waiter repeats this query, so it is the shortest that does the job: a look at the backend's own locks,
     /// settings and proof would make it ten times as expensive. They come with [`Lock::try_in_transaction_query`].
@@ -188,15 +188,15 @@ impl Lock {
 
     /// Returns the first query of a transaction with [`TRANSACTION_MODES`]: the probe, and a savepoint before it.
     pub(super) fn probe_before_try(&self, looks_at_pool: bool) -> String {
-        format!("SAVEPOINT {PROBE}; {}", self.probe(looks_at_pool))
+        format!("SAVEPOINT {SAVEPOINT}; {}", self.probe(looks_at_pool))
     }
 
-    /// Returns the query that tries the lock in the transaction that [`Lock::probe_before_try`] has opened,
-    /// makes the transaction's settings and proves the lock. What the probe acquired is taken back first.
+    /// Returns the query that tries the lock in the transaction that [`Lock::probe_before_try`] has opened, makes the
+    /// transaction's settings and proves the lock. What the probe acquired is released first.
     pub(super) fn try_in_transaction_query(&self, server_limit: Duration) -> String {
         let (try_expression, from) = self.try_expression(None, Looks::AtLeftovers);
         format!(
-            "ROLLBACK TO SAVEPOINT {PROBE}; RELEASE SAVEPOINT {PROBE}; \
+            "ROLLBACK TO SAVEPOINT {SAVEPOINT}; RELEASE SAVEPOINT {SAVEPOINT}; \
              SELECT {}, pg_catalog.pg_backend_pid() AS backend_pid, {try_expression} AS {GOT_COLUMN}{from}; {}",
             setting_expressions(server_limit, Scope::Transaction).join(", "),
             self.proof()
