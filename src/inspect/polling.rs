@@ -89,7 +89,7 @@ fn polling_query() -> String {
         QUERY_TAG_PREFIX.replace('*', "[*]")
     );
     // One that asks within no time has given up. A waiter that is overdue has gone, or has got its lock. One that tries
-    // in transactions has no lock between them: any that its session holds was left behind there.
+    // in transactions holds nothing between two tries: what its session holds was left behind there.
     format!(
         "SELECT pid, {} FROM pg_catalog.pg_stat_activity a \
          WHERE a.datname = pg_catalog.current_database() AND a.query ~ {waiting_tag} \

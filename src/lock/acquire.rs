@@ -168,11 +168,11 @@ impl Lock {
         })
     }
 
-    /// Probes the lock: returns the outcome if another client holds it, or the server has restarted, and `None` if it is
-    /// to be tried. The pauses between the probes are at most `longest_pause` long, unless one is slow.
+    /// Probes the lock. Returns the outcome if another client holds it or the server has restarted, and `None` if the
+    /// lock is to be tried. The pauses between probes are at most `longest_pause`, unless a probe is slow.
     ///
     /// Most tries of a waiter end here. The probe is one message, a transaction of its own: what it acquires is
-    /// released before its reply comes. So it decides nothing but that we go on waiting.
+    /// released before its reply comes. So the only thing that it can decide is to wait on.
     ///
     /// # Errors
     /// The server reports an error, or the connection is lost.
