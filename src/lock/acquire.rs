@@ -168,35 +168,72 @@ impl Lock {
         })
     }
 
-    /// Probes the lock. Returns the outcome if another client holds it or the server has restarted, and `None` if the
-    /// lock is to be tried. The pauses between probes are at most `longest_pause`, unless a probe is slow.
-    ///
-    /// Most tries of a waiter end here. The probe is one message, a transaction of its own: what it acquires is
-    /// released before its reply comes. So the only thing that it can decide is to wait on.
+    /// Probes the lock again. Returns the outcome if another client holds it or the server has restarted, and `None` if
+    /// the lock is to be tried. The pauses between probes are at most `longest_pause`, unless a probe is slow.
     ///
     /// # Errors
     /// The server reports an error, or the connection is lost.
     fn probe_again(
         &self,
         client: &mut Client,
-        options: WaitOptions,
+        options: TransactionOptions,
         longest_pause: Duration,
     ) -> Result<Option<Try>, postgres::Error> {
+        let result = self.fetch_probe(client, options.looks_at_pool, longest_pause)?;
+        Ok(self.vain_try(&result, options))
+    }
+
+    /// Probes the lock on a new connection, as [`Lock::probe_again`] does. Returns `None`, too, if the session began
+    /// with our application name: then there is no pooler.
+    ///
+    /// # Errors
+    /// The server reports an error, or the connection is lost.
+    pub(crate) fn probe_through_pooler(
+        &self,
+        client: &mut Client,
+        options: TransactionOptions,
+        application_name: &str,
+    ) -> Result<Option<Try>, postgres::Error> {
+        let result = self.fetch_probe(
+            client,
+            options.looks_at_pool,
+            options.backoff.longest_pause(Duration::ZERO),
+        )?;
+        let is_direct = result.get(sql::NAME_COLUMN) == Some(application_name);
+        Ok(self.vain_try(&result, options).filter(|_| !is_direct))
+    }
+
+    /// Runs a probe.
+    ///
+    /// Most tries of a waiter end with it. It is one message, a transaction of its own: what it acquires is released
+    /// before its reply comes. So the only thing that it can decide is to wait on.
+    ///
+    /// # Errors
+    /// The server reports an error, or the connection is lost.
+    fn fetch_probe(
+        &self,
+        client: &mut Client,
+        looks_at_pool: bool,
+        longest_pause: Duration,
+    ) -> Result<QueryResult, postgres::Error> {
         // The pause to come is longer if this probe is slow, which is not known yet.
         let tag = QueryTag::Polling(longest_pause * 2);
-        let probe = self.probe(false);
-        let result = QueryResult::fetch_in_own_transaction(client, sql::TRANSACTION_MODES, &probe, tag)?;
+        QueryResult::fetch_in_own_transaction(client, sql::TRANSACTION_MODES, &self.probe(looks_at_pool), tag)
+    }
+
+    /// Returns the outcome of a probe if it is certain that a try would be in vain.
+    fn vain_try(&self, result: &QueryResult, options: TransactionOptions) -> Option<Try> {
         let times = ServerTimes::read(|column| result.get(column));
         let outcome = match result.claim(&self.keys) {
-            _ if is_restarted(times, options.server_start) => TryOutcome::Restarted,
+            _ if is_restarted(times, options.known_start) => TryOutcome::Restarted,
             Claim::Busy { key_index } => TryOutcome::Busy { key_index },
-            Claim::Acquired { .. } | Claim::Untried => return Ok(None),
+            Claim::Acquired { .. } | Claim::Untried => return None,
         };
-        Ok(Some(Try {
+        Some(Try {
             outcome,
             backend_pid: result.backend_pid(),
             settling_time: None,
-        }))
+        })
     }
 
     /// Waits for the lock, of which we already hold the keys before `first_busy`: key after key in the server's queue,
@@ -269,7 +306,7 @@ impl Lock {
             } = match self.scope {
                 // After a probe others have a round trip to come first. A loser gives them none.
                 Scope::Transaction if options.is_loser => self.try_in_transaction(client, options.in_transaction())?,
-                Scope::Transaction => match self.probe_again(client, options, longest_pause)? {
+                Scope::Transaction => match self.probe_again(client, options.in_transaction(), longest_pause)? {
                     Some(result) => result,
                     None => {
                         observer.before_query(Duration::ZERO);

@@ -18,8 +18,10 @@ const SLOW_TRY_FACTOR: u32 = 10;
 /// The longest pause after a slow try, in longest pauses.
 const SLOW_TRY_MAX_FACTOR: u32 = 4;
 
-/// The pauses of one wait: the longer it has lasted, the longer they are, each shortened at random by up to half so
-/// that waiters spread out.
+/// The largest part by which a pause is shortened at random, so that waiters that begin together spread out.
+const JITTER: f64 = 0.25;
+
+/// The pauses of one wait: the longer it has lasted, the longer they are, each shortened at random.
 ///
 /// A slow try usually means that the pooler is overloaded, most often by its waiters. The next pause is then ten times
 /// as long as the try took, up to four longest pauses.
@@ -56,9 +58,9 @@ impl Backoff {
         min_pause: Duration,
         time_left: Option<Duration>,
     ) -> Duration {
-        // Twice the minimum, since up to half is taken off.
-        let pause = self.longest_pause(try_duration).max(min_pause * 2);
-        let pause = pause.mul_f64(1.0 - fastrand::f64() / 2.0);
+        // The minimum applies to the shortened pause.
+        let pause = self.longest_pause(try_duration).max(min_pause.div_f64(1.0 - JITTER));
+        let pause = pause.mul_f64(1.0 - fastrand::f64() * JITTER);
         time_left.map_or(pause, |time_left| time_left.min(pause))
     }
 }
@@ -131,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_vary_at_random_between_a_half_and_a_whole() {
+    fn pauses_vary_at_random_between_three_quarters_and_a_whole() {
         let began = Instant::now().checked_sub(Duration::from_secs(600));
         let backoff = Backoff::new(began.expect("a clock that is old enough"), MAX_PAUSE);
         let pauses: Vec<Duration> = (0..50)
@@ -140,7 +142,7 @@ mod tests {
         assert!(
             pauses
                 .iter()
-                .all(|pause| *pause <= MAX_PAUSE && *pause * 2 >= MAX_PAUSE)
+                .all(|pause| *pause <= MAX_PAUSE && *pause * 4 >= MAX_PAUSE * 3)
         );
         assert!(pauses.iter().any(|pause| *pause != pauses[0]));
         let time_left = Duration::from_millis(3);
@@ -152,6 +154,6 @@ mod tests {
         let backoff = Backoff::new(Instant::now(), MAX_PAUSE);
         let min_pause = Duration::from_millis(300);
         let pauses = (0..50).map(|_| backoff.next_pause(Duration::ZERO, min_pause, None));
-        assert!({ pauses }.all(|pause| pause >= min_pause && pause <= min_pause * 2));
+        assert!({ pauses }.all(|pause| pause >= min_pause && pause <= min_pause * 3 / 2));
     }
 }

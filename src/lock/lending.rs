@@ -59,6 +59,11 @@ impl Lending {
         self.is_by_transaction |= previous.is_some_and(|previous| previous != backend_pid);
     }
 
+    /// Returns whether the pooler is known to lend its backends by the transaction.
+    pub(crate) fn is_by_transaction(&self) -> bool {
+        self.is_by_transaction
+    }
+
     /// Returns whether to give up the connection before the next pause, which is at most this long. The wait has lasted
     /// for `waited`, and the last try took `try_duration`.
     pub(crate) fn must_close(&self, waited: Duration, try_duration: Duration, pause: Duration) -> bool {

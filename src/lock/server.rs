@@ -6,6 +6,7 @@
 use super::query::QueryResult;
 use super::settings::{LOG_THRESHOLD_SETTINGS, max_slice};
 use super::settling::ServerTimes;
+use super::sql::NAME_COLUMN;
 use super::types::{HOT_STANDBY, Scope, ScopeChoice};
 use crate::outcome::{ExitCode, Failure};
 use std::time::Duration;
@@ -74,7 +75,7 @@ impl Server {
     /// Reads the result of the first query of a session that gave itself this `application_name`.
     pub(super) fn from_first_result(result: &QueryResult, application_name: &str) -> Server {
         Server {
-            pooled: result.get("name") != Some(application_name),
+            pooled: result.get(NAME_COLUMN) != Some(application_name),
             standby: result.is_true("standby"),
             database: result.get("database").unwrap_or_default().to_owned(),
             version: result.get("version").unwrap_or_default().to_owned(),

@@ -49,6 +49,9 @@ pub(super) const CLAIMED_COLUMN: &str = "claimed";
 /// splits queries or handles SET itself could run such a statement elsewhere, or not at all.
 const INITIAL_NAME: &str = "pg_catalog.set_config('application_name', NULL, true)";
 
+/// The column that reports that name.
+pub(super) const NAME_COLUMN: &str = "name";
+
 /// The condition that locks conflict with those of other clients: the primary does not see the locks of a hot standby.
 const IS_PRIMARY: &str = "NOT pg_catalog.pg_is_in_recovery()";
 
@@ -155,7 +158,7 @@ impl Lock {
         });
         let log_thresholds = log_threshold_columns();
         format!(
-            "SELECT {INITIAL_NAME} AS name, pg_catalog.version() AS version, \
+            "SELECT {INITIAL_NAME} AS {NAME_COLUMN}, pg_catalog.version() AS version, \
              pg_catalog.current_database() AS database, pg_catalog.pg_is_in_recovery() AS standby, \
              pg_catalog.pg_backend_pid() AS backend_pid, {times}, {log_thresholds}, \
              {settings}{try_if_usable} AS {GOT_COLUMN}{from}; {proof}"
@@ -168,12 +171,16 @@ impl Lock {
     /// A waiter repeats this query, so it is the shortest that does the job: a look at the backend's own locks,
     /// settings and proof would make it ten times as expensive. They come with [`Lock::try_in_transaction_query`].
     ///
-    /// With `looks_at_pool`, it tries nothing on a backend that a pooler has just opened.
+    /// With `looks_at_pool`, it tries nothing on a backend that a pooler has just opened, and reports whose name the
+    /// session began with.
     pub(super) fn probe(&self, looks_at_pool: bool) -> String {
         let (try_expression, _) = self.try_expression(None, Looks::Nowhere);
         let (backend_column, is_pool_settled) = if looks_at_pool {
             (
-                format!(", {}", settling::backend_column("false")),
+                format!(
+                    ", {INITIAL_NAME} AS {NAME_COLUMN}, {}",
+                    settling::backend_column("false")
+                ),
                 format!(" AND {}", settling::is_pool_settled("false")),
             )
         } else {

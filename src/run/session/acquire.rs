@@ -6,6 +6,7 @@ use super::orders::{Orders, interrupted};
 use super::plan::SessionPlan;
 use super::prepare::{Prepared, Preparer};
 use super::reporter::Reporter;
+use super::request::LockRequest;
 use super::retry::{Retry, WaitMemory};
 use super::wait_observer::{SessionWaitObserver, max_pool_wait};
 use crate::connection::{Canceller, Client};
@@ -73,21 +74,11 @@ pub(super) struct AcquiredLock {
     pub(super) run: Option<RecordedRun>,
 }
 
-/// The lock that we request, and the server, which supports it.
-struct LockRequest {
-    /// The numbers of the keys, in the order in which they were given.
-    ids: Vec<KeyId>,
-    lock: Lock,
-    server: Server,
-    /// When it was tried first.
-    tried: Instant,
-}
-
 /// How the wait ended.
 enum WaitOutcome {
     Acquired { grant: Grant, ticket: Option<Ticket> },
     Busy { key_index: usize },
-    GivenUp,
+    GivenUp { pause: Duration },
 }
 
 impl Acquirer<'_> {
@@ -102,7 +93,10 @@ impl Acquirer<'_> {
         memory: &mut WaitMemory,
     ) -> Result<AcquireOutcome, Failure> {
         self.take_up_wait(client, memory)?;
-        let (request, acquisition) = self.first_try(client, canceller, memory)?;
+        let (request, acquisition) = match self.continue_wait(client, memory)? {
+            Some((request, key_index)) => (request, Acquisition::Busy { key_index }),
+            None => self.first_try(client, canceller, memory)?,
+        };
         let (mut grant, ticket) = match acquisition {
             Acquisition::Acquired(grant) => (grant, None),
             Acquisition::Busy { key_index } => match self.wait(client, &request, key_index, memory)? {
@@ -111,7 +105,10 @@ impl Acquirer<'_> {
                     let message = self.give_up(client, &request, key_index)?;
                     return Ok(AcquireOutcome::Conflict(message));
                 }
-                WaitOutcome::GivenUp => return Ok(AcquireOutcome::GivenUp),
+                WaitOutcome::GivenUp { pause } => {
+                    memory.note_given_up(request, pause);
+                    return Ok(AcquireOutcome::GivenUp);
+                }
             },
         };
         let preparer = Preparer {
@@ -194,6 +191,43 @@ impl Acquirer<'_> {
 
     fn options(&self) -> &RunOptions {
         &self.plan.options
+    }
+
+    /// Continues, with one probe, a wait that gave up its connection to a pool of transactions. Returns the busy key if
+    /// another client still holds the lock: nothing else has to be known to wait on. Returns `None` if the server is to
+    /// be examined: there is no pooler any more, the pool has just reached the server, or the lock may be free.
+    ///
+    /// Not where the pool may lend whole sessions: there, the queries that examine the server also show whether they run
+    /// on different backends.
+    ///
+    /// # Errors
+    /// The server has started since then or is another one, it reports an error, or the connection is lost.
+    fn continue_wait(
+        &self,
+        client: &mut Client,
+        memory: &mut WaitMemory,
+    ) -> Result<Option<(LockRequest, usize)>, Failure> {
+        let is_of_transaction = |request: &&LockRequest| request.lock.scope == Scope::Transaction;
+        let request = memory.request().filter(is_of_transaction);
+        let Some(request) = request.filter(|_| memory.lending.is_by_transaction()) else {
+            return Ok(None);
+        };
+        let request = LockRequest {
+            tried: Instant::now(),
+            ..request.clone()
+        };
+        self.reporter.expect_reply_within(max_pool_wait(&request.server));
+        let options = self.transaction_options(&request, memory, Settling::ServerAndPool);
+        let name = self.plan.application_name();
+        let Some(result) = request.lock.probe_through_pooler(client, options, &name)? else {
+            return Ok(None);
+        };
+        memory.note_answer();
+        memory.lending.note_backend(result.backend_pid);
+        match result.outcome.into_acquisition()? {
+            Acquisition::Busy { key_index } => Ok(Some((request, key_index))),
+            Acquisition::Acquired(_) => Ok(None),
+        }
     }
 
     /// Examines the server and tries the lock for the first time: in the same query, unless that takes a transaction.
@@ -323,12 +357,7 @@ impl Acquirer<'_> {
                  of the PostgreSQL server itself, or leave --fair out",
             ));
         }
-        let mut options = TransactionOptions {
-            server_limit: self.options().policy.timing.server_limit(),
-            backoff: self.backoff(memory),
-            known_start: request.server.start(),
-            looks_at_pool: request.server.pooled && settling == Settling::ServerAndPool,
-        };
+        let mut options = self.transaction_options(request, memory, settling);
         loop {
             self.reporter.expect_reply_within(max_pool_wait(&request.server));
             let reconnect = || self.reconnect_to_probe();
@@ -343,6 +372,20 @@ impl Acquirer<'_> {
             };
             self.let_server_settle(settling_time)?;
             options.looks_at_pool = false;
+        }
+    }
+
+    fn transaction_options(
+        &self,
+        request: &LockRequest,
+        memory: &WaitMemory,
+        settling: Settling,
+    ) -> TransactionOptions {
+        TransactionOptions {
+            server_limit: self.options().policy.timing.server_limit(),
+            backoff: self.backoff(memory),
+            known_start: request.server.start(),
+            looks_at_pool: request.server.pooled && settling == Settling::ServerAndPool,
         }
     }
 
@@ -518,10 +561,7 @@ impl Acquirer<'_> {
         Ok(match lock.wait(client, wait_options, key_index, &mut observer)? {
             WaitEnd::Acquired(grant) => WaitOutcome::Acquired { grant, ticket },
             WaitEnd::TimedOut { key_index } => WaitOutcome::Busy { key_index },
-            WaitEnd::GiveUpConnection { pause } => {
-                memory.note_given_up(server.start(), pause);
-                WaitOutcome::GivenUp
-            }
+            WaitEnd::GiveUpConnection { pause } => WaitOutcome::GivenUp { pause },
         })
     }
 

@@ -22,6 +22,7 @@ mod plan;
 mod prepare;
 mod recorder;
 mod reporter;
+mod request;
 mod retry;
 pub(crate) mod timing;
 mod wait_observer;

@@ -12,6 +12,7 @@ use super::events::SessionEvent;
 use super::orders::{Orders, interrupted};
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
+use super::request::LockRequest;
 use super::timing::{MAX_POOL_WAIT, Timing};
 use crate::connection::Client;
 use crate::inspect::backend::Backend;
@@ -39,9 +40,8 @@ pub(super) struct WaitMemory {
     has_answered_here: bool,
     /// When another client was first seen to hold the lock: the begin of the wait, over all connections.
     contended_since: Option<Instant>,
-    /// When the server started, if the wait goes on over another connection that is not lost: by it, a restart in
-    /// between is noticed.
-    known_start: Option<i64>,
+    /// What was requested over the last connection, if that was given up and the wait goes on over another one.
+    request: Option<LockRequest>,
     /// What has been seen of a pooler.
     pub(super) lending: Lending,
     /// Until when the next connection sends no query.
@@ -68,7 +68,7 @@ impl WaitMemory {
             has_answered: false,
             has_answered_here: false,
             contended_since: None,
-            known_start: None,
+            request: None,
             lending: Lending::unknown(),
             rest_until: None,
             holders_refreshed: Instant::now(),
@@ -120,8 +120,8 @@ impl WaitMemory {
     /// connection is opened at once; if that fails, or if it is lost during the rest as when the pooler ends, it counts
     /// as a loss from then on, because [`WaitMemory::has_answered_here`] stays. Another server, or
     /// one that has started since then, is known by its start time.
-    pub(super) fn note_given_up(&mut self, server_start: Option<i64>, pause: Duration) {
-        self.known_start = server_start;
+    pub(super) fn note_given_up(&mut self, request: LockRequest, pause: Duration) {
+        self.request = Some(request);
         self.rest_until = Some(Instant::now() + pause);
         self.lending.note_connection();
     }
@@ -139,9 +139,14 @@ impl WaitMemory {
         rest.unwrap_or_default()
     }
 
+    /// Returns what the wait requested over the connection that was given up, unless one was lost since then.
+    pub(super) fn request(&self) -> Option<&LockRequest> {
+        self.request.as_ref()
+    }
+
     /// Returns when the server started at which the lock was last seen held, unless the connection to it was lost.
     pub(super) fn known_start(&self) -> Option<i64> {
-        self.known_start
+        self.request.as_ref().and_then(|request| request.server.start())
     }
 
     /// Notes that the connection is lost. The holder of the lock then may have lost it together with us; a server that
@@ -151,7 +156,7 @@ impl WaitMemory {
             self.holder_lost_at = Some(Instant::now());
         }
         self.has_answered_here = false;
-        self.known_start = None;
+        self.request = None;
         self.rest_until = None;
         self.lending = Lending::unknown();
         self.lost_backend = self.backend.take().or(self.lost_backend);

@@ -12,6 +12,8 @@ use nix::sys::signal::{Signal, kill};
 use postgres::{Client, Config, NoTls};
 use serde_json::Value;
 use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::ScopedJoinHandle;
@@ -430,6 +432,56 @@ fn a_try_in_vain_is_one_message_that_keeps_nothing() {
     let count = are_left.iter().filter(|is_left| **is_left).count();
     assert!(count > are_left.len() / 2, "{are_left:?}");
     drop(waiters);
+}
+
+/// P41: no waiter stays on a connection to a pooler for more than a minute, so that the pooler can end. On the next
+/// one it sends a probe first, and examines the server anew only where the lock may be free.
+#[test]
+fn a_waiter_goes_on_over_another_connection_by_a_probe() {
+    let server = Server::with(&["log_statement=all"]);
+    let bouncer = bouncer(&server, "transaction", &["default_pool_size=2"]);
+    let holder = server.run("1").holding();
+    let waiter = || run(&bouncer, "1", "postgres").arg("true");
+    let waiters: Vec<Running> = (0..6).map(|_| waiter().spawn()).collect();
+    // The same address becomes that of the server itself.
+    let directory = tempfile::tempdir().unwrap();
+    let address = directory.path().join(".s.PGSQL.5432");
+    symlink(bouncer.socket(), &address).unwrap();
+    let moving = || waiter().env("PGHOST", directory.path()).env("PGPORT", "5432").spawn();
+    let moving: Vec<Running> = (0..3).map(|_| moving()).collect();
+    let connections = || -> Vec<Vec<String>> {
+        let clients = bouncer
+            .admin("SHOW CLIENTS")
+            .into_iter()
+            .filter(|row| row[2] == "postgres");
+        // When it was opened, and by which process.
+        clients.map(|row| vec![row[8].clone(), row[15].clone()]).collect()
+    };
+    let mut first = Vec::new();
+    eventually(SOON, "nine waiters", || {
+        first = connections();
+        first.len() == 9
+    });
+    fs::remove_file(&address).unwrap();
+    let socket = format!(".s.PGSQL.{}", server.port());
+    symlink(Path::new(server.host()).join(socket), &address).unwrap();
+    eventually(Duration::from_secs(75), "the first connections to be closed", || {
+        !connections().iter().any(|connection| first.contains(connection))
+    });
+    // In a transaction of its own, it looks whether the pool has just reached the server.
+    let is_of_next = |line: &str| line.contains("; SELECT true AS probed,") && line.contains("AS backend_start");
+    eventually(SOON, "a waiter that goes on", || {
+        server
+            .log()
+            .lines()
+            .any(|line| is_of_next(line) && line.ends_with("; COMMIT"))
+    });
+    // A direct connection is not taken for one of the pool.
+    server.await_locks("1", 1, 3);
+    holder.finish().code(0);
+    for waiter in waiters.into_iter().chain(moving) {
+        waiter.finish().code(0).silent();
+    }
 }
 
 /// Waits until so many clients are connected to the pool of the database.

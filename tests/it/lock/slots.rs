@@ -23,7 +23,13 @@ fn most(journal: &Journal) -> usize {
 fn never_more_holders_than_slots() {
     for (scope, contenders, slots) in [("auto", 40, 3), ("transaction", 10, 2)] {
         let (case, journal) = (Case::new(), Journal::new());
-        let job = format!("{}; note \"in $PGLOCK_SLOT\"; sleep 0.05; note out", journal.note());
+        // The first ones wait until all slots are used.
+        let job = format!(
+            "{}; note \"in $PGLOCK_SLOT\"; until [ $(grep -c in '{}') -ge {slots} ]; do sleep 0.01; done; \
+             sleep 0.05; note out",
+            journal.note(),
+            journal.path().display()
+        );
         let running: Vec<_> = (0..contenders)
             .map(|_| {
                 let run = case.run().args(["--scope", scope, "--poll", "0.05"]);
