@@ -169,7 +169,7 @@ impl Lock {
     }
 
     /// Probes the lock again. Returns the outcome if another client holds it or the server has restarted, and `None` if
-    /// the lock is to be tried. The pauses between probes are at most `longest_pause`, unless a probe is slow.
+    /// the lock is to be tried.
     ///
     /// # Errors
     /// The server reports an error, or the connection is lost.
@@ -179,7 +179,7 @@ impl Lock {
         options: TransactionOptions,
         longest_pause: Duration,
     ) -> Result<Option<Try>, postgres::Error> {
-        let result = self.fetch_probe(client, options.looks_at_pool, longest_pause)?;
+        let result = fetch_probe(client, &self.probe(options.looks_at_pool), longest_pause)?;
         Ok(self.vain_try(&result, options))
     }
 
@@ -194,31 +194,10 @@ impl Lock {
         options: TransactionOptions,
         application_name: &str,
     ) -> Result<Option<Try>, postgres::Error> {
-        let result = self.fetch_probe(
-            client,
-            options.looks_at_pool,
-            options.backoff.longest_pause(Duration::ZERO),
-        )?;
+        let longest_pause = options.backoff.longest_pause(Duration::ZERO);
+        let result = fetch_probe(client, &self.probe_with_name(), longest_pause)?;
         let is_direct = result.get(sql::NAME_COLUMN) == Some(application_name);
         Ok(self.vain_try(&result, options).filter(|_| !is_direct))
-    }
-
-    /// Runs a probe.
-    ///
-    /// Most tries of a waiter end with it. It is one message, a transaction of its own: what it acquires is released
-    /// before its reply comes. So the only thing that it can decide is to wait on.
-    ///
-    /// # Errors
-    /// The server reports an error, or the connection is lost.
-    fn fetch_probe(
-        &self,
-        client: &mut Client,
-        looks_at_pool: bool,
-        longest_pause: Duration,
-    ) -> Result<QueryResult, postgres::Error> {
-        // The pause to come is longer if this probe is slow, which is not known yet.
-        let tag = QueryTag::Polling(longest_pause * 2);
-        QueryResult::fetch_in_own_transaction(client, sql::TRANSACTION_MODES, &self.probe(looks_at_pool), tag)
     }
 
     /// Returns the outcome of a probe if it is certain that a try would be in vain.
@@ -429,6 +408,19 @@ fn read_first_result(result: &QueryResult, client_info: &ClientInfo) -> Result<S
         ));
     }
     Ok(Server::from_first_result(result, &client_info.application_name))
+}
+
+/// Runs a probe. The pauses between probes are at most `longest_pause`, unless a probe is slow.
+///
+/// Most tries of a waiter end with one. It is one message, a transaction of its own: what it acquires is released before
+/// its reply comes. So the only thing that it can decide is to wait on.
+///
+/// # Errors
+/// The server reports an error, or the connection is lost.
+fn fetch_probe(client: &mut Client, probe: &str, longest_pause: Duration) -> Result<QueryResult, postgres::Error> {
+    // The pause to come is longer if this probe is slow, which is not known yet.
+    let tag = QueryTag::Polling(longest_pause * 2);
+    QueryResult::fetch_in_own_transaction(client, sql::TRANSACTION_MODES, probe, tag)
 }
 
 /// Gives the session the settings that the first query gives a holder's.

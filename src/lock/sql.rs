@@ -171,16 +171,12 @@ impl Lock {
     /// A waiter repeats this query, so it is the shortest that does the job: a look at the backend's own locks,
     /// settings and proof would make it ten times as expensive. They come with [`Lock::try_in_transaction_query`].
     ///
-    /// With `looks_at_pool`, it tries nothing on a backend that a pooler has just opened, and reports whose name the
-    /// session began with.
+    /// With `looks_at_pool`, it tries nothing on a backend that a pooler has just opened.
     pub(super) fn probe(&self, looks_at_pool: bool) -> String {
         let (try_expression, _) = self.try_expression(None, Looks::Nowhere);
         let (backend_column, is_pool_settled) = if looks_at_pool {
             (
-                format!(
-                    ", {INITIAL_NAME} AS {NAME_COLUMN}, {}",
-                    settling::backend_column("false")
-                ),
+                format!(", {}", settling::backend_column("false")),
                 format!(" AND {}", settling::is_pool_settled("false")),
             )
         } else {
@@ -191,6 +187,11 @@ impl Lock {
              CASE WHEN {IS_PRIMARY}{is_pool_settled} THEN {try_expression} END AS {GOT_COLUMN}",
             settling::server_columns()
         )
+    }
+
+    /// Returns the probe that looks at the pool, and also reports the name that the session began with.
+    pub(super) fn probe_with_name(&self) -> String {
+        format!("{}, {INITIAL_NAME} AS {NAME_COLUMN}", self.probe(true))
     }
 
     /// Returns the first query of a transaction with [`TRANSACTION_MODES`]: the probe, and a savepoint before it.
