@@ -183,8 +183,8 @@ impl Lock {
         Ok(self.vain_try(&result, options))
     }
 
-    /// Probes the lock on a new connection, as [`Lock::probe_again`] does. Returns `None`, too, if the session began
-    /// with our application name: then there is no pooler.
+    /// Probes the lock on a new connection, as [`Lock::probe_again`] does. Returns `None`, too, if the pool has just
+    /// reached its server, or if the session began with our application name: then there is no pooler.
     ///
     /// # Errors
     /// The server reports an error, or the connection is lost.

@@ -197,8 +197,8 @@ impl Acquirer<'_> {
     /// another client still holds the lock: nothing else has to be known to wait on. Returns `None` if the server is to
     /// be examined: there is no pooler any more, the pool has just reached the server, or the lock may be free.
     ///
-    /// Not where the pool may lend whole sessions: there, the queries that examine the server also show whether they run
-    /// on different backends.
+    /// Returns `None`, too, where the pool may lend whole sessions: the queries that examine the server also show whether
+    /// they run on different backends.
     ///
     /// # Errors
     /// The server has started since then or is another one, it reports an error, or the connection is lost.
@@ -375,6 +375,7 @@ impl Acquirer<'_> {
         }
     }
 
+    /// Returns how to try in a transaction.
     fn transaction_options(
         &self,
         request: &LockRequest,

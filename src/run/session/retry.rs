@@ -139,7 +139,7 @@ impl WaitMemory {
         rest.unwrap_or_default()
     }
 
-    /// Returns what the wait requested over the connection that was given up, unless one was lost since then.
+    /// Returns what the wait requested over the last connection, if that was given up and none was lost since.
     pub(super) fn request(&self) -> Option<&LockRequest> {
         self.request.as_ref()
     }

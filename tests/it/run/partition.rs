@@ -221,10 +221,11 @@ fn behind_a_pooler_the_job_is_dead_before_the_lock_is_freed() {
         server.await_locks(key, 1, 1);
         next
     });
-    network.cut(&far);
-    network.cut(&client);
-    let cut = now();
-    for ((holder, next), journal) in holders.into_iter().zip(nexts).zip(&journals) {
+    let cuts = [&far, &client].map(|host| {
+        network.cut(host);
+        now()
+    });
+    for (((holder, next), journal), cut) in holders.into_iter().zip(nexts).zip(&journals).zip(cuts) {
         next.finish().code(0);
         holder.finish().code(74);
         let since = |at: u128| Duration::from_nanos(at.saturating_sub(cut) as u64);
