@@ -1,7 +1,8 @@
-//! Which of the server's bytes reach the client library: only replies, and only so many of them.
+//! Which of the server's bytes reach the client library: replies and some notifications, and only so many of them.
 //!
-//! What a server sends on its own (parameter changes, notices, notifications) does not matter to a lock, and the
-//! library would keep all of it, so it is filtered out. A reply must end: one that is longer than any legitimate reply
+//! What else a server sends on its own (parameter changes, notices) does not matter to a lock, and the library would
+//! keep all of it, so it is filtered out, and so are more notifications than it takes to send a heartbeat early, which
+//! then looks for what they announce. A reply must end: one that is longer than any legitimate reply
 //! is an error before it fills the memory. Until the session is ready everything counts, because at that stage nothing
 //! but the server decides when it ends. Pure.
 
@@ -11,6 +12,9 @@ use std::io;
 pub(super) const MAX_REPLY_BYTES: usize = 4 << 20;
 /// The limit for a reply that lists every lock of a database.
 pub(super) const MAX_LIST_REPLY_BYTES: usize = 16 << 20;
+
+/// How many notifications are kept between two requests. One is enough.
+const MAX_NOTIFICATIONS: usize = 64;
 
 /// The type and the length of a message; the length includes its own four bytes.
 pub(super) const MESSAGE_HEADER_BYTES: usize = 5;
@@ -23,9 +27,13 @@ pub(super) struct ReplyFilter {
     received_bytes: usize,
     /// The session has been ready for a query once.
     was_ready: bool,
+    /// How many notifications were kept since the last request.
+    notifications: usize,
     /// How many bytes of the current message's header have been read.
     header_bytes: usize,
     message_type: u8,
+    /// Whether the current message is kept.
+    is_kept: bool,
     /// The length while the header is read, then the bytes of the body that are still to come.
     remaining_bytes: u32,
 }
@@ -37,8 +45,10 @@ impl ReplyFilter {
             max_reply_bytes,
             received_bytes: 0,
             was_ready: false,
+            notifications: 0,
             header_bytes: 0,
             message_type: 0,
+            is_kept: false,
             remaining_bytes: 0,
         }
     }
@@ -46,6 +56,7 @@ impl ReplyFilter {
     /// Starts to count again, because a request has been sent.
     pub(super) fn start_reply(&mut self) {
         self.received_bytes = 0;
+        self.notifications = 0;
     }
 
     /// Moves the bytes to keep to the front, and returns their number.
@@ -62,11 +73,11 @@ impl ReplyFilter {
             } else {
                 at += self.skip_body(bytes.len() - at);
             }
-            if self.is_reply() {
+            if self.is_kept {
                 bytes.copy_within(start..at, kept);
                 kept += at - start;
             }
-            if self.is_reply() || !self.was_ready {
+            if self.is_kept || !self.was_ready {
                 self.received_bytes += at - start;
             }
             if self.header_bytes == MESSAGE_HEADER_BYTES && self.remaining_bytes == 0 {
@@ -88,6 +99,7 @@ impl ReplyFilter {
     fn read_header_byte(&mut self, byte: u8) -> io::Result<()> {
         if self.header_bytes == 0 {
             (self.message_type, self.remaining_bytes) = (byte, 0);
+            self.is_kept = self.keeps_message();
         } else {
             self.remaining_bytes = (self.remaining_bytes << 8) | u32::from(byte);
         }
@@ -110,10 +122,17 @@ impl ReplyFilter {
         skipped
     }
 
-    /// Returns whether the current message is part of a reply, and not a ParameterStatus (S), NoticeResponse (N) or
-    /// NotificationResponse (A), which a server sends on its own.
-    fn is_reply(&self) -> bool {
-        !matches!(self.message_type, b'S' | b'N' | b'A')
+    /// Returns whether the message that begins is kept: whether it is part of a reply, and not a ParameterStatus (S) or
+    /// NoticeResponse (N), which a server sends on its own, or one of the first NotificationResponses (A).
+    fn keeps_message(&mut self) -> bool {
+        match self.message_type {
+            b'S' | b'N' => false,
+            b'A' => {
+                self.notifications += 1;
+                self.was_ready && self.notifications <= MAX_NOTIFICATIONS
+            }
+            _ => true,
+        }
     }
 
     fn reply_too_long(&self) -> io::Error {
@@ -173,6 +192,23 @@ mod tests {
         assert!(filtered(&mut reply_filter, &notice.repeat(100)).is_ok_and(|kept| kept.is_empty()));
     }
 
+    #[test]
+    fn some_notifications_are_kept_once_the_session_is_ready() {
+        let notification = message(b'A', b"\0\0\0\x07pglock_7\0\0");
+        let mut reply_filter = ReplyFilter::new(10_000);
+        let kept = |reply_filter: &mut ReplyFilter, count| {
+            let kept = filtered(reply_filter, &notification.repeat(count)).expect("valid messages");
+            kept.len() / notification.len()
+        };
+        assert_eq!(kept(&mut reply_filter, 1), 0);
+        assert!(filtered(&mut reply_filter, &message(b'Z', b"I")).is_ok());
+        reply_filter.start_reply();
+        assert_eq!(kept(&mut reply_filter, 1), 1);
+        assert_eq!(kept(&mut reply_filter, 1000), MAX_NOTIFICATIONS - 1);
+        reply_filter.start_reply();
+        assert_eq!(kept(&mut reply_filter, 1), 1);
+    }
+
     /// A reply may arrive in any two parts: the first byte of the input says where it is cut.
     #[test]
     fn fuzz_reply_filter() {
@@ -216,7 +252,11 @@ mod tests {
             cuts in prop::collection::vec(0usize..800, 0..20),
         ) {
             let whole: Vec<u8> = messages.iter().flat_map(|(kind, body)| message(*kind, body)).collect();
-            let wanted = messages.iter().filter(|(kind, _)| !b"SNA".contains(kind));
+            let mut was_ready = false;
+            let wanted = messages.iter().filter(|(kind, _)| {
+                was_ready |= *kind == b'Z';
+                !b"SN".contains(kind) && (*kind != b'A' || was_ready)
+            });
             let wanted: Vec<u8> = wanted.flat_map(|(kind, body)| message(*kind, body)).collect();
             let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (whole.len() + 1)).collect();
             cuts.extend([0, whole.len()]);

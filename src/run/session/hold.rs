@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 const LISTEN_DELAY: Duration = Duration::from_millis(900);
 /// The shortest time between two heartbeats: other clients can send notifications as fast as they like.
 const MIN_HEARTBEAT_INTERVAL: Duration = Duration::from_millis(100);
+/// The most notifications to read before looking for orders.
+const MAX_NOTIFICATIONS: usize = 64;
 
 /// Holds a lock that was acquired.
 pub(super) struct Holder<'a> {
@@ -159,13 +161,18 @@ impl Holder<'_> {
     }
 }
 
-/// Reads what the server sent without being asked, and returns the number of notifications. When an idle session
-/// becomes readable, it has most often been ended.
+/// Reads what the server sent without being asked, and returns the number of notifications, up to
+/// [`MAX_NOTIFICATIONS`]: who sends more must not keep us from the heartbeat. When an idle session becomes readable, it
+/// has most often been ended.
 ///
 /// # Errors
 /// The session is lost.
 fn read_unsolicited(client: &mut Client) -> Result<usize, SessionLoss> {
-    let count = client.notifications().timeout_iter(Duration::from_millis(1)).count()?;
+    let count = {
+        let mut notifications = client.notifications();
+        let arriving = notifications.timeout_iter(Duration::from_millis(1));
+        arriving.take(MAX_NOTIFICATIONS).count()?
+    };
     if client.is_closed() {
         return Err(SessionLoss {
             why: "the server closed the connection unexpectedly".into(),

@@ -247,6 +247,21 @@ fn a_superusers_lock_is_not_for_others_to_evict() {
     holder.finish().code(0).silent();
 }
 
+/// P75: over TCP, where what a server sends on its own is filtered, a holder whose heartbeats are rare notices it, too.
+#[test]
+fn an_eviction_is_noticed_at_once_over_tcp() {
+    let case = Case::new();
+    let dsn = case.server.dsn();
+    let holder = case.run().env("PGLOCK_DSN", &dsn).args(["--heartbeat", "30"]).holding();
+    // Which has begun to listen.
+    let name = format!("application_name LIKE 'pglock:%:{}'", holder.pid());
+    let heartbeat = format!("SELECT 1 FROM pg_stat_activity WHERE {name} AND query LIKE '/* pglock holds %'");
+    eventually(SOON, "a heartbeat", || !case.sql(&heartbeat).is_empty());
+    let output = evict(case.server.pglock(), &case.key).output();
+    assert!(output.code(0).took < Duration::from_secs(10), "{output}");
+    holder.finish().code(74);
+}
+
 /// P75: the holder checks the requester's role itself, since any client can place a mark. It looks at the requesters
 /// anew each time, in the transaction of its lock too.
 #[test]
