@@ -341,8 +341,9 @@ impl Supervisor {
         if cfg!(not(target_os = "linux")) {
             self.group_check_due = Instant::now() + TERMINATION_POLL_INTERVAL;
         }
-        let running = self.job.as_ref().and_then(Job::running_processes);
-        running.is_some_and(|processes| processes.is_empty())
+        self.job
+            .as_ref()
+            .is_some_and(|job| job.running_processes().is_none_left())
     }
 
     /// Passes the event to the state machine and performs its actions. Returns the outcome if the run has ended.

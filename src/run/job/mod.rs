@@ -15,6 +15,7 @@ use crate::key::{Key, KeyId};
 use crate::lock::Mode;
 use crate::outcome::{ExitCode, ExitReason, Failure};
 use crate::run::ancestors;
+use crate::run::job::processes::JobProcesses;
 use crate::run::job::spawn::{SpawnSetup, spawn};
 use crate::run::signal_number::SignalNumber;
 use crate::run::signals::Signals;
@@ -149,7 +150,7 @@ impl Job {
             .map_or(self.pid, |group| Pid::from_raw(-group.as_raw()));
         match sys::kill(target, signal.as_raw()) {
             // macOS reports this too if the group consists of zombies.
-            Err(Errno::EPERM) if self.running_processes().is_some_and(|left| left.is_empty()) => Err(Errno::ESRCH),
+            Err(Errno::EPERM) if self.running_processes().is_none_left() => Err(Errno::ESRCH),
             result => result,
         }
     }
@@ -170,7 +171,7 @@ impl Job {
     pub(crate) fn signal_all(&self, signal: Signal) -> nix::Result<()> {
         let result = self.signal(signal.into());
         if self.group == Group::Caller {
-            for pid in self.running_processes().unwrap_or_default() {
+            for pid in self.running_processes().visible {
                 if pid != self.pid {
                     // A descendant that has exited in the meantime needs no signal.
                     let _ = kill(pid, signal);
@@ -180,8 +181,8 @@ impl Job {
         result
     }
 
-    /// Returns the processes of the job that are still running; `None` if the system does not show all processes.
-    pub(crate) fn running_processes(&self) -> Option<Vec<Pid>> {
+    /// Returns the processes of the job that are still running.
+    pub(crate) fn running_processes(&self) -> JobProcesses {
         match self.group {
             Group::Own => processes::in_group(self.pid),
             Group::Caller => processes::descendants(&self.inherited_children),

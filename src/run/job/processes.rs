@@ -14,16 +14,40 @@ struct Process {
     group: i32,
 }
 
-/// Returns the running members of a process group; `None` if the system does not show all processes.
-pub(super) fn in_group(group: Pid) -> Option<Vec<Pid>> {
-    let members = running()?.into_iter().filter(|process| process.group == group.as_raw());
-    Some(members.map(|process| Pid::from_raw(process.pid)).collect())
+/// The running processes that the system shows.
+struct Snapshot {
+    processes: Vec<Process>,
+    shows_all: bool,
+}
+
+/// The running processes of a job.
+pub(crate) struct JobProcesses {
+    /// Those that the system shows.
+    pub(crate) visible: Vec<Pid>,
+    shows_all: bool,
+}
+
+impl JobProcesses {
+    /// Returns whether no process is left. If the system does not show all processes, some may be.
+    pub(crate) fn is_none_left(&self) -> bool {
+        self.shows_all && self.visible.is_empty()
+    }
+}
+
+/// Returns the running members of a process group.
+pub(super) fn in_group(group: Pid) -> JobProcesses {
+    let Snapshot { processes, shows_all } = Snapshot::take();
+    let members = processes.iter().filter(|process| process.group == group.as_raw());
+    JobProcesses {
+        visible: members.map(|process| Pid::from_raw(process.pid)).collect(),
+        shows_all,
+    }
 }
 
 /// Returns the running descendants of this process, parents before children, without the children `except` and their
-/// descendants; `None` if the system does not show all processes.
-pub(super) fn descendants(except: &[Pid]) -> Option<Vec<Pid>> {
-    let processes = running()?;
+/// descendants.
+pub(super) fn descendants(except: &[Pid]) -> JobProcesses {
+    let Snapshot { processes, shows_all } = Snapshot::take();
     let mut found: Vec<i32> = Vec::new();
     let mut parents = HashSet::from([Pid::this().as_raw()]);
     // Each round finds one generation. Skipping what was found before ends the loop even if the snapshot has a cycle.
@@ -35,7 +59,8 @@ pub(super) fn descendants(except: &[Pid]) -> Option<Vec<Pid>> {
         };
         let generation: Vec<i32> = processes.iter().filter(is_new).map(|process| process.pid).collect();
         if generation.is_empty() {
-            return Some(found.into_iter().map(Pid::from_raw).collect());
+            let visible = found.into_iter().map(Pid::from_raw).collect();
+            return JobProcesses { visible, shows_all };
         }
         parents = generation.iter().copied().collect();
         found.extend(generation);
@@ -45,8 +70,10 @@ pub(super) fn descendants(except: &[Pid]) -> Option<Vec<Pid>> {
 /// Returns the running children of this process. Before the job starts there are some only if a shell `exec`ed pglock.
 pub(super) fn children() -> Vec<Pid> {
     let this = Pid::this().as_raw();
-    let processes = running().unwrap_or_default();
-    let children = processes.into_iter().filter(|process| process.parent == this);
+    let children = Snapshot::take()
+        .processes
+        .into_iter()
+        .filter(|process| process.parent == this);
     children.map(|process| Pid::from_raw(process.pid)).collect()
 }
 
@@ -57,15 +84,21 @@ pub(super) fn adopt_orphans() {
     let _ = nix::sys::prctl::set_child_subreaper(true);
 }
 
-/// Returns all processes except zombies; `None` if the system hides some, which is assumed if it does not show process
-/// 1 and pglock itself. Jails of FreeBSD hide them, and /proc may not be mounted.
-fn running() -> Option<Vec<Process>> {
-    #[cfg(target_os = "linux")]
-    let processes = list_from_proc()?;
-    #[cfg(not(target_os = "linux"))]
-    let processes = list_with_ps()?;
-    let shows = |pid| processes.iter().any(|process| process.pid == pid);
-    (shows(1) && shows(Pid::this().as_raw())).then_some(processes)
+impl Snapshot {
+    /// Lists all processes except zombies. Without process 1 and pglock itself, some are hidden: by `hidepid` of Linux,
+    /// jails of FreeBSD, or because /proc is not mounted.
+    fn take() -> Snapshot {
+        #[cfg(target_os = "linux")]
+        let processes = list_from_proc();
+        #[cfg(not(target_os = "linux"))]
+        let processes = list_with_ps();
+        let processes = processes.unwrap_or_default();
+        let shows = |pid| processes.iter().any(|process| process.pid == pid);
+        Snapshot {
+            shows_all: shows(1) && shows(Pid::this().as_raw()),
+            processes,
+        }
+    }
 }
 
 /// Returns the processes, except zombies, that /proc shows.

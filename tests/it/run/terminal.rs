@@ -3,6 +3,7 @@
 use crate::support::case::Case;
 use crate::support::command::command;
 use crate::support::journal::{Journal, state};
+use crate::support::network::can_unshare;
 use crate::support::server::Server;
 use crate::support::terminal::Terminal;
 use crate::support::unique;
@@ -215,10 +216,10 @@ fn a_background_job_gets_the_terminal_by_fg() {
     case.await_locks(0, 0);
 }
 
-/// P21: on a terminal all descendants of the job are terminated, orphans too. The script around is not the job, and
-/// continues.
-#[test]
-fn a_lost_lock_terminates_the_descendants_and_not_the_script() {
+/// Loses the lock of a job on a terminal, in a shell script that begins with this, and asserts that all descendants of
+/// the job are terminated, orphans too. The script around is not the job, and continues.
+#[track_caller]
+fn assert_descendants_are_terminated(set_up: &str, around: &[&str]) {
     let (case, journal) = (Case::new(), Journal::new());
     let key = &case.key;
     let directory = tempfile::tempdir().unwrap();
@@ -231,20 +232,38 @@ fn a_lost_lock_terminates_the_descendants_and_not_the_script() {
     // One child, and one whose parent has exited.
     std::fs::write(&job, format!("sh {c} & (sh {c} &) ; wait", c = child.display())).unwrap();
     let script = format!(
-        "\"$PGLOCK\" run -k {key} --kill-after 0.3 -- sh {}; echo \"status $?\"; echo NEXT LINE",
+        "{set_up}\"$PGLOCK\" run -k {key} --kill-after 0.3 -- sh {}; echo \"status $?\"; echo NEXT LINE; read -r _",
         job.display()
     );
-    let mut terminal = Terminal::run(case.server, &["sh", "-c", &script]);
+    let mut terminal = Terminal::run(case.server, &[around, &["sh", "-c", &script]].concat());
     eventually(SOON, "both children", || journal.pids().len() == 2);
     assert!(journal.pids().iter().all(|pid| state(*pid).is_some()));
     case.terminate_backends();
     terminal.expect("lost the lock on key");
     terminal.expect("status 74");
+    // The script still runs: its end would be the end of the terminal's session, and of what is left in it.
+    terminal.expect("NEXT LINE");
     assert!(
         journal.pids().iter().all(|pid| state(*pid).is_none()),
         "{:?}",
         journal.pids()
     );
-    terminal.expect("NEXT LINE");
+    terminal.keys("\n");
     assert_eq!(terminal.end().code(), Some(0));
+}
+
+/// P21
+#[test]
+fn a_lost_lock_terminates_the_descendants_and_not_the_script() {
+    assert_descendants_are_terminated("", &[]);
+}
+
+/// P21: where the system hides the processes of others (`hidepid`), as far as it shows them.
+#[test]
+fn a_lost_lock_terminates_the_descendants_where_processes_are_hidden() {
+    if !can_unshare("--mount") {
+        return;
+    }
+    let hidden = "mount --bind /proc/self/fdinfo /proc/1 && ! [ -e /proc/1/stat ] && ";
+    assert_descendants_are_terminated(hidden, &["unshare", "--mount"]);
 }
