@@ -2,9 +2,10 @@
 
 use super::query::{EndStatement, QueryResult, begin, end_transaction, simple_query};
 use super::receipt::{NOT_HELD, RECEIPT_KEPT, RELEASED_COLUMN, Receipt};
-use super::sql::{CLAIMED_COLUMN, TRANSACTION_MODES};
-use super::types::{Lock, Scope};
+use super::sql::{CLAIMED_COLUMN, GOT_COLUMN, TRANSACTION_MODES};
+use super::types::{Keys, Lock, Scope};
 use crate::connection::{Client, is_lock_table_full};
+use crate::key::KeyId;
 use crate::protocol::query_tag::QueryTag;
 
 impl Lock {
@@ -43,6 +44,26 @@ impl Lock {
     pub(crate) fn claim(&self, client: &mut Client) -> Result<bool, postgres::Error> {
         let result = QueryResult::fetch(client, &self.claim_query())?;
         Ok(result.is_true(CLAIMED_COLUMN))
+    }
+
+    /// Acquires, for the session, whichever of the keys after the busy one are free. Returns the lock of those that are
+    /// still missing, with the busy one.
+    ///
+    /// # Errors
+    /// The server reports an error, or the connection is lost.
+    pub(crate) fn acquire_free(&self, client: &mut Client, busy: usize) -> Result<Lock, postgres::Error> {
+        let of_keys = |ids: &[KeyId]| Lock {
+            keys: Keys::All(ids.to_vec()),
+            ..*self
+        };
+        let mut missing = vec![self.ids()[busy]];
+        let later = &self.ids()[busy + 1..];
+        if !later.is_empty() {
+            let result = QueryResult::fetch(client, &of_keys(later).try_each_query())?;
+            let mut got = result.get(GOT_COLUMN).unwrap_or_default().bytes();
+            missing.extend(later.iter().filter(|_| got.next() != Some(b't')));
+        }
+        Ok(of_keys(&missing))
     }
 
     /// Claims the keys while `pause` sleeps, in a session that a pooler may lend to others.

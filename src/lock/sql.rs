@@ -325,6 +325,14 @@ impl Lock {
         )
     }
 
+    /// Returns the query that tries each key for the session, whichever of them are free: [`GOT_COLUMN`] has a `t` or `f`
+    /// for each.
+    pub(super) fn try_each_query(&self) -> String {
+        let keys = self.keys.as_slice().iter();
+        let calls: Vec<String> = keys.map(|key| call("pg_try_advisory_lock", *key, self.mode)).collect();
+        format!("SELECT pg_catalog.concat({}) AS {GOT_COLUMN}", calls.join(", "))
+    }
+
     /// Returns the query that claims the keys for the session: `claimed` says whether all are.
     pub(super) fn claim_query(&self) -> String {
         let claim = self.each_derived(claim_key, "pg_try_advisory_lock");

@@ -85,8 +85,8 @@ enum GuardTry {
     Taken {
         /// What to acquire.
         lock: Lock,
-        /// Index of the key that another client has. We hold those before it.
-        key_index: usize,
+        /// Those of its keys that we do not hold, from the first that another client has.
+        missing: Lock,
         /// Whether the session may have had other clients.
         is_lent: bool,
     },
@@ -175,8 +175,8 @@ impl Guard<'_> {
                 let is_taken = self.report_taker(&mut client, &lock, Takers::ButWaiters);
                 return Ok(if is_taken { GuardEnd::Taken } else { GuardEnd::FreeAgain });
             }
-            GuardTry::Taken { lock, key_index, .. } => {
-                let grant = self.wait_for_key(&mut client, &lock, key_index)?;
+            GuardTry::Taken { lock, missing, .. } => {
+                let grant = self.wait_for_keys(&mut client, &lock, &missing)?;
                 (lock, grant, true)
             }
         };
@@ -259,19 +259,23 @@ impl Guard<'_> {
                 is_direct: !server.pooled,
             },
             Acquisition::Busy { key_index } => GuardTry::Taken {
+                missing: match scope {
+                    // Those behind it may be free, and the next newcomer would have them.
+                    Scope::Session if !is_lent => lock.acquire_free(client, key_index)?,
+                    _ => lock.clone(),
+                },
                 lock,
-                key_index,
                 is_lent,
             },
         })
     }
 
-    /// Waits in the server's queue for the keys, from the first that another client has. They are claimed, so a waiter
-    /// that is granted one of them gives it back.
+    /// Waits in the server's queue for the keys that are missing. They are claimed, so a waiter that is granted one of
+    /// them gives it back.
     ///
     /// # Errors
     /// The order to release came, the server reports an error, or the connection is lost.
-    fn wait_for_key(&self, client: &mut Client, lock: &Lock, key_index: usize) -> Result<Grant, Failure> {
+    fn wait_for_keys(&self, client: &mut Client, lock: &Lock, missing: &Lock) -> Result<Grant, Failure> {
         self.report_taker(client, lock, Takers::ButWaiters);
         let mut wait_options = WaitOptions {
             wait: Wait::Until(Instant::now() + CLAIM_TIME),
@@ -286,9 +290,9 @@ impl Guard<'_> {
             has_waited: true,
         };
         let mut observer = GuardObserver { orders: self.orders };
-        let mut first_busy = key_index;
+        let mut first_busy = 0;
         loop {
-            match lock.wait(client, wait_options, first_busy, &mut observer)? {
+            match missing.wait(client, wait_options, first_busy, &mut observer)? {
                 WaitEnd::Acquired(grant) => {
                     lock.end_claim(client)?;
                     return Ok(grant);

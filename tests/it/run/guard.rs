@@ -265,6 +265,36 @@ fn every_kind_of_lock_is_guarded() {
     }
 }
 
+/// P25: while another client has one of several keys, the others are guarded, whichever of them come first.
+#[test]
+fn a_guard_takes_the_keys_that_are_free_while_another_client_has_one() {
+    let cases = [Case::new(), Case::new(), Case::new()];
+    for taken in 0..cases.len() {
+        let journal = Journal::new();
+        let run = cases[0].run().args(["--key", &cases[1].key, "--key", &cases[2].key]);
+        let holder = lingering(run, &journal);
+        let (other, _) = cases[taken].foreign_waiter();
+        cases[taken].await_locks(1, 1);
+        let name = format!("application_name LIKE 'pglock:%:{}'", holder.pid());
+        cases[0].sql(&format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {name}"
+        ));
+        other.await_stdout("mine\n");
+        for free in cases.iter().enumerate().filter(|(index, _)| *index != taken) {
+            free.1.await_locks(1, 0);
+            free.1.run().args(["-n", "true"]).output().code(75);
+        }
+        // It waits for the one that is missing, and then guards that, too.
+        cases[taken].await_locks(1, 1);
+        other.finish().code(0).silent();
+        cases[taken].await_locks(1, 0);
+        cases[taken].run().args(["-n", "true"]).output().code(75);
+        holder.signal(Signal::SIGUSR2);
+        holder.finish().code(74);
+        cases.iter().for_each(|case| case.await_locks(0, 0));
+    }
+}
+
 /// P25: a client of another kind that waits in the server's queue is there first, and the loser names it.
 #[test]
 fn the_loser_names_the_client_that_came_first() {
