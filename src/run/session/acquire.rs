@@ -304,7 +304,7 @@ impl Acquirer<'_> {
     }
 
     /// After a lost connection: ends an evicted wait, and leaves the key alone as long as the job of the client that
-    /// held it may run.
+    /// held it may run. After a failed attempt to connect, leaves the server alone for a moment.
     ///
     /// # Errors
     /// As for [`Retry::check_eviction`] and [`Retry::await_old_job`].
@@ -315,21 +315,24 @@ impl Acquirer<'_> {
             reporter: self.reporter,
         };
         retry.check_eviction(client, memory)?;
-        if !memory.must_await_old_job() {
-            return Ok(());
+        if memory.must_await_old_job() {
+            let ids = self.key_ids(client)?;
+            let ids = self.lock(&ids, Scope::Session).ids().to_vec();
+            retry.await_old_job(client, &ids, memory)
+        } else if memory.follows_failure() {
+            self.let_server_settle(lock::GUARD_TIME)
+        } else {
+            Ok(())
         }
-        let ids = self.key_ids(client)?;
-        let ids = self.lock(&ids, Scope::Session).ids().to_vec();
-        retry.await_old_job(client, &ids, memory)
     }
 
-    /// Leaves a server alone that has just started: a client that lost the lock in the restart comes first.
+    /// Leaves a server alone that has just started, or may have: a client that lost the lock in the restart comes first.
     ///
     /// # Errors
     /// The order to release came.
     fn let_server_settle(&self, settling_time: Duration) -> Result<(), Failure> {
         message::detail(
-            "the server has just started, or a pooler has just reached it; waiting half a second for jobs that lost \
+            "the server has just started, or could not be reached before; waiting half a second for jobs that lost \
              their locks",
         );
         self.reporter.expect_reply_within(settling_time);

@@ -26,8 +26,8 @@ use std::time::{Duration, Instant};
 
 /// The first pause before connecting again.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// The longest pause before connecting again: shorter than a second, so that a job starts within a second of the
-/// server's being ready.
+/// The longest pause before connecting again: with the half second that the server is then left alone, a job starts
+/// within 1.5 s of the server's being ready.
 const MAX_PAUSE: Duration = Duration::from_millis(800);
 /// The first pause between two looks for the guard; it grows to [`MAX_PAUSE`].
 const FIRST_LOOK_PAUSE: Duration = Duration::from_millis(50);
@@ -38,6 +38,8 @@ pub(super) struct WaitMemory {
     pub(super) has_answered: bool,
     /// It has answered on the current connection.
     has_answered_here: bool,
+    /// The last attempt to reach the server failed, and it has not answered since.
+    follows_failure: bool,
     /// When another client was first seen to hold the lock: the begin of the wait, over all connections.
     contended_since: Option<Instant>,
     /// What was requested over the last connection, if that was given up and the wait goes on over another one.
@@ -67,6 +69,7 @@ impl WaitMemory {
         WaitMemory {
             has_answered: false,
             has_answered_here: false,
+            follows_failure: false,
             contended_since: None,
             request: None,
             lending: Lending::unknown(),
@@ -86,6 +89,7 @@ impl WaitMemory {
     pub(super) fn note_answer(&mut self) {
         self.has_answered = true;
         self.has_answered_here = true;
+        self.follows_failure = false;
         self.next_pause = FIRST_PAUSE;
     }
 
@@ -156,6 +160,7 @@ impl WaitMemory {
             self.holder_lost_at = Some(Instant::now());
         }
         self.has_answered_here = false;
+        self.follows_failure = true;
         self.request = None;
         self.rest_until = None;
         self.lending = Lending::unknown();
@@ -171,6 +176,12 @@ impl WaitMemory {
     /// Returns whether the job of a client that held the lock may still run without it.
     pub(super) fn must_await_old_job(&self) -> bool {
         self.holder_lost_at.is_some()
+    }
+
+    /// Returns whether the server may just have come back. Its own start does not always show that: it counts from
+    /// before a recovery, which can take long.
+    pub(super) fn follows_failure(&self) -> bool {
+        self.follows_failure
     }
 
     /// Notes the limits that holders show.

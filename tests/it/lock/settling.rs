@@ -1,6 +1,7 @@
 //! A newcomer leaves a server alone that has just started, for those that lost their locks in the restart to come
 //! first.
 
+use crate::support::gate::{Answer, Gate};
 use crate::support::journal::now;
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Output, Pglock};
@@ -14,7 +15,7 @@ use std::time::Duration;
 const HALF_SECOND: u128 = 500_000_000;
 
 /// With `-v`.
-const SETTLING: &str = "the server has just started, or a pooler has just reached it; waiting half a second for jobs that \
+const SETTLING: &str = "the server has just started, or could not be reached before; waiting half a second for jobs that \
                         lost their locks\n";
 
 /// How often to try to be in time on a busy machine.
@@ -100,6 +101,28 @@ fn a_newcomer_behind_a_pooler_waits_until_the_pooler_has_reached_the_server_for_
     }
 }
 
+/// P25: the server counts from before its recovery, which can take long, so a newcomer that could not reach it leaves it
+/// alone when it can.
+#[test]
+fn a_newcomer_that_could_not_reach_the_server_leaves_it_alone_at_first() {
+    let server = Server::shared();
+    let starting = Answer::Error("57P03", "the database system is starting up");
+    let (gate, key) = (Gate::before(server, starting), unique("recovered"));
+    let run = server.run(&key).env("PGLOCK_DSN", gate.dsn());
+    let newcomer = run.args(["-v", "--wait", "20", "date", "+%s%N"]).spawn();
+    eventually(SOON, "an attempt", || gate.connections() > 0);
+    let reached = now();
+    gate.set(Answer::Relay);
+    let output = newcomer.finish();
+    let ran: u128 = String::from_utf8_lossy(&output.code(0).stdout).trim().parse().unwrap();
+    assert!(
+        ran - reached >= HALF_SECOND,
+        "{} ns after the recovery: {output}",
+        ran - reached
+    );
+    assert!(String::from_utf8_lossy(&output.stderr).contains(SETTLING), "{output}");
+}
+
 /// P25: so it does if only the pooler was restarted, and then no more.
 #[test]
 fn a_newcomer_leaves_a_backend_alone_that_the_pooler_has_just_opened() {
@@ -116,8 +139,7 @@ fn a_newcomer_leaves_a_backend_alone_that_the_pooler_has_just_opened() {
                 .output()
         };
         let first = run();
-        let has_waited =
-            |output: &Output| String::from_utf8_lossy(&output.stderr).contains("a pooler has just reached it");
+        let has_waited = |output: &Output| String::from_utf8_lossy(&output.stderr).contains(SETTLING);
         assert!(
             has_waited(&first) && first.took >= Duration::from_millis(500),
             "{first}"
