@@ -95,7 +95,7 @@ fn counted(message: &[u8], kind: u8) -> Option<(u16, &[u8])> {
     Some((count, &body[2..]))
 }
 
-/// A complete reply: its rows, each with its columns, and whether there was an error.
+/// A complete reply: the rows of the query, each with its columns, and whether there was an error.
 struct Reply {
     rows: Vec<Vec<Cell>>,
     has_failed: bool,
@@ -121,9 +121,11 @@ impl Reply {
     }
 }
 
-/// Returns the complete replies, up to what cannot be understood.
+/// Returns the complete replies, up to what cannot be understood. In a message of pglock, SHOW precedes the query, or
+/// SHOW, BEGIN and set_config, whose rows say nothing about a lock.
 fn replies(mut bytes: &[u8]) -> Vec<Reply> {
     let (mut replies, mut names, mut rows, mut has_failed) = (Vec::new(), Vec::new(), Vec::new(), false);
+    let (mut completed, mut preceding) = (0, 1);
     while bytes.len() >= 5 {
         let length = u32::from_be_bytes(bytes[1..5].try_into().unwrap()) as usize;
         if length < 4 || bytes.len() <= length {
@@ -137,12 +139,21 @@ fn replies(mut bytes: &[u8]) -> Vec<Reply> {
                 let Some(values) = values(message).filter(|values| values.len() == names.len()) else {
                     break;
                 };
-                rows.push(names.iter().cloned().zip(values).collect());
+                rows.push((completed, names.iter().cloned().zip(values).collect()));
+            }
+            // A statement is complete, or was empty.
+            b'C' | b'I' => {
+                completed += 1;
+                if completed == 2 && message.ends_with(b"BEGIN\0") {
+                    preceding = 3;
+                }
             }
             b'E' => has_failed = true,
             b'Z' => {
+                rows.retain(|(statement, _)| *statement >= preceding);
+                let rows = rows.drain(..).map(|(_, cells)| cells).collect();
                 replies.push(Reply { rows, has_failed });
-                (rows, has_failed) = (Vec::new(), false);
+                (completed, preceding, has_failed) = (0, 1, false);
                 names.clear();
             }
             _ => {}
@@ -185,7 +196,7 @@ mod tests {
     fn reply(got: &str, proven: Option<&str>) -> Vec<Vec<u8>> {
         let text = |text: &str| text.as_bytes().to_vec();
         vec![
-            description(&[text("got"), text("proven")]),
+            [message(b'C', b"SHOW\0"), description(&[text("got"), text("proven")])].concat(),
             row(&[Some(text(got)), proven.map(text)]),
             message(b'C', b"SELECT 1\0"),
             message(b'Z', b"I"),
@@ -195,12 +206,12 @@ mod tests {
     /// The referee itself must not be deceived.
     #[test]
     fn a_grant_is_a_complete_reply() {
-        let good = reply("1", Some("t"));
+        let (good, shown) = (reply("1", Some("t")), message(b'C', b"SHOW\0"));
         assert!(grants(&good.concat()));
         for short in 0..good.concat().len() {
             assert!(!grants(&good.concat()[..short]), "{short} bytes");
         }
-        let other_case = description(&[b"GOT".to_vec(), b"pRoven".to_vec()]);
+        let other_case = [shown.clone(), description(&[b"GOT".to_vec(), b"pRoven".to_vec()])].concat();
         assert!(grants(&[&[other_case], &good[1..]].concat().concat()));
         assert!(!grants(&reply("-1", Some("t")).concat()));
         assert!(!grants(&reply("1", None).concat()));
@@ -220,13 +231,36 @@ mod tests {
     }
 
     #[test]
+    fn the_statements_before_a_query_grant_nothing_and_deny_nothing() {
+        let named = |name: &str, value: &str| {
+            let rows = [description(&[name.into()]), row(&[Some(value.into())])];
+            [rows.concat(), message(b'C', b"SELECT 1\0")].concat()
+        };
+        let query = reply("1", Some("t"))[..3]
+            .concat()
+            .split_off(message(b'C', b"SHOW\0").len());
+        let in_open = |shown: Vec<u8>| [shown, query.clone(), message(b'Z', b"T")].concat();
+        let in_own = |set: Vec<u8>| {
+            let begun = [
+                named("transaction_isolation", "read committed"),
+                message(b'C', b"BEGIN\0"),
+            ];
+            [begun.concat(), set, query.clone(), message(b'Z', b"I")].concat()
+        };
+        assert!(grants(&in_open(named("got", "-1"))) && grants(&in_own(named("got", "pg_catalog, pg_temp"))));
+        assert!(grants(&in_own(named("set_config", "pg_catalog, pg_temp"))));
+        // The row of the query comes too early.
+        assert!(!grants(&in_open(Vec::new())) && !grants(&in_own(Vec::new())));
+    }
+
+    #[test]
     fn a_record_has_a_row_for_each_key_and_the_lock() {
         let text = |text: &str| text.as_bytes().to_vec();
         let reply = |held: &str, runs: &[&str]| {
             let runs = runs.iter().flat_map(|run| row(&[Some(text(run))]));
             let runs = [description(&[text("run")]), runs.collect()].concat();
             let held = [description(&[text("held")]), row(&[Some(text(held))])].concat();
-            [runs, held, message(b'Z', b"I")].concat()
+            [message(b'C', b"SHOW\0"), runs, held, message(b'Z', b"I")].concat()
         };
         assert!(records(&reply("t", &["7"]), 1) && records(&reply("t", &["7", "8"]), 2));
         for denied in [
