@@ -6,6 +6,7 @@
 
 use super::sockets::shut_down_socket;
 use crate::outcome::{ExitCode, Failure};
+use postgres::fallible_iterator::FallibleIterator;
 use postgres::{Error, SimpleQueryMessage};
 use std::convert::Infallible;
 use std::io;
@@ -76,6 +77,9 @@ impl Client {
         if let Some(watchdog) = &self.watchdog {
             watchdog.note_reply();
         }
+        // The library keeps the notifications that came with the reply, and nobody reads them.
+        let mut notifications = self.inner.notifications();
+        while !notifications.is_empty() && notifications.iter().next().is_ok() {}
         result
     }
 

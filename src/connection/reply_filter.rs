@@ -1,8 +1,8 @@
 //! Which of the server's bytes reach the client library: replies and some notifications, and only so many of them.
 //!
-//! What else a server sends on its own (parameter changes, notices) does not matter to a lock, and the library would
-//! keep all of it, so it is filtered out, and so are more notifications than it takes to send a heartbeat early, which
-//! then looks for what they announce. A reply must end: one that is longer than any legitimate reply
+//! Of what a server sends on its own, parameter changes and notices do not matter to a lock, and the library would keep
+//! all of them, so they are filtered out. A notification makes a holder look for an eviction, so the first ones pass. A
+//! reply must end: one that is longer than any legitimate reply
 //! is an error before it fills the memory. Until the session is ready everything counts, because at that stage nothing
 //! but the server decides when it ends. Pure.
 

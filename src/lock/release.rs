@@ -60,7 +60,8 @@ impl Lock {
         let later = &self.ids()[busy + 1..];
         if !later.is_empty() {
             let result = QueryResult::fetch(client, &of_keys(later).try_each_query())?;
-            let mut got = result.get(GOT_COLUMN).unwrap_or_default().bytes();
+            let array = result.get(GOT_COLUMN).unwrap_or_default();
+            let mut got = array.bytes().filter(u8::is_ascii_alphabetic);
             missing.extend(later.iter().filter(|_| got.next() != Some(b't')));
         }
         Ok(of_keys(&missing))

@@ -65,7 +65,7 @@ pub(crate) enum ScopeChoice {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Keys {
     /// All of them, in this order. Every pglock acquires several keys in the order of [`KeyId`], so that two of them
-    /// never wait for each other.
+    /// never wait for each other; but a guard takes those that are free, and ends soon.
     All(Vec<KeyId>),
     /// Any one of them.
     OneOf {

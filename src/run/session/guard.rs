@@ -48,6 +48,8 @@ const CLAIM_RETRY_PAUSE: Duration = Duration::from_millis(1);
 const CLAIM_PERIOD: Duration = Duration::from_millis(150);
 /// The longest uninterrupted wait in the server's queue: well below what a server may take to reply.
 const CLAIM_SLICE: Duration = Duration::from_millis(100);
+/// The same while several keys are missing: the others may be free by now, and a newcomer does not look for a claim.
+const CLAIM_SLICE_OF_SEVERAL: Duration = Duration::from_millis(20);
 
 /// Guards the end of a job whose lock is lost.
 pub(super) struct Guard<'a> {
@@ -176,7 +178,7 @@ impl Guard<'_> {
                 return Ok(if is_taken { GuardEnd::Taken } else { GuardEnd::FreeAgain });
             }
             GuardTry::Taken { lock, missing, .. } => {
-                let grant = self.wait_for_keys(&mut client, &lock, &missing)?;
+                let grant = self.wait_for_keys(&mut client, &lock, missing)?;
                 (lock, grant, true)
             }
         };
@@ -270,15 +272,19 @@ impl Guard<'_> {
         })
     }
 
-    /// Waits in the server's queue for the keys that are missing. They are claimed, so a waiter that is granted one of
-    /// them gives it back.
+    /// Waits in the server's queue for the first key that is missing, and takes the others as soon as they are free. All
+    /// are claimed, so a waiter that is granted one of them releases it.
+    ///
+    /// Another pglock that holds the first and waits for another one waits no longer than until the old job is dead.
     ///
     /// # Errors
     /// The order to release came, the server reports an error, or the connection is lost.
-    fn wait_for_keys(&self, client: &mut Client, lock: &Lock, missing: &Lock) -> Result<Grant, Failure> {
+    fn wait_for_keys(&self, client: &mut Client, lock: &Lock, mut missing: Lock) -> Result<Grant, Failure> {
         self.report_taker(client, lock, Takers::ButWaiters);
+        let claimed = Instant::now();
+        let mut is_taker_reported = false;
         let mut wait_options = WaitOptions {
-            wait: Wait::Until(Instant::now() + CLAIM_TIME),
+            wait: Wait::Indefinitely,
             max_slice: CLAIM_SLICE,
             backoff: Backoff::new(Instant::now(), self.plan.options.poll),
             try_duration: Duration::ZERO,
@@ -290,16 +296,23 @@ impl Guard<'_> {
             has_waited: true,
         };
         let mut observer = GuardObserver { orders: self.orders };
-        let mut first_busy = 0;
         loop {
-            match missing.wait(client, wait_options, first_busy, &mut observer)? {
+            wait_options.max_slice = match missing.ids() {
+                [_] => CLAIM_SLICE,
+                _ => CLAIM_SLICE_OF_SEVERAL,
+            };
+            wait_options.wait = Wait::Until(Instant::now() + wait_options.max_slice);
+            match missing.wait(client, wait_options, 0, &mut observer)? {
                 WaitEnd::Acquired(grant) => {
                     lock.end_claim(client)?;
                     return Ok(grant);
                 }
                 WaitEnd::TimedOut { key_index } => {
-                    self.report_taker(client, lock, Takers::All);
-                    (first_busy, wait_options.wait) = (key_index, Wait::Indefinitely);
+                    if !is_taker_reported && claimed.elapsed() >= CLAIM_TIME {
+                        self.report_taker(client, lock, Takers::All);
+                        is_taker_reported = true;
+                    }
+                    missing = missing.acquire_free(client, key_index)?;
                 }
                 // It never does.
                 WaitEnd::GiveUpConnection { .. } => return Err(interrupted()),

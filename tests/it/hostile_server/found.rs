@@ -329,6 +329,28 @@ fn no_flood_fills_the_memory() {
     });
 }
 
+/// P42: nor do notifications in each reply of a wait, which nobody reads.
+#[test]
+fn notifications_in_each_reply_do_not_fill_the_memory() {
+    let notification = message(b'A', &[&[0; 4][..], &[b'c'; 60_000], b"\0p\0"].concat());
+    let refusal = granting(&[("got", "0"), ("proven", "f")]);
+    let liar = Liar::with([notification.repeat(60), refusal].concat());
+    let run = pglock(liar.listen(), &["run", "-k", "x", "--wait", "5"]);
+    let mut running = run.arg("true").spawn();
+    let mut memory = 0;
+    let has_ended = until(Duration::from_secs(60), || {
+        memory = memory.max(peak_memory_kb(running.pid()));
+        !running.lives()
+    });
+    assert!(has_ended);
+    let output = running.finish();
+    assert!(
+        output.code(75).stdout.is_empty() && memory < MOST_MEMORY_KB,
+        "{memory} kB\n{output}"
+    );
+    println!("{memory} kB");
+}
+
 #[track_caller]
 fn assert_endured(flood: Flood, what: Endless) {
     use Endless::*;

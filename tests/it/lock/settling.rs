@@ -110,7 +110,8 @@ fn a_newcomer_that_could_not_reach_the_server_leaves_it_alone_at_first() {
     let (gate, key) = (Gate::before(server, starting), unique("recovered"));
     let run = server.run(&key).env("PGLOCK_DSN", gate.dsn());
     let newcomer = run.args(["-v", "--wait", "20", "date", "+%s%N"]).spawn();
-    eventually(SOON, "an attempt", || gate.connections() > 0);
+    // When the second one began, the first had failed.
+    eventually(SOON, "two attempts", || gate.connections() > 1);
     let reached = now();
     gate.set(Answer::Relay);
     let output = newcomer.finish();

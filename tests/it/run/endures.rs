@@ -175,13 +175,13 @@ fn a_limited_wait_ends_in_time_without_the_server() {
     check(long, 4, "the job of the client that held it may still be running");
 }
 
-/// Asserts that a job that printed the time ran within a second of this time.
+/// Asserts that a job that printed the time ran within 1.5 s of this time.
 #[track_caller]
 fn assert_ran_soon_after(ready: u128, output: &Output, cause: &str) {
     let ran: u128 = String::from_utf8_lossy(&output.code(0).stdout).trim().parse().unwrap();
     let since = Duration::from_nanos(ran.saturating_sub(ready) as u64);
     println!("{since:?} after the server was ready");
-    assert!(since < Duration::from_secs(1) + SLACK / 3, "{since:?}: {output}");
+    assert!(since < Duration::from_millis(1500) + SLACK / 3, "{since:?}: {output}");
     let line = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(line.contains(cause) && line.lines().count() == 1, "{output}");
 }

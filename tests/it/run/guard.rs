@@ -5,7 +5,7 @@ use crate::support::journal::{Journal, state};
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Output, Pglock, Running};
 use crate::support::proxy::Proxy;
-use crate::support::server::Server;
+use crate::support::server::{Server, number, rows};
 use crate::support::wait::{SOON, eventually};
 use crate::support::{hostname, repetitions, unique};
 use nix::sys::signal::Signal;
@@ -265,34 +265,70 @@ fn every_kind_of_lock_is_guarded() {
     }
 }
 
-/// P25: while another client has one of several keys, the others are guarded, whichever of them come first.
+/// P25: while other clients have some of several keys, the others are guarded, whichever of them come first, and so is
+/// one that becomes free.
 #[test]
 fn a_guard_takes_the_keys_that_are_free_while_another_client_has_one() {
-    let cases = [Case::new(), Case::new(), Case::new()];
-    for taken in 0..cases.len() {
+    let assert_guarded = |case: &Case| {
+        case.await_locks(1, 0);
+        case.run().args(["-n", "true"]).output().code(75);
+    };
+    let mut cases = [Case::new(), Case::new(), Case::new()];
+    for _ in 0..cases.len() {
+        let [free, freed, taken] = &cases;
         let journal = Journal::new();
-        let run = cases[0].run().args(["--key", &cases[1].key, "--key", &cases[2].key]);
+        let run = free.run().args(["--key", &freed.key, "--key", &taken.key]);
         let holder = lingering(run, &journal);
-        let (other, _) = cases[taken].foreign_waiter();
-        cases[taken].await_locks(1, 1);
+        let (first, second) = (taken.foreign_waiter().0, freed.foreign_waiter().0);
+        taken.await_locks(1, 1);
+        freed.await_locks(1, 1);
         let name = format!("application_name LIKE 'pglock:%:{}'", holder.pid());
-        cases[0].sql(&format!(
+        free.sql(&format!(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {name}"
         ));
-        other.await_stdout("mine\n");
-        for free in cases.iter().enumerate().filter(|(index, _)| *index != taken) {
-            free.1.await_locks(1, 0);
-            free.1.run().args(["-n", "true"]).output().code(75);
-        }
-        // It waits for the one that is missing, and then guards that, too.
-        cases[taken].await_locks(1, 1);
-        other.finish().code(0).silent();
-        cases[taken].await_locks(1, 0);
-        cases[taken].run().args(["-n", "true"]).output().code(75);
+        first.await_stdout("mine\n");
+        second.await_stdout("mine\n");
+        assert_guarded(free);
+        second.finish().code(0).silent();
+        assert_guarded(freed);
+        first.finish().code(0).silent();
+        assert_guarded(taken);
         holder.signal(Signal::SIGUSR2);
         holder.finish().code(74);
         cases.iter().for_each(|case| case.await_locks(0, 0));
+        cases.rotate_left(1);
     }
+}
+
+/// P25: however many keys there are.
+#[test]
+fn a_guard_takes_many_keys_that_are_free() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let mut keys: Vec<i64> = (0..300).map(|_| number(&unique("many"))).collect();
+    // A number is its own key, so the first of them is known.
+    keys.sort_unstable();
+    let arguments = keys.iter().map(|key| format!("--key={key}"));
+    let run = case.server.pglock().arg("run").args(arguments);
+    let holder = lingering(run, &journal);
+    let [first, .., last] = keys[..] else { unreachable!() };
+    let mut other = case.server.client();
+    let name = format!("application_name LIKE 'pglock:%:{}'", holder.pid());
+    let backend = rows(&mut other, "SELECT pg_backend_pid()").concat().concat();
+    let wait = format!("SELECT pg_advisory_lock({first})");
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| rows(&mut other, &wait));
+        let waiting = format!("SELECT 1 FROM pg_locks WHERE NOT granted AND pid = {backend}");
+        eventually(SOON, "a waiter", || !case.sql(&waiting).is_empty());
+        case.sql(&format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {name}"
+        ));
+        waiter.join().unwrap();
+    });
+    let guarded = format!("SELECT pg_try_advisory_xact_lock({last})");
+    eventually(SOON, "a guard", || case.value(&guarded) == "f");
+    drop(other);
+    holder.signal(Signal::SIGUSR2);
+    holder.finish().code(74);
 }
 
 /// P25: a client of another kind that waits in the server's queue is there first, and the loser names it.
