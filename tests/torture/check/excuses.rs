@@ -3,7 +3,7 @@
 //! A session that is ended frees the lock at once, but its pglock takes it again until the job is dead. That fails in
 //! these cases only: pglock itself was killed or stopped; the lock was to be free at once (`pglock evict --force`);
 //! another client wanted the lock when `pg_terminate_backend` or the proxy ended the session, and had just arrived or
-//! polled; or the server could not be reached. Behind a pooler that lends its first client's session, the pglock does
+//! polled; it had arrived after the old primary was stopped; or the server could not be reached. Behind a pooler that lends its first client's session, the pglock does
 //! not know before its next query.
 
 use super::{ARRIVAL_LIMIT_NS, cuts, disturbs, ends_proxied, ends_sessions, restarts, share_a_key};
@@ -60,6 +60,10 @@ impl<'a> Check<'a> {
             kind if restarts(kind) && other.is_none() && until <= fault.ended => Some(" before the other session"),
             Kind::EndSession | Kind::TermBackend if self.was_faster(fault, victim, other) => Some(""),
             kind if ends_proxied(kind) && self.was_faster(fault, victim, other) => Some(""),
+            // The new primary is old, so who knows nothing of the holder does not leave it alone.
+            Kind::Failover | Kind::Switchover if other.is_some_and(|other| other.run.began > fault.began) => {
+                Some(" and a newcomer")
+            }
             _ if run.request.is_forwarded() => Some(" behind the forwarding pooler"),
             // Its pooler is gone for good, or keeps it waiting before it tries the server again.
             kind if run.request.is_pooled() && (kind == Kind::KillPooler || restarts(kind)) => {

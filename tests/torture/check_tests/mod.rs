@@ -126,7 +126,8 @@ impl Story {
 /// Returns a story in which the first job runs from 10 to 990, and the second one from 510.
 fn overlap() -> Story {
     let tale = Story::default();
-    tale.holds(1, 0, 1000).holds(2, 500, 1500)
+    let tale = tale.holds(1, 0, 1000).holds(2, 390, 1500);
+    tale.job(2, |stay| stay.entered = ms(510))
 }
 
 /// Returns the same story, after the session of the first one ended at 400, which it reports.
