@@ -59,6 +59,10 @@ pub(crate) struct Backend {
     pub read_epoch: f64,
 }
 
+/// The statement before a query of `pg_stat_activity` in a transaction that may have looked at it before: it keeps what
+/// it has once seen of the other sessions. Behind a pooler, most of ours may be in one.
+pub(crate) const FORGET_SESSIONS: &str = "SELECT pg_catalog.pg_stat_clear_snapshot(); ";
+
 /// The condition that the session's last query is one after which a pglock that tries in transactions holds nothing: a
 /// ROLLBACK, the query of [`holders::find`](super::holders::find), or a probe that has ended. One that polls in a
 /// session, and may hold some of several keys, sends others.

@@ -4,6 +4,7 @@
 //! session to terminate its job or terminates the session. The server tells a terminated session only that an
 //! administrator did it. The holder of the mark is the evictor.
 
+use super::backend::FORGET_SESSIONS;
 use crate::connection::Client;
 use crate::lock::QueryResult;
 use crate::protocol::{derived_keys, name};
@@ -23,8 +24,6 @@ pub(crate) struct Evictor {
 /// first. Must be asked by a session of the role that the backend's session has: the holder itself asks within the
 /// transaction to which its lock may belong, where any error would release the lock.
 ///
-/// Such a transaction keeps what it has once seen of the other sessions, so it first has to forget that.
-///
 /// # Errors
 /// The server reports an error, or the connection is lost.
 pub(crate) fn find_evictor(client: &mut Client, backend_pid: i32) -> Result<Option<Evictor>, postgres::Error> {
@@ -32,7 +31,7 @@ pub(crate) fn find_evictor(client: &mut Client, backend_pid: i32) -> Result<Opti
     let (forced_class, _, _) = derived_keys::forced_eviction_mark(backend_pid).in_pg_locks();
     let is_authorized = may_evict_condition("a.usesysid", "own.usesysid");
     let sql = format!(
-        "SELECT pg_catalog.pg_stat_clear_snapshot(); SELECT a.application_name, pg_catalog.pg_get_userbyid(a.usesysid) AS role, \
+        "{FORGET_SESSIONS}SELECT a.application_name, pg_catalog.pg_get_userbyid(a.usesysid) AS role, \
          {is_authorized} AS authorized, EXISTS (SELECT 1 FROM pg_catalog.pg_locks f WHERE f.locktype = 'advisory' \
          AND f.objsubid = {objsubid} AND f.classid = {forced_class} AND f.objid = {objid} AND f.granted) AS forced \
          FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \

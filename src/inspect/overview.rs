@@ -93,7 +93,8 @@ impl Overview {
             PollingWaiters::Ignore => Vec::new(),
         };
         let backends: Vec<&Backend> = rows.iter().map(|row| &row.backend).chain(&pollers).collect();
-        let is_partial = backends.iter().any(|backend| backend.is_hidden);
+        let may_miss_waiters = polling == PollingWaiters::Find && polling::may_miss_waiters(client)?;
+        let is_partial = may_miss_waiters || backends.iter().any(|backend| backend.is_hidden);
         let present: HashSet<KeyId> = rows.iter().map(|row| row.id).collect();
         learn_names(client, &mut names, &backends, &present, &database);
         let rows = mark_leftovers(rows, &names, &database);

@@ -7,8 +7,9 @@
 //! is a transaction that lasts for a while, and the waiters use others meanwhile, if the pool has any.
 
 use crate::connection::Client;
-use crate::inspect::backend::{Backend, columns, is_rolled_back, rows};
-use crate::lock::{self, EndStatement, simple_query};
+use crate::inspect::backend::{Backend, FORGET_SESSIONS, columns, is_rolled_back, rows};
+use crate::lock::{self, EndStatement, QueryResult, simple_query};
+use crate::protocol::name::RUN_PREFIX;
 use crate::protocol::query_tag::{QUERY_TAG_PREFIX, QueryTag};
 use std::collections::BTreeMap;
 use std::thread::sleep;
@@ -57,13 +58,24 @@ pub(super) fn find_waiters(client: &mut Client, are_expected: bool) -> Result<Ve
         let transaction_start = Instant::now();
         while transaction_start.elapsed() < TRANSACTION_DURATION && !is_over(&waiters) {
             sleep(SEARCH_INTERVAL);
-            // A transaction sees the sessions as they were when it first looked.
-            simple_query(client, "SELECT pg_catalog.pg_stat_clear_snapshot()")?;
+            simple_query(client, FORGET_SESSIONS)?;
             collect_waiters(client, &sql, &mut waiters)?;
         }
         lock::end_transaction(client, EndStatement::Commit, QueryTag::ProgramOnly)?;
     }
     Ok(waiters.into_values().collect())
+}
+
+/// Returns whether there are pglocks in this database whose queries our role may not see: some may wait without a row.
+///
+/// # Errors
+/// The connection is lost, or the query fails.
+pub(super) fn may_miss_waiters(client: &mut Client) -> Result<bool, postgres::Error> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_stat_activity a WHERE a.datname = pg_catalog.current_database() \
+         AND a.application_name LIKE '{RUN_PREFIX}%' AND a.query = '<insufficient privilege>') AS missed"
+    );
+    Ok(QueryResult::fetch(client, &sql)?.is_true("missed"))
 }
 
 /// Adds the waiters that are visible now.

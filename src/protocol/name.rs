@@ -18,6 +18,9 @@ use std::sync::OnceLock;
 /// The maximum length of an `application_name` in PostgreSQL, `NAMEDATALEN` - 1.
 const MAX_NAME_LEN: usize = 63;
 
+/// What is kept of the user in the name of a `pglock evict`.
+const MAX_USER_LEN: usize = 20;
+
 /// What is kept of the host, if there is room for it.
 const MAX_HOST_LEN: usize = 32;
 
@@ -40,7 +43,7 @@ const INSTANCE_LEN: usize = 6;
 const INSTANCE_ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 
 /// The front of the name of a `pglock run`; its keys follow.
-const RUN_PREFIX: &str = "pglock:";
+pub(crate) const RUN_PREFIX: &str = "pglock:";
 
 /// The front of the name of a `pglock evict`; user, host and process follow.
 const EVICT_PREFIX: &str = "pglock evict ";
@@ -78,8 +81,7 @@ pub(crate) fn for_check(configured: Option<&str>, random: Option<u64>) -> String
 /// Returns the name of a `pglock evict`, from which the evicted pglock learns who evicted it. See [`evictor`].
 pub(crate) fn for_evict() -> String {
     let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten();
-    let user = user.map_or_else(String::new, |user| format!("{}@", user.name));
-    format!("{EVICT_PREFIX}{user}{}:{}", host(), std::process::id())
+    compose_evictor(user.map(|user| user.name).as_deref(), &host(), std::process::id())
 }
 
 /// Returns user, host and process ID, if this is the name of a `pglock evict`.
@@ -204,6 +206,16 @@ fn compose(front: &str, slots: Option<u16>, host: &str, instance: Option<&str>, 
     format!("{}{tail}", plain_ascii(front, MAX_NAME_LEN - tail.len()))
 }
 
+fn compose_evictor(user: Option<&str>, host: &str, pid: u32) -> String {
+    let plain = |text: &str| plain_ascii(text, usize::MAX).replace(' ', "?");
+    let user = user.map_or_else(String::new, |user| {
+        format!("{}@", without_middle(&plain(user), MAX_USER_LEN))
+    });
+    let end = format!(":{pid}");
+    let host_room = MAX_NAME_LEN - EVICT_PREFIX.len() - user.len() - end.len();
+    format!("{EVICT_PREFIX}{user}{}{end}", without_middle(&plain(host), host_room))
+}
+
 /// Returns an ASCII text, of which the middle is left out if it is longer than `max_len`.
 fn without_middle(text: &str, max_len: usize) -> String {
     if text.len() <= max_len {
@@ -314,6 +326,16 @@ mod tests {
         );
         assert_eq!(evictor("pglock evicted web1:77"), None);
         assert_eq!(RunName::parse(&for_evict()), None);
+        // By the whole name, pglock recognizes its own session.
+        let long = compose_evictor(
+            Some("bjørn"),
+            "ip-172-31-255-255.eu-central-1.compute.internal",
+            u32::MAX,
+        );
+        let expected = "bj?rn@ip-172-31-255-2..compute.internal:4294967295";
+        assert_eq!((evictor(&long), long.len()), (Some(expected), MAX_NAME_LEN));
+        let longest = compose_evictor(Some(&"u".repeat(32)), &"h".repeat(64), u32::MAX);
+        assert_eq!(longest.len(), MAX_NAME_LEN);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::terminate::{terminate, unauthorized, wait_until_gone};
 use crate::cli::EvictOptions;
 use crate::connection::Client;
-use crate::inspect::backend::Backend;
+use crate::inspect::backend::{Backend, FORGET_SESSIONS};
 use crate::inspect::eviction::may_evict_condition;
 use crate::key;
 use crate::lock::{self, EndStatement, QueryResult, simple_query};
@@ -243,7 +243,7 @@ impl<'a> Eviction<'a> {
             })
             .collect();
         let sql = format!(
-            "SELECT pg_catalog.string_agg(pid::text, ',') AS pids FROM pg_catalog.pg_stat_activity a WHERE ({}) \
+            "{FORGET_SESSIONS}SELECT pg_catalog.string_agg(pid::text, ',') AS pids FROM pg_catalog.pg_stat_activity a WHERE ({}) \
              AND EXISTS (SELECT 1 FROM pg_catalog.pg_locks l WHERE l.locktype = 'advisory' AND l.pid = a.pid)",
             sessions.join(" OR ")
         );

@@ -1,7 +1,7 @@
 //! Terminating sessions: those of other clients, and of a pglock that does not react.
 
 use crate::connection::Client;
-use crate::inspect::backend::Backend;
+use crate::inspect::backend::{Backend, FORGET_SESSIONS};
 use crate::key;
 use crate::lock::QueryResult;
 use crate::outcome::{ExitCode, Failure};
@@ -20,7 +20,7 @@ const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Our role lacks the privilege, or the connection is lost.
 pub(super) fn terminate(client: &mut Client, pid: i32, shown: &Backend) -> Result<bool, Failure> {
     let sql = format!(
-        "SELECT pg_catalog.pg_terminate_backend(pid) AS terminated FROM pg_catalog.pg_stat_activity a \
+        "{FORGET_SESSIONS}SELECT pg_catalog.pg_terminate_backend(pid) AS terminated FROM pg_catalog.pg_stat_activity a \
          WHERE pid = {pid} AND usename = {} AND application_name = {} AND EXISTS (\
          SELECT 1 FROM pg_catalog.pg_locks l WHERE l.pid = {pid} AND l.locktype = 'advisory')",
         key::sql_literal(&shown.user),

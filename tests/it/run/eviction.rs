@@ -93,17 +93,29 @@ fn no_waiter_starts_before_the_evicted_job_is_dead_behind_a_pooler() {
 #[test]
 fn the_next_holder_behind_a_pooler_is_left_alone() {
     let server = Server::shared();
-    let database = server.database();
+    leave_alone_the_next_holder(&server.database(), server.pglock());
+}
+
+/// P75: also by an evictor behind a pooler, whose transaction keeps what it has once seen of the other sessions.
+#[test]
+fn so_it_is_if_the_evictor_is_behind_a_pooler() {
+    let server = Server::shared();
+    let bouncer = PgBouncer::with(server, &["pool_mode=transaction"]);
+    leave_alone_the_next_holder(&server.database(), bouncer.pglock());
+}
+
+#[track_caller]
+fn leave_alone_the_next_holder(database: &str, evictor: Pglock) {
+    let server = Server::shared();
     let bouncer = PgBouncer::with(server, &["pool_mode=transaction", "default_pool_size=1"]);
     let (key, journal) = (unique("pool_of_one"), Journal::new());
-    let run = || bouncer.run(&key).env("PGDATABASE", &database);
+    let run = || bouncer.run(&key).env("PGDATABASE", database);
     let holder = stubborn(run(), &journal);
     let next = run().sh("echo mine; read -r _; exit 0").spawn();
     eventually(SOON, "the next one to wait for the backend", || {
-        bouncer.pool(&database, "cl_waiting") == 1
+        bouncer.pool(database, "cl_waiting") == 1
     });
-    let evictor = server.pglock().env("PGDATABASE", &database);
-    let evictor = evict(evictor, &key).spawn();
+    let evictor = evict(evictor.env("PGDATABASE", database), &key).spawn();
     next.await_stdout("mine\n");
     let output = evictor.finish();
     output.code(0).silent();
