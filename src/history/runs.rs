@@ -4,7 +4,7 @@
 //! table of any size.
 
 use super::failure;
-use super::sql::seconds_between;
+use super::sql::{interval_literal, seconds_between};
 use super::table::TableName;
 use super::types::RunOutcome;
 use crate::connection::Client;
@@ -100,7 +100,8 @@ pub(crate) fn newest_runs(
     Ok(rows.iter().map(Run::read).collect())
 }
 
-/// Returns the newest success of each of these keys that has one.
+/// Returns the newest success of each of these keys that has one, without those that are in the future by more than the
+/// interval: the clock was wrong when they were recorded.
 ///
 /// # Errors
 /// As for [`newest_runs`].
@@ -108,8 +109,9 @@ pub(crate) fn newest_successes(
     client: &mut Client,
     table: &TableName,
     keys: &[KeyId],
+    interval: Duration,
 ) -> Result<BTreeMap<String, NewestSuccess>, Failure> {
-    let rows = fetch(client, table, &newest_successes_sql(table, keys))?;
+    let rows = fetch(client, table, &newest_successes_sql(table, keys, interval))?;
     let successes = rows.iter().filter_map(|row| {
         let success = NewestSuccess {
             ago: Duration::try_from_secs_f64(seconds(row, "age")?.max(0.0)).ok()?,
@@ -259,13 +261,14 @@ fn newest_runs_sql(table: &TableName, keys: &[KeyId], filter: RunFilter) -> Stri
 }
 
 /// Returns the query for the newest successes.
-fn newest_successes_sql(table: &TableName, keys: &[KeyId]) -> String {
+fn newest_successes_sql(table: &TableName, keys: &[KeyId], interval: Duration) -> String {
+    let condition = format!("ended < pg_catalog.clock_timestamp() + {}", interval_literal(interval));
     format!(
         "SELECT key_number AS number, {} AS age, run.host \
          FROM {} CROSS JOIN LATERAL ({}) AS run",
         seconds_between("run.ended", "clock_timestamp()"),
         key_numbers(keys),
-        newest_success(&table.sql())
+        newest_success(&table.sql(), Some(condition))
     )
 }
 
@@ -294,17 +297,18 @@ fn summaries_sql(table: &TableName, keys: &[KeyId]) -> String {
          SELECT number, outcome, count(*) AS runs FROM {name}{count_condition} GROUP BY number, outcome",
         seconds_between("finished.started", "finished.ended"),
         of_key(""),
-        newest_success(&name),
+        newest_success(&name, None),
         of_key("ended IS NOT NULL"),
     )
 }
 
-/// Returns the query for the newest success of the key `key_number`.
-fn newest_success(name: &str) -> String {
-    let conditions = [
+/// Returns the query for the newest success of the key `key_number`, of those that meet the condition.
+fn newest_success(name: &str, condition: Option<String>) -> String {
+    let mut conditions = vec![
         "number = key_number".to_owned(),
         format!("outcome = '{}'", RunOutcome::Ok.name()),
     ];
+    conditions.extend(condition);
     newest(name, &conditions, 1)
 }
 

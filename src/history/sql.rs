@@ -53,7 +53,6 @@ pub(super) fn begin(table: &TableName, run: &NewRun, lock_timeout: Duration) -> 
     // Ordered by number: the end is written by id and a dead run is given up by number, and in two orders these could
     // deadlock.
     let rows: Vec<String> = run.keys.iter().map(|(key, id)| row(run, key, *id, mode)).collect();
-    // A start that is further in the future is from a time when the clock was wrong.
     let (condition, last) = match run.once_per {
         None => (
             String::new(),
@@ -62,14 +61,14 @@ pub(super) fn begin(table: &TableName, run: &NewRun, lock_timeout: Duration) -> 
         Some(interval) => (
             format!(
                 " AND NOT EXISTS (SELECT FROM ({}) AS last \
-                 WHERE started > pg_catalog.clock_timestamp() - {interval} \
-                 AND started < pg_catalog.clock_timestamp() + {interval})",
-                last_success(&name, &numbers, "started"),
-                interval = seconds(interval)
+                 WHERE started > pg_catalog.clock_timestamp() - {})",
+                last_success(&name, &numbers, interval, "started"),
+                interval_literal(interval)
             ),
             last_success(
                 &name,
                 &numbers,
+                interval,
                 &format!(
                     "{} AS age, {} AS took, host",
                     seconds_between("started", "pg_catalog.clock_timestamp()"),
@@ -90,11 +89,14 @@ pub(super) fn begin(table: &TableName, run: &NewRun, lock_timeout: Duration) -> 
     )
 }
 
-/// Returns the query for these columns of the newest success of a key.
-fn last_success(name: &str, numbers: &str, columns: &str) -> String {
+/// Returns the query for these columns of the newest success of a key. A start that is in the future by more than the
+/// interval is from a time when the clock was wrong.
+fn last_success(name: &str, numbers: &str, interval: Duration, columns: &str) -> String {
     format!(
-        "SELECT {columns} FROM {name} WHERE number IN ({numbers}) AND outcome = '{}' ORDER BY id DESC LIMIT 1",
-        RunOutcome::Ok.name()
+        "SELECT {columns} FROM {name} WHERE number IN ({numbers}) AND outcome = '{}' \
+         AND started < pg_catalog.clock_timestamp() + {} ORDER BY id DESC LIMIT 1",
+        RunOutcome::Ok.name(),
+        interval_literal(interval)
     )
 }
 
@@ -152,7 +154,7 @@ pub(super) fn complete(table: &TableName, rows: &[i64], end: &RunEnd, lock_timeo
                 "UPDATE {name} SET outcome = '{}', exit_status = {exit_status}, signal = {signal}, \
                  ended = GREATEST(started, pg_catalog.clock_timestamp() - {}) WHERE id IN ({rows}){condition}",
                 outcome.name(),
-                seconds(at.elapsed())
+                interval_literal(at.elapsed())
             )
         }
     };
@@ -176,9 +178,9 @@ pub(super) fn prune(table: &TableName, ids: &[KeyId], keep: Duration, lock_timeo
                  WHERE number = {number} ORDER BY id LIMIT {PRUNE_BATCH}) AS oldest \
                  WHERE started < pg_catalog.clock_timestamp() - {} AND outcome <> '{}')) \
                  AND id IS DISTINCT FROM ({})",
-                seconds(keep),
+                interval_literal(keep),
                 RunOutcome::Running.name(),
-                last_success(&name, &number, "id")
+                last_success(&name, &number, keep, "id")
             )
         })
         .collect();
@@ -192,7 +194,7 @@ pub(super) fn seconds_between(from: &str, to: &str) -> String {
 }
 
 /// Returns a duration as an interval.
-fn seconds(duration: Duration) -> String {
+pub(super) fn interval_literal(duration: Duration) -> String {
     format!("pg_catalog.make_interval(secs => {})", duration.as_secs_f64())
 }
 

@@ -85,7 +85,7 @@ fn check_success(
     ids: &[KeyId],
     interval: Duration,
 ) -> Result<Outcome, Failure> {
-    let successes = history::newest_successes(client, table, ids)?;
+    let successes = history::newest_successes(client, table, ids, interval)?;
     let mut outcome = Outcome::Success;
     for (key, id) in keys.iter().zip(ids) {
         let problem = match successes.get(&id.to_string()) {

@@ -163,6 +163,21 @@ fn the_table_fits_80_columns() {
     assert!(lines[2].contains("  SIGKILL  failed  "), "{lines:?}");
 }
 
+/// P103: a success that a wrong clock of the server has dated does not count for as long as that was fast.
+#[test]
+fn a_success_in_the_future_is_no_recent_one() {
+    let table = RunTable::new();
+    let succeeds = |within: &str| table.history(&["--key", "k", "--ok-within", within]).output();
+    table.insert("k", &[("ended", "now() + interval '1 year'")]);
+    succeeds("26h").code(75);
+    table.insert("k", &[("ended", "now() - interval '25h'")]);
+    table.insert("k", &[("ended", "now() + interval '1 year'")]);
+    succeeds("26h").code(0).silent();
+    succeeds("24h").code(75);
+    table.insert("k", &[("ended", "now() + interval '1 min'")]);
+    succeeds("24h").code(0).silent();
+}
+
 /// P103: someone may write any time into the table, and PostgreSQL cannot subtract infinite ones.
 #[test]
 fn infinite_times_are_read() {

@@ -119,6 +119,15 @@ fn a_start_in_the_future_counts_for_an_interval() {
     table.sql("UPDATE pglock_run SET started = now() + interval '21h'");
     run().output().code(0).silent();
     run().output().code(75);
+    // It does not hide an older success that counts.
+    table.insert(
+        "k",
+        &[
+            ("started", "now() + interval '21h'"),
+            ("ended", "now() + interval '21h'"),
+        ],
+    );
+    run().output().code(75);
 }
 
 /// P102: where others could look at the same time, it could not be kept.
