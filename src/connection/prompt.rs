@@ -4,6 +4,8 @@
 //! The prompting thread cannot be interrupted; any code that ends this process meanwhile calls [`restore_echo`] first.
 
 use super::settings::Secret;
+use crate::sys;
+use nix::libc::SIGINT;
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use nix::unistd::{getpgrp, tcgetpgrp};
 use std::fs::File;
@@ -39,6 +41,11 @@ pub(crate) fn read_password(mut terminal: File, user: &str) -> Option<Secret> {
     silent.local_flags.remove(LocalFlags::ECHO);
     silent.local_flags.insert(LocalFlags::ICANON);
     *silenced_terminal() = Some((terminal.try_clone().ok()?, before));
+    // `run` has handlers of its own, beside which there can be no other. A signal that was ignored stays ignored.
+    let _ = ctrlc::try_set_handler(|| {
+        restore_echo();
+        sys::raise_default(SIGINT);
+    });
     let password = tcsetattr(&terminal, SetArg::TCSAFLUSH, &silent)
         .ok()
         .and_then(|()| write!(terminal, "Password for user {user}: ").ok())
