@@ -11,6 +11,14 @@ struct ReachedHost {
     is_standby: bool,
     /// The identifier of its cluster; empty if the role may not see it.
     system_identifier: String,
+    /// When it started, in microseconds: two addresses can lead to one server.
+    started: String,
+}
+
+impl ReachedHost {
+    fn is_same_server(&self, other: &ReachedHost) -> bool {
+        (&self.system_identifier, &self.started) == (&other.system_identifier, &other.started)
+    }
 }
 
 /// Returns what the hosts are, if there are several.
@@ -28,6 +36,14 @@ pub(super) fn hosts(settings: &Settings, application_name: &str) -> Option<Findi
             Err(_) => away.push(address),
         }
     }
+    // Of the addresses of one server, the first counts.
+    let mut servers: Vec<ReachedHost> = Vec::new();
+    for host in reached {
+        if !servers.iter().any(|server| server.is_same_server(&host)) {
+            servers.push(host);
+        }
+    }
+    let reached = servers;
     let (standbys, primaries): (Vec<_>, Vec<_>) = reached.iter().partition(|host| host.is_standby);
     let is_of_other_cluster = |host: &ReachedHost| host.system_identifier != reached[0].system_identifier;
     let addresses = |hosts: &[&ReachedHost]| {
@@ -73,11 +89,13 @@ fn reach(address: &str, settings: &Settings, application_name: &str) -> Result<R
         &mut client,
         "SELECT pg_catalog.pg_is_in_recovery() AS standby, \
          CASE WHEN pg_catalog.has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE') \
-         THEN (SELECT system_identifier FROM pg_catalog.pg_control_system()) END AS system_identifier",
+         THEN (SELECT system_identifier FROM pg_catalog.pg_control_system()) END AS system_identifier, \
+         extract(epoch FROM pg_catalog.pg_postmaster_start_time()) AS started",
     )?;
     Ok(ReachedHost {
         address: address.to_owned(),
         is_standby: is_true(&row, "standby"),
         system_identifier: text(&row, "system_identifier"),
+        started: text(&row, "started"),
     })
 }

@@ -1,6 +1,7 @@
 //! `pglock check`.
 
 use crate::connection::hosts::pair;
+use crate::support::gate::{Answer, Gate};
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Output, Pglock};
 use crate::support::proxy::Proxy;
@@ -279,6 +280,9 @@ fn two_primaries_in_the_list_are_reported() {
     let (primary, standby) = pair();
     let (level, text) = check_hosts([primary.port(), standby.port()]);
     assert_eq!((level.as_str(), text.as_str()), ("ok", "primaries: 1, standbys: 1"));
+    // Two addresses can lead to one server.
+    let (level, text) = check_hosts([first.port(), Gate::before(first, Answer::Relay).port()]);
+    assert_eq!((level.as_str(), text.as_str()), ("ok", "primaries: 1, standbys: 0"));
     let (level, text) = check_hosts([primary.port(), free_port()]);
     assert!(
         level == "warning" && text.contains("cannot connect to 127.0.0.1:"),
