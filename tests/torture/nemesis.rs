@@ -14,7 +14,7 @@ use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP, SIGTERM};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use postgres::{NoTls, SimpleQueryMessage};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -55,6 +55,10 @@ impl Nemesis<'_> {
                 }
                 Kind::StalledRestart => {
                     faults.extend(self.restart_while_stalled(&strike));
+                    continue;
+                }
+                Kind::Failover => {
+                    faults.extend(self.fail_over());
                     continue;
                 }
                 _ => {}
@@ -107,7 +111,6 @@ impl Nemesis<'_> {
         match strike.kind {
             Kind::Crash => self.world.crash(),
             Kind::Restart => self.world.restart(|| (), || ()),
-            Kind::Failover => self.world.fail_over(),
             Kind::Switchover => self.world.switch_over().then_some(())?,
             Kind::KillPooler => self.world.replace_pooler(),
             Kind::KillForwarder => self.world.replace_forwarder(),
@@ -125,6 +128,24 @@ impl Nemesis<'_> {
             Kind::KillProxy | Kind::CutProxy => Target::Proxied,
             _ => Target::All,
         })
+    }
+
+    /// Promotes the standby in place of the primary, and makes the next standby. That is a copy of the new primary as a
+    /// crash leaves it, so this is a fault of its own.
+    fn fail_over(&self) -> [Fault; 2] {
+        let began = now();
+        let promoted = Cell::new(began);
+        self.world.fail_over(|| promoted.set(now()));
+        let of_all = |kind, began, ended| Fault {
+            kind,
+            target: Target::All,
+            began,
+            ended,
+        };
+        [
+            of_all(Kind::Failover, began, promoted.get()),
+            of_all(Kind::Crash, promoted.get(), now()),
+        ]
     }
 
     /// Restarts the server while the pglocks whose jobs run stand still, until it is as old as the strike lasts. Their

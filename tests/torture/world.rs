@@ -198,12 +198,13 @@ impl World {
     }
 
     /// Stops the primary as a crash does, promotes the standby, and makes the next standby from it.
-    pub fn fail_over(&self) {
+    pub fn fail_over(&self, promoted: impl FnOnce()) {
         let _change = self.change.lock().unwrap();
         let mut now = self.now();
         let old = now.primary;
         old.stop_immediate();
         self.promote_standby(&mut now);
+        promoted();
         let next = self.servers.get(1 - now.primary_host);
         now.standby = leak(Server::make(&SETTINGS, next, Data::StandbyOf(now.primary)));
         self.made.lock().unwrap().push(now.standby);

@@ -61,7 +61,7 @@ impl<'a> Check<'a> {
             Kind::EndSession | Kind::TermBackend if self.was_faster(fault, victim, other) => Some(""),
             kind if ends_proxied(kind) && self.was_faster(fault, victim, other) => Some(""),
             // The new primary is old, so who knows nothing of the holder does not leave it alone.
-            Kind::Failover | Kind::Switchover if other.is_some_and(|other| other.run.began > fault.began) => {
+            Kind::Failover | Kind::Switchover if other.is_some_and(|other| is_newcomer(other, fault)) => {
                 Some(" and a newcomer")
             }
             _ if run.request.is_forwarded() => Some(" behind the forwarding pooler"),
@@ -192,4 +192,9 @@ fn has_kept_its_lock(holder: Holder) -> bool {
     let Holder { stay, run } = holder;
     let is_released = run.end == End::Code(run.request.status) && run.ended < stay.last + RELEASE_REPLY_NS;
     run.request.is_forwarded() && stay.left && is_released
+}
+
+/// Returns whether this pglock began after the fault had, and acquired the lock before the loser could come back.
+fn is_newcomer(other: Holder, fault: &Fault) -> bool {
+    other.run.began > fault.began && other.stay.entered <= fault.ended + GAP_LIMIT_NS
 }
