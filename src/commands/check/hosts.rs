@@ -28,22 +28,16 @@ pub(super) fn hosts(settings: &Settings, application_name: &str) -> Option<Findi
     if each.len() < 2 {
         return None;
     }
-    let mut reached = Vec::new();
+    let mut reached: Vec<ReachedHost> = Vec::new();
     let mut away = Vec::new();
     for (address, settings) in each {
         match reach(&address, &settings, application_name) {
+            // Of the addresses of one server, the first counts.
+            Ok(host) if reached.iter().any(|other| other.is_same_server(&host)) => {}
             Ok(host) => reached.push(host),
             Err(_) => away.push(address),
         }
     }
-    // Of the addresses of one server, the first counts.
-    let mut servers: Vec<ReachedHost> = Vec::new();
-    for host in reached {
-        if !servers.iter().any(|server| server.is_same_server(&host)) {
-            servers.push(host);
-        }
-    }
-    let reached = servers;
     let (standbys, primaries): (Vec<_>, Vec<_>) = reached.iter().partition(|host| host.is_standby);
     let is_of_other_cluster = |host: &ReachedHost| host.system_identifier != reached[0].system_identifier;
     let addresses = |hosts: &[&ReachedHost]| {

@@ -111,33 +111,21 @@ fn the_echo_is_restored_when_the_prompt_ends() {
     terminal.keys("visible\n");
     terminal.expect("read:visible");
 
-    let script = format!(
-        "trap 'echo interrupted' INT; $PGLOCK run -k {} -- true; echo \"status=$?\"; stty -a | grep -ow -e '-*echo'; read -r line",
-        unique("prompt")
-    );
-    let mut terminal = Terminal::with(&["sh", "-c", &script], |command| {
-        command.env("PGLOCK", env!("CARGO_BIN_EXE_pglock"));
-        command.env("PGLOCK_DSN", dsn()).env("HOME", "/nonexistent");
-    });
-    terminal.expect("Password for user scram: ");
-    terminal.keys("\x03");
-    terminal.expect("status=130");
-    terminal.expect("\necho");
-}
-
-/// P83: so it is by the commands that run no job.
-#[test]
-fn ctrl_c_at_the_prompt_of_another_command_restores_the_echo() {
-    let script =
-        "trap 'echo interrupted' INT; $PGLOCK list; echo \"status=$?\"; stty -a | grep -ow -e '-*echo'; read -r line";
-    let mut terminal = Terminal::with(&["sh", "-c", script], |command| {
-        command.env("PGLOCK", env!("CARGO_BIN_EXE_pglock"));
-        command.env("PGLOCK_DSN", dsn()).env("HOME", "/nonexistent");
-    });
-    terminal.expect("Password for user scram: ");
-    terminal.keys("\x03");
-    terminal.expect("status=130");
-    terminal.expect("\necho");
+    // `run` has its own handler of Ctrl-C; the commands that run no job have one for the prompt.
+    for arguments in [format!("run -k {} -- true", unique("prompt")), "list".to_owned()] {
+        let script = format!(
+            "trap 'echo interrupted' INT; $PGLOCK {arguments}; echo \"status=$?\"; stty -a | grep -ow -e '-*echo'; \
+             read -r line"
+        );
+        let mut terminal = Terminal::with(&["sh", "-c", &script], |command| {
+            command.env("PGLOCK", env!("CARGO_BIN_EXE_pglock"));
+            command.env("PGLOCK_DSN", dsn()).env("HOME", "/nonexistent");
+        });
+        terminal.expect("Password for user scram: ");
+        terminal.keys("\x03");
+        terminal.expect("status=130");
+        terminal.expect("\necho");
+    }
 }
 
 /// P82: not in errors, with `-v`, or in process arguments.
