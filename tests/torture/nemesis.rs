@@ -58,7 +58,7 @@ impl Nemesis<'_> {
                     continue;
                 }
                 Kind::Failover => {
-                    faults.extend(self.fail_over());
+                    faults.push(self.fail_over());
                     continue;
                 }
                 _ => {}
@@ -130,22 +130,17 @@ impl Nemesis<'_> {
         })
     }
 
-    /// Promotes the standby in place of the primary, and makes the next standby. That is a copy of the new primary as a
-    /// crash leaves it, so this is a fault of its own.
-    fn fail_over(&self) -> [Fault; 2] {
+    /// Promotes the standby in place of the primary, and makes the next standby. The fault is over with the promotion.
+    fn fail_over(&self) -> Fault {
         let began = now();
         let promoted = Cell::new(began);
         self.world.fail_over(|| promoted.set(now()));
-        let of_all = |kind, began, ended| Fault {
-            kind,
+        Fault {
+            kind: Kind::Failover,
             target: Target::All,
             began,
-            ended,
-        };
-        [
-            of_all(Kind::Failover, began, promoted.get()),
-            of_all(Kind::Crash, promoted.get(), now()),
-        ]
+            ended: promoted.get(),
+        }
     }
 
     /// Restarts the server while the pglocks whose jobs run stand still, until it is as old as the strike lasts. Their

@@ -85,7 +85,7 @@ impl World {
             .env("PGLOCK_DSN", admin_dsn(primary))
             .output();
         assert!(init.as_ref().is_ok_and(|init| init.status.success()), "{init:?}");
-        let standby = leak(Server::make(&SETTINGS, servers.get(1), Data::StandbyOf(primary)));
+        let standby = standby_of(primary, servers.get(1));
         let pooler = pooler(primary, servers.first(), resets_sessions);
         let [forwarder_directory, pgdog_directory] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let forwarder = forwarder(primary, &forwarder_directory);
@@ -206,7 +206,7 @@ impl World {
         self.promote_standby(&mut now);
         promoted();
         let next = self.servers.get(1 - now.primary_host);
-        now.standby = leak(Server::make(&SETTINGS, next, Data::StandbyOf(now.primary)));
+        now.standby = standby_of(now.primary, next);
         self.made.lock().unwrap().push(now.standby);
         *self.now.write().unwrap() = now;
         // It is not started again, and there will be many.
@@ -430,6 +430,23 @@ fn enter(namespace: &str) {
 /// it.
 fn leak(server: Server) -> &'static Server {
     Box::leak(Box::new(server))
+}
+
+/// Starts a standby of this primary on the host, with a backup of it. The primary keeps running. It may have no
+/// connection left for a moment, or crash.
+fn standby_of(primary: &'static Server, host: Option<&Host>) -> &'static Server {
+    let port = primary.port().to_string();
+    let back_up = |standby: &Server| {
+        eventually(SOON, "a backup of the primary", || {
+            let mut backup = standby.command("pg_basebackup");
+            backup.args(["-h", primary.host(), "-p", &port, "-U", SUPERUSER, "-w"]);
+            backup.args(["--checkpoint=fast", "--wal-method=fetch", "--no-sync"]);
+            backup.arg("-D").arg(standby.directory().join("data"));
+            backup.output().unwrap().status.success()
+        });
+        standby.follow(primary);
+    };
+    leak(Server::make(&SETTINGS, host, Data::MadeBy(&back_up)))
 }
 
 /// Starts a pooler that lends the session of its first client.

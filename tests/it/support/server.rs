@@ -49,10 +49,8 @@ pub struct Server {
 pub enum Data<'a> {
     /// A copy of the cluster that has never run.
     New,
-    /// A cluster of its own, with another system identifier.
-    AnotherCluster,
-    /// A copy of this server's, which it follows.
-    StandbyOf(&'a Server),
+    /// What this makes in its directory as `data`.
+    MadeBy(&'a dyn Fn(&Server)),
 }
 
 /// The number of sessions that hold a lock, and that wait for it.
@@ -81,12 +79,12 @@ impl Server {
 
     /// Starts a server whose system identifier no other one has.
     pub fn start_another_cluster() -> Server {
-        Server::make(&[], None, Data::AnotherCluster)
+        Server::make(&[], None, Data::MadeBy(&|server| initdb(&server.directory)))
     }
 
     /// Starts a hot standby that streams from this server.
     pub fn standby_of(primary: &Server) -> Server {
-        Server::make(&[], None, Data::StandbyOf(primary))
+        Server::make(&[], None, Data::MadeBy(&|standby| standby.copy(primary)))
     }
 
     /// Starts a server on a host of a test's network. Its socket can be reached from here too.
@@ -107,8 +105,7 @@ impl Server {
         };
         match data {
             Data::New => server.copy_data(&new_cluster().join("data")),
-            Data::AnotherCluster => initdb(&server.directory),
-            Data::StandbyOf(primary) => server.copy(primary),
+            Data::MadeBy(make) => make(&server),
         }
         // Another program may have taken the port since it was found free.
         while !server.try_launch() {
