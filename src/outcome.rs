@@ -74,7 +74,10 @@ const EXIT_TABLES_WITHOUT_A_JOB: &[(&str, &[ExitRow])] = &[
             ("64", ""),
             ("69", ""),
             ("70", ""),
-            ("75", "the user declined, or a session did not end in time"),
+            (
+                "75",
+                "the user declined, a session did not end in time, or a prepared transaction holds a key",
+            ),
             ("77", "authentication failed, or this role may not evict a session"),
             ("78", ""),
         ],

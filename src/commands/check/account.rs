@@ -18,7 +18,8 @@ const BUSY_SHARE: f64 = 0.9;
 pub(super) fn expiry(client: &mut Client) -> Result<Option<Finding>, Failure> {
     let row = fetch_one(
         client,
-        "SELECT r.rolname, pg_catalog.to_char(r.rolvaliduntil, 'YYYY-MM-DD') AS until, \
+        "SELECT r.rolname, pg_catalog.quote_ident(r.rolname) AS quoted, \
+         pg_catalog.to_char(r.rolvaliduntil, 'YYYY-MM-DD') AS until, \
          CASE WHEN pg_catalog.isfinite(r.rolvaliduntil) \
          THEN extract(epoch FROM r.rolvaliduntil - pg_catalog.clock_timestamp()) / 86400 END AS days \
          FROM (SELECT) AS one LEFT JOIN pg_catalog.pg_roles r ON r.rolname = session_user",
@@ -38,7 +39,7 @@ pub(super) fn expiry(client: &mut Client) -> Result<Option<Finding>, Failure> {
     } else {
         format!("the password of {role} expired on {until}; new connections with a password fail")
     };
-    let remedy = format!("ALTER ROLE {role} PASSWORD '...' VALID UNTIL '...'");
+    let remedy = format!("ALTER ROLE {} PASSWORD '...' VALID UNTIL '...'", text(&row, "quoted"));
     Ok(Some(Finding::warning("expiry", fact).with_remedy(remedy)))
 }
 

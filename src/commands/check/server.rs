@@ -50,7 +50,7 @@ pub(super) fn database(server: &Server) -> Finding {
 pub(super) fn role(client: &mut Client) -> Result<Finding, Failure> {
     let row = fetch_one(
         client,
-        "SELECT current_user AS role, \
+        "SELECT current_user AS role, pg_catalog.quote_ident(current_user) AS quoted, \
          pg_catalog.pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_all",
     )?;
     let role = text(&row, "role");
@@ -61,7 +61,10 @@ pub(super) fn role(client: &mut Client) -> Result<Finding, Failure> {
         ));
     }
     let fact = format!("{role}, which sees who holds a lock, but not since when or from which address");
-    Ok(Finding::ok("role", fact).with_remedy(format!("GRANT pg_read_all_stats TO {role} to show these too")))
+    Ok(Finding::ok("role", fact).with_remedy(format!(
+        "GRANT pg_read_all_stats TO {} to show these too",
+        text(&row, "quoted")
+    )))
 }
 
 /// Returns whether the connection goes through a pooler, and the lifetime of a lock.

@@ -28,8 +28,8 @@ use request::{Eviction, Target};
 /// Evicts the holders of the keys, after confirmation.
 ///
 /// # Errors
-/// There is no terminal to confirm on, the user declines, our role lacks the privilege, a session does not terminate,
-/// or the connection is lost.
+/// There is no terminal to confirm on, the user declines, our role lacks the privilege, a session does not terminate, a
+/// prepared transaction holds a key, or the connection is lost.
 pub(crate) fn run(options: &EvictOptions) -> Result<Outcome, Failure> {
     if !options.yes && !terminal::can_confirm() {
         return Err(Failure::msg(
@@ -83,6 +83,7 @@ fn evict(
     if !of_clients.is_empty() {
         Eviction::begin(client, options, application_name)?.carry_out(&of_clients)?;
     }
+    let prepared = targets.iter().find(|entry| entry.backend.pid.is_none());
     let leftovers: Vec<&Backend> = leftovers.iter().map(|target| target.backend).collect();
     stdout::print(&terminate_leftovers(client, settings, &leftovers)?)?;
     if waiters && polling_count > 0 {
@@ -90,7 +91,17 @@ fn evict(
             "{polling_count} more clients wait by polling, and have no session that could be terminated"
         ));
     }
-    stdout::print(&current_holders(client, keys)?).map(drop)
+    stdout::print(&current_holders(client, keys)?)?;
+    match prepared {
+        None => Ok(()),
+        Some(entry) => Err(Failure::msg(
+            ExitCode::Conflict,
+            format!(
+                "{} was not evicted: end it with ROLLBACK PREPARED or COMMIT PREPARED",
+                entry.backend
+            ),
+        )),
+    }
 }
 
 fn question(count: usize) -> String {

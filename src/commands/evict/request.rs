@@ -87,10 +87,7 @@ impl<'a> Eviction<'a> {
         let mut terminated: Vec<(i32, &Backend)> = Vec::new();
         // Waiters first, or they would acquire the lock.
         for Target { backend, .. } in others.into_iter().rev() {
-            let Some(pid) = backend.pid else {
-                print(&format!("{backend} was not evicted: end it with ROLLBACK PREPARED"))?;
-                continue;
-            };
+            let Some(pid) = backend.pid else { continue };
             self.mark(pid)?;
             if terminate(self.client, pid, backend)? {
                 terminated.push((pid, backend));

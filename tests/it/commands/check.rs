@@ -103,11 +103,11 @@ fn a_server_without_fsync_is_reported() {
 #[test]
 fn timeouts_and_a_missing_plpgsql_are_reported() {
     let server = Server::shared();
-    let (role, database) = (unique("poor_role"), server.database());
+    let (role, database) = (unique("Poor role"), server.database());
     let mut client = server.client_in(&database);
     let prepare = format!(
-        "CREATE ROLE {role} LOGIN; ALTER ROLE {role} SET statement_timeout = '7s'; \
-         ALTER ROLE {role} SET idle_in_transaction_session_timeout = '1min'; \
+        "CREATE ROLE \"{role}\" LOGIN; ALTER ROLE \"{role}\" SET statement_timeout = '7s'; \
+         ALTER ROLE \"{role}\" SET idle_in_transaction_session_timeout = '1min'; \
          REVOKE USAGE ON LANGUAGE plpgsql FROM PUBLIC"
     );
     client.batch_execute(&prepare).unwrap();
@@ -119,7 +119,11 @@ fn timeouts_and_a_missing_plpgsql_are_reported() {
         let output = as_role().args(["--scope", scope]).output();
         let found = findings(output.code(0));
         let text = about(&found, "role").1;
-        assert!(text.starts_with(&role) && text.contains("GRANT"), "{output}");
+        assert!(text.starts_with(&role), "{output}");
+        assert!(
+            text.contains(&format!("GRANT pg_read_all_stats TO \"{role}\" ")),
+            "{output}"
+        );
         let timeouts = found.iter().filter(|finding| finding.1 == "timeouts");
         let timeouts: Vec<_> = timeouts
             .map(|(level, _, text)| (level.as_str(), text.as_str()))
@@ -195,8 +199,8 @@ fn through_real_proxies(_server: &Server) -> Vec<(Output, &'static str)> {
 #[test]
 fn an_expiring_password_a_template_and_full_connections_are_reported() {
     let server = Server::shared();
-    let role = unique("expiring_role");
-    server.sql(&format!("CREATE ROLE {role} LOGIN SUPERUSER"));
+    let role = unique("Expiring role");
+    server.sql(&format!("CREATE ROLE \"{role}\" LOGIN SUPERUSER"));
     for (until, expected) in [
         (
             "now() + interval '13 days'",
@@ -206,7 +210,7 @@ fn an_expiring_password_a_template_and_full_connections_are_reported() {
         ("now() - interval '1 day'", Some(("warning", "expired on"))),
         ("'infinity'::timestamptz", None),
     ] {
-        let alter = format!("SELECT format('ALTER ROLE {role} VALID UNTIL %L', {until})");
+        let alter = format!("SELECT format('ALTER ROLE \"{role}\" VALID UNTIL %L', {until})");
         server.sql(&server.value(&alter));
         let as_role = server.pglock().env("PGUSER", &role).env("PGDATABASE", "postgres");
         let output = check(as_role).output();
@@ -218,6 +222,8 @@ fn an_expiring_password_a_template_and_full_connections_are_reported() {
         };
         let finding = about(&found, "expiry");
         assert!(finding.0 == level && finding.1.contains(text), "{output}");
+        let remedy = format!("ALTER ROLE \"{role}\" PASSWORD");
+        assert_eq!(finding.1.contains(&remedy), level == "warning", "{output}");
     }
     let output = check(server.pglock()).env("PGDATABASE", "template1").output();
     let found = findings(output.code(0));

@@ -241,3 +241,22 @@ fn sessions_of_other_clients_are_evicted_too() {
     );
     assert!(psql.simple_query("SELECT 1").is_err());
 }
+
+/// P75: what holds the key has no session that could be terminated.
+#[test]
+fn a_prepared_transaction_is_not_evicted_and_the_exit_status_says_so() {
+    let server = Server::with(&["max_prepared_transactions=1"]);
+    let key = unique("prepared");
+    server.sql(&format!(
+        "BEGIN; SELECT pg_advisory_xact_lock({}); PREPARE TRANSACTION 'migration'",
+        number(&key)
+    ));
+    let output = evict(&server, &key).arg("--yes").output();
+    let text = String::from_utf8_lossy(&output.code(75).stderr).into_owned();
+    let expected =
+        "pglock: a prepared transaction (see pg_prepared_xacts) was not evicted: end it with ROLLBACK PREPARED";
+    assert!(text.starts_with(expected), "{text}");
+    server.sql("ROLLBACK PREPARED 'migration'");
+    let output = evict(&server, &key).arg("--yes").output();
+    assert_eq!(output.code(0).stdout(), format!("no session holds key \"{key}\"\n"));
+}
