@@ -3,7 +3,7 @@
 //! The job gets pglock's standard streams, working directory and arguments unchanged. Its process group depends on
 //! where pglock runs. In the foreground of a terminal the job stays in the caller's group, so that Ctrl-C and Ctrl-Z
 //! reach the job and the surrounding script exactly as without pglock. Everywhere else the job leads its own group and
-//! is signalled as that group.
+//! is signalled as that group. To terminate it, pglock also looks for descendants that have left the group.
 //!
 //! A pid is used only while it cannot be reused: from the start of the job until [`Job::reap`].
 
@@ -24,7 +24,7 @@ use crate::ui::terminal;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
-use nix::unistd::{Pid, getpgid, getpgrp};
+use nix::unistd::{AccessFlags, Pid, access, getpgid, getpgrp};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -89,14 +89,13 @@ impl Job {
             // A bug: the command line requires a command.
             return Err(Failure::msg(ExitCode::Internal, "no command"));
         };
-        let mut inherited_children = Vec::new();
-        if group == Group::Caller {
-            // Adopt the job's orphans, so that terminating the job finds them.
-            processes::adopt_orphans();
-            if sys::has_children() {
-                inherited_children = processes::children();
-            }
-        }
+        // So that terminating the job finds them.
+        processes::adopt_orphans();
+        let inherited_children = if sys::has_children() {
+            processes::children()
+        } else {
+            Vec::new()
+        };
         let setup = SpawnSetup {
             own_group: group == Group::Own,
             mask: signals.on_entry().mask,
@@ -164,18 +163,18 @@ impl Job {
         }
     }
 
-    /// Sends a signal to the whole job: to its group, or to the command and its descendants.
+    /// Sends a signal to the whole job: to its group or the command, and to its other processes.
     ///
     /// # Errors
     /// The command (or its group) could not be signalled.
     pub(crate) fn signal_all(&self, signal: Signal) -> nix::Result<()> {
         let result = self.signal(signal.into());
-        if self.group == Group::Caller {
-            for pid in self.running_processes().visible {
-                if pid != self.pid {
-                    // A descendant that has exited in the meantime needs no signal.
-                    let _ = kill(pid, signal);
-                }
+        let group = self.own_group();
+        for pid in self.running_processes().visible {
+            let has_it = pid == self.pid || group.is_some() && getpgid(Some(pid)).ok() == group;
+            if !has_it {
+                // A descendant that has exited in the meantime needs no signal.
+                let _ = kill(pid, signal);
             }
         }
         result
@@ -184,7 +183,7 @@ impl Job {
     /// Returns the processes of the job that are still running.
     pub(crate) fn running_processes(&self) -> JobProcesses {
         match self.group {
-            Group::Own => processes::in_group(self.pid),
+            Group::Own => processes::in_group(self.pid, &self.inherited_children),
             Group::Caller => processes::descendants(&self.inherited_children),
         }
     }
@@ -279,13 +278,18 @@ fn start_failure(program: &OsStr, error: io::Error) -> Failure {
     }
 }
 
-/// Returns the file that execvp(3) would execute.
+/// Returns the file that execvp(3) would execute: the first that is executable. If there is none, returns one that is
+/// not.
 fn find_in_path(program: &OsStr) -> Option<PathBuf> {
     if program.as_encoded_bytes().contains(&b'/') {
         return Path::new(program).exists().then(|| program.into());
     }
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
-    std::env::split_paths(&path)
-        .map(|directory| directory.join(program))
-        .find(|file| file.is_file())
+    let files = || {
+        let files = std::env::split_paths(&path).map(|directory| directory.join(program));
+        files.filter(|file| file.is_file())
+    };
+    files()
+        .find(|file| access(file, AccessFlags::X_OK).is_ok())
+        .or_else(|| files().next())
 }

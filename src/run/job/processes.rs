@@ -1,9 +1,9 @@
-//! The processes of the job: the members of its process group, or its descendants.
+//! The processes of the job: its descendants, and the members of its process group.
 //!
 //! Listed only while a job is being terminated, so a normal run pays nothing. Each list is a snapshot that is stale
 //! when it arrives, so the caller repeats the query until no process is left.
 
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getsid};
 use std::collections::HashSet;
 
 /// A running process.
@@ -34,36 +34,37 @@ impl JobProcesses {
     }
 }
 
-/// Returns the running members of a process group.
-pub(super) fn in_group(group: Pid) -> JobProcesses {
-    let Snapshot { processes, shows_all } = Snapshot::take();
-    let members = processes.iter().filter(|process| process.group == group.as_raw());
+/// Returns the running members of the process group that the job leads, and the running descendants of this process
+/// that have left it, as the child of timeout(1) and the job of another pglock have. Those in a session of their own are
+/// not part of the job: a daemon is to outlive the program that starts it. For `except`, see [`descendants`].
+pub(super) fn in_group(group: Pid, except: &[Pid]) -> JobProcesses {
+    let snapshot = Snapshot::take();
+    let members = snapshot
+        .processes
+        .iter()
+        .filter(|process| process.group == group.as_raw());
+    let mut visible: Vec<Pid> = members.map(|process| Pid::from_raw(process.pid)).collect();
+    let session = getsid(None);
+    let has_left_the_group = |pid: &Pid| !visible.contains(pid) && getsid(Some(*pid)) == session;
+    let others: Vec<Pid> = snapshot
+        .descendants(except)
+        .into_iter()
+        .filter(has_left_the_group)
+        .collect();
+    visible.extend(others);
     JobProcesses {
-        visible: members.map(|process| Pid::from_raw(process.pid)).collect(),
-        shows_all,
+        visible,
+        shows_all: snapshot.shows_all,
     }
 }
 
 /// Returns the running descendants of this process, parents before children, without the children `except` and their
 /// descendants.
 pub(super) fn descendants(except: &[Pid]) -> JobProcesses {
-    let Snapshot { processes, shows_all } = Snapshot::take();
-    let mut found: Vec<i32> = Vec::new();
-    let mut parents = HashSet::from([Pid::this().as_raw()]);
-    // Each round finds one generation. Skipping what was found before ends the loop even if the snapshot has a cycle.
-    loop {
-        let is_new = |process: &&Process| {
-            parents.contains(&process.parent)
-                && !found.contains(&process.pid)
-                && !except.contains(&Pid::from_raw(process.pid))
-        };
-        let generation: Vec<i32> = processes.iter().filter(is_new).map(|process| process.pid).collect();
-        if generation.is_empty() {
-            let visible = found.into_iter().map(Pid::from_raw).collect();
-            return JobProcesses { visible, shows_all };
-        }
-        parents = generation.iter().copied().collect();
-        found.extend(generation);
+    let snapshot = Snapshot::take();
+    JobProcesses {
+        visible: snapshot.descendants(except),
+        shows_all: snapshot.shows_all,
     }
 }
 
@@ -99,6 +100,29 @@ impl Snapshot {
             processes,
         }
     }
+
+    /// Returns the descendants of this process, as [`descendants`] does.
+    fn descendants(&self, except: &[Pid]) -> Vec<Pid> {
+        let mut found: Vec<Pid> = Vec::new();
+        let mut parents = HashSet::from([Pid::this().as_raw()]);
+        // Each round finds one generation. Skipping what was found before ends the loop even if the snapshot has a
+        // cycle.
+        loop {
+            let children = self
+                .processes
+                .iter()
+                .filter(|process| parents.contains(&process.parent));
+            let generation: Vec<Pid> = children
+                .map(|process| Pid::from_raw(process.pid))
+                .filter(|pid| !found.contains(pid) && !except.contains(pid))
+                .collect();
+            if generation.is_empty() {
+                return found;
+            }
+            parents = generation.iter().map(|pid| pid.as_raw()).collect();
+            found.extend(generation);
+        }
+    }
 }
 
 /// Returns the processes, except zombies, that /proc shows.
@@ -111,7 +135,7 @@ fn list_from_proc() -> Option<Vec<Process>> {
 }
 
 /// Parses `/proc/<pid>/stat` (proc(5)): `pid (name) state ppid pgrp ...`. The name may contain spaces and parentheses.
-/// Returns `None` for a zombie.
+/// Returns `None` for a zombie. A process whose first thread has ended looks like one, but has other threads.
 #[cfg(any(target_os = "linux", test))]
 fn parse_stat(pid: i32, stat: &str) -> Option<Process> {
     let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
@@ -121,7 +145,9 @@ fn parse_stat(pid: i32, stat: &str) -> Option<Process> {
         parent: fields.next()?.parse().ok()?,
         group: fields.next()?.parse().ok()?,
     };
-    (!matches!(state, "Z" | "X")).then_some(process)
+    let threads = fields.nth(20 - 6).and_then(|count| count.parse::<u32>().ok());
+    let has_ended = matches!(state, "Z" | "X") && threads.is_none_or(|count| count <= 1);
+    (!has_ended).then_some(process)
 }
 
 /// Returns the processes, except zombies, that ps(1) lists, without ps itself: it is a child of this process.
@@ -165,7 +191,12 @@ mod tests {
             group: 5,
         };
         assert_eq!(parse_stat(7, "7 (a) b) (c) S 3 5 1 0 -1"), Some(running));
-        assert_eq!(parse_stat(7, "7 (x) Z 3 5 1"), None);
+        let after_the_group = "1 0 -1 4228364 0 0 0 0 0 0 0 0 20 0";
+        assert_eq!(parse_stat(7, &format!("7 (x) Z 3 5 {after_the_group} 1 0")), None);
+        assert_eq!(
+            parse_stat(7, &format!("7 (x) Z 3 5 {after_the_group} 2 0")),
+            Some(running)
+        );
         assert_eq!(parse_stat(7, ""), None);
     }
 

@@ -255,6 +255,13 @@ fn a_script_without_a_header_is_run_by_the_shell() {
         format!("{name} <x> <y>\n").into_bytes(),
         "{output}"
     );
+    // A file that is not executable is passed over.
+    scripts.file("other", "exit 8\n", 0o644);
+    let second = Scripts::new();
+    second.file("other", "exit 9\n", 0o755);
+    let path = [scripts.0.path(), second.0.path(), "/usr/bin".as_ref(), "/bin".as_ref()];
+    let path = std::env::join_paths(path).unwrap();
+    run().env("PATH", path).args(["--", "other"]).output().code(9).silent();
     let mut here = run().args(["--", "./bare", "x", "y"]);
     here.command().current_dir(scripts.0.path());
     let output = here.output();

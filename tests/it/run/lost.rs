@@ -5,11 +5,12 @@
 
 use crate::support::case::Case;
 use crate::support::journal::{Journal, now, state};
-use crate::support::pglock::Output;
+use crate::support::pglock::{Output, binary};
 use crate::support::server::Server;
+use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getsid};
 use std::time::{Duration, Instant};
 
 /// Asserts status 74 and one line that names the key.
@@ -99,6 +100,77 @@ fn a_job_that_ignores_term_is_killed_with_its_children() {
         "{:?}",
         journal.pids()
     );
+}
+
+/// P21: timeout(1), the job of another pglock and the jobs of a shell have groups of their own, also when their parent
+/// has exited.
+#[test]
+fn what_has_left_the_group_of_the_job_is_terminated_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let stubborn = directory.path().join("stubborn");
+    let nested = format!("{} run --shared --key {} --", binary(), unique("inner"));
+    for around in ["timeout 100", &nested, "set -m;"] {
+        let (case, journal) = (Case::new(), Journal::new());
+        let script = format!(
+            "trap '' TERM; {}; note \"pid $$\"; while :; do sleep 0.05; done",
+            journal.note()
+        );
+        std::fs::write(&stubborn, script).unwrap();
+        let start = format!("{around} sh {}", stubborn.display());
+        let job = format!("({start} &); {start}; :");
+        let running = case
+            .run()
+            .args(["--kill-after", "0.5", "--", "bash", "-c", &job])
+            .spawn();
+        eventually(SOON, "both processes", || journal.pids().len() == 2);
+        case.terminate_backends();
+        let done = "terminated the job with SIGTERM, then SIGKILL";
+        assert_lost(&running.finish(), &case.key, "", done);
+        let left = journal.pids().iter().filter(|pid| state(**pid).is_some()).count();
+        assert_eq!(left, 0, "{around:?}");
+    }
+}
+
+/// P21: a daemon, which has a session of its own, outlives the job that starts it.
+#[test]
+fn a_daemon_is_not_part_of_the_job() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let job = format!(
+        "{}; setsid sh -c 'exec sleep 100' & note \"pid $!\"; note ready; wait",
+        journal.note()
+    );
+    let running = case.run().sh(&job).spawn();
+    journal.await_count("ready", 1);
+    let daemon = journal.pids()[0];
+    let is_apart = || getsid(Some(daemon)) == Ok(daemon);
+    eventually(SOON, "a session of its own", is_apart);
+    case.terminate_backends();
+    assert_lost(&running.finish(), &case.key, "", "terminated the job with SIGTERM");
+    assert!(is_apart());
+    kill(daemon, Signal::SIGKILL).unwrap();
+}
+
+/// P21: a process whose first thread has ended looks like a zombie.
+#[test]
+fn a_process_without_its_first_thread_is_terminated_too() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let program = "import ctypes, signal, threading, time\n\
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)\n\
+        threading.Thread(target=time.sleep, args=(100,)).start()\n\
+        ctypes.CDLL(None).pthread_exit(None)\n";
+    let job = format!(
+        "{}; python3 -c '{program}' & note \"pid $!\"; note ready; wait",
+        journal.note()
+    );
+    let running = case.run().args(["--kill-after", "0.5"]).sh(&job).spawn();
+    journal.await_count("ready", 1);
+    let pid = journal.pids()[0];
+    let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    eventually(SOON, "the end of the first thread", || stat().contains(") Z "));
+    case.terminate_backends();
+    let done = "terminated the job with SIGTERM, then SIGKILL";
+    assert_lost(&running.finish(), &case.key, "", done);
+    eventually(SOON, "the end of the process", || stat().is_empty());
 }
 
 /// P21: a child that still cleans up after the leader of the group has exited has all of the grace period, and no more
