@@ -3,6 +3,7 @@
 use crate::run::signal_number::SignalNumber;
 use humantime::{FormattedDuration, format_duration, format_rfc3339_seconds};
 use nix::errno::Errno;
+use nix::unistd::Pid;
 use std::ffi::OsStr;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -25,6 +26,8 @@ pub(crate) struct LockLoss {
     explanation: Option<Option<String>>,
     /// Who has the key already, if the job could not be guarded to its end.
     pub guard_failure: Option<String>,
+    /// The process IDs of what is left of the job, which could not be killed.
+    pub survivors: Vec<Pid>,
 }
 
 /// How far pglock went to terminate the job after the lock was lost.
@@ -50,6 +53,7 @@ impl LockLoss {
             noticed_at: Instant::now(),
             explanation: None,
             guard_failure: None,
+            survivors: Vec::new(),
         }
     }
 
@@ -90,16 +94,29 @@ impl LockLoss {
     /// Returns the loss and the end of the job.
     pub(crate) fn with_termination(&self, keys: &str, termination: Termination) -> String {
         let consequence = match termination {
+            Termination::NotNeeded if self.is_requested => "the job had already exited",
             Termination::NotNeeded => "the job had already exited; another job may have run concurrently",
             Termination::Term => "terminated the job with SIGTERM",
             Termination::Kill => "terminated the job with SIGTERM, then SIGKILL",
-            Termination::Denied => "the job could not be terminated and exited on its own",
+            Termination::Denied if self.survivors.is_empty() => "the job could not be terminated and exited on its own",
+            Termination::Denied => "the job could not be terminated",
+        };
+        let survivors: Vec<String> = self.survivors.iter().map(Pid::to_string).collect();
+        let left = match &survivors[..] {
+            [] => String::new(),
+            [pid] => format!("; process {pid} of the job is still running"),
+            pids => format!("; processes {} of the job are still running", pids.join(", ")),
         };
         let taken = match &self.guard_failure {
             Some(message) => format!("; {message}"),
             None => String::new(),
         };
-        format!("{}; {consequence}{taken}", self.sentence(keys))
+        format!("{}; {consequence}{left}{taken}", self.sentence(keys))
+    }
+
+    /// For a service manager: what happens to the job, such as `running`, and why.
+    pub(crate) fn status(&self, what_happens: &str) -> String {
+        format!("{what_happens}: {}", self.reason)
     }
 
     /// Returns the loss of a lock under which no job was started.
@@ -220,5 +237,16 @@ mod tests {
             "lost the lock on key \"a\" at 1970-01-01T00:00:00Z: terminating connection due to administrator command \
              (evicted by root@ops1:18412); terminated the job with SIGTERM"
         );
+        loss.survivors = vec![Pid::from_raw(7), Pid::from_raw(9)];
+        let message = loss.with_termination("key \"a\"", Termination::Denied);
+        let end = "; the job could not be terminated; processes 7, 9 of the job are still running";
+        assert!(message.ends_with(end), "{message}");
+    }
+
+    #[test]
+    fn a_job_that_exited_as_it_was_evicted_ran_alone() {
+        let loss = LockLoss::new_evicted("root@ops1:18412");
+        let message = loss.with_termination("key \"a\"", Termination::NotNeeded);
+        assert!(message.ends_with("; the job had already exited"), "{message}");
     }
 }

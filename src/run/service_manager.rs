@@ -77,7 +77,7 @@ impl ServiceManager {
     }
 
     /// Sends the status text if it has changed.
-    fn report_status(&mut self, status: String) {
+    pub(crate) fn report_status(&mut self, status: String) {
         if status != self.status && self.send(&format!("STATUS={}", status_text(&status))) {
             self.status = status;
         }

@@ -100,6 +100,8 @@ struct Supervisor {
     not_due: Option<String>,
     loss: Option<LockLoss>,
     termination: Termination,
+    /// The last signal that the system did not permit, which is reported once.
+    denied_signal: Option<SignalNumber>,
     /// When to check again whether any process of a job that is being terminated is left.
     group_check_due: Instant,
     /// The holders of the lock as last seen, for the status line.
@@ -139,6 +141,7 @@ impl Supervisor {
             not_due: None,
             loss: None,
             termination: Termination::NotNeeded,
+            denied_signal: None,
             group_check_due: started_at,
             progress: None,
             is_wait_reported: false,
@@ -202,8 +205,8 @@ impl Supervisor {
                 ..info
             }));
         }
-        if self.state.is_draining() && Instant::now() >= self.group_check_due && self.is_group_empty() {
-            events.push(Event::GroupEmpty);
+        if self.state.is_draining() && Instant::now() >= self.group_check_due {
+            events.extend(self.look_for_processes());
         }
         events.push(Event::Tick);
         events
@@ -335,15 +338,17 @@ impl Supervisor {
         }
     }
 
-    /// Returns whether no process of the job is left. If the system does not show all processes, some may be.
-    fn is_group_empty(&mut self) -> bool {
+    /// Returns whether processes of the job are left, if that can be seen: the system may not show all.
+    fn look_for_processes(&mut self) -> Option<Event> {
         // Where ps(1) lists the processes, its exit is an event as well, and must not make it run again at once.
         if cfg!(not(target_os = "linux")) {
             self.group_check_due = Instant::now() + TERMINATION_POLL_INTERVAL;
         }
-        self.job
-            .as_ref()
-            .is_some_and(|job| job.running_processes().is_none_left())
+        let processes = self.job.as_ref()?.running_processes();
+        if processes.is_none_left() {
+            return Some(Event::GroupEmpty);
+        }
+        (!processes.visible.is_empty()).then_some(Event::GroupAlive)
     }
 
     /// Passes the event to the state machine and performs its actions. Returns the outcome if the run has ended.
@@ -376,6 +381,7 @@ impl Supervisor {
             }
             Action::Reap => {
                 if let Some(job) = self.job.take() {
+                    self.note_survivors(&job);
                     job.reap();
                 }
                 self.record_end();
@@ -394,6 +400,7 @@ impl Supervisor {
                 let heartbeat = self.options.policy.timing.heartbeat;
                 let loss = self.loss.get_or_insert_with(|| LockLoss::new_unresponsive(heartbeat));
                 message::error(loss.ignored(&self.keys));
+                self.report_loss(|program| format!("running {program} without the lock"));
             }
             Action::Finish(_) => {}
         }
@@ -463,15 +470,29 @@ impl Supervisor {
             Signal::SIGKILL => Termination::Kill,
             _ => Termination::Term,
         };
+        self.report_loss(|program| format!("terminating {program}"));
+    }
+
+    /// Notes which processes of a job that was terminated are left.
+    fn note_survivors(&mut self, job: &Job) {
+        if let Some(loss) = self
+            .loss
+            .as_mut()
+            .filter(|_| self.termination != Termination::NotNeeded)
+        {
+            loss.survivors = job.running_processes().visible;
+        }
     }
 
     /// Sends a signal to the job. Returns whether the system permitted it, and reports it if not.
-    fn signal_job(&self, signal: SignalNumber, send: impl FnOnce(&Job) -> nix::Result<()>) -> bool {
+    fn signal_job(&mut self, signal: SignalNumber, send: impl FnOnce(&Job) -> nix::Result<()>) -> bool {
         match self.job.as_ref().map(send) {
             // ESRCH: the job is not reaped yet, but no process is left that could receive a signal.
             None | Some(Ok(()) | Err(Errno::ESRCH)) => true,
             Some(Err(error)) => {
-                message::error(messages::signal_failure(signal, error));
+                if self.denied_signal.replace(signal) != Some(signal) {
+                    message::error(messages::signal_failure(signal, error));
+                }
                 false
             }
         }
@@ -514,6 +535,16 @@ impl Supervisor {
     fn report_job(&mut self) {
         if let (Some(service_manager), Some(program)) = (&mut self.service_manager, self.options.command.first()) {
             service_manager.report_job(messages::job_started(program, SystemTime::now()));
+        }
+    }
+
+    /// Tells the service manager that the lock is lost, and what happens to the program.
+    fn report_loss(&mut self, what_happens: impl FnOnce(std::ffi::os_str::Display) -> String) {
+        let (Some(loss), Some(program)) = (&self.loss, self.options.command.first()) else {
+            return;
+        };
+        if let Some(service_manager) = &mut self.service_manager {
+            service_manager.report_status(loss.status(&what_happens(program.display())));
         }
     }
 

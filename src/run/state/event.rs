@@ -46,6 +46,8 @@ pub(crate) enum Event {
     JobContinued,
     /// No process of the job is left. Reported only while `RunState::is_draining`.
     GroupEmpty,
+    /// A process of the job is seen to be left. Reported only while `RunState::is_draining`.
+    GroupAlive,
     /// The lock that was acquired is lost before the job was started. The session goes on waiting for it.
     Withdrawn,
     /// The session ended while it held the lock.

@@ -210,7 +210,9 @@ impl RunState {
             }
             Event::LockLost => self.lose_lock(now),
             Event::Tick if self.is_report_overdue(now) => self.lose_lock(now),
-            Event::EvictionRequested if !self.is_unguarded => self.give_way(now),
+            // A lock that was only thought to be lost is released, since nothing needs it any more.
+            Event::EvictionRequested if self.is_unguarded => vec![Action::Release],
+            Event::EvictionRequested => self.give_way(now),
             _ => Vec::new(),
         }
     }
@@ -259,6 +261,12 @@ impl RunState {
             }
             (Event::GroupEmpty, Some(_)) => self.finish_drained(now),
             (Event::LockLost, _) => self.lose_lock_while_evicted(),
+            // The lock is still held, and stays so while the job lives. `pglock evict` does not wait indefinitely.
+            (Event::GroupAlive, Some(_)) if self.is_evicted => {
+                let leader_exited_at = Some(now);
+                self.phase = Phase::Killing { leader_exited_at };
+                Vec::new()
+            }
             // A process that cannot be killed (it is another user's now) must not keep pglock waiting indefinitely.
             (Event::Tick, Some(at)) if now >= at + DRAIN_TIMEOUT => self.finish_drained(now),
             // Processes that were forked while the others were being killed.

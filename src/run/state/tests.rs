@@ -302,9 +302,45 @@ fn an_evicted_job_is_dead_before_the_lock_is_released() {
         ignoring.handle(Event::EvictionRequested, now),
         [Action::Release, Action::ReportUnguarded]
     );
+    // The lock that seemed to be lost is still there.
+    let (mut unguarded, now) = running(false, OnLost::Ignore);
+    assert_eq!(unguarded.handle(Event::LockLost, now), [Action::ReportUnguarded]);
+    assert_eq!(unguarded.handle(Event::EvictionRequested, now), [Action::Release]);
     let (mut state, now) = starting();
     assert_eq!(state.handle(Event::EvictionRequested, now), [Action::Release]);
     assert!(!state.is_starting(), "no job starts any more");
+}
+
+#[test]
+fn an_evicted_job_that_cannot_be_killed_keeps_the_lock_that_it_still_has() {
+    let (mut state, now) = running(false, OnLost::Stop);
+    state.handle(Event::EvictionRequested, now);
+    let kill_at = now + 10 * SECOND;
+    state.handle(Event::Tick, kill_at);
+    state.handle(Event::JobExited(ExitReason::Signal(9)), kill_at);
+    let mut hidden = state.clone();
+    for seconds in 0..60 {
+        let now = kill_at + seconds * SECOND;
+        assert_eq!(state.handle(Event::GroupAlive, now), []);
+        assert_eq!(state.handle(Event::Tick, now), [Action::SignalAll(SIGKILL)]);
+    }
+    let mut lost = state.clone();
+    let now = kill_at + 60 * SECOND;
+    assert_eq!(state.handle(Event::GroupEmpty, now), [Action::Reap, Action::Release]);
+    // The requester ends the session at last.
+    lost.handle(Event::LockLost, now);
+    assert_eq!(lost.handle(Event::GroupAlive, now), []);
+    let ended = [
+        Action::Reap,
+        Action::Disconnect,
+        Action::Finish(Outcome::Failed(ExitCode::Lost)),
+    ];
+    assert_eq!(lost.handle(Event::Tick, now + SECOND), ended);
+    // Where the system does not show what is left, that holds nobody up.
+    assert_eq!(
+        hidden.handle(Event::Tick, kill_at + 2 * SECOND),
+        [Action::Reap, Action::Release]
+    );
 }
 
 #[test]
@@ -586,6 +622,8 @@ enum Incident {
     Stop,
     Continue,
     End(u8),
+    /// A process of the job is seen.
+    Linger,
 }
 
 const SIGNALS: [Signal; 12] = [
@@ -608,6 +646,7 @@ fn incident() -> impl Strategy<Value = Incident> {
         1 => Just(Incident::Stop),
         1 => Just(Incident::Continue),
         1 => any::<u8>().prop_map(Incident::End),
+        1 => Just(Incident::Linger),
     ]
 }
 
@@ -688,6 +727,9 @@ impl World {
             Incident::End(code) if self.job == JobState::Running => {
                 self.job = JobState::Exited;
                 self.deliver(Event::JobExited(ExitReason::Code(code)), in_callers_group);
+            }
+            Incident::Linger if self.state.is_draining() => {
+                self.deliver(Event::GroupAlive, in_callers_group);
             }
             _ => {}
         }

@@ -6,6 +6,7 @@ use crate::support::server::{SUPERUSER, free_port, rows};
 use crate::support::wait::{SOON, eventually};
 use crate::support::{hostname, unique};
 use nix::sys::signal::Signal;
+use std::io::Write;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
@@ -254,6 +255,26 @@ fn a_run_without_a_wait_tells_that_it_runs() {
     };
     assert_timed(status, "running /bin/echo (lock held since ", ")");
     assert_eq!(manager.messages.len(), 1);
+}
+
+/// P9: the status does not say that the lock is held when it is lost.
+#[test]
+fn a_lost_lock_is_told() {
+    for (on_lost, status) in [
+        ("stop", "terminating sh: "),
+        ("ignore", "running sh without the lock: "),
+    ] {
+        let (case, directory) = (Case::new(), tempfile::tempdir().unwrap());
+        let mut manager = Manager::at_path(&directory);
+        let run = case.run().env("NOTIFY_SOCKET", &manager.address);
+        let mut running = run.args(["--on-lost", on_lost]).sh("read -r _").spawn();
+        manager.await_message("STATUS=running sh (lock held since");
+        case.terminate_backends();
+        let reason = "terminating connection due to administrator command";
+        manager.await_message(&format!("STATUS={status}{reason}"));
+        running.stdin().write_all(b"\n").unwrap_or_default();
+        running.finish();
+    }
 }
 
 /// P9: without the variable there is not even a socket.
