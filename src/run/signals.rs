@@ -262,8 +262,14 @@ fn is_sent_to_foreground_group(signal: SignalNumber) -> bool {
 }
 
 /// Stops this process with the signal that stopped the job, until it is continued. In an orphaned process group, which
-/// no shell could continue, the kernel ignores the signals of job control.
+/// no shell could continue, the kernel ignores the signals of job control. It never ignores SIGSTOP, so SIGTSTP takes
+/// its place.
 pub(crate) fn stop_with(signal: i32) {
+    let signal = if signal == Signal::SIGSTOP as i32 {
+        Signal::SIGTSTP as i32
+    } else {
+        signal
+    };
     sys::raise_default(signal);
 }
 

@@ -4,6 +4,7 @@ use crate::support::case::Case;
 use crate::support::command::command;
 use crate::support::journal::{Journal, state};
 use crate::support::network::can_unshare;
+use crate::support::pglock::binary;
 use crate::support::server::Server;
 use crate::support::terminal::Terminal;
 use crate::support::unique;
@@ -213,6 +214,27 @@ fn a_background_job_gets_the_terminal_by_fg() {
     terminal.expect("prompt> ");
     terminal.keys("echo status $?\n");
     terminal.expect("status 0");
+    case.await_locks(0, 0);
+}
+
+/// P50: no shell could continue a pglock that leads the terminal's session, as in `ssh -t host pglock run ...`. A job that
+/// kill(1) stops and continues there goes on, and pglock with it.
+#[test]
+fn a_stopped_job_does_not_stop_a_pglock_that_nobody_can_continue() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let job = format!("{}; note \"pid $$\"; note ready; read -r _", journal.note());
+    let mut terminal = Terminal::run(
+        case.server,
+        &[&binary(), "run", "-k", &case.key, "--", "sh", "-c", &job],
+    );
+    journal.await_count("ready", 1);
+    let job = journal.pids()[0];
+    kill(job, Signal::SIGSTOP).unwrap();
+    eventually(SOON, "the stop", || state(job) == Some('T'));
+    kill(job, Signal::SIGCONT).unwrap();
+    eventually(SOON, "the continuation", || state(job) != Some('T'));
+    terminal.keys("\n");
+    assert_eq!(terminal.end().code(), Some(0));
     case.await_locks(0, 0);
 }
 
