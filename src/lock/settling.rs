@@ -41,6 +41,11 @@ const STATISTICS_RESET: &str = "CASE WHEN pg_catalog.text_ge(pg_catalog.current_
 /// twenty functions, so only a pool's is asked for it.
 const BACKEND_START: &str = "(SELECT backend_start FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()))";
 
+/// Becomes the role that logged in, until the transaction ends; false, or NULL where it is that role already. Only who
+/// has the privileges of that role may see when the backend began, and `ALTER ROLE ... SET role` takes them away.
+const BECOME_LOGIN_ROLE: &str = "CASE WHEN pg_catalog.namene(current_user, session_user) THEN \
+     pg_catalog.set_config('role', 'none', true) IS NULL END";
+
 /// Returns the columns for when the server started, and the time of the query.
 pub(super) fn server_columns() -> String {
     format!(
@@ -72,8 +77,9 @@ pub(super) fn has_started_at(start: i64) -> String {
     format!("{} = '{start:016x}'", digits(&last))
 }
 
+/// A backend that does not tell has just begun, for all we know. CASE evaluates its conditions in order.
 fn backend_start(unless: &str) -> String {
-    format!("CASE WHEN {unless} THEN NULL ELSE {BACKEND_START} END")
+    format!("CASE WHEN {unless} THEN NULL WHEN {BECOME_LOGIN_ROLE} THEN NULL ELSE coalesce({BACKEND_START}, {NOW}) END")
 }
 
 fn digits(time: &str) -> String {

@@ -5,7 +5,7 @@ use crate::support::gate::{Answer, Gate};
 use crate::support::journal::now;
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Output, Pglock};
-use crate::support::server::Server;
+use crate::support::server::{SUPERUSER, Server};
 use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::Signal;
@@ -124,20 +124,18 @@ fn a_newcomer_that_could_not_reach_the_server_leaves_it_alone_at_first() {
     assert!(String::from_utf8_lossy(&output.stderr).contains(SETTLING), "{output}");
 }
 
-/// P25: so it does if only the pooler was restarted, and then no more.
-#[test]
-fn a_newcomer_leaves_a_backend_alone_that_the_pooler_has_just_opened() {
-    let server = Server::shared();
+/// Asserts that, in this database, a run behind a pooler leaves a backend alone that the pooler has just opened, and the
+/// next run does not.
+#[track_caller]
+fn assert_settles_behind_new_poolers(server: &Server, database: &str) {
     for (mode, scope) in [
         ("pool_mode=transaction", "auto"),
         ("pool_mode=session", "session-pooled"),
     ] {
         let bouncer = PgBouncer::with(server, &[mode]);
         let run = || {
-            bouncer
-                .run(&unique("opened"))
-                .args(["-v", "--scope", scope, "true"])
-                .output()
+            let run = bouncer.run(&unique("opened")).env("PGDATABASE", database);
+            run.args(["-v", "--scope", scope, "true"]).output()
         };
         let first = run();
         let has_waited = |output: &Output| String::from_utf8_lossy(&output.stderr).contains(SETTLING);
@@ -148,6 +146,24 @@ fn a_newcomer_leaves_a_backend_alone_that_the_pooler_has_just_opened() {
         let second = run();
         assert!(!has_waited(&second), "{second}");
     }
+}
+
+/// P25: so it does if only the pooler was restarted, and then no more.
+#[test]
+fn a_newcomer_leaves_a_backend_alone_that_the_pooler_has_just_opened() {
+    assert_settles_behind_new_poolers(Server::shared(), "postgres");
+}
+
+/// P25: also where the session has another role than it logged in with, which may not see when the session began.
+#[test]
+fn a_newcomer_with_the_role_of_another_leaves_a_new_backend_alone() {
+    let server = Server::shared();
+    let (role, database) = (unique("owner"), server.database());
+    server.sql(&format!("CREATE ROLE {role}"));
+    server.sql(&format!(
+        "ALTER ROLE {SUPERUSER} IN DATABASE {database} SET role = '{role}'"
+    ));
+    assert_settles_behind_new_poolers(server, &database);
 }
 
 /// P25: a crash of a backend restarts the sessions of the server, though not the server.
