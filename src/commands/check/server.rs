@@ -5,7 +5,7 @@ use super::report::Finding;
 use crate::connection::Client;
 use crate::inspect::proxy::ForwardedConnection;
 use crate::key::KeyId;
-use crate::lock::{Scope, ScopeChoice, Server};
+use crate::lock::{Scope, ScopeChoice, Server, cell};
 use crate::outcome::Failure;
 use crate::run::session::timing::Timing;
 
@@ -126,8 +126,9 @@ pub(super) fn encryption(
 ) -> Result<Finding, Failure> {
     let row = fetch_one(
         client,
-        "SELECT ssl, version, cipher, pg_catalog.inet_client_addr() IS NULL AS local \
-         FROM pg_catalog.pg_stat_ssl WHERE pid = pg_catalog.pg_backend_pid()",
+        "SELECT ssl, version, cipher, pg_catalog.inet_client_addr() IS NULL AS local, \
+         pg_catalog.quote_ident(current_user) AS quoted \
+         FROM (SELECT pg_catalog.pg_backend_pid() AS pid) AS own LEFT JOIN pg_catalog.pg_stat_ssl USING (pid)",
     )?;
     let between = if server.pooled {
         " between the pooler and the server"
@@ -144,6 +145,11 @@ pub(super) fn encryption(
     };
     if is_local {
         return Ok(Finding::ok("TLS", format!("not needed on a Unix socket{between}")));
+    }
+    // The view has no row for a session that logged in as a role of which the current one lacks the privileges.
+    if cell(&row, "ssl").is_none() {
+        let remedy = format!("GRANT pg_read_all_stats TO {} to show it", text(&row, "quoted"));
+        return Ok(Finding::warning("TLS", format!("unknown{between}, hidden from this role")).with_remedy(remedy));
     }
     let remedy = if server.pooled {
         "set server_tls_sslmode in the pooler"

@@ -137,6 +137,27 @@ fn timeouts_and_a_missing_plpgsql_are_reported() {
     }
 }
 
+/// P76: such a role may not see its own session, not even whether that is encrypted.
+#[test]
+fn a_role_other_than_that_of_the_login_gets_a_report() {
+    let server = Server::shared();
+    let (role, database) = (unique("Owner"), server.database());
+    server.sql(&format!("CREATE ROLE \"{role}\""));
+    server.sql(&format!(
+        "ALTER ROLE postgres IN DATABASE {database} SET role = '{role}'"
+    ));
+    let dsn = server.dsn().replace("/postgres?", &format!("/{database}?"));
+    let output = check(Pglock::alone()).args(["--dsn", &dsn]).output();
+    let found = findings(output.code(0));
+    let remedy = format!("GRANT pg_read_all_stats TO \"{role}\" to show it");
+    let text = format!("unknown, hidden from this role; {remedy}");
+    assert_eq!(about(&found, "TLS"), ("warning", text.as_str()), "{output}");
+    // Over a socket there is nothing to see.
+    let output = check(server.pglock().env("PGDATABASE", &database)).output();
+    let found = findings(output.code(0));
+    assert_eq!(about(&found, "TLS"), ("ok", "not needed on a Unix socket"), "{output}");
+}
+
 /// P76: something forwards the connection, so the server's limits watch that.
 #[test]
 fn a_proxy_is_reported_and_nothing_false_is_said() {
