@@ -278,7 +278,7 @@ impl Acquirer<'_> {
         memory.lending.note_backend(server.backend_pid);
         let outcome = match request.lock.scope {
             Scope::Session => outcome,
-            Scope::Transaction => self.first_try_in_transaction(client, &request, memory, settling)?,
+            Scope::Transaction => self.first_try_in_transaction(client, &mut request, memory, settling)?,
         };
         let outcome = if self.is_backend_lent(&request.server) {
             outcome
@@ -349,7 +349,7 @@ impl Acquirer<'_> {
     fn first_try_in_transaction(
         &self,
         client: &mut Client,
-        request: &LockRequest,
+        request: &mut LockRequest,
         memory: &mut WaitMemory,
         settling: Settling,
     ) -> Result<TryOutcome, Failure> {
@@ -374,6 +374,8 @@ impl Acquirer<'_> {
                 return Ok(outcome);
             };
             self.let_server_settle(settling_time)?;
+            // That half second makes no slow try, after which the waiter would pause for ten times as long.
+            request.tried = Instant::now();
             options.looks_at_pool = false;
         }
     }

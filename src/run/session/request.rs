@@ -11,6 +11,6 @@ pub(super) struct LockRequest {
     pub(super) ids: Vec<KeyId>,
     pub(super) lock: Lock,
     pub(super) server: Server,
-    /// When it was tried first on the current connection.
+    /// When it was tried first on the current connection, not counting a try that left a new server or pool alone.
     pub(super) tried: Instant,
 }
