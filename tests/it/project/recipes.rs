@@ -6,6 +6,7 @@ use crate::support::journal::Journal;
 use crate::support::pglock::{Pglock, Running};
 use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::Signal;
+use std::collections::HashSet;
 use std::fs;
 
 const UNTIL_TOLD: [&str; 3] = ["sh", "-c", "echo ready; read -r _; exit 0"];
@@ -22,11 +23,25 @@ fn readers_share_and_a_writer_is_alone() {
     let readers = [(), ()].map(|()| holding(desk.script("readers-writer").arg("read")));
     let writer = desk.script("readers-writer").args(["write", "echo", "written"]).spawn();
     desk.await_locks("catalogue", 2, 1);
-    assert_eq!(writer.stdout(), "");
+    let next = desk.script("readers-writer").arg("read").args(UNTIL_TOLD).spawn();
+    // Each waiter stays in the server's queue for a while and rejoins it. The writer came first.
+    let waits = "SELECT query_start FROM pg_stat_activity WHERE datname = current_database() AND \
+                 wait_event_type = 'Lock' AND application_name LIKE 'pglock:%' ORDER BY backend_start LIMIT 1";
+    eventually(SOON, "both to wait", || {
+        desk.sql(&waits.replace("query_start", "count(*) OVER ()")) == "2"
+    });
+    let mut stays = HashSet::new();
+    eventually(SOON, "the writer to rejoin the queue", || {
+        stays.insert(desk.sql(waits));
+        stays.len() > 4
+    });
+    assert_eq!((writer.stdout(), next.stdout()), (String::new(), String::new()));
     for reader in readers {
         reader.finish().code(0);
     }
     assert_eq!(writer.finish().stdout(), "written\n");
+    next.await_stdout("ready\n");
+    next.finish().code(0);
     desk.script("readers-writer").arg("look").output().code(64);
 }
 
