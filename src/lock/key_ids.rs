@@ -16,9 +16,9 @@ pub(crate) fn key_ids(client: &mut Client, keys: &[Key]) -> Result<Vec<KeyId>, F
         return Ok(ids);
     }
     let result = QueryResult::fetch(client, &sql::key_numbers(&numbers)).map_err(first_query_failure)?;
-    let ids = keys.iter().zip(numbers).enumerate().map(|(index, (key, number))| {
-        let reply = || result.get(&sql::key_column(index));
-        let id = number.known().or_else(|| key.id_from_reply(reply()?));
+    let mut replies = result.column(sql::NUMBER_COLUMN);
+    let ids = keys.iter().zip(numbers).map(|(key, number)| {
+        let id = number.known().or_else(|| key.id_from_reply(replies.next()?));
         id.ok_or_else(|| {
             Failure::msg(
                 ExitCode::Config,

@@ -13,29 +13,28 @@ use super::types::Mode;
 const OWN_ROWS: &str =
     "FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_catalog.pg_backend_pid()";
 
-/// Returns a subselect for FROM of one row: for each of these conditions, which select a key's rows, the column
-/// [`column()`] is true if this backend holds that key in a mode that would exclude ours.
+/// Returns a subselect for FROM of one row and one column: an array with an element for each of these conditions, which
+/// select a key's rows. The element is true if this backend holds that key in a mode that would exclude ours. (A column
+/// for each key would limit their number to 1664.)
 ///
 /// PostgreSQL evaluates the select list of a query after the subselects in its FROM, and does not merge one that has
 /// aggregates into the query around it. So the look is over before the first key is tried, and one scan of the locks is
 /// enough for any number of keys.
 pub(super) fn subselect(row_conditions: impl Iterator<Item = String>, mode: Mode) -> String {
-    let columns: Vec<String> = row_conditions
-        .enumerate()
-        .map(|(index, rows)| format!("pg_catalog.bool_or({rows}{}) AS {}", and_excludes(mode), column(index)))
+    let elements: Vec<String> = row_conditions
+        .map(|rows| format!("pg_catalog.bool_or({rows}{})", and_excludes(mode)))
         .collect();
-    format!("(SELECT {} {OWN_ROWS}) AS left_behind", columns.join(", "))
+    format!(
+        "(SELECT ARRAY[{}] AS is_left {OWN_ROWS}) AS left_behind",
+        elements.join(", ")
+    )
 }
 
-/// Returns the column of [`subselect`] for the key with this index.
-fn column(index: usize) -> String {
-    format!("left{index}")
-}
-
-/// Returns an expression that tries a key by this call, unless the column of [`subselect`] says that it is left behind.
-/// CASE evaluates its branches in order, and none after the first that applies; AND promises no order.
+/// Returns an expression that tries a key by this call, unless the element of [`subselect`] with this index says that it
+/// is left behind. CASE evaluates its branches in order, and none after the first that applies; AND promises no order.
 pub(super) fn unless_left_behind(index: usize, call: &str) -> String {
-    format!("CASE WHEN {} THEN false ELSE {call} END", column(index))
+    // The elements of an array are counted from 1.
+    format!("CASE WHEN is_left[{}] THEN false ELSE {call} END", index + 1)
 }
 
 /// Returns the condition that this backend holds the key with these rows in a mode that would exclude ours.
@@ -63,12 +62,12 @@ mod tests {
         assert_eq!(
             subselect(rows(), Mode::Exclusive),
             format!(
-                "(SELECT pg_catalog.bool_or(a = 1) AS left0, pg_catalog.bool_or(a = 2) AS left1 {own}) AS left_behind"
+                "(SELECT ARRAY[pg_catalog.bool_or(a = 1), pg_catalog.bool_or(a = 2)] AS is_left {own}) AS left_behind"
             )
         );
         let shared = subselect(rows(), Mode::Shared);
         assert!(
-            shared.contains("bool_or(a = 1 AND mode = 'ExclusiveLock') AS left0"),
+            shared.contains("ARRAY[pg_catalog.bool_or(a = 1 AND mode = 'ExclusiveLock'), "),
             "{shared}"
         );
         assert_eq!(

@@ -617,22 +617,23 @@ pub(super) fn configure_session(server_limit: Duration) -> String {
     format!("SELECT {expressions}")
 }
 
-/// Returns the query for the numbers that only the server can compute, in columns named by [`key_column`].
+/// The column of [`key_numbers`].
+pub(super) const NUMBER_COLUMN: &str = "number";
+
+/// Returns the query for the numbers that only the server can compute: a row for each of them, in this order. (A column
+/// for each would limit them to 1664.)
 pub(super) fn key_numbers(numbers: &[Number]) -> String {
-    let columns: Vec<String> = numbers
+    let rows: Vec<String> = numbers
         .iter()
-        .enumerate()
-        .map(|(index, number)| match number {
-            Number::Computed(expression) => format!("{expression} AS {}", key_column(index)),
-            Number::Known(_) => format!("NULL AS {}", key_column(index)),
+        .filter_map(|number| match number {
+            Number::Computed(expression) => Some(format!("(({expression})::text)")),
+            Number::Known(_) => None,
         })
         .collect();
-    format!("SELECT {}", columns.join(", "))
-}
-
-/// Returns the column of [`key_numbers`] for the number at `index`.
-pub(super) fn key_column(index: usize) -> String {
-    format!("k{index}")
+    format!(
+        "SELECT column1 AS {NUMBER_COLUMN} FROM (VALUES {}) AS numbers",
+        rows.join(", ")
+    )
 }
 
 /// Returns the query for a fencing token, in the column `token`; see [`super::token::fencing_token`].
@@ -808,7 +809,7 @@ mod tests {
             (
                 ScopeChoice::SessionPooled,
                 format!(
-                    "log_min_duration_sample, CASE WHEN {is_primary} AND {settled} THEN CASE WHEN NOT CASE WHEN left0 THEN false ELSE "
+                    "log_min_duration_sample, CASE WHEN {is_primary} AND {settled} THEN CASE WHEN NOT CASE WHEN is_left[1] THEN false ELSE "
                 ),
             ),
             (
@@ -939,8 +940,8 @@ mod tests {
         let (expression, from) = try_two(all(&[first, second]));
         assert_eq!(
             expression,
-            "CASE WHEN NOT CASE WHEN left0 THEN false ELSE pg_catalog.pg_try_advisory_xact_lock_shared('1'::bigint) END \
-             THEN 0 WHEN NOT CASE WHEN left1 THEN false ELSE \
+            "CASE WHEN NOT CASE WHEN is_left[1] THEN false ELSE pg_catalog.pg_try_advisory_xact_lock_shared('1'::bigint) END \
+             THEN 0 WHEN NOT CASE WHEN is_left[2] THEN false ELSE \
              pg_catalog.pg_try_advisory_xact_lock_shared('2'::int, '3'::int) END THEN 1 ELSE 2 END"
         );
         let rows = [first, second].map(row_condition);
@@ -955,7 +956,7 @@ mod tests {
         assert!(
             try_two(slots)
                 .0
-                .starts_with("CASE WHEN CASE WHEN left1 THEN false ELSE ")
+                .starts_with("CASE WHEN CASE WHEN is_left[2] THEN false ELSE ")
         );
         let slice = wait_slice(
             first,
@@ -1137,10 +1138,15 @@ mod tests {
 
     #[test]
     fn only_unknown_numbers_are_computed() {
+        let computed = |expression: &str| Number::Computed(expression.into());
         let numbers = [
+            computed("hashtext('x')"),
             Number::Known(KeyId::Bigint(1)),
-            Number::Computed("hashtext('x')".into()),
+            computed("hashtext('y')"),
         ];
-        assert_eq!(key_numbers(&numbers), "SELECT NULL AS k0, hashtext('x') AS k1");
+        assert_eq!(
+            key_numbers(&numbers),
+            "SELECT column1 AS number FROM (VALUES ((hashtext('x'))::text), ((hashtext('y'))::text)) AS numbers"
+        );
     }
 }

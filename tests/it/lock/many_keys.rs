@@ -68,6 +68,26 @@ fn keys_that_do_not_fit_into_the_lock_table_are_one_error_and_leave_nothing_lock
     }
 }
 
+/// P15: 2000 keys, more than a row of PostgreSQL can have columns, for each kind of lock and for keys that the server
+/// computes.
+#[test]
+fn more_keys_than_a_row_has_columns_are_acquired_together() {
+    let server = Server::with(&["max_locks_per_transaction=200"]);
+    let bouncer = PgBouncer::with(&server, &["pool_mode=transaction"]);
+    let keys: Vec<String> = (0..2000).map(|n| format!("--key=k{n}")).collect();
+    for (pglock, options) in [
+        (server.pglock(), ["--scope", "session"]),
+        (server.pglock(), ["--scope", "session-pooled"]),
+        (server.pglock(), ["--hash", "hashtext"]),
+        (bouncer.pglock(), ["--scope", "auto"]),
+    ] {
+        let holder = pglock.arg("run").args(&keys).args(options).holding();
+        let locks = server.sql("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted");
+        assert_eq!(locks.len(), keys.len(), "{options:?}");
+        holder.finish().code(0).silent();
+    }
+}
+
 /// P39: a table that other clients have filled is a temporary shortage for a single key.
 #[test]
 fn a_wait_survives_a_lock_table_that_others_have_filled() {
