@@ -1,9 +1,9 @@
 //! The numbers of keys that depend on the server.
 
-use super::query::{QueryResult, first_query_failure};
+use super::query::{QueryResult, first_query_failure, is_unlike_postgresql};
 use super::sql;
 use crate::connection::Client;
-use crate::key::{Key, KeyId, Number};
+use crate::key::{self, Key, KeyId, Number};
 use crate::outcome::{ExitCode, Failure};
 
 /// Returns the numbers of the keys, in one query if some depend on the server, else without any.
@@ -15,7 +15,7 @@ pub(crate) fn key_ids(client: &mut Client, keys: &[Key]) -> Result<Vec<KeyId>, F
     if let Some(ids) = numbers.iter().map(Number::known).collect() {
         return Ok(ids);
     }
-    let result = QueryResult::fetch(client, &sql::key_numbers(&numbers)).map_err(first_query_failure)?;
+    let result = QueryResult::fetch(client, &sql::key_numbers(&numbers)).map_err(|error| failure(error, keys))?;
     let mut replies = result.column(sql::NUMBER_COLUMN);
     let ids = keys.iter().zip(numbers).map(|(key, number)| {
         let id = number.known().or_else(|| key.id_from_reply(replies.next()?));
@@ -27,4 +27,25 @@ pub(crate) fn key_ids(client: &mut Client, keys: &[Key]) -> Result<Vec<KeyId>, F
         })
     });
     ids.collect()
+}
+
+/// Converts an error of the query for numbers. PostgreSQL, too, may be unable to compute one: the encoding of the
+/// database may lack a character of the name, and before version 11 there is no `hashtextextended`.
+fn failure(error: postgres::Error, keys: &[Key]) -> Failure {
+    let message = match error.as_db_error() {
+        Some(db_error) if is_unlike_postgresql(db_error.code()) => db_error.message(),
+        _ => return first_query_failure(error),
+    };
+    let computed: Vec<Key> = keys
+        .iter()
+        .filter(|key| key.number().known().is_none())
+        .cloned()
+        .collect();
+    Failure::msg(
+        ExitCode::Config,
+        format!(
+            "the server cannot compute the number of {} with this --hash: {message}",
+            key::describe(&computed)
+        ),
+    )
 }

@@ -302,7 +302,7 @@ pub(super) fn first_query_failure(error: postgres::Error) -> Failure {
 
 /// Returns whether PostgreSQL never answers the first query with this error: `feature_not_supported`, a data exception,
 /// or a syntax error or access rule violation other than `insufficient_privilege`.
-fn is_unlike_postgresql(code: &SqlState) -> bool {
+pub(super) fn is_unlike_postgresql(code: &SqlState) -> bool {
     // By class, the first two characters; other servers may send shorter codes.
     let classes = ["0A", "22", "42"];
     *code != SqlState::INSUFFICIENT_PRIVILEGE && classes.iter().any(|class| code.code().starts_with(class))

@@ -422,3 +422,23 @@ fn releases(application: &mut Client, arguments: &str) {
     let sql = format!("SELECT pg_advisory_unlock({arguments})");
     assert_eq!(rows(application, &sql), [["t"]]);
 }
+
+/// P63: a name that the encoding of the database lacks is a failure of that key, not of the server.
+#[test]
+fn a_number_that_the_server_cannot_compute_is_reported_with_its_key() {
+    let server = Server::shared();
+    let database = unique("latin");
+    server.sql(&format!(
+        "CREATE DATABASE {database} TEMPLATE template0 ENCODING LATIN1 LC_COLLATE 'C' LC_CTYPE 'C'"
+    ));
+    let key = "\u{9375}";
+    for arguments in [
+        &["run", "--hash", "hashtext", "--key", key, "--key", "plain", "true"][..],
+        &["list", "--hash", "hashtext", "--key", key, "--key", "plain"],
+    ] {
+        let pglock = server.pglock().env("PGDATABASE", &database).args(arguments);
+        let line = pglock.output().code(78).stderr_line();
+        let cause = "the server cannot compute the number of keys \"\u{9375}\", \"plain\" with this --hash: ";
+        assert!(line.contains(cause) && line.contains("LATIN1"), "{line}");
+    }
+}
