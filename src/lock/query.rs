@@ -290,14 +290,27 @@ impl QueryResult {
 /// Converts an error of the first query. That query uses nothing that PostgreSQL lacks, so an error that says so comes
 /// from something else.
 pub(super) fn first_query_failure(error: postgres::Error) -> Failure {
-    let message = match error.as_db_error() {
-        Some(db_error) if is_unlike_postgresql(db_error.code()) => db_error.message(),
-        _ => return Failure::from(error),
-    };
-    Failure::msg(
-        ExitCode::Config,
-        format!("this server does not support advisory locks as PostgreSQL does: {message}"),
-    )
+    match error.as_db_error() {
+        Some(db_error) if is_unlike_postgresql(db_error.code()) => Failure::msg(
+            ExitCode::Config,
+            format!(
+                "this server does not support advisory locks as PostgreSQL does: {}",
+                db_error.message()
+            ),
+        ),
+        Some(db_error) if *db_error.code() == SqlState::QUERY_CANCELED => hint_at_timeout(Failure::from(error)),
+        _ => Failure::from(error),
+    }
+}
+
+/// Adds what usually cancels a query before pglock has set the timeouts of its session to 0. The code does not tell a
+/// timeout from a request, and the text may be translated.
+fn hint_at_timeout(failure: Failure) -> Failure {
+    let message = format!(
+        "{failure}; if this happens again, the statement_timeout of the role or the database is too short even for \
+         pglock's first query"
+    );
+    Failure::msg(failure.code, message).transient_if(failure.is_transient)
 }
 
 /// Returns whether PostgreSQL never answers the first query with this error: `feature_not_supported`, a data exception,

@@ -162,6 +162,25 @@ fn a_rejected_login_is_77() {
     assert!(line.contains("permission denied"), "{line}");
 }
 
+/// P91: a timeout that ends the first query, before pglock can set it to 0, is named.
+#[test]
+fn a_timeout_that_is_too_short_for_the_first_query_is_named() {
+    let server = Server::shared();
+    let (role, database) = (unique("hasty"), server.database());
+    server.sql(&format!(
+        "CREATE ROLE {role} LOGIN; ALTER ROLE {role} SET statement_timeout = '50ms'"
+    ));
+    // Every query waits for this.
+    let mut client = server.client_in(&database);
+    let lock = "BEGIN; LOCK TABLE pg_catalog.pg_proc IN ACCESS EXCLUSIVE MODE";
+    client.batch_execute(lock).unwrap();
+    for hash in ["sha256", "hashtext"] {
+        let run = server.run(&unique("hasty")).args(["--hash", hash]);
+        let line = fails(run.env("PGUSER", &role).env("PGDATABASE", &database), 69);
+        assert!(line.contains("statement timeout; if this happens again"), "{line}");
+    }
+}
+
 /// P90: 78, a wrong setting.
 #[test]
 fn a_wrong_setting_is_78() {
