@@ -216,9 +216,15 @@ impl Guard<'_> {
     fn try_key(&self, client: &mut Client, application_name: String) -> Result<GuardTry, Failure> {
         let options = &self.plan.options;
         let server_limit = options.policy.timing.server_limit();
+        // On a direct connection a session's lock, which the server queues, and which keeps those of several keys that
+        // are free: a transaction that finds one of them taken is rolled back, and loses the others with it.
+        let choice = match options.scope {
+            ScopeChoice::Transaction => ScopeChoice::Auto,
+            choice => choice,
+        };
         let client_info = ClientInfo {
             application_name,
-            choice: options.scope,
+            choice,
             server_limit: Some(server_limit),
             settling: Settling::Nothing,
             known_start: None,
@@ -229,7 +235,7 @@ impl Guard<'_> {
         };
         let (server, outcome) = lock.first_try(client, &client_info, None)?;
         // A standby can be promoted, or the next host be the primary.
-        let scope = server.usable_scope(options.scope).map_err(|failure| Failure {
+        let scope = server.usable_scope(choice).map_err(|failure| Failure {
             code: ExitCode::Unavailable,
             ..failure
         })?;
@@ -261,10 +267,11 @@ impl Guard<'_> {
                 is_direct: !server.pooled,
             },
             Acquisition::Busy { key_index } => GuardTry::Taken {
-                missing: match scope {
+                missing: if is_lent {
+                    lock.clone()
+                } else {
                     // Those behind it may be free, and the next newcomer would have them.
-                    Scope::Session if !is_lent => lock.acquire_free(client, key_index)?,
-                    _ => lock.clone(),
+                    lock.acquire_free(client, key_index)?
                 },
                 lock,
                 is_lent,

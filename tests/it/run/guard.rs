@@ -206,6 +206,15 @@ fn terminate(case: &Case, backend: Pid) -> Pid {
     await_guard(case, backend)
 }
 
+/// Terminates the session of this holder, which may have several keys.
+#[track_caller]
+fn terminate_holder(server: &Server, holder: &Running) {
+    let name = format!("application_name LIKE 'pglock:%:{}'", holder.pid());
+    server.sql(&format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {name}"
+    ));
+}
+
 /// P25: the guard bears the loser's name, is free again when the job is dead, and takes the key as often as needed.
 #[test]
 fn the_loser_of_a_terminated_session_holds_the_key_until_its_job_is_dead() {
@@ -266,9 +275,17 @@ fn every_kind_of_lock_is_guarded() {
 }
 
 /// P25: while other clients have some of several keys, the others are guarded, whichever of them come first, and so is
-/// one that becomes free.
+/// one that becomes free; in either scope.
 #[test]
 fn a_guard_takes_the_keys_that_are_free_while_another_client_has_one() {
+    for scope in ["session", "transaction"] {
+        guard_what_is_free(scope);
+    }
+}
+
+/// Has two other clients wait for two of three keys, in each order of the keys, and terminates the holder.
+#[track_caller]
+fn guard_what_is_free(scope: &str) {
     let assert_guarded = |case: &Case| {
         case.await_locks(1, 0);
         case.run().args(["-n", "true"]).output().code(75);
@@ -277,15 +294,13 @@ fn a_guard_takes_the_keys_that_are_free_while_another_client_has_one() {
     for _ in 0..cases.len() {
         let [free, freed, taken] = &cases;
         let journal = Journal::new();
-        let run = free.run().args(["--key", &freed.key, "--key", &taken.key]);
+        let keys = ["--key", &freed.key, "--key", &taken.key];
+        let run = free.run().args(keys).args(["--scope", scope]);
         let holder = lingering(run, &journal);
         let (first, second) = (taken.foreign_waiter().0, freed.foreign_waiter().0);
         taken.await_locks(1, 1);
         freed.await_locks(1, 1);
-        let name = format!("application_name LIKE 'pglock:%:{}'", holder.pid());
-        free.sql(&format!(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {name}"
-        ));
+        terminate_holder(free, &holder);
         first.await_stdout("mine\n");
         second.await_stdout("mine\n");
         assert_guarded(free);
@@ -312,16 +327,13 @@ fn a_guard_takes_many_keys_that_are_free() {
     let holder = lingering(run, &journal);
     let [first, .., last] = keys[..] else { unreachable!() };
     let mut other = case.server.client();
-    let name = format!("application_name LIKE 'pglock:%:{}'", holder.pid());
     let backend = rows(&mut other, "SELECT pg_backend_pid()").concat().concat();
     let wait = format!("SELECT pg_advisory_lock({first})");
     thread::scope(|scope| {
         let waiter = scope.spawn(|| rows(&mut other, &wait));
         let waiting = format!("SELECT 1 FROM pg_locks WHERE NOT granted AND pid = {backend}");
         eventually(SOON, "a waiter", || !case.sql(&waiting).is_empty());
-        case.sql(&format!(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {name}"
-        ));
+        terminate_holder(case.server, &holder);
         waiter.join().unwrap();
     });
     let guarded = format!("SELECT pg_try_advisory_xact_lock({last})");
