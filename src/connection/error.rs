@@ -2,7 +2,7 @@
 
 use super::tls;
 use crate::outcome::{ExitCode, Failure};
-use postgres::error::{DbError, SqlState};
+use postgres::error::{DbError, Severity, SqlState};
 use rustls::AlertDescription;
 use std::error::Error;
 use std::io;
@@ -152,6 +152,19 @@ impl From<postgres::Error> for Failure {
             }
         }
     }
+}
+
+/// Returns the failure of a query that a job needs before it can start. If the session goes on after the error, the
+/// failure is final, also where the server may have more resources later: a further attempt would acquire the lock
+/// again, and keep it from others, for a query that has been answered.
+pub(crate) fn final_if_session_lives(error: postgres::Error) -> Failure {
+    // FATAL and PANIC end the session. A pooler that does not tell the severity may end it, too.
+    let session_lives = error
+        .as_db_error()
+        .is_some_and(|db| db.parsed_severity() == Some(Severity::Error));
+    let failure = Failure::from(error);
+    let is_transient = failure.is_transient && !session_lives;
+    failure.transient_if(is_transient)
 }
 
 /// Why a PgBouncer that refuses the simple query protocol is refused, and what to do.

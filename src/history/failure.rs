@@ -1,6 +1,7 @@
 //! Why a run table cannot be used, and what to do about it.
 
 use super::table::TableName;
+use crate::connection::final_if_session_lives;
 use crate::outcome::{ExitCode, Failure};
 use postgres::Error;
 use std::fmt::Display;
@@ -36,7 +37,7 @@ pub(super) fn explain_use(error: Error, table: &TableName, action: &'static str)
             ExitCode::Unavailable,
             format!("cannot {action} table {table}, because it is locked: {message}"),
         ),
-        _ => Failure::from(error).context(format!("cannot {action} table {table}")),
+        _ => final_if_session_lives(error).context(format!("cannot {action} table {table}")),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::plan::SessionPlan;
 use super::reporter::Reporter;
-use crate::connection::{Client, LimitEnforcement};
+use crate::connection::{Client, LimitEnforcement, final_if_session_lives};
 use crate::history::{self, Begun, NewRun};
 use crate::key::KeyId;
 use crate::lock::{self, Grant, Lock, Scope};
@@ -72,7 +72,7 @@ impl Preparer<'_> {
         let token = if self.options().token {
             self.reporter.expect_reply_within(max_wait);
             let token = lock::fencing_token(client);
-            Some(token.map_err(|error| Failure::from(error).context(NO_TOKEN))?)
+            Some(token.map_err(|error| final_if_session_lives(error).context(NO_TOKEN))?)
         } else {
             None
         };

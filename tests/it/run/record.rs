@@ -435,6 +435,28 @@ fn a_run_that_cannot_be_recorded_is_not_started() {
     assert_eq!(table.runs("k"), [""; 0]);
 }
 
+/// P100: the server has answered, so nothing is tried again, although the disk may have room later: each further try
+/// would acquire the lock, and keep it from others.
+#[test]
+fn a_full_disk_ends_the_run_at_once() {
+    let table = RunTable::new();
+    table.sql(
+        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN RAISE EXCEPTION 'No space left on device' USING ERRCODE = 'disk_full'; END $$; \
+         CREATE TRIGGER full_disk BEFORE INSERT ON pglock_run FOR EACH ROW EXECUTE PROCEDURE fail()",
+    );
+    for scope in ["session", "transaction"] {
+        for options in [&["-w", "5"][..], &[]] {
+            let run = table.run("k").args(["--record", "--scope", scope]).args(options);
+            let line = run.args(["echo", "the job ran"]).output().code(69).stderr_line();
+            assert_eq!(
+                line, "cannot record runs in table public.pglock_run: No space left on device",
+                "{scope}"
+            );
+        }
+    }
+}
+
 /// P101: the wait can end while the run is being recorded. No job starts, so no run is left in the table.
 #[test]
 fn a_wait_that_ends_while_its_run_is_recorded_leaves_no_run() {
