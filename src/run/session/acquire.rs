@@ -97,7 +97,7 @@ impl Acquirer<'_> {
             Some((request, key_index)) => (request, Acquisition::Busy { key_index }),
             None => self.first_try(client, canceller, memory)?,
         };
-        let (mut grant, ticket) = match acquisition {
+        let (grant, ticket) = match acquisition {
             Acquisition::Acquired(grant) => (grant, None),
             Acquisition::Busy { key_index } => match self.wait(client, &request, key_index, memory)? {
                 WaitOutcome::Acquired { grant, ticket } => (grant, ticket),
@@ -111,13 +111,34 @@ impl Acquirer<'_> {
                 }
             },
         };
+        let prepared = self.prepare(client, request, grant, ticket, memory.was_contended());
+        if prepared.as_ref().is_err_and(|failure| failure.is_transient) {
+            memory.note_withdrawal();
+        }
+        prepared
+    }
+
+    /// Prepares the run of a lock that we hold: proves the lock again if need be, creates the fencing token and records
+    /// the run.
+    ///
+    /// # Errors
+    /// The order to release came, the server reports an error, the run table cannot be used, or the lock or a connection
+    /// is lost.
+    fn prepare(
+        &self,
+        client: &mut Client,
+        request: LockRequest,
+        mut grant: Grant,
+        ticket: Option<Ticket>,
+        was_contended: bool,
+    ) -> Result<AcquireOutcome, Failure> {
         let preparer = Preparer {
             plan: self.plan,
             reporter: self.reporter,
             lock: &request.lock,
             ids: &request.ids,
         };
-        let must_prove_again = memory.was_contended() && self.is_backend_lent(&request.server);
+        let must_prove_again = was_contended && self.is_backend_lent(&request.server);
         if !self.may_prepare(must_prove_again) {
             self.give_back(client, &request, grant, ticket)?;
             return Err(interrupted());

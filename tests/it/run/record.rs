@@ -457,6 +457,26 @@ fn a_full_disk_ends_the_run_at_once() {
     }
 }
 
+/// P26: a lock that is acquired at once, and lost before the job has started, may have been free only because the server
+/// had ended the session of a client whose job still runs.
+#[test]
+fn a_lock_that_is_lost_while_its_run_is_prepared_is_left_alone_at_first() {
+    let table = RunTable::new();
+    let port = table.server.port();
+    let proxies = [
+        ("--record", Proxy::ending_at(port, &["INSERT INTO"])),
+        ("--token", Proxy::ending_at(port, &["pg_logical_emit_message"])),
+    ];
+    for (option, proxy) in proxies {
+        let dsn = proxy.dsn().replace("/postgres?", &format!("/{}?", table.database));
+        // H = D = G = 0.5 s, and the margin is 3 s.
+        let run = table.run("k").args(["--heartbeat", "0.5", "--kill-after", "0.5"]);
+        let output = run.args([option, "--dsn", &dsn, "echo", "mine"]).output();
+        assert_eq!(output.code(0).stdout, b"mine\n");
+        assert!(output.took >= Duration::from_millis(4500), "{output}");
+    }
+}
+
 /// P101: the wait can end while the run is being recorded. No job starts, so no run is left in the table.
 #[test]
 fn a_wait_that_ends_while_its_run_is_recorded_leaves_no_run() {
