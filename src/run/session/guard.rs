@@ -21,9 +21,9 @@ use super::timing::MAX_POOL_WAIT;
 use crate::connection::{Client, Connection, Settings};
 use crate::inspect::backend::Backend;
 use crate::inspect::{eviction, holders};
-use crate::key;
+use crate::key::{self, Key, KeyId};
 use crate::lock::{
-    Acquisition, Backoff, ClientInfo, Grant, Keys, Lock, Mode, Scope, ScopeChoice, Settling, TransactionOptions, Wait,
+    self, Acquisition, Backoff, ClientInfo, Grant, Lock, Mode, Scope, ScopeChoice, Settling, TransactionOptions, Wait,
     WaitEnd, WaitObserver, WaitOptions,
 };
 use crate::outcome::{ExitCode, Failure};
@@ -287,7 +287,7 @@ impl Guard<'_> {
     /// # Errors
     /// The order to release came, the server reports an error, or the connection is lost.
     fn wait_for_keys(&self, client: &mut Client, lock: &Lock, mut missing: Lock) -> Result<Grant, Failure> {
-        self.report_taker(client, lock, Takers::ButWaiters);
+        self.report_taker(client, &missing, Takers::ButWaiters);
         let claimed = Instant::now();
         let mut is_taker_reported = false;
         let mut wait_options = WaitOptions {
@@ -316,7 +316,7 @@ impl Guard<'_> {
                 }
                 WaitEnd::TimedOut { key_index } => {
                     if !is_taker_reported && claimed.elapsed() >= CLAIM_TIME {
-                        self.report_taker(client, lock, Takers::All);
+                        self.report_taker(client, &missing, Takers::All);
                         is_taker_reported = true;
                     }
                     missing = missing.acquire_free(client, key_index)?;
@@ -327,10 +327,9 @@ impl Guard<'_> {
         }
     }
 
-    /// Reports the client that has the key now. Returns whether there is one.
+    /// Reports a client that has keys of the lock now. Returns whether there is one.
     fn report_taker(&self, client: &mut Client, lock: &Lock, takers: Takers) -> bool {
-        let keys = key::describe(&self.plan.options.keys);
-        let message = taken_message(client, lock, &keys, takers);
+        let message = taken_message(client, lock, &self.plan.options.keys, takers);
         let is_taken = message.is_some();
         if let Some(message) = message {
             self.reporter.report(SessionEvent::GuardFailed(message));
@@ -375,20 +374,39 @@ impl WaitObserver for GuardObserver<'_> {
     fn before_closing(&mut self, _client: &mut Client, _pause: Duration) {}
 }
 
-/// Returns the message that names the client that has the key now, if there is one.
-fn taken_message(client: &mut Client, lock: &Lock, keys: &str, takers: Takers) -> Option<String> {
-    let (Keys::All(ids) | Keys::OneOf { keys: ids, .. }) = &lock.keys;
-    let found = holders::find(client, ids, QueryTag::ProgramOnly).unwrap_or_default();
+/// Returns the message that names a client that has keys of the lock now, and those of `keys`, if there is one.
+fn taken_message(client: &mut Client, lock: &Lock, keys: &[Key], takers: Takers) -> Option<String> {
+    let ids = lock.ids().iter();
+    let taken: Vec<(KeyId, Vec<Backend>)> = ids
+        .map(|id| (*id, find_takers(client, *id, lock.mode, takers)))
+        .collect();
+    let taker = taken.iter().find_map(|(_, takers)| takers.first())?;
+    let is_its = |id: &KeyId| {
+        let has_key = |takers: &[Backend]| takers.iter().any(|other| other.pid == taker.pid);
+        taken.iter().any(|(taken_id, takers)| taken_id == id && has_key(takers))
+    };
+    let ids = lock::key_ids(client, keys).unwrap_or_default();
+    let given = keys.iter().zip(&ids);
+    let its_keys: Vec<Key> = given.filter(|(_, id)| is_its(id)).map(|(key, _)| key.clone()).collect();
+    // A slot has a key of its own, which was not given.
+    let named = if its_keys.is_empty() { keys } else { &its_keys };
+    let was = if named.len() == 1 { "was" } else { "were" };
+    let subject = key::describe(named);
+    Some(format!("{subject} {was} acquired by {taker} before the job was dead"))
+}
+
+/// Returns the other clients that have this key now.
+fn find_takers(client: &mut Client, id: KeyId, mode: Mode, takers: Takers) -> Vec<Backend> {
+    let mut found = holders::find(client, &[id], QueryTag::ProgramOnly).unwrap_or_default();
     let instance_id = name::instance_id();
-    let is_taker = |holder: &&Backend| {
+    found.retain(|holder| {
         // Which the server may still be ending.
         let is_our_session = name::is_of_instance(&holder.application_name, &instance_id);
-        let shares_with_us = holder.is_shared && lock.mode == Mode::Shared;
+        let shares_with_us = holder.is_shared && mode == Mode::Shared;
         // What it does may be hidden from our role.
         let is_hidden_pglock = holder.is_hidden && name::RunName::parse(&holder.application_name).is_some();
         let may_give_back = (holder.is_queueing || is_hidden_pglock) && takers == Takers::ButWaiters;
         !(is_our_session || shares_with_us || may_give_back)
-    };
-    let holder = found.iter().find(is_taker)?;
-    Some(format!("{keys} was acquired by {holder} before the job was dead"))
+    });
+    found
 }

@@ -362,6 +362,24 @@ fn the_loser_names_the_client_that_came_first() {
     other.finish().code(0).silent();
 }
 
+/// P25: of several keys, the loser names those that the other client has.
+#[test]
+fn the_loser_names_the_keys_that_were_taken() {
+    let (free, taken, journal) = (Case::new(), Case::new(), Journal::new());
+    let holder = lingering(free.run().args(["--key", &taken.key]), &journal);
+    let (other, _) = taken.foreign_waiter();
+    taken.await_locks(1, 1);
+    terminate_holder(&free, &holder);
+    other.await_stdout("mine\n");
+    // The guard waits for it.
+    taken.await_locks(1, 1);
+    holder.signal(Signal::SIGUSR2);
+    let line = holder.finish().code(74).stderr_line();
+    let named = format!("; key \"{}\" was acquired by \"psql\" ", taken.key);
+    assert!(line.contains(&named), "{line}");
+    other.finish().code(0).silent();
+}
+
 /// P75: a guard that is evicted has nothing more to do than it does already, and the requester waits for it.
 #[test]
 fn an_evicted_guard_stays_until_its_job_is_dead() {
