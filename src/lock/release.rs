@@ -2,10 +2,11 @@
 
 use super::query::{EndStatement, QueryResult, begin, end_transaction, simple_query};
 use super::receipt::{NOT_HELD, RECEIPT_KEPT, RELEASED_COLUMN, Receipt};
-use super::sql::{CLAIMED_COLUMN, GOT_COLUMN, TRANSACTION_MODES};
-use super::types::{Keys, Lock, Scope};
+use super::sql::{GOT_COLUMN, TRANSACTION_MODES};
+use super::types::{Keys, Lock, Mode, Scope};
 use crate::connection::{Client, is_lock_table_full};
 use crate::key::KeyId;
+use crate::protocol::derived_keys::claim_key;
 use crate::protocol::query_tag::QueryTag;
 
 impl Lock {
@@ -37,13 +38,27 @@ impl Lock {
     }
 
     /// Claims the keys of a lock that we have lost and that another client has now: a waiter that is granted one of
-    /// them gives it back. Returns whether that succeeded; it fails while a waiter is looking for a claim.
+    /// them gives it back. A claim fails while a waiter is looking for one, and is tried again while `goes_on`, which
+    /// pauses, returns true.
+    ///
+    /// The server counts how often a session has acquired a lock. Each key is claimed once, so that
+    /// [`Lock::end_claim`] ends the claims.
     ///
     /// # Errors
     /// The server reports an error, or the connection is lost.
-    pub(crate) fn claim(&self, client: &mut Client) -> Result<bool, postgres::Error> {
-        let result = QueryResult::fetch(client, &self.claim_query())?;
-        Ok(result.is_true(CLAIMED_COLUMN))
+    pub(crate) fn claim(&self, client: &mut Client, mut goes_on: impl FnMut() -> bool) -> Result<(), postgres::Error> {
+        let mut missing = self.ids().iter().map(|id| claim_key(*id)).collect();
+        loop {
+            let claims = Lock {
+                keys: Keys::All(missing),
+                mode: Mode::Shared,
+                ..*self
+            };
+            missing = claims.try_each(client)?;
+            if missing.is_empty() || !goes_on() {
+                return Ok(());
+            }
+        }
     }
 
     /// Acquires, for the session, whichever of the keys after the busy one are free. Returns the lock of those that are
@@ -59,12 +74,21 @@ impl Lock {
         let mut missing = vec![self.ids()[busy]];
         let later = &self.ids()[busy + 1..];
         if !later.is_empty() {
-            let result = QueryResult::fetch(client, &of_keys(later).try_each_query())?;
-            let array = result.get(GOT_COLUMN).unwrap_or_default();
-            let mut got = array.bytes().filter(u8::is_ascii_alphabetic);
-            missing.extend(later.iter().filter(|_| got.next() != Some(b't')));
+            missing.extend(of_keys(later).try_each(client)?);
         }
         Ok(of_keys(&missing))
+    }
+
+    /// Acquires, for the session, whichever of the keys are free. Returns the others.
+    ///
+    /// # Errors
+    /// The server reports an error, or the connection is lost.
+    fn try_each(&self, client: &mut Client) -> Result<Vec<KeyId>, postgres::Error> {
+        let result = QueryResult::fetch(client, &self.try_each_query())?;
+        let array = result.get(GOT_COLUMN).unwrap_or_default();
+        let mut got = array.bytes().filter(u8::is_ascii_alphabetic);
+        let ids = self.ids().iter().copied();
+        Ok(ids.filter(|_| got.next() != Some(b't')).collect())
     }
 
     /// Claims the keys while `pause` sleeps, in a session that a pooler may lend to others.

@@ -333,12 +333,6 @@ impl Lock {
         format!("SELECT ARRAY[{}] AS {GOT_COLUMN}", calls.join(", "))
     }
 
-    /// Returns the query that claims the keys for the session: `claimed` says whether all are.
-    pub(super) fn claim_query(&self) -> String {
-        let claim = self.each_derived(claim_key, "pg_try_advisory_lock");
-        format!("SELECT {claim} AS {CLAIMED_COLUMN}")
-    }
-
     /// Returns the query that claims the keys for the transaction.
     pub(super) fn claim_in_transaction_query(&self) -> String {
         let claim = self.each_derived(claim_key, "pg_try_advisory_xact_lock");
@@ -1110,7 +1104,7 @@ mod tests {
                 queries
                     .extend([Receipt::Left, Receipt::Kept, Receipt::None].map(|receipt| lock.release_query(receipt)));
                 queries.extend([
-                    lock.claim_query(),
+                    lock.try_each_query(),
                     lock.claim_in_transaction_query(),
                     lock.end_claim_query(),
                 ]);

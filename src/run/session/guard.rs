@@ -156,8 +156,9 @@ impl Guard<'_> {
             lock, is_lent: false, ..
         } = &result
         {
-            // It fails for a moment while a waiter is looking for a claim.
-            while !lock.claim(&mut client)? && !self.orders.is_release_ordered_within(CLAIM_RETRY_PAUSE) {}
+            lock.claim(&mut client, || {
+                !self.orders.is_release_ordered_within(CLAIM_RETRY_PAUSE)
+            })?;
         }
         // Only then: who ended the session is of no use to those whom the job would run beside. If the key must stay
         // free, the end of this connection releases it.

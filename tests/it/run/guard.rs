@@ -5,7 +5,7 @@ use crate::support::journal::{Journal, state};
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Output, Pglock, Running};
 use crate::support::proxy::Proxy;
-use crate::support::server::{Server, number, rows};
+use crate::support::server::{Server, claim, number, rows};
 use crate::support::wait::{SOON, eventually};
 use crate::support::{hostname, repetitions, unique};
 use nix::sys::signal::Signal;
@@ -378,6 +378,38 @@ fn the_loser_names_the_keys_that_were_taken() {
     let named = format!("; key \"{}\" was acquired by \"psql\" ", taken.key);
     assert!(line.contains(&named), "{line}");
     other.finish().code(0).silent();
+}
+
+/// P25: while a waiter looks for a claim of one of several keys, the others are claimed only once. Otherwise a claim
+/// would stay when the guard ends its claims, and delay the next job.
+#[test]
+fn no_claim_is_left_when_the_guard_has_its_keys_again() {
+    let (free, taken, journal) = (Case::new(), Case::new(), Journal::new());
+    let has_claim = |case: &Case| {
+        let claim = claim(&case.key);
+        case.value(&format!("SELECT NOT pg_try_advisory_xact_lock({claim})")) == "t"
+    };
+    let holder = lingering(free.run().args(["--key", &taken.key]), &journal);
+    let (other, _) = taken.foreign_waiter();
+    taken.await_locks(1, 1);
+    let mut looking = taken.client();
+    let looked_at = claim(&taken.key);
+    rows(&mut looking, &format!("SELECT pg_advisory_lock({looked_at})"));
+    terminate_holder(&free, &holder);
+    other.await_stdout("mine\n");
+    for _ in 0..3 {
+        eventually(SOON, "the first claim", || has_claim(&free));
+    }
+    rows(&mut looking, &format!("SELECT pg_advisory_unlock({looked_at})"));
+    eventually(SOON, "the second claim", || has_claim(&taken));
+    other.finish().code(0).silent();
+    eventually(SOON, "the end of the claims", || {
+        !has_claim(&taken) && !has_claim(&free)
+    });
+    free.assert_held();
+    taken.assert_held();
+    holder.signal(Signal::SIGUSR2);
+    holder.finish().code(74);
 }
 
 /// P75: a guard that is evicted has nothing more to do than it does already, and the requester waits for it.
