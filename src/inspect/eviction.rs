@@ -33,7 +33,8 @@ pub(crate) fn find_evictor(client: &mut Client, backend_pid: i32) -> Result<Opti
     let sql = format!(
         "{FORGET_SESSIONS}SELECT a.application_name, pg_catalog.pg_get_userbyid(a.usesysid) AS role, \
          {is_authorized} AS authorized, EXISTS (SELECT 1 FROM pg_catalog.pg_locks f WHERE f.locktype = 'advisory' \
-         AND f.objsubid = {objsubid} AND f.classid = {forced_class} AND f.objid = {objid} AND f.granted) AS forced \
+         AND f.objsubid = {objsubid} AND f.classid = {forced_class} AND f.objid = {objid} AND f.pid = l.pid AND f.granted) \
+         AS forced \
          FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
          CROSS JOIN (SELECT usesysid FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()) AS own \
          WHERE l.locktype = 'advisory' AND l.objsubid = {objsubid} AND l.classid = {classid} AND l.objid = {objid} \

@@ -204,6 +204,8 @@ impl Guard<'_> {
     /// Reports who ended the session. Returns whether the key must stay free.
     fn explain_loss(&self, client: &mut Client, backend_pid: i32) -> bool {
         let evictor = eviction::find_evictor(client, backend_pid).ok().flatten();
+        // Any client can place a mark.
+        let evictor = evictor.filter(|evictor| evictor.is_authorized);
         let is_forced = evictor.as_ref().is_some_and(|evictor| evictor.is_forced);
         let evictor = evictor.map(|evictor| evictor.description);
         self.reporter.report(SessionEvent::LossExplained { evictor });

@@ -15,6 +15,9 @@ use std::time::Duration;
 /// The first number of an eviction mark, as `docs/protocol.md` has it.
 const MARK: i32 = -613_922_599;
 
+/// The first number of a forced eviction mark, from there, too.
+const FORCED_MARK: i32 = 30_756_868;
+
 /// A holder with a job that only KILL ends, which it gets soon. Its heartbeats are frequent enough that an eviction
 /// through a pooler is noticed soon.
 fn stubborn(run: Pglock, journal: &Journal) -> Running {
@@ -306,6 +309,33 @@ fn a_mark_counts_only_if_its_role_may_evict() {
             "SIGTERM",
         );
     }
+}
+
+/// P25, P75: a guard checks it, too. A role that may not evict cannot have it give up the key.
+#[test]
+fn a_forced_mark_counts_only_if_its_role_may_evict() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let roles = Roles::new(case.server);
+    let run = as_role(case.run(), &roles.owner).args(["--kill-after", "60"]);
+    let holder = run.sh(&journal.recording("TERM")).spawn();
+    journal.await_count("ready", 1);
+    let backend = case.backend();
+    let mut outsider = roles.client(case.server);
+    rows(&mut outsider, "SET application_name = 'pglock evict x'");
+    for mark in [MARK, FORCED_MARK] {
+        rows(
+            &mut outsider,
+            &format!("SELECT pg_advisory_lock_shared({mark}, {backend})"),
+        );
+    }
+    case.sql(&format!("SELECT pg_terminate_backend({backend})"));
+    let name = format!("application_name LIKE 'pglock:{} %'", case.key);
+    let guard = format!("SELECT 1 FROM pg_stat_activity WHERE {name} AND query LIKE '/* pglock guards %'");
+    eventually(SOON, "the guard", || !case.sql(&guard).is_empty());
+    case.assert_held();
+    holder.signal(Signal::SIGUSR2);
+    let line = holder.finish().code(74).stderr_line();
+    assert!(!line.contains("evicted"), "{line}");
 }
 
 /// P75: with `--force` the lock is free at once, and nobody guards the end of the job.
