@@ -280,7 +280,8 @@ pub(crate) enum WaitEnd {
 /// Returns the failure on a server that has started since it was last asked, or is another one. A holder may have lost
 /// its lock by that.
 pub(crate) fn restarted() -> Failure {
-    Failure::msg(ExitCode::Unavailable, "the server was restarted").transient_if(true)
+    let message = "the server was restarted, or its statistics were reset (pg_stat_reset_shared)";
+    Failure::msg(ExitCode::Unavailable, message).transient_if(true)
 }
 
 const UNPROVEN: &str = "the server reported the lock as acquired, but it is not in pg_locks and would protect nothing; \

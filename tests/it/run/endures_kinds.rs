@@ -261,3 +261,24 @@ fn a_pooled_waiter_notices_another_server() {
         holder.finish().code(0);
     }
 }
+
+/// P39: a reset of the statistics looks like a restart to a waiter that polls. It waits the old job out, and says why.
+#[test]
+fn a_reset_of_the_statistics_is_named() {
+    let server = Server::start();
+    if server.version() < 15 {
+        println!("SKIPPED: PostgreSQL before 15 does not tell waiters when it crashed");
+        return;
+    }
+    let key = unique("reset");
+    let holder = server.run(&key).holding();
+    let run = server.run(&key).args(["--heartbeat", "0.5", "--kill-after", "0.5"]);
+    let waiter = run.args(["--scope", "transaction", "-v", "echo", "mine"]).spawn();
+    waiter.await_stderr("; waiting\n");
+    server.sql("SELECT pg_stat_reset_shared('bgwriter')");
+    waiter.await_stderr(
+        ": the server was restarted, or its statistics were reset (pg_stat_reset_shared); reconnecting\n",
+    );
+    holder.finish().code(0);
+    assert_eq!(waiter.finish().code(0).stdout, b"mine\n");
+}
