@@ -193,9 +193,11 @@ impl ConnectAttempt<'_> {
         {
             message += &format!(" (password retrieved from file {})", file.path.display());
         }
+        let is_transient = is_transient(db);
         ConnectError {
-            is_before_authentication: !handshake.is_authenticated && retry == RetryScope::Nothing,
-            is_transient: is_transient(db),
+            // A server without a free connection says so at this point too. Without TLS it might say something final.
+            is_refused_before_authentication: !handshake.is_authenticated && !is_transient,
+            is_transient,
             ..ConnectError::new(exit_code_for(db.code().code()), message, retry)
         }
     }

@@ -51,9 +51,9 @@ pub(crate) struct ConnectError {
     pub tls_failure: Option<TlsFailure>,
     /// The connection was encrypted.
     pub is_encrypted: bool,
-    /// The server refused us before authentication was complete: pg_hba.conf may have another rule for the same
-    /// connection with TLS, or without.
-    pub is_before_authentication: bool,
+    /// The server refused us before authentication was complete, and not only for the moment: pg_hba.conf may have
+    /// another rule for the same connection with TLS, or without.
+    pub is_refused_before_authentication: bool,
     /// The server requested a password, and there is none.
     pub is_password_missing: bool,
     /// The same attempt may succeed a little later.
@@ -69,7 +69,7 @@ impl ConnectError {
             retry,
             tls_failure: None,
             is_encrypted: false,
-            is_before_authentication: false,
+            is_refused_before_authentication: false,
             is_password_missing: false,
             is_transient: false,
         }

@@ -274,8 +274,9 @@ impl<'a> Opener<'a> {
         match mode {
             SslMode::Disable => self.attempt(host, address, target, Encryption::Plaintext),
             SslMode::Allow => match self.attempt(host, address, target, Encryption::Plaintext) {
-                Err(first) if first.is_before_authentication => {
-                    let tls = self.tls_encryption(host, false);
+                Err(first) if first.is_refused_before_authentication => {
+                    // As in libpq: a server without TLS refuses us a second time, and its reason is the one to report.
+                    let tls = self.tls_encryption(host, true);
                     tls.and_then(|tls| self.attempt(host, address, target, tls))
                         .map_err(|second| first.and_then("with TLS", second))
                 }
@@ -286,7 +287,7 @@ impl<'a> Opener<'a> {
                 match tls.and_then(|tls| self.attempt(host, address, target, tls)) {
                     Err(first)
                         if first.tls_failure == Some(TlsFailure::AlsoInLibpq)
-                            || (first.is_before_authentication && first.is_encrypted) =>
+                            || (first.is_refused_before_authentication && first.is_encrypted) =>
                     {
                         message::detail(format_args!(
                             "TLS connection failed: {}; retrying without TLS",

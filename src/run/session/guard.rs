@@ -120,9 +120,10 @@ impl Guard<'_> {
                     if unexplained.take().is_some() {
                         self.reporter.report(SessionEvent::LossExplained { evictor: None });
                     }
-                    // Only a server that is away can come back.
+                    // What is wrong with the settings, or with the server's, may be wrong for a moment only, and to try
+                    // again does no harm. Less often, because a server may lock out a role that fails to log in.
                     if failure.code != ExitCode::Unavailable {
-                        return;
+                        pause = MAX_PAUSE;
                     }
                 }
             }

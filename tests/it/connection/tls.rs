@@ -305,6 +305,12 @@ fn modes_choose_between_tls_and_plain_text() {
     server.restart();
     works(&at("user=without_tls sslmode=prefer"));
     fails(&at("user=without_tls sslmode=require"), 69, "does not support TLS");
+    // The second attempt of `allow` is like the first, and so is its failure.
+    fails(
+        &at("user=scram sslmode=allow password=wrong"),
+        77,
+        "password authentication failed",
+    );
 }
 
 /// A relay that records the code of the first message of each connection.

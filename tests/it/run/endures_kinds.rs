@@ -1,12 +1,14 @@
 //! Every kind of wait survives, on every road to the server: a network that is cut, a terminal, poolers.
 
 use super::endures::assert_one_loss;
+use crate::support::gate::{Answer, Gate};
 use crate::support::journal::{Journal, now};
 use crate::support::network::{Host, Network};
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Pglock, Running};
 use crate::support::screen::Screen;
 use crate::support::server::Server;
+use crate::support::tls::Secured;
 use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::Signal;
@@ -229,6 +231,36 @@ fn a_wait_covers_a_full_pooler() {
             "{output}"
         );
     }
+}
+
+/// P39: a server without a free connection says so before the login. That is no reason to try without TLS, or with it,
+/// where the answer may be final.
+#[test]
+fn a_refusal_for_the_moment_does_not_depend_on_tls() {
+    let server = Secured::start();
+    let (certificate, key) = (server.pki("good.crt"), server.pki("good.key"));
+    let settings = [
+        "client_tls_sslmode=require",
+        &format!("client_tls_cert_file={certificate}"),
+        &format!("client_tls_key_file={key}"),
+        "max_client_conn=1",
+    ];
+    let bouncer = PgBouncer::with(&server, &settings);
+    let client = bouncer.client_in("postgres");
+    let run = bouncer.run(&unique("prefer")).env("PGHOST", "127.0.0.1");
+    let run = run.env("PGSSLMODE", "prefer");
+    let waiter = run.args(["--wait", "20", "echo", "mine"]).spawn();
+    waiter.await_stderr("no more connections allowed");
+    drop(client);
+    assert_eq!(waiter.finish().code(0).stdout, b"mine\n");
+
+    let gate = Gate::before(&server, Answer::Error("53300", "sorry, too many clients already"));
+    let dsn = gate.dsn().replace("=disable", "=allow");
+    let run = Pglock::alone().args(["run", "--key", &unique("allow"), "-d", &dsn]);
+    let waiter = run.args(["--wait", "20", "echo", "mine"]).spawn();
+    waiter.await_stderr("too many clients already");
+    gate.set(Answer::Relay);
+    assert_eq!(waiter.finish().code(0).stdout, b"mine\n");
 }
 
 /// P26: a pooler that is pointed to another server, as after a failover, hides it from the waiter. That server is older

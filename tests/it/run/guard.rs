@@ -1,6 +1,7 @@
 //! The loser of a lock guards the end of its job: it reconnects and holds the key until the job is dead.
 
 use crate::support::case::Case;
+use crate::support::gate::{Answer, Gate};
 use crate::support::journal::{Journal, state};
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Output, Pglock, Running};
@@ -510,4 +511,27 @@ fn the_guard_gives_up_a_session_that_falls_silent() {
     eventually(SOON, "the guard", || case.locks().granted == 1);
     case.assert_held();
     holder.finish().code(74);
+}
+
+/// P25: a server that refuses the guard's login for a moment, as one whose pg_hba.conf is being replaced, does not end
+/// the guard.
+#[test]
+fn the_guard_outlasts_a_refusal() {
+    for (sqlstate, message) in [
+        ("28000", "no pg_hba.conf entry for host"),
+        ("3D000", "database \"postgres\" does not exist"),
+    ] {
+        let (case, journal) = (Case::new(), Journal::new());
+        let gate = Gate::before(case.server, Answer::Relay);
+        let holder = lingering(case.run().env("PGLOCK_DSN", gate.dsn()), &journal);
+        gate.set(Answer::Error(sqlstate, message));
+        let before = gate.connections();
+        case.terminate_backends();
+        eventually(SOON, "two attempts of the guard", || gate.connections() >= before + 2);
+        gate.set(Answer::Relay);
+        case.await_locks(1, 0);
+        case.assert_held();
+        holder.signal(Signal::SIGUSR2);
+        assert_lost(&holder.finish(), &case.key, "; terminated the job with SIGTERM");
+    }
 }
