@@ -1,7 +1,7 @@
 //! Finds the descriptor of the session's socket, which the client library does not reveal, and shuts it down.
 
 use crate::sys;
-use nix::sys::socket::{Shutdown, SockaddrStorage, UnixAddr, getpeername, shutdown};
+use nix::sys::socket::{Shutdown, SockType, SockaddrStorage, UnixAddr, getpeername, getsockopt, shutdown, sockopt};
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -48,6 +48,10 @@ impl SocketSnapshot {
     /// address, or else through a Unix socket with a name. Meanwhile, other threads may open what they need, such as
     /// socket pairs, which have no name, or close a socket that is not connected yet, of an abandoned attempt.
     ///
+    /// The peer can have another address than the one that was connected to: the loopback's for `0.0.0.0`, or that
+    /// which a load balancer in the kernel has chosen. So if no socket has this address, the one TCP socket of its
+    /// family counts.
+    ///
     /// Comparing the peer alone would not be enough: a pglock in the job of another pglock has inherited the socket of
     /// the outer one.
     pub(super) fn find_new(&self, address: Option<SocketAddr>) -> Option<OwnedFd> {
@@ -56,12 +60,14 @@ impl SocketSnapshot {
         } else {
             sys::open_descriptors::<LOW_DESCRIPTORS>().unwrap_or_default()
         };
-        let mut new = descriptors
-            .into_iter()
-            .filter(|fd| !self.sockets.contains(fd) && peer(*fd).is_some_and(|peer| is_server(&peer, address)));
-        let (Some(fd), None) = (new.next(), new.next()) else {
-            return None;
+        let new = descriptors.into_iter().filter(|fd| !self.sockets.contains(fd));
+        let connected: Vec<_> = new.filter_map(|fd| Some((fd, peer(fd)?))).collect();
+        let only = |is_wanted: &dyn Fn(RawFd, &SockaddrStorage) -> bool| {
+            let mut wanted = connected.iter().filter(|(fd, peer)| is_wanted(*fd, peer));
+            wanted.next().filter(|_| wanted.next().is_none())
         };
+        let (fd, _) = *only(&|_, peer| is_server(peer, address))
+            .or_else(|| only(&|fd, peer| has_family_of(peer, address) && is_stream(fd)))?;
         DUPLICATE_FLOORS
             .into_iter()
             .find_map(|lowest| sys::duplicate_from(fd, lowest).ok())
@@ -83,6 +89,21 @@ fn is_server(peer: &SockaddrStorage, address: Option<SocketAddr>) -> bool {
             .is_some_and(|peer| (peer.ip(), peer.port()) == (*address.ip(), address.port())),
         None => peer.as_unix_addr().is_some_and(has_name),
     }
+}
+
+/// Returns whether the peer's address is of the same family.
+fn has_family_of(peer: &SockaddrStorage, address: Option<SocketAddr>) -> bool {
+    match address {
+        Some(SocketAddr::V4(_)) => peer.as_sockaddr_in().is_some(),
+        Some(SocketAddr::V6(_)) => peer.as_sockaddr_in6().is_some(),
+        None => false,
+    }
+}
+
+/// Returns whether the socket is no datagram socket, as those that look up a host name in another thread.
+fn is_stream(fd: RawFd) -> bool {
+    let socket = sys::duplicate_from(fd, DUPLICATE_FLOORS[1]);
+    socket.is_ok_and(|socket| getsockopt(&socket, sockopt::SockType) == Ok(SockType::Stream))
 }
 
 /// Returns whether the socket has a name: a path, or one in Linux's abstract namespace. macOS returns zero bytes as the
@@ -112,7 +133,7 @@ mod tests {
     use super::*;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
     use nix::unistd::dup2;
-    use std::net::{TcpListener, TcpStream};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
 
     /// An abandoned attempt has a socket that is not connected yet and closes it at any time; the next attempt may get
     /// its number. Or the abandoned attempt connects late.
@@ -138,7 +159,17 @@ mod tests {
 
         let found = snapshot.find_new(Some(address)).expect("a new socket");
         assert_eq!(TcpStream::from(found).local_addr()?, local_address);
+
+        // The peer of a connection to 0.0.0.0 is the loopback. Two sockets could be the session's, then one.
+        let unspecified = SocketAddr::from(([0, 0, 0, 0], address.port()));
+        assert!(snapshot.find_new(Some(unspecified)).is_none());
         drop(late);
+        let resolver = UdpSocket::bind(("127.0.0.1", 0))?;
+        resolver.connect(address)?;
+        let found = snapshot.find_new(Some(unspecified)).expect("a new socket");
+        assert_eq!(TcpStream::from(found).local_addr()?, local_address);
+        let other_family = SocketAddr::from(([0_u16; 8], address.port()));
+        assert!(snapshot.find_new(Some(other_family)).is_none());
         Ok(())
     }
 }

@@ -154,6 +154,7 @@ impl Inspection<'_> {
         self.findings.extend(account::expiry(client)?);
         self.findings.push(account::connections(client)?);
         self.findings.push(server::connection(&self.server, self.choice));
+        self.findings.extend(self.socket.is_none().then(server::unknown_socket));
         // Behind a pooler, the client that the server sees is the pooler.
         let socket = self.socket.as_ref().filter(|_| !self.server.pooled);
         let forwarded = proxy::find(self.client.asking("for the client address"), socket)?;

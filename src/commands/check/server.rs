@@ -67,6 +67,13 @@ pub(super) fn role(client: &mut Client) -> Result<Finding, Failure> {
     )))
 }
 
+/// Returns that the session's socket was not found among the descriptors.
+pub(super) fn unknown_socket() -> Finding {
+    let fact = "cannot tell which descriptor is the session's; a lost session is noticed later, and kill -9 of pglock \
+                releases the lock while the job runs";
+    Finding::warning("socket", fact).with_remedy("start pglock with fewer open descriptors, and with /proc")
+}
+
 /// Returns whether the connection goes through a pooler, and the lifetime of a lock.
 pub(super) fn connection(server: &Server, choice: ScopeChoice) -> Finding {
     let path = if server.pooled { "through a pooler" } else { "direct" };

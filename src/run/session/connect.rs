@@ -6,6 +6,7 @@ use crate::connection::{Connection, LimitEnforcement};
 use crate::outcome::{ExitCode, Failure};
 use crate::sys;
 use crate::ui::message;
+use std::sync::Once;
 use std::time::Duration;
 
 /// The most descriptors that a connection needs: the socket and its duplicate, those of the client library, of name
@@ -27,10 +28,14 @@ pub(super) fn connect(
     })?;
     let connection = open_within(plan, reporter, enforcement)?;
     if connection.socket.is_none() {
-        message::detail(
-            "cannot tell which descriptor is the session's socket: a lost session is noticed later, \
-             and the job does not inherit the connection",
-        );
+        // Once for all connections of a wait.
+        static SAID: Once = Once::new();
+        SAID.call_once(|| {
+            message::error(
+                "cannot tell which descriptor is the session's socket: a lost session is noticed later, \
+                 and the job does not inherit the connection",
+            );
+        });
     }
     Ok(connection)
 }

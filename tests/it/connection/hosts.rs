@@ -1,7 +1,8 @@
 //! Several hosts, one of which is down, hangs, is a standby or refuses: which one pglock connects to, how soon, and
 //! what it reports about the others.
 
-use crate::support::pglock::{Output, Pglock};
+use crate::support::network::can_unshare;
+use crate::support::pglock::{Output, Pglock, binary};
 use crate::support::server::{Server, free_port};
 use crate::support::unique;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -208,4 +209,29 @@ fn the_socket_is_found_behind_a_host_that_hangs() {
     let output = pglock(&dsn).args(["-v", "--", "true"]).output();
     let stderr = String::from_utf8_lossy(&output.code(0).stderr).into_owned();
     assert!(!stderr.contains("cannot tell which descriptor"), "{stderr}");
+}
+
+/// P20, P76: a socket that is not found is reported: here, because most low descriptors are in use, and without /proc
+/// the others cannot be listed.
+#[test]
+fn a_socket_that_is_not_found_is_reported() {
+    if !can_unshare("--mount") {
+        return;
+    }
+    let (primary, _) = pair();
+    let blind = |arguments: &[&str]| {
+        const BLIND: &str =
+            "mount -t tmpfs none /proc && for n in {1..220}; do exec {fd}</dev/null; done && exec \"$@\"";
+        let pglock = primary
+            .program("unshare")
+            .args(["--mount", "bash", "-c", BLIND, "bash"]);
+        pglock.arg(binary()).args(arguments).output()
+    };
+    const CAUSE: &str = "cannot tell which descriptor is the session's";
+    let line = blind(&["run", "--key", &unique("blind"), "true"]).code(0).stderr_line();
+    assert!(line.contains(CAUSE), "{line}");
+    let report = blind(&["check"]).stdout();
+    assert!(report.contains(&format!("\nwarning  socket: {CAUSE}")), "{report}");
+    let report = primary.pglock().arg("check").output().stdout();
+    assert!(!report.contains(CAUSE), "{report}");
 }

@@ -4,6 +4,7 @@
 
 use crate::support::case::Case;
 use crate::support::journal::Journal;
+use crate::support::pglock::Pglock;
 use crate::support::wait::{SOON, eventually, until};
 use nix::sys::signal::{Signal, kill};
 use std::hash::{BuildHasher, RandomState};
@@ -12,9 +13,25 @@ use std::time::Duration;
 /// P14
 #[test]
 fn the_job_keeps_the_lock_of_a_killed_pglock() {
-    let (case, journal) = (Case::new(), Journal::new());
+    let case = Case::new();
+    assert_job_keeps_lock(&case, case.run());
+}
+
+/// P14: the peer of a connection to the unspecified address is the loopback.
+#[test]
+fn and_with_the_unspecified_address_of_the_server() {
+    for host in ["0.0.0.0", "0"] {
+        let case = Case::new();
+        assert_job_keeps_lock(&case, case.run().env("PGHOST", host));
+    }
+}
+
+/// Kills this pglock, and asserts that the key is held until its job is dead.
+#[track_caller]
+fn assert_job_keeps_lock(case: &Case, run: Pglock) {
+    let journal = Journal::new();
     let job = format!("{}; note \"pid $$\"; read -r _; exit", journal.note());
-    let mut running = case.run().sh(&job).spawn();
+    let mut running = run.sh(&job).spawn();
     eventually(SOON, "the job", || journal.pids().len() == 1);
     running.signal(Signal::SIGKILL);
     eventually(SOON, "the end of pglock", || !running.lives());
