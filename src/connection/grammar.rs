@@ -5,7 +5,7 @@
 //! password; it locates the mistake.
 
 use super::parameter::Values;
-use super::redact::{is_like_parameter_name, may_be_secret};
+use super::redact::{holds_parameter, is_like_parameter_name, is_similar_to_parameter, may_be_secret};
 
 /// A parameter that a connection string gives.
 pub(super) struct GivenParameter {
@@ -63,7 +63,17 @@ pub(super) fn parse_pairs(text: &str, sink: ParameterSink) -> Result<(), String>
         let value = value.trim_start_matches(is_whitespace);
         let (value, after) = match value.strip_prefix('\'') {
             Some(value) => parse_quoted_value(value).ok_or_else(|| format!("unterminated quoted value of {label}"))?,
-            None => parse_plain_value(value),
+            None => {
+                let (value, after) = parse_plain_value(value);
+                // It would take the rest of the string for its own, and the server would be that of the defaults.
+                if holds_parameter(&value, &[';'], is_similar_to_parameter) {
+                    return Err(format!(
+                        "the value of {label} goes on with another parameter after \";\"; separate pairs by \
+                         whitespace, or enclose the value in single quotes"
+                    ));
+                }
+                (value, after)
+            }
         };
         is_value_quotable &= is_like_parameter_name(name);
         is_quotable &= is_value_quotable && !may_be_secret(name);

@@ -171,6 +171,8 @@ mod tests {
             "mysql://u:p@h/d?a=b",
             "mysql://u:p@h/d",
             "a b=c",
+            "host=db;user=app;password=XYZ",
+            "application_name=web;Host=h",
             "host='a",
             "postgresql://[::1",
             "postgresql://[]",

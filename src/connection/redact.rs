@@ -26,6 +26,18 @@ pub(super) fn may_be_secret(name: &str) -> bool {
     is_secret(name) || find_similar(name).is_some_and(is_secret) || parts.iter().any(|part| lower_case.contains(part))
 }
 
+/// Returns whether a value goes on with another parameter after one of these separators, as in a string that was
+/// written for another library: `db;password=...`. The name must be one that `is_name` accepts.
+pub(super) fn holds_parameter(value: &str, separators: &[char], is_name: fn(&str) -> bool) -> bool {
+    let mut parts = value.split(separators).skip(1);
+    parts.any(|part| part.split_once('=').is_some_and(|(name, _)| is_name(name.trim())))
+}
+
+/// Returns whether the text is the name of a parameter of libpq, or similar to one, or that of a secret.
+pub(super) fn is_similar_to_parameter(name: &str) -> bool {
+    find_similar(name).is_some() || may_be_secret(name)
+}
+
 /// Returns whether the value of this parameter is secret.
 fn is_secret(parameter: &str) -> bool {
     let secrets = [

@@ -3,7 +3,7 @@
 //! The names are those of the tools' documentation and source. A parameter that is not here is refused: it could be a
 //! misspelled one about TLS, or choose another server.
 
-use super::super::parameter::normalized;
+use super::super::parameter::{PARAMETERS, normalized};
 use Meaning::{Alias, Choice, Refused, Tls};
 use Tool::{Asyncpg, Django, Ecto, Jdbc, LibPq, NodePostgres, Npgsql, Pgx, Prisma, Rails, Sqlalchemy, Sqlx};
 
@@ -383,6 +383,12 @@ pub(super) fn find(name: &str) -> Option<Listed> {
     })
 }
 
+/// Returns whether libpq or any of the tools has a parameter of this name, in any spelling.
+pub(super) fn is_known(name: &str) -> bool {
+    let wanted = normalized(name);
+    find(name).is_some() || PARAMETERS.iter().any(|(libpq, _)| normalized(libpq) == wanted)
+}
+
 /// Returns the names, for suggestions.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
     let effective = EFFECTIVE.iter().map(|(name, ..)| *name);
@@ -400,7 +406,6 @@ fn comparable(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::connection::parameter::PARAMETERS;
     use std::collections::BTreeSet;
 
     #[test]

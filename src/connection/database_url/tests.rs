@@ -289,6 +289,26 @@ pub(super) const URLS: &[(&str, &str)] = &[
         "Host=h;Username=u;Integrated Security=true",
         "parameter \"Integrated Security\" is not supported (no Kerberos)",
     ),
+    (
+        "Pooling=false;Host=h;Port=5433;Database=d;Username=u;Password=XYZ",
+        "h:5433 u d Prefer",
+    ),
+    ("ApplicationName=web;Host=h;User=u;Password=XYZ", "h:5432 u u Prefer"),
+    ("Application Name=my web;host=h;user id=u;pwd=XYZ", "h:5432 u u Prefer"),
+    ("User=u;Host=h;Password=XYZ;", "h:5432 u u Prefer"),
+    ("Password=\"X;Y Z=1\"; Host=h; UID=u", "h:5432 u u Prefer"),
+    // A semicolon in libpq's pairs.
+    ("password='XYZ;host=XYZ' host=h user=u", "h:5432 u u Prefer"),
+    ("host=h password='XYZ;host=XYZ' user=u", "h:5432 u u Prefer"),
+    ("host=h password=X;Y=Z user=u", "h:5432 u u Prefer"),
+    (
+        "host=h user=u;password=XYZ dbname=d",
+        "the value of parameter \"user\" goes on with another parameter after \";\"; separate pairs by whitespace",
+    ),
+    (
+        "user=u;host=h password=XYZ",
+        "the value of parameter \"host\" goes on with another parameter after whitespace; separate parameters by \";\"",
+    ),
     ("postgres://u:XYZ@h/d?sslMode=VerifyFull", "h:5432 u d VerifyFull"),
     ("postgres://u:XYZ@h/d?SSL%20Mode=Require", "h:5432 u d Require"),
     // What is refused.
