@@ -11,6 +11,7 @@
 //! | `parse` | connection strings, as libpq reads them |
 //! | `database_url` | `DATABASE_URL`, as applications write it |
 //! | `service`, `passfile` | the service file and the password file |
+//! | `misplaced` | connection strings in the place of a single value |
 //! | `validate` | from values to settings |
 //! | `resolve` | all sources, in order |
 //! | `tls` | certificates: roots, the client's, and the server's |
@@ -34,6 +35,7 @@ mod database_url;
 mod error;
 mod file;
 mod grammar;
+mod misplaced;
 mod open;
 mod parameter;
 mod parse;

@@ -164,7 +164,6 @@ impl Values {
     }
 
     /// Iterates over all given values.
-    #[cfg(test)]
     pub(super) fn iter(&self) -> impl Iterator<Item = (&'static str, &str)> {
         self.0.iter().map(|(name, value)| (*name, value.text.as_str()))
     }

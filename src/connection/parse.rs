@@ -51,15 +51,20 @@ fn parse_either(text: &str) -> Result<ParsedConnectionString, String> {
             });
         }
     }
-    let start = text.split(['=', ' ', '\'']).next().unwrap_or_default();
+    let is_around = |c: char| c.is_whitespace() || ['"', '\''].contains(&c);
+    let inside = text.trim_start_matches(is_around);
+    let start = inside.split(['=', ' ', '\'']).next().unwrap_or_default();
     if start.contains("://") {
-        return Err("a URI starts with postgresql:// or postgres://".into());
+        return Err("a URI starts with postgresql:// or postgres://, without a quote or whitespace before it".into());
     }
     let has_pairs = text.contains('=');
     if has_pairs {
         parse_pairs(text, &mut |given| {
             set_known(&mut values, &given.name, &given.value, &given)
         })?;
+    } else if text.contains(':') && text.contains('@') {
+        // The server would print it as the name of a database, with its password.
+        return Err("neither a URI (postgresql://...) nor key=value pairs nor the name of a database".into());
     } else if !text.is_empty() {
         values.set_known("dbname", text);
     }
@@ -170,6 +175,10 @@ mod tests {
         for wrong in [
             "mysql://u:p@h/d?a=b",
             "mysql://u:p@h/d",
+            " postgres://u:p@h/d",
+            "'postgres://u:p@h/d'",
+            "\"postgres://u:p@h/d?sslmode=require\"",
+            "u:p@h/d",
             "a b=c",
             "host=db;user=app;password=XYZ",
             "application_name=web;Host=h",

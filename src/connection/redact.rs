@@ -12,7 +12,8 @@ pub(crate) fn may_have_password(text: &str) -> bool {
 
 /// Quotes a value for an error, unless it could contain a password.
 pub(crate) fn quoted(value: &str) -> String {
-    if may_have_password(value) {
+    let has_parameters = holds_parameter(value, &[';', '&'], is_like_parameter_name);
+    if may_have_password(value) || has_parameters || value.contains('@') {
         "a connection string".into()
     } else {
         format!("{value:?}")
@@ -39,7 +40,7 @@ pub(super) fn is_similar_to_parameter(name: &str) -> bool {
 }
 
 /// Returns whether the value of this parameter is secret.
-fn is_secret(parameter: &str) -> bool {
+pub(super) fn is_secret(parameter: &str) -> bool {
     let secrets = [
         "password",
         "sslpassword",

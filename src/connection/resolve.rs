@@ -320,6 +320,40 @@ mod tests {
         }
     }
 
+    /// A connection string in the wrong place, or in the form of another library.
+    #[test]
+    fn a_value_that_goes_on_with_a_password_is_refused_and_not_quoted() {
+        for (dsn, variables) in [
+            (" postgres://app:hunter2@db/app", [("PGUSER", "u")]),
+            ("'postgres://app:hunter2@db/app'", [("PGUSER", "u")]),
+            ("app:hunter2@db/app", [("PGUSER", "u")]),
+            ("", [("PGDATABASE", "postgres://app:hunter2@db/app")]),
+            ("", [("PGUSER", "postgres://app:hunter2@db/app")]),
+            ("", [("PGPORT", "postgres://app:hunter2@db/app")]),
+            ("", [("PGPORT", "app:hunter2@db/app")]),
+            ("", [("PGHOST", "db;User=app;Key=hunter2")]),
+            ("", [("PGDATABASE", "app&key=hunter2")]),
+            ("", [("PGSSLMODE", "require;pwd=hunter2")]),
+            ("", [("PGSSLROOTCERT", "/ca;pwd=hunter2")]),
+            ("", [("PGAPPNAME", "web;Host=db;Password=hunter2")]),
+            ("host=db;user=app;password=hunter2", [("PGUSER", "u")]),
+            ("dbname=postgres;password=hunter2", [("PGUSER", "u")]),
+            ("port=5614;pwd=hunter2", [("PGUSER", "u")]),
+            ("host='db;key=hunter2'", [("PGUSER", "u")]),
+            ("postgres://db/app;password=hunter2", [("PGUSER", "u")]),
+        ] {
+            let error = error(dsn, &variables);
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        for dsn in [
+            "dbname='a;b&c@d:e' user=u",
+            "password='a;host=b' user=u",
+            "application_name='a;b=c' user=u",
+        ] {
+            assert!(resolved(dsn, &[]).is_ok(), "{dsn}");
+        }
+    }
+
     #[test]
     fn require_auth_lists_the_allowed_methods_or_the_others() {
         let allows = |list: &str, method| {

@@ -1,9 +1,10 @@
 //! Turns parameter values into settings, or into the error that names the invalid one.
 //!
 //! Every parameter of libpq either takes effect, has no effect on a lock for a reason given here, or is refused with a
-//! one-line error. Pure, apart from looking for the server's socket and for the name of the system user.
+//! one-line error. Pure, apart from looking for the directory of the server's socket and the name of the system user.
 
 use super::file::SettingsFile;
+use super::misplaced;
 use super::parameter::Values;
 use super::redact::quoted;
 use super::reply_filter::MAX_REPLY_BYTES;
@@ -32,6 +33,7 @@ pub(super) fn validate(
     is_address_doubtful: bool,
     home: Option<&Path>,
 ) -> Result<Settings, SettingsError> {
+    misplaced::refuse(values)?;
     refuse_unsupported(values)?;
     let owned = |parameter: &str| values.get(parameter).map(str::to_owned);
     let user = match owned("user") {
@@ -235,17 +237,8 @@ fn file(values: &Values, parameter: &str, home: Option<&Path>, default: &str) ->
 /// Parses the lists of hosts, addresses and ports.
 ///
 /// # Errors
-/// The lists differ in length, a port is invalid, or an address is a connection string.
+/// The lists differ in length, or a port is invalid.
 fn hosts(values: &Values, is_address_doubtful: bool) -> Result<Vec<Host>, SettingsError> {
-    // A URI would be resolved as a host name, and printed as the address that was tried.
-    for parameter in ["host", "hostaddr"] {
-        if values.get(parameter).is_some_and(|value| value.contains("://")) {
-            return Err(SettingsError::inconsistent(format!(
-                "{} is a connection string; use --dsn or PGLOCK_DSN",
-                values.origin(parameter)
-            )));
-        }
-    }
     let list = |parameter: &str| -> Vec<&str> {
         let value = values.get(parameter);
         value.map_or(Vec::new(), |value| value.split(',').collect())

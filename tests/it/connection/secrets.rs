@@ -157,3 +157,44 @@ fn no_part_of_a_password_is_shown() {
     });
     running.finish().code(0);
 }
+
+/// P82: nor those of a connection string that is given in the wrong place, or in the form of another library.
+#[test]
+fn a_misplaced_connection_string_is_not_shown() {
+    const URI: &str = "postgres://app:hunter2@127.0.0.1/app";
+    let directory = server().home("services", &[("services", "[s]\ndbname=postgres;password=hunter2\n")]);
+    let services = directory.join("services").display().to_string();
+    let (port, host) = (server().port().to_string(), ("PGHOST", "127.0.0.1"));
+    let port = ("PGPORT", port.as_str());
+    for variables in [
+        [("PGLOCK_DSN", &*format!(" {URI}")), host, port],
+        [("PGLOCK_DSN", &*format!("'{URI}'")), host, port],
+        [("PGLOCK_DSN", "app:hunter2@127.0.0.1/app"), host, port],
+        [("PGLOCK_DSN", "user=postgres;pwd=hunter2"), host, port],
+        [("PGDATABASE", URI), host, port],
+        [("PGUSER", URI), host, port],
+        [
+            ("PGSERVICE", "s"),
+            ("PGSERVICEFILE", services.as_str()),
+            ("PGHOST", "127.0.0.1"),
+        ],
+        [
+            ("DATABASE_URL", "User=app;Host=127.0.0.1;Port=1;Password=hunter2"),
+            host,
+            port,
+        ],
+    ] {
+        let mut run = Pglock::alone().env("HOME", "/nonexistent").env("PGUSER", "postgres");
+        for (name, value) in variables {
+            run = run.env(name, value);
+        }
+        let output = run
+            .args(["run", "-v", "-k", &unique("misplaced"), "--", "true"])
+            .output();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && !stderr.contains("hunter2"),
+            "{variables:?}: {stderr}"
+        );
+    }
+}
