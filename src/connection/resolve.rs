@@ -11,7 +11,7 @@ use super::passfile::{self, Passfile, PassfileQuery};
 use super::service::{self, ServiceFiles};
 use super::settings::{ConnectionOptions, ConnectionString, ConnectionStringSource, Secret, Settings, WhitespaceNotes};
 use super::settings_error::SettingsError;
-use super::validate::{SOCKET_DIRECTORIES, system_user, validate};
+use super::validate::{default_socket_directory, system_user, validate};
 use crate::outcome::Failure;
 use crate::ui::message;
 use std::path::{Path, PathBuf};
@@ -86,7 +86,7 @@ impl Settings {
             Passfile::Text(text) => text,
         };
         for host in &mut self.hosts {
-            let is_default_socket = SOCKET_DIRECTORIES.contains(&host.name.as_str());
+            let is_default_socket = host.name == default_socket_directory();
             let query = PassfileQuery {
                 host: if is_default_socket { "localhost" } else { &host.name },
                 port: host.port,

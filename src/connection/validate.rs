@@ -18,8 +18,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// libpq's default directory for Unix sockets: Debian's, and the one of the PostgreSQL sources.
-pub(super) const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+/// The default directory for Unix sockets of Debian's libpq, and of others that are packaged.
+const PACKAGED_SOCKET_DIRECTORY: &str = "/var/run/postgresql";
+/// The default of the PostgreSQL sources, where any user can listen.
+const UPSTREAM_SOCKET_DIRECTORY: &str = "/tmp";
 const DEFAULT_PORT: u16 = 5432;
 /// The time limit for connecting to one address, unless the settings have one. libpq's own default is no limit.
 pub(crate) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -269,7 +271,7 @@ fn hosts(values: &Values, is_address_doubtful: bool) -> Result<Vec<Host>, Settin
 
 fn one_host(name: &str, numeric: &str, port: u16) -> Host {
     let address = match (name, numeric) {
-        ("", "") => HostAddress::SocketDirectory(default_socket_directory(port)),
+        ("", "") => HostAddress::SocketDirectory(default_socket_directory().to_owned()),
         (_, numeric) if !numeric.is_empty() => HostAddress::Numeric(numeric.to_owned()),
         (name, _) if name.starts_with(['/', '@']) => HostAddress::SocketDirectory(name.to_owned()),
         _ => HostAddress::Name(name.to_owned()),
@@ -304,14 +306,14 @@ fn port_number(values: &Values, text: &str, is_address_doubtful: bool) -> Result
     })
 }
 
-/// Returns the default directory that has a server's socket.
-fn default_socket_directory(port: u16) -> String {
-    let has_socket = |directory: &&str| Path::new(directory).join(format!(".s.PGSQL.{port}")).exists();
-    SOCKET_DIRECTORIES
-        .into_iter()
-        .find(has_socket)
-        .unwrap_or(SOCKET_DIRECTORIES[0])
-        .to_owned()
+/// Returns the directory of the local server's socket. Where there is a directory of the package, it is that one, even
+/// if the server is down: another user's program could listen in /tmp, and would be sent the password.
+pub(super) fn default_socket_directory() -> &'static str {
+    if Path::new(PACKAGED_SOCKET_DIRECTORY).is_dir() {
+        PACKAGED_SOCKET_DIRECTORY
+    } else {
+        UPSTREAM_SOCKET_DIRECTORY
+    }
 }
 
 /// Parses the parameters of TCP.

@@ -7,8 +7,11 @@ use crate::support::server::{Server, free_port};
 use crate::support::unique;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, connect, listen, socket};
+use std::fs;
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -234,4 +237,28 @@ fn a_socket_that_is_not_found_is_reported() {
     assert!(report.contains(&format!("\nwarning  socket: {CAUSE}")), "{report}");
     let report = primary.pglock().arg("check").output().stdout();
     assert!(!report.contains(CAUSE), "{report}");
+}
+
+/// P80: where Debian's psql looks for the socket in its own directory only, so does pglock. In /tmp, any user could
+/// listen, and be sent the password.
+#[test]
+fn no_socket_in_tmp_takes_the_place_of_a_server_that_is_down() {
+    const PACKAGED: &str = "/var/run/postgresql";
+    if !Path::new(PACKAGED).is_dir() {
+        return;
+    }
+    let port = free_port();
+    let socket = PathBuf::from(format!("/tmp/.s.PGSQL.{port}"));
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let run = Pglock::alone()
+        .env("PGPORT", port.to_string())
+        .env("PGUSER", "postgres");
+    let run = run.args(["run", "-k", &unique("socket"), "--connect-timeout", "2", "--", "true"]);
+    let output = run.output();
+    fs::remove_file(&socket).unwrap();
+    let line = output.code(69).stderr_line();
+    assert!(
+        line.contains(&format!("{PACKAGED}/.s.PGSQL.{port}: no such file")),
+        "{line}"
+    );
 }
