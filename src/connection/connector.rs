@@ -6,7 +6,7 @@
 //! server refuses us before or after authentication decides whether another attempt makes sense. Everything that the
 //! server sends goes through a [`ReplyFilter`].
 
-use super::error::{TlsFailure, describe_io_error, tls_failure};
+use super::error::{TlsFailure, describe_io_error, is_of_tls, tls_failure};
 use super::reply_filter::{MESSAGE_HEADER_BYTES, ReplyFilter};
 use super::settings::RequireAuth;
 use super::tls;
@@ -44,7 +44,7 @@ pub(super) enum Encryption {
 pub(super) struct HandshakeInfo {
     /// Why there is no TLS connection.
     pub tls_failure: Option<(TlsFailure, String)>,
-    /// The server closed the connection during the TLS handshake, without an alert.
+    /// The connection ended during the TLS handshake, without an alert.
     pub is_tls_cut_off: bool,
     /// The connection is encrypted.
     pub is_encrypted: bool,
@@ -133,11 +133,13 @@ impl Connector {
         match reply[0] {
             b'S' => Ok(true),
             b'N' => Ok(false),
-            // An error message may follow, but it must not be trusted: the server is not authenticated
-            // (CVE-2024-10977). libpq fails here whatever sslmode is, and does not try again without TLS.
+            // An error message follows, but it must not be trusted: the server is not authenticated (CVE-2024-10977).
+            // libpq fails here whatever sslmode is, and does not try again without TLS. A server sends it that cannot
+            // start a backend, which may not last.
+            b'E' => Err(io::Error::other("the server sent an error response to the TLS request")),
             _ => Err(self.fail(
                 TlsFailure::MaybeOnlyOurs,
-                "the server sent an error response to the TLS request".into(),
+                "the server sent an invalid response to the TLS request".into(),
             )),
         }
     }
@@ -151,12 +153,15 @@ impl Connector {
         let server_name = ServerName::try_from(host).unwrap_or(IpAddr::from([0, 0, 0, 0]).into());
         match TlsConnector::from(config).connect(server_name, socket).await {
             Ok(stream) => Ok(stream),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Err(error) if is_of_tls(&error) => Err(self.fail(tls_failure(&error), describe_io_error(&error))),
+            Err(error) => {
                 self.lock_handshake().is_tls_cut_off = true;
-                let message = "the server closed the connection during the TLS handshake";
-                Err(self.fail(TlsFailure::MaybeOnlyOurs, message.into()))
+                let message = match error.kind() {
+                    io::ErrorKind::UnexpectedEof => "the server closed the connection during the TLS handshake".into(),
+                    _ => format!("{} during the TLS handshake", describe_io_error(&error)),
+                };
+                Err(self.fail(TlsFailure::MaybeOnlyOurs, message))
             }
-            Err(error) => Err(self.fail(tls_failure(&error), describe_io_error(&error))),
         }
     }
 

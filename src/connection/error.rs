@@ -327,6 +327,13 @@ pub(super) fn tls_alert(error: &postgres::Error) -> Option<AlertDescription> {
     }
 }
 
+/// Returns whether an error of the TLS handshake is one of TLS, rather than of the connection under it.
+pub(super) fn is_of_tls(error: &io::Error) -> bool {
+    error
+        .get_ref()
+        .is_some_and(<dyn Error + Send + Sync>::is::<rustls::Error>)
+}
+
 /// Classifies an error of the TLS handshake.
 pub(super) fn tls_failure(error: &io::Error) -> TlsFailure {
     let error = error.get_ref().and_then(|inner| inner.downcast_ref());

@@ -68,8 +68,8 @@ impl ReplyFilter {
         while at < bytes.len() {
             let start = at;
             if self.header_bytes < MESSAGE_HEADER_BYTES {
-                self.read_header_byte(bytes[at])?;
                 at += 1;
+                self.read_header_byte(bytes[start], &bytes[at..])?;
             } else {
                 at += self.skip_body(bytes.len() - at);
             }
@@ -92,11 +92,11 @@ impl ReplyFilter {
         }
     }
 
-    /// Reads the next byte of a header.
+    /// Reads the next byte of a header, after which `rest` was received.
     ///
     /// # Errors
     /// The length is invalid, or exceeds the limit.
-    fn read_header_byte(&mut self, byte: u8) -> io::Result<()> {
+    fn read_header_byte(&mut self, byte: u8, rest: &[u8]) -> io::Result<()> {
         if self.header_bytes == 0 {
             (self.message_type, self.remaining_bytes) = (byte, 0);
             self.is_kept = self.keeps_message();
@@ -105,6 +105,9 @@ impl ReplyFilter {
         }
         self.header_bytes += 1;
         if self.header_bytes == MESSAGE_HEADER_BYTES {
+            if !self.was_ready && self.message_type == b'E' && self.remaining_bytes as usize > self.max_reply_bytes {
+                return Err(bare_error(self.remaining_bytes, rest));
+            }
             let body_bytes = self.remaining_bytes.checked_sub(MESSAGE_HEADER_BYTES as u32 - 1);
             self.remaining_bytes =
                 body_bytes.ok_or_else(|| io::Error::other("the server sent a message with an invalid length"))?;
@@ -143,6 +146,17 @@ impl ReplyFilter {
     }
 }
 
+/// Returns the error of a server that cannot start a backend. It sends a text without a length, of which these bytes
+/// have been taken for one (`report_fork_failure_to_client` in postmaster.c).
+fn bare_error(start: u32, rest: &[u8]) -> io::Error {
+    const MAX_BARE_ERROR_BYTES: usize = 500;
+    let start = start.to_be_bytes();
+    let bytes = start.iter().chain(rest).take_while(|byte| **byte != 0);
+    let bytes: Vec<u8> = bytes.take(MAX_BARE_ERROR_BYTES).copied().collect();
+    let text = String::from_utf8_lossy(&bytes).replace(char::is_control, " ");
+    io::Error::other(text.trim().to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,6 +193,22 @@ mod tests {
         let announced = [&b"D"[..], &0x7fff_ffffu32.to_be_bytes()].concat();
         assert!(filtered(&mut ReplyFilter::new(limit), &announced).is_err());
         assert!(filtered(&mut ReplyFilter::new(limit), b"N\0\0\0\x03").is_err());
+    }
+
+    #[test]
+    fn an_error_without_a_length_is_reported_as_its_text() {
+        let text = b"Ecould not fork new process for connection: \x1b[1mResource temporarily unavailable\n\0";
+        let mut reply_filter = ReplyFilter::new(MAX_REPLY_BYTES);
+        let error = filtered(&mut reply_filter, text).expect_err("it has no length");
+        let expected = "could not fork new process for connection:  [1mResource temporarily unavailable";
+        assert_eq!(error.to_string(), expected);
+        let error = filtered(&mut ReplyFilter::new(MAX_REPLY_BYTES), &[b'E'; 9999]).expect_err("it has no length");
+        assert_eq!(error.to_string(), "E".repeat(500));
+        // Once the session is ready, it is a reply that is too long.
+        let mut reply_filter = ReplyFilter::new(MAX_REPLY_BYTES);
+        let late = [&message(b'Z', b"I"), &text[..]].concat();
+        let error = filtered(&mut reply_filter, &late).expect_err("the reply is too long");
+        assert!(error.to_string().contains("in reply to one query"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::Signal;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Runs pglock with this connection string and an empty `HOME`.
@@ -252,6 +253,71 @@ fn a_broken_handshake_does_not_lead_to_plain_text() {
     );
     works(&dsn("127.0.0.1,127.0.0.1", &format!("{port},{}", server.port())));
     assert_eq!(*requests.lock().unwrap(), [Relay::SSL_REQUEST; 2]);
+}
+
+/// P39, P81: what ends a connection in the handshake, or cannot start a backend, may not last. The next host is tried,
+/// and a wait goes on.
+#[test]
+fn a_failure_for_the_moment_is_told_from_a_failure_of_tls() {
+    type Answer = fn(&mut TcpStream);
+    // Closed with unread bytes, which is a reset.
+    let resets: Answer = |client| {
+        client.write_all(b"S").unwrap();
+        client.peek(&mut [0]).unwrap();
+    };
+    const FORK_FAILURE: &str = "could not fork new process for connection: Resource temporarily unavailable";
+    let cannot_fork: Answer = |client| client.write_all(format!("E{FORK_FAILURE}\n\0").as_bytes()).unwrap();
+    let server = Secured::start();
+    for (answer, mode, expected) in [
+        (
+            resets,
+            "prefer",
+            "connection reset by peer during the TLS handshake; not falling back",
+        ),
+        (
+            cannot_fork,
+            "prefer",
+            "the server sent an error response to the TLS request",
+        ),
+        (cannot_fork, "disable", FORK_FAILURE),
+    ] {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&connections);
+        std::thread::spawn(move || {
+            while let Ok((mut client, _)) = listener.accept() {
+                let mut length = [0; 4];
+                client.read_exact(&mut length).unwrap();
+                client
+                    .read_exact(&mut vec![0; u32::from_be_bytes(length) as usize - 4])
+                    .unwrap();
+                count.fetch_add(1, Ordering::SeqCst);
+                answer(&mut client);
+            }
+        });
+        let dsn = |hosts: &str, ports: &str| {
+            format!("host={hosts} port={ports} user=postgres dbname=postgres sslmode={mode}")
+        };
+        let alone = dsn("127.0.0.1", &port.to_string());
+        fails(&alone, 69, expected);
+        let line = run(&alone).code(69).stderr_line();
+        assert!(
+            line.contains("sslmode=disable") == expected.contains("not falling back"),
+            "{line}"
+        );
+        works(&dsn("127.0.0.1,127.0.0.1", &format!("{port},{}", server.port())));
+        let before = connections.load(Ordering::SeqCst);
+        let waiter = Pglock::alone().env("PGLOCK_DSN", &alone);
+        let waiter = waiter
+            .args(["run", "-k", &unique("tls_wait"), "--wait", "20", "true"])
+            .spawn();
+        eventually(SOON, "three attempts", || {
+            connections.load(Ordering::SeqCst) >= before + 3
+        });
+        waiter.signal(Signal::SIGTERM);
+        waiter.finish().signal(Signal::SIGTERM);
+    }
 }
 
 /// P91: a proxy without a server closes the connection without a reply to the request for TLS.
