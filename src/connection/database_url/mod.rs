@@ -175,6 +175,9 @@ fn parse_form(form: Form) -> Result<ParsedConnectionString, String> {
             let uri = parse_uri(&text)?;
             is_address_doubtful = uri.is_address_doubtful;
             let mut translation = Translation::new(uri.values, dialect);
+            if dialect == Dialect::Other {
+                translation = translation.collecting_hosts();
+            }
             parse_query(uri.query, dialect == Dialect::Jdbc, &mut translation.sink())?;
             let mut values = translation.finish()?;
             if dialect == Dialect::Jdbc && !values.has("service") {

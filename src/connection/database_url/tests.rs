@@ -153,6 +153,22 @@ pub(super) const URLS: &[(&str, &str)] = &[
         "postgresql+psycopg://u:XYZ@/d?host=/run/pg",
         "/run/pg/.s.PGSQL.5432 u d Prefer",
     ),
+    (
+        "postgresql+psycopg2://u:XYZ@/d?host=a:5433&host=b:5434&host=c",
+        "a:5433, b:5434, c:5432 u d Prefer",
+    ),
+    ("postgresql+asyncpg://u:XYZ@h:1/d?host=a&host=b", "a:1, b:1 u d Prefer"),
+    ("postgresql://u:XYZ@/d?host=a,b&port=1,2", "a:1, b:2 u d Prefer"),
+    ("postgresql://u:XYZ@/d?host=a:1", "a:1 u d Prefer"),
+    (
+        "postgresql://u:XYZ@/d?host=::1&host=/run/pg:1",
+        "[::1]:5432, /run/pg:1/.s.PGSQL.5432 u d Prefer",
+    ),
+    (
+        "postgresql://u:XYZ@/d?host=a:1&host=b&port=2",
+        "invalid DATABASE_URL: both host and port give a port",
+    ),
+    ("host=a host=b user=u", "b:5432 u u Prefer"),
     ("postgresql+asyncpg://u:XYZ@h/d?ssl=require", "h:5432 u d Require"),
     (
         "postgresql+asyncpg://u:XYZ@h/d?prepared_statement_cache_size=0&ssl=verify-full",

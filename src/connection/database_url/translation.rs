@@ -10,6 +10,10 @@ use super::tls::TlsStatements;
 pub(super) struct Translation {
     dialect: Dialect,
     values: Values,
+    /// SQLAlchemy's list of hosts: each `host` in the query of a URI, and its port, which may be empty. `None` where a
+    /// repeated parameter replaces the one before.
+    hosts: Option<Vec<(String, String)>>,
+    has_port: bool,
     tls: TlsStatements,
     /// There is a parameter that only Prisma has.
     is_prisma: bool,
@@ -25,10 +29,20 @@ impl Translation {
         Translation {
             dialect,
             values,
+            hosts: None,
+            has_port: false,
             tls: TlsStatements::default(),
             is_prisma: false,
             unknown: Vec::new(),
             problems: Vec::new(),
+        }
+    }
+
+    /// Makes a repeated `host` add to the list of hosts.
+    pub(super) fn collecting_hosts(self) -> Translation {
+        Translation {
+            hosts: Some(Vec::new()),
+            ..self
         }
     }
 
@@ -97,7 +111,17 @@ impl Translation {
         if parameter == "channel_binding" && self.values.get(parameter) == Some("require") {
             return;
         }
-        self.values.set_known(parameter, value);
+        match &mut self.hosts {
+            Some(hosts) if parameter == "host" => {
+                hosts.push(split_port(value));
+                let list: Vec<&str> = hosts.iter().map(|(host, _)| host.as_str()).collect();
+                self.values.set_known(parameter, &list.join(","));
+            }
+            _ => {
+                self.has_port |= parameter == "port";
+                self.values.set_known(parameter, value);
+            }
+        }
         if !given.is_value_quotable {
             self.values.hide(parameter);
         }
@@ -117,10 +141,30 @@ impl Translation {
             let problem = format!("unknown connection {noun} {}", self.unknown.join(", "));
             self.problems.insert(0, problem);
         }
+        let ports: Vec<&str> = self.hosts.iter().flatten().map(|(_, port)| port.as_str()).collect();
+        if ports.iter().any(|port| !port.is_empty()) {
+            self.values.set_known("port", &ports.join(","));
+            if self.has_port {
+                self.problems.push("both host and port give a port".into());
+            }
+        }
         if !self.problems.is_empty() {
             return Err(self.problems.join("; "));
         }
         self.tls.apply(&mut self.values, self.is_prisma);
         Ok(self.values)
     }
+}
+
+/// Splits `host:port`, as SQLAlchemy does. A path may contain colons, and so does an IPv6 address.
+fn split_port(value: &str) -> (String, String) {
+    let (host, port) = match value.split_once(':') {
+        Some((host, port)) if !host.is_empty() && !host.starts_with(['/', '@']) && is_number(port) => (host, port),
+        _ => (value, ""),
+    };
+    (host.to_owned(), port.to_owned())
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
