@@ -27,6 +27,11 @@ pub(crate) fn restore_echo() {
     }
 }
 
+/// Returns whether the password prompt is open.
+pub(crate) fn is_open() -> bool {
+    silenced_terminal().is_some()
+}
+
 /// Opens the terminal, if there is one and this process is in its foreground.
 pub(crate) fn open_terminal() -> Option<File> {
     let terminal = File::options().read(true).write(true).open("/dev/tty").ok()?;

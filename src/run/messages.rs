@@ -181,6 +181,14 @@ pub(crate) fn connect_timeout(address: &str, waited: Duration) -> String {
     format!("cannot connect to {address} within {}", rounded(waited))
 }
 
+/// The wait is over, and the password prompt is still open.
+pub(crate) fn password_timeout(address: &str, waited: Duration) -> String {
+    format!(
+        "no password was entered within {}, and {address} requested one",
+        rounded(waited)
+    )
+}
+
 /// The wait is over, and the last attempt to connect failed for this reason.
 pub(crate) fn wait_failed(reason: &str, waited: Duration) -> String {
     format!("{reason}; gave up after {}", rounded(waited))

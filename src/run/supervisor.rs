@@ -4,7 +4,7 @@
 //! that signal handlers and the session's thread write to and on that of queued signals, until the next deadline. Every
 //! blocking call happens elsewhere.
 
-use crate::connection::{Canceller, Settings, shut_down_socket};
+use crate::connection::{Canceller, Settings, prompt, shut_down_socket};
 use crate::key;
 use crate::lock::Wait;
 use crate::outcome::{ExitCode, ExitReason, Failure, Outcome};
@@ -659,6 +659,8 @@ impl Supervisor {
         match (&self.failure, &self.loss) {
             (Some(failure), _) => failure.clone(),
             (None, Some(loss)) => loss.before_start(&self.keys),
+            // The server has answered, and the session's thread still waits for the user.
+            (None, None) if prompt::is_open() => messages::password_timeout(&self.address, elapsed),
             (None, None) if self.last_failure.is_some() => {
                 messages::wait_failed(self.last_failure.as_deref().unwrap_or_default(), elapsed)
             }

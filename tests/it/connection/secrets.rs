@@ -106,6 +106,7 @@ fn a_terminal_is_prompted() {
 fn the_echo_is_restored_when_the_prompt_ends() {
     let mut terminal = asking("--wait 1");
     terminal.expect("Password for user scram: ");
+    terminal.expect("pglock: no password was entered within 1s");
     terminal.expect("status=69");
     terminal.expect("\necho");
     terminal.keys("visible\n");
