@@ -44,10 +44,10 @@ pub(crate) fn mark_leftovers(holders: Vec<Backend>, key: &Key, id: KeyId, databa
     let held = HeldKey {
         id,
         base: id,
-        given: Some(key.given()),
+        given: vec![key.given()],
     };
     let marked = holders.into_iter().map(|holder| {
-        if leftover::is_leftover(&holder, held, database) {
+        if leftover::is_leftover(&holder, &held, database) {
             holder.without_client()
         } else {
             holder

@@ -4,18 +4,19 @@
 //! it, it looks as if that client held the lock: often a pglock that has just found it held, or even ourselves.
 
 use crate::inspect::backend::Backend;
+use crate::inspect::names::comma_separated_runs;
 use crate::key::{Key, KeyId};
-use crate::protocol::name::{self, RunName};
+use crate::protocol::name::RunName;
 
 /// What is known about the key that a session holds.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct HeldKey<'a> {
     /// The number of the key itself, or of the slot that is held.
     pub id: KeyId,
     /// The number of the key itself.
     pub base: KeyId,
-    /// The key as it was given to a pglock, if that is known.
-    pub given: Option<&'a str>,
+    /// The key as it was given to pglocks, as far as that is known.
+    pub given: Vec<&'a str>,
 }
 
 /// Returns whether a session that holds this key holds it for another client than the one that it is named after.
@@ -23,27 +24,26 @@ pub(super) struct HeldKey<'a> {
 /// It is, if the session is our own, which the caller has found to hold the key although we do not. It is, if the last
 /// query is of a pglock that tries in transactions, and holds nothing after it. And it is, if the session is named
 /// after a pglock of other keys, unless a heartbeat shows that this pglock holds a lock in it, perhaps of a key that
-/// only the server could compute.
-pub(super) fn is_leftover(holder: &Backend, key: HeldKey, database: &str) -> bool {
+/// only the server could compute. A name that may not show the keys as they were given says nothing about them.
+pub(super) fn is_leftover(holder: &Backend, key: &HeldKey, database: &str) -> bool {
     if holder.is_own || holder.is_rolled_back {
         return true;
     }
     match holder.run_name() {
-        Some(run) if !holder.is_heartbeat && !name::is_cut(&holder.application_name) => !is_named(run, key, database),
+        Some(run) if !holder.is_heartbeat && run.shows_keys_as_given(&holder.application_name) => {
+            !is_named(run, key, database)
+        }
         _ => false,
     }
 }
 
 /// Returns whether the key is among those of a pglock, by any hash scheme.
-fn is_named(run: RunName, key: HeldKey, database: &str) -> bool {
-    let parts: Vec<&str> = run.keys.split(',').collect();
-    // A name may contain commas itself.
-    let runs = (0..parts.len()).flat_map(|from| (from + 1..=parts.len()).map(move |to| (from, to)));
-    let mut texts = runs.map(|(from, to)| parts[from..to].join(","));
-    texts.any(|text| {
+fn is_named(run: RunName, key: &HeldKey, database: &str) -> bool {
+    let texts = run.key_lists().flat_map(comma_separated_runs);
+    texts.into_iter().any(|text| {
         let ids = Key::readings(&text);
         let mut ids = ids.iter().filter_map(|reading| reading.id_in(database));
-        key.given == Some(&text) || ids.any(|id| id == key.id || id == key.base)
+        key.given.contains(&text.as_str()) || ids.any(|id| id == key.id || id == key.base)
     })
 }
 
@@ -51,14 +51,14 @@ fn is_named(run: RunName, key: HeldKey, database: &str) -> bool {
 mod tests {
     use super::*;
 
-    const BACKUP: HeldKey = HeldKey {
+    const BACKUP: HeldKey<'static> = HeldKey {
         id: KeyId::Bigint(6111399565520850680),
         base: KeyId::Bigint(6111399565520850680),
-        given: None,
+        given: Vec::new(),
     };
 
     fn is_left_in(holder: Backend, key: HeldKey) -> bool {
-        is_leftover(&holder, key, "app")
+        is_leftover(&holder, &key, "app")
     }
 
     #[test]
@@ -73,10 +73,21 @@ mod tests {
         let cut = format!("pglock:{} web1~k3x9qa:77", "x".repeat(41));
         assert_eq!((cut.len(), named(&cut)), (63, false));
         let computed = HeldKey {
-            given: Some("x"),
+            given: vec!["x"],
             ..BACKUP
         };
         assert!(!is_left_in(Backend::named("pglock:x web1:7"), computed));
+        // What a name cannot show is a question mark in it; a key may contain what is otherwise the number of slots.
+        for holder in ["pglock:schl?ssel web1:7", "pglock:it?s,b slots=3 web1:7"] {
+            assert!(!named(holder), "{holder}");
+        }
+        let slots = Key::parse("a slots=3").expect("a name").id_in("app").expect("a number");
+        let with_slots = HeldKey {
+            id: slots,
+            base: slots,
+            given: Vec::new(),
+        };
+        assert!(!is_left_in(Backend::named("pglock:a slots=3 web1:7"), with_slots));
         let beating = Backend {
             is_heartbeat: true,
             ..Backend::named("pglock:restore web1:7")

@@ -3,9 +3,11 @@
 //! PostgreSQL knows only numbers. The `application_name` of a pglock contains the names that it was given. Each is
 //! hashed by every scheme; if a number in `pg_locks` matches, the key's slots and tickets are recognized too.
 
+use crate::connection::Client;
 use crate::key::{Key, KeyId};
+use crate::lock;
 use crate::protocol::derived_keys::{slot_keys, ticket_class};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// The meaning of a number in `pg_locks`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub(super) struct Meaning {
 pub(super) struct KeyNames {
     meanings: HashMap<KeyId, Meaning>,
     ticket_classes: HashMap<i32, KeyId>,
+    /// Every name of a number: pglocks may have been given different ones, or the number itself.
+    given: HashMap<KeyId, HashSet<String>>,
 }
 
 impl KeyNames {
@@ -34,6 +38,7 @@ impl KeyNames {
             slot,
         };
         self.meanings.entry(id).or_insert_with(|| meaning(None));
+        self.given.entry(id).or_default().insert(key.given().to_owned());
         for (slot, slot_id) in slot_keys(id, slots).into_iter().enumerate().skip(1) {
             self.meanings.entry(slot_id).or_insert_with(|| meaning(Some(slot)));
         }
@@ -73,6 +78,32 @@ impl KeyNames {
         is_any_accepted
     }
 
+    /// Learns each reading of these names, joined by commas, with this many slots, whose number only the server can
+    /// compute and `is_wanted` accepts. A lock whose number it cannot compute is shown without its name.
+    pub(super) fn learn_computed(
+        &mut self,
+        client: &mut Client,
+        (given, slots): (&str, u16),
+        database: &str,
+        is_wanted: impl Fn(KeyId) -> bool,
+    ) {
+        let texts = comma_separated_runs(given);
+        let readings = texts.iter().flat_map(|text| Key::readings(text));
+        // One query for each scheme: a server may lack the function of one.
+        let mut by_scheme: BTreeMap<Option<&str>, Vec<Key>> = BTreeMap::new();
+        for key in readings.filter(|key| key.id_in(database).is_none()) {
+            by_scheme.entry(key.scheme_name()).or_default().push(key);
+        }
+        for keys in by_scheme.values() {
+            let ids = lock::key_ids(client, keys).unwrap_or_default();
+            for (key, id) in keys.iter().zip(ids) {
+                if slot_keys(id, slots).into_iter().any(&is_wanted) {
+                    self.learn(key, id, slots);
+                }
+            }
+        }
+    }
+
     /// Returns what a number stands for: itself, if nothing is known about it.
     pub(super) fn meaning(&self, id: KeyId) -> Meaning {
         self.meanings.get(&id).cloned().unwrap_or(Meaning {
@@ -80,6 +111,11 @@ impl KeyNames {
             base: id,
             slot: None,
         })
+    }
+
+    /// Returns every name that was learned for the number of a key.
+    pub(super) fn given(&self, id: KeyId) -> Vec<&str> {
+        self.given.get(&id).into_iter().flatten().map(String::as_str).collect()
     }
 
     /// Returns the only key whose name starts with this text, and its number: the names of sessions have no room for
@@ -104,7 +140,7 @@ impl KeyNames {
 }
 
 /// Returns every run of consecutive parts between commas: a name may contain commas itself.
-fn comma_separated_runs(given: &str) -> Vec<String> {
+pub(super) fn comma_separated_runs(given: &str) -> Vec<String> {
     let parts: Vec<&str> = given.split(',').collect();
     let runs = (0..parts.len()).flat_map(|from| (from + 1..=parts.len()).map(move |to| (from, to)));
     runs.map(|(from, to)| parts[from..to].join(",")).collect()

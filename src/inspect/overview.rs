@@ -13,8 +13,8 @@ use crate::inspect::server_time::ServerTime;
 use crate::key::{Key, KeyId};
 use crate::lock::{self, Mode, QueryResult, Scope};
 use crate::outcome::Failure;
-use crate::protocol::derived_keys::{MAX_SLOTS, slot_keys, ticket_class};
-use crate::protocol::name;
+use crate::protocol::derived_keys::{MAX_SLOTS, ticket_class};
+use crate::protocol::name::{self, RunName};
 use std::collections::{HashMap, HashSet};
 
 /// A lock that a session holds or waits for.
@@ -96,7 +96,7 @@ impl Overview {
         let may_miss_waiters = polling == PollingWaiters::Find && polling::may_miss_waiters(client)?;
         let is_partial = may_miss_waiters || backends.iter().any(|backend| backend.is_hidden);
         let present: HashSet<KeyId> = rows.iter().map(|row| row.id).collect();
-        learn_names(client, &mut names, &backends, &present, &database);
+        learn_names(client, &mut names, &backends, &rows, &present, &database);
         let rows = mark_leftovers(rows, &names, &database);
         let pollers = without_row(pollers, &rows);
         let mut entries = entries_of_rows(rows, &names);
@@ -131,52 +131,55 @@ fn fetch_database_and_role(client: &mut Client) -> Result<(String, String), post
     Ok((text("database"), text("role")))
 }
 
-/// Learns the names of the numbers in `present` from the sessions that hold or wait for them.
+/// Learns the names of the numbers in `present` from the sessions that hold or wait for them. The server is asked only
+/// about the names that would otherwise stand for none of these numbers, or not for the one that their session holds.
 fn learn_names(
     client: &mut Client,
     names: &mut KeyNames,
     backends: &[&Backend],
+    rows: &[LockRow],
     present: &HashSet<KeyId>,
     database: &str,
 ) {
-    let given: HashSet<(&str, u16)> = backends
-        .iter()
-        .filter_map(|backend| backend.run_name())
-        .map(|run| (run.keys, run.slots.unwrap_or(1)))
+    let runs = backends.iter().filter_map(|backend| backend.run_name());
+    let given: HashSet<(&str, u16)> = runs
+        .flat_map(|run| {
+            let key_lists = run.key_lists().enumerate();
+            // If what looks like a number of slots is the end of a key, there are no slots.
+            key_lists.map(move |(index, keys)| (keys, run.slots.filter(|_| index == 0).unwrap_or(1)))
+        })
         .collect();
     let classes: HashSet<i32> = present.iter().filter_map(|id| id.class()).collect();
     let is_present = |id| present.contains(&id) || classes.contains(&ticket_class(id));
-    for (keys, slots) in given {
-        if names.learn_readings(keys, slots, database, is_present) {
-            continue;
-        }
-        let readings = Key::readings(keys).into_iter();
-        for key in readings.filter(|key| key.id_in(database).is_none()) {
-            // If the server cannot compute a number, the lock is shown without its name.
-            if let Ok(ids) = lock::key_ids(client, std::slice::from_ref(&key))
-                && slot_keys(ids[0], slots).into_iter().any(is_present)
-            {
-                names.learn(&key, ids[0], slots);
-            }
-        }
+    let mut unknown = given.clone();
+    unknown.retain(|(keys, slots)| !names.learn_readings(keys, *slots, database, is_present));
+    let unnamed = rows.iter().filter(|row| is_leftover(row, names, database));
+    let unnamed: HashSet<&str> = unnamed
+        .filter_map(|row| row.backend.run_name())
+        .flat_map(RunName::key_lists)
+        .collect();
+    unknown.extend(given.into_iter().filter(|(keys, _)| unnamed.contains(keys)));
+    for keys in unknown {
+        names.learn_computed(client, keys, database, is_present);
     }
     for id in present {
         names.learn_tickets(*id);
     }
 }
 
+/// Returns whether a session holds this lock for no client that could be named.
+fn is_leftover(row: &LockRow, names: &KeyNames, database: &str) -> bool {
+    // A ticket has no name of its own.
+    let id = names.key_of_ticket(row.id).unwrap_or(row.id);
+    let base = names.meaning(id).base;
+    let given = names.given(base);
+    row.is_granted && leftover::is_leftover(&row.backend, &HeldKey { id, base, given }, database)
+}
+
 /// Marks the sessions that hold a lock for no client that could be named.
 fn mark_leftovers(rows: Vec<LockRow>, names: &KeyNames, database: &str) -> Vec<LockRow> {
-    let is_leftover = |row: &LockRow| {
-        // A ticket has no name of its own.
-        let id = names.key_of_ticket(row.id).unwrap_or(row.id);
-        let meaning = names.meaning(id);
-        let given = meaning.key.as_ref().map(Key::given);
-        let base = meaning.base;
-        row.is_granted && leftover::is_leftover(&row.backend, HeldKey { id, base, given }, database)
-    };
     let marked = rows.into_iter().map(|row| {
-        if !is_leftover(&row) {
+        if !is_leftover(&row, names, database) {
             return row;
         }
         LockRow {

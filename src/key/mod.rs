@@ -152,8 +152,20 @@ impl Key {
         &self.given
     }
 
-    /// Returns the options that name this key on a command line, quoted for a shell.
+    /// Returns the name of the scheme that hashes its name, or of a tool's own lock; `None` for a number.
+    pub(crate) fn scheme_name(&self) -> Option<&'static str> {
+        match &self.kind {
+            KeyKind::Name { scheme, .. } | KeyKind::Tool(scheme) => Some(scheme.name()),
+            KeyKind::Number(_) => None,
+        }
+    }
+
+    /// Returns the options that name this key on a command line, quoted for a shell. A message has no control
+    /// characters, so a name that contains any is replaced by its number, if that is known.
     pub(crate) fn options(&self) -> String {
+        if let Some(id) = self.known().filter(|_| self.given.contains(char::is_control)) {
+            return format!("--key {id}");
+        }
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.,:/@".contains(c);
         let given = match &self.given {
             plain if plain.chars().all(is_plain) => plain.clone(),
@@ -370,6 +382,14 @@ mod tests {
         ] {
             assert_eq!(id(given), hash(given), "{given}");
         }
+    }
+
+    #[test]
+    fn options_name_a_key_in_a_shell() {
+        let options = |given: &str| Key::parse(given).expect("a key").options();
+        assert_eq!(options("nightly-1"), "--key nightly-1");
+        assert_eq!(options("it's"), r"--key 'it'\''s'");
+        assert_eq!(options("a\tb"), format!("--key {}", hash("a\tb")));
     }
 
     #[test]

@@ -33,6 +33,9 @@ const ADDRESS_SEPARATOR: &str = " - ";
 /// What is kept of the front, at the cost of the host: `pglock:`, by which others recognize the name, and a character.
 const MIN_FRONT_LEN: usize = RUN_PREFIX.len() + 1;
 
+/// Stands for a character that PostgreSQL or SQL would change.
+const UNPRINTABLE: char = '?';
+
 /// Separates the host and the random characters. No host name contains it.
 const INSTANCE_SEPARATOR: char = '~';
 
@@ -96,6 +99,8 @@ pub(crate) struct RunName<'a> {
     pub keys: &'a str,
     /// The number of slots that it was given.
     pub slots: Option<u16>,
+    /// Everything in front of the host: the keys and ` slots=N`, unless that is the end of a key.
+    front: &'a str,
     /// The host it runs on.
     pub host: &'a str,
     /// The random characters that tell it from other processes with this host name and process ID; `None` for a version
@@ -117,17 +122,28 @@ impl<'a> RunName<'a> {
             _ => (host, None),
         };
         let is_possible = |slots: &u16| (1..=MAX_SLOTS).contains(slots);
-        let (keys, slots) = match front.rsplit_once(" slots=") {
-            Some((keys, count)) => (keys, count.parse().ok().filter(is_possible)),
-            None => (front, None),
-        };
+        let with_slots = front.rsplit_once(" slots=");
+        let with_slots = with_slots.and_then(|(keys, count)| Some((keys, count.parse().ok().filter(is_possible)?)));
+        let (keys, slots) = with_slots.map_or((front, None), |(keys, slots)| (keys, Some(slots)));
         Some(RunName {
             keys,
             slots,
+            front,
             host,
             instance,
             pid: pid.parse().ok()?,
         })
+    }
+
+    /// Returns what its keys may be, joined by commas: a key can end in what looks like a number of slots.
+    pub(crate) fn key_lists(self) -> impl Iterator<Item = &'a str> {
+        std::iter::once(self.keys).chain(self.slots.map(|_| self.front))
+    }
+
+    /// Returns whether its keys are as they were given. They may have been cut, and a question mark stands for each
+    /// character that a name cannot show.
+    pub(crate) fn shows_keys_as_given(self, application_name: &str) -> bool {
+        !is_cut(application_name) && !self.keys.contains(UNPRINTABLE)
     }
 }
 
@@ -227,10 +243,10 @@ fn without_middle(text: &str, max_len: usize) -> String {
     format!("{start}{HOST_ELLIPSIS}{end}")
 }
 
-/// Returns the first characters of a text, with `?` for those that PostgreSQL or SQL would change.
+/// Returns the first characters of a text, with [`UNPRINTABLE`] for those that PostgreSQL or SQL would change.
 fn plain_ascii(text: &str, max_len: usize) -> String {
     let is_kept = |c: char| (c == ' ' || c.is_ascii_graphic()) && !matches!(c, '\'' | '"' | '\\');
-    let plain = text.chars().map(|c| if is_kept(c) { c } else { '?' });
+    let plain = text.chars().map(|c| if is_kept(c) { c } else { UNPRINTABLE });
     plain.take(max_len).collect()
 }
 
@@ -340,15 +356,8 @@ mod tests {
 
     #[test]
     fn keys_slots_host_and_pid_are_read_from_a_name() {
-        let run = |keys, slots, host, instance, pid| {
-            Some(RunName {
-                keys,
-                slots,
-                host,
-                instance,
-                pid,
-            })
-        };
+        let run = |keys, slots, host, instance, pid| Some((keys, slots, host, instance, pid));
+        let parts = |run: RunName<'static>| (run.keys, run.slots, run.host, run.instance, run.pid);
         for (name, expected) in [
             (
                 "pglock:a b web1~k3x9qa:77",
@@ -357,6 +366,12 @@ mod tests {
             (
                 "pglock:a,b slots=3 ::1~000000:7",
                 run("a,b", Some(3), "::1", Some("000000"), 7),
+            ),
+            // A key that ends like a number of slots.
+            ("pglock:a slots=0 web1:77", run("a slots=0", None, "web1", None, 77)),
+            (
+                "pglock:a slots=3 slots=2 web1:77",
+                run("a slots=3", Some(2), "web1", None, 77),
             ),
             // Of a version that had no random part, and of none.
             ("pglock:a b web1:77", run("a b", None, "web1", None, 77)),
@@ -389,7 +404,7 @@ mod tests {
             ("pglock:half", None),
             ("psql", None),
         ] {
-            assert_eq!(RunName::parse(name), expected, "{name}");
+            assert_eq!(RunName::parse(name).map(parts), expected, "{name}");
         }
     }
 

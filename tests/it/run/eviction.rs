@@ -10,6 +10,7 @@ use crate::support::{hostname, repetitions, unique};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use postgres::{Client, NoTls};
+use serde_json::Value;
 use std::time::Duration;
 
 /// The first number of an eviction mark, as `docs/protocol.md` has it.
@@ -247,6 +248,52 @@ fn a_role_without_the_right_changes_nothing() {
     holder.signal(Signal::SIGUSR2);
     allowed.finish().code(0).silent();
     assert_evicted(&holder.finish(), &format!(" as role {:?}", roles.other), "SIGTERM");
+}
+
+/// Returns the options for keys that the name of a session does not show as they are, each of its own.
+fn unreadable_keys() -> [Vec<String>; 5] {
+    let key = |text: &str| vec!["--key".to_owned(), format!("{}{text}", unique("k"))];
+    let computed = || [key(""), key(""), vec!["--hash".to_owned(), "hashtext".to_owned()]].concat();
+    [key("\u{fc}ssel"), key(" it's"), key("\t"), key(" slots=3"), computed()]
+}
+
+/// P10, P43, P72, P75: a holder whose query tag is not visible is asked too, whatever its keys look like in the name of
+/// its session: it is not taken for a session of a pool, in which another client has left a lock behind.
+#[test]
+fn a_key_that_a_name_cannot_show_is_evicted_like_any_other() {
+    let server = Server::shared();
+    let roles = Roles::new(server);
+    server.sql(&format!("GRANT pg_signal_backend TO {}", roles.other));
+    let as_other = || as_role(server.pglock(), &roles.other);
+    for keys in unreadable_keys() {
+        let run = as_role(server.pglock(), &roles.owner).arg("run").args(&keys);
+        let holder = run
+            .args(["--heartbeat", "0.5"])
+            .sh("echo ready; exec sleep 600")
+            .spawn();
+        holder.await_stdout("ready\n");
+        let list = as_other().args(["list", "--json"]).output();
+        let list: Value = serde_json::from_slice(&list.code(0).stdout).unwrap();
+        let locks = list["locks"].as_array().unwrap();
+        let own = || locks.iter().filter(|lock| lock["user"] == roles.owner.as_str());
+        assert!(
+            own().count() > 0 && own().all(|lock| lock["leftover"] == false),
+            "{list:#}"
+        );
+        // What only the server can compute is known by another name, too: the number itself.
+        let number = own().next().unwrap()["key"].as_str().unwrap().to_owned();
+        let evicts_by_number = keys.iter().any(|option| option == "--hash");
+        let evict = as_other().args(["evict", "--yes"]);
+        let evict = if evicts_by_number {
+            evict.args(["--key", &number])
+        } else {
+            evict.args(&keys)
+        };
+        let output = evict.output();
+        assert!(output.code(0).to_string().contains("\nwaiting for "), "{output}");
+        let evicted = holder.finish().code(74).to_string();
+        assert!(evicted.contains(&format!(" as role {:?}; ", roles.other)), "{evicted}");
+    }
 }
 
 /// P75: a superuser's session is beyond `pg_signal_backend`, as for `pg_terminate_backend`.
