@@ -53,8 +53,10 @@ pub(crate) struct Backend {
     pub is_leftover: bool,
     /// Whether another pglock has its host name and process ID, so that only the random characters tell them apart.
     pub is_ambiguous: bool,
-    /// Whether our role may not see what it does.
+    /// Whether what it does is hidden: our role may not see it, or the server does not record it.
     pub is_hidden: bool,
+    /// Whether the server does not record what it does, because `track_activities` is off for it.
+    pub is_untracked: bool,
     /// The server's clock when this was read, in seconds since 1970.
     pub read_epoch: f64,
 }
@@ -83,7 +85,8 @@ pub(crate) fn columns() -> String {
          pg_catalog.host(a.client_addr) AS client_address, extract(epoch FROM a.backend_start) AS connected, \
          extract(epoch FROM a.query_start) AS query_start, extract(epoch FROM a.state_change) AS state_change, \
          CASE WHEN a.query LIKE '{QUERY_TAG_PREFIX}%' THEN pg_catalog.left(a.query, {MAX_QUERY_TAG_LEN}) END AS tag, \
-         a.query = '<insufficient privilege>' AS hidden, a.pid = pg_catalog.pg_backend_pid() AS own, \
+         a.query = '<insufficient privilege>' AS hidden, a.state = 'disabled' AS untracked, \
+         a.pid = pg_catalog.pg_backend_pid() AS own, \
          {} AS rolled_back, \
          extract(epoch FROM pg_catalog.clock_timestamp()) AS now",
         is_rolled_back()
@@ -138,7 +141,8 @@ impl Backend {
             is_ambiguous: false,
             job: tag.as_ref().and_then(|tag| tag.program).map(str::to_owned),
             note: tag.and_then(|tag| tag.note),
-            is_hidden: get("hidden") == Some("t"),
+            is_hidden: get("hidden") == Some("t") || get("untracked") == Some("t"),
+            is_untracked: get("untracked") == Some("t"),
             read_epoch,
         }
     }
@@ -163,6 +167,13 @@ impl Backend {
     /// Returns what its name says, if it is that of a `pglock run`.
     pub(crate) fn run_name(&self) -> Option<RunName<'_>> {
         RunName::parse(&self.application_name).filter(|_| !self.is_leftover)
+    }
+
+    /// Returns whether it may be a `pglock run` after all, if it counts as a session of a pool only because it is named
+    /// after other keys: any name can be given to a session.
+    pub(crate) fn may_be_misnamed(&self) -> bool {
+        let is_certain = self.is_own || self.is_rolled_back;
+        self.is_leftover && !is_certain && RunName::parse(&self.application_name).is_some()
     }
 
     /// Returns whether it is a `pglock run`, by its name or by its query tag: the user can replace the name.

@@ -72,6 +72,8 @@ pub(crate) struct Overview {
     pub entries: Vec<LockEntry>,
     /// Whether there are sessions of which our role cannot see everything.
     pub is_partial: bool,
+    /// Whether there are sessions of which the server does not record everything.
+    pub is_untracked: bool,
 }
 
 impl Overview {
@@ -93,8 +95,16 @@ impl Overview {
             PollingWaiters::Ignore => Vec::new(),
         };
         let backends: Vec<&Backend> = rows.iter().map(|row| &row.backend).chain(&pollers).collect();
-        let may_miss_waiters = polling == PollingWaiters::Find && polling::may_miss_waiters(client)?;
-        let is_partial = may_miss_waiters || backends.iter().any(|backend| backend.is_hidden);
+        let missed = match polling {
+            PollingWaiters::Find => Some(polling::missed_waiters(client)?),
+            PollingWaiters::Ignore => None,
+        };
+        let is_partial = missed.is_some_and(|missed| missed.are_hidden)
+            || backends
+                .iter()
+                .any(|backend| backend.is_hidden && !backend.is_untracked);
+        let is_untracked =
+            missed.is_some_and(|missed| missed.are_untracked) || backends.iter().any(|backend| backend.is_untracked);
         let present: HashSet<KeyId> = rows.iter().map(|row| row.id).collect();
         learn_names(client, &mut names, &backends, &rows, &present, &database);
         let rows = mark_leftovers(rows, &names, &database);
@@ -111,6 +121,7 @@ impl Overview {
             role,
             entries,
             is_partial,
+            is_untracked,
         })
     }
 

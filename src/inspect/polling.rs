@@ -66,16 +66,30 @@ pub(super) fn find_waiters(client: &mut Client, are_expected: bool) -> Result<Ve
     Ok(waiters.into_values().collect())
 }
 
-/// Returns whether there are pglocks in this database whose queries our role may not see: some may wait without a row.
+/// Why pglocks that wait without a row may be missed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MissedWaiters {
+    /// Our role may not see the queries of some pglocks.
+    pub(super) are_hidden: bool,
+    /// The server does not record the queries of some.
+    pub(super) are_untracked: bool,
+}
+
+/// Returns whether there are pglocks in this database whose queries cannot be seen: some may wait without a row.
 ///
 /// # Errors
 /// The connection is lost, or the query fails.
-pub(super) fn may_miss_waiters(client: &mut Client) -> Result<bool, postgres::Error> {
+pub(super) fn missed_waiters(client: &mut Client) -> Result<MissedWaiters, postgres::Error> {
     let sql = format!(
-        "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_stat_activity a WHERE a.datname = pg_catalog.current_database() \
-         AND a.application_name LIKE '{RUN_PREFIX}%' AND a.query = '<insufficient privilege>') AS missed"
+        "SELECT pg_catalog.bool_or(a.query = '<insufficient privilege>') AS hidden, \
+         pg_catalog.bool_or(a.state = 'disabled') AS untracked FROM pg_catalog.pg_stat_activity a \
+         WHERE a.datname = pg_catalog.current_database() AND a.application_name LIKE '{RUN_PREFIX}%'"
     );
-    Ok(QueryResult::fetch(client, &sql)?.is_true("missed"))
+    let result = QueryResult::fetch(client, &sql)?;
+    Ok(MissedWaiters {
+        are_hidden: result.is_true("hidden"),
+        are_untracked: result.is_true("untracked"),
+    })
 }
 
 /// Adds the waiters that are visible now.

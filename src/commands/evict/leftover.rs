@@ -1,27 +1,30 @@
 //! Ending sessions of a pool that hold a lock for no client that could be named.
 
-use super::terminate::{unauthorized, wait_until_gone};
+use super::terminate::{announce, unauthorized, wait_until_gone};
 use crate::connection::{Client, Settings};
 use crate::inspect::backend::Backend;
 use crate::key;
 use crate::lock::QueryResult;
 use crate::outcome::Failure;
 use crate::protocol::name;
+use crate::ui::stdout;
 use postgres::error::SqlState;
 
-/// Ends sessions of a pool that hold a lock for no client that could be named. Returns the report, a line for each.
+/// Ends sessions of a pool that hold a lock for no client that could be named, and prints a line for each.
 ///
-/// No mark is left, since no pglock holds that lock. The name of such a session changes with each client of the pool,
-/// so it is not compared. The session may be the one that the pool has lent to us: then ours ends with it.
+/// No mark is left, since no pglock holds that lock; one that may is asked first (see [`super::request`]). The name of
+/// such a session changes with each client of the pool, so it is not compared. The session may be the one that the pool
+/// has lent to us: then ours ends with it.
 ///
 /// # Errors
-/// Our role may not terminate the session, it does not terminate, or the connection is lost.
+/// Our role may not terminate the session, it does not terminate, the connection is lost, or standard output cannot be
+/// written.
 pub(super) fn terminate_leftovers(
     client: &mut Client,
     settings: &Settings,
     leftovers: &[&Backend],
-) -> Result<String, Failure> {
-    let mut report = String::new();
+    force: bool,
+) -> Result<(), Failure> {
     for backend in leftovers {
         let Some(pid) = backend.pid else { continue };
         let sql = format!(
@@ -39,14 +42,17 @@ pub(super) fn terminate_leftovers(
                 true
             }
         };
-        wait_until_gone(client, &[pid])?;
-        report += &if is_terminated {
+        wait_until_gone(client, pid)?;
+        if is_terminated && !force {
+            announce(backend, "cannot be asked");
+        }
+        stdout::print(&if is_terminated {
             format!("evicted {backend}\n")
         } else {
             format!("{backend} was already gone\n")
-        };
+        })?;
     }
-    Ok(report)
+    Ok(())
 }
 
 /// Returns the condition that a backend has an advisory lock.

@@ -1,7 +1,8 @@
 //! `pglock evict`: has the holders of a lock give it up.
 //!
 //! A pglock that holds the lock is only asked: it terminates its job, and releases the lock when the job is dead
-//! (`request`). Sessions of other clients, of waiters and of a pglock that does not react are terminated (`terminate`).
+//! (`request`). Sessions of other clients, of waiters and of a pglock that does not react are terminated (`terminate`),
+//! but not that of a pglock whose time limit is not known.
 //! Only what was shown is evicted: a session that still has the same name and role, and an advisory lock. The evicted
 //! pglock learns from a mark who evicts it (`inspect::eviction`).
 
@@ -23,13 +24,15 @@ use crate::ui::message;
 use crate::ui::stdout;
 use crate::ui::terminal;
 use leftover::terminate_leftovers;
-use request::{Eviction, Target};
+use request::{Eviction, Target, is_living_holder};
+use terminate::check_authorization;
 
 /// Evicts the holders of the keys, after confirmation.
 ///
 /// # Errors
-/// There is no terminal to confirm on, the user declines, our role lacks the privilege, a session does not terminate, a
-/// prepared transaction holds a key, or the connection is lost.
+/// There is no terminal to confirm on, the user declines, our role lacks the privilege for one of the sessions (then
+/// none is evicted), a session does not terminate, a holder whose limit is hidden is not done, a prepared transaction
+/// holds a key, or the connection is lost.
 pub(crate) fn run(options: &EvictOptions) -> Result<Outcome, Failure> {
     if !options.yes && !terminal::can_confirm() {
         return Err(Failure::msg(
@@ -78,30 +81,48 @@ fn evict(
     if !options.yes && !terminal::confirm(&question(distinct.len())) {
         return Err(Failure::msg(ExitCode::Conflict, "no session was evicted"));
     }
-    let (leftovers, of_clients): (Vec<Target>, Vec<Target>) =
-        distinct.into_iter().partition(|target| target.backend.is_leftover);
-    if !of_clients.is_empty() {
-        Eviction::begin(client, options, application_name)?.carry_out(&of_clients)?;
+    for target in &distinct {
+        check_authorization(client, target.backend)?;
     }
-    let prepared = targets.iter().find(|entry| entry.backend.pid.is_none());
+    let can_ask = |target: &Target| !options.force && is_living_holder(target, options.timing);
+    let (leftovers, of_clients): (Vec<Target>, Vec<Target>) = distinct
+        .into_iter()
+        .partition(|target| target.backend.is_leftover && !can_ask(target));
+    let mut unknown = Vec::new();
+    if !of_clients.is_empty() {
+        unknown = Eviction::begin(client, options, application_name)?.carry_out(&of_clients)?;
+    }
     let leftovers: Vec<&Backend> = leftovers.iter().map(|target| target.backend).collect();
-    stdout::print(&terminate_leftovers(client, settings, &leftovers)?)?;
+    terminate_leftovers(client, settings, &leftovers, options.force)?;
     if waiters && polling_count > 0 {
         message::notice(format_args!(
             "{polling_count} more clients wait by polling, and have no session that could be terminated"
         ));
     }
     stdout::print(&current_holders(client, keys)?)?;
-    match prepared {
-        None => Ok(()),
-        Some(entry) => Err(Failure::msg(
-            ExitCode::Conflict,
-            format!(
-                "{} was not evicted: end it with ROLLBACK PREPARED or COMMIT PREPARED",
-                entry.backend
-            ),
-        )),
-    }
+    let prepared = targets.iter().map(|entry| &entry.backend);
+    let mut not_evicted = unknown
+        .into_iter()
+        .chain(prepared.filter(|backend| backend.pid.is_none()));
+    not_evicted
+        .next()
+        .map_or(Ok(()), |backend| Err(not_evicted_failure(backend)))
+}
+
+/// The failure for a prepared transaction, or for a holder that may still be terminating its job within its limit.
+fn not_evicted_failure(backend: &Backend) -> Failure {
+    let reason = match backend.pid {
+        None => "end it with ROLLBACK PREPARED or COMMIT PREPARED".to_owned(),
+        Some(_) => {
+            let cause = match (backend.is_untracked, backend.is_hidden) {
+                (true, _) => "is not recorded, because track_activities is off for it",
+                (false, true) => "is hidden from this role; GRANT pg_read_all_stats to it",
+                (false, false) => "was not known before its first heartbeat",
+            };
+            format!("its job may still be terminating, and its limit {cause}; try again, or use --force")
+        }
+    };
+    Failure::msg(ExitCode::Conflict, format!("{backend} was not evicted: {reason}"))
 }
 
 fn question(count: usize) -> String {

@@ -1,17 +1,16 @@
 //! Requesting holders to give up the lock.
 
-use super::terminate::{terminate, unauthorized, wait_until_gone};
+use super::terminate::{announce, terminate, wait_until_gone};
 use crate::cli::EvictOptions;
 use crate::connection::Client;
 use crate::inspect::backend::{Backend, FORGET_SESSIONS};
-use crate::inspect::eviction::may_evict_condition;
 use crate::key;
 use crate::lock::{self, EndStatement, QueryResult, simple_query};
 use crate::outcome::Failure;
 use crate::protocol::derived_keys;
 use crate::protocol::query_tag::QueryTag;
 use crate::run::session::timing::Timing;
-use crate::ui::{message, stdout};
+use crate::ui::stdout;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -41,9 +40,9 @@ pub(super) struct Target<'a> {
 }
 
 /// A holder that was asked to give up the lock.
-struct Request<'a> {
+struct Request<'t, 'b> {
     pid: i32,
-    backend: &'a Backend,
+    target: &'t Target<'b>,
     /// When it counts as unresponsive.
     deadline: Instant,
 }
@@ -72,73 +71,57 @@ impl<'a> Eviction<'a> {
         })
     }
 
-    /// Evicts these sessions, waits until they hold the lock no more, and prints a line for each.
+    /// Evicts these sessions, waits until they hold the lock no more, and prints a line for each. Returns the holders
+    /// that have not given up the lock, but may still be within their limits, which they have not shown.
     ///
     /// # Errors
-    /// Our role may not evict one of the holders (then nothing happens), a session does not terminate, or the
-    /// connection is lost.
-    pub(super) fn carry_out(mut self, targets: &[Target]) -> Result<(), Failure> {
+    /// A session does not terminate, or the connection is lost.
+    pub(super) fn carry_out<'b>(mut self, targets: &[Target<'b>]) -> Result<Vec<&'b Backend>, Failure> {
         let can_ask = |target: &&Target| !self.force && is_living_holder(target, self.timing);
         let (asked, others): (Vec<&Target>, Vec<&Target>) = targets.iter().partition(can_ask);
-        for target in &asked {
-            self.check_authorization(target.backend)?;
-        }
         let start = Instant::now();
-        let mut terminated: Vec<(i32, &Backend)> = Vec::new();
         // Waiters first, or they would acquire the lock.
-        for Target { backend, .. } in others.into_iter().rev() {
-            let Some(pid) = backend.pid else { continue };
-            self.mark(pid)?;
-            if terminate(self.client, pid, backend)? {
-                terminated.push((pid, backend));
-            } else {
-                print(&format!("{backend} was already gone"))?;
-            }
-        }
+        let others: Vec<&Target> = others.into_iter().rev().collect();
+        let mut is_pglock_terminated = self.terminate_all(&others, "cannot be asked")?;
         let requests = self.request(&asked)?;
-        let unresponsive = self.await_release(&requests)?;
-        for request in &unresponsive {
-            message::notice(format_args!(
-                "{} did not react; terminating its session, although its job may still run",
-                request.backend
-            ));
-            if terminate(self.client, request.pid, request.backend)? {
-                terminated.push((request.pid, request.backend));
-            }
-        }
-        let pids: Vec<i32> = terminated.iter().map(|(pid, _)| *pid).collect();
-        wait_until_gone(self.client, &pids)?;
-        for Target { backend, .. } in targets {
-            let is_evicted = |pid: i32| pids.contains(&pid) || requests.iter().any(|request| request.pid == pid);
-            if backend.pid.is_some_and(is_evicted) {
-                print(&format!("evicted {backend}"))?;
-            }
-        }
-        if terminated.iter().any(|(_, backend)| backend.is_pglock()) {
+        let overdue = self.await_release(&requests)?;
+        let is_limit_unknown = |target: &&Target| target.backend.job_limit_seconds.is_none();
+        let (unknown, unresponsive): (Vec<&Target>, Vec<&Target>) = overdue.into_iter().partition(is_limit_unknown);
+        is_pglock_terminated |= self.terminate_all(&unresponsive, "did not react")?;
+        if is_pglock_terminated {
             sleep(MARK_HOLD_TIME.saturating_sub(start.elapsed()));
         }
         if !self.is_direct {
             let client = self.client.asking("to end the eviction");
             lock::end_transaction(client, EndStatement::Commit, QueryTag::ProgramOnly)?;
         }
-        Ok(())
+        Ok(unknown.into_iter().map(|target| target.backend).collect())
     }
 
+    /// Marks and terminates these sessions, in this order, waits until they are gone, and prints a line for each. Says
+    /// for which reason a holder is terminated, unless that is forced. Returns whether any is of a pglock.
+    ///
     /// # Errors
-    /// Our role may not terminate the session, or the connection is lost.
-    fn check_authorization(&mut self, backend: &Backend) -> Result<(), Failure> {
-        let pid = backend.pid.unwrap_or_default();
-        let own_role = "(SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)";
-        let sql = format!(
-            "SELECT {} AS authorized FROM pg_catalog.pg_stat_activity a WHERE pid = {pid}",
-            may_evict_condition(own_role, "a.usesysid")
-        );
-        let client = self.client.asking("for the right to evict the holder");
-        let result = QueryResult::fetch(client, &sql)?;
-        if result.get("authorized") == Some("f") {
-            return Err(unauthorized(backend));
+    /// A session does not terminate, or the connection is lost.
+    fn terminate_all(&mut self, targets: &[&Target], reason: &str) -> Result<bool, Failure> {
+        let mut terminated: Vec<(i32, &Target)> = Vec::new();
+        for target in targets.iter().copied() {
+            let Some(pid) = target.backend.pid else { continue };
+            self.mark(pid)?;
+            if terminate(self.client, pid, target.backend)? {
+                terminated.push((pid, target));
+            } else {
+                print(&format!("{} was already gone", target.backend))?;
+            }
         }
-        Ok(())
+        for (pid, Target { backend, is_holder }) in &terminated {
+            wait_until_gone(self.client, *pid)?;
+            if *is_holder && !self.force {
+                announce(backend, reason);
+            }
+            print(&format!("evicted {backend}"))?;
+        }
+        Ok(terminated.iter().any(|(_, target)| target.backend.is_pglock()))
     }
 
     /// Marks the eviction of this backend.
@@ -168,9 +151,10 @@ impl<'a> Eviction<'a> {
     ///
     /// # Errors
     /// The connection is lost, or standard output cannot be written.
-    fn request<'b>(&mut self, asked: &[&Target<'b>]) -> Result<Vec<Request<'b>>, Failure> {
+    fn request<'t, 'b>(&mut self, asked: &[&'t Target<'b>]) -> Result<Vec<Request<'t, 'b>>, Failure> {
         let mut requests = Vec::new();
-        for Target { backend, .. } in asked {
+        for target in asked.iter().copied() {
+            let backend = target.backend;
             let Some(pid) = backend.pid else { continue };
             self.mark(pid)?;
             // After a stall of the network, the job is dead only just at its limit.
@@ -181,19 +165,20 @@ impl<'a> Eviction<'a> {
             ))?;
             requests.push(Request {
                 pid,
-                backend,
+                target,
                 deadline: Instant::now() + limit,
             });
         }
         Ok(requests)
     }
 
-    /// Waits until the holders have no advisory lock any more. Returns those that still have one at their deadline.
+    /// Waits until the holders have no advisory lock any more, and prints a line for each that has none. Returns those
+    /// that still have one at their deadline.
     ///
     /// # Errors
-    /// The connection is lost.
-    fn await_release<'b, 'c>(&mut self, requests: &'c [Request<'b>]) -> Result<Vec<&'c Request<'b>>, Failure> {
-        let mut unresponsive = Vec::new();
+    /// The connection is lost, or standard output cannot be written.
+    fn await_release<'t, 'b>(&mut self, requests: &[Request<'t, 'b>]) -> Result<Vec<&'t Target<'b>>, Failure> {
+        let mut overdue = Vec::new();
         let mut pending: Vec<&Request> = requests.iter().collect();
         let mut next_notification = Instant::now();
         self.client.asking("for the release of the lock");
@@ -203,13 +188,19 @@ impl<'a> Eviction<'a> {
                 self.notify(&pending)?;
             }
             let holding = self.backends_with_locks(&pending)?;
-            pending.retain(|request| holding.contains(&request.pid));
+            let (still_pending, released): (Vec<&Request>, Vec<&Request>) =
+                pending.into_iter().partition(|request| holding.contains(&request.pid));
+            for request in released {
+                print(&format!("evicted {}", request.target.backend))?;
+            }
             let now = Instant::now();
-            unresponsive.extend(pending.iter().copied().filter(|request| now >= request.deadline));
-            pending.retain(|request| now < request.deadline);
+            let (late, in_time): (Vec<&Request>, Vec<&Request>) =
+                still_pending.into_iter().partition(|request| now >= request.deadline);
+            overdue.extend(late.iter().map(|request| request.target));
+            pending = in_time;
             sleep(RELEASE_POLL_INTERVAL);
         }
-        Ok(unresponsive)
+        Ok(overdue)
     }
 
     /// # Errors
@@ -235,7 +226,7 @@ impl<'a> Eviction<'a> {
         let sessions: Vec<String> = requests
             .iter()
             .map(|request| {
-                let application_name = key::sql_literal(&request.backend.application_name);
+                let application_name = key::sql_literal(&request.target.backend.application_name);
                 format!("(pid = {} AND application_name = {application_name})", request.pid)
             })
             .collect();
@@ -253,16 +244,17 @@ impl<'a> Eviction<'a> {
 /// Returns whether the session is one of a pglock that lives, as far as our role can see. The backend of a lock that
 /// was left in a pool bears the name of the pool's last client; but a living holder has sent a heartbeat within its
 /// limit.
-fn is_living_holder(target: &Target, timing: Timing) -> bool {
+pub(super) fn is_living_holder(target: &Target, timing: Timing) -> bool {
     let backend = target.backend;
-    if !target.is_holder || backend.pid.is_none() || !backend.is_pglock() {
+    let may_be_misnamed = backend.may_be_misnamed();
+    if !target.is_holder || backend.pid.is_none() || !(backend.is_pglock() || may_be_misnamed) {
         return false;
     }
     if backend.is_hidden {
         return true;
     }
     let limit = job_limit(backend, timing).as_secs_f64();
-    backend.job.is_some() && backend.idle_seconds.is_none_or(|idle| idle <= limit)
+    (backend.job.is_some() || may_be_misnamed) && backend.idle_seconds.is_none_or(|idle| idle <= limit)
 }
 
 /// Returns how long a holder may take to terminate its job: its own limit, or ours where it does not show one.

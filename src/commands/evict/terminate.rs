@@ -2,9 +2,11 @@
 
 use crate::connection::Client;
 use crate::inspect::backend::{Backend, FORGET_SESSIONS};
+use crate::inspect::eviction::may_evict_condition;
 use crate::key;
 use crate::lock::QueryResult;
 use crate::outcome::{ExitCode, Failure};
+use crate::ui::message;
 use postgres::error::SqlState;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -31,29 +33,47 @@ pub(super) fn terminate(client: &mut Client, pid: i32, shown: &Backend) -> Resul
     Ok(result.is_true("terminated"))
 }
 
-/// Waits until none of these backends holds or waits for an advisory lock.
+/// Says that a session was terminated although its pglock was not asked, or has not answered.
+pub(super) fn announce(backend: &Backend, reason: &str) {
+    message::notice(format_args!(
+        "{backend} {reason}; terminated its session, although its job may still run"
+    ));
+}
+
+/// Checks that our role may terminate the session.
 ///
 /// # Errors
-/// [`ExitCode::Conflict`] if one has not gone within [`TERMINATION_TIMEOUT`], or the connection is lost.
-pub(super) fn wait_until_gone(client: &mut Client, pids: &[i32]) -> Result<(), Failure> {
-    if pids.is_empty() {
-        return Ok(());
-    }
-    let list: Vec<String> = pids.iter().map(i32::to_string).collect();
-    let list = list.join(", ");
+/// [`ExitCode::Permission`] if it may not, or the connection is lost.
+pub(super) fn check_authorization(client: &mut Client, backend: &Backend) -> Result<(), Failure> {
+    let Some(pid) = backend.pid else { return Ok(()) };
+    let own_role = "(SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)";
     let sql = format!(
-        "SELECT EXISTS (\
-         SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid IN ({list})) AS present"
+        "SELECT {} AS authorized FROM pg_catalog.pg_stat_activity a WHERE pid = {pid}",
+        may_evict_condition(own_role, "a.usesysid")
+    );
+    let result = QueryResult::fetch(client.asking("for the right to evict the holder"), &sql)?;
+    if result.get("authorized") == Some("f") {
+        return Err(unauthorized(backend));
+    }
+    Ok(())
+}
+
+/// Waits until this backend neither holds nor waits for an advisory lock.
+///
+/// # Errors
+/// [`ExitCode::Conflict`] if it has not gone within [`TERMINATION_TIMEOUT`], or the connection is lost.
+pub(super) fn wait_until_gone(client: &mut Client, pid: i32) -> Result<(), Failure> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid = {pid}) AS present"
     );
     client.asking("for the terminated session");
     let start = Instant::now();
     while QueryResult::fetch(client, &sql)?.is_true("present") {
         if start.elapsed() > TERMINATION_TIMEOUT {
-            let backends = if pids.len() == 1 { "backend" } else { "backends" };
             return Err(Failure::msg(
                 ExitCode::Conflict,
                 format!(
-                    "{backends} {list} did not terminate within {}s",
+                    "backend {pid} did not terminate within {}s",
                     TERMINATION_TIMEOUT.as_secs()
                 ),
             ));

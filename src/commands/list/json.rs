@@ -44,7 +44,7 @@ struct LockObject<'a> {
 impl<'a> From<&'a Overview> for LockList<'a> {
     fn from(overview: &'a Overview) -> LockList<'a> {
         LockList {
-            complete: !overview.is_partial,
+            complete: !(overview.is_partial || overview.is_untracked),
             database: &overview.database,
             locks: overview.entries.iter().map(LockObject::from).collect(),
         }
@@ -120,6 +120,7 @@ mod tests {
             role: "postgres".into(),
             entries: vec![entry],
             is_partial: false,
+            is_untracked: false,
         }
     }
 

@@ -52,9 +52,9 @@ fn print_locks(client: &mut Client, options: &ListOptions) -> Result<bool, Failu
     loop {
         let client = client.asking("for the holders and waiters");
         let overview = Overview::fetch(client, &options.keys, PollingWaiters::Find)?;
-        if overview.is_partial && !is_warned {
-            message::notice(hidden_details(&overview.role));
-            is_warned = true;
+        if !is_warned {
+            print_limits(&overview);
+            is_warned = overview.is_partial || overview.is_untracked;
         }
         let text = match (options.json, options.watch) {
             (true, watch) => json(&overview, watch)?,
@@ -126,6 +126,19 @@ fn screen(overview: &Overview, keys: &[Key]) -> String {
     // Overwriting the previous screen, instead of clearing it first, avoids flicker.
     let screen = screen.join(&format!("{ERASE_TO_LINE_END}\r\n"));
     format!("{CURSOR_HOME}{screen}{ERASE_TO_LINE_END}{more}{ERASE_TO_SCREEN_END}")
+}
+
+/// Prints why details are missing.
+fn print_limits(overview: &Overview) {
+    if overview.is_partial {
+        message::notice(hidden_details(&overview.role));
+    }
+    if overview.is_untracked {
+        message::notice(
+            "the server does not record start times, jobs and polling waiters of some sessions; turn track_activities \
+             on for their roles to show them",
+        );
+    }
 }
 
 /// Returns the notice that the role cannot see everything, with the remedy.

@@ -38,7 +38,7 @@ fn assert_stopped_responding(output: &Output, question: &str) {
 #[test]
 fn a_server_that_falls_silent_ends_each_command() {
     const HOLDERS: &str = "for the holders and waiters";
-    const PHASES: [(&str, &[usize], &str); 18] = [
+    const PHASES: [(&str, &[usize], &str); 19] = [
         ("list", &[0], HOLDERS),
         ("list", &[1], HOLDERS),
         ("list", &[2], HOLDERS),
@@ -53,11 +53,12 @@ fn a_server_that_falls_silent_ends_each_command() {
         ("check", &[8], "for the test lock"),
         ("evict", &[0], HOLDERS),
         ("evict", &[1], HOLDERS),
-        ("evict", &[2], "to prepare the eviction"),
-        ("evict", &[3], "to mark the session for eviction"),
-        ("evict", &[4], "to terminate the session"),
+        ("evict", &[2], "for the right to evict the holder"),
+        ("evict", &[3], "to prepare the eviction"),
+        ("evict", &[4], "to mark the session for eviction"),
+        ("evict", &[5], "to terminate the session"),
         // It asks this as often as it takes.
-        ("evict", &[5], "for the terminated session"),
+        ("evict", &[6], "for the terminated session"),
     ];
     let server = Server::shared();
     for phases in PHASES.chunks(6) {

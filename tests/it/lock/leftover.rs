@@ -300,7 +300,14 @@ fn every_command_shows_the_leftover_and_evict_ends_it() {
         );
 
         let evict = pglock().args(["evict", "--key", "42", "--yes"]).output();
-        let text = String::from_utf8_lossy(&evict.code(0).silent().stdout).into_owned();
+        assert!(
+            evict
+                .code(0)
+                .to_string()
+                .contains(" cannot be asked; terminated its session"),
+            "{evict}"
+        );
+        let text = String::from_utf8_lossy(&evict.stdout).into_owned();
         let report = format!("evicted a session of the pool (backend {backend}");
         assert!(text.contains(&report) && text.ends_with("key 42 is free\n"), "{text}");
         pool.run(&["-k", "42", "-n", "true"]).output().code(0).silent();

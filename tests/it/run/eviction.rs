@@ -4,7 +4,7 @@ use crate::support::case::Case;
 use crate::support::journal::{Journal, state};
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Output, Pglock, Running};
-use crate::support::server::{SUPERUSER, Server, rows};
+use crate::support::server::{SUPERUSER, Server, number, rows};
 use crate::support::wait::{SOON, eventually};
 use crate::support::{hostname, repetitions, unique};
 use nix::sys::signal::{Signal, kill};
@@ -296,6 +296,116 @@ fn a_key_that_a_name_cannot_show_is_evicted_like_any_other() {
     }
 }
 
+/// P10, P75: a name that a user has made up does not tell which keys its pglock holds.
+#[test]
+fn a_holder_named_after_another_key_is_asked_before_it_is_terminated() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let roles = Roles::new(case.server);
+    case.sql(&format!("GRANT pg_signal_backend TO {}", roles.other));
+    let run = as_role(case.run(), &roles.owner).env("PGAPPNAME", "pglock:another-key");
+    let limits = ["--heartbeat", "0.5", "--kill-after", "0.7"];
+    let holder = run.args(limits).sh(&journal.stubborn_alone()).spawn();
+    journal.await_count("ready", 1);
+    let output = evict(as_role(case.server.pglock(), &roles.other), &case.key).output();
+    let text = output.code(0).to_string();
+    assert!(text.contains("\nwaiting for a session of the pool (backend "), "{text}");
+    assert_evicted(&holder.finish(), "", KILLED);
+    case.run().sh(&journal.alone()).output().code(0);
+    journal.assert_alone(2..=2);
+}
+
+/// P10, P75: how long a holder may take is not known to a role that does not see its query tag, or if the server does
+/// not record it: a slow holder is asked, but its session is not terminated.
+#[test]
+fn a_holder_whose_limit_is_hidden_is_not_terminated() {
+    for is_recorded in [true, false] {
+        let (case, journal) = (Case::new(), Journal::new());
+        let roles = Roles::new(case.server);
+        case.sql(&format!("GRANT pg_signal_backend TO {}", roles.other));
+        let evictor = if is_recorded {
+            as_role(case.server.pglock(), &roles.other)
+        } else {
+            case.sql(&format!("ALTER ROLE {} SET track_activities = off", roles.owner));
+            case.server.pglock()
+        };
+        let limits = ["--heartbeat", "0.3", "--kill-after", "60"];
+        let run = as_role(case.run(), &roles.owner).args(limits);
+        let holder = run.sh(&journal.recording("TERM")).spawn();
+        journal.await_count("ready", 1);
+        // Limits that the holder does not keep.
+        let evictor = evictor.env("PGLOCK_HEARTBEAT", "1").env("PGLOCK_KILL_AFTER", "0.1");
+        let output = evict(evictor, &case.key).output();
+        let text = output.code(75).to_string();
+        assert!(
+            text.contains(" was not evicted: its job may still be terminating"),
+            "{text}"
+        );
+        let cause = if is_recorded {
+            "GRANT pg_read_all_stats"
+        } else {
+            "track_activities is off"
+        };
+        assert!(text.contains(cause), "{text}");
+        assert!(!text.contains("did not react"), "{text}");
+        // The holder has been asked, and keeps the lock until its job is dead.
+        assert_eq!((journal.count("TERM"), case.locks().granted), (1, 1));
+        holder.signal(Signal::SIGUSR2);
+        holder.await_stderr(": evicted by ");
+        holder.finish().code(74);
+        assert_eq!(case.locks().granted, 0);
+    }
+}
+
+/// P75: whoever terminates a session that could not be asked is told so.
+#[test]
+fn a_job_without_its_pglock_may_still_run_and_evict_says_so() {
+    let case = Case::new();
+    let run = case.run().args(["--heartbeat", "0.3", "--kill-after", "0.1"]);
+    let holder = run.sh("echo $$; exec sleep 600").spawn();
+    holder.await_stdout("\n");
+    let job = Pid::from_raw(holder.stdout().trim().parse().unwrap());
+    await_heartbeats(&case);
+    holder.signal(Signal::SIGKILL);
+    let is_silent = format!(
+        "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'pglock:{} %' \
+         AND query_start < clock_timestamp() - interval '1 s'",
+        case.key
+    );
+    eventually(SOON, "no heartbeat", || !case.sql(&is_silent).is_empty());
+    let output = evict(case.server.pglock(), &case.key).output();
+    let expected = " cannot be asked; terminated its session, although its job may still run\n";
+    assert!(output.code(0).to_string().contains(expected), "{output}");
+    assert!(kill(job, None).is_ok(), "the job is dead");
+    kill(job, Signal::SIGKILL).unwrap();
+    let mut psql = case.client();
+    rows(&mut psql, &format!("SELECT pg_advisory_lock({})", number(&case.key)));
+    let output = evict(case.server.pglock(), &case.key).output();
+    assert!(output.code(0).to_string().contains(expected), "{output}");
+}
+
+/// P75: of several sessions, none is evicted if the role may not evict one of them, also if that one cannot be asked.
+#[test]
+fn all_sessions_are_evicted_or_none() {
+    let case = Case::new();
+    let roles = Roles::new(case.server);
+    case.sql(&format!("GRANT pg_signal_backend TO {}", roles.other));
+    let lock = format!("SELECT pg_advisory_lock_shared({})", number(&case.key));
+    let mut superuser = case.client();
+    rows(&mut superuser, &lock);
+    let mut config = case.server.config();
+    let mut owner = config.user(&roles.owner).dbname("postgres").connect(NoTls).unwrap();
+    rows(&mut owner, &lock);
+    let output = evict(as_role(case.server.pglock(), &roles.other), &case.key).output();
+    assert!(!output.code(77).to_string().contains("\nevicted "), "{output}");
+    assert_eq!(case.locks().granted, 2);
+    drop(superuser);
+    eventually(SOON, "the end of the superuser's session", || case.locks().granted == 1);
+    evict(as_role(case.server.pglock(), &roles.other), &case.key)
+        .output()
+        .code(0);
+    assert!(owner.simple_query("SELECT 1").is_err());
+}
+
 /// P75: a superuser's session is beyond `pg_signal_backend`, as for `pg_terminate_backend`.
 #[test]
 fn a_superusers_lock_is_not_for_others_to_evict() {
@@ -442,7 +552,7 @@ fn an_eviction_ends_the_minimum_hold() {
 #[test]
 fn a_stopped_holder_is_terminated_after_its_limit() {
     let (case, journal) = (Case::new(), Journal::new());
-    let run = case.run().args(["--heartbeat", "0.4", "--kill-after", "0.4"]);
+    let run = case.run().args(["--heartbeat", "0.4", "--kill-after", "2"]);
     let holder = run.sh(&journal.recording("TERM")).spawn();
     journal.await_count("ready", 1);
     await_heartbeats(&case);
@@ -451,7 +561,7 @@ fn a_stopped_holder_is_terminated_after_its_limit() {
     let output = evict(case.server.pglock(), &case.key).output();
     let text = String::from_utf8_lossy(&output.code(0).stderr).into_owned();
     assert!(
-        text.ends_with(" did not react; terminating its session, although its job may still run\n"),
+        text.ends_with(" did not react; terminated its session, although its job may still run\n"),
         "{output}"
     );
     assert!(output.took >= Duration::from_millis(1200), "{output}");
