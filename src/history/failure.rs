@@ -2,6 +2,7 @@
 
 use super::table::TableName;
 use crate::connection::final_if_session_lives;
+use crate::key::sql_literal;
 use crate::outcome::{ExitCode, Failure};
 use postgres::Error;
 use std::fmt::Display;
@@ -13,7 +14,8 @@ pub(crate) fn explain(error: Error, table: &TableName) -> Failure {
 
 /// Returns the failure of a query on the table, which was to `action` it. By SQLSTATE: 42501 lacks a privilege, 3F000
 /// and 42P01 lack the table; the rest of the classes 42 (wrong columns), 22 (wrong types) and 23 (constraints) show a
-/// table that `pglock init` has not created, or that has been altered.
+/// table that `pglock init` has not created, or that has been altered. But 23505 on `id` is of an identity behind its
+/// rows.
 pub(super) fn explain_use(error: Error, table: &TableName, action: &'static str) -> Failure {
     let Some(server_error) = error.as_db_error() else {
         return Failure::from(error);
@@ -28,6 +30,8 @@ pub(super) fn explain_use(error: Error, table: &TableName, action: &'static str)
             ),
         ),
         "42P01" | "3F000" => no_table(table),
+        // unique_violation; the detail names the column in every language.
+        "23505" if server_error.detail().is_some_and(|detail| detail.contains("(id)=")) => identity_behind(table),
         // feature_not_supported: a transaction that writes, on a standby; or a table with rules.
         // untranslatable_character: a key or a note that the encoding of the database does not have.
         "0A000" | "22P05" => Failure::msg(ExitCode::Config, format!("cannot {action} table {table}: {message}")),
@@ -39,6 +43,19 @@ pub(super) fn explain_use(error: Error, table: &TableName, action: &'static str)
         ),
         _ => final_if_session_lives(error).context(format!("cannot {action} table {table}")),
     }
+}
+
+/// Returns the failure for a table whose identity is behind its rows, as after a copy by logical replication.
+fn identity_behind(table: &TableName) -> Failure {
+    let name = table.sql();
+    Failure::msg(
+        ExitCode::Config,
+        format!(
+            "cannot record runs in table {table}: the next id is one that is taken, as after a copy of the rows alone; \
+             as its owner, run: SELECT setval(pg_get_serial_sequence({}, 'id'), max(id)) FROM {name}",
+            sql_literal(&name)
+        ),
+    )
 }
 
 /// Returns the failure for a table that does not exist.

@@ -58,15 +58,16 @@ pub(super) struct Index {
     pub definition: &'static str,
 }
 
-/// The indexes of version 1: for the runs of a key, for its successes, and for what is still running.
+/// The indexes of version 1: for the runs of a key, for its successes by their end, and for what is still running. A
+/// table of pglock 0.2 may lack the second, and have one of successes by `id` that is no longer used.
 pub(super) const INDEXES: &[Index] = &[
     Index {
         suffix: "_runs_idx",
         definition: "(number, id)",
     },
     Index {
-        suffix: "_successes_idx",
-        definition: "(number, id) WHERE outcome = 'ok'",
+        suffix: "_ends_idx",
+        definition: "(number, ended) WHERE outcome = 'ok'",
     },
     Index {
         suffix: "_running_idx",
@@ -147,7 +148,7 @@ mod tests {
         let names: HashSet<String> = names.collect();
         assert_eq!(names.len(), tables.len() * INDEXES.len(), "{names:?}");
         assert!(names.iter().all(|name| name.len() <= MAX_NAME_LEN), "{names:?}");
-        assert!(names.contains("t_successes_idx"));
+        assert!(names.contains("t_ends_idx"));
         let suffixes = || INDEXES.iter().map(|index| index.suffix);
         for (one, other) in suffixes().flat_map(|one| suffixes().map(move |other| (one, other))) {
             assert!(one == other || !one.ends_with(other), "{one} {other}");

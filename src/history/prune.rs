@@ -4,7 +4,7 @@
 
 use super::failure;
 use super::layout::Layout;
-use super::sql::WRITE_MODES;
+use super::sql::{WRITE_MODES, newest_success};
 use super::table::TableName;
 use super::types::RunOutcome;
 use crate::connection::Client;
@@ -41,7 +41,13 @@ pub(crate) fn prune_all(client: &mut Client, table: &TableName, layout: Layout) 
 /// them with it.
 fn batch_sql(table: &TableName, layout: Layout, last_id: i64) -> String {
     let name = table.sql();
-    let [running, ok] = [RunOutcome::Running, RunOutcome::Ok].map(RunOutcome::name);
+    let running = RunOutcome::Running.name();
+    let newest = newest_success(
+        &format!("{name} AS success"),
+        "success.number = batch.number",
+        layout.keep,
+        "success.id",
+    );
     format!(
         "WITH batch AS (\
          SELECT id, number, outcome, started < clock_timestamp() - make_interval(secs => {}) AS is_old \
@@ -49,8 +55,7 @@ fn batch_sql(table: &TableName, layout: Layout, last_id: i64) -> String {
          removed AS (\
          DELETE FROM {name} AS run WHERE run.id = ANY (ARRAY(\
          SELECT batch.id FROM batch WHERE is_old AND outcome <> '{running}' \
-         AND batch.id IS DISTINCT FROM (SELECT success.id FROM {name} AS success \
-         WHERE success.number = batch.number AND success.outcome = '{ok}' ORDER BY success.id DESC LIMIT 1))) \
+         AND batch.id IS DISTINCT FROM ({newest}))) \
          RETURNING run.id) \
          SELECT (SELECT count(*) FROM removed) AS removed, (SELECT max(id) FROM batch) AS last, \
          (SELECT bool_or(is_old) FROM batch) AS has_old",

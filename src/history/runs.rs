@@ -4,7 +4,7 @@
 //! table of any size.
 
 use super::failure;
-use super::sql::{interval_literal, seconds_between};
+use super::sql::{newest_success, seconds_between};
 use super::table::TableName;
 use super::types::RunOutcome;
 use crate::connection::Client;
@@ -17,6 +17,12 @@ use postgres::{SimpleQueryMessage, SimpleQueryRow};
 use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
+
+/// The condition that a row is of the key `key_number`.
+const OF_KEY: &str = "number = key_number";
+/// By how much the end of a success may be in the future, without an interval to compare it with. More is from a time
+/// when the clock of the server was wrong, and would count as the newest success until that time.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(3600);
 
 /// A recorded run. The texts are as they were recorded, by whatever client.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,7 +68,7 @@ pub(crate) struct RunFilter {
     pub failed: bool,
 }
 
-/// The newest success of a key.
+/// The success of a key that ended last.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct NewestSuccess {
     /// How long ago it ended.
@@ -76,7 +82,7 @@ pub(crate) struct NewestSuccess {
 pub(crate) struct KeySummary {
     /// When the newest run started.
     pub started: f64,
-    /// When the newest success ended.
+    /// When the success that ended last did so.
     pub succeeded: Option<f64>,
     /// How long the newest run that has ended took, in seconds.
     pub took: Option<f64>,
@@ -246,7 +252,7 @@ fn newest_runs_sql(table: &TableName, keys: &[KeyId], filter: RunFilter) -> Stri
     let rows = if keys.is_empty() {
         newest(&name, &conditions, last)
     } else {
-        conditions.push("number = key_number".to_owned());
+        conditions.push(OF_KEY.to_owned());
         let of_key = newest(&name, &conditions, last);
         format!(
             "SELECT run.* FROM {} CROSS JOIN LATERAL ({of_key}) AS run ORDER BY id DESC LIMIT {last}",
@@ -262,13 +268,12 @@ fn newest_runs_sql(table: &TableName, keys: &[KeyId], filter: RunFilter) -> Stri
 
 /// Returns the query for the newest successes.
 fn newest_successes_sql(table: &TableName, keys: &[KeyId], interval: Duration) -> String {
-    let condition = format!("ended < pg_catalog.clock_timestamp() + {}", interval_literal(interval));
     format!(
         "SELECT key_number AS number, {} AS age, run.host \
          FROM {} CROSS JOIN LATERAL ({}) AS run",
         seconds_between("run.ended", "clock_timestamp()"),
         key_numbers(keys),
-        newest_success(&table.sql(), Some(condition))
+        newest_success(&table.sql(), OF_KEY, interval, "*")
     )
 }
 
@@ -284,7 +289,7 @@ fn summaries_sql(table: &TableName, keys: &[KeyId]) -> String {
         )
     };
     let of_key = |condition: &str| {
-        let mut conditions = vec!["number = key_number".to_owned()];
+        let mut conditions = vec![OF_KEY.to_owned()];
         conditions.extend((!condition.is_empty()).then(|| condition.to_owned()));
         newest(&name, &conditions, 1)
     };
@@ -297,19 +302,9 @@ fn summaries_sql(table: &TableName, keys: &[KeyId]) -> String {
          SELECT number, outcome, count(*) AS runs FROM {name}{count_condition} GROUP BY number, outcome",
         seconds_between("finished.started", "finished.ended"),
         of_key(""),
-        newest_success(&name, None),
+        newest_success(&name, OF_KEY, CLOCK_TOLERANCE, "*"),
         of_key("ended IS NOT NULL"),
     )
-}
-
-/// Returns the query for the newest success of the key `key_number`, of those that meet the condition.
-fn newest_success(name: &str, condition: Option<String>) -> String {
-    let mut conditions = vec![
-        "number = key_number".to_owned(),
-        format!("outcome = '{}'", RunOutcome::Ok.name()),
-    ];
-    conditions.extend(condition);
-    newest(name, &conditions, 1)
 }
 
 /// Returns the query for the newest rows that meet these conditions.

@@ -58,24 +58,12 @@ pub(super) fn begin(table: &TableName, run: &NewRun, lock_timeout: Duration) -> 
             String::new(),
             "SELECT NULL AS age, NULL AS took, NULL AS host".to_owned(),
         ),
-        Some(interval) => (
-            format!(
-                " AND NOT EXISTS (SELECT FROM ({}) AS last \
-                 WHERE started > pg_catalog.clock_timestamp() - {})",
-                last_success(&name, &numbers, interval, "started"),
-                interval_literal(interval)
-            ),
-            last_success(
-                &name,
-                &numbers,
-                interval,
-                &format!(
-                    "{} AS age, {} AS took, host",
-                    seconds_between("started", "pg_catalog.clock_timestamp()"),
-                    seconds_between("started", "ended")
-                ),
-            ),
-        ),
+        Some(interval) => {
+            let age = seconds_between("started", "pg_catalog.clock_timestamp()");
+            let columns = format!("{age} AS age, {} AS took, host", seconds_between("started", "ended"));
+            let last = last_success(&name, &numbers, interval, &columns);
+            (format!(" AND NOT EXISTS ({last})"), last)
+        }
     };
     format!(
         "{}{abandon}\
@@ -89,14 +77,33 @@ pub(super) fn begin(table: &TableName, run: &NewRun, lock_timeout: Duration) -> 
     )
 }
 
-/// Returns the query for these columns of the newest success of a key. A start that is in the future by more than the
-/// interval is from a time when the clock was wrong.
+/// Returns the query for these columns of the last success of a key that started within the interval. A start that is
+/// in the future by more than the interval is from a time when the clock was wrong.
+///
+/// What counts is the start and not the `id`: the identity of a table that was copied may be behind its rows, and a run
+/// that was recorded while the clock was behind does not hide another. No success ends before its start, so the index
+/// of ends finds all of them; it needs a time that is the same in the whole statement.
 fn last_success(name: &str, numbers: &str, interval: Duration, columns: &str) -> String {
+    let interval = interval_literal(interval);
     format!(
         "SELECT {columns} FROM {name} WHERE number IN ({numbers}) AND outcome = '{}' \
-         AND started < pg_catalog.clock_timestamp() + {} ORDER BY id DESC LIMIT 1",
+         AND ended > pg_catalog.statement_timestamp() - {interval} \
+         AND started > pg_catalog.clock_timestamp() - {interval} \
+         AND started < pg_catalog.clock_timestamp() + {interval} ORDER BY started DESC LIMIT 1",
         RunOutcome::Ok.name(),
-        interval_literal(interval)
+    )
+}
+
+/// Returns the query for these columns of the success that ended last, of those that meet the condition. One that is in
+/// the future by more than the tolerance is from a time when the clock was wrong.
+///
+/// It need not be the one with the highest `id`: with `--slots` or `--shared`, a longer run may have ended later.
+pub(super) fn newest_success(name: &str, condition: &str, tolerance: Duration, columns: &str) -> String {
+    format!(
+        "SELECT {columns} FROM {name} WHERE {condition} AND outcome = '{}' \
+         AND ended < pg_catalog.clock_timestamp() + {} ORDER BY ended DESC LIMIT 1",
+        RunOutcome::Ok.name(),
+        interval_literal(tolerance)
     )
 }
 
@@ -165,8 +172,8 @@ pub(super) fn complete(table: &TableName, rows: &[i64], end: &RunEnd, lock_timeo
 }
 
 /// Returns the query that removes old runs of these keys, but not the newest success, nor what is still running. It
-/// examines the oldest runs only, so that it takes as long in a table of any size. The rows to remove are an array, or
-/// PostgreSQL could read the whole table to join them with it.
+/// examines the oldest of the others only, so that it takes as long in a table of any size. The rows to remove are an
+/// array, or PostgreSQL could read the whole table to join them with it.
 pub(super) fn prune(table: &TableName, ids: &[KeyId], keep: Duration, lock_timeout: Duration) -> String {
     let name = table.sql();
     let statements: Vec<String> = ids
@@ -174,13 +181,12 @@ pub(super) fn prune(table: &TableName, ids: &[KeyId], keep: Duration, lock_timeo
         .map(|id| {
             let number = number(*id);
             format!(
-                "DELETE FROM {name} WHERE id = ANY (ARRAY(SELECT id FROM (SELECT id, started, outcome FROM {name} \
-                 WHERE number = {number} ORDER BY id LIMIT {PRUNE_BATCH}) AS oldest \
-                 WHERE started < pg_catalog.clock_timestamp() - {} AND outcome <> '{}')) \
-                 AND id IS DISTINCT FROM ({})",
-                interval_literal(keep),
+                "DELETE FROM {name} WHERE id = ANY (ARRAY(SELECT id FROM (SELECT id, started FROM {name} \
+                 WHERE number = {number} AND outcome <> '{}' ORDER BY id LIMIT {PRUNE_BATCH}) AS oldest \
+                 WHERE started < pg_catalog.clock_timestamp() - {})) AND id IS DISTINCT FROM ({})",
                 RunOutcome::Running.name(),
-                last_success(&name, &number, keep, "id")
+                interval_literal(keep),
+                newest_success(&name, &format!("number = {number}"), keep, "id")
             )
         })
         .collect();

@@ -296,6 +296,16 @@ fn ok_within_requires_the_newest_success_of_each_key() {
         ],
     );
     assert_eq!(check(&["--ok-within", "1h", "--key", "long"]).stdout(), "");
+    // A shorter run of another slot was recorded later, and ended earlier.
+    table.insert("long", &[("ended", "now() - interval '2h'"), ("slot", "1")]);
+    assert_eq!(check(&["--ok-within", "1h", "--key", "long"]).stdout(), "");
+    let metrics = table.history(&["--metrics", "--key", "long"]).output().stdout();
+    let line = metrics
+        .lines()
+        .find(|line| line.starts_with("pglock_last_success_timestamp_seconds{"));
+    let ended: f64 = line.unwrap().rsplit_once(' ').unwrap().1.parse().unwrap();
+    let now: f64 = table.value("SELECT extract(epoch FROM now())").parse().unwrap();
+    assert!((50.0..1800.0).contains(&(now - ended)), "{metrics}");
 }
 
 #[test]

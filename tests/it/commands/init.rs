@@ -60,7 +60,7 @@ fn init_can_be_repeated_and_keeps_the_setting() {
         "Runs recorded by pglock: version 1, kept for 129600 s"
     );
     // What is missing is created again, and a later version's mark and columns stay.
-    table.sql("DROP INDEX pglock_run_successes_idx");
+    table.sql("DROP INDEX pglock_run_ends_idx");
     table.sql("ALTER TABLE pglock_run ADD later text");
     table.sql("COMMENT ON TABLE pglock_run IS 'Runs recorded by pglock: version 2, kept for 60 s'");
     assert_eq!(

@@ -130,6 +130,63 @@ fn a_start_in_the_future_counts_for_an_interval() {
     run().output().code(75);
 }
 
+/// P102: what counts is the start of a success, and not in which order the rows were numbered: the identity may be
+/// behind the rows of a table that was copied, and a run may have been recorded while the clock of the server was
+/// behind.
+#[test]
+fn the_last_start_counts_whatever_its_id() {
+    let table = RunTable::new();
+    let run = |key: &str| table.run(key).args(["--once-per", "20h", "true"]).output();
+    let yesterday = [
+        ("started", "now() - interval '25h'"),
+        ("ended", "now() - interval '25h'"),
+    ];
+    table.sql("ALTER TABLE pglock_run ALTER id RESTART WITH 1000000");
+    table.insert("copied", &yesterday);
+    table.sql("ALTER TABLE pglock_run ALTER id RESTART WITH 1");
+    run("copied").code(0).silent();
+    run("copied").code(75);
+    table.insert("behind", &[]);
+    table.insert("behind", &yesterday);
+    let line = run("behind").code(75).stderr_line();
+    assert!(line.starts_with("key \"behind\" last succeeded 1h ago"), "{line}");
+    assert_eq!(table.runs("copied").len() + table.runs("behind").len(), 4);
+}
+
+/// P102: the last success is found by an index, in a table of any size.
+#[test]
+fn a_large_table_is_not_read() {
+    let server = Server::with(&["log_statement=all"]);
+    let table = RunTable::on(&server);
+    table.sql(
+        "INSERT INTO pglock_run (key, number, mode, host, pid, job, waited, started, ended, exit_status, outcome) \
+         SELECT '7', '7', 'exclusive', 'h', 1, 'true', 0, now() - n * interval '1 min', now() - n * interval '1 min', \
+         0, 'ok' FROM generate_series(100000, 100, -1) AS n",
+    );
+    table.sql("VACUUM ANALYZE pglock_run");
+    let before = server.log().len();
+    table
+        .run("7")
+        .args(["--once-per", "1h", "true"])
+        .output()
+        .code(0)
+        .silent();
+    let log = server.log()[before..].to_owned();
+    let is_query = |text: &&str| text.contains("pglock_run") && text.starts_with(['U', 'I', 'S', 'D']);
+    let queries: Vec<&str> = log.lines().flat_map(|line| line.split("; ")).filter(is_query).collect();
+    assert!(queries.iter().any(|query| query.starts_with("INSERT ")), "{log}");
+    assert!(queries.iter().any(|query| query.starts_with("DELETE ")), "{log}");
+    for query in queries {
+        let plan = table.sql(&format!("EXPLAIN (COSTS off) {query}")).concat().join("\n");
+        assert!(
+            !plan.contains("Seq Scan") && !plan.contains("Sort Method"),
+            "{query}\n{plan}"
+        );
+        let is_by_end = !query.contains("ended > ") || plan.contains("pglock_run_ends_idx");
+        assert!(is_by_end, "{query}\n{plan}");
+    }
+}
+
 /// P102: where others could look at the same time, it could not be kept.
 #[test]
 fn it_needs_a_single_exclusive_lock() {

@@ -477,6 +477,45 @@ fn a_lock_that_is_lost_while_its_run_is_prepared_is_left_alone_at_first() {
     }
 }
 
+/// P100: the rows of a table can be copied without its identity, by logical replication or COPY. The remedy is SQL.
+#[test]
+fn an_identity_behind_its_rows_is_named_with_its_remedy() {
+    let table = RunTable::new();
+    table.insert("k", &[]);
+    table.sql("ALTER TABLE pglock_run ALTER id RESTART WITH 1");
+    let run = || table.run("k").args(["--record", "echo", "the job ran"]).output();
+    let line = run().code(78).stderr_line();
+    let (_, remedy) = line.split_once(", run: ").unwrap_or_else(|| panic!("{line}"));
+    table.sql(remedy);
+    assert_eq!(run().code(0).stdout(), "the job ran\n");
+}
+
+/// P103: runs that count as running, however many, do not keep older ones from being removed.
+#[test]
+fn old_runs_are_removed_behind_many_that_are_running() {
+    let table = RunTable::without_table();
+    table.init(&["--keep", "10d"]).output().stdout();
+    let old = "now() - interval '11 days'";
+    table.insert(
+        "k",
+        &[
+            ("outcome", "'running'"),
+            ("started", old),
+            ("ended", "NULL"),
+            ("slot", "1"),
+        ],
+    );
+    table.sql(
+        "INSERT INTO pglock_run (key, number, mode, slot, host, pid, job, waited, started, outcome) \
+         SELECT key, number, mode, slot, host, pid, job, waited, started, outcome \
+         FROM pglock_run, generate_series(1, 600)",
+    );
+    table.insert("k", &[("outcome", "'failed'"), ("started", old), ("ended", old)]);
+    table.run("k").args(["--record", "true"]).output().code(0).silent();
+    let counts = table.sql("SELECT outcome, count(*) FROM pglock_run GROUP BY outcome ORDER BY outcome");
+    assert_eq!(counts, [["ok", "1"], ["running", "601"]]);
+}
+
 /// P101: the wait can end while the run is being recorded. No job starts, so no run is left in the table.
 #[test]
 fn a_wait_that_ends_while_its_run_is_recorded_leaves_no_run() {
