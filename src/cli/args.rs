@@ -363,7 +363,7 @@ pub(super) struct CheckArgs {
     after_long_help = format!("{}\n{}", help::exit_table("key"), help::scheme_table())
 )]
 pub(super) struct KeyArgs {
-    /// Keys, as for run --key
+    /// Keys, as for run --key; write -- before a pair A,B with a negative A
     #[arg(required_unless_present = "hash", value_parser = Key::parse)]
     #[arg(allow_negative_numbers = true, value_name = "NAME")]
     pub names: Vec<Key>,
