@@ -15,6 +15,10 @@ pub(super) const WRITE_MODES: &str = "ISOLATION LEVEL READ COMMITTED READ WRITE"
 /// How many of a key's oldest runs a holder examines for removal.
 const PRUNE_BATCH: u32 = 500;
 
+/// By how much longer than within the interval the success that prevented a run is looked for, to describe it. Its start
+/// leaves the interval while the query runs.
+const DESCRIPTION_ALLOWANCE: Duration = Duration::from_secs(3600);
+
 /// Returns the settings of such a transaction. Its commit waits for the disk of this server and for no standby: one
 /// that is away must not stop a job. A table that someone has locked must not either.
 fn write_settings(lock_timeout: Duration) -> String {
@@ -61,8 +65,9 @@ pub(super) fn begin(table: &TableName, run: &NewRun, lock_timeout: Duration) -> 
         Some(interval) => {
             let age = seconds_between("started", "pg_catalog.clock_timestamp()");
             let columns = format!("{age} AS age, {} AS took, host", seconds_between("started", "ended"));
-            let last = last_success(&name, &numbers, interval, &columns);
-            (format!(" AND NOT EXISTS ({last})"), last)
+            let last = |within, columns: &str| last_success(&name, &numbers, within, interval, columns);
+            let described = last(interval + DESCRIPTION_ALLOWANCE, &columns);
+            (format!(" AND NOT EXISTS ({})", last(interval, "")), described)
         }
     };
     format!(
@@ -77,20 +82,21 @@ pub(super) fn begin(table: &TableName, run: &NewRun, lock_timeout: Duration) -> 
     )
 }
 
-/// Returns the query for these columns of the last success of a key that started within the interval. A start that is
-/// in the future by more than the interval is from a time when the clock was wrong.
+/// Returns the query for these columns of the last success of a key that started within this time. A start that is in
+/// the future by more than the tolerance is from a time when the clock was wrong.
 ///
 /// What counts is the start and not the `id`: the identity of a table that was copied may be behind its rows, and a run
 /// that was recorded while the clock was behind does not hide another. No success ends before its start, so the index
 /// of ends finds all of them; it needs a time that is the same in the whole statement.
-fn last_success(name: &str, numbers: &str, interval: Duration, columns: &str) -> String {
-    let interval = interval_literal(interval);
+fn last_success(name: &str, numbers: &str, within: Duration, tolerance: Duration, columns: &str) -> String {
+    let within = interval_literal(within);
     format!(
         "SELECT {columns} FROM {name} WHERE number IN ({numbers}) AND outcome = '{}' \
-         AND ended > pg_catalog.statement_timestamp() - {interval} \
-         AND started > pg_catalog.clock_timestamp() - {interval} \
-         AND started < pg_catalog.clock_timestamp() + {interval} ORDER BY started DESC LIMIT 1",
+         AND ended > pg_catalog.statement_timestamp() - {within} \
+         AND started > pg_catalog.clock_timestamp() - {within} \
+         AND started < pg_catalog.clock_timestamp() + {} ORDER BY started DESC LIMIT 1",
         RunOutcome::Ok.name(),
+        interval_literal(tolerance)
     )
 }
 
