@@ -21,8 +21,8 @@ pub(crate) struct Evictor {
 }
 
 /// Returns who evicts the backend with this process ID, if a `pglock evict` has marked it. An authorized one comes
-/// first. Must be asked by a session of the role that the backend's session has: the holder itself asks within the
-/// transaction to which its lock may belong, where any error would release the lock.
+/// first, and of these one that forces it. Must be asked by a session of the role that the backend's session has: the
+/// holder itself asks within the transaction to which its lock may belong, where any error would release the lock.
 ///
 /// # Errors
 /// The server reports an error, or the connection is lost.
@@ -38,7 +38,7 @@ pub(crate) fn find_evictor(client: &mut Client, backend_pid: i32) -> Result<Opti
          FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
          CROSS JOIN (SELECT usesysid FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()) AS own \
          WHERE l.locktype = 'advisory' AND l.objsubid = {objsubid} AND l.classid = {classid} AND l.objid = {objid} \
-         AND l.granted ORDER BY authorized DESC LIMIT 1",
+         AND l.granted ORDER BY authorized DESC, forced DESC LIMIT 1",
     );
     let result = QueryResult::fetch(client, &sql)?;
     let application_name = result.get("application_name").unwrap_or_default();

@@ -113,6 +113,9 @@ fn evict(
 fn not_evicted_failure(backend: &Backend) -> Failure {
     let reason = match backend.pid {
         None => "end it with ROLLBACK PREPARED or COMMIT PREPARED".to_owned(),
+        Some(_) if backend.is_leftover => {
+            "it has the name of a pglock that may hold the lock; try again, or use --force".to_owned()
+        }
         Some(_) => {
             let cause = match (backend.is_untracked, backend.is_hidden) {
                 (true, _) => "is not recorded, because track_activities is off for it",

@@ -1,6 +1,6 @@
 //! Requesting holders to give up the lock.
 
-use super::terminate::{announce, terminate, wait_until_gone};
+use super::terminate::{announce, has_advisory_lock, terminate, wait_until_gone};
 use crate::cli::EvictOptions;
 use crate::connection::Client;
 use crate::inspect::backend::{Backend, FORGET_SESSIONS};
@@ -82,13 +82,16 @@ impl<'a> Eviction<'a> {
         let start = Instant::now();
         // Waiters first, or they would acquire the lock.
         let others: Vec<&Target> = others.into_iter().rev().collect();
-        let mut is_pglock_terminated = self.terminate_all(&others, "cannot be asked")?;
+        let terminated = self.terminate_each(&others)?;
         let requests = self.request(&asked)?;
+        self.await_end(&terminated, "cannot be asked")?;
         let overdue = self.await_release(&requests)?;
         let is_limit_unknown = |target: &&Target| target.backend.job_limit_seconds.is_none();
         let (unknown, unresponsive): (Vec<&Target>, Vec<&Target>) = overdue.into_iter().partition(is_limit_unknown);
-        is_pglock_terminated |= self.terminate_all(&unresponsive, "did not react")?;
-        if is_pglock_terminated {
+        let terminated_late = self.terminate_each(&unresponsive)?;
+        self.await_end(&terminated_late, "did not react")?;
+        let mut terminated = terminated.iter().chain(&terminated_late);
+        if terminated.any(|(_, target)| target.backend.is_pglock()) {
             sleep(MARK_HOLD_TIME.saturating_sub(start.elapsed()));
         }
         if !self.is_direct {
@@ -98,13 +101,12 @@ impl<'a> Eviction<'a> {
         Ok(unknown.into_iter().map(|target| target.backend).collect())
     }
 
-    /// Marks and terminates these sessions, in this order, waits until they are gone, and prints a line for each. Says
-    /// for which reason a holder is terminated, unless that is forced. Returns whether any is of a pglock.
+    /// Marks and terminates these sessions, in this order. Returns those that were still there.
     ///
     /// # Errors
-    /// A session does not terminate, or the connection is lost.
-    fn terminate_all(&mut self, targets: &[&Target], reason: &str) -> Result<bool, Failure> {
-        let mut terminated: Vec<(i32, &Target)> = Vec::new();
+    /// Our role lacks the privilege, or the connection is lost.
+    fn terminate_each<'t, 'b>(&mut self, targets: &[&'t Target<'b>]) -> Result<Vec<(i32, &'t Target<'b>)>, Failure> {
+        let mut terminated = Vec::new();
         for target in targets.iter().copied() {
             let Some(pid) = target.backend.pid else { continue };
             self.mark(pid)?;
@@ -114,14 +116,23 @@ impl<'a> Eviction<'a> {
                 print(&format!("{} was already gone", target.backend))?;
             }
         }
-        for (pid, Target { backend, is_holder }) in &terminated {
+        Ok(terminated)
+    }
+
+    /// Waits until these sessions are gone, and prints a line for each. Says for which reason a holder was terminated,
+    /// unless that is forced.
+    ///
+    /// # Errors
+    /// A session does not terminate, or the connection is lost.
+    fn await_end(&mut self, terminated: &[(i32, &Target)], reason: &str) -> Result<(), Failure> {
+        for (pid, Target { backend, is_holder }) in terminated {
             wait_until_gone(self.client, *pid)?;
             if *is_holder && !self.force {
                 announce(backend, reason);
             }
             print(&format!("evicted {backend}"))?;
         }
-        Ok(terminated.iter().any(|(_, target)| target.backend.is_pglock()))
+        Ok(())
     }
 
     /// Marks the eviction of this backend.
@@ -191,7 +202,12 @@ impl<'a> Eviction<'a> {
             let (still_pending, released): (Vec<&Request>, Vec<&Request>) =
                 pending.into_iter().partition(|request| holding.contains(&request.pid));
             for request in released {
-                print(&format!("evicted {}", request.target.backend))?;
+                // The pool has lent the session to another client, and the lock that was left there is still held.
+                if request.target.backend.is_leftover && has_advisory_lock(self.client, request.pid)? {
+                    overdue.push(request.target);
+                } else {
+                    print(&format!("evicted {}", request.target.backend))?;
+                }
             }
             let now = Instant::now();
             let (late, in_time): (Vec<&Request>, Vec<&Request>) =

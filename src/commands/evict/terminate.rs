@@ -58,17 +58,25 @@ pub(super) fn check_authorization(client: &mut Client, backend: &Backend) -> Res
     Ok(())
 }
 
+/// Returns whether this backend holds or waits for an advisory lock.
+///
+/// # Errors
+/// The connection is lost.
+pub(super) fn has_advisory_lock(client: &mut Client, pid: i32) -> Result<bool, Failure> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid = {pid}) AS present"
+    );
+    Ok(QueryResult::fetch(client, &sql)?.is_true("present"))
+}
+
 /// Waits until this backend neither holds nor waits for an advisory lock.
 ///
 /// # Errors
 /// [`ExitCode::Conflict`] if it has not gone within [`TERMINATION_TIMEOUT`], or the connection is lost.
 pub(super) fn wait_until_gone(client: &mut Client, pid: i32) -> Result<(), Failure> {
-    let sql = format!(
-        "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid = {pid}) AS present"
-    );
     client.asking("for the terminated session");
     let start = Instant::now();
-    while QueryResult::fetch(client, &sql)?.is_true("present") {
+    while has_advisory_lock(client, pid)? {
         if start.elapsed() > TERMINATION_TIMEOUT {
             return Err(Failure::msg(
                 ExitCode::Conflict,

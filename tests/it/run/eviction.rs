@@ -208,16 +208,17 @@ fn as_role(run: Pglock, role: &str) -> Pglock {
     run.env("PGUSER", role).env("PGDATABASE", "postgres")
 }
 
-/// Waits until the holder of the case has sent two more heartbeats, so that it has seen whatever there is to see.
+/// Waits until the holder of the case has sent two more heartbeats, so that it has seen whatever there is to see. After
+/// each, it looks for the evictor if it is marked.
 #[track_caller]
 fn await_heartbeats(case: &Case) {
     let name = format!("application_name LIKE 'pglock:{} %'", case.key);
-    let sent = format!("SELECT query_start FROM pg_stat_activity WHERE {name} AND query LIKE '/* pglock holds %'");
-    let mut heartbeats = vec![case.value(&sent)];
+    let sent = format!("SELECT query_start FROM pg_stat_activity WHERE {name} AND query LIKE '/* pglock %'");
+    let mut queries = vec![case.value(&sent)];
     eventually(SOON, "two heartbeats", || {
-        heartbeats.push(case.value(&sent));
-        heartbeats.dedup();
-        heartbeats.len() > 3
+        queries.push(case.value(&sent));
+        queries.dedup();
+        queries.len() > 5
     });
 }
 
@@ -356,7 +357,7 @@ fn a_holder_whose_limit_is_hidden_is_not_terminated() {
     }
 }
 
-/// P75: whoever terminates a session that could not be asked is told so.
+/// P75: `pglock evict` says so if it terminates a session that it could not ask.
 #[test]
 fn a_job_without_its_pglock_may_still_run_and_evict_says_so() {
     let case = Case::new();
@@ -510,6 +511,25 @@ fn force_frees_the_lock_at_once() {
     let ended = holder.finish();
     let line = ended.code(74).stderr_line();
     assert!(line.contains(" (evicted by ") && line.ends_with(KILLED), "{line}");
+}
+
+/// P75: also while another requester waits for the job.
+#[test]
+fn force_frees_the_lock_at_once_beside_another_eviction() {
+    for _ in 0..3 {
+        let (case, journal) = (Case::new(), Journal::new());
+        let run = case.run().args(["--kill-after", "4"]);
+        let holder = run.sh(&journal.stubborn_alone()).spawn();
+        journal.await_count("ready", 1);
+        let patient = evict(case.server.pglock(), &case.key).spawn();
+        patient.await_stdout("waiting for ");
+        evict(case.server.pglock(), &case.key).arg("--force").output().code(0);
+        case.run().args(["-n", "true"]).output().code(0).silent();
+        let pids = journal.pids();
+        assert!(pids.iter().all(|pid| state(*pid).is_some()), "the job is dead already");
+        patient.finish().code(0);
+        holder.finish().code(74);
+    }
 }
 
 /// P23, P75
