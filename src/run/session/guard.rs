@@ -46,6 +46,8 @@ const CLAIM_TIME: Duration = Duration::from_millis(600);
 const CLAIM_RETRY_PAUSE: Duration = Duration::from_millis(1);
 /// How long a loser behind a pooler claims its key at a time: longer than a waiter pauses between two looks.
 const CLAIM_PERIOD: Duration = Duration::from_millis(150);
+/// Of how many missing keys each is looked up for the message that names who has them.
+const MAX_LOOKED_UP_KEYS: usize = 20;
 /// The longest uninterrupted wait in the server's queue: well below what a server may take to reply.
 const CLAIM_SLICE: Duration = Duration::from_millis(100);
 /// The same while several keys are missing: the others may be free by now, and a newcomer does not look for a claim.
@@ -120,7 +122,7 @@ impl Guard<'_> {
                     if unexplained.take().is_some() {
                         self.reporter.report(SessionEvent::LossExplained { evictor: None });
                     }
-                    // What is wrong with the settings, or with the server's, may be wrong for a moment only, and to try
+                    // What is wrong with the settings, or with the server's, may be wrong temporarily, and to try
                     // again does no harm. Less often, because a server may lock out a role that fails to log in.
                     if failure.code != ExitCode::Unavailable {
                         pause = MAX_PAUSE;
@@ -220,10 +222,10 @@ impl Guard<'_> {
     fn try_key(&self, client: &mut Client, application_name: String) -> Result<GuardTry, Failure> {
         let options = &self.plan.options;
         let server_limit = options.policy.timing.server_limit();
-        // On a direct connection a session's lock, which the server queues, and which keeps those of several keys that
-        // are free: a transaction that finds one of them taken is rolled back, and loses the others with it.
+        // Of several keys, a session's lock on a direct connection keeps those that are free. A transaction that finds
+        // one of them taken is rolled back, and loses the others with it.
         let choice = match options.scope {
-            ScopeChoice::Transaction => ScopeChoice::Auto,
+            ScopeChoice::Transaction if options.keys.len() > 1 => ScopeChoice::Auto,
             choice => choice,
         };
         let client_info = ClientInfo {
@@ -283,8 +285,8 @@ impl Guard<'_> {
         })
     }
 
-    /// Waits in the server's queue for the first key that is missing, and takes the others as soon as they are free. All
-    /// are claimed, so a waiter that is granted one of them releases it.
+    /// Waits in the server's queue for the first key that is missing, and takes the others as soon as they are free.
+    /// All are claimed, so a waiter that is granted one of them releases it.
     ///
     /// Another pglock that holds the first and waits for another one waits no longer than until the old job is dead.
     ///
@@ -380,18 +382,20 @@ impl WaitObserver for GuardObserver<'_> {
 
 /// Returns the message that names a client that has keys of the lock now, and those of `keys`, if there is one.
 fn taken_message(client: &mut Client, lock: &Lock, keys: &[Key], takers: Takers) -> Option<String> {
-    let ids = lock.ids().iter();
-    let taken: Vec<(KeyId, Vec<Backend>)> = ids
-        .map(|id| (*id, find_takers(client, *id, lock.mode, takers)))
-        .collect();
-    let taker = taken.iter().find_map(|(_, takers)| takers.first())?;
-    let is_its = |id: &KeyId| {
-        let has_key = |takers: &[Backend]| takers.iter().any(|other| other.pid == taker.pid);
-        taken.iter().any(|(taken_id, takers)| taken_id == id && has_key(takers))
-    };
+    let taker = find_takers(client, lock.ids(), lock.mode, takers).into_iter().next()?;
     let ids = lock::key_ids(client, keys).unwrap_or_default();
-    let given = keys.iter().zip(&ids);
-    let its_keys: Vec<Key> = given.filter(|(_, id)| is_its(id)).map(|(key, _)| key.clone()).collect();
+    let missing = keys.iter().zip(ids).filter(|(_, id)| lock.ids().contains(id));
+    // A look for each of many keys would take too long: the guard is not in the queue yet.
+    let mut is_its = |id: KeyId| {
+        lock.ids().len() > MAX_LOOKED_UP_KEYS || {
+            let found = find_takers(client, &[id], lock.mode, takers);
+            found.iter().any(|other| other.pid == taker.pid)
+        }
+    };
+    let its_keys: Vec<Key> = missing
+        .filter(|(_, id)| is_its(*id))
+        .map(|(key, _)| key.clone())
+        .collect();
     // A slot has a key of its own, which was not given.
     let named = if its_keys.is_empty() { keys } else { &its_keys };
     let was = if named.len() == 1 { "was" } else { "were" };
@@ -399,9 +403,9 @@ fn taken_message(client: &mut Client, lock: &Lock, keys: &[Key], takers: Takers)
     Some(format!("{subject} {was} acquired by {taker} before the job was dead"))
 }
 
-/// Returns the other clients that have this key now.
-fn find_takers(client: &mut Client, id: KeyId, mode: Mode, takers: Takers) -> Vec<Backend> {
-    let mut found = holders::find(client, &[id], QueryTag::ProgramOnly).unwrap_or_default();
+/// Returns the other clients that have one of these keys now.
+fn find_takers(client: &mut Client, ids: &[KeyId], mode: Mode, takers: Takers) -> Vec<Backend> {
+    let mut found = holders::find(client, ids, QueryTag::ProgramOnly).unwrap_or_default();
     let instance_id = name::instance_id();
     found.retain(|holder| {
         // Which the server may still be ending.
