@@ -37,6 +37,9 @@ const GUARD_RELEASE_LIMIT: Duration = Duration::from_millis(200);
 const STATUS_UPDATE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often to check whether any process of a job that is being terminated is left.
 const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// How long after SIGKILL a process counts as one that cannot be killed, and how often to check it then.
+const UNKILLABLE_AFTER: Duration = Duration::from_secs(5);
+const UNKILLABLE_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs the command under the lock and returns how pglock exits. The wait is counted from `started_at`.
 ///
@@ -473,6 +476,16 @@ impl Supervisor {
         self.report_loss(|program| format!("terminating {program}"));
     }
 
+    /// Returns how long to wait until the next look for processes of a job that is being terminated: longer, if they
+    /// can apparently not be killed.
+    fn termination_poll_interval(&self) -> Duration {
+        let limit = self.options.policy.timing.kill_after + UNKILLABLE_AFTER;
+        match &self.loss {
+            Some(loss) if loss.noticed_at.elapsed() > limit => UNKILLABLE_POLL_INTERVAL,
+            _ => TERMINATION_POLL_INTERVAL,
+        }
+    }
+
     /// Notes which processes of a job that was terminated are left.
     fn note_survivors(&mut self, job: &Job) {
         if let Some(loss) = self
@@ -554,7 +567,7 @@ impl Supervisor {
             .deadline()
             .map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let interval = if self.state.is_draining() {
-            Some(TERMINATION_POLL_INTERVAL)
+            Some(self.termination_poll_interval())
         } else if self.progress.is_some() || (self.service_manager.is_some() && self.held.is_none()) {
             Some(STATUS_UPDATE_INTERVAL)
         } else {

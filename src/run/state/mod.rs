@@ -261,7 +261,7 @@ impl RunState {
             }
             (Event::GroupEmpty, Some(_)) => self.finish_drained(now),
             (Event::LockLost, _) => self.lose_lock_while_evicted(),
-            // The lock is still held, and stays so while the job lives. `pglock evict` does not wait indefinitely.
+            // The lock is still held, and stays so until the process has ended or the evictor terminates the session.
             (Event::GroupAlive, Some(_)) if self.is_evicted => {
                 let leader_exited_at = Some(now);
                 self.phase = Phase::Killing { leader_exited_at };

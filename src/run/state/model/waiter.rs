@@ -33,7 +33,8 @@ impl World {
         client.memory.has_answered_here = true;
     }
 
-    /// Returns whether only an answer may end the client's wait. A silent server may end it as well, and so may an evictor.
+    /// Returns whether only an answer may end the client's wait. A silent server may end it as well, and so may an
+    /// evictor.
     pub(super) fn must_endure(&self, number: usize) -> bool {
         let client = &self.clients[number];
         let is_evicted = self.evictor.is_some();
