@@ -51,7 +51,7 @@ pub(crate) struct ConnectError {
     pub tls_failure: Option<TlsFailure>,
     /// The connection was encrypted.
     pub is_encrypted: bool,
-    /// The server refused us before authentication was complete, and not only for the moment: pg_hba.conf may have
+    /// The server refused us before authentication was complete, and not temporarily: pg_hba.conf may have
     /// another rule for the same connection with TLS, or without.
     pub is_refused_before_authentication: bool,
     /// The server requested a password, and there is none.

@@ -21,9 +21,9 @@ pub(super) struct LockRow {
     pub(super) backend: Backend,
 }
 
-/// Returns all advisory locks of the database but eviction marks, receipts and claims. Those of our own session were left
-/// behind in it: this session takes none. PostgreSQL 14 and later know since when a session has waited; before, it is
-/// when the query began.
+/// Returns all advisory locks of the database but eviction marks, receipts and claims. Those of our own session were
+/// left behind in it: this session takes none. PostgreSQL 14 and later know since when a session has waited; before, it
+/// is when the query began.
 ///
 /// # Errors
 /// The connection is lost, or the query fails.

@@ -412,8 +412,8 @@ fn read_first_result(result: &QueryResult, client_info: &ClientInfo) -> Result<S
 
 /// Runs a probe. The pauses between probes are at most `longest_pause`, unless a probe is slow.
 ///
-/// Most tries of a waiter end with one. It is one message, a transaction of its own: what it acquires is released before
-/// its reply comes. So the only thing that it can decide is to wait on.
+/// Most tries of a waiter end with one. It is one message, a transaction of its own: what it acquires is released
+/// before its reply comes. So the only thing that it can decide is to wait on.
 ///
 /// # Errors
 /// The server reports an error, or the connection is lost.

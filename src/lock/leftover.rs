@@ -30,8 +30,9 @@ pub(super) fn subselect(row_conditions: impl Iterator<Item = String>, mode: Mode
     )
 }
 
-/// Returns an expression that tries a key by this call, unless the element of [`subselect`] with this index says that it
-/// is left behind. CASE evaluates its branches in order, and none after the first that applies; AND promises no order.
+/// Returns an expression that tries a key by this call, unless the element of [`subselect`] with this index says that
+/// it is left behind. CASE evaluates its branches in order, and none after the first that applies; AND promises no
+/// order.
 pub(super) fn unless_left_behind(index: usize, call: &str) -> String {
     // The elements of an array are counted from 1.
     format!("CASE WHEN is_left[{}] THEN false ELSE {call} END", index + 1)

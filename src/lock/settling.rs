@@ -33,9 +33,9 @@ const NOW: &str = "pg_catalog.statement_timestamp()";
 const POSTMASTER_START: &str = "pg_catalog.pg_postmaster_start_time()";
 
 /// When the server restarted after a crash, because its statistics are reset then (from PostgreSQL 15 on; before, to
-/// ask for that could take 10 ms). `pg_stat_reset_shared` with no argument or with `bgwriter` looks the same, which costs
-/// waiters some time and nobody the lock. A second kind of statistics could tell the two apart, but to read one that all
-/// these versions have, each new session would look up a composite type.
+/// ask for that could take 10 ms). `pg_stat_reset_shared` with no argument or with `bgwriter` looks the same, which
+/// costs waiters some time and nobody the lock. A second kind of statistics could tell the two apart, but to read one
+/// that all these versions have, each new session would look up a composite type.
 const STATISTICS_RESET: &str = "CASE WHEN pg_catalog.text_ge(pg_catalog.current_setting('server_version_num'), '150000') \
      THEN pg_catalog.pg_stat_get_bgwriter_stat_reset_time() END";
 

@@ -325,8 +325,8 @@ impl Lock {
         )
     }
 
-    /// Returns the query that tries each key for the session, whichever of them are free: [`GOT_COLUMN`] is an array with
-    /// a `t` or `f` for each.
+    /// Returns the query that tries each key for the session, whichever of them are free: [`GOT_COLUMN`] is an array
+    /// with a `t` or `f` for each.
     pub(super) fn try_each_query(&self) -> String {
         let keys = self.keys.as_slice().iter();
         let calls: Vec<String> = keys.map(|key| call("pg_try_advisory_lock", *key, self.mode)).collect();

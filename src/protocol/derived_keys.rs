@@ -1,5 +1,5 @@
-//! Keys derived from the key of a lock: its slots, the tickets of its queue, the receipt of its release, and the claim of
-//! its loser. Also the marks of an eviction, and the key of `pglock init`.
+//! Keys derived from the key of a lock: its slots, the tickets of its queue, the receipt of its release, and the claim
+//! of its loser. Also the marks of an eviction, and the key of `pglock init`.
 //!
 //! Each is made of the first bytes of the SHA-256 of a text, as the key of a name is. They are part of the stable
 //! interface: two versions of pglock that derive different keys do not exclude, queue behind or recognize each other.

@@ -27,8 +27,8 @@ const LEFTOVER_ATTEMPTS: Duration = Duration::from_secs(1);
 /// How often it is seen whether the lock is still there.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How old a server may be for the losers of a restart to come before newcomers, which leave it alone for half a second,
-/// on a busy machine.
+/// How old a server may be for the losers of a restart to come before newcomers, which leave it alone for half a
+/// second, on a busy machine.
 const LONGEST_SHORT_STALL: Duration = Duration::from_millis(300);
 
 /// The condition that a pglock's session is the one that the forwarding pooler lends: all others come by TCP.

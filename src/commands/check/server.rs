@@ -71,7 +71,7 @@ pub(super) fn role(client: &mut Client) -> Result<Finding, Failure> {
 pub(super) fn unknown_socket() -> Finding {
     let fact = "cannot tell which descriptor is the session's; a lost session is noticed later, and kill -9 of pglock \
                 releases the lock while the job runs";
-    Finding::warning("socket", fact).with_remedy("start pglock with fewer open descriptors, and with /proc")
+    Finding::warning("socket", fact).with_remedy("close unneeded descriptors before starting pglock, and mount /proc")
 }
 
 /// Returns whether the connection goes through a pooler, and the lifetime of a lock.

@@ -35,8 +35,8 @@ impl JobProcesses {
 }
 
 /// Returns the running members of the process group that the job leads, and the running descendants of this process
-/// that have left it, as the child of timeout(1) and the job of another pglock have. Those in a session of their own are
-/// not part of the job: a daemon is to outlive the program that starts it. For `except`, see [`descendants`].
+/// that have left it, as the child of timeout(1) and the job of another pglock have. Those in a session of their own
+/// are not part of the job: a daemon is to outlive the program that starts it. For `except`, see [`descendants`].
 pub(super) fn in_group(group: Pid, except: &[Pid]) -> JobProcesses {
     let snapshot = Snapshot::take();
     let members = snapshot

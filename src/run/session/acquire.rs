@@ -33,9 +33,9 @@ const HEAD_OF_QUEUE_MAX_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long a waiter behind a pooler holds the lock before it proves it again and starts its job.
 ///
-/// A server that is stopped ends its newest sessions first (`SignalSomeChildren`; in PostgreSQL 18 `SignalChildren`), and
-/// those of a pool are old: the key may be free only because the holder's session was ended a moment before ours. Seen
-/// on a busy machine: at least 24 ms.
+/// A server that is stopped ends its newest sessions first (`SignalSomeChildren`; in PostgreSQL 18 `SignalChildren`),
+/// and those of a pool are old: the key may be free only because the holder's session was ended a moment before ours.
+/// Seen on a busy machine: at least 24 ms.
 const SECOND_PROOF_DELAY: Duration = Duration::from_millis(100);
 
 /// Acquires the lock of a plan.
@@ -122,8 +122,8 @@ impl Acquirer<'_> {
     /// the run.
     ///
     /// # Errors
-    /// The order to release came, the server reports an error, the run table cannot be used, or the lock or a connection
-    /// is lost.
+    /// The order to release came, the server reports an error, the run table cannot be used, or the lock or a
+    /// connection is lost.
     fn prepare(
         &self,
         client: &mut Client,
@@ -218,8 +218,8 @@ impl Acquirer<'_> {
     /// another client still holds the lock: nothing else has to be known to wait on. Returns `None` if the server is to
     /// be examined: there is no pooler any more, the pool has just reached the server, or the lock may be free.
     ///
-    /// Returns `None`, too, where the pool may lend whole sessions: the queries that examine the server also show whether
-    /// they run on different backends.
+    /// Returns `None`, too, where the pool may lend whole sessions: the queries that examine the server also show
+    /// whether they run on different backends.
     ///
     /// # Errors
     /// The server has started since then or is another one, it reports an error, or the connection is lost.
@@ -347,7 +347,8 @@ impl Acquirer<'_> {
         }
     }
 
-    /// Leaves a server alone that has just started, or may have: a client that lost the lock in the restart comes first.
+    /// Leaves a server alone that has just started, or may have: a client that lost the lock in the restart comes
+    /// first.
     ///
     /// # Errors
     /// The order to release came.

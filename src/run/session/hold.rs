@@ -106,8 +106,8 @@ impl Holder<'_> {
         Ok(self.lock.release(client, receipt)?)
     }
 
-    /// Records the end of the run, if the run is recorded and the job has ended; or if it will not start, when the order
-    /// to release has come.
+    /// Records the end of the run, if the run is recorded and the job has ended; or if it will not start, when the
+    /// order to release has come.
     ///
     /// # Errors
     /// The lock is lost.

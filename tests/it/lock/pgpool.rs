@@ -147,9 +147,9 @@ fn a_killed_pglock_leaves_the_lock_to_its_job() {
     });
 }
 
-/// P10, P20, P39: when Pgpool-II is stopped, all sessions end; the waiter comes back. As Pgpool-II ends one session after
-/// the other, the server can grant the waiter the lock in between, as documented; then the waiter's job is terminated,
-/// and this is tried again.
+/// P10, P20, P39: when Pgpool-II is stopped, all sessions end; the waiter comes back. As Pgpool-II ends one session
+/// after the other, the server can grant the waiter the lock in between, as documented; then the waiter's job is
+/// terminated, and this is tried again.
 #[test]
 fn a_restarted_pgpool_ends_the_job_before_the_next_one_starts() {
     in_both_modes(|server, pgpool| {

@@ -30,8 +30,8 @@ fn stubborn(case: &Case, options: &[&str], journal: &Journal) -> Running {
     holder
 }
 
-/// Waits until so many sessions hold the key, and so many have stood in the queue for so long that they count as waiting
-/// rather than as just arrived.
+/// Waits until so many sessions hold the key, and so many have stood in the queue for so long that they count as
+/// waiting rather than as just arrived.
 #[track_caller]
 fn await_queue(case: &Case, granted: usize, waiting: usize) {
     case.await_locks(granted, waiting);

@@ -101,8 +101,8 @@ fn a_newcomer_behind_a_pooler_waits_until_the_pooler_has_reached_the_server_for_
     }
 }
 
-/// P25: the server counts from before its recovery, which can take long, so a newcomer that could not reach it leaves it
-/// alone when it can.
+/// P25: the server counts from before its recovery, which can take long, so a newcomer that could not reach it leaves
+/// it alone when it can.
 #[test]
 fn a_newcomer_that_could_not_reach_the_server_leaves_it_alone_at_first() {
     let server = Server::shared();
@@ -124,8 +124,8 @@ fn a_newcomer_that_could_not_reach_the_server_leaves_it_alone_at_first() {
     assert!(String::from_utf8_lossy(&output.stderr).contains(SETTLING), "{output}");
 }
 
-/// Asserts that, in this database, a run behind a pooler leaves a backend alone that the pooler has just opened, and the
-/// next run does not.
+/// Asserts that, in this database, a run behind a pooler leaves a backend alone that the pooler has just opened, and
+/// the next run does not.
 #[track_caller]
 fn assert_settles_behind_new_poolers(server: &Server, database: &str) {
     for (mode, scope) in [

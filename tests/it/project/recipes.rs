@@ -123,8 +123,8 @@ fn a_part_of_a_script_is_locked() {
         assert_eq!(running.finish().stdout(), "prepared\nexporting\ncleaned\n");
     }
 
-    // The lock is lost, or the script is terminated: it ends, with pglock's status or that of the signal, as soon as its
-    // command has ended.
+    // The lock is lost, or the script is terminated: it ends, with pglock's status or that of the signal, as soon as
+    // its command has ended.
     let exporting = || {
         let _ = (fs::remove_file(&go), fs::remove_file(&ran));
         let running = script().spawn();

@@ -72,8 +72,8 @@ fn what_the_job_leaves_behind_keeps_nothing() {
     kill(nix::unistd::Pid::from_raw(left_behind), Signal::SIGKILL).unwrap();
 }
 
-/// P10, P14: pglock is killed at random times of its life, 200 times or more, with contenders waiting: no two jobs overlap, and
-/// no lock is left once the job is gone.
+/// P10, P14: pglock is killed at random times of its life, 200 times or more, with contenders waiting: no two jobs
+/// overlap, and no lock is left once the job is gone.
 #[test]
 fn two_hundred_kills_at_random_times() {
     let (case, journal) = (Case::new(), Journal::new());

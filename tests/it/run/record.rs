@@ -457,8 +457,8 @@ fn a_full_disk_ends_the_run_at_once() {
     }
 }
 
-/// P26: a lock that is acquired at once, and lost before the job has started, may have been free only because the server
-/// had ended the session of a client whose job still runs.
+/// P26: a lock that is acquired at once, and lost before the job has started, may have been free only because the
+/// server had ended the session of a client whose job still runs.
 #[test]
 fn a_lock_that_is_lost_while_its_run_is_prepared_is_left_alone_at_first() {
     let table = RunTable::new();

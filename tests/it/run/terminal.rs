@@ -217,8 +217,8 @@ fn a_background_job_gets_the_terminal_by_fg() {
     case.await_locks(0, 0);
 }
 
-/// P50: no shell could continue a pglock that leads the terminal's session, as in `ssh -t host pglock run ...`. A job that
-/// kill(1) stops and continues there goes on, and pglock with it.
+/// P50: no shell could continue a pglock that leads the terminal's session, as in `ssh -t host pglock run ...`. A job
+/// that kill(1) stops and continues there goes on, and pglock with it.
 #[test]
 fn a_stopped_job_does_not_stop_a_pglock_that_nobody_can_continue() {
     let (case, journal) = (Case::new(), Journal::new());

@@ -3,8 +3,8 @@
 //! A session that is ended frees the lock at once, but its pglock takes it again until the job is dead. That fails in
 //! these cases only: pglock itself was killed or stopped; the lock was to be free at once (`pglock evict --force`);
 //! another client wanted the lock when `pg_terminate_backend` or the proxy ended the session, and had just arrived or
-//! polled; it had arrived after the old primary was stopped; or the server could not be reached. Behind a pooler that lends its first client's session, the pglock does
-//! not know before its next query.
+//! polled; it had arrived after the old primary was stopped; or the server could not be reached. Behind a pooler that
+//! lends its first client's session, the pglock does not know before its next query.
 
 use super::{ARRIVAL_LIMIT_NS, cuts, disturbs, ends_proxied, ends_sessions, restarts, share_a_key};
 use super::{Check, Holder, SECOND_NS, START_LIMIT_NS, TERMINATION_LIMIT_NS};
