@@ -153,7 +153,8 @@ pub(super) fn encryption(
     if is_local {
         return Ok(Finding::ok("TLS", format!("not needed on a Unix socket{between}")));
     }
-    // The view has no row for a session that logged in as a role of which the current one lacks the privileges.
+    // From version 12 on, the view has no row for a session that logged in as a role of which the current one lacks the
+    // privileges.
     if cell(&row, "ssl").is_none() {
         let remedy = format!("GRANT pg_read_all_stats TO {} to show it", text(&row, "quoted"));
         return Ok(Finding::warning("TLS", format!("unknown{between}, hidden from this role")).with_remedy(remedy));
