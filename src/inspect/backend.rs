@@ -6,7 +6,7 @@
 use crate::connection::query_message;
 use crate::inspect::server_time::ServerTime;
 use crate::lock::{PROBE_START, cell};
-use crate::protocol::name::RunName;
+use crate::protocol::name::{self, RunName};
 use crate::protocol::query_tag::{MAX_QUERY_TAG_LEN, QUERY_TAG_PREFIX, QueryTagInfo};
 use postgres::{SimpleQueryMessage, SimpleQueryRow};
 use std::fmt;
@@ -26,6 +26,8 @@ pub(crate) struct Backend {
     pub connected: Option<ServerTime>,
     /// Since when a pglock has held its lock, unless that is hidden. The server does not record it for other clients.
     pub since: Option<ServerTime>,
+    /// Whether its last query has a query tag, which the server may have cut.
+    pub is_tagged: bool,
     /// The program of a pglock's job, unless that is hidden.
     pub job: Option<String>,
     /// The note of a pglock's user, unless that is hidden.
@@ -139,6 +141,7 @@ impl Backend {
             is_own: get("own") == Some("t"),
             is_leftover: false,
             is_ambiguous: false,
+            is_tagged: tag.is_some(),
             job: tag.as_ref().and_then(|tag| tag.program).map(str::to_owned),
             note: tag.and_then(|tag| tag.note),
             is_hidden: get("hidden") == Some("t") || get("untracked") == Some("t"),
@@ -152,6 +155,7 @@ impl Backend {
         Backend {
             is_leftover: true,
             polling_seconds: None,
+            is_tagged: false,
             job: None,
             note: None,
             since: None,
@@ -176,9 +180,11 @@ impl Backend {
         self.is_leftover && !is_certain && RunName::parse(&self.application_name).is_some()
     }
 
-    /// Returns whether it is a `pglock run`, by its name or by its query tag: the user can replace the name.
+    /// Returns whether it is a `pglock run`, by its name or by its query tag. The user can replace the front of the name,
+    /// and the tag may be hidden.
     pub(crate) fn is_pglock(&self) -> bool {
-        self.run_name().is_some() || self.job.is_some()
+        let is_of_any_instance = || !self.is_leftover && name::is_of_any_instance(&self.application_name);
+        self.is_tagged || self.run_name().is_some() || is_of_any_instance()
     }
 
     /// Returns a short description: host and process ID of a pglock, with the random characters if need be, that it is

@@ -116,11 +116,7 @@ impl<'a> RunName<'a> {
     pub(crate) fn parse(application_name: &'a str) -> Option<RunName<'a>> {
         let name = without_address(application_name);
         let (front, tail) = name.strip_prefix(RUN_PREFIX)?.rsplit_once(' ')?;
-        let (host, pid) = tail.rsplit_once(':')?;
-        let (host, instance) = match host.rsplit_once(INSTANCE_SEPARATOR) {
-            Some((host, instance)) if is_instance(instance) => (host, Some(instance)),
-            _ => (host, None),
-        };
+        let (host, instance, pid) = split_process(tail)?;
         let is_possible = |slots: &u16| (1..=MAX_SLOTS).contains(slots);
         let with_slots = front.rsplit_once(" slots=");
         let with_slots = with_slots.and_then(|(keys, count)| Some((keys, count.parse().ok().filter(is_possible)?)));
@@ -131,7 +127,7 @@ impl<'a> RunName<'a> {
             front,
             host,
             instance,
-            pid: pid.parse().ok()?,
+            pid,
         })
     }
 
@@ -156,6 +152,25 @@ pub(crate) fn instance_id() -> String {
 pub(crate) fn is_of_instance(application_name: &str, instance_id: &str) -> bool {
     let name = without_address(application_name).rsplit_once(INSTANCE_SEPARATOR);
     name.is_some_and(|(_, tail)| tail == instance_id)
+}
+
+/// Returns whether a name ends as those of all sessions that are recognized by their names, ` HOST~INSTANCE:PID`: one
+/// that the user configured takes the place of what is in front of it.
+pub(crate) fn is_of_any_instance(application_name: &str) -> bool {
+    let tail = without_address(application_name).rsplit_once(' ');
+    tail.and_then(|(_, tail)| split_process(tail))
+        .is_some_and(|(_, instance, _)| instance.is_some())
+}
+
+/// Splits what follows the last space of a name into the host, the random characters if there are any, and the process
+/// ID; `None` if it is something else.
+fn split_process(tail: &str) -> Option<(&str, Option<&str>, u32)> {
+    let (host, pid) = tail.rsplit_once(':')?;
+    let (host, instance) = match host.rsplit_once(INSTANCE_SEPARATOR) {
+        Some((host, instance)) if is_instance(instance) => (host, Some(instance)),
+        _ => (host, None),
+    };
+    Some((host, instance, pid.parse().ok()?))
 }
 
 /// Returns the name without the address that a pooler appended, of which PostgreSQL may have cut off the end.
@@ -323,6 +338,12 @@ mod tests {
         is_named(for_check(None, Some(255)), "pglock check 00000000000000ff");
         is_named(for_check(Some("mine"), Some(255)), "mine");
         assert_eq!(for_list(), compose("pglock list", None, &host, None, pid));
+        assert!(is_of_any_instance(&for_run(Some("nightly"), &[key("a")], Some(3))));
+        assert!(
+            ["psql", "nightly web1:77", &for_list()]
+                .iter()
+                .all(|name| !is_of_any_instance(name))
+        );
     }
 
     /// By it, pglock tells its own session from that of another process with its host name and process ID.

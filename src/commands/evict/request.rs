@@ -259,18 +259,19 @@ impl<'a> Eviction<'a> {
 
 /// Returns whether the session is one of a pglock that lives, as far as our role can see. The backend of a lock that
 /// was left in a pool bears the name of the pool's last client; but a living holder has sent a heartbeat within its
-/// limit.
+/// limit, unless its first heartbeat is still to come, which will show the limit.
 pub(super) fn is_living_holder(target: &Target, timing: Timing) -> bool {
     let backend = target.backend;
     let may_be_misnamed = backend.may_be_misnamed();
     if !target.is_holder || backend.pid.is_none() || !(backend.is_pglock() || may_be_misnamed) {
         return false;
     }
-    if backend.is_hidden {
-        return true;
-    }
     let limit = job_limit(backend, timing).as_secs_f64();
-    (backend.job.is_some() || may_be_misnamed) && backend.idle_seconds.is_none_or(|idle| idle <= limit)
+    let is_within_limit = backend.idle_seconds.is_none_or(|idle| idle <= limit);
+    let is_limit_unknown = backend.job_limit_seconds.is_none();
+    backend.is_hidden
+        || backend.is_tagged && (is_limit_unknown || is_within_limit)
+        || may_be_misnamed && is_within_limit
 }
 
 /// Returns how long a holder may take to terminate its job: its own limit, or ours where it does not show one.

@@ -319,7 +319,8 @@ fn a_holder_named_after_another_key_is_asked_before_it_is_terminated() {
 /// not record it: a slow holder is asked, but its session is not terminated.
 #[test]
 fn a_holder_whose_limit_is_hidden_is_not_terminated() {
-    for is_recorded in [true, false] {
+    // A configured name takes the place of `pglock:` and the keys.
+    for (is_recorded, configured_name) in [(true, None), (false, None), (true, Some("billing"))] {
         let (case, journal) = (Case::new(), Journal::new());
         let roles = Roles::new(case.server);
         case.sql(&format!("GRANT pg_signal_backend TO {}", roles.other));
@@ -330,7 +331,10 @@ fn a_holder_whose_limit_is_hidden_is_not_terminated() {
             case.server.pglock()
         };
         let limits = ["--heartbeat", "0.3", "--kill-after", "60"];
-        let run = as_role(case.run(), &roles.owner).args(limits);
+        let mut run = as_role(case.run(), &roles.owner).args(limits);
+        if let Some(name) = configured_name {
+            run = run.env("PGAPPNAME", name);
+        }
         let holder = run.sh(&journal.recording("TERM")).spawn();
         journal.await_count("ready", 1);
         // Limits that the holder does not keep.
@@ -355,6 +359,51 @@ fn a_holder_whose_limit_is_hidden_is_not_terminated() {
         holder.finish().code(74);
         assert_eq!(case.locks().granted, 0);
     }
+}
+
+/// P10, P75: nor if the holder has not shown it yet, because its first heartbeat is due later.
+#[test]
+fn a_holder_before_its_first_heartbeat_is_not_terminated() {
+    let server = Server::shared();
+    let bouncer = PgBouncer::with(server, &["pool_mode=transaction"]);
+    let (key, journal) = (unique("pooled"), Journal::new());
+    let run = bouncer.run(&key).args(["--heartbeat", "60", "--kill-after", "60"]);
+    let holder = run.sh(&journal.recording("TERM")).spawn();
+    journal.await_count("ready", 1);
+    // For longer than the limit of the evictor.
+    let is_idle = format!(
+        "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'pglock:{key} %' \
+         AND query_start < clock_timestamp() - interval '2.5 s'"
+    );
+    eventually(SOON, "an idle holder", || !server.sql(&is_idle).is_empty());
+    let evictor = server.pglock().env("PGLOCK_HEARTBEAT", "1");
+    let output = evict(evictor.env("PGLOCK_KILL_AFTER", "0.1"), &key).output();
+    let text = output.code(75).to_string();
+    assert!(
+        text.contains("its limit was not known before its first heartbeat"),
+        "{text}"
+    );
+    assert!(!text.contains("terminated its session"), "{text}");
+    assert_eq!((server.locks(&key).granted, journal.count("TERM")), (1, 0));
+    holder.signal(Signal::SIGUSR2);
+    holder.finish().code(3).silent();
+}
+
+/// P10, P75: a holder is asked, too, if the server has cut off the end of its query tag.
+#[test]
+fn a_holder_whose_query_tag_is_cut_is_asked() {
+    let server = Server::with(&["track_activity_query_size=100"]);
+    let key = unique("noted");
+    let note = "a note with which the query tag of a heartbeat has more than 99 bytes";
+    let holder = server.run(&key).args(["--note", note]).holding();
+    let heartbeat = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '/* pglock holds % limit %'";
+    eventually(SOON, "a heartbeat", || !server.sql(heartbeat).is_empty());
+    let output = evict(server.pglock(), &key).output();
+    assert!(
+        output.code(0).silent().to_string().contains("\nwaiting for "),
+        "{output}"
+    );
+    holder.finish().code(74);
 }
 
 /// P75: `pglock evict` says so if it terminates a session that it could not ask.
