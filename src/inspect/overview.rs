@@ -12,7 +12,7 @@ use crate::inspect::polling;
 use crate::inspect::server_time::ServerTime;
 use crate::key::{Key, KeyId};
 use crate::lock::{self, Mode, QueryResult, Scope};
-use crate::outcome::Failure;
+use crate::outcome::{ExitCode, Failure};
 use crate::protocol::derived_keys::{MAX_SLOTS, ticket_class};
 use crate::protocol::name::{self, RunName};
 use std::collections::{HashMap, HashSet};
@@ -80,7 +80,7 @@ impl Overview {
     /// Returns all locks, or those of these keys with their slots and tickets.
     ///
     /// # Errors
-    /// The connection is lost, or the server cannot compute the number of a key.
+    /// The server is a hot standby, the connection is lost, or the server cannot compute the number of a key.
     pub(crate) fn fetch(client: &mut Client, keys: &[Key], polling: PollingWaiters) -> Result<Overview, Failure> {
         let (database, role) = fetch_database_and_role(client)?;
         let mut names = KeyNames::default();
@@ -134,10 +134,15 @@ impl Overview {
 /// Returns the name of our database and our role.
 ///
 /// # Errors
-/// The connection is lost, or the query fails.
-fn fetch_database_and_role(client: &mut Client) -> Result<(String, String), postgres::Error> {
-    let sql = "SELECT pg_catalog.current_database() AS database, current_user AS role";
+/// The server is a hot standby, which does not know the locks of its primary; the connection is lost, or the query
+/// fails.
+fn fetch_database_and_role(client: &mut Client) -> Result<(String, String), Failure> {
+    let sql = "SELECT pg_catalog.current_database() AS database, current_user AS role, \
+               pg_catalog.pg_is_in_recovery() AS standby";
     let result = QueryResult::fetch(client, sql)?;
+    if result.is_true("standby") {
+        return Err(Failure::msg(ExitCode::Config, lock::HOT_STANDBY));
+    }
     let text = |column| result.get(column).unwrap_or_default().to_owned();
     Ok((text("database"), text("role")))
 }

@@ -56,6 +56,6 @@ pub(crate) use sql::{IN_THIS_DATABASE, PROBE_START};
 pub(crate) use ticket::{Ticket, TicketQueue, Turn};
 pub(crate) use token::{fencing_token, is_token_durable};
 pub(crate) use types::{
-    Acquisition, ClientInfo, Grant, Keys, Lock, Mode, Scope, ScopeChoice, TryOutcome, Wait, WaitEnd, WaitOptions,
-    restarted,
+    Acquisition, ClientInfo, Grant, HOT_STANDBY, Keys, Lock, Mode, Scope, ScopeChoice, TryOutcome, Wait, WaitEnd,
+    WaitOptions, restarted,
 };

@@ -288,7 +288,7 @@ const UNPROVEN: &str = "the server reported the lock as acquired, but it is not 
      connect to a PostgreSQL server";
 
 /// Why a hot standby is refused, and what to do.
-pub(super) const HOT_STANDBY: &str = "the server is a hot standby, whose locks the primary does not see; connect \
+pub(crate) const HOT_STANDBY: &str = "the server is a hot standby, whose locks the primary does not see; connect \
      to the primary, or list all hosts with target_session_attrs=primary";
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use crate::support::pgbouncer::PgBouncer;
 use crate::support::server::{Locks, Server};
 use crate::support::wait::{SOON, eventually};
 
-/// P40, P81: with both hosts listed, pglock connects to the primary.
+/// P40, P73, P75, P81: with both hosts listed, pglock connects to the primary.
 #[test]
 fn a_standby_is_refused_and_the_primary_taken() {
     let primary = Server::start();
@@ -37,6 +37,17 @@ fn a_standby_is_refused_and_the_primary_taken() {
         let run = primary.run("pair").args(["--dsn", &dsn]).holding();
         assert_eq!(primary.locks("pair").granted, 1);
         run.finish().code(0);
+    }
+
+    // What they would show are the locks of the standby alone.
+    for arguments in [
+        &["list"][..],
+        &["list", "--key", "pair"],
+        &["evict", "--key", "pair", "--yes"],
+    ] {
+        let output = standby.pglock().args(arguments).output();
+        let line = output.code(78).stderr_line();
+        assert!(line.contains("hot standby") && output.stdout.is_empty(), "{output}");
     }
 
     let output = standby.pglock().arg("check").output();
