@@ -84,7 +84,8 @@ impl<'a> Eviction<'a> {
         let others: Vec<&Target> = others.into_iter().rev().collect();
         let terminated = self.terminate_each(&others)?;
         let requests = self.request(&asked)?;
-        self.await_end(&terminated, "cannot be asked")?;
+        // A session that does not end keeps nobody from terminating the job.
+        let ended = self.await_end(&terminated, "cannot be asked");
         let overdue = self.await_release(&requests)?;
         let is_limit_unknown = |target: &&Target| target.backend.job_limit_seconds.is_none();
         let (unknown, unresponsive): (Vec<&Target>, Vec<&Target>) = overdue.into_iter().partition(is_limit_unknown);
@@ -98,6 +99,7 @@ impl<'a> Eviction<'a> {
             let client = self.client.asking("to end the eviction");
             lock::end_transaction(client, EndStatement::Commit, QueryTag::ProgramOnly)?;
         }
+        ended?;
         Ok(unknown.into_iter().map(|target| target.backend).collect())
     }
 
@@ -158,7 +160,7 @@ impl<'a> Eviction<'a> {
         Ok(())
     }
 
-    /// Marks these holders, and prints what is waited for.
+    /// Marks these holders, notifies them, and prints what is waited for.
     ///
     /// # Errors
     /// The connection is lost, or standard output cannot be written.
@@ -180,6 +182,10 @@ impl<'a> Eviction<'a> {
                 deadline: Instant::now() + limit,
             });
         }
+        if self.is_direct && !requests.is_empty() {
+            self.client.asking("to notify the holders");
+            self.notify(&requests.iter().collect::<Vec<_>>())?;
+        }
         Ok(requests)
     }
 
@@ -191,7 +197,7 @@ impl<'a> Eviction<'a> {
     fn await_release<'t, 'b>(&mut self, requests: &[Request<'t, 'b>]) -> Result<Vec<&'t Target<'b>>, Failure> {
         let mut overdue = Vec::new();
         let mut pending: Vec<&Request> = requests.iter().collect();
-        let mut next_notification = Instant::now();
+        let mut next_notification = Instant::now() + NOTIFY_INTERVAL;
         self.client.asking("for the release of the lock");
         while !pending.is_empty() {
             if self.is_direct && Instant::now() >= next_notification {

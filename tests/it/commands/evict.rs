@@ -6,7 +6,10 @@ use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Output, Pglock, Running};
 use crate::support::screen::Screen;
 use crate::support::server::{Server, number, rows};
+use crate::support::wait::{SOON, eventually};
 use crate::support::{hostname, unique};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 fn evict(server: &Server, key: &str) -> Pglock {
     server.pglock().args(["evict", "--key", key])
@@ -259,4 +262,37 @@ fn a_prepared_transaction_is_not_evicted_and_the_exit_status_says_so() {
     server.sql("ROLLBACK PREPARED 'migration'");
     let output = evict(&server, &key).arg("--yes").output();
     assert_eq!(output.code(0).stdout(), format!("no session holds key \"{key}\"\n"));
+}
+
+/// P75: holders are asked, and terminate their jobs, although the session of another client does not end.
+#[test]
+fn holders_are_asked_although_another_session_does_not_end() {
+    let case = Case::new();
+    let lock = format!(
+        "SELECT pg_advisory_lock_shared({}), pg_backend_pid()",
+        number(&case.key)
+    );
+    let mut psql = case.client();
+    let backend = Pid::from_raw(rows(&mut psql, &lock)[0][1].parse().unwrap());
+    let holder = case.run().args(["--shared", "--heartbeat", "30"]).holding();
+    // It has begun to listen.
+    let name = format!("application_name LIKE 'pglock:%:{}'", holder.pid());
+    let heartbeat = format!("SELECT 1 FROM pg_stat_activity WHERE {name} AND query LIKE '/* pglock holds %'");
+    eventually(SOON, "a heartbeat", || !case.sql(&heartbeat).is_empty());
+    kill(backend, Signal::SIGSTOP).unwrap();
+    let evictor = evict(case.server, &case.key).arg("--yes").spawn();
+    evictor.await_stdout("waiting for ");
+    holder.await_stderr(": evicted by ");
+    let output = evictor.finish();
+    kill(backend, Signal::SIGCONT).unwrap();
+    let text = output.code(75).to_string();
+    assert!(
+        text.contains(&format!("backend {backend} did not terminate within 10s")),
+        "{text}"
+    );
+    assert!(
+        text.contains(&format!("\nevicted {}:{} ", hostname(), holder.pid())),
+        "{text}"
+    );
+    holder.finish().code(74);
 }
