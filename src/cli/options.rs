@@ -92,8 +92,6 @@ pub(crate) struct InitOptions {
     pub setup: Setup,
     /// Print the SQL instead.
     pub print: bool,
-    /// How long the server may take to reply to each query.
-    pub reply_limit: Duration,
 }
 
 /// The options of `pglock history`.

@@ -242,7 +242,6 @@ impl InitArgs {
                 keep: self.keep,
             },
             print: self.print,
-            reply_limit: timing(None, None)?.reply_limit(),
         })
     }
 }

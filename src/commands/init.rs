@@ -23,7 +23,8 @@ pub(crate) fn run(options: &InitOptions) -> Result<Outcome, Failure> {
     let text = if options.print {
         format!("{SCRIPT_HEADER}{}", setup.script())
     } else {
-        let settings = Settings::from_options(&options.connection)?.with_reply_limit(options.reply_limit);
+        // To add an index to a large table, or while the table is in use, takes as long as it takes.
+        let settings = Settings::from_options(&options.connection)?;
         let result = with_client(&settings, &name::for_init(), |client| {
             setup.carry_out(client.asking("to create the table"))
         })?;

@@ -3,8 +3,9 @@
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::{Pglock, Running};
 use crate::support::run_table::RunTable;
-use crate::support::server::Server;
+use crate::support::server::{Server, rows};
 use crate::support::unique;
+use crate::support::wait::{SOON, eventually};
 
 /// Returns everything that the catalogs say about the tables of a database and about the privileges on its schemas.
 fn catalog(table: &RunTable) -> Vec<Vec<String>> {
@@ -315,4 +316,30 @@ fn a_standby_is_refused() {
     let line = standby.pglock().arg("init").output().code(78).stderr_line();
     assert!(line.starts_with("cannot set up table public.pglock_run: "), "{line}");
     assert!(line.contains("during recovery"), "{line}");
+}
+
+/// P103: however long the server takes, as it does to add an index to a large table or while the table is in use.
+#[test]
+fn init_waits_for_a_table_that_is_in_use() {
+    let table = RunTable::new();
+    table.sql("DROP INDEX pglock_run_ends_idx");
+    let mut writer = table.client();
+    rows(&mut writer, "BEGIN; LOCK TABLE pglock_run IN ROW EXCLUSIVE MODE");
+    let init = table.init(&[]).env("PGLOCK_HEARTBEAT", "0.3").spawn();
+    let waits = "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'pglock init %' \
+                 AND datname = current_database() AND wait_event_type = 'Lock' \
+                 AND query_start < clock_timestamp() - interval '1 s'";
+    eventually(SOON, "init waits for the table", || !table.sql(waits).is_empty());
+    rows(&mut writer, "COMMIT");
+    let output = init.finish().stdout();
+    assert!(
+        output.starts_with("table public.pglock_run already exists; "),
+        "{output}"
+    );
+    assert_eq!(
+        table
+            .sql("SELECT 1 FROM pg_class WHERE relname = 'pglock_run_ends_idx'")
+            .len(),
+        1
+    );
 }
