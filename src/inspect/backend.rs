@@ -53,6 +53,8 @@ pub(crate) struct Backend {
     /// Whether it is a session of a pool that holds a lock which is not that of the client it is named after; see
     /// [`Backend::without_client`].
     pub is_leftover: bool,
+    /// The pglock that the pool has lent such a session to, if it holds a lock of its own there.
+    pub lent_to: Option<String>,
     /// Whether another pglock has its host name and process ID, so that only the random characters tell them apart.
     pub is_ambiguous: bool,
     /// Whether what it does is hidden: our role may not see it, or the server does not record it.
@@ -140,6 +142,7 @@ impl Backend {
                 .is_some_and(|tag| tag.held_seconds.is_some() || tag.is_guard),
             is_own: get("own") == Some("t"),
             is_leftover: false,
+            lent_to: None,
             is_ambiguous: false,
             is_tagged: tag.is_some(),
             job: tag.as_ref().and_then(|tag| tag.program).map(str::to_owned),
@@ -176,7 +179,7 @@ impl Backend {
     /// Returns whether it may be a `pglock run` after all, if it counts as a session of a pool only because it is named
     /// after other keys: any name can be given to a session.
     pub(crate) fn may_be_misnamed(&self) -> bool {
-        let is_certain = self.is_own || self.is_rolled_back;
+        let is_certain = self.is_own || self.is_rolled_back || self.lent_to.is_some();
         self.is_leftover && !is_certain && RunName::parse(&self.application_name).is_some()
     }
 

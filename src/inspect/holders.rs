@@ -17,18 +17,13 @@ use crate::protocol::query_tag::QueryTag;
 /// # Errors
 /// The connection is lost, or the query fails.
 pub(crate) fn find(client: &mut Client, ids: &[KeyId], tag: QueryTag) -> Result<Vec<Backend>, postgres::Error> {
-    let conditions = ids.iter().map(|id| {
-        let (classid, objid, objsubid) = id.in_pg_locks();
-        format!("(l.classid = '{classid}' AND l.objid = '{objid}' AND l.objsubid = '{objsubid}')")
-    });
-    let conditions: Vec<String> = conditions.collect();
     let sql = format!(
         "SELECT l.pid, l.mode, {} \
          FROM pg_catalog.pg_locks l LEFT JOIN LATERAL pg_catalog.pg_stat_get_activity(l.pid) a ON l.pid IS NOT NULL \
-         WHERE l.locktype = 'advisory' AND l.granted AND ({}) AND l.database = (\
+         WHERE l.locktype = 'advisory' AND l.granted AND {} AND l.database = (\
          SELECT datid FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()))",
         columns(),
-        conditions.join(" OR ")
+        is_lock_on(ids)
     );
     let mut holders: Vec<Backend> = rows(simple_query_tagged(client, &sql, tag)?)
         .map(|row| Backend::from_row(&row))
@@ -39,12 +34,22 @@ pub(crate) fn find(client: &mut Client, ids: &[KeyId], tag: QueryTag) -> Result<
     Ok(holders)
 }
 
+/// Returns the condition that a row `l` of `pg_locks` is one of these keys.
+pub(crate) fn is_lock_on(ids: &[KeyId]) -> String {
+    let conditions = ids.iter().map(|id| {
+        let (classid, objid, objsubid) = id.in_pg_locks();
+        format!("(l.classid = '{classid}' AND l.objid = '{objid}' AND l.objsubid = '{objsubid}')")
+    });
+    format!("({})", conditions.collect::<Vec<_>>().join(" OR "))
+}
+
 /// Marks the sessions that hold this key for no client that could be named. Our own is one of them: we do not hold it.
 pub(crate) fn mark_leftovers(holders: Vec<Backend>, key: &Key, id: KeyId, database: &str) -> Vec<Backend> {
     let held = HeldKey {
         id,
         base: id,
         given: vec![key.given()],
+        is_beside_own: false,
     };
     let marked = holders.into_iter().map(|holder| {
         if leftover::is_leftover(&holder, &held, database) {

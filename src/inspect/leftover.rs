@@ -17,6 +17,8 @@ pub(super) struct HeldKey<'a> {
     pub base: KeyId,
     /// The key as it was given to pglocks, as far as that is known.
     pub given: Vec<&'a str>,
+    /// Whether the session holds another key as well that [`is_clients_own`].
+    pub is_beside_own: bool,
 }
 
 /// Returns whether a session that holds this key holds it for another client than the one that it is named after.
@@ -24,17 +26,27 @@ pub(super) struct HeldKey<'a> {
 /// It is, if the session is our own, which the caller has found to hold the key although we do not. It is, if the last
 /// query is of a pglock that tries in transactions, and holds nothing after it. And it is, if the session is named
 /// after a pglock of other keys, unless a heartbeat shows that this pglock holds a lock in it, perhaps of a key that
-/// only the server could compute. A name that may not show the keys as they were given says nothing about them.
+/// only the server could compute. If that pglock has a key of its own there, the heartbeat proves that one alone. A name
+/// that may not show the keys as they were given says nothing about them.
 pub(super) fn is_leftover(holder: &Backend, key: &HeldKey, database: &str) -> bool {
     if holder.is_own || holder.is_rolled_back {
         return true;
     }
     match holder.run_name() {
-        Some(run) if !holder.is_heartbeat && run.shows_keys_as_given(&holder.application_name) => {
+        Some(run)
+            if (key.is_beside_own || !holder.is_heartbeat) && run.shows_keys_as_given(&holder.application_name) =>
+        {
             !is_named(run, key, database)
         }
         _ => false,
     }
+}
+
+/// Returns whether a session that holds this key is named after it, so that the pglock of that name holds it.
+pub(super) fn is_clients_own(holder: &Backend, key: &HeldKey, database: &str) -> bool {
+    let is_client_without_lock = holder.is_own || holder.is_rolled_back;
+    let is_shown = |run: RunName| run.shows_keys_as_given(&holder.application_name) && is_named(run, key, database);
+    !is_client_without_lock && holder.run_name().is_some_and(is_shown)
 }
 
 /// Returns whether the key is among those of a pglock, by any hash scheme.
@@ -55,6 +67,7 @@ mod tests {
         id: KeyId::Bigint(6111399565520850680),
         base: KeyId::Bigint(6111399565520850680),
         given: Vec::new(),
+        is_beside_own: false,
     };
 
     fn is_left_in(holder: Backend, key: HeldKey) -> bool {
@@ -85,14 +98,21 @@ mod tests {
         let with_slots = HeldKey {
             id: slots,
             base: slots,
-            given: Vec::new(),
+            ..BACKUP
         };
         assert!(!is_left_in(Backend::named("pglock:a slots=3 web1:7"), with_slots));
         let beating = Backend {
             is_heartbeat: true,
             ..Backend::named("pglock:restore web1:7")
         };
-        assert!(!is_left_in(beating, BACKUP));
+        assert!(!is_left_in(beating.clone(), BACKUP));
+        // It has a key of its own there.
+        let beside_own = HeldKey {
+            is_beside_own: true,
+            ..BACKUP
+        };
+        assert!(is_left_in(beating, beside_own.clone()));
+        assert!(!is_left_in(Backend::named("pglock:backup,restore web1:7"), beside_own));
     }
 
     #[test]
@@ -106,6 +126,8 @@ mod tests {
             is_own: true,
             ..backup.clone()
         };
+        let is_own = |holder| is_clients_own(holder, &BACKUP, "app");
+        assert!(!is_own(&rolled_back) && !is_own(&own) && is_own(&backup) && !is_own(&Backend::named("psql")));
         assert!(is_left_in(rolled_back, BACKUP) && is_left_in(own, BACKUP) && !is_left_in(backup, BACKUP));
     }
 }

@@ -169,7 +169,8 @@ fn learn_names(
     let is_present = |id| present.contains(&id) || classes.contains(&ticket_class(id));
     let mut unknown = given.clone();
     unknown.retain(|(keys, slots)| !names.learn_readings(keys, *slots, database, is_present));
-    let unnamed = rows.iter().filter(|row| is_leftover(row, names, database));
+    let lent = lent_backends(rows, names, database);
+    let unnamed = rows.iter().filter(|row| is_leftover(row, names, database, &lent));
     let unnamed: HashSet<&str> = unnamed
         .filter_map(|row| row.backend.run_name())
         .flat_map(RunName::key_lists)
@@ -183,23 +184,49 @@ fn learn_names(
     }
 }
 
-/// Returns whether a session holds this lock for no client that could be named.
-fn is_leftover(row: &LockRow, names: &KeyNames, database: &str) -> bool {
+/// Returns what is known about the key of this row.
+fn held_key<'a>(row: &LockRow, names: &'a KeyNames) -> HeldKey<'a> {
     // A ticket has no name of its own.
     let id = names.key_of_ticket(row.id).unwrap_or(row.id);
     let base = names.meaning(id).base;
-    let given = names.given(base);
-    row.is_granted && leftover::is_leftover(&row.backend, &HeldKey { id, base, given }, database)
+    HeldKey {
+        id,
+        base,
+        given: names.given(base),
+        is_beside_own: false,
+    }
+}
+
+/// Returns the backends in which a pglock holds a key of its own: if one is a pool's, it is lent to that pglock.
+fn lent_backends(rows: &[LockRow], names: &KeyNames, database: &str) -> HashSet<i32> {
+    let is_own =
+        |row: &&LockRow| row.is_granted && leftover::is_clients_own(&row.backend, &held_key(row, names), database);
+    rows.iter().filter(is_own).filter_map(|row| row.backend.pid).collect()
+}
+
+/// Returns whether a session holds this lock for no client that could be named. `lent` are the [`lent_backends`].
+fn is_leftover(row: &LockRow, names: &KeyNames, database: &str, lent: &HashSet<i32>) -> bool {
+    let key = HeldKey {
+        is_beside_own: row.backend.pid.is_some_and(|pid| lent.contains(&pid)),
+        ..held_key(row, names)
+    };
+    row.is_granted && leftover::is_leftover(&row.backend, &key, database)
 }
 
 /// Marks the sessions that hold a lock for no client that could be named.
 fn mark_leftovers(rows: Vec<LockRow>, names: &KeyNames, database: &str) -> Vec<LockRow> {
+    let lent = lent_backends(&rows, names, database);
     let marked = rows.into_iter().map(|row| {
-        if !is_leftover(&row, names, database) {
+        if !is_leftover(&row, names, database, &lent) {
             return row;
         }
+        let is_lent = row.backend.pid.is_some_and(|pid| lent.contains(&pid));
+        let client = is_lent.then(|| row.backend.who());
         LockRow {
-            backend: row.backend.without_client(),
+            backend: Backend {
+                lent_to: client,
+                ..row.backend.without_client()
+            },
             ..row
         }
     });
@@ -378,6 +405,14 @@ impl LockEntry {
                 ..backend
             },
         })
+    }
+
+    /// Returns the key of the lock itself: of a waiter with a ticket, that of the ticket.
+    pub(crate) fn lock_id(&self) -> KeyId {
+        match self.state {
+            LockState::Ticketed(number) => KeyId::IntPair(ticket_class(self.base), number),
+            LockState::Holding | LockState::Queueing | LockState::Polling => self.id,
+        }
     }
 
     /// Returns the number of slots that its pglock was given.

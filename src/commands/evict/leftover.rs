@@ -1,8 +1,8 @@
 //! Ending sessions of a pool that hold a lock for no client that could be named.
 
+use super::target::Target;
 use super::terminate::{announce, unauthorized, wait_until_gone};
 use crate::connection::{Client, Settings};
-use crate::inspect::backend::Backend;
 use crate::key;
 use crate::lock::QueryResult;
 use crate::outcome::Failure;
@@ -13,8 +13,8 @@ use postgres::error::SqlState;
 /// Ends sessions of a pool that hold a lock for no client that could be named, and prints a line for each.
 ///
 /// No mark is left, since no pglock holds that lock; one that may is asked first (see [`super::request`]). The name of
-/// such a session changes with each client of the pool, so it is not compared. The session may be the one that the pool
-/// has lent to us: then ours ends with it.
+/// such a session changes with each client of the pool, so it is not compared: what counts is that it still holds the
+/// lock. The session may be the one that the pool has lent to us: then ours ends with it.
 ///
 /// # Errors
 /// Our role may not terminate the session, it does not terminate, the connection is lost, or standard output cannot be
@@ -22,16 +22,17 @@ use postgres::error::SqlState;
 pub(super) fn terminate_leftovers(
     client: &mut Client,
     settings: &Settings,
-    leftovers: &[&Backend],
+    leftovers: &[Target],
     force: bool,
 ) -> Result<(), Failure> {
-    for backend in leftovers {
+    for target in leftovers {
+        let backend = target.backend;
         let Some(pid) = backend.pid else { continue };
         let sql = format!(
-            "SELECT pg_catalog.pg_terminate_backend(pid) AS terminated FROM pg_catalog.pg_stat_activity \
+            "SELECT pg_catalog.pg_terminate_backend(pid) AS terminated FROM pg_catalog.pg_stat_activity a \
              WHERE pid = {pid} AND usename = {} AND {}",
             key::sql_literal(&backend.user),
-            has_advisory_lock(pid),
+            target.has_lock(),
         );
         let is_terminated = match QueryResult::fetch(client.asking("to terminate a session of the pool"), &sql) {
             Ok(result) => result.is_true("terminated"),
@@ -42,9 +43,11 @@ pub(super) fn terminate_leftovers(
                 true
             }
         };
-        wait_until_gone(client, pid)?;
-        if is_terminated && !force {
-            announce(backend, "cannot be asked");
+        if is_terminated {
+            wait_until_gone(client, pid)?;
+            if !force {
+                announce(backend, "cannot be asked");
+            }
         }
         stdout::print(&if is_terminated {
             format!("evicted {backend}\n")
@@ -53,9 +56,4 @@ pub(super) fn terminate_leftovers(
         })?;
     }
     Ok(())
-}
-
-/// Returns the condition that a backend has an advisory lock.
-fn has_advisory_lock(pid: i32) -> String {
-    format!("EXISTS (SELECT 1 FROM pg_catalog.pg_locks l WHERE l.pid = {pid} AND l.locktype = 'advisory')")
 }

@@ -3,11 +3,12 @@
 //! A pglock that holds the lock is only asked: it terminates its job, and releases the lock when the job is dead
 //! (`request`). Sessions of other clients, of waiters and of a pglock that does not react are terminated (`terminate`),
 //! but not that of a pglock whose time limit is not known.
-//! Only what was shown is evicted: a session that still has the same name and role, and an advisory lock. The evicted
-//! pglock learns from a mark who evicts it (`inspect::eviction`).
+//! Only what was shown is evicted (`target`): a session that still has the same name and role, and one of the locks. The
+//! evicted pglock learns from a mark who evicts it (`inspect::eviction`).
 
 mod leftover;
 mod request;
+mod target;
 mod terminate;
 
 use crate::cli::EvictOptions;
@@ -24,15 +25,16 @@ use crate::ui::message;
 use crate::ui::stdout;
 use crate::ui::terminal;
 use leftover::terminate_leftovers;
-use request::{Eviction, Target, is_living_holder};
+use request::{Eviction, is_living_holder};
+use target::{Target, distinct_targets};
 use terminate::check_authorization;
 
 /// Evicts the holders of the keys, after confirmation.
 ///
 /// # Errors
 /// There is no terminal to confirm on, the user declines, our role lacks the privilege for one of the sessions (then
-/// none is evicted), a session does not terminate, a holder whose limit is hidden is not done, a prepared transaction
-/// holds a key, or the connection is lost.
+/// none is evicted), a session does not terminate, a holder whose limit is hidden is not done, a key was left behind in a
+/// session that is lent to a pglock, a prepared transaction holds a key, or the connection is lost.
 pub(crate) fn run(options: &EvictOptions) -> Result<Outcome, Failure> {
     if !options.yes && !terminal::can_confirm() {
         return Err(Failure::msg(
@@ -92,31 +94,42 @@ fn evict(
     if !of_clients.is_empty() {
         unknown = Eviction::begin(client, options, application_name)?.carry_out(&of_clients)?;
     }
-    let leftovers: Vec<&Backend> = leftovers.iter().map(|target| target.backend).collect();
-    terminate_leftovers(client, settings, &leftovers, options.force)?;
+    let lent = evict_leftovers(client, options, settings, leftovers)?;
     if waiters && polling_count > 0 {
         message::notice(format_args!(
             "{polling_count} more clients wait by polling, and have no session that could be terminated"
         ));
     }
-    stdout::print(&current_holders(client, keys)?)?;
+    let now = Overview::fetch(client.asking("for the current holder"), keys, PollingWaiters::Ignore)?.entries;
+    stdout::print(&current_holders(client, keys, &now)?)?;
+    // What was asked may have released another lock.
+    let is_left =
+        |backend: &&Backend| backend.is_leftover && targets.iter().any(|target| target.backend.pid == backend.pid);
+    let left = now.iter().map(|entry| &entry.backend).filter(is_left);
     let prepared = targets.iter().map(|entry| &entry.backend);
     let mut not_evicted = unknown
         .into_iter()
+        .chain(&lent)
+        .chain(left)
         .chain(prepared.filter(|backend| backend.pid.is_none()));
     not_evicted
         .next()
         .map_or(Ok(()), |backend| Err(not_evicted_failure(backend)))
 }
 
-/// The failure for a prepared transaction, or for a holder that may still be terminating its job within its limit.
+/// The failure for a prepared transaction, for a session that is lent to a pglock, or for a holder that may still be
+/// terminating its job within its limit.
 fn not_evicted_failure(backend: &Backend) -> Failure {
-    let reason = match backend.pid {
-        None => "end it with ROLLBACK PREPARED or COMMIT PREPARED".to_owned(),
-        Some(_) if backend.is_leftover => {
+    let reason = match (backend.pid, &backend.lent_to) {
+        (None, _) => "end it with ROLLBACK PREPARED or COMMIT PREPARED".to_owned(),
+        (Some(_), Some(client)) => format!(
+            "the pool has lent it to {client}, which holds another lock there; try again when that job has ended, or \
+             use --force, which takes that lock as well"
+        ),
+        (Some(_), None) if backend.is_leftover => {
             "it has the name of a pglock that may hold the lock; try again, or use --force".to_owned()
         }
-        Some(_) => {
+        (Some(_), None) => {
             let cause = match (backend.is_untracked, backend.is_hidden) {
                 (true, _) => "is not recorded, because track_activities is off for it",
                 (false, true) => "is hidden from this role; GRANT pg_read_all_stats to it",
@@ -145,37 +158,38 @@ fn is_target(entry: &LockEntry, waiters: bool) -> bool {
     }
 }
 
-/// Returns each session once, however many of the locks it has.
-fn distinct_targets(entries: &[LockEntry]) -> Vec<Target<'_>> {
-    let mut targets: Vec<Target> = Vec::new();
-    for entry in entries {
-        let backend = &entry.backend;
-        let holds = entry.state == LockState::Holding;
-        let known = targets
-            .iter_mut()
-            .find(|target| backend.pid.is_some() && target.backend.pid == backend.pid);
-        match known {
-            Some(target) => target.is_holder |= holds,
-            None => targets.push(Target {
-                backend,
-                is_holder: holds,
-            }),
-        }
+/// Ends the sessions that one of the keys was left behind in. Returns those that are lent to a pglock now, which would
+/// lose its own lock: they are terminated only by force.
+///
+/// # Errors
+/// As for [`terminate_leftovers`].
+fn evict_leftovers(
+    client: &mut Client,
+    options: &EvictOptions,
+    settings: &Settings,
+    mut leftovers: Vec<Target>,
+) -> Result<Vec<Backend>, Failure> {
+    let mut lent = Vec::new();
+    if !options.force && !leftovers.is_empty() {
+        client.asking("for the clients of the pool");
+        let entries = Overview::fetch(client, &options.keys, PollingWaiters::Ignore)?.entries;
+        let backends = entries.into_iter().map(|entry| entry.backend);
+        lent.extend(backends.filter(|backend| backend.lent_to.is_some()));
+        leftovers.retain(|target| lent.iter().all(|backend| backend.pid != target.backend.pid));
     }
-    targets
+    terminate_leftovers(client, settings, &leftovers, options.force)?;
+    Ok(lent)
 }
 
 /// Returns who holds the keys now, a line for each key.
 ///
 /// # Errors
-/// The connection is lost, or a query fails.
-fn current_holders(client: &mut Client, keys: &[Key]) -> Result<String, Failure> {
-    let client = client.asking("for the current holder");
-    let overview = Overview::fetch(client, keys, PollingWaiters::Ignore)?;
+/// The connection is lost, or the server cannot compute the number of a key.
+fn current_holders(client: &mut Client, keys: &[Key], entries: &[LockEntry]) -> Result<String, Failure> {
     let ids = lock::key_ids(client, keys)?;
     let lines = keys.iter().zip(ids).map(|(key, id)| {
         let is_holder = |entry: &&LockEntry| entry.state == LockState::Holding && entry.base == id;
-        let holders: Vec<&LockEntry> = overview.entries.iter().filter(is_holder).collect();
+        let holders: Vec<&LockEntry> = entries.iter().filter(is_holder).collect();
         match holders[..] {
             [] => format!("key {key} is free\n"),
             [holder] => format!("key {key} is now held by {}\n", holder.backend),

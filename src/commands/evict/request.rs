@@ -1,6 +1,7 @@
 //! Requesting holders to give up the lock.
 
-use super::terminate::{announce, has_advisory_lock, terminate, wait_until_gone};
+use super::target::Target;
+use super::terminate::{announce, terminate, wait_until_gone};
 use crate::cli::EvictOptions;
 use crate::connection::Client;
 use crate::inspect::backend::{Backend, FORGET_SESSIONS};
@@ -29,14 +30,6 @@ pub(super) struct Eviction<'a> {
     timing: Timing,
     /// Whether the connection has no pooler between: then marks are locks of the session, and holders can be notified.
     is_direct: bool,
-}
-
-/// A session to evict.
-#[derive(Clone, Copy)]
-pub(super) struct Target<'a> {
-    pub(super) backend: &'a Backend,
-    /// Whether it holds one of the locks, rather than waits.
-    pub(super) is_holder: bool,
 }
 
 /// A holder that was asked to give up the lock.
@@ -112,7 +105,7 @@ impl<'a> Eviction<'a> {
         for target in targets.iter().copied() {
             let Some(pid) = target.backend.pid else { continue };
             self.mark(pid)?;
-            if terminate(self.client, pid, target.backend)? {
+            if terminate(self.client, pid, target)? {
                 terminated.push((pid, target));
             } else {
                 print(&format!("{} was already gone", target.backend))?;
@@ -127,12 +120,12 @@ impl<'a> Eviction<'a> {
     /// # Errors
     /// A session does not terminate, or the connection is lost.
     fn await_end(&mut self, terminated: &[(i32, &Target)], reason: &str) -> Result<(), Failure> {
-        for (pid, Target { backend, is_holder }) in terminated {
+        for (pid, target) in terminated {
             wait_until_gone(self.client, *pid)?;
-            if *is_holder && !self.force {
-                announce(backend, reason);
+            if target.is_holder && !self.force {
+                announce(target.backend, reason);
             }
-            print(&format!("evicted {backend}"))?;
+            print(&format!("evicted {}", target.backend))?;
         }
         Ok(())
     }
@@ -189,7 +182,7 @@ impl<'a> Eviction<'a> {
         Ok(requests)
     }
 
-    /// Waits until the holders have no advisory lock any more, and prints a line for each that has none. Returns those
+    /// Waits until the holders have none of the locks any more, and prints a line for each that has none. Returns those
     /// that still have one at their deadline.
     ///
     /// # Errors
@@ -204,12 +197,13 @@ impl<'a> Eviction<'a> {
                 next_notification = Instant::now() + NOTIFY_INTERVAL;
                 self.notify(&pending)?;
             }
-            let holding = self.backends_with_locks(&pending)?;
+            let holding = self.backends_with_locks(&pending, true)?;
             let (still_pending, released): (Vec<&Request>, Vec<&Request>) =
                 pending.into_iter().partition(|request| holding.contains(&request.pid));
             for request in released {
                 // The pool has lent the session to another client, and the lock that was left there is still held.
-                if request.target.backend.is_leftover && has_advisory_lock(self.client, request.pid)? {
+                let is_leftover = request.target.backend.is_leftover;
+                if is_leftover && !self.backends_with_locks(&[request], false)?.is_empty() {
                     overdue.push(request.target);
                 } else {
                     print(&format!("evicted {}", request.target.backend))?;
@@ -239,22 +233,27 @@ impl<'a> Eviction<'a> {
         Ok(())
     }
 
-    /// Returns which of these backends still have an advisory lock and the same client. A pooler lends a backend that
-    /// is released to the next client, and most likely to one that was waiting for the lock.
+    /// Returns which of these backends still have one of the locks, and the same client if that is required. A pooler
+    /// lends a backend that is released to the next client, and most likely to one that was waiting for the lock.
     ///
     /// # Errors
     /// The connection is lost.
-    fn backends_with_locks(&mut self, requests: &[&Request]) -> Result<Vec<i32>, Failure> {
+    fn backends_with_locks(&mut self, requests: &[&Request], is_client_same: bool) -> Result<Vec<i32>, Failure> {
         let sessions: Vec<String> = requests
             .iter()
-            .map(|request| {
-                let application_name = key::sql_literal(&request.target.backend.application_name);
-                format!("(pid = {} AND application_name = {application_name})", request.pid)
+            .map(|Request { pid, target, .. }| {
+                let name = key::sql_literal(&target.backend.application_name);
+                let client = if is_client_same {
+                    format!(" AND application_name = {name}")
+                } else {
+                    String::new()
+                };
+                format!("(pid = {pid}{client} AND {})", target.has_lock())
             })
             .collect();
         let sql = format!(
-            "{FORGET_SESSIONS}SELECT pg_catalog.string_agg(pid::text, ',') AS pids FROM pg_catalog.pg_stat_activity a WHERE ({}) \
-             AND EXISTS (SELECT 1 FROM pg_catalog.pg_locks l WHERE l.locktype = 'advisory' AND l.pid = a.pid)",
+            "{FORGET_SESSIONS}SELECT pg_catalog.string_agg(pid::text, ',') AS pids FROM pg_catalog.pg_stat_activity a \
+             WHERE {}",
             sessions.join(" OR ")
         );
         let result = QueryResult::fetch(self.client, &sql)?;

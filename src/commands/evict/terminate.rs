@@ -1,5 +1,6 @@
 //! Terminating sessions: those of other clients, and of a pglock that does not react.
 
+use super::target::Target;
 use crate::connection::Client;
 use crate::inspect::backend::{Backend, FORGET_SESSIONS};
 use crate::inspect::eviction::may_evict_condition;
@@ -16,17 +17,18 @@ const TERMINATION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often to look whether the backends have terminated.
 const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Terminates the session. Returns whether it was still the session that was shown.
+/// Terminates the session. Returns whether it was still the session that was shown, with one of the locks.
 ///
 /// # Errors
 /// Our role lacks the privilege, or the connection is lost.
-pub(super) fn terminate(client: &mut Client, pid: i32, shown: &Backend) -> Result<bool, Failure> {
+pub(super) fn terminate(client: &mut Client, pid: i32, target: &Target) -> Result<bool, Failure> {
+    let shown = target.backend;
     let sql = format!(
         "{FORGET_SESSIONS}SELECT pg_catalog.pg_terminate_backend(pid) AS terminated FROM pg_catalog.pg_stat_activity a \
-         WHERE pid = {pid} AND usename = {} AND application_name = {} AND EXISTS (\
-         SELECT 1 FROM pg_catalog.pg_locks l WHERE l.pid = {pid} AND l.locktype = 'advisory')",
+         WHERE pid = {pid} AND usename = {} AND application_name = {} AND {}",
         key::sql_literal(&shown.user),
         key::sql_literal(&shown.application_name),
+        target.has_lock(),
     );
     let result =
         QueryResult::fetch(client.asking("to terminate the session"), &sql).map_err(|error| explain(error, shown))?;
@@ -62,7 +64,7 @@ pub(super) fn check_authorization(client: &mut Client, backend: &Backend) -> Res
 ///
 /// # Errors
 /// The connection is lost.
-pub(super) fn has_advisory_lock(client: &mut Client, pid: i32) -> Result<bool, Failure> {
+fn has_advisory_lock(client: &mut Client, pid: i32) -> Result<bool, Failure> {
     let sql = format!(
         "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid = {pid}) AS present"
     );

@@ -1,8 +1,10 @@
 //! Locks that were left behind in the sessions of a pool: a key that the lent session holds already is held, although
 //! PostgreSQL would grant it to that session again.
 
+use crate::support::hostname;
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::Pglock;
+use crate::support::screen::Screen;
 use crate::support::server::{Server, number, rows};
 use crate::support::wait::{SOON, eventually};
 use serde_json::Value;
@@ -34,6 +36,11 @@ impl Pool<'_> {
         let mut client = self.bouncer.client_in(&self.database);
         let left = rows(&mut client, &format!("SELECT pg_backend_pid(), {lock}"));
         left[0][0].clone()
+    }
+
+    /// Returns a pglock that connects to the server itself.
+    fn direct(&self) -> Pglock {
+        self.server.pglock().env("PGDATABASE", &self.database)
     }
 
     fn pglock(&self) -> Pglock {
@@ -262,11 +269,7 @@ fn every_command_shows_the_leftover_and_evict_ends_it() {
             )
         );
         let pglock = || {
-            if is_direct {
-                pool.server.pglock().env("PGDATABASE", &pool.database)
-            } else {
-                pool.pglock()
-            }
+            if is_direct { pool.direct() } else { pool.pglock() }
         };
         let check = pool.pglock().args(["check", "--json"]).output();
         let report: Value = serde_json::from_slice(&check.code(0).stdout).unwrap();
@@ -313,5 +316,75 @@ fn every_command_shows_the_leftover_and_evict_ends_it() {
         pool.run(&["-k", "42", "-n", "true"]).output().code(0).silent();
         let check = pool.pglock().arg("check").output();
         assert!(!String::from_utf8_lossy(&check.code(0).stdout).contains("leftovers"));
+    }
+}
+
+/// P43, P75: a session that has lost the leftover while the question is open is the pool's again, and is left alone.
+#[test]
+fn a_session_without_the_leftover_is_left_alone() {
+    let pool = Pool::with(&POOL_OF_ONE);
+    let backend = pool.leave("pg_advisory_lock(42)");
+    // The pool's last client is a pglock that holds nothing.
+    pool.run(&["-k", "42", "-n", "-q", "true"]).output().code(75);
+    let screen = Screen::new(pool.server, (100, 24), &[("PGDATABASE", &pool.database)]);
+    screen.line("clear; pglock evict -k 42");
+    screen.expect("question", |lines| lines.concat().ends_with("[y/N]"));
+    pool.leave("pg_advisory_unlock(42)");
+    let next = pool.run(&["-k", "payroll"]).holding();
+    screen.line("y");
+    let gone = format!("a session of the pool (backend {backend}) was already gone");
+    let report = screen.expect("report", |lines| lines.iter().any(|line| line == "key 42 is free"));
+    assert!(report.contains(&gone), "{report:?}");
+    next.finish().code(0).silent();
+}
+
+/// P43, P72, P75: a pglock that the pool lends the session to has its own lock there. The leftover is not taken for its
+/// lock, neither before its first heartbeat nor after it, and its job is not terminated to end the leftover.
+#[test]
+fn a_leftover_beside_the_lock_of_a_pglock_is_not_evicted() {
+    for heartbeat in ["60", "0.3"] {
+        let pool = Pool::with(&POOL_OF_ONE);
+        let backend = pool.leave("pg_advisory_lock(42)");
+        let run = || pool.run(&["-k", "payroll", "--heartbeat", heartbeat]);
+        let other = run().holding();
+        let sent = format!(
+            "SELECT 1 FROM pg_stat_activity WHERE pid = {backend} AND query LIKE '/* pglock {}%'",
+            if heartbeat == "60" { "job " } else { "holds " }
+        );
+        eventually(SOON, "its query tag", || !pool.server.sql(&sent).is_empty());
+        let list = pool.direct().args(["list", "--json"]).output().code(0).stdout();
+        let list: Value = serde_json::from_str(&list).unwrap();
+        let is_leftover = |lock: &Value| (lock["key"] == "42", lock["leftover"] == true);
+        let locks: Vec<_> = list["locks"].as_array().unwrap().iter().map(is_leftover).collect();
+        assert!(
+            locks.len() == 2 && locks.iter().all(|(is_42, is_leftover)| is_42 == is_leftover),
+            "{list:#}"
+        );
+
+        let evict = |keys: &[&str]| pool.direct().args(["evict", "--yes"]).args(keys).output();
+        let session = format!("a session of the pool (backend {backend})");
+        let lent = format!(
+            "{session} was not evicted: the pool has lent it to {}:{}",
+            hostname(),
+            other.pid()
+        );
+        let text = evict(&["-k", "42"]).code(75).to_string();
+        assert!(
+            text.contains(&lent) && text.contains(&format!("key 42 is now held by {session}")),
+            "{text}"
+        );
+        other.finish().code(0).silent();
+
+        // It can be ended when that pglock has been evicted, too, or by force.
+        let other = run().holding();
+        eventually(SOON, "its query tag", || !pool.server.sql(&sent).is_empty());
+        let further = if heartbeat == "60" {
+            &["--force"][..]
+        } else {
+            &["-k", "payroll"]
+        };
+        let text = evict(&[&["-k", "42"], further].concat()).code(0).to_string();
+        assert!(text.contains("\nkey 42 is free"), "{text}");
+        other.finish().code(74);
     }
 }
