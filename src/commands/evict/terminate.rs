@@ -17,18 +17,23 @@ const TERMINATION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often to look whether the backends have terminated.
 const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Terminates the session. Returns whether it was still the session that was shown, with one of the locks.
+/// Terminates the session. Returns whether it was still the session that was shown, with one of the locks. A pglock that
+/// waits has none between two stays in the queue; it is known by its name.
 ///
 /// # Errors
 /// Our role lacks the privilege, or the connection is lost.
 pub(super) fn terminate(client: &mut Client, pid: i32, target: &Target) -> Result<bool, Failure> {
     let shown = target.backend;
+    let condition = if !target.is_holder && shown.is_pglock() {
+        "true".to_owned()
+    } else {
+        target.has_lock()
+    };
     let sql = format!(
         "{FORGET_SESSIONS}SELECT pg_catalog.pg_terminate_backend(pid) AS terminated FROM pg_catalog.pg_stat_activity a \
-         WHERE pid = {pid} AND usename = {} AND application_name = {} AND {}",
+         WHERE pid = {pid} AND usename = {} AND application_name = {} AND {condition}",
         key::sql_literal(&shown.user),
         key::sql_literal(&shown.application_name),
-        target.has_lock(),
     );
     let result =
         QueryResult::fetch(client.asking("to terminate the session"), &sql).map_err(|error| explain(error, shown))?;

@@ -264,6 +264,26 @@ fn a_prepared_transaction_is_not_evicted_and_the_exit_status_says_so() {
     assert_eq!(output.code(0).stdout(), format!("no session holds key \"{key}\"\n"));
 }
 
+/// P75: a waiter that is between two stays in the queue, and has no lock, is evicted too.
+#[test]
+fn a_waiter_between_two_stays_in_the_queue_is_evicted() {
+    let case = Case::new();
+    let mut psql = case.client();
+    rows(&mut psql, &format!("SELECT pg_advisory_lock({})", number(&case.key)));
+    let waiter = case.run().sh("echo mine").spawn();
+    case.await_locks(1, 1);
+    // It stays where it is after the current stay.
+    waiter.signal(Signal::SIGSTOP);
+    case.await_locks(1, 0);
+    let output = evict(case.server, &case.key).args(["--yes", "--waiters"]).output();
+    let lines = report(output.code(0));
+    let who = format!("evicted {}:{} (backend ", hostname(), waiter.pid());
+    assert!(lines.iter().any(|line| line.starts_with(&who)), "{lines:?}");
+    eventually(SOON, "the end of its session", || case.backends().is_empty());
+    waiter.signal(Signal::SIGKILL);
+    waiter.finish().signal(Signal::SIGKILL);
+}
+
 /// P75: holders are asked, and terminate their jobs, although the session of another client does not end.
 #[test]
 fn holders_are_asked_although_another_session_does_not_end() {
