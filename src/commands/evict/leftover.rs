@@ -1,7 +1,7 @@
 //! Ending sessions of a pool that hold a lock for no client that could be named.
 
 use super::target::Target;
-use super::terminate::{announce, unauthorized, wait_until_gone};
+use super::terminate::{announce, wait_until_gone};
 use crate::connection::{Client, Settings};
 use crate::key;
 use crate::lock::QueryResult;
@@ -36,8 +36,11 @@ pub(super) fn terminate_leftovers(
         );
         let is_terminated = match QueryResult::fetch(client.asking("to terminate a session of the pool"), &sql) {
             Ok(result) => result.is_true("terminated"),
-            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => return Err(unauthorized(backend)),
-            Err(error) if client.has_stopped_responding() => return Err(error.into()),
+            Err(error)
+                if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) || client.has_stopped_responding() =>
+            {
+                return Err(error.into());
+            }
             Err(_) => {
                 *client = settings.reopen(&name::for_evict())?.client;
                 true

@@ -27,7 +27,7 @@ use crate::ui::terminal;
 use leftover::terminate_leftovers;
 use request::{Eviction, is_living_holder};
 use target::{Target, distinct_targets};
-use terminate::check_authorization;
+use terminate::{Evictor, check_authorization};
 
 /// Evicts the holders of the keys, after confirmation.
 ///
@@ -83,10 +83,15 @@ fn evict(
     if !options.yes && !terminal::confirm(&question(distinct.len())) {
         return Err(Failure::msg(ExitCode::Conflict, "no session was evicted"));
     }
-    for target in &distinct {
-        check_authorization(client, target.backend)?;
-    }
     let can_ask = |target: &Target| !options.force && is_living_holder(target, options.timing);
+    for target in &distinct {
+        let evictor = if can_ask(target) {
+            Evictor::Login
+        } else {
+            Evictor::Current
+        };
+        check_authorization(client, target.backend, evictor)?;
+    }
     let (leftovers, of_clients): (Vec<Target>, Vec<Target>) = distinct
         .into_iter()
         .partition(|target| target.backend.is_leftover && !can_ask(target));

@@ -1,7 +1,7 @@
 //! Requesting holders to give up the lock.
 
 use super::target::Target;
-use super::terminate::{announce, terminate, wait_until_gone};
+use super::terminate::{Evictor, announce, check_authorization, terminate, wait_until_gone};
 use crate::cli::EvictOptions;
 use crate::connection::Client;
 use crate::inspect::backend::{Backend, FORGET_SESSIONS};
@@ -82,6 +82,10 @@ impl<'a> Eviction<'a> {
         let overdue = self.await_release(&requests)?;
         let is_limit_unknown = |target: &&Target| target.backend.job_limit_seconds.is_none();
         let (unknown, unresponsive): (Vec<&Target>, Vec<&Target>) = overdue.into_iter().partition(is_limit_unknown);
+        // The role that may ask them may be another one.
+        for target in &unresponsive {
+            check_authorization(self.client, target.backend, Evictor::Current)?;
+        }
         let terminated_late = self.terminate_each(&unresponsive)?;
         self.await_end(&terminated_late, "did not react")?;
         let mut terminated = terminated.iter().chain(&terminated_late);

@@ -8,7 +8,6 @@ use crate::key;
 use crate::lock::QueryResult;
 use crate::outcome::{ExitCode, Failure};
 use crate::ui::message;
-use postgres::error::SqlState;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -35,8 +34,7 @@ pub(super) fn terminate(client: &mut Client, pid: i32, target: &Target) -> Resul
         key::sql_literal(&shown.user),
         key::sql_literal(&shown.application_name),
     );
-    let result =
-        QueryResult::fetch(client.asking("to terminate the session"), &sql).map_err(|error| explain(error, shown))?;
+    let result = QueryResult::fetch(client.asking("to terminate the session"), &sql)?;
     Ok(result.is_true("terminated"))
 }
 
@@ -47,20 +45,35 @@ pub(super) fn announce(backend: &Backend, reason: &str) {
     ));
 }
 
-/// Checks that our role may terminate the session.
+/// Which of the roles of our session must have the right to evict: they differ if it has switched to another role.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Evictor {
+    /// The one that logged in, which a holder that is asked sees.
+    Login,
+    /// The current one, as which the server terminates a session.
+    Current,
+}
+
+/// Checks that this role of ours may evict the session.
 ///
 /// # Errors
 /// [`ExitCode::Permission`] if it may not, or the connection is lost.
-pub(super) fn check_authorization(client: &mut Client, backend: &Backend) -> Result<(), Failure> {
+pub(super) fn check_authorization(client: &mut Client, backend: &Backend, evictor: Evictor) -> Result<(), Failure> {
     let Some(pid) = backend.pid else { return Ok(()) };
-    let own_role = "(SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)";
+    let role = match evictor {
+        Evictor::Login => "session_user",
+        Evictor::Current => "current_user",
+    };
     let sql = format!(
-        "SELECT {} AS authorized FROM pg_catalog.pg_stat_activity a WHERE pid = {pid}",
-        may_evict_condition(own_role, "a.usesysid")
+        "SELECT {} AS authorized, {role} AS role FROM pg_catalog.pg_stat_activity a WHERE pid = {pid}",
+        may_evict_condition(
+            &format!("(SELECT oid FROM pg_catalog.pg_roles WHERE rolname = {role})"),
+            "a.usesysid"
+        )
     );
     let result = QueryResult::fetch(client.asking("for the right to evict the holder"), &sql)?;
     if result.get("authorized") == Some("f") {
-        return Err(unauthorized(backend));
+        return Err(unauthorized(backend, result.get("role").unwrap_or_default()));
     }
     Ok(())
 }
@@ -98,23 +111,14 @@ pub(super) fn wait_until_gone(client: &mut Client, pid: i32) -> Result<(), Failu
     Ok(())
 }
 
-/// Adds the remedy to an error that says that our role lacks the privilege.
-fn explain(error: postgres::Error, backend: &Backend) -> Failure {
-    if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
-        unauthorized(backend)
-    } else {
-        Failure::from(error)
-    }
-}
-
 /// The failure of a role that may not evict the session.
-pub(super) fn unauthorized(backend: &Backend) -> Failure {
+fn unauthorized(backend: &Backend, role: &str) -> Failure {
     let owner = &backend.user;
     Failure::msg(
         ExitCode::Permission,
         format!(
-            "this role may not evict {backend}, a session of role {owner:?}: GRANT pg_signal_backend to it, or \
-             connect as role {owner:?}; only a superuser may terminate a superuser's session"
+            "role {role:?} may not evict {backend}, a session of role {owner:?}: GRANT pg_signal_backend to it, or \
+             become role {owner:?}; only a superuser may terminate a superuser's session"
         ),
     )
 }

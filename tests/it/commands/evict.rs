@@ -10,6 +10,7 @@ use crate::support::wait::{SOON, eventually};
 use crate::support::{hostname, unique};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use postgres::NoTls;
 
 fn evict(server: &Server, key: &str) -> Pglock {
     server.pglock().args(["evict", "--key", key])
@@ -282,6 +283,41 @@ fn a_waiter_between_two_stays_in_the_queue_is_evicted() {
     eventually(SOON, "the end of its session", || case.backends().is_empty());
     waiter.signal(Signal::SIGKILL);
     waiter.finish().signal(Signal::SIGKILL);
+}
+
+/// P75: what counts is the role as which `pglock evict` terminates sessions, to which its login role may have switched.
+/// If that role may not terminate one of them, none is evicted.
+#[test]
+fn the_role_that_a_session_has_switched_to_must_have_the_right() {
+    let case = Case::new();
+    let (login, owner) = (unique("login"), unique("owner"));
+    case.sql(&format!(
+        "CREATE ROLE {owner} LOGIN; CREATE ROLE {login} LOGIN IN ROLE {owner}; ALTER ROLE {login} SET role = '{owner}'"
+    ));
+    let mut holders = [&login, &owner].map(|role| {
+        let mut config = case.server.config();
+        let mut holder = config.user(role).dbname("postgres").connect(NoTls).unwrap();
+        rows(
+            &mut holder,
+            &format!("SELECT pg_advisory_lock_shared({})", number(&case.key)),
+        );
+        holder
+    });
+    let try_evict = || {
+        let evict = evict(case.server, &case.key).env("PGUSER", &login);
+        evict.env("PGDATABASE", "postgres").arg("--yes").output()
+    };
+    let text = String::from_utf8_lossy(&try_evict().code(77).stderr).into_owned();
+    assert_eq!(case.locks().granted, 2);
+    let expected = format!("pglock: role {owner:?} may not evict user {login:?} (backend ");
+    assert!(text.starts_with(&expected), "{text}");
+    case.sql(&format!("GRANT pg_signal_backend TO {owner}"));
+    try_evict().code(0);
+    assert!(
+        holders
+            .iter_mut()
+            .all(|holder| holder.simple_query("SELECT 1").is_err())
+    );
 }
 
 /// P75: holders are asked, and terminate their jobs, although the session of another client does not end.
