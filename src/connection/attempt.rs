@@ -11,14 +11,15 @@ use super::error::{
 };
 use super::query_message::QueryMessage;
 use super::settings::{Host, HostAddress, Secret, Settings, TargetSessionAttrs};
+use super::sockets::{SocketSnapshot, shut_down_socket};
 use super::tls;
 use crate::outcome::ExitCode;
 use postgres::config::{SslMode, SslNegotiation};
 use postgres::error::{DbError, SqlState};
 use postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use std::error::Error;
-use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::channel;
 use std::time::Duration;
@@ -39,16 +40,22 @@ pub(super) struct ConnectAttempt<'a> {
     pub password: Option<&'a Secret>,
 }
 
+/// A session that an attempt has opened.
+pub(super) struct OpenedSession {
+    /// The session.
+    pub client: Client,
+    /// What has made the connection; `None` for a Unix socket.
+    pub connector: Option<Connector>,
+    /// A duplicate of the session's descriptor, if that could be determined.
+    pub socket: Option<OwnedFd>,
+}
+
 impl ConnectAttempt<'_> {
     /// Connects, and verifies that the session is of the required kind; within the time limit, if there is one.
     ///
     /// # Errors
     /// The error tells what is still worth trying.
-    pub(super) fn run(
-        &self,
-        encryption: Encryption,
-        limit: Option<Duration>,
-    ) -> Result<(Client, Option<Connector>), ConnectError> {
+    pub(super) fn run(&self, encryption: Encryption, limit: Option<Duration>) -> Result<OpenedSession, ConnectError> {
         let config = self.config()?;
         let settings = self.settings;
         let connector = self
@@ -57,6 +64,8 @@ impl ConnectAttempt<'_> {
         if connector.is_none() {
             self.check_unix_socket()?;
         }
+        let snapshot = SocketSnapshot::take();
+        let find_socket = || snapshot.find_new(self.address.map(|ip| SocketAddr::new(ip, self.host.port)));
         let (target, used_connector) = (self.target, connector.clone());
         let connected = within(limit, move || {
             let mut client = match used_connector {
@@ -68,10 +77,21 @@ impl ConnectAttempt<'_> {
         });
         let handshake = connector.as_ref().map(Connector::handshake_info).unwrap_or_default();
         match connected {
-            None => Err(ConnectError::unreachable(self.timed_out())),
+            None => {
+                // The library limits only how long it takes to connect. For a reply, the abandoned thread would wait as
+                // long as the server keeps the connection open.
+                if let Some(socket) = find_socket() {
+                    shut_down_socket(&socket);
+                }
+                Err(ConnectError::unreachable(self.timed_out()))
+            }
             Some(Err(error)) => Err(self.connect_error(&error, &handshake)),
             Some(Ok((_, Some(mismatch)))) => Err(ConnectError::wrong_role(mismatch)),
-            Some(Ok((client, None))) => Ok((client, connector)),
+            Some(Ok((client, None))) => Ok(OpenedSession {
+                client,
+                connector,
+                socket: find_socket(),
+            }),
         }
     }
 

@@ -101,6 +101,14 @@ impl ConnectError {
         ConnectError::new(ExitCode::Config, message, RetryScope::Nothing)
     }
 
+    /// Reports that this system has no descriptor or no thread left, which may pass.
+    pub(crate) fn exhausted(message: impl Into<String>) -> ConnectError {
+        ConnectError {
+            is_transient: true,
+            ..ConnectError::new(ExitCode::Internal, message, RetryScope::Nothing)
+        }
+    }
+
     /// Reports that one side does not trust the other.
     pub(crate) fn permission(message: impl Into<String>) -> ConnectError {
         ConnectError::new(ExitCode::Permission, message, RetryScope::Nothing)

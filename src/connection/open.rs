@@ -1,18 +1,17 @@
 //! Opens a connection: tries hosts, addresses and TLS modes in order, until an attempt succeeds.
 
-use super::attempt::{ConnectAttempt, check_peer, within};
+use super::attempt::{ConnectAttempt, OpenedSession, check_peer, within};
 use super::client::Client;
 use super::connector::{Connector, Encryption};
 use super::error::{ConnectError, RetryScope, TlsFailure, describe_io_error};
 use super::prompt;
 use super::settings::{Host, HostAddress, Settings, SslMode, TargetSessionAttrs};
 use super::settings_error::SettingsError;
-use super::sockets::SocketSnapshot;
 use super::tls::TlsConfig;
-use crate::outcome::{ExitCode, Failure};
+use crate::outcome::Failure;
 use crate::ui::message;
 use postgres::{CancelToken, NoTls};
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -356,9 +355,12 @@ impl<'a> Opener<'a> {
             target,
             password: prompted.or(settings.password.as_ref()).or(host.password.as_ref()),
         };
-        let snapshot = SocketSnapshot::take();
         let limit = settings.connect_timeout.filter(|_| !self.is_limit_left_to_observer());
-        let (client, connector) = attempt.run(encryption, limit)?;
+        let OpenedSession {
+            client,
+            connector,
+            socket,
+        } = attempt.run(encryption, limit)?;
         if let Some(Ok(tls)) = &self.tls
             && let Some(connector) = &connector
             && connector.handshake_info().is_encrypted
@@ -368,7 +370,6 @@ impl<'a> Opener<'a> {
                 "sslcertmode=require, but the server did not request a client certificate",
             ));
         }
-        let socket = snapshot.find_new(address.map(|ip| SocketAddr::new(ip, host.port)));
         if address.is_none()
             && let Some(owner) = &settings.require_peer
         {
@@ -381,8 +382,7 @@ impl<'a> Opener<'a> {
             target: Arc::new((client.cancel_token(), connector)),
         };
         let client = Client::new(client, socket.as_ref(), settings.reply_limit).map_err(|error| {
-            let message = format!("cannot watch the connection: {}", describe_io_error(&error));
-            ConnectError::new(ExitCode::Internal, message, RetryScope::Nothing)
+            ConnectError::exhausted(format!("cannot watch the connection: {}", describe_io_error(&error)))
         })?;
         Ok(Connection {
             client,

@@ -24,7 +24,10 @@ pub(super) fn connect(
     enforcement: LimitEnforcement,
 ) -> Result<Connection, Failure> {
     sys::check_free_descriptors(DESCRIPTOR_HEADROOM).map_err(|error| {
-        Failure::new(ExitCode::Internal, error).context("too few file descriptors left to connect (see ulimit -n)")
+        // Where the wait endures, it goes on: what uses them up may end.
+        Failure::new(ExitCode::Internal, error)
+            .context("too few file descriptors left to connect (see ulimit -n)")
+            .transient_if(true)
     })?;
     let connection = open_within(plan, reporter, enforcement)?;
     if connection.socket.is_none() {

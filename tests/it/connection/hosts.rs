@@ -5,6 +5,7 @@ use crate::support::network::can_unshare;
 use crate::support::pglock::{Output, Pglock, binary};
 use crate::support::server::{Server, free_port};
 use crate::support::unique;
+use crate::support::wait::{SOON, eventually};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, connect, listen, socket};
 use std::fs;
@@ -198,6 +199,31 @@ fn a_black_hole_does_not_outlast_the_wait() {
         .output();
     output.code(0).silent();
     assert!(output.took < Duration::from_secs(3), "{output}");
+}
+
+/// P39: a server that accepts connections and stays silent, over TCP and a Unix socket, costs a wait no thread and no
+/// descriptor that stays.
+#[test]
+fn abandoned_attempts_leave_nothing_behind() {
+    let directory = tempfile::tempdir().unwrap();
+    let _unix = UnixListener::bind(directory.path().join(".s.PGSQL.1")).unwrap();
+    let tcp = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let unix_dsn = format!("host={} port=1 user=u dbname=d", directory.path().display());
+    for dsn in [hosts(&[tcp.local_addr().unwrap().port()], ""), unix_dsn] {
+        let run = pglock(&dsn).args(["-v", "--wait", "60", "--connect-timeout", "0.2", "true"]);
+        let waiter = run.spawn();
+        let await_attempts = |number| {
+            let attempts = || waiter.stderr().matches("timeout expired").count();
+            eventually(SOON, "the attempts", || attempts() >= number);
+        };
+        let count = |what: &str| fs::read_dir(format!("/proc/{}/{what}", waiter.pid())).unwrap().count();
+        await_attempts(1);
+        let descriptors = count("fd");
+        await_attempts(7);
+        // The main thread, the session's, that of an attempt and one that ends.
+        let is_small = || count("task") <= 4 && count("fd") <= descriptors + 4;
+        eventually(SOON, "no thread and no descriptor of the first attempts", is_small);
+    }
 }
 
 /// P20: of all sockets that were tried, exactly one is left, and pglock finds it.

@@ -1,5 +1,6 @@
 //! A wait survives what is not an answer: a server that restarts, is away, starts up or has no connection left.
 
+use crate::support::command::command;
 use crate::support::gate::{Answer, Gate};
 use crate::support::journal::{Journal, now};
 use crate::support::pglock::{Output, Pglock, Running};
@@ -263,6 +264,24 @@ fn a_wait_covers_a_server_without_free_connections() {
     waiter.await_stderr("too many clients already; retrying");
     drop(clients);
     assert_ran_soon_after(now(), &waiter.finish(), "too many clients already");
+}
+
+/// P39: too few descriptors may be enough again.
+#[test]
+fn a_wait_covers_a_shortage_of_descriptors() {
+    let gate = Gate::before(Server::shared(), STARTING);
+    let run = Server::shared().run(&unique("shortage")).args(["-d", &gate.dsn()]);
+    let waiter = run.args(["-v", "--wait", "60", "true"]).spawn();
+    eventually(SOON, "an attempt", || gate.connections() > 0);
+    let limit = |number: &str| {
+        let arguments = ["--pid", &waiter.pid().to_string(), &format!("--nofile={number}:")];
+        assert!(command("prlimit").args(arguments).status().unwrap().success());
+    };
+    limit("8");
+    waiter.await_stderr("too few file descriptors left to connect");
+    limit("256");
+    gate.set(Answer::Relay);
+    waiter.finish().code(0);
 }
 
 /// P39, P90: what another attempt would not change ends the wait at the first attempt.
