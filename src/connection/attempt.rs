@@ -18,6 +18,7 @@ use postgres::config::{SslMode, SslNegotiation};
 use postgres::error::{DbError, SqlState};
 use postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use std::error::Error;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -77,7 +78,8 @@ impl ConnectAttempt<'_> {
         });
         let handshake = connector.as_ref().map(Connector::handshake_info).unwrap_or_default();
         match connected {
-            None => {
+            Err(error) => Err(no_thread(&error)),
+            Ok(None) => {
                 // The library limits only how long it takes to connect. For a reply, the abandoned thread would wait as
                 // long as the server keeps the connection open.
                 if let Some(socket) = find_socket() {
@@ -85,9 +87,9 @@ impl ConnectAttempt<'_> {
                 }
                 Err(ConnectError::unreachable(self.timed_out()))
             }
-            Some(Err(error)) => Err(self.connect_error(&error, &handshake)),
-            Some(Ok((_, Some(mismatch)))) => Err(ConnectError::wrong_role(mismatch)),
-            Some(Ok((client, None))) => Ok(OpenedSession {
+            Ok(Some(Err(error))) => Err(self.connect_error(&error, &handshake)),
+            Ok(Some(Ok((_, Some(mismatch))))) => Err(ConnectError::wrong_role(mismatch)),
+            Ok(Some(Ok((client, None)))) => Ok(OpenedSession {
                 client,
                 connector,
                 socket: find_socket(),
@@ -315,22 +317,27 @@ fn find_mismatch(client: &mut Client, target: TargetSessionAttrs) -> Result<Opti
 
 /// Runs the function on a thread of its own, because it cannot be interrupted, and returns `None` when the time limit
 /// is over. A result that comes later is dropped, which closes a connection.
+///
+/// # Errors
+/// The system has no thread left; see [`no_thread`].
 pub(super) fn within<T: Send + 'static>(
     limit: Option<Duration>,
     function: impl FnOnce() -> T + Send + 'static,
-) -> Option<T> {
+) -> io::Result<Option<T>> {
     let Some(limit) = limit else {
-        return Some(function());
+        return Ok(Some(function()));
     };
     let (sender, receiver) = channel();
-    let spawned = std::thread::Builder::new().name("connect".into()).spawn(move || {
+    std::thread::Builder::new().name("connect".into()).spawn(move || {
         // Fails if the result comes too late.
         let _ = sender.send(function());
-    });
-    match spawned {
-        Ok(_) => receiver.recv_timeout(limit).ok(),
-        Err(_) => None,
-    }
+    })?;
+    Ok(receiver.recv_timeout(limit).ok())
+}
+
+/// Reports that [`within`] could not start its thread.
+pub(super) fn no_thread(error: &io::Error) -> ConnectError {
+    ConnectError::exhausted(format!("cannot create a thread: {}", describe_io_error(error)))
 }
 
 /// Verifies that the process at the other end of a Unix socket belongs to this user (`requirepeer`).

@@ -1,6 +1,6 @@
 //! Opens a connection: tries hosts, addresses and TLS modes in order, until an attempt succeeds.
 
-use super::attempt::{ConnectAttempt, OpenedSession, check_peer, within};
+use super::attempt::{ConnectAttempt, OpenedSession, check_peer, no_thread, within};
 use super::client::Client;
 use super::connector::{Connector, Encryption};
 use super::error::{ConnectError, RetryScope, TlsFailure, describe_io_error};
@@ -235,12 +235,13 @@ impl<'a> Opener<'a> {
         let port = host.port;
         let look_up = move || (name.as_str(), port).to_socket_addrs().map(Vec::from_iter);
         match within(self.settings.connect_timeout, look_up) {
-            None => Err(ConnectError::unreachable("host name lookup timed out")),
-            Some(Err(error)) => Err(ConnectError::unreachable(format!(
+            Err(error) => Err(no_thread(&error)),
+            Ok(None) => Err(ConnectError::unreachable("host name lookup timed out")),
+            Ok(Some(Err(error))) => Err(ConnectError::unreachable(format!(
                 "could not translate host name to address: {}",
                 describe_io_error(&error)
             ))),
-            Some(Ok(found)) => {
+            Ok(Some(Ok(found))) => {
                 let mut addresses: Vec<_> = found.iter().map(|address| Some(address.ip())).collect();
                 addresses.dedup();
                 Ok(self.in_order(addresses))

@@ -8,10 +8,12 @@ use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, connect, listen, socket};
+use nix::unistd::geteuid;
 use std::fs;
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -224,6 +226,27 @@ fn abandoned_attempts_leave_nothing_behind() {
         let is_small = || count("task") <= 4 && count("fd") <= descriptors + 4;
         eventually(SOON, "no thread and no descriptor of the first attempts", is_small);
     }
+}
+
+/// P91: a thread that cannot be created is no timeout.
+#[test]
+fn a_missing_thread_is_named() {
+    if !geteuid().is_root() {
+        return;
+    }
+    // The user has no other process. Of its two threads, none is left for an attempt.
+    const FEW: &str = "ulimit -u 2; exec \"$@\"";
+    let dsn = hosts(&[free_port(), free_port()], "");
+    let run = Pglock::for_program("bash")
+        .env("PGLOCK_DSN", dsn)
+        .env("HOME", "/nonexistent");
+    let mut run = run.args(["-c", FEW, "bash", &binary(), "run", "-k", &unique("thread"), "true"]);
+    run.command().uid(61_234).gid(61_234);
+    let line = run.output().code(70).stderr_line();
+    assert!(
+        line.ends_with("cannot create a thread: resource temporarily unavailable"),
+        "{line}"
+    );
 }
 
 /// P20: of all sockets that were tried, exactly one is left, and pglock finds it.
