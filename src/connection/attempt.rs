@@ -65,6 +65,7 @@ impl ConnectAttempt<'_> {
         if connector.is_none() {
             self.check_unix_socket()?;
         }
+        // Not before the owner of the Unix socket was looked up: for that, the system may open a socket and keep it.
         let snapshot = SocketSnapshot::take();
         let find_socket = || snapshot.find_new(self.address.map(|ip| SocketAddr::new(ip, self.host.port)));
         let (target, used_connector) = (self.target, connector.clone());
@@ -181,9 +182,8 @@ impl ConnectAttempt<'_> {
             ));
         }
         if let Some(owner) = &self.settings.require_peer {
-            let path = format!("{directory}/.s.PGSQL.{}", self.host.port);
-            let probe =
-                UnixStream::connect(path).map_err(|error| ConnectError::unreachable(describe_io_error(&error)))?;
+            let probe = connect_unix_socket(&format!("{directory}/.s.PGSQL.{}", self.host.port))
+                .map_err(|error| ConnectError::unreachable(describe_io_error(&error)))?;
             check_peer(Some(&probe), owner)?;
         }
         Ok(())
@@ -338,6 +338,19 @@ pub(super) fn within<T: Send + 'static>(
 /// Reports that [`within`] could not start its thread.
 pub(super) fn no_thread(error: &io::Error) -> ConnectError {
     ConnectError::exhausted(format!("cannot create a thread: {}", describe_io_error(error)))
+}
+
+/// Opens a Unix socket. As in libpq, a leading `@` means Linux's abstract namespace.
+///
+/// # Errors
+/// Nothing listens there, or the name is too long.
+fn connect_unix_socket(path: &str) -> io::Result<UnixStream> {
+    #[cfg(target_os = "linux")]
+    if let Some(name) = path.strip_prefix('@') {
+        use std::os::linux::net::SocketAddrExt;
+        return UnixStream::connect_addr(&std::os::unix::net::SocketAddr::from_abstract_name(name)?);
+    }
+    UnixStream::connect(path)
 }
 
 /// Verifies that the process at the other end of a Unix socket belongs to this user (`requirepeer`).

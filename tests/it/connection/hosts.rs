@@ -8,8 +8,9 @@ use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, connect, listen, socket};
-use nix::unistd::geteuid;
+use nix::unistd::{User, geteuid};
 use std::fs;
+use std::io::{self, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -247,6 +248,33 @@ fn a_missing_thread_is_named() {
         line.ends_with("cannot create a thread: resource temporarily unavailable"),
         "{line}"
     );
+}
+
+/// P80: `requirepeer` finds a socket in Linux's abstract namespace, where psql finds it.
+#[test]
+#[cfg(target_os = "linux")]
+fn the_owner_of_an_abstract_socket_is_known() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::SocketAddr;
+    let directory = format!("@{}", unique("abstract"));
+    let name = format!("{}/.s.PGSQL.1", &directory[1..]);
+    let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let _ = client.write_all(b"E\0\0\0\x22SFATAL\0C53300\0Mreached, full\0\0");
+            // Ended by the client, which has read the message by then.
+            let _ = io::copy(&mut client, &mut io::sink());
+        }
+    });
+    let user = User::from_uid(geteuid()).unwrap().unwrap().name;
+    for (owner, code, expected) in [
+        (&*user, 69, "reached, full"),
+        ("other", 77, "requirepeer specifies \"other\""),
+    ] {
+        let dsn = format!("host={directory} port=1 user=u dbname=d requirepeer={owner}");
+        let line = run(&dsn).code(code).stderr_line();
+        assert!(line.contains(expected), "{line}");
+    }
 }
 
 /// P20: of all sockets that were tried, exactly one is left, and pglock finds it.
