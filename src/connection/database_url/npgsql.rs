@@ -1,11 +1,13 @@
 //! The connection strings of .NET, `Host=db;Username=app;SSL Mode=Require`, as Npgsql reads them.
 //!
 //! Names and values are trimmed. A value in double or single quotes may contain anything; its quote is doubled inside.
+//! `Host` is a list of which each entry may have a port; `Port` is that of the others.
 
-use super::super::grammar::{GivenParameter, ParameterSink, parse_host_list};
+use super::super::grammar::{GivenParameter, ParameterSink};
 use super::super::parameter::normalized;
 use super::super::redact::{holds_parameter, is_like_parameter_name, is_similar_to_parameter, may_be_secret};
 use super::parameters;
+use std::net::Ipv6Addr;
 
 /// The parameters that such a string may consist of alone.
 const FIRST_NAMES: [&str; 9] = [
@@ -60,13 +62,18 @@ fn split_parameter(text: &str) -> Option<(Written<'_>, &str)> {
     Some((parameter, rest))
 }
 
-/// Parses the parameters. A port in a host (`Host=a:5433,b`) becomes a parameter of its own.
+/// The port where neither `Host` nor `Port` has one.
+const DEFAULT_PORT: &str = "5432";
+
+/// Parses the parameters.
 ///
 /// # Errors
 /// A parameter is malformed, or the sink refuses it.
 pub(super) fn parse(text: &str, sink: ParameterSink) -> Result<(), String> {
     let mut rest = text;
     let (mut is_quotable, mut is_value_quotable) = (true, true);
+    // The last of each counts, in any order.
+    let (mut hosts, mut default_port) = (None, None);
     for number in 1.. {
         rest = rest.trim_start_matches(is_separator);
         if rest.is_empty() {
@@ -94,24 +101,79 @@ pub(super) fn parse(text: &str, sink: ParameterSink) -> Result<(), String> {
         }
         is_value_quotable &= is_like_name;
         is_quotable &= is_like_name && !may_be_secret(name);
-        let given = |name: &str, value: &str| GivenParameter {
+        let given = GivenParameter {
             name: name.to_owned(),
-            value: value.to_owned(),
-            label: label.clone(),
+            value,
+            label,
             is_value_quotable,
         };
-        if ["host", "server"].contains(&normalized(name).as_str()) && !value.starts_with('/') {
-            let (hosts, ports, _) = parse_host_list(&value)?;
-            sink(given("host", &hosts))?;
-            if ports.contains(|c| c != ',') {
-                sink(given("port", &ports))?;
-            }
-        } else {
-            sink(given(name, &value))?;
+        match normalized(name).as_str() {
+            "host" | "server" => hosts = Some(given),
+            "port" => default_port = Some(given),
+            _ => sink(given)?,
         }
         rest = after;
     }
-    Ok(())
+    add_address(hosts, default_port, sink)
+}
+
+/// Adds the hosts, and the port of each: its own, or else the value of `Port`.
+///
+/// # Errors
+/// An entry is not a host, or the sink refuses a value.
+fn add_address(
+    hosts: Option<GivenParameter>,
+    default_port: Option<GivenParameter>,
+    sink: ParameterSink,
+) -> Result<(), String> {
+    let Some(hosts) = hosts else {
+        return default_port.map_or(Ok(()), sink);
+    };
+    let entries: Option<Vec<(&str, &str)>> = hosts.value.split(',').map(|entry| split_port(entry.trim())).collect();
+    let has_empty_entry =
+        |entries: &[(&str, &str)]| entries.len() > 1 && entries.iter().any(|(host, _)| host.is_empty());
+    let Some(entries) = entries.filter(|entries| !has_empty_entry(entries)) else {
+        // The text may be a connection string with a password.
+        return Err(format!(
+            "the value of {} is not a list of host or host:port",
+            hosts.label
+        ));
+    };
+    let (names, mut ports): (Vec<&str>, Vec<&str>) = entries.into_iter().unzip();
+    let given = |name: &str, value: String| GivenParameter {
+        name: name.to_owned(),
+        value,
+        label: hosts.label.clone(),
+        is_value_quotable: hosts.is_value_quotable,
+    };
+    sink(given("host", names.join(",")))?;
+    if ports.iter().all(|port| port.is_empty()) {
+        return default_port.map_or(Ok(()), sink);
+    }
+    let default_port = default_port.as_ref().map_or(DEFAULT_PORT, |given| &given.value);
+    for port in ports.iter_mut().filter(|port| port.is_empty()) {
+        *port = default_port;
+    }
+    sink(given("port", ports.join(",")))
+}
+
+/// Splits an entry of `Host` into the host and its port, which may be empty. Returns `None` for what is neither that nor
+/// the directory of a Unix socket.
+fn split_port(entry: &str) -> Option<(&str, &str)> {
+    if entry.starts_with(['/', '@']) || entry.parse::<Ipv6Addr>().is_ok() {
+        return Some((entry, ""));
+    }
+    let (host, port) = match entry.strip_prefix('[') {
+        Some(bracketed) => bracketed.split_once(']')?,
+        None => entry.split_at(entry.find(':').unwrap_or(entry.len())),
+    };
+    let port = match port.strip_prefix(':') {
+        Some(port) => Some(port).filter(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()))?,
+        None if port.is_empty() => "",
+        None => return None,
+    };
+    let is_host = !host.contains(|c: char| "/?@".contains(c) || c.is_whitespace());
+    is_host.then_some((host, port))
 }
 
 /// Parses a value and returns the text after it; `None` if its quote is not closed.

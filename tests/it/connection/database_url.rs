@@ -34,6 +34,8 @@ fn urls_of_applications_reach_the_server_with_the_tls_that_they_ask_for() {
         "postgis://with_tls@localhost:{port}/postgres?ssl=true&conn_max_age=60\n",
         "jdbc:postgresql://localhost:{port}/postgres?user=with_tls&ssl=true&sslrootcert={pki}/ca.crt",
         "postgresql://with_tls@localhost:{port}/postgres?sslaccept=strict&sslcert={pki}/ca.crt&pgbouncer=true",
+        "Host=127.0.0.1:{port};Port=1;Database=postgres;Username=with_tls",
+        "Port={port};Host=127.0.0.1:1, 127.0.0.1;Database=postgres;Username=with_tls",
         "Host=localhost;Port={port};Database=postgres;Username=with_tls;SSL Mode=VerifyFull;Root Certificate={pki}/ca.crt",
     ] {
         let url = filled(url);
