@@ -286,6 +286,29 @@ mod tests {
         assert_eq!(settings.dbname, "v");
     }
 
+    /// pgjdbc and Npgsql read no variable for the address and the database, but other libraries do.
+    #[test]
+    fn variables_complete_a_database_url_as_its_library_does() {
+        let variables = [
+            ("PGHOSTADDR", "10.0.0.1"),
+            ("PGPORT", "7"),
+            ("PGDATABASE", "other"),
+            ("PGUSER", "v"),
+        ];
+        for (url, expected) in [
+            ("jdbc:postgresql://h/?user=u", "h:5432 u"),
+            ("jdbc:postgresql://h/", "h:5432 v"),
+            ("jdbc:postgresql://h:6/d?user=u", "h:6 d"),
+            ("Host=h;Username=u", "h:5432 u"),
+            ("Host=h;Username=u;Database=d;Port=6", "h:6 d"),
+            ("postgres://u@h", "h:7 (10.0.0.1) other"),
+            ("host=h user=u", "h:7 (10.0.0.1) other"),
+        ] {
+            let settings = resolved_from(ConnectionStringSource::DatabaseUrl, url, &variables).expect(url);
+            assert_eq!(format!("{} {}", settings.address(), settings.dbname), expected, "{url}");
+        }
+    }
+
     #[test]
     fn errors_name_the_source_of_the_invalid_value() {
         for (dsn, variable, expected) in [

@@ -181,15 +181,19 @@ fn parse_form(form: Form) -> Result<ParsedConnectionString, String> {
             parse_query(uri.query, dialect == Dialect::Jdbc, &mut translation.sink())?;
             let mut values = translation.finish()?;
             if dialect == Dialect::Jdbc && !values.has("service") {
-                // pgjdbc's defaults, which no variable of libpq changes: the application is connected there.
-                set_defaults(&mut values, &[("host", "localhost"), ("port", "5432")]);
+                set_defaults(&mut values, &[("host", "localhost")]);
+                set_defaults(&mut values, &ADDRESS_WITHOUT_VARIABLES);
             }
             values
         }
         Form::Npgsql(text) => {
             let mut translation = Translation::new(Values::default(), Dialect::Other);
             npgsql::parse(text, &mut translation.sink())?;
-            translation.finish()?
+            let mut values = translation.finish()?;
+            if !values.has("service") {
+                set_defaults(&mut values, &ADDRESS_WITHOUT_VARIABLES);
+            }
+            values
         }
         Form::Pairs(text) => {
             let mut translation = Translation::new(Values::default(), Dialect::Other);
@@ -210,6 +214,10 @@ fn parse_form(form: Form) -> Result<ParsedConnectionString, String> {
         is_end_significant: false,
     })
 }
+
+/// The defaults of pgjdbc and Npgsql, which no variable of libpq changes: the application is connected there, and a
+/// lock in another database would exclude nobody. An empty name of the database stands for that of the user.
+const ADDRESS_WITHOUT_VARIABLES: [(&str, &str); 3] = [("hostaddr", ""), ("port", "5432"), ("dbname", "")];
 
 /// Sets these parameters of libpq where they are not given.
 fn set_defaults(values: &mut Values, defaults: &[(&str, &str)]) {

@@ -42,6 +42,15 @@ fn urls_of_applications_reach_the_server_with_the_tls_that_they_ask_for() {
         run(&[("DATABASE_URL", &url)]).code(0).silent();
         run(&[("PGLOCK_DSN", &url)]).code(78).stderr_line();
     }
+    // The database is that of the library's default, not that of a variable.
+    for url in [
+        "jdbc:postgresql://127.0.0.1:{port}/?user=with_tls",
+        "Host=127.0.0.1:{port};Username=with_tls",
+    ] {
+        let line = run(&[("DATABASE_URL", &filled(url)), ("PGDATABASE", "postgres")]);
+        let line = line.code(78).stderr_line();
+        assert!(line.contains("database \"with_tls\" does not exist"), "{line}");
+    }
     for (url, code, expected) in [
         (
             "jdbc:postgresql://localhost:{port}/postgres?user=with_tls&ssl=true&sslrootcert={pki}/other.crt",
