@@ -1,7 +1,10 @@
-//! Connection strings in the place of a single value: a URI in `PGDATABASE`, or pairs with `;` between them.
+//! Connection strings in the place of a single value: a URI in `PGDATABASE`, or pairs with whitespace or `;` between
+//! them.
 
 use super::parameter::Values;
-use super::redact::{holds_parameter, is_like_parameter_name, is_secret, is_similar_to_parameter};
+use super::redact::{
+    WHITESPACE, has_login, has_parameter, holds_parameter, is_like_parameter_name, is_secret, is_similar_to_parameter,
+};
 use super::settings_error::SettingsError;
 
 /// Refuses a value that is a connection string, or goes on with another parameter as one does that was written for
@@ -14,7 +17,10 @@ pub(super) fn refuse(values: &Values) -> Result<(), SettingsError> {
     for (parameter, value) in values.iter().filter(|(parameter, _)| !is_secret(parameter)) {
         let origin = values.origin(parameter);
         let is_address = ["dbname", "host", "hostaddr", "port", "user"].contains(&parameter);
-        if is_address && value.contains("://") {
+        // A name may contain whitespace and `=`.
+        let is_parameter = |name: &str| is_like_parameter_name(name) && is_similar_to_parameter(name);
+        let has_pairs = || has_parameter(value, &WHITESPACE, is_parameter);
+        if is_address && (value.contains("://") || has_login(value) || has_pairs()) {
             return Err(SettingsError::inconsistent(format!(
                 "{origin} is a connection string; use --dsn or PGLOCK_DSN"
             )));

@@ -10,9 +10,12 @@ pub(crate) fn may_have_password(text: &str) -> bool {
     text.contains("://") || text.to_ascii_lowercase().contains("password")
 }
 
+/// The whitespace that separates pairs.
+pub(super) const WHITESPACE: [char; 4] = [' ', '\t', '\r', '\n'];
+
 /// Quotes a value for an error, unless it could contain a password.
 pub(crate) fn quoted(value: &str) -> String {
-    let has_parameters = holds_parameter(value, &[';', '&'], is_like_parameter_name);
+    let has_parameters = has_parameter(value, &[';', '&', ' ', '\t', '\r', '\n'], is_like_parameter_name);
     if may_have_password(value) || has_parameters || value.contains('@') {
         "a connection string".into()
     } else {
@@ -30,8 +33,20 @@ pub(super) fn may_be_secret(name: &str) -> bool {
 /// Returns whether a value goes on with another parameter after one of these separators, as in a string that was
 /// written for another library: `db;password=...`. The name must be one that `is_name` accepts.
 pub(super) fn holds_parameter(value: &str, separators: &[char], is_name: fn(&str) -> bool) -> bool {
-    let mut parts = value.split(separators).skip(1);
+    let rest = value.split_once(separators);
+    rest.is_some_and(|(_, rest)| has_parameter(rest, separators, is_name))
+}
+
+/// Returns whether one of the parts between these separators is a parameter, `name=...`. The name must be one that
+/// `is_name` accepts.
+pub(super) fn has_parameter(value: &str, separators: &[char], is_name: fn(&str) -> bool) -> bool {
+    let mut parts = value.split(separators);
     parts.any(|part| part.split_once('=').is_some_and(|(name, _)| is_name(name.trim())))
+}
+
+/// Returns whether the text could be `user:password@host`. A name of a user may contain `@`, as `user@server` in Azure.
+pub(super) fn has_login(text: &str) -> bool {
+    text.split_once(':').is_some_and(|(_, rest)| rest.contains('@'))
 }
 
 /// Returns whether the text is the name of a parameter of libpq, or similar to one, or that of a secret.

@@ -359,6 +359,18 @@ mod tests {
             ("", [("PGSSLMODE", "require;pwd=hunter2")]),
             ("", [("PGSSLROOTCERT", "/ca;pwd=hunter2")]),
             ("", [("PGAPPNAME", "web;Host=db;Password=hunter2")]),
+            ("", [("PGHOST", "app:hunter2@127.0.0.1/app")]),
+            ("", [("PGHOST", "a,app:hunter2@b")]),
+            ("", [("PGUSER", "app:hunter2@db/app")]),
+            ("", [("PGDATABASE", "app:hunter2@db/app")]),
+            ("dbname=app:hunter2@db/app", [("PGUSER", "u")]),
+            ("postgres://u@/app?host=app:hunter2@127.0.0.1", [("PGUSER", "u")]),
+            ("", [("PGDATABASE", "host=db user=app password=hunter2 dbname=app")]),
+            ("", [("PGDATABASE", "password=hunter2")]),
+            ("", [("PGHOST", "db\tuser=app password=hunter2")]),
+            ("", [("PGPORT", "5432 user=app pwd=hunter2")]),
+            ("", [("PGSSLMODE", "require key=hunter2")]),
+            ("", [("PGSSLMODE", "pwd=hunter2")]),
             ("host=db;user=app;password=hunter2", [("PGUSER", "u")]),
             ("dbname=postgres;password=hunter2", [("PGUSER", "u")]),
             ("port=5614;pwd=hunter2", [("PGUSER", "u")]),
@@ -372,6 +384,8 @@ mod tests {
             "dbname='a;b&c@d:e' user=u",
             "password='a;host=b' user=u",
             "application_name='a;b=c' user=u",
+            "options='-c application_name=a' user='app@server' dbname='my app'",
+            "user='odd user@x=y' dbname='a=b c' host=@abstract port=' 5432 '",
         ] {
             assert!(resolved(dsn, &[]).is_ok(), "{dsn}");
         }

@@ -5,7 +5,9 @@
 
 use super::super::grammar::{GivenParameter, ParameterSink};
 use super::super::parameter::normalized;
-use super::super::redact::{holds_parameter, is_like_parameter_name, is_similar_to_parameter, may_be_secret};
+use super::super::redact::{
+    WHITESPACE, holds_parameter, is_like_parameter_name, is_similar_to_parameter, may_be_secret,
+};
 use super::parameters;
 use std::net::Ipv6Addr;
 
@@ -38,9 +40,6 @@ pub(super) fn is_like(text: &str) -> bool {
 fn is_separator(c: char) -> bool {
     c == ';' || c.is_whitespace()
 }
-
-/// What separates libpq's pairs.
-const WHITESPACE: [char; 4] = [' ', '\t', '\r', '\n'];
 
 /// One parameter, as it is written.
 struct Written<'a> {

@@ -174,6 +174,21 @@ fn a_misplaced_connection_string_is_not_shown() {
         [("PGLOCK_DSN", "user=postgres;pwd=hunter2"), host, port],
         [("PGDATABASE", URI), host, port],
         [("PGUSER", URI), host, port],
+        [("PGHOST", "app:hunter2@127.0.0.1/app"), ("PGUSER", "postgres"), port],
+        [("PGDATABASE", "app:hunter2@db/app"), host, port],
+        [
+            ("PGDATABASE", "host=db user=app password=hunter2 dbname=app"),
+            host,
+            port,
+        ],
+        [("PGHOST", "db user=app password=hunter2"), ("PGUSER", "postgres"), port],
+        [("PGPORT", "5432 user=app pwd=hunter2"), host, ("PGUSER", "postgres")],
+        [("PGLOCK_DSN", "host=app:hunter2@db dbname=app"), host, port],
+        [
+            ("DATABASE_URL", "postgres://postgres@/app?host=app:hunter2@127.0.0.1"),
+            host,
+            port,
+        ],
         [
             ("PGSERVICE", "s"),
             ("PGSERVICEFILE", services.as_str()),
