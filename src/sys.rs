@@ -104,11 +104,20 @@ pub(crate) fn sigpipe_was_ignored() -> bool {
 
 /// Returns whether the signal is ignored now.
 pub(crate) fn is_ignored(signal: libc::c_int) -> bool {
+    has_action(signal, libc::SIG_IGN)
+}
+
+/// Returns whether the signal has its default action now.
+pub(crate) fn has_default_action(signal: libc::c_int) -> bool {
+    has_action(signal, libc::SIG_DFL)
+}
+
+fn has_action(signal: libc::c_int, wanted: libc::sighandler_t) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: a null new action makes sigaction a query; all-zero bytes are a valid sigaction.
     unsafe {
         libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
-            && action.assume_init().sa_sigaction == libc::SIG_IGN
+            && action.assume_init().sa_sigaction == wanted
     }
 }
 

@@ -5,12 +5,14 @@
 
 use super::settings::Secret;
 use crate::sys;
-use nix::libc::SIGINT;
+use nix::sys::signal::Signal;
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use nix::unistd::{getpgrp, tcgetpgrp};
+use signal_hook::iterator::Signals;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 /// The terminal whose echo is off, and its attributes before that.
 static SILENCED_TERMINAL: Mutex<Option<(File, Termios)>> = Mutex::new(None);
@@ -39,18 +41,40 @@ pub(crate) fn open_terminal() -> Option<File> {
     is_in_foreground.then_some(terminal)
 }
 
-/// Prompts for the password. Returns `None` if none or an empty one is entered.
+/// The signals that an operator or a terminal ends a program with.
+const ENDING_SIGNALS: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+
+/// From now on, restores the terminal before one of these signals ends this process. `run` has handlers of its own, and
+/// a signal that was ignored stays ignored. A thread does it, since what restoring takes is not allowed in a handler.
+///
+/// # Errors
+/// The system has no descriptor or no thread left.
+fn restore_echo_on_signals() -> io::Result<()> {
+    let numbers = ENDING_SIGNALS.map(|signal| signal as i32).into_iter();
+    let unhandled: Vec<i32> = numbers.filter(|signal| sys::has_default_action(*signal)).collect();
+    if unhandled.is_empty() {
+        return Ok(());
+    }
+    let mut signals = Signals::new([] as [i32; 0])?;
+    let handle = signals.handle();
+    // Before the handlers: without it, nothing would become of the signals.
+    thread::Builder::new().name("prompt".into()).spawn(move || {
+        for signal in signals.forever() {
+            restore_echo();
+            sys::raise_default(signal);
+        }
+    })?;
+    unhandled.into_iter().try_for_each(|signal| handle.add_signal(signal))
+}
+
+/// Prompts for the password. Returns `None` if none or an empty one is entered, or the terminal cannot be used.
 pub(crate) fn read_password(mut terminal: File, user: &str) -> Option<Secret> {
     let before = tcgetattr(&terminal).ok()?;
     let mut silent = before.clone();
     silent.local_flags.remove(LocalFlags::ECHO);
     silent.local_flags.insert(LocalFlags::ICANON);
     *silenced_terminal() = Some((terminal.try_clone().ok()?, before));
-    // `run` has handlers of its own, beside which there can be no other. A signal that was ignored stays ignored.
-    let _ = ctrlc::try_set_handler(|| {
-        restore_echo();
-        sys::raise_default(SIGINT);
-    });
+    restore_echo_on_signals().ok()?;
     let password = tcsetattr(&terminal, SetArg::TCSAFLUSH, &silent)
         .ok()
         .and_then(|()| write!(terminal, "Password for user {user}: ").ok())

@@ -1,10 +1,12 @@
 //! Passwords: where they come from, the prompt on a terminal, and that they are never shown.
 
-use crate::support::pglock::Pglock;
+use crate::support::pglock::{Pglock, binary};
 use crate::support::terminal::Terminal;
 use crate::support::tls::{PASSWORD, Secured};
 use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::OnceLock;
@@ -126,6 +128,28 @@ fn the_echo_is_restored_when_the_prompt_ends() {
         terminal.keys("\x03");
         terminal.expect("status=130");
         terminal.expect("\necho");
+    }
+}
+
+/// P83: after each other signal that an operator ends a program with, and the signal ends it as before.
+#[test]
+fn the_echo_is_restored_before_a_signal_ends_the_prompt() {
+    for arguments in [format!("run -k {} -- true", unique("prompt")), "list".to_owned()] {
+        for (signal, status) in [(Signal::SIGTERM, 143), (Signal::SIGHUP, 129), (Signal::SIGQUIT, 131)] {
+            let script = format!(
+                "ulimit -c 0; sh -c 'echo $$; exec $PGLOCK {arguments}'; echo \"status=$?\"; \
+                 stty -a | grep -ow -e '-*echo'; read -r line"
+            );
+            let mut terminal = Terminal::with(&["sh", "-c", &script], |command| {
+                command.env("PGLOCK", binary());
+                command.env("PGLOCK_DSN", dsn()).env("HOME", "/nonexistent");
+            });
+            terminal.expect("Password for user scram: ");
+            let pid = terminal.screen().lines().next().unwrap().trim().parse().unwrap();
+            kill(Pid::from_raw(pid), signal).unwrap();
+            terminal.expect(&format!("status={status}"));
+            terminal.expect("\necho");
+        }
     }
 }
 
