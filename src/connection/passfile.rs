@@ -4,9 +4,10 @@
 //! the first field. A file that others can read is ignored with a warning: its passwords may have leaked already, and
 //! its owner should notice.
 
+use nix::libc::O_NONBLOCK;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// The connection that a line must match.
@@ -33,7 +34,9 @@ pub(super) enum Passfile {
 
 /// Reads the file, if it exists and nobody else has access to it.
 pub(super) fn read(path: &Path) -> Passfile {
-    let Ok(mut file) = File::open(path) else {
+    // A FIFO without a writer must not block.
+    let opened = File::options().read(true).custom_flags(O_NONBLOCK).open(path);
+    let Ok(mut file) = opened else {
         return Passfile::Missing;
     };
     let Ok(metadata) = file.metadata() else {

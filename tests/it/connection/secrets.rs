@@ -6,7 +6,8 @@ use crate::support::tls::{PASSWORD, Secured};
 use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::OnceLock;
@@ -66,6 +67,11 @@ fn the_password_file() {
         line.contains("(password retrieved from file ") && !line.contains("wr0ng"),
         "{line}"
     );
+    let fifo = home.join("fifo");
+    mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+    let output = run().env("PGPASSFILE", &fifo).args(["--", "true"]).output();
+    let stderr = String::from_utf8_lossy(&output.code(77).stderr).into_owned();
+    assert!(stderr.contains("it is not a regular file"), "{stderr}");
 }
 
 /// Starts a shell on a terminal that runs pglock, and then prints its status and whether the terminal echoes.

@@ -155,6 +155,11 @@ fn other_files_are_passed_over() {
     let directory = stage.directory(".postgresql");
     stage.write(".postgresql/postgresql.crt", b"x", 0);
     stage.run("user=postgres").output().code(0).silent();
+    stage
+        .run("user=postgres sslmode=require")
+        .output()
+        .code(78)
+        .stderr_line();
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o000)).unwrap();
     stage.run("user=postgres sslmode=require").output().code(0).silent();
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).unwrap();
