@@ -36,6 +36,8 @@ pub(super) enum Encryption {
         is_direct: bool,
         /// Continue in plaintext if the server does not support TLS.
         allows_plaintext: bool,
+        /// The settings allow versions of TLS that only libpq has.
+        libpq_has_older_tls: bool,
     },
 }
 
@@ -96,9 +98,11 @@ impl Connector {
                 config,
                 is_direct,
                 allows_plaintext,
+                libpq_has_older_tls,
             } => {
                 if is_direct || self.request_tls(&mut socket).await? {
-                    Transport::Tls(Box::new(self.start_tls(config, host, socket).await?))
+                    let stream = self.start_tls(config, host, socket, libpq_has_older_tls).await?;
+                    Transport::Tls(Box::new(stream))
                 } else if allows_plaintext {
                     Transport::Plaintext(socket)
                 } else {
@@ -148,12 +152,20 @@ impl Connector {
     ///
     /// # Errors
     /// The handshake fails; the reason is recorded.
-    async fn start_tls(&self, config: Arc<ClientConfig>, host: String, socket: Socket) -> io::Result<RustlsStream> {
+    async fn start_tls(
+        &self,
+        config: Arc<ClientConfig>,
+        host: String,
+        socket: Socket,
+        libpq_has_older_tls: bool,
+    ) -> io::Result<RustlsStream> {
         // A name that is not a valid DNS name is not sent to the server, but the verifier still compares it.
         let server_name = ServerName::try_from(host).unwrap_or(IpAddr::from([0, 0, 0, 0]).into());
         match TlsConnector::from(config).connect(server_name, socket).await {
             Ok(stream) => Ok(stream),
-            Err(error) if is_of_tls(&error) => Err(self.fail(tls_failure(&error), describe_io_error(&error))),
+            Err(error) if is_of_tls(&error) => {
+                Err(self.fail(tls_failure(&error, libpq_has_older_tls), describe_io_error(&error)))
+            }
             Err(error) => {
                 self.lock_handshake().is_tls_cut_off = true;
                 let message = match error.kind() {

@@ -342,10 +342,10 @@ pub(super) fn is_of_tls(error: &io::Error) -> bool {
         .is_some_and(<dyn Error + Send + Sync>::is::<rustls::Error>)
 }
 
-/// Classifies an error of the TLS handshake.
-pub(super) fn tls_failure(error: &io::Error) -> TlsFailure {
+/// Classifies an error of the TLS handshake; libpq may use versions of TLS before 1.2, or not.
+pub(super) fn tls_failure(error: &io::Error, libpq_has_older_tls: bool) -> TlsFailure {
     let error = error.get_ref().and_then(|inner| inner.downcast_ref());
-    TlsFailure::new(error.is_some_and(tls::fails_in_libpq))
+    TlsFailure::new(error.is_some_and(|error| tls::fails_in_libpq(error, libpq_has_older_tls)))
 }
 
 /// Describes an error of the system, without its number, or of TLS.

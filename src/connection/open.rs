@@ -5,7 +5,7 @@ use super::client::Client;
 use super::connector::{Connector, Encryption};
 use super::error::{ConnectError, RetryScope, TlsFailure, describe_io_error};
 use super::prompt;
-use super::settings::{Host, HostAddress, Settings, SslMode, TargetSessionAttrs};
+use super::settings::{Host, HostAddress, Settings, SslMode, TargetSessionAttrs, TlsVersion};
 use super::settings_error::SettingsError;
 use super::tls::TlsConfig;
 use crate::outcome::Failure;
@@ -326,6 +326,7 @@ impl<'a> Opener<'a> {
                 config: Arc::new(client_config),
                 is_direct: settings.is_direct,
                 allows_plaintext,
+                libpq_has_older_tls: settings.min_version == TlsVersion::Older,
             }),
             Err(error) => Err(ConnectError {
                 tls_failure: (!error.is_unreadable_file()).then(|| TlsFailure::new(error.fails_in_libpq())),

@@ -148,9 +148,11 @@ pub(super) enum ClientCertificateMode {
     Require,
 }
 
-/// The TLS versions that rustls supports.
+/// The TLS versions that the settings distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum TlsVersion {
+    /// 1.1 and 1.0, which rustls does not support, but libpq may.
+    Older,
     /// 1.2
     V12,
     /// 1.3

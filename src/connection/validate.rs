@@ -444,10 +444,10 @@ fn tls_versions(values: &Values) -> Result<(TlsVersion, TlsVersion), SettingsErr
         Some(2) => TlsVersion::V12,
         _ => TlsVersion::V13,
     };
-    let oldest = if min == Some(3) {
-        TlsVersion::V13
-    } else {
-        TlsVersion::V12
+    let oldest = match min {
+        Some(0 | 1) => TlsVersion::Older,
+        Some(3) => TlsVersion::V13,
+        _ => TlsVersion::V12,
     };
     Ok((oldest, newest))
 }

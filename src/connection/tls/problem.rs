@@ -51,20 +51,19 @@ pub(crate) fn describe(error: &Error) -> String {
 }
 
 /// Returns whether the handshake of libpq, with the same settings, fails for the same reason: one side rejects the
-/// other's certificate, or they have no version of TLS in common. If in doubt, it does not.
-pub(crate) fn fails_in_libpq(error: &Error) -> bool {
+/// other's certificate, or they have no version of TLS in common. If in doubt, it does not, as where the settings let
+/// libpq use a version before 1.2.
+pub(crate) fn fails_in_libpq(error: &Error, libpq_has_older_tls: bool) -> bool {
     match error {
         Error::InvalidCertificate(CertificateError::Other(OtherError(other))) => other
             .downcast_ref::<CertificateProblem>()
             .is_some_and(|problem| problem.fails_in_libpq),
         Error::InvalidCertificate(CertificateError::Expired) => true,
-        Error::AlertReceived(alert) => {
-            *alert == AlertDescription::ProtocolVersion || is_about_client_certificate(*alert)
-        }
-        Error::PeerIncompatible(reason) => matches!(
-            reason,
-            PeerIncompatible::ServerDoesNotSupportTls12Or13 | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
-        ),
+        Error::AlertReceived(AlertDescription::ProtocolVersion)
+        | Error::PeerIncompatible(
+            PeerIncompatible::ServerDoesNotSupportTls12Or13 | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
+        ) => !libpq_has_older_tls,
+        Error::AlertReceived(alert) => is_about_client_certificate(*alert),
         _ => false,
     }
 }

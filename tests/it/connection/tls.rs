@@ -255,6 +255,38 @@ fn a_broken_handshake_does_not_lead_to_plain_text() {
     assert_eq!(*requests.lock().unwrap(), [Relay::SSL_REQUEST; 2]);
 }
 
+/// P88: the server refuses every version from 1.2 on, and psql might have an older one.
+#[test]
+fn an_older_version_that_psql_may_have_does_not_lead_to_plain_text() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let mut request = [0; 8];
+            client.read_exact(&mut request).unwrap();
+            if request[4..] != [4, 210, 22, 47] {
+                // A startup message, without TLS.
+                let _ = client.write_all(b"E\0\0\0\x1eSFATAL\0C28000\0Mplaintext\0\0");
+                continue;
+            }
+            client.write_all(b"S").unwrap();
+            // The ClientHello, then the alert protocol_version.
+            let mut hello = [0; 5];
+            client.read_exact(&mut hello).unwrap();
+            let length = u16::from_be_bytes([hello[3], hello[4]]);
+            client.read_exact(&mut vec![0; length.into()]).unwrap();
+            client.write_all(&[21, 3, 1, 0, 2, 2, 70]).unwrap();
+        }
+    });
+    let dsn = |rest: &str| format!("host=127.0.0.1 port={port} user=u dbname=d {rest}");
+    fails(&dsn(""), 77, "plaintext");
+    fails(
+        &dsn("ssl_min_protocol_version=TLSv1"),
+        69,
+        "set sslmode=disable if plaintext is acceptable",
+    );
+}
+
 /// P39, P81: what ends a connection in the handshake, or cannot start a backend, may not last. The next host is tried,
 /// and a wait goes on.
 #[test]
