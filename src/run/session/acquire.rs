@@ -238,6 +238,7 @@ impl Acquirer<'_> {
             ..request.clone()
         };
         self.reporter.expect_reply_within(max_pool_wait(&request.server));
+        let query_sent = Instant::now();
         let options = self.transaction_options(&request, memory, Settling::ServerAndPool);
         let name = self.plan.application_name();
         let Some(result) = request.lock.probe_through_pooler(client, options, &name)? else {
@@ -245,7 +246,9 @@ impl Acquirer<'_> {
         };
         memory.note_answer();
         memory.lending.note_backend(result.backend_pid);
-        match result.outcome.into_acquisition()? {
+        let acquisition = result.outcome.into_acquisition()?;
+        memory.note_answer_to(query_sent);
+        match acquisition {
             Acquisition::Busy { key_index } => Ok(Some((request, key_index))),
             Acquisition::Acquired(_) => Ok(None),
         }
@@ -282,6 +285,7 @@ impl Acquirer<'_> {
         if memory.known_start().is_some_and(is_restarted) {
             return Err(lock::restarted());
         }
+        memory.note_answer_to(request.tried);
         // A cancel request through a pooler has hardly anything to interrupt, and can make PgBouncer 1.18 exit, with
         // the locks of all its clients.
         if !server.pooled {

@@ -52,8 +52,16 @@ pub(super) struct WaitMemory {
     pub(super) holders_refreshed: Instant,
     /// Whether they were looked up at all.
     pub(super) has_looked_for_limits: bool,
-    /// The holder could have lost its session together with us, at this time.
+    /// When the last query was sent that is known to be answered. Until then, no loss can have been missed.
+    answered_query_sent: Option<Instant>,
+    /// When the wait's query was sent that may still be without a reply.
+    query_sent: Option<Instant>,
+    /// When we noticed that the holder could have lost its session together with us. The limit of its job counts from
+    /// then, which is later than the loss.
     holder_lost_at: Option<Instant>,
+    /// Since when the holder must have had its lock to be the one that we know. If the server has fallen silent, this
+    /// is seconds before we noticed.
+    holder_seen_at: Option<Instant>,
     /// The backend of the current connection, if that is direct.
     backend: Option<i32>,
     /// The backend of the last connection, of which it is not known yet whether it was evicted.
@@ -76,7 +84,10 @@ impl WaitMemory {
             rest_until: None,
             holders_refreshed: Instant::now(),
             has_looked_for_limits: false,
+            answered_query_sent: None,
+            query_sent: None,
             holder_lost_at: None,
+            holder_seen_at: None,
             backend: None,
             lost_backend: None,
             shown_limit: None,
@@ -91,6 +102,21 @@ impl WaitMemory {
         self.has_answered_here = true;
         self.follows_failure = false;
         self.next_pause = FIRST_PAUSE;
+    }
+
+    /// Notes that a query that was sent at this time has been answered by a server that has not restarted since the one
+    /// before.
+    pub(super) fn note_answer_to(&mut self, query_sent: Instant) {
+        self.note_answer();
+        self.answered_query_sent = Some(query_sent);
+        self.query_sent = None;
+    }
+
+    /// Notes that the wait is about to send a query. So the one before has been answered.
+    pub(super) fn note_query(&mut self) {
+        if let Some(answered) = self.query_sent.replace(Instant::now()) {
+            self.answered_query_sent = Some(answered);
+        }
     }
 
     /// Notes what the first query on a connection has answered.
@@ -157,9 +183,10 @@ impl WaitMemory {
     /// is still away gives it to nobody.
     fn note_loss(&mut self) {
         if self.was_contended() && self.has_answered_here {
-            self.holder_lost_at = Some(Instant::now());
+            self.note_lost_holder();
         }
         self.has_answered_here = false;
+        self.query_sent = None;
         self.follows_failure = true;
         self.request = None;
         self.rest_until = None;
@@ -170,6 +197,15 @@ impl WaitMemory {
     /// Notes that the lock was acquired and is lost. In a restart, the server may have granted it only because it had
     /// ended the session of the client that held it, even one that was never seen.
     pub(super) fn note_withdrawal(&mut self) {
+        self.note_lost_holder();
+    }
+
+    /// Notes that a holder may have lost its lock. If one has already and is not accounted for yet, a client that came
+    /// after that one is not the old holder.
+    fn note_lost_holder(&mut self) {
+        if self.holder_lost_at.is_none() {
+            self.holder_seen_at = self.answered_query_sent;
+        }
         self.holder_lost_at = Some(Instant::now());
     }
 
@@ -284,9 +320,11 @@ impl Retry<'_> {
         self.reporter.report(SessionEvent::AwaitingOldJob);
         while lost_at.elapsed() < limit {
             self.reporter.expect_reply_within(MAX_POOL_WAIT);
+            let query_sent = Instant::now();
             let holders = holders::find(client, ids, QueryTag::Polling(pause))?;
             memory.note_answer();
-            if are_all_accounted_for(&holders, ids, lost_at) {
+            if are_all_accounted_for(&holders, ids, memory.holder_seen_at) {
+                memory.note_answer_to(query_sent);
                 break;
             }
             let time_left = self.plan.wait.time_left().unwrap_or(Duration::MAX);
@@ -306,11 +344,77 @@ impl Retry<'_> {
     }
 }
 
-/// Returns whether each key, or slot, is held by a session that guards the end of the old job, or that has held it all
-/// along: then it is waited for as ever. A shared lock says nothing about others that may have held it too.
-fn are_all_accounted_for(holders: &[Backend], ids: &[KeyId], lost_at: Instant) -> bool {
-    let is_guard_or_old =
-        |holder: &Backend| holder.is_guard || holder.since.is_some_and(|since| since.ago >= lost_at.elapsed());
-    let count = holders.iter().filter(|holder| is_guard_or_old(holder)).count();
-    count >= ids.len() && !holders.iter().any(|holder| holder.is_shared)
+/// Returns whether each key, or slot, is held by a session that guards the end of the old job, or that has held it since
+/// before the old holder was last seen: then it is waited for as ever. A shared lock says nothing about others that may
+/// have held it too.
+fn are_all_accounted_for(holders: &[Backend], ids: &[KeyId], holder_seen_at: Option<Instant>) -> bool {
+    let is_old = |holder: &Backend| {
+        let since = holder.since.zip(holder_seen_at);
+        since.is_some_and(|(since, seen_at)| since.ago >= seen_at.elapsed())
+    };
+    let accounted_for = holders.iter().filter(|holder| holder.is_guard || is_old(holder));
+    accounted_for.count() >= ids.len() && !holders.iter().any(|holder| holder.is_shared)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inspect::server_time::ServerTime;
+
+    /// Returns a pglock that has held its lock for so long.
+    fn holder(held_for: Duration) -> Backend {
+        let now = 1_767_355_200.0;
+        Backend {
+            since: Some(ServerTime::new(now - held_for.as_secs_f64(), now)),
+            ..Backend::named("pglock:backup web1:77")
+        }
+    }
+
+    /// Returns the memory of a wait whose last answered query was sent so long ago, and that has just lost its
+    /// connection.
+    fn memory_of_a_loss(silence: Duration) -> WaitMemory {
+        let mut memory = WaitMemory::new();
+        let query_sent = Instant::now().checked_sub(silence);
+        memory.note_answer_to(query_sent.expect("a system that has been up for longer"));
+        memory.note_contention();
+        memory.note_loss();
+        memory
+    }
+
+    /// P26: a server that falls silent is given up some seconds later. Who acquired the key since the last reply, on
+    /// another server, is not the client that held it.
+    #[test]
+    fn a_client_that_came_after_the_last_reply_is_not_the_old_holder() {
+        let memory = memory_of_a_loss(Duration::from_secs(10));
+        let is_accounted_for = |holder| are_all_accounted_for(&[holder], &[KeyId::Bigint(1)], memory.holder_seen_at);
+        let newcomer = holder(Duration::from_secs(9));
+        let guard = Backend {
+            is_guard: true,
+            ..newcomer.clone()
+        };
+        assert!(is_accounted_for(holder(Duration::from_secs(60))));
+        assert!(is_accounted_for(guard));
+        assert!(!is_accounted_for(newcomer));
+    }
+
+    /// P26: nor is it after a second loss, if it came between the two.
+    #[test]
+    fn a_second_loss_does_not_make_a_client_the_old_holder() {
+        let mut memory = memory_of_a_loss(Duration::from_secs(10));
+        let seen_at = memory.holder_seen_at;
+        memory.note_answer();
+        memory.note_loss();
+        assert_eq!(memory.holder_seen_at, seen_at);
+    }
+
+    /// P26: a query of the wait is known to be answered only when the next one is sent.
+    #[test]
+    fn the_last_query_of_a_lost_connection_shows_nothing() {
+        let mut memory = memory_of_a_loss(Duration::ZERO);
+        memory.note_query();
+        assert_eq!(memory.answered_query_sent, memory.holder_seen_at);
+        let sent = memory.query_sent;
+        memory.note_query();
+        assert_eq!(memory.answered_query_sent, sent);
+    }
 }

@@ -88,6 +88,7 @@ impl<'a> SessionWaitObserver<'a> {
 
 impl WaitObserver for SessionWaitObserver<'_> {
     fn before_query(&mut self, max_reply_time: Duration) {
+        self.memory.note_query();
         let max_pool_wait = max_pool_wait(self.server);
         self.reporter.expect_reply_within(max_reply_time.max(max_pool_wait));
     }

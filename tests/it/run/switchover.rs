@@ -1,13 +1,15 @@
 //! The primary of two servers goes, and its standby is promoted. `tests/failover` does the same with Patroni.
 
 use super::endures::assert_one_loss;
+use crate::support::gate::{Answer, Gate};
 use crate::support::journal::{Journal, now};
 use crate::support::pglock::{Pglock, Running};
 use crate::support::server::Server;
 use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
-use nix::sys::signal::Signal;
-use std::time::Duration;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::time::{Duration, Instant};
 
 /// A primary and a standby that streams from it, which pglock gets as one list of hosts.
 struct Pair {
@@ -76,6 +78,10 @@ impl Pair {
     }
 }
 
+/// H = D = G = 0.5 s, so the old job must be dead after 1.5 s, and the waiters start 3 s later.
+const SHORT: [&str; 4] = ["--heartbeat", "0.5", "--kill-after", "0.5"];
+const LIMIT: Duration = Duration::from_millis(4500);
+
 /// P10, P18, P25, P26, P39: the loser holds the key on the new primary until its job is dead, and the waiters wait
 /// there.
 #[test]
@@ -93,11 +99,9 @@ fn the_loser_guards_its_key_on_the_new_primary() {
     pair.assert_served(waiters, "terminating connection due to administrator command");
 }
 
-/// P10, P18, P26, P39: H = D = G = 0.5 s, so the old job must be dead after 1.5 s, and the waiters start 3 s later.
+/// P10, P18, P26, P39
 #[test]
 fn the_waiters_start_on_the_new_primary_when_the_old_job_must_be_dead() {
-    const SHORT: [&str; 4] = ["--heartbeat", "0.5", "--kill-after", "0.5"];
-    const LIMIT: Duration = Duration::from_millis(4500);
     let pair = Pair::start();
     let holder = pair.holder(&SHORT);
     let waiters = pair.waiters(&SHORT);
@@ -108,4 +112,35 @@ fn the_waiters_start_on_the_new_primary_when_the_old_job_must_be_dead() {
     pair.assert_served(waiters, "");
     let since = Duration::from_nanos((pair.journal.first("enter") - stopped) as u64);
     assert!(since >= LIMIT && since < LIMIT + Duration::from_secs(2), "{since:?}");
+}
+
+/// P26: the old server falls silent, which the waiter notices a second later at the earliest. A newcomer has the key on
+/// the new server by then, and is not the client that the waiter saw holding it.
+#[test]
+fn a_waiter_does_not_take_a_newcomer_on_the_new_server_for_the_old_holder() {
+    let (old, new, key) = (Server::start(), Server::start(), unique("silent"));
+    let gate = Gate::before(&old, Answer::Relay);
+    let hosts = format!(
+        "host=127.0.0.1,127.0.0.1 port={},{} user=postgres dbname=postgres sslmode=disable",
+        gate.port(),
+        new.port()
+    );
+    let holder = old.run(&key).args(SHORT).holding();
+    let waiter = old.run(&key).args(["--dsn", &hosts]).args(SHORT);
+    let waiter = waiter.env("PGLOCK_CONNECT_TIMEOUT", "0.5").arg("true").spawn();
+    old.await_locks(&key, 1, 1);
+    gate.set(Answer::Silence);
+    let backend = old.value("SELECT pid FROM pg_locks WHERE NOT granted");
+    let backend = Pid::from_raw(backend.parse().unwrap());
+    kill(backend, Signal::SIGSTOP).unwrap();
+    let silent = Instant::now();
+    let newcomer = new.run(&key).holding();
+    // It waits for the newcomer only when the job of the old holder must be dead.
+    new.await_locks(&key, 1, 1);
+    let waited = silent.elapsed();
+    kill(backend, Signal::SIGCONT).unwrap();
+    newcomer.finish().code(0);
+    waiter.finish().code(0);
+    holder.finish().code(0);
+    assert!(waited >= LIMIT, "{waited:?}");
 }
