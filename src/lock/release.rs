@@ -39,14 +39,19 @@ impl Lock {
 
     /// Claims the keys of a lock that we have lost and that another client has now: a waiter that is granted one of
     /// them gives it back. A claim fails while a waiter is looking for one, and is tried again while `goes_on`, which
-    /// pauses, returns true.
+    /// pauses, returns true. Returns false if the server's table of locks has no room for them: then nothing is claimed,
+    /// since the keys that are held need the room.
     ///
     /// The server counts how often a session has acquired a lock. Each key is claimed once, so that
     /// [`Lock::end_claim`] ends the claims.
     ///
     /// # Errors
     /// The server reports an error, or the connection is lost.
-    pub(crate) fn claim(&self, client: &mut Client, mut goes_on: impl FnMut() -> bool) -> Result<(), postgres::Error> {
+    pub(crate) fn claim(
+        &self,
+        client: &mut Client,
+        mut goes_on: impl FnMut() -> bool,
+    ) -> Result<bool, postgres::Error> {
         let mut missing = self.ids().iter().map(|id| claim_key(*id)).collect();
         loop {
             let claims = Lock {
@@ -54,9 +59,13 @@ impl Lock {
                 mode: Mode::Shared,
                 ..*self
             };
-            missing = claims.try_each(client)?;
+            missing = match claims.try_each(client) {
+                // Those before the one for which there was no room.
+                Err(error) if is_lock_table_full(&error) => return self.end_claim(client).map(|()| false),
+                result => result?,
+            };
             if missing.is_empty() || !goes_on() {
-                return Ok(());
+                return Ok(true);
             }
         }
     }

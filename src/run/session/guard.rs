@@ -155,14 +155,17 @@ impl Guard<'_> {
         let application_name = plan.application_name();
         let Connection { mut client, socket, .. } = settings.reopen(&application_name)?;
         let result = self.try_key(&mut client, application_name)?;
-        if let GuardTry::Taken {
-            lock, is_lent: false, ..
-        } = &result
-        {
-            lock.claim(&mut client, || {
+        let is_claimed = match &result {
+            // Nobody can be granted the keys that we hold.
+            GuardTry::Taken {
+                missing,
+                is_lent: false,
+                ..
+            } => missing.claim(&mut client, || {
                 !self.orders.is_release_ordered_within(CLAIM_RETRY_PAUSE)
-            })?;
-        }
+            })?,
+            _ => false,
+        };
         // Only then: who ended the session is of no use to those whom the job would run beside. If the key must stay
         // free, the end of this connection releases it.
         if let Some(backend_pid) = unexplained.take()
@@ -182,7 +185,8 @@ impl Guard<'_> {
                 return Ok(if is_taken { GuardEnd::Taken } else { GuardEnd::FreeAgain });
             }
             GuardTry::Taken { lock, missing, .. } => {
-                let grant = self.wait_for_keys(&mut client, &lock, missing)?;
+                let claimed = is_claimed.then(|| missing.clone());
+                let grant = self.wait_for_keys(&mut client, missing, claimed.as_ref())?;
                 (lock, grant, true)
             }
         };
@@ -286,15 +290,15 @@ impl Guard<'_> {
     }
 
     /// Waits in the server's queue for the first key that is missing, and takes the others as soon as they are free.
-    /// All are claimed, so a waiter that is granted one of them releases it.
+    /// A waiter that is granted one that is claimed releases it. Ends the claims.
     ///
     /// Another pglock that holds the first and waits for another one waits no longer than until the old job is dead.
     ///
     /// # Errors
     /// The order to release came, the server reports an error, or the connection is lost.
-    fn wait_for_keys(&self, client: &mut Client, lock: &Lock, mut missing: Lock) -> Result<Grant, Failure> {
+    fn wait_for_keys(&self, client: &mut Client, mut missing: Lock, claimed: Option<&Lock>) -> Result<Grant, Failure> {
         self.report_taker(client, &missing, Takers::ButWaiters);
-        let claimed = Instant::now();
+        let began = Instant::now();
         let mut is_taker_reported = false;
         let mut wait_options = WaitOptions {
             wait: Wait::Indefinitely,
@@ -317,11 +321,13 @@ impl Guard<'_> {
             wait_options.wait = Wait::Until(Instant::now() + wait_options.max_slice);
             match missing.wait(client, wait_options, 0, &mut observer)? {
                 WaitEnd::Acquired(grant) => {
-                    lock.end_claim(client)?;
+                    if let Some(claimed) = claimed {
+                        claimed.end_claim(client)?;
+                    }
                     return Ok(grant);
                 }
                 WaitEnd::TimedOut { key_index } => {
-                    if !is_taker_reported && claimed.elapsed() >= CLAIM_TIME {
+                    if !is_taker_reported && began.elapsed() >= CLAIM_TIME {
                         self.report_taker(client, &missing, Takers::All);
                         is_taker_reported = true;
                     }

@@ -1,11 +1,14 @@
 //! More keys than fit: into the environment of the job, or into the server's table of locks.
 
 use crate::support::case::Case;
+use crate::support::journal::Journal;
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::pglock::Pglock;
 use crate::support::server::{Server, rows};
 use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
+use nix::sys::signal::Signal;
+use std::thread;
 use std::time::Duration;
 
 /// A server whose table of locks has room for some hundred.
@@ -103,4 +106,32 @@ fn a_wait_survives_a_lock_table_that_others_have_filled() {
     rows(&mut client, "SELECT pg_advisory_unlock_all()");
     let output = waiter.finish();
     assert_eq!(String::from_utf8_lossy(&output.code(0).stdout), "mine\n");
+}
+
+/// P25: a client that waits for one of 400 keys gets it when the holder's session is terminated. The guard holds the
+/// others, and waits for that one; the table has no room for a claim of each.
+#[test]
+fn a_guard_takes_its_keys_though_the_table_has_no_room_for_as_many_claims() {
+    let (server, journal) = (server_with_few_locks(), Journal::new());
+    let keys = (1..=400).map(|key| format!("--key={key}"));
+    let holder = server.pglock().arg("run").args(keys).args(["--kill-after", "60"]);
+    let holder = holder.sh(&journal.recording("TERM")).spawn();
+    journal.await_count("ready", 1);
+    let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND objid = 50";
+    let mut other = server.client();
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| rows(&mut other, "SELECT pg_advisory_lock(50)"));
+        eventually(SOON, "a waiter", || server.value(waiting) == "1");
+        server.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pglock:%'");
+        waiter.join().unwrap();
+    });
+    eventually(SOON, "a guard in the queue", || server.value(waiting) == "1");
+    for key in [1, 100, 400] {
+        let is_free = format!("SELECT pg_try_advisory_xact_lock({key})");
+        assert_eq!(server.value(&is_free), "f", "{key}");
+    }
+    drop(other);
+    holder.signal(Signal::SIGUSR2);
+    holder.finish().code(74);
+    assert!(!server.log().contains("out of shared memory"), "{}", server.log());
 }

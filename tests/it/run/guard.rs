@@ -385,30 +385,35 @@ fn the_loser_names_the_keys_that_were_taken() {
 /// would stay when the guard ends its claims, and delay the next job.
 #[test]
 fn no_claim_is_left_when_the_guard_has_its_keys_again() {
-    let (free, taken, journal) = (Case::new(), Case::new(), Journal::new());
+    let (one, looked_at, journal) = (Case::new(), Case::new(), Journal::new());
     let has_claim = |case: &Case| {
         let claim = claim(&case.key);
         case.value(&format!("SELECT NOT pg_try_advisory_xact_lock({claim})")) == "t"
     };
-    let holder = lingering(free.run().args(["--key", &taken.key]), &journal);
-    let (other, _) = taken.foreign_waiter();
-    taken.await_locks(1, 1);
-    let mut looking = taken.client();
-    let looked_at = claim(&taken.key);
-    rows(&mut looking, &format!("SELECT pg_advisory_lock({looked_at})"));
-    terminate_holder(&free, &holder);
-    other.await_stdout("mine\n");
-    for _ in 0..3 {
-        eventually(SOON, "the first claim", || has_claim(&free));
-    }
-    rows(&mut looking, &format!("SELECT pg_advisory_unlock({looked_at})"));
-    eventually(SOON, "the second claim", || has_claim(&taken));
-    other.finish().code(0).silent();
-    eventually(SOON, "the end of the claims", || {
-        !has_claim(&taken) && !has_claim(&free)
+    let holder = lingering(one.run().args(["--key", &looked_at.key]), &journal);
+    let others = [&one, &looked_at].map(|case| {
+        let (other, _) = case.foreign_waiter();
+        case.await_locks(1, 1);
+        other
     });
-    free.assert_held();
-    taken.assert_held();
+    let mut looking = looked_at.client();
+    let claim = claim(&looked_at.key);
+    rows(&mut looking, &format!("SELECT pg_advisory_lock({claim})"));
+    terminate_holder(&one, &holder);
+    others.iter().for_each(|other| other.await_stdout("mine\n"));
+    for _ in 0..3 {
+        eventually(SOON, "the first claim", || has_claim(&one));
+    }
+    rows(&mut looking, &format!("SELECT pg_advisory_unlock({claim})"));
+    eventually(SOON, "the second claim", || has_claim(&looked_at));
+    for other in others {
+        other.finish().code(0).silent();
+    }
+    eventually(SOON, "the end of the claims", || {
+        !has_claim(&looked_at) && !has_claim(&one)
+    });
+    one.assert_held();
+    looked_at.assert_held();
     holder.signal(Signal::SIGUSR2);
     holder.finish().code(74);
 }
