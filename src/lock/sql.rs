@@ -278,14 +278,19 @@ impl Lock {
         )
     }
 
-    /// Returns the condition that backend `backend_pid` holds the lock, for a query of another session.
-    pub(crate) fn held_by_condition(&self, backend_pid: i32) -> String {
+    /// Returns the condition that backend `backend_pid` of the server that started at `server_start`, if that is known,
+    /// holds the lock. For a query of another session, which may be one of another server.
+    pub(crate) fn held_by_condition(&self, backend_pid: i32, server_start: Option<i64>) -> String {
         let keys = self.keys.as_slice();
-        format!(
+        let is_held = format!(
             "(SELECT pg_catalog.count(*) = {} FROM pg_catalog.pg_locks WHERE {IS_GRANTED} AND {})",
             keys.len(),
             row_condition_of(&backend_pid.to_string(), keys, self.mode)
-        )
+        );
+        match server_start {
+            Some(start) => format!("({is_held} AND {})", settling::has_started_at(start)),
+            None => is_held,
+        }
     }
 
     /// Returns the query that releases every key of a session lock, even after one that was no longer ours. With a
@@ -630,17 +635,19 @@ pub(super) fn key_numbers(numbers: &[Number]) -> String {
     )
 }
 
-/// Returns the query for a fencing token, in the column `token`; see [`super::token::fencing_token`].
+/// Returns the query for a fencing token, in the column `token`, which is NULL unless `is_held`: that is looked at after
+/// the token was created. See [`super::token::fencing_token`].
 ///
 /// With `local`, the commit waits for the disk of this server and for no standby. `on` would wait for a synchronous
 /// standby, indefinitely if it is away, and `off` for nothing.
-pub(super) fn fencing_token() -> String {
-    "SELECT pg_catalog.set_config('synchronous_commit', 'local', true); \
-         SELECT pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) \
+pub(super) fn fencing_token(is_held: &str) -> String {
+    format!(
+        "SELECT pg_catalog.set_config('synchronous_commit', 'local', true); \
+         SELECT CASE WHEN {is_held} THEN pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) \
          || pg_catalog.lpad(pg_catalog.split_part(lsn, '/', 1), 8, '0') \
-         || pg_catalog.lpad(pg_catalog.split_part(lsn, '/', 2), 8, '0') AS token \
+         || pg_catalog.lpad(pg_catalog.split_part(lsn, '/', 2), 8, '0') END AS token \
          FROM (SELECT pg_catalog.pg_logical_emit_message(true, 'pglock', '')::text AS lsn OFFSET 0) AS message"
-        .to_owned()
+    )
 }
 
 /// Returns the query for whether what the server writes is durable, in the column `fsync`.
@@ -1057,7 +1064,7 @@ mod tests {
         let mut queries = vec![
             configure_session(LIMIT),
             key_numbers(&[Number::Computed("hashtext('x')".into())]),
-            fencing_token(),
+            fencing_token("true"),
             take_ticket(1),
             preceding_ticket(1, 2),
             release_ticket(1, 2),

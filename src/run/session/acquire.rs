@@ -136,6 +136,7 @@ impl Acquirer<'_> {
             plan: self.plan,
             reporter: self.reporter,
             lock: &request.lock,
+            server_start: request.server.start(),
             ids: &request.ids,
         };
         let must_prove_again = was_contended && self.is_backend_lent(&request.server);

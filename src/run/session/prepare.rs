@@ -24,6 +24,8 @@ pub(super) struct Preparer<'a> {
     pub(super) reporter: &'a Reporter,
     /// The lock that we hold.
     pub(super) lock: &'a Lock,
+    /// When its server started, if it says so; see [`Server::start`](crate::lock::Server::start).
+    pub(super) server_start: Option<i64>,
     /// The numbers of the keys, in the order in which they were given.
     pub(super) ids: &'a [KeyId],
 }
@@ -64,15 +66,27 @@ impl Preparer<'_> {
         &self.plan.options
     }
 
+    /// Returns the condition that the lock is held, if another session writes than its own.
+    fn lock_condition(&self, grant: Grant) -> Option<String> {
+        match self.lock.scope {
+            Scope::Session => None,
+            Scope::Transaction => {
+                let lock = self.lock.held(grant);
+                Some(lock.held_by_condition(grant.backend_pid, self.server_start))
+            }
+        }
+    }
+
     /// Writes what is requested, by queries to which the server may take `max_wait` longer to reply.
     ///
     /// # Errors
-    /// The server reports an error, the run table cannot be used, or the connection is lost.
+    /// The server reports an error, the run table cannot be used, the lock is not held, or the connection is lost.
     fn write(&self, client: &mut Client, grant: Grant, max_wait: Duration) -> Result<Prepared, Failure> {
         let token = if self.options().token {
             self.reporter.expect_reply_within(max_wait);
-            let token = lock::fencing_token(client);
-            Some(token.map_err(|error| final_if_session_lives(error).context(NO_TOKEN))?)
+            let token = lock::fencing_token(client, self.lock_condition(grant).as_deref());
+            let token = token.map_err(|error| final_if_session_lives(error).context(NO_TOKEN))?;
+            Some(token.ok_or_else(|| lost_before_start("a further connection did not find it"))?)
         } else {
             None
         };
@@ -117,10 +131,7 @@ impl Preparer<'_> {
             token,
             waited: self.plan.started_at.elapsed(),
             once_per: record.once_per,
-            lock_condition: match self.lock.scope {
-                Scope::Session => None,
-                Scope::Transaction => Some(self.lock.held(grant).held_by_condition(grant.backend_pid)),
-            },
+            lock_condition: self.lock_condition(grant),
         };
         history::begin(client, &record.table, &run, options.policy.timing.heartbeat)
     }
@@ -172,10 +183,13 @@ impl Preparer<'_> {
         let reply = self.lock.held(*grant).heartbeat(client, grant.backend_pid, tag)?;
         match reply.loss() {
             None => Ok(()),
-            Some(why) => {
-                let message = format!("lost the lock before the job was started: {why}");
-                Err(Failure::msg(ExitCode::Unavailable, message).transient_if(true))
-            }
+            Some(why) => Err(lost_before_start(&why)),
         }
     }
+}
+
+/// Returns the failure if the lock is lost again, for which a further attempt may be made.
+fn lost_before_start(why: &str) -> Failure {
+    let message = format!("lost the lock before the job was started: {why}");
+    Failure::msg(ExitCode::Unavailable, message).transient_if(true)
 }

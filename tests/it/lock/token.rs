@@ -1,6 +1,8 @@
 //! `--token`: a number that only grows, and how to use it.
 
+use crate::support::gate::{Answer, Gate};
 use crate::support::server::{Server, rows};
+use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
 use std::time::{Duration, Instant};
 
@@ -145,4 +147,32 @@ fn a_table_refuses_an_older_token() {
     assert_eq!(write(&old, "again"), "again", "the same holder writes twice");
     assert_eq!(write(&new, "newer"), "newer");
     assert_eq!(write(&old, "late"), "newer");
+}
+
+/// P18: with `--scope transaction`, a token takes a connection of its own, which may reach another server than that of
+/// the lock: one that has been promoted while the old one still serves its sessions. No job gets its token.
+#[test]
+fn a_token_of_another_server_is_refused() {
+    let (old, new, key) = (Server::start(), Server::start(), unique("moved"));
+    let gate = Gate::before(&old, Answer::Relay);
+    let hosts = format!(
+        "host=127.0.0.1,127.0.0.1 port={},{} user=postgres dbname=postgres sslmode=disable",
+        gate.port(),
+        new.port()
+    );
+    let holder = old.run(&key).holding();
+    let waiter = old
+        .run(&key)
+        .args(["--dsn", &hosts, "--scope", "transaction", "--token"]);
+    let short = ["--heartbeat", "0.5", "--kill-after", "0.5", "-v"];
+    let waiter = waiter.args(short).sh("echo started; read -r _; exit 0").spawn();
+    waiter.await_stderr("; waiting\n");
+    // From now on, connections reach the new server only.
+    gate.set(Answer::Close);
+    holder.finish().code(0);
+    waiter.await_stderr(": lost the lock before the job was started: ");
+    // It waits for its turn on the new server.
+    waiter.await_stdout("started\n");
+    assert_eq!((old.locks(&key).granted, new.locks(&key).granted), (0, 1));
+    waiter.finish().code(0);
 }
