@@ -1,7 +1,7 @@
 //! Proving and releasing a lock, and claiming one that was lost.
 
 use super::query::{EndStatement, QueryResult, begin, end_transaction, simple_query};
-use super::receipt::{NOT_HELD, RECEIPT_KEPT, RELEASED_COLUMN, Receipt};
+use super::receipt::{MAX_RECEIPTS, NOT_HELD, RECEIPT_KEPT, RELEASED_COLUMN, Receipt};
 use super::sql::{GOT_COLUMN, TRANSACTION_MODES};
 use super::types::{Keys, Lock, Mode, Scope};
 use crate::connection::{Client, is_lock_table_full};
@@ -12,7 +12,8 @@ use crate::protocol::query_tag::QueryTag;
 impl Lock {
     /// Releases the lock. Returns whether we held it until then.
     ///
-    /// With a receipt, this returns only after another client that has the lock by then can have seen it.
+    /// With a receipt, this returns only after another client that has the lock by then can have seen it. A lock of more
+    /// than [`MAX_RECEIPTS`] keys leaves none.
     ///
     /// # Errors
     /// The server reports an error, or the connection is lost.
@@ -22,6 +23,10 @@ impl Lock {
             client.is_in_transaction = false;
             return Ok(result.proves(&self.keys));
         }
+        let receipt = match self.keys.as_slice().len() {
+            ..=MAX_RECEIPTS => receipt,
+            _ => Receipt::None,
+        };
         let result = match QueryResult::fetch(client, &self.release_query(receipt)) {
             // There is no room for a receipt, and nothing was released.
             Err(error) if receipt != Receipt::None && is_lock_table_full(&error) => {

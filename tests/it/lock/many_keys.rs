@@ -135,3 +135,19 @@ fn a_guard_takes_its_keys_though_the_table_has_no_room_for_as_many_claims() {
     holder.finish().code(74);
     assert!(!server.log().contains("out of shared memory"), "{}", server.log());
 }
+
+/// P15: neither acquiring nor releasing them needs room for more than the keys.
+#[test]
+fn a_release_of_many_keys_does_not_fill_the_table() {
+    let server = server_with_few_locks();
+    let keys = (1..=400).map(|key| format!("--key={key}"));
+    server
+        .pglock()
+        .arg("run")
+        .args(keys)
+        .arg("true")
+        .output()
+        .code(0)
+        .silent();
+    assert!(!server.log().contains("out of shared memory"), "{}", server.log());
+}
