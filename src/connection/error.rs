@@ -5,6 +5,7 @@ use crate::outcome::{ExitCode, Failure};
 use postgres::error::{DbError, Severity, SqlState};
 use rustls::AlertDescription;
 use std::error::Error;
+use std::fmt;
 use std::io;
 
 /// What is still worth trying after a failed attempt.
@@ -146,7 +147,7 @@ impl From<postgres::Error> for Failure {
                     "{}: the server's lock table is full; increase max_locks_per_transaction, or lock fewer keys",
                     db.message()
                 );
-                Failure::msg(ExitCode::Unavailable, message).transient_if(true)
+                Failure::new(ExitCode::Unavailable, LockTableFull(message)).transient_if(true)
             }
             Some(_) if is_simple_protocol_refused(&error) => Failure::msg(ExitCode::Config, SIMPLE_PROTOCOL_REFUSED),
             Some(db) => Failure::msg(exit_code_for(db.code().code()), db.message()).transient_if(is_transient(db)),
@@ -184,6 +185,23 @@ pub(crate) const SIMPLE_PROTOCOL_REFUSED: &str = "the pooler refuses simple quer
 pub(crate) fn is_simple_protocol_refused(error: &postgres::Error) -> bool {
     let is_refusal = |db: &DbError| *db.code() == SqlState::PROTOCOL_VIOLATION && db.message() == "PQexec disallowed";
     error.as_db_error().is_some_and(is_refusal)
+}
+
+/// The message that the server's table of locks is full.
+#[derive(Debug)]
+struct LockTableFull(String);
+
+impl fmt::Display for LockTableFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for LockTableFull {}
+
+/// Returns whether the failure is that the server's table of locks is full.
+pub(crate) fn is_of_full_lock_table(failure: &Failure) -> bool {
+    failure.error.is::<LockTableFull>()
 }
 
 /// Returns whether the server's table of locks is full. Its other shortages of memory have the same SQLSTATE, but not

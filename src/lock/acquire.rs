@@ -24,7 +24,7 @@ use super::settling::ServerTimes;
 use super::sql::{self, Looks};
 use super::ticket::TicketQueue;
 use super::types::{Acquisition, ClientInfo, Keys, Lock, OnGrant, Scope, TryOutcome, WaitEnd, WaitOptions};
-use crate::connection::{Client, SIMPLE_PROTOCOL_REFUSED, Settings, is_lock_table_full, is_simple_protocol_refused};
+use crate::connection::{Client, SIMPLE_PROTOCOL_REFUSED, Settings, is_of_full_lock_table, is_simple_protocol_refused};
 use crate::outcome::{ExitCode, Failure};
 use crate::protocol::query_tag::QueryTag;
 use std::thread::sleep;
@@ -87,16 +87,16 @@ impl Lock {
     ) -> Result<(Server, TryOutcome), Failure> {
         let ticket_class = queue.map(TicketQueue::class);
         let sql = self.first_query(client_info, ticket_class);
-        let result = QueryResult::fetch(client, &sql).map_err(|error| self.failure(error, first_query_failure))?;
+        let result = QueryResult::fetch(client, &sql);
+        let result = result.map_err(|error| self.final_if_own_doing(first_query_failure(error)))?;
         let server = read_first_result(&result, client_info)?;
         Ok((server, result.try_outcome(&self.keys)))
     }
 
-    /// Returns the failure of a first try. If our own keys have filled the server's table of locks, it is final: each
-    /// further attempt would fill the table again, which ends the transactions of other clients.
-    fn failure(&self, error: postgres::Error, convert: impl FnOnce(postgres::Error) -> Failure) -> Failure {
-        let is_own_doing = matches!(&self.keys, Keys::All(ids) if ids.len() > 1) && is_lock_table_full(&error);
-        let failure = convert(error);
+    /// Returns the failure to acquire the lock. If our own keys have filled the server's table of locks, it is final:
+    /// each further attempt would fill the table again, which ends the transactions of other clients.
+    fn final_if_own_doing(&self, failure: Failure) -> Failure {
+        let is_own_doing = matches!(&self.keys, Keys::All(ids) if ids.len() > 1) && is_of_full_lock_table(&failure);
         let is_transient = failure.is_transient && !is_own_doing;
         failure.transient_if(is_transient)
     }
@@ -127,7 +127,7 @@ impl Lock {
         if is_statement_pooling(&error) || was_closed_at_once && (0..BEGIN_PROBE_COUNT).all(&mut is_closed_again) {
             Err(Failure::msg(ExitCode::Config, STATEMENT_POOLING))
         } else {
-            Err(self.failure(error, Failure::from))
+            Err(self.final_if_own_doing(Failure::from(error)))
         }
     }
 
@@ -221,6 +221,21 @@ impl Lock {
     /// # Errors
     /// The wait was cancelled, the lock would protect nothing, the server reports an error, or the connection is lost.
     pub(crate) fn wait(
+        &self,
+        client: &mut Client,
+        options: WaitOptions,
+        first_busy: usize,
+        observer: &mut impl WaitObserver,
+    ) -> Result<WaitEnd, Failure> {
+        let end = self.wait_for_each(client, options, first_busy, observer);
+        end.map_err(|failure| self.final_if_own_doing(failure))
+    }
+
+    /// Waits for the keys from `first_busy` on, one after the other.
+    ///
+    /// # Errors
+    /// As for [`Lock::wait`], but one that another attempt would cause again may count as transient.
+    fn wait_for_each(
         &self,
         client: &mut Client,
         options: WaitOptions,

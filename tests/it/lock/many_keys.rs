@@ -71,6 +71,24 @@ fn keys_that_do_not_fit_into_the_lock_table_are_one_error_and_leave_nothing_lock
     }
 }
 
+/// P97: the same if the first key is held at first, and the table is filled only after a wait for it.
+#[test]
+fn keys_that_do_not_fit_after_a_wait_are_one_error() {
+    let server = server_with_few_locks();
+    let keys: Vec<String> = (1..=2000).map(|key| format!("--key={key}")).collect();
+    for scope in ["session", "transaction"] {
+        let holder = server.run("1").holding();
+        let waiter = server.pglock().arg("run").args(&keys);
+        let waiter = waiter.args(["--scope", scope, "-v", "--", "true"]).spawn();
+        waiter.await_stderr("; waiting\n");
+        holder.finish().code(0);
+        let output = waiter.finish();
+        let text = String::from_utf8_lossy(&output.code(69).stderr).into_owned();
+        assert!(text.contains("increase max_locks_per_transaction"), "{text}");
+        assert!(!text.contains("lost the connection"), "{text}");
+    }
+}
+
 /// P15: 2000 keys, more than a row of PostgreSQL can have columns, for each kind of lock and for keys that the server
 /// computes.
 #[test]
