@@ -4,9 +4,11 @@ use crate::connection::Client;
 use crate::inspect::backend::{Backend, columns, rows};
 use crate::inspect::leftover::{self, HeldKey};
 use crate::key::{Key, KeyId};
-use crate::lock::simple_query_tagged;
+use crate::lock::{cell, simple_query_tagged};
 use crate::protocol::name;
 use crate::protocol::query_tag::QueryTag;
+use postgres::SimpleQueryRow;
+use std::collections::BTreeMap;
 
 /// Returns the sessions that hold one of these keys, in any mode, in the order in which they connected.
 ///
@@ -17,20 +19,39 @@ use crate::protocol::query_tag::QueryTag;
 /// # Errors
 /// The connection is lost, or the query fails.
 pub(crate) fn find(client: &mut Client, ids: &[KeyId], tag: QueryTag) -> Result<Vec<Backend>, postgres::Error> {
+    let holders = find_with_keys(client, ids, tag)?;
+    Ok(holders.into_iter().map(|(_, holder)| holder).collect())
+}
+
+/// Returns the same, each with the key that it holds, which a server other than PostgreSQL may not say.
+///
+/// # Errors
+/// As for [`find`].
+pub(crate) fn find_with_keys(
+    client: &mut Client,
+    ids: &[KeyId],
+    tag: QueryTag,
+) -> Result<Vec<(Option<KeyId>, Backend)>, postgres::Error> {
     let sql = format!(
-        "SELECT l.pid, l.mode, {} \
+        "SELECT l.pid, l.mode, l.classid, l.objid, l.objsubid, {} \
          FROM pg_catalog.pg_locks l LEFT JOIN LATERAL pg_catalog.pg_stat_get_activity(l.pid) a ON l.pid IS NOT NULL \
          WHERE l.locktype = 'advisory' AND l.granted AND {} AND l.database = (\
          SELECT datid FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()))",
         columns(),
         is_lock_on(ids)
     );
-    let mut holders: Vec<Backend> = rows(simple_query_tagged(client, &sql, tag)?)
-        .map(|row| Backend::from_row(&row))
+    let ids: BTreeMap<(u32, u32, u8), KeyId> = ids.iter().map(|id| (id.in_pg_locks(), *id)).collect();
+    let key_of = |row: &SimpleQueryRow| {
+        let [classid, objid, objsubid] = ["classid", "objid", "objsubid"].map(|column| cell(row, column));
+        let in_pg_locks = (classid?.parse().ok()?, objid?.parse().ok()?, objsubid?.parse().ok()?);
+        ids.get(&in_pg_locks).copied()
+    };
+    let mut holders: Vec<(Option<KeyId>, Backend)> = rows(simple_query_tagged(client, &sql, tag)?)
+        .map(|row| (key_of(&row), Backend::from_row(&row)))
         .collect();
     // The first one is named in messages.
     let connected = |holder: &Backend| holder.connected.map_or(f64::INFINITY, |time| time.epoch);
-    holders.sort_by(|a, b| connected(a).total_cmp(&connected(b)).then(a.pid.cmp(&b.pid)));
+    holders.sort_by(|(_, a), (_, b)| connected(a).total_cmp(&connected(b)).then(a.pid.cmp(&b.pid)));
     Ok(holders)
 }
 

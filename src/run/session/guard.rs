@@ -30,6 +30,7 @@ use crate::outcome::{ExitCode, Failure};
 use crate::protocol::name;
 use crate::protocol::query_tag::QueryTag;
 use crate::run::state::OnLost;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// The first pauses between two attempts to reconnect are this long ...
@@ -46,8 +47,6 @@ const CLAIM_TIME: Duration = Duration::from_millis(600);
 const CLAIM_RETRY_PAUSE: Duration = Duration::from_millis(1);
 /// How long a loser behind a pooler claims its key at a time: longer than a waiter pauses between two looks.
 const CLAIM_PERIOD: Duration = Duration::from_millis(150);
-/// Of how many missing keys each is looked up for the message that names who has them.
-const MAX_LOOKED_UP_KEYS: usize = 20;
 /// The longest uninterrupted wait in the server's queue: well below what a server may take to reply.
 const CLAIM_SLICE: Duration = Duration::from_millis(100);
 /// The same while several keys are missing: the others may be free by now, and a newcomer does not look for a claim.
@@ -388,20 +387,13 @@ impl WaitObserver for GuardObserver<'_> {
 
 /// Returns the message that names a client that has keys of the lock now, and those of `keys`, if there is one.
 fn taken_message(client: &mut Client, lock: &Lock, keys: &[Key], takers: Takers) -> Option<String> {
-    let taker = find_takers(client, lock.ids(), lock.mode, takers).into_iter().next()?;
+    let found = find_takers(client, lock.ids(), lock.mode, takers);
+    let (_, taker) = found.first()?;
+    let its_locks = found.iter().filter(|(_, other)| other.pid == taker.pid);
+    let its_ids: BTreeSet<KeyId> = its_locks.filter_map(|(id, _)| *id).collect();
     let ids = lock::key_ids(client, keys).unwrap_or_default();
-    let missing = keys.iter().zip(ids).filter(|(_, id)| lock.ids().contains(id));
-    // A look for each of many keys would take too long: the guard is not in the queue yet.
-    let mut is_its = |id: KeyId| {
-        lock.ids().len() > MAX_LOOKED_UP_KEYS || {
-            let found = find_takers(client, &[id], lock.mode, takers);
-            found.iter().any(|other| other.pid == taker.pid)
-        }
-    };
-    let its_keys: Vec<Key> = missing
-        .filter(|(_, id)| is_its(*id))
-        .map(|(key, _)| key.clone())
-        .collect();
+    let its_keys = keys.iter().zip(ids).filter(|(_, id)| its_ids.contains(id));
+    let its_keys: Vec<Key> = its_keys.map(|(key, _)| key.clone()).collect();
     // A slot has a key of its own, which was not given.
     let named = if its_keys.is_empty() { keys } else { &its_keys };
     let was = if named.len() == 1 { "was" } else { "were" };
@@ -409,11 +401,11 @@ fn taken_message(client: &mut Client, lock: &Lock, keys: &[Key], takers: Takers)
     Some(format!("{subject} {was} acquired by {taker} before the job was dead"))
 }
 
-/// Returns the other clients that have one of these keys now.
-fn find_takers(client: &mut Client, ids: &[KeyId], mode: Mode, takers: Takers) -> Vec<Backend> {
-    let mut found = holders::find(client, ids, QueryTag::ProgramOnly).unwrap_or_default();
+/// Returns the other clients that have one of these keys now, each with the key that it has.
+fn find_takers(client: &mut Client, ids: &[KeyId], mode: Mode, takers: Takers) -> Vec<(Option<KeyId>, Backend)> {
+    let mut found = holders::find_with_keys(client, ids, QueryTag::ProgramOnly).unwrap_or_default();
     let instance_id = name::instance_id();
-    found.retain(|holder| {
+    found.retain(|(_, holder)| {
         // Which the server may still be ending.
         let is_our_session = name::is_of_instance(&holder.application_name, &instance_id);
         let shares_with_us = holder.is_shared && mode == Mode::Shared;

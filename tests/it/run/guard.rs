@@ -381,6 +381,30 @@ fn the_loser_names_the_keys_that_were_taken() {
     other.finish().code(0).silent();
 }
 
+/// P25: also of many.
+#[test]
+fn the_loser_names_the_key_that_was_taken_of_many() {
+    let (server, journal) = (Server::start(), Journal::new());
+    let keys = (1..=30).map(|key| format!("--key={key}"));
+    let holder = lingering(server.pglock().arg("run").args(keys), &journal);
+    let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted";
+    let mut clients: Vec<_> = (1..=25).map(|key| (key, server.client())).collect();
+    thread::scope(|scope| {
+        for (key, client) in &mut clients {
+            scope.spawn(move || rows(client, &format!("SELECT pg_advisory_lock({key})")));
+        }
+        eventually(SOON, "waiters", || server.value(waiting) == "25");
+        terminate_holder(&server, &holder);
+    });
+    eventually(SOON, "a guard in the queue", || server.value(waiting) == "1");
+    holder.signal(Signal::SIGUSR2);
+    let line = holder.finish().code(74).stderr_line();
+    assert!(
+        line.contains("; key 1 was acquired by user \"postgres\" (backend "),
+        "{line}"
+    );
+}
+
 /// P25: while a waiter looks for a claim of one of several keys, the others are claimed only once. Otherwise a claim
 /// would stay when the guard ends its claims, and delay the next job.
 #[test]
