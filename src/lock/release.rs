@@ -12,8 +12,8 @@ use crate::protocol::query_tag::QueryTag;
 impl Lock {
     /// Releases the lock. Returns whether we held it until then.
     ///
-    /// With a receipt, this returns only after another client that has the lock by then can have seen it. A lock of more
-    /// than [`MAX_RECEIPTS`] keys leaves none.
+    /// With a receipt, this returns only after another client that has the lock by then can have seen it. A lock of
+    /// more than [`MAX_RECEIPTS`] keys leaves none.
     ///
     /// # Errors
     /// The server reports an error, or the connection is lost.
@@ -44,8 +44,8 @@ impl Lock {
 
     /// Claims the keys of a lock that we have lost and that another client has now: a waiter that is granted one of
     /// them gives it back. A claim fails while a waiter is looking for one, and is tried again while `goes_on`, which
-    /// pauses, returns true. Returns false if the server's table of locks has no room for them: then nothing is claimed,
-    /// since the keys that are held need the room.
+    /// pauses, returns true. Returns false if the server's table of locks has no room for them: then nothing is
+    /// claimed, since the keys that are held need the room.
     ///
     /// The server counts how often a session has acquired a lock. Each key is claimed once, so that
     /// [`Lock::end_claim`] ends the claims.

@@ -635,8 +635,8 @@ pub(super) fn key_numbers(numbers: &[Number]) -> String {
     )
 }
 
-/// Returns the query for a fencing token, in the column `token`, which is NULL unless `is_held`: that is looked at after
-/// the token was created. See [`super::token::fencing_token`].
+/// Returns the query for a fencing token, in the column `token`, which is NULL unless `is_held`: that is looked at
+/// after the token was created. See [`super::token::fencing_token`].
 ///
 /// With `local`, the commit waits for the disk of this server and for no standby. `on` would wait for a synchronous
 /// standby, indefinitely if it is away, and `off` for nothing.

@@ -344,9 +344,9 @@ impl Retry<'_> {
     }
 }
 
-/// Returns whether each key, or slot, is held by a session that guards the end of the old job, or that has held it since
-/// before the old holder was last seen: then it is waited for as ever. A shared lock says nothing about others that may
-/// have held it too.
+/// Returns whether each key, or slot, is held by a session that guards the end of the old job, or that has held it
+/// since before the old holder was last seen: then it is waited for as ever. A shared lock says nothing about others
+/// that may have held it too.
 fn are_all_accounted_for(holders: &[Backend], ids: &[KeyId], holder_seen_at: Option<Instant>) -> bool {
     let is_old = |holder: &Backend| {
         let since = holder.since.zip(holder_seen_at);
