@@ -93,10 +93,10 @@ impl Lock {
         Ok((server, result.try_outcome(&self.keys)))
     }
 
-    /// Returns the failure to acquire the lock. If our own keys have filled the server's table of locks, it is final:
-    /// each further attempt would fill the table again, which ends the transactions of other clients.
+    /// Returns the failure to acquire the lock. If our own keys may have filled the server's table of locks, it is
+    /// final: each further attempt would fill the table again, which ends the transactions of other clients.
     fn final_if_own_doing(&self, failure: Failure) -> Failure {
-        let is_own_doing = matches!(&self.keys, Keys::All(ids) if ids.len() > 1) && is_of_full_lock_table(&failure);
+        let is_own_doing = self.has_many_keys() && is_of_full_lock_table(&failure);
         let is_transient = failure.is_transient && !is_own_doing;
         failure.transient_if(is_transient)
     }

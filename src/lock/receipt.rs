@@ -15,8 +15,8 @@
 //! * else keeps the lock for [`GUARD_TIME`] and, if no claim comes in that time, starts its job.
 //!
 //! A receipt is kept for [`RECEIPT_TIME`], and only if another client has the lock immediately afterwards (with
-//! `--fair` in any case). If it ends before it was seen, the next job starts half a second later. So it does after a
-//! lock of more than [`MAX_RECEIPTS`] keys, which leaves none. A session that a pooler lends takes no receipt, which
+//! `--fair` in any case). If it ends before it was seen, the next job starts half a second later. The same happens
+//! after a lock of [many keys](super::types::Lock::has_many_keys), which leaves none. A session that a pooler lends takes no receipt, which
 //! would stay there if we are killed, and vouch for others; a loser behind a pooler claims its key by the transaction.
 
 use super::settling::MIN_SERVER_AGE;
@@ -36,10 +36,6 @@ pub(super) const ARRIVAL_TIME: Duration = Duration::from_millis(10);
 /// How long a receipt is kept. The client that was granted the lock looks for it at once, in the query in which it
 /// waits.
 pub(super) const RECEIPT_TIME: Duration = Duration::from_millis(20);
-
-/// The largest number of keys for which receipts are left: they take as much room in the server's table of locks as the
-/// keys.
-pub(super) const MAX_RECEIPTS: usize = 100;
 
 /// The column that reports what a release did.
 pub(super) const RELEASED_COLUMN: &str = "released";

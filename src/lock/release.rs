@@ -1,7 +1,7 @@
 //! Proving and releasing a lock, and claiming one that was lost.
 
 use super::query::{EndStatement, QueryResult, begin, end_transaction, simple_query};
-use super::receipt::{MAX_RECEIPTS, NOT_HELD, RECEIPT_KEPT, RELEASED_COLUMN, Receipt};
+use super::receipt::{NOT_HELD, RECEIPT_KEPT, RELEASED_COLUMN, Receipt};
 use super::sql::{GOT_COLUMN, TRANSACTION_MODES};
 use super::types::{Keys, Lock, Mode, Scope};
 use crate::connection::{Client, is_lock_table_full};
@@ -13,7 +13,7 @@ impl Lock {
     /// Releases the lock. Returns whether we held it until then.
     ///
     /// With a receipt, this returns only after another client that has the lock by then can have seen it. A lock of
-    /// more than [`MAX_RECEIPTS`] keys leaves none.
+    /// [many keys](Lock::has_many_keys) leaves none, since they would take as much room again.
     ///
     /// # Errors
     /// The server reports an error, or the connection is lost.
@@ -23,10 +23,7 @@ impl Lock {
             client.is_in_transaction = false;
             return Ok(result.proves(&self.keys));
         }
-        let receipt = match self.keys.as_slice().len() {
-            ..=MAX_RECEIPTS => receipt,
-            _ => Receipt::None,
-        };
+        let receipt = if self.has_many_keys() { Receipt::None } else { receipt };
         let result = match QueryResult::fetch(client, &self.release_query(receipt)) {
             // There is no room for a receipt, and nothing was released.
             Err(error) if receipt != Receipt::None && is_lock_table_full(&error) => {

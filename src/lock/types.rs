@@ -102,6 +102,12 @@ impl Lock {
         self.keys.as_slice()
     }
 
+    /// Returns whether the keys may take up much of the server's table of locks, which has room for some thousands by
+    /// default (`max_locks_per_transaction` for each of `max_connections`).
+    pub(super) fn has_many_keys(&self) -> bool {
+        matches!(&self.keys, Keys::All(ids) if ids.len() > 100)
+    }
+
     /// Returns the lock that `grant` gives us: of several candidates, only the acquired one.
     pub(crate) fn held(&self, grant: Grant) -> Lock {
         let keys = match &self.keys {

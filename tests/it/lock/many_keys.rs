@@ -109,18 +109,18 @@ fn more_keys_than_a_row_has_columns_are_acquired_together() {
     }
 }
 
-/// P39: a table that other clients have filled is a temporary shortage for a single key.
+/// P39: a table that other clients have filled is a temporary shortage for a few keys.
 #[test]
 fn a_wait_survives_a_lock_table_that_others_have_filled() {
     let server = server_with_few_locks();
     let mut client = server.client();
     let fill = client.batch_execute("SELECT pg_advisory_lock(n) FROM generate_series(1, 20000) n");
     assert!(fill.is_err());
-    let waiter = server
-        .pglock()
-        .args(["run", "--wait", "1m", "--key", "one", "--", "echo", "mine"]);
+    let waiter = server.pglock().args([
+        "run", "--wait", "1m", "--key", "one", "--key", "two", "--", "echo", "mine",
+    ]);
     let waiter = waiter.spawn();
-    waiter.await_stderr("retrying until the wait for key \"one\" is over");
+    waiter.await_stderr("retrying until the wait for keys \"one\", \"two\" is over");
     rows(&mut client, "SELECT pg_advisory_unlock_all()");
     let output = waiter.finish();
     assert_eq!(String::from_utf8_lossy(&output.code(0).stdout), "mine\n");
