@@ -73,8 +73,8 @@ pub(crate) fn read_password(mut terminal: File, user: &str) -> Option<Secret> {
     let mut silent = before.clone();
     silent.local_flags.remove(LocalFlags::ECHO);
     silent.local_flags.insert(LocalFlags::ICANON);
-    *silenced_terminal() = Some((terminal.try_clone().ok()?, before));
     restore_echo_on_signals().ok()?;
+    *silenced_terminal() = Some((terminal.try_clone().ok()?, before));
     let password = tcsetattr(&terminal, SetArg::TCSAFLUSH, &silent)
         .ok()
         .and_then(|()| write!(terminal, "Password for user {user}: ").ok())

@@ -10,12 +10,13 @@ pub(crate) fn may_have_password(text: &str) -> bool {
     text.contains("://") || text.to_ascii_lowercase().contains("password")
 }
 
-/// The whitespace that separates pairs.
-pub(super) const WHITESPACE: [char; 4] = [' ', '\t', '\r', '\n'];
+/// The whitespace that separates libpq's pairs.
+pub(super) const WHITESPACE: [char; 6] = [' ', '\t', '\r', '\n', '\x0b', '\x0c'];
 
 /// Quotes a value for an error, unless it could contain a password.
 pub(crate) fn quoted(value: &str) -> String {
-    let has_parameters = has_parameter(value, &[';', '&', ' ', '\t', '\r', '\n'], is_like_parameter_name);
+    let separators = [&[';', '&'], &WHITESPACE[..]].concat();
+    let has_parameters = has_parameter(value, &separators, is_like_parameter_name);
     if may_have_password(value) || has_parameters || value.contains('@') {
         "a connection string".into()
     } else {
@@ -37,16 +38,23 @@ pub(super) fn holds_parameter(value: &str, separators: &[char], is_name: fn(&str
     rest.is_some_and(|(_, rest)| has_parameter(rest, separators, is_name))
 }
 
-/// Returns whether one of the parts between these separators is a parameter, `name=...`. The name must be one that
-/// `is_name` accepts.
+/// Returns whether there is a parameter, `name=...` or `name = ...`, at the beginning or after one of these separators.
+/// The name must be one that `is_name` accepts.
 pub(super) fn has_parameter(value: &str, separators: &[char], is_name: fn(&str) -> bool) -> bool {
-    let mut parts = value.split(separators);
-    parts.any(|part| part.split_once('=').is_some_and(|(name, _)| is_name(name.trim())))
+    value.match_indices('=').any(|(at, _)| {
+        let before = value[..at].trim_end();
+        before
+            .rsplit(separators)
+            .next()
+            .is_some_and(|name| is_name(name.trim()))
+    })
 }
 
-/// Returns whether the text could be `user:password@host`. A name of a user may contain `@`, as `user@server` in Azure.
+/// Returns whether the text could be `user:password@host`. A name of a user may contain `@`, as `user@server` in Azure,
+/// and an entry of a list of hosts may begin with it.
 pub(super) fn has_login(text: &str) -> bool {
-    text.split_once(':').is_some_and(|(_, rest)| rest.contains('@'))
+    let is_login = |(_, rest): (&str, &str)| rest.replace(",@", "").contains('@');
+    !text.starts_with('@') && text.split_once(':').is_some_and(is_login)
 }
 
 /// Returns whether the text is the name of a parameter of libpq, or similar to one, or that of a secret.

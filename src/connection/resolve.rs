@@ -367,6 +367,9 @@ mod tests {
             ("postgres://u@/app?host=app:hunter2@127.0.0.1", [("PGUSER", "u")]),
             ("", [("PGDATABASE", "host=db user=app password=hunter2 dbname=app")]),
             ("", [("PGDATABASE", "password=hunter2")]),
+            ("", [("PGDATABASE", "host = db user = app password = hunter2")]),
+            ("", [("PGUSER", "app\u{b}password\u{c}=hunter2")]),
+            ("", [("PGSSLMODE", "require pwd = hunter2")]),
             ("", [("PGHOST", "db\tuser=app password=hunter2")]),
             ("", [("PGPORT", "5432 user=app pwd=hunter2")]),
             ("", [("PGSSLMODE", "require key=hunter2")]),
@@ -385,6 +388,8 @@ mod tests {
             "password='a;host=b' user=u",
             "application_name='a;b=c' user=u",
             "options='-c application_name=a' user='app@server' dbname='my app'",
+            "host=::1,@pg user=u",
+            "host=@a:b@c user=u",
             "user='odd user@x=y' dbname='a=b c' host=@abstract port=' 5432 '",
         ] {
             assert!(resolved(dsn, &[]).is_ok(), "{dsn}");
