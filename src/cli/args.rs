@@ -246,7 +246,8 @@ pub(super) struct ConnectionArgs {
     /// Time limit for connecting to one address.
     ///
     /// 0 disables it. Overrides connect_timeout in the connection string and PGCONNECT_TIMEOUT. Once connected, pglock
-    /// allows two heartbeat intervals (PGLOCK_HEARTBEAT, or --heartbeat of run) for each reply.
+    /// allows two heartbeat intervals (PGLOCK_HEARTBEAT, or --heartbeat of run) for each reply; init waits as long as
+    /// the server needs.
     #[arg(long, value_name = "DURATION", value_parser = value::duration, help_heading = help::CONNECTION)]
     #[arg(default_note = format_duration(DEFAULT_CONNECT_TIMEOUT))]
     #[arg(variable_note = variables::PGLOCK_CONNECT_TIMEOUT.name)]

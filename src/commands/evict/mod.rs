@@ -3,7 +3,8 @@
 //! A pglock that holds the lock is only asked: it terminates its job, and releases the lock when the job is dead
 //! (`request`). Sessions of other clients, of waiters and of a pglock that does not react are terminated (`terminate`),
 //! but not that of a pglock whose time limit is not known.
-//! Only what was shown is evicted (`target`): a session that still has the same name and role, and one of the locks. The
+//! Only what was shown is evicted (`target`): a session that still has the same name and role and, unless it is a pglock
+//! that waits, one of the locks. The
 //! evicted pglock learns from a mark who evicts it (`inspect::eviction`).
 
 mod leftover;
@@ -138,7 +139,10 @@ fn not_evicted_failure(backend: &Backend) -> Failure {
             let cause = match (backend.is_untracked, backend.is_hidden) {
                 (true, _) => "is not recorded, because track_activities is off for it",
                 (false, true) => "is hidden from this role; GRANT pg_read_all_stats to it",
-                (false, false) => "was not known before its first heartbeat",
+                (false, false) => {
+                    "is not in its query tag, before its first heartbeat or because track_activity_query_size is too \
+                     small"
+                }
             };
             format!("its job may still be terminating, and its limit {cause}; try again, or use --force")
         }

@@ -380,7 +380,7 @@ fn a_holder_before_its_first_heartbeat_is_not_terminated() {
     let output = evict(evictor.env("PGLOCK_KILL_AFTER", "0.1"), &key).output();
     let text = output.code(75).to_string();
     assert!(
-        text.contains("its limit was not known before its first heartbeat"),
+        text.contains("its limit is not in its query tag, before its first heartbeat"),
         "{text}"
     );
     assert!(!text.contains("terminated its session"), "{text}");
