@@ -348,7 +348,7 @@ impl Supervisor {
             self.group_check_due = Instant::now() + TERMINATION_POLL_INTERVAL;
         }
         let processes = self.job.as_ref()?.running_processes();
-        if processes.is_none_left() {
+        if processes.is_none_left {
             return Some(Event::GroupEmpty);
         }
         (!processes.visible.is_empty()).then_some(Event::GroupAlive)

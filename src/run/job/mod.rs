@@ -149,7 +149,7 @@ impl Job {
             .map_or(self.pid, |group| Pid::from_raw(-group.as_raw()));
         match sys::kill(target, signal.as_raw()) {
             // macOS reports this too if the group consists of zombies.
-            Err(Errno::EPERM) if self.running_processes().is_none_left() => Err(Errno::ESRCH),
+            Err(Errno::EPERM) if self.running_processes().is_none_left => Err(Errno::ESRCH),
             result => result,
         }
     }

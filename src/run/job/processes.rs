@@ -1,21 +1,27 @@
 //! The processes of the job: its descendants, and the members of its process group.
 //!
-//! Listed only while a job is being terminated, so a normal run pays nothing. Each list is a snapshot that is stale
-//! when it arrives, so the caller repeats the query until no process is left.
+//! Listed only while a job is being terminated, so a normal run pays nothing. A list is no snapshot: the processes are
+//! read one after another, and change meanwhile. One that forks and exits while they are being read hides its child, so
+//! only a second list that agrees with the first proves that no process is left ([`look`]).
 
+#[cfg(target_os = "linux")]
+use nix::errno::Errno;
 use nix::unistd::{Pid, getsid};
 use std::collections::HashSet;
 
-/// A running process.
+/// A process, running or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Process {
     pid: i32,
     parent: i32,
     group: i32,
+    /// Whether it runs. Otherwise it is a zombie, which its parent has not reaped yet.
+    is_running: bool,
 }
 
-/// The running processes that the system shows.
-struct Snapshot {
+/// The processes that the system shows.
+#[derive(Default)]
+struct ProcessList {
     processes: Vec<Process>,
     shows_all: bool,
 }
@@ -24,58 +30,60 @@ struct Snapshot {
 pub(crate) struct JobProcesses {
     /// Those that the system shows.
     pub(crate) visible: Vec<Pid>,
-    shows_all: bool,
-}
-
-impl JobProcesses {
-    /// Returns whether no process is left. If the system does not show all processes, some may be.
-    pub(crate) fn is_none_left(&self) -> bool {
-        self.shows_all && self.visible.is_empty()
-    }
+    /// Whether it is certain that there is none. If the system does not show all processes, it is not.
+    pub(crate) is_none_left: bool,
 }
 
 /// Returns the running members of the process group that the job leads, and the running descendants of this process
 /// that have left it, as the child of timeout(1) and the job of another pglock have. Those in a session of their own
 /// are not part of the job: a daemon is to outlive the program that starts it. For `except`, see [`descendants`].
 pub(super) fn in_group(group: Pid, except: &[Pid]) -> JobProcesses {
-    let snapshot = Snapshot::take();
-    let members = snapshot
-        .processes
-        .iter()
-        .filter(|process| process.group == group.as_raw());
-    let mut visible: Vec<Pid> = members.map(|process| Pid::from_raw(process.pid)).collect();
     let session = getsid(None);
-    let has_left_the_group = |pid: &Pid| !visible.contains(pid) && getsid(Some(*pid)) == session;
-    let others: Vec<Pid> = snapshot
-        .descendants(except)
-        .into_iter()
-        .filter(has_left_the_group)
-        .collect();
-    visible.extend(others);
-    JobProcesses {
-        visible,
-        shows_all: snapshot.shows_all,
-    }
+    look(|list| {
+        let is_member = |process: &&Process| process.is_running && process.group == group.as_raw();
+        let mut found: Vec<Pid> = list.processes.iter().filter(is_member).map(Process::pid).collect();
+        let has_left_the_group = |pid: &Pid| !found.contains(pid) && getsid(Some(*pid)) == session;
+        let others: Vec<Pid> = list
+            .descendants(except)
+            .into_iter()
+            .filter(has_left_the_group)
+            .collect();
+        found.extend(others);
+        found
+    })
 }
 
 /// Returns the running descendants of this process, parents before children, without the children `except` and their
 /// descendants.
 pub(super) fn descendants(except: &[Pid]) -> JobProcesses {
-    let snapshot = Snapshot::take();
-    JobProcesses {
-        visible: snapshot.descendants(except),
-        shows_all: snapshot.shows_all,
+    look(|list| list.descendants(except))
+}
+
+/// Returns the processes that `select` finds in a list.
+///
+/// If there is none, looks again at once. None is left if this second list has none either, and no zombie child of this
+/// process that the first did not have. For suppose that one runs when the second look begins. It descends from a
+/// running child of this process, which the first list lacks, or shows as running. A process that exits leaves its
+/// children to this process, and is a zombie until it is reaped, which does not happen meanwhile. So the second list
+/// shows that child, and it is running or a new zombie.
+fn look(mut select: impl FnMut(&ProcessList) -> Vec<Pid>) -> JobProcesses {
+    let first = ProcessList::new();
+    let mut visible = select(&first);
+    let mut is_none_left = false;
+    if visible.is_empty() && first.shows_all {
+        let second = ProcessList::new();
+        visible = select(&second);
+        is_none_left = visible.is_empty() && second.shows_all && second.zombies().is_subset(&first.zombies());
     }
+    JobProcesses { visible, is_none_left }
 }
 
 /// Returns the running children of this process. Before the job starts there are some only if a shell `exec`ed pglock.
 pub(super) fn children() -> Vec<Pid> {
     let this = Pid::this().as_raw();
-    let children = Snapshot::take()
-        .processes
-        .into_iter()
-        .filter(|process| process.parent == this);
-    children.map(|process| Pid::from_raw(process.pid)).collect()
+    let list = ProcessList::new();
+    let is_child = |process: &&Process| process.is_running && process.parent == this;
+    list.processes.iter().filter(is_child).map(Process::pid).collect()
 }
 
 /// Makes orphaned descendants children of this process instead of process 1. Elsewhere than on Linux, a process whose
@@ -85,35 +93,48 @@ pub(super) fn adopt_orphans() {
     let _ = nix::sys::prctl::set_child_subreaper(true);
 }
 
-impl Snapshot {
-    /// Lists all processes except zombies. Without process 1 and pglock itself, some are hidden: by `hidepid` of Linux,
+impl Process {
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.pid)
+    }
+}
+
+impl ProcessList {
+    /// Lists all processes. Without process 1 and pglock itself, some are hidden: by `hidepid` of Linux,
     /// jails of FreeBSD, or because /proc is not mounted.
-    fn take() -> Snapshot {
+    fn new() -> ProcessList {
         #[cfg(target_os = "linux")]
-        let processes = list_from_proc();
+        let listed = list_from_proc();
         #[cfg(not(target_os = "linux"))]
-        let processes = list_with_ps();
-        let processes = processes.unwrap_or_default();
-        let shows = |pid| processes.iter().any(|process| process.pid == pid);
-        Snapshot {
-            shows_all: shows(1) && shows(Pid::this().as_raw()),
-            processes,
+        let listed = list_with_ps();
+        let list = listed.unwrap_or_default();
+        let shows = |pid| list.processes.iter().any(|process| process.pid == pid);
+        ProcessList {
+            shows_all: list.shows_all && shows(1) && shows(Pid::this().as_raw()),
+            ..list
         }
     }
 
-    /// Returns the descendants of this process, as [`descendants`] does.
+    /// Returns the children of this process that have exited and are not reaped yet.
+    fn zombies(&self) -> HashSet<i32> {
+        let this = Pid::this().as_raw();
+        let is_zombie = |process: &&Process| !process.is_running && process.parent == this;
+        self.processes
+            .iter()
+            .filter(is_zombie)
+            .map(|process| process.pid)
+            .collect()
+    }
+
+    /// Returns the running descendants of this process, as [`descendants`] does.
     fn descendants(&self, except: &[Pid]) -> Vec<Pid> {
         let mut found: Vec<Pid> = Vec::new();
         let mut parents = HashSet::from([Pid::this().as_raw()]);
-        // Each round finds one generation. Skipping what was found before ends the loop even if the snapshot has a
-        // cycle.
+        // Each round finds one generation. Skipping what was found before ends the loop even if the list has a cycle.
         loop {
-            let children = self
-                .processes
-                .iter()
-                .filter(|process| parents.contains(&process.parent));
+            let is_child = |process: &&Process| process.is_running && parents.contains(&process.parent);
+            let children = self.processes.iter().filter(is_child).map(Process::pid);
             let generation: Vec<Pid> = children
-                .map(|process| Pid::from_raw(process.pid))
                 .filter(|pid| !found.contains(pid) && !except.contains(pid))
                 .collect();
             if generation.is_empty() {
@@ -125,34 +146,70 @@ impl Snapshot {
     }
 }
 
-/// Returns the processes, except zombies, that /proc shows.
+/// Returns the processes that /proc shows. A process that cannot be read, for want of memory or of a
+/// descriptor, counts as hidden. So do all if /proc is that of another PID namespace (`unshare --pid` without
+/// `--mount-proc`): its process IDs are those of strangers.
 #[cfg(target_os = "linux")]
-fn list_from_proc() -> Option<Vec<Process>> {
-    let entries = std::fs::read_dir("/proc").ok()?;
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    let stat = |pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
-    Some(pids.filter_map(|pid| parse_stat(pid, &stat(pid)?)).collect())
-}
-
-/// Parses `/proc/<pid>/stat` (proc(5)): `pid (name) state ppid pgrp ...`. The name may contain spaces and parentheses.
-/// Returns `None` for a zombie. A process whose first thread has ended looks like one, but has other threads.
-#[cfg(any(target_os = "linux", test))]
-fn parse_stat(pid: i32, stat: &str) -> Option<Process> {
-    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
-    let state = fields.next()?;
-    let process = Process {
-        pid,
-        parent: fields.next()?.parse().ok()?,
-        group: fields.next()?.parse().ok()?,
+fn list_from_proc() -> Option<ProcessList> {
+    let own_pid = std::fs::read_link("/proc/self").ok()?;
+    if own_pid.to_str()?.parse() != Ok(std::process::id()) {
+        return None;
+    }
+    let mut list = ProcessList {
+        processes: Vec::new(),
+        shows_all: true,
     };
-    let threads = fields.nth(20 - 6).and_then(|count| count.parse::<u32>().ok());
-    let has_ended = matches!(state, "Z" | "X") && threads.is_none_or(|count| count <= 1);
-    (!has_ended).then_some(process)
+    for entry in std::fs::read_dir("/proc").ok()? {
+        let Ok(entry) = entry else {
+            list.shows_all = false;
+            break;
+        };
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        match std::fs::read(format!("/proc/{pid}/stat")) {
+            Ok(stat) => match parse_stat(pid, &stat) {
+                Some(process) => list.processes.push(process),
+                None => list.shows_all = false,
+            },
+            // It has ended in the meantime.
+            Err(error) if has_ended(&error) => {}
+            Err(_) => list.shows_all = false,
+        }
+    }
+    Some(list)
 }
 
-/// Returns the processes, except zombies, that ps(1) lists, without ps itself: it is a child of this process.
+/// Returns whether a process cannot be read because it has ended.
+#[cfg(target_os = "linux")]
+fn has_ended(error: &std::io::Error) -> bool {
+    [Errno::ENOENT as i32, Errno::ESRCH as i32]
+        .map(Some)
+        .contains(&error.raw_os_error())
+}
+
+/// Parses `/proc/<pid>/stat` (proc(5)): `pid (name) state ppid pgrp ...`. The name may contain spaces and parentheses,
+/// and need not be UTF-8. A process whose first thread has ended looks like a zombie, but has other threads.
+#[cfg(any(target_os = "linux", test))]
+fn parse_stat(pid: i32, stat: &[u8]) -> Option<Process> {
+    let end_of_name = stat.iter().rposition(|byte| *byte == b')')?;
+    let mut fields = str::from_utf8(&stat[end_of_name + 1..]).ok()?.split_ascii_whitespace();
+    let state = fields.next()?;
+    let parent = fields.next()?.parse().ok()?;
+    let group = fields.next()?.parse().ok()?;
+    let threads = fields.nth(20 - 6).and_then(|count| count.parse::<u32>().ok());
+    Some(Process {
+        pid,
+        parent,
+        group,
+        is_running: !matches!(state, "Z" | "X") || threads.is_some_and(|count| count > 1),
+    })
+}
+
+/// Returns the processes that ps(1) lists, without ps itself: it is a child of this process.
 #[cfg(any(not(target_os = "linux"), test))]
-fn list_with_ps() -> Option<Vec<Process>> {
+fn list_with_ps() -> Option<ProcessList> {
     use std::process::{Command, Stdio};
 
     let mut ps = Command::new("/bin/ps");
@@ -163,17 +220,21 @@ fn list_with_ps() -> Option<Vec<Process>> {
     let own_pid = ps.id() as i32;
     let output = ps.wait_with_output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let running = text.lines().filter_map(|line| {
+    let processes = text.lines().filter_map(|line| {
         let mut fields = line.split_ascii_whitespace();
         let mut number = || fields.next()?.parse::<i32>().ok();
         let process = Process {
             pid: number()?,
             parent: number()?,
             group: number()?,
+            is_running: !fields.next()?.starts_with('Z'),
         };
-        (process.pid != own_pid && !fields.next()?.starts_with('Z')).then_some(process)
+        (process.pid != own_pid).then_some(process)
     });
-    Some(running.collect())
+    Some(ProcessList {
+        processes: processes.collect(),
+        shows_all: true,
+    })
 }
 
 #[cfg(test)]
@@ -184,46 +245,57 @@ mod tests {
     use std::process::Command;
 
     #[test]
-    fn parse_stat_accepts_parentheses_in_the_name() {
+    fn parse_stat_accepts_any_name() {
         let running = Process {
             pid: 7,
             parent: 3,
             group: 5,
+            is_running: true,
         };
-        assert_eq!(parse_stat(7, "7 (a) b) (c) S 3 5 1 0 -1"), Some(running));
+        let zombie = Process {
+            is_running: false,
+            ..running
+        };
+        assert_eq!(parse_stat(7, b"7 (a) b) (c) S 3 5 1 0 -1"), Some(running));
         let after_the_group = "1 0 -1 4228364 0 0 0 0 0 0 0 0 20 0";
-        assert_eq!(parse_stat(7, &format!("7 (x) Z 3 5 {after_the_group} 1 0")), None);
         assert_eq!(
-            parse_stat(7, &format!("7 (x) Z 3 5 {after_the_group} 2 0")),
+            parse_stat(7, format!("7 (x) Z 3 5 {after_the_group} 1 0").as_bytes()),
+            Some(zombie)
+        );
+        assert_eq!(
+            parse_stat(7, format!("7 (x) Z 3 5 {after_the_group} 2 0").as_bytes()),
             Some(running)
         );
-        assert_eq!(parse_stat(7, ""), None);
+        assert_eq!(parse_stat(7, b""), None);
+        // "обновление" as the kernel shortens it.
+        assert_eq!(parse_stat(7, b"7 (\xd0\xbe\xd0) S 3 5 1 0 -1"), Some(running));
     }
 
     /// # Errors
     /// A process cannot be started.
     #[test]
-    fn ps_lists_running_children_without_itself() -> std::io::Result<()> {
+    fn ps_lists_children_without_itself() -> std::io::Result<()> {
         let mut child = Command::new("sleep").arg("60").process_group(0).spawn()?;
         let mut zombie = Command::new("true").spawn()?;
         while !sys::has_exited(Pid::from_raw(zombie.id() as i32)) {
             std::thread::yield_now();
         }
-        let processes = list_with_ps();
+        let list = list_with_ps();
         child.kill()?;
         child.wait()?;
         zombie.wait()?;
 
-        let (this, child) = (Pid::this().as_raw(), child.id() as i32);
-        let processes = processes.expect("ps is installed");
-        assert!(processes.iter().any(|process| process.pid == this), "{processes:?}");
-        let children: Vec<&Process> = processes.iter().filter(|process| process.parent == this).collect();
-        let running = Process {
-            pid: child,
-            parent: this,
-            group: child,
+        let this = Pid::this().as_raw();
+        let list = list.expect("ps is installed");
+        assert!(list.processes.iter().any(|process| process.pid == this));
+        let pids = |is_running: bool| {
+            let is_child = |process: &&Process| process.parent == this && process.is_running == is_running;
+            let children = list.processes.iter().filter(is_child);
+            children.map(|process| (process.pid, process.group)).collect::<Vec<_>>()
         };
-        assert_eq!(children, [&running]);
+        let child = child.id() as i32;
+        assert_eq!(pids(true), [(child, child)]);
+        assert!(list.zombies().contains(&(zombie.id() as i32)));
         Ok(())
     }
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 /// Asserts status 74 and one line that names the key.
 #[track_caller]
-fn assert_lost(output: &Output, key: &str, why: &str, done: &str) {
+pub(super) fn assert_lost(output: &Output, key: &str, why: &str, done: &str) {
     let line = output.code(74).stderr_line();
     let begin = format!("lost the lock on key \"{key}\" at 20");
     assert!(

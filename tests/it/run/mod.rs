@@ -13,6 +13,8 @@ mod forwarded;
 mod guard;
 mod hostile;
 mod job;
+#[cfg(target_os = "linux")]
+mod job_processes;
 mod lost;
 mod min_hold;
 mod once_per;
