@@ -347,7 +347,7 @@ impl Supervisor {
         if cfg!(not(target_os = "linux")) {
             self.group_check_due = Instant::now() + TERMINATION_POLL_INTERVAL;
         }
-        let processes = self.job.as_ref()?.running_processes();
+        let processes = self.job.as_mut()?.running_processes();
         if processes.is_none_left {
             return Some(Event::GroupEmpty);
         }
@@ -383,8 +383,8 @@ impl Supervisor {
                 signals::stop_with(signal);
             }
             Action::Reap => {
-                if let Some(job) = self.job.take() {
-                    self.note_survivors(&job);
+                if let Some(mut job) = self.job.take() {
+                    self.note_survivors(&mut job);
                     job.reap();
                 }
                 self.record_end();
@@ -487,7 +487,7 @@ impl Supervisor {
     }
 
     /// Notes which processes of a job that was terminated are left.
-    fn note_survivors(&mut self, job: &Job) {
+    fn note_survivors(&mut self, job: &mut Job) {
         if let Some(loss) = self
             .loss
             .as_mut()
@@ -498,8 +498,8 @@ impl Supervisor {
     }
 
     /// Sends a signal to the job. Returns whether the system permitted it, and reports it if not.
-    fn signal_job(&mut self, signal: SignalNumber, send: impl FnOnce(&Job) -> nix::Result<()>) -> bool {
-        match self.job.as_ref().map(send) {
+    fn signal_job(&mut self, signal: SignalNumber, send: impl FnOnce(&mut Job) -> nix::Result<()>) -> bool {
+        match self.job.as_mut().map(send) {
             // ESRCH: the job is not reaped yet, but no process is left that could receive a signal.
             None | Some(Ok(()) | Err(Errno::ESRCH)) => true,
             Some(Err(error)) => {

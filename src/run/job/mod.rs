@@ -15,7 +15,7 @@ use crate::key::{Key, KeyId};
 use crate::lock::Mode;
 use crate::outcome::{ExitCode, ExitReason, Failure};
 use crate::run::ancestors;
-use crate::run::job::processes::JobProcesses;
+use crate::run::job::processes::{JobProcesses, JobSessions};
 use crate::run::job::spawn::{SpawnSetup, spawn};
 use crate::run::signal_number::SignalNumber;
 use crate::run::signals::Signals;
@@ -57,6 +57,7 @@ pub(crate) struct Job {
     group: Group,
     /// Children inherited when a shell `exec`ed pglock; they are not part of the job.
     inherited_children: Vec<Pid>,
+    sessions: JobSessions,
 }
 
 /// The process group of the job.
@@ -120,6 +121,7 @@ impl Job {
                 pid,
                 group,
                 inherited_children,
+                sessions: JobSessions::new(),
             }),
             Err(error) => Err(start_failure(program, error)),
         }
@@ -143,7 +145,7 @@ impl Job {
     ///
     /// # Errors
     /// kill(2) fails.
-    pub(crate) fn signal(&self, signal: SignalNumber) -> nix::Result<()> {
+    pub(crate) fn signal(&mut self, signal: SignalNumber) -> nix::Result<()> {
         let target = self
             .own_group()
             .map_or(self.pid, |group| Pid::from_raw(-group.as_raw()));
@@ -167,7 +169,11 @@ impl Job {
     ///
     /// # Errors
     /// The command (or its group) could not be signalled.
-    pub(crate) fn signal_all(&self, signal: Signal) -> nix::Result<()> {
+    pub(crate) fn signal_all(&mut self, signal: Signal) -> nix::Result<()> {
+        if self.group == Group::Own {
+            // This finds the sessions of the job while their parents live: the signal can end those.
+            self.running_processes();
+        }
         let result = self.signal(signal.into());
         let group = self.own_group();
         for pid in self.running_processes().visible {
@@ -181,9 +187,9 @@ impl Job {
     }
 
     /// Returns the processes of the job that are still running.
-    pub(crate) fn running_processes(&self) -> JobProcesses {
+    pub(crate) fn running_processes(&mut self) -> JobProcesses {
         match self.group {
-            Group::Own => processes::in_group(self.pid, &self.inherited_children),
+            Group::Own => processes::in_group(self.pid, &mut self.sessions, &self.inherited_children),
             Group::Caller => processes::descendants(&self.inherited_children),
         }
     }
@@ -198,7 +204,7 @@ impl Job {
     ///
     /// # Errors
     /// kill(2) fails.
-    pub(crate) fn resume(&self) -> nix::Result<()> {
+    pub(crate) fn resume(&mut self) -> nix::Result<()> {
         if self.group == Group::Own && terminal::foreground_group() == Some(getpgrp()) {
             terminal::set_foreground_group(self.pid);
         }

@@ -8,6 +8,8 @@
 use nix::errno::Errno;
 use nix::unistd::{Pid, getsid};
 use std::collections::HashSet;
+#[cfg(target_os = "linux")]
+use std::{fs::File, io::Read};
 
 /// A process, running or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +17,7 @@ struct Process {
     pid: i32,
     parent: i32,
     group: i32,
+    session: i32,
     /// Whether it runs. Otherwise it is a zombie, which its parent has not reaped yet.
     is_running: bool,
 }
@@ -34,21 +37,53 @@ pub(crate) struct JobProcesses {
     pub(crate) is_none_left: bool,
 }
 
+/// The sessions of the job: pglock's, and those that a process of the job has started and waits for, as su(1) and
+/// script(1) do. A session whose leader is an orphan is a daemon's, which is to outlive the job. A session that was once
+/// seen to be the job's remains so: the parent of its leader may be terminated before it.
+pub(super) struct JobSessions(HashSet<i32>);
+
+impl JobSessions {
+    /// Returns pglock's session.
+    pub(super) fn new() -> JobSessions {
+        JobSessions(getsid(None).map(Pid::as_raw).into_iter().collect())
+    }
+
+    /// Adds those sessions of the descendants whose leader has a living parent in a session of the job.
+    fn extend(&mut self, list: &ProcessList, descendants: &[Process]) {
+        let this = Pid::this().as_raw();
+        let find = |pid| list.processes.iter().find(|process| process.pid == pid);
+        loop {
+            let is_of_the_job = |session: i32| {
+                let leader = find(session).filter(|leader| leader.parent != this);
+                let parent = leader.and_then(|leader| find(leader.parent));
+                parent.is_some_and(|parent| self.0.contains(&parent.session))
+            };
+            let sessions = descendants.iter().map(|process| process.session);
+            let new: Vec<i32> = sessions
+                .filter(|session| !self.0.contains(session) && is_of_the_job(*session))
+                .collect();
+            if new.is_empty() {
+                return;
+            }
+            self.0.extend(new);
+        }
+    }
+}
+
 /// Returns the running members of the process group that the job leads, and the running descendants of this process
-/// that have left it, as the child of timeout(1) and the job of another pglock have. Those in a session of their own
-/// are not part of the job: a daemon is to outlive the program that starts it. For `except`, see [`descendants`].
-pub(super) fn in_group(group: Pid, except: &[Pid]) -> JobProcesses {
-    let session = getsid(None);
+/// that have left it, as the child of timeout(1) and the job of another pglock have. Daemons are not part of the job:
+/// adds to `sessions` those that are. For `except`, see [`descendants`].
+pub(super) fn in_group(group: Pid, sessions: &mut JobSessions, except: &[Pid]) -> JobProcesses {
     look(|list| {
-        let is_member = |process: &&Process| process.is_running && process.group == group.as_raw();
-        let mut found: Vec<Pid> = list.processes.iter().filter(is_member).map(Process::pid).collect();
-        let has_left_the_group = |pid: &Pid| !found.contains(pid) && getsid(Some(*pid)) == session;
-        let others: Vec<Pid> = list
-            .descendants(except)
-            .into_iter()
-            .filter(has_left_the_group)
-            .collect();
-        found.extend(others);
+        let is_member = |process: &Process| process.is_running && process.group == group.as_raw();
+        let members = list.processes.iter().filter(|process| is_member(process));
+        let mut found: Vec<Pid> = members.map(Process::pid).collect();
+        let descendants = list.descendants(except);
+        sessions.extend(list, &descendants);
+        let others = descendants
+            .iter()
+            .filter(|process| !is_member(process) && sessions.0.contains(&process.session));
+        found.extend(others.map(Process::pid));
         found
     })
 }
@@ -56,7 +91,7 @@ pub(super) fn in_group(group: Pid, except: &[Pid]) -> JobProcesses {
 /// Returns the running descendants of this process, parents before children, without the children `except` and their
 /// descendants.
 pub(super) fn descendants(except: &[Pid]) -> JobProcesses {
-    look(|list| list.descendants(except))
+    look(|list| list.descendants(except).iter().map(Process::pid).collect())
 }
 
 /// Returns the processes that `select` finds in a list.
@@ -127,20 +162,19 @@ impl ProcessList {
     }
 
     /// Returns the running descendants of this process, as [`descendants`] does.
-    fn descendants(&self, except: &[Pid]) -> Vec<Pid> {
-        let mut found: Vec<Pid> = Vec::new();
+    fn descendants(&self, except: &[Pid]) -> Vec<Process> {
+        let mut found: Vec<Process> = Vec::new();
         let mut parents = HashSet::from([Pid::this().as_raw()]);
         // Each round finds one generation. Skipping what was found before ends the loop even if the list has a cycle.
         loop {
+            let is_new = |process: &&Process| !found.contains(process) && !except.contains(&process.pid());
             let is_child = |process: &&Process| process.is_running && parents.contains(&process.parent);
-            let children = self.processes.iter().filter(is_child).map(Process::pid);
-            let generation: Vec<Pid> = children
-                .filter(|pid| !found.contains(pid) && !except.contains(pid))
-                .collect();
+            let children = self.processes.iter().filter(is_child);
+            let generation: Vec<Process> = children.filter(is_new).copied().collect();
             if generation.is_empty() {
                 return found;
             }
-            parents = generation.iter().map(|pid| pid.as_raw()).collect();
+            parents = generation.iter().map(|process| process.pid).collect();
             found.extend(generation);
         }
     }
@@ -159,6 +193,7 @@ fn list_from_proc() -> Option<ProcessList> {
         processes: Vec::new(),
         shows_all: true,
     };
+    let mut stat = [0; 4096];
     for entry in std::fs::read_dir("/proc").ok()? {
         let Ok(entry) = entry else {
             list.shows_all = false;
@@ -168,8 +203,9 @@ fn list_from_proc() -> Option<ProcessList> {
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        match std::fs::read(format!("/proc/{pid}/stat")) {
-            Ok(stat) => match parse_stat(pid, &stat) {
+        // One call reads all of it, which is much shorter.
+        match File::open(format!("/proc/{pid}/stat")).and_then(|mut file| file.read(&mut stat)) {
+            Ok(length) => match parse_stat(pid, &stat[..length]) {
                 Some(process) => list.processes.push(process),
                 None => list.shows_all = false,
             },
@@ -189,7 +225,7 @@ fn has_ended(error: &std::io::Error) -> bool {
         .contains(&error.raw_os_error())
 }
 
-/// Parses `/proc/<pid>/stat` (proc(5)): `pid (name) state ppid pgrp ...`. The name may contain spaces and parentheses,
+/// Parses `/proc/<pid>/stat` (proc(5)): `pid (name) state ppid pgrp session ...`. The name may contain spaces and parentheses,
 /// and need not be UTF-8. A process whose first thread has ended looks like a zombie, but has other threads.
 #[cfg(any(target_os = "linux", test))]
 fn parse_stat(pid: i32, stat: &[u8]) -> Option<Process> {
@@ -198,11 +234,13 @@ fn parse_stat(pid: i32, stat: &[u8]) -> Option<Process> {
     let state = fields.next()?;
     let parent = fields.next()?.parse().ok()?;
     let group = fields.next()?.parse().ok()?;
-    let threads = fields.nth(20 - 6).and_then(|count| count.parse::<u32>().ok());
+    let session = fields.next()?.parse().ok()?;
+    let threads = fields.nth(20 - 7).and_then(|count| count.parse::<u32>().ok());
     Some(Process {
         pid,
         parent,
         group,
+        session,
         is_running: !matches!(state, "Z" | "X") || threads.is_some_and(|count| count > 1),
     })
 }
@@ -223,10 +261,12 @@ fn list_with_ps() -> Option<ProcessList> {
     let processes = text.lines().filter_map(|line| {
         let mut fields = line.split_ascii_whitespace();
         let mut number = || fields.next()?.parse::<i32>().ok();
+        let pid = number()?;
         let process = Process {
-            pid: number()?,
+            pid,
             parent: number()?,
             group: number()?,
+            session: getsid(Some(Pid::from_raw(pid))).map_or(0, Pid::as_raw),
             is_running: !fields.next()?.starts_with('Z'),
         };
         (process.pid != own_pid).then_some(process)
@@ -250,6 +290,7 @@ mod tests {
             pid: 7,
             parent: 3,
             group: 5,
+            session: 1,
             is_running: true,
         };
         let zombie = Process {

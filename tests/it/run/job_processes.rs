@@ -83,3 +83,18 @@ fn a_chain_of_processes_is_terminated_to_its_end() {
     let done = "terminated the job with SIGTERM, then SIGKILL\n";
     assert!(line.ends_with(done), "{output}");
 }
+
+/// P21: `su -c` and the like put the command into a session of its own and wait for it, so it is no daemon. TERM ends
+/// them, and what is left of the command is an orphan.
+#[test]
+fn a_session_whose_parent_waits_is_part_of_the_job() {
+    let su = nix::unistd::geteuid().is_root().then_some("su root -s /bin/sh -c");
+    for around in ["setsid --wait sh -c", "script -q /dev/null -c"].into_iter().chain(su) {
+        let (case, journal) = (Case::new(), Journal::new());
+        let directory = tempfile::tempdir().unwrap();
+        let program = stubborn(&directory, "stubborn", &journal);
+        // script(1) reports the signal.
+        let job = format!("{around} 'sh {}; :' 2>/dev/null & wait", program.display());
+        assert_killed(&case, &journal, case.run(), &job);
+    }
+}

@@ -131,23 +131,31 @@ fn what_has_left_the_group_of_the_job_is_terminated_too() {
     }
 }
 
-/// P21: a daemon, which has a session of its own, outlives the job that starts it.
+/// P21: a daemon, which has a session of its own and no parent, outlives the job that starts it, also if the leader of
+/// its session has exited.
 #[test]
 fn a_daemon_is_not_part_of_the_job() {
-    let (case, journal) = (Case::new(), Journal::new());
-    let job = format!(
-        "{}; setsid sh -c 'exec sleep 100' & note \"pid $!\"; note ready; wait",
-        journal.note()
-    );
-    let running = case.run().sh(&job).spawn();
-    journal.await_count("ready", 1);
-    let daemon = journal.pids()[0];
-    let is_apart = || getsid(Some(daemon)) == Ok(daemon);
-    eventually(SOON, "a session of its own", is_apart);
-    case.terminate_backends();
-    assert_lost(&running.finish(), &case.key, "", "terminated the job with SIGTERM");
-    assert!(state(daemon).is_some());
-    kill(daemon, Signal::SIGKILL).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("daemon");
+    for start in ["sh PROGRAM", "sh -c 'sh PROGRAM & exit'"] {
+        let (case, journal) = (Case::new(), Journal::new());
+        let daemon = format!("{}; note \"pid $$\"; note ready; exec sleep 100", journal.note());
+        std::fs::write(&program, daemon).unwrap();
+        let start = start.replace("PROGRAM", program.to_str().unwrap());
+        let job = format!("{}; setsid --fork {start}; note started; sleep 100", journal.note());
+        let running = case.run().sh(&job).spawn();
+        journal.await_count("ready", 1);
+        journal.await_count("started", 1);
+        let daemon = journal.pids()[0];
+        assert_ne!(getsid(Some(daemon)), getsid(None));
+        let parent = || std::fs::read_to_string(format!("/proc/{daemon}/stat")).unwrap();
+        let is_orphan = || parent().contains(&format!(") S {} ", running.pid()));
+        eventually(SOON, "the end of its parent", is_orphan);
+        case.terminate_backends();
+        assert_lost(&running.finish(), &case.key, "", "terminated the job with SIGTERM");
+        assert!(state(daemon).is_some());
+        kill(daemon, Signal::SIGKILL).unwrap();
+    }
 }
 
 /// P21: a process whose first thread has ended looks like a zombie.
