@@ -114,6 +114,16 @@ impl LockLoss {
         format!("{}; {consequence}{left}{taken}", self.sentence(keys))
     }
 
+    /// Returns the loss, or that it is requested, and what fails while the job is being terminated.
+    pub(crate) fn with_failure(&self, keys: &str, failure: &str) -> String {
+        if self.is_requested {
+            // The lock is still held.
+            format!("{}; {failure}", self.reason)
+        } else {
+            format!("{}; {failure}", self.sentence(keys))
+        }
+    }
+
     /// For a service manager: what happens to the job, such as `running`, and why.
     pub(crate) fn status(&self, what_happens: &str) -> String {
         format!("{what_happens}: {}", self.reason)

@@ -465,7 +465,8 @@ impl Supervisor {
         self.loss.get_or_insert_with(|| LockLoss::new_unresponsive(heartbeat));
         let had_exited = self.job.as_ref().is_some_and(Job::has_exited);
         let is_sent = self.signal_job(signal.into(), |job| job.signal_all(signal));
-        if had_exited && self.termination == Termination::NotNeeded {
+        // What the command has left is signalled, too, but how it ended itself is known.
+        if had_exited && matches!(self.termination, Termination::NotNeeded | Termination::Denied) {
             return;
         }
         self.termination = match signal {
@@ -504,7 +505,11 @@ impl Supervisor {
             None | Some(Ok(()) | Err(Errno::ESRCH)) => true,
             Some(Err(error)) => {
                 if self.denied_signal.replace(signal) != Some(signal) {
-                    message::error(messages::signal_failure(signal, error));
+                    let failure = messages::signal_failure(signal, error);
+                    message::error(match &self.loss {
+                        Some(loss) => loss.with_failure(&self.keys, &failure),
+                        None => failure,
+                    });
                 }
                 false
             }

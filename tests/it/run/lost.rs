@@ -260,6 +260,53 @@ fn a_stopped_job_is_continued_to_be_terminated() {
     assert_eq!(journal.count("TERM"), 1);
 }
 
+/// P21: a job that has become another user's exits on its own, and pglock waits for it. It says at once why it waits.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_job_that_may_not_be_signalled_is_not_said_to_be_terminated() {
+    use std::os::unix::process::CommandExt;
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let case = Case::new();
+    let directory = tempfile::tempdir().unwrap();
+    let become_root = directory.path().join("setpriv");
+    let executable = |mode| std::os::unix::fs::PermissionsExt::from_mode(mode);
+    std::fs::copy("/usr/bin/setpriv", &become_root).unwrap();
+    std::fs::set_permissions(&become_root, executable(0o4755)).unwrap();
+    std::fs::set_permissions(directory.path(), executable(0o755)).unwrap();
+    let job = format!("exec {} --reuid 0 sh -c 'echo ready; read -r _'", become_root.display());
+    let program = directory.path().join("pglock");
+    std::fs::copy(binary(), &program).unwrap();
+    let mut run = case
+        .server
+        .program(program.to_str().unwrap())
+        .env("PGHOST", "127.0.0.1");
+    run.command().uid(65534);
+    let running = run
+        .args(["run", "-k", &case.key, "--kill-after", "0.5"])
+        .sh(&job)
+        .spawn();
+    running.await_stdout("ready\n");
+    case.terminate_backends();
+    running.await_stderr("cannot send SIGKILL to the job");
+    let output = running.finish();
+    let text = String::from_utf8_lossy(&output.code(74).stderr).into_owned();
+    let lines: Vec<&str> = text.lines().collect();
+    let begin = format!("pglock: lost the lock on key \"{}\" at ", case.key);
+    assert!(lines.iter().all(|line| line.starts_with(&begin)), "{output}");
+    let ends = [
+        "; cannot send SIGTERM to the job: Operation not permitted",
+        "; cannot send SIGKILL to the job: Operation not permitted",
+        "; the job could not be terminated and exited on its own",
+    ];
+    assert_eq!(lines.len(), ends.len(), "{output}");
+    assert!(
+        lines.iter().zip(ends).all(|(line, end)| line.ends_with(end)),
+        "{output}"
+    );
+}
+
 /// P20: the limit is H + D + G.
 #[test]
 fn a_frozen_server_is_a_lost_lock_after_the_documented_time() {
