@@ -78,8 +78,10 @@ pub(crate) struct RunState {
     is_evicted: bool,
     in_callers_group: bool,
     is_job_stopped: bool,
-    /// A stop signal was forwarded, so pglock must stop as well once the job has.
-    stop_forwarded: bool,
+    /// The terminal or a client requested the job to stop, so pglock must stop as well once it has.
+    stop_requested: bool,
+    /// The job is stopped, and pglock has ignored that.
+    is_stop_ignored: bool,
 }
 
 impl RunState {
@@ -101,7 +103,8 @@ impl RunState {
             is_evicted: false,
             in_callers_group: false,
             is_job_stopped: false,
-            stop_forwarded: false,
+            stop_requested: false,
+            is_stop_ignored: false,
         }
     }
 
@@ -150,6 +153,7 @@ impl RunState {
             }
             Event::JobContinued => {
                 self.is_job_stopped = false;
+                self.is_stop_ignored = false;
                 return Vec::new();
             }
             Event::JobStopped { .. } => self.is_job_stopped = true,
@@ -195,14 +199,7 @@ impl RunState {
     fn handle_running(&mut self, event: Event, now: Instant) -> Vec<Action> {
         match event {
             Event::Signal(info) => self.forward(info),
-            Event::JobStopped { signal, by_terminal } => {
-                if self.in_callers_group || self.stop_forwarded || by_terminal {
-                    vec![Action::StopSelf(signal)]
-                } else {
-                    // A process stopped only the job, away from any shell. That is no reason to stop its guard.
-                    Vec::new()
-                }
-            }
+            Event::JobStopped { signal, by_terminal } => self.follow_stop(signal, by_terminal),
             Event::JobExited(reason) => {
                 let mut actions = vec![Action::Reap];
                 actions.extend(self.finish_job(Outcome::Job(reason), now));
@@ -214,6 +211,18 @@ impl RunState {
             Event::EvictionRequested if self.is_unguarded => vec![Action::Release],
             Event::EvictionRequested => self.give_way(now),
             _ => Vec::new(),
+        }
+    }
+
+    /// Stops pglock with the job, so that the shell sees it, unless a process stopped only the job: that is no reason to
+    /// stop its guard, which nobody would continue. No terminal sends SIGSTOP.
+    fn follow_stop(&mut self, signal: i32, by_terminal: bool) -> Vec<Action> {
+        let by_job_control = signal != Signal::SIGSTOP as i32 && (self.in_callers_group || by_terminal);
+        self.is_stop_ignored = !by_job_control && !self.stop_requested;
+        if self.is_stop_ignored {
+            Vec::new()
+        } else {
+            vec![Action::StopSelf(signal)]
         }
     }
 
@@ -394,17 +403,28 @@ impl RunState {
         self.got_terminating_signal |= is_terminating(info.signal) || self.is_stop_signal(info);
         match info.signal.named() {
             Some(Signal::SIGCHLD) => Vec::new(),
-            // The shell's `fg` continues the whole group, including the job.
-            Some(Signal::SIGCONT) if self.in_callers_group && !self.is_job_stopped => Vec::new(),
             Some(Signal::SIGCONT) => {
-                self.stop_forwarded = false;
-                vec![Action::ContinueJob]
+                self.stop_requested = false;
+                if self.in_callers_group && !self.is_job_stopped {
+                    // The shell's `fg` continues the whole group, including the job.
+                    Vec::new()
+                } else {
+                    vec![Action::ContinueJob]
+                }
+            }
+            Some(Signal::SIGTSTP) => {
+                self.stop_requested = true;
+                match (self.in_callers_group && info.from_terminal, self.is_stop_ignored) {
+                    (false, _) => vec![Action::Forward(info.signal)],
+                    (true, false) => Vec::new(),
+                    // The job has stopped itself by SIGSTOP when it got Ctrl-Z, or was stopped before.
+                    (true, true) => {
+                        self.is_stop_ignored = false;
+                        stop_self()
+                    }
+                }
             }
             _ if self.in_callers_group && info.from_terminal => Vec::new(),
-            Some(Signal::SIGTSTP) => {
-                self.stop_forwarded = true;
-                vec![Action::Forward(info.signal)]
-            }
             _ => vec![Action::Forward(info.signal)],
         }
     }

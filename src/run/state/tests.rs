@@ -434,6 +434,24 @@ fn a_stop_is_visible_to_the_shell_and_sigcont_reaches_the_job() {
     assert_eq!(state.handle(sent(SIGCONT), now), []);
     assert_eq!(alone.handle(sent(SIGCONT), now), [Action::ContinueJob]);
 
+    // A job may stop itself by SIGSTOP when it gets Ctrl-Z, and pglock may learn of either first.
+    let (state, now) = running(true, OnLost::Stop);
+    let mut typed_first = state.clone();
+    assert_eq!(typed_first.handle(typed(SIGTSTP), now), []);
+    assert_eq!(typed_first.handle(stopped(SIGSTOP, false), now), [stop_self(SIGSTOP)]);
+    let mut stopped_first = state.clone();
+    assert_eq!(
+        stopped_first.handle(stopped(SIGSTOP, false), now),
+        [],
+        "a process stopped only the job"
+    );
+    let mut continued = stopped_first.clone();
+    assert_eq!(stopped_first.handle(typed(SIGTSTP), now), [stop_self(SIGTSTP)]);
+    assert_eq!(continued.handle(Event::JobContinued, now), []);
+    assert_eq!(continued.handle(typed(SIGTSTP), now), []);
+    assert_eq!(continued.handle(sent(SIGCONT), now), []);
+    assert_eq!(continued.handle(stopped(SIGSTOP, false), now), []);
+
     // In its own group, the job is stopped and continued by the forwarded signals.
     let (mut state, now) = running(false, OnLost::Stop);
     assert_eq!(

@@ -238,6 +238,34 @@ fn a_stopped_job_does_not_stop_a_pglock_that_nobody_can_continue() {
     case.await_locks(0, 0);
 }
 
+/// P50: nor a pglock in a script, of which the shell around it does not learn that it is stopped.
+#[test]
+fn a_stopped_job_does_not_stop_a_pglock_in_a_script() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let directory = tempfile::tempdir().unwrap();
+    let (script, job) = (directory.path().join("script"), directory.path().join("job"));
+    let program = format!("{}; note \"pid $$\"; note ready; read -r _", journal.note());
+    std::fs::write(&job, program).unwrap();
+    let run = format!(
+        "\"$PGLOCK\" run -k {} -- sh {}; echo \"status $?\"",
+        case.key,
+        job.display()
+    );
+    std::fs::write(&script, run).unwrap();
+    let mut terminal = Terminal::run(case.server, &["bash", "--norc", "--noprofile", "-i"]);
+    terminal.expect("prompt> ");
+    terminal.keys(&format!("bash {}\n", script.display()));
+    journal.await_count("ready", 1);
+    let job = journal.pids()[0];
+    kill(job, Signal::SIGSTOP).unwrap();
+    eventually(SOON, "the stop", || state(job) == Some('T'));
+    kill(job, Signal::SIGCONT).unwrap();
+    eventually(SOON, "the continuation", || state(job) != Some('T'));
+    terminal.keys("\n");
+    terminal.expect("status 0");
+    case.await_locks(0, 0);
+}
+
 /// Loses the lock of a job on a terminal, in a shell script that begins with this, and asserts that all descendants of
 /// the job are terminated, orphans too. The script around is not the job, and continues.
 #[track_caller]
