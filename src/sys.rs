@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::Pid;
-use std::ffi::{CString, c_char};
+use std::ffi::{CStr, CString, c_char};
 use std::io::{self, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -69,7 +69,7 @@ pub(crate) use define_main;
 /// There are `count` pointers to strings that end with a NUL byte.
 #[cfg(all(not(test), starts_without_runtime))]
 pub(crate) unsafe fn start(count: libc::c_int, arguments: *const *const c_char) -> Vec<std::ffi::OsString> {
-    use std::ffi::{CStr, OsStr};
+    use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
     for _ in closed_on_entry() {
         // SAFETY: the path ends with a NUL byte. The lowest free descriptor is the one that was found closed.
@@ -222,6 +222,21 @@ impl ChildEnvironment {
 unsafe extern "C" {
     /// The environment that execvp(3) passes on.
     static mut environ: *const *const c_char;
+}
+
+/// Returns the environment of this process, entry by entry: also those without `=`, and all of the same name.
+pub(crate) fn environment() -> Vec<CString> {
+    let mut entries = Vec::new();
+    // SAFETY: the array is null, or ends with a null pointer, and its entries end with a NUL byte. Nothing in this
+    // process changes the environment.
+    unsafe {
+        let mut next = environ;
+        while !next.is_null() && !(*next).is_null() {
+            entries.push(CStr::from_ptr(*next).to_owned());
+            next = next.add(1);
+        }
+    }
+    entries
 }
 
 /// Makes the child of `command` set its environment, its signal actions and its mask, and close the descriptors that

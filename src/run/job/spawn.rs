@@ -11,7 +11,6 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawnp};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::Pid;
-use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -109,25 +108,26 @@ fn posix_spawn(command: &Command, setup: &SpawnSetup) -> io::Result<Pid> {
     Ok(pid)
 }
 
-/// Returns pglock's environment with the command's changes applied.
+/// Returns pglock's environment as it is, in its order, with the command's changes applied.
 ///
 /// # Errors
 /// A variable contains a NUL byte.
 fn environment(command: &Command) -> io::Result<Vec<CString>> {
-    let mut variables: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => variables.insert(name.to_owned(), value.to_owned()),
-            None => variables.remove(name),
-        };
-    }
-    let pair = |(name, value): (OsString, OsString)| {
-        let mut pair = name;
-        pair.push("=");
-        pair.push(value);
-        c_string(&pair)
+    let is_changed = |entry: &CString| {
+        let entry = entry.to_bytes();
+        let name = entry.split(|byte| *byte == b'=').next().unwrap_or(entry);
+        command.get_envs().any(|(changed, _)| changed.as_bytes() == name)
     };
-    variables.into_iter().map(pair).collect()
+    let mut entries = sys::environment();
+    entries.retain(|entry| !is_changed(entry));
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            entries.push(c_string(
+                &[name, OsStr::new("="), value].into_iter().collect::<OsString>(),
+            )?);
+        }
+    }
+    Ok(entries)
 }
 
 /// Converts a text for the system.

@@ -1,7 +1,7 @@
 //! P1: streams, arguments, environment and exit status are the job's, byte for byte.
 
 use crate::support::case::Case;
-use crate::support::pglock::Pglock;
+use crate::support::pglock::{Pglock, binary};
 use crate::support::server::{Locks, Server, number};
 use crate::support::{hostname, unique};
 use nix::sys::signal::Signal;
@@ -145,6 +145,39 @@ fn a_scenario_is_the_same_with_and_without_pglock() {
         "{bare}{guarded}"
     );
     assert!(bare.stderr.starts_with(b"err \0\xff"), "{bare}");
+}
+
+/// P1: in the same order, with variables that occur twice, and with entries that are none.
+#[test]
+fn the_environment_is_the_jobs() {
+    let server = Server::shared();
+    let entries = [
+        "ZZZ=1",
+        "twice=first",
+        "AAA=2",
+        "twice=second",
+        "no-variable",
+        "=unnamed",
+    ];
+    // Only execve(2) itself passes on such an environment.
+    let execute = "import ctypes, os, sys\n\
+        strings = lambda texts: (ctypes.c_char_p * (len(texts) + 1))(*[text.encode() for text in texts], None)\n\
+        own = [f'{name}={value}' for name, value in os.environ.items()]\n\
+        arguments = sys.argv[7:]\n\
+        ctypes.CDLL(None).execve(arguments[0].encode(), strings(arguments), strings(sys.argv[1:7] + own))\n";
+    let run = server.program("python3").args(["-c", execute]).args(entries);
+    let pglock = [
+        &*binary(),
+        "run",
+        "-k",
+        &unique("environment"),
+        "--",
+        "cat",
+        "/proc/self/environ",
+    ];
+    let output = run.args(pglock).output().stdout();
+    let found: Vec<&str> = output.split('\0').take(entries.len()).collect();
+    assert_eq!(found, entries);
 }
 
 /// P4, also in a nested pglock.
