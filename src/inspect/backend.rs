@@ -183,8 +183,8 @@ impl Backend {
         self.is_leftover && !is_certain && RunName::parse(&self.application_name).is_some()
     }
 
-    /// Returns whether it is a `pglock run`, by its name or by its query tag. The user can replace the front of the name,
-    /// and the tag may be hidden.
+    /// Returns whether it is a `pglock run`, by its name or by its query tag. The user can replace the front of the
+    /// name, and the tag may be hidden.
     pub(crate) fn is_pglock(&self) -> bool {
         let is_of_any_instance = || !self.is_leftover && name::is_of_any_instance(&self.application_name);
         self.is_tagged || self.run_name().is_some() || is_of_any_instance()

@@ -26,8 +26,8 @@ pub(super) struct HeldKey<'a> {
 /// It is, if the session is our own, which the caller has found to hold the key although we do not. It is, if the last
 /// query is of a pglock that tries in transactions, and holds nothing after it. And it is, if the session is named
 /// after a pglock of other keys, unless a heartbeat shows that this pglock holds a lock in it, perhaps of a key that
-/// only the server could compute. If that pglock has a key of its own there, the heartbeat proves that one alone. A name
-/// that may not show the keys as they were given says nothing about them.
+/// only the server could compute. If that pglock has a key of its own there, the heartbeat proves that one alone. A
+/// name that may not show the keys as they were given says nothing about them.
 pub(super) fn is_leftover(holder: &Backend, key: &HeldKey, database: &str) -> bool {
     if holder.is_own || holder.is_rolled_back {
         return true;

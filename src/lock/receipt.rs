@@ -16,8 +16,9 @@
 //!
 //! A receipt is kept for [`RECEIPT_TIME`], and only if another client has the lock immediately afterwards (with
 //! `--fair` in any case). If it ends before it was seen, the next job starts half a second later. The same happens
-//! after a lock of [many keys](super::types::Lock::has_many_keys), which leaves none. A session that a pooler lends takes no receipt, which
-//! would stay there if we are killed, and vouch for others; a loser behind a pooler claims its key by the transaction.
+//! after a lock of [many keys](super::types::Lock::has_many_keys), which leaves none. A session that a pooler lends
+//! takes no receipt, which would stay there if we are killed, and vouch for others; a loser behind a pooler claims its
+//! key by the transaction.
 
 use super::settling::MIN_SERVER_AGE;
 use std::time::Duration;

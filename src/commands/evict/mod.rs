@@ -2,10 +2,9 @@
 //!
 //! A pglock that holds the lock is only asked: it terminates its job, and releases the lock when the job is dead
 //! (`request`). Sessions of other clients, of waiters and of a pglock that does not react are terminated (`terminate`),
-//! but not that of a pglock whose time limit is not known.
-//! Only what was shown is evicted (`target`): a session that still has the same name and role and, unless it is a pglock
-//! that waits, one of the locks. The
-//! evicted pglock learns from a mark who evicts it (`inspect::eviction`).
+//! but not that of a pglock whose time limit is not known. Only what was shown is evicted (`target`): a session that
+//! still has the same name and role and, unless it is a pglock that waits, one of the locks. The evicted pglock learns
+//! from a mark who evicts it (`inspect::eviction`).
 
 mod leftover;
 mod request;
@@ -34,8 +33,8 @@ use terminate::{Evictor, check_authorization};
 ///
 /// # Errors
 /// There is no terminal to confirm on, the user declines, our role lacks the privilege for one of the sessions (then
-/// none is evicted), a session does not terminate, a holder whose limit is hidden is not done, a key was left behind in a
-/// session that is lent to a pglock, a prepared transaction holds a key, or the connection is lost.
+/// none is evicted), a session does not terminate, a holder whose limit is hidden is not done, a key was left behind in
+/// a session that is lent to a pglock, a prepared transaction holds a key, or the connection is lost.
 pub(crate) fn run(options: &EvictOptions) -> Result<Outcome, Failure> {
     if !options.yes && !terminal::can_confirm() {
         return Err(Failure::msg(

@@ -16,8 +16,8 @@ const TERMINATION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often to look whether the backends have terminated.
 const TERMINATION_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Terminates the session. Returns whether it was still the session that was shown, with one of the locks. A pglock that
-/// waits has none between two stays in the queue; it is known by its name.
+/// Terminates the session. Returns whether it was still the session that was shown, with one of the locks. A pglock
+/// that waits has none between two stays in the queue; it is known by its name.
 ///
 /// # Errors
 /// Our role lacks the privilege, or the connection is lost.

@@ -156,8 +156,8 @@ fn add_address(
     sink(given("port", ports.join(",")))
 }
 
-/// Splits an entry of `Host` into the host and its port, which may be empty. Returns `None` for what is neither that nor
-/// the directory of a Unix socket.
+/// Splits an entry of `Host` into the host and its port, which may be empty. Returns `None` for what is neither that
+/// nor the directory of a Unix socket.
 fn split_port(entry: &str) -> Option<(&str, &str)> {
     if entry.starts_with(['/', '@']) || entry.parse::<Ipv6Addr>().is_ok() {
         return Some((entry, ""));

@@ -38,8 +38,8 @@ pub(crate) struct JobProcesses {
 }
 
 /// The sessions of the job: pglock's, and those that a process of the job has started and waits for, as su(1) and
-/// script(1) do. A session whose leader is an orphan is a daemon's, which is to outlive the job. A session that was once
-/// seen to be the job's remains so: the parent of its leader may be terminated before it.
+/// script(1) do. A session whose leader is an orphan is a daemon's, which is to outlive the job. A session that was
+/// once seen to be the job's remains so: the parent of its leader may be terminated before it.
 pub(super) struct JobSessions(HashSet<i32>);
 
 impl JobSessions {
@@ -225,8 +225,9 @@ fn has_ended(error: &std::io::Error) -> bool {
         .contains(&error.raw_os_error())
 }
 
-/// Parses `/proc/<pid>/stat` (proc(5)): `pid (name) state ppid pgrp session ...`. The name may contain spaces and parentheses,
-/// and need not be UTF-8. A process whose first thread has ended looks like a zombie, but has other threads.
+/// Parses `/proc/<pid>/stat` (proc(5)): `pid (name) state ppid pgrp session ...`. The name may contain spaces and
+/// parentheses, and need not be UTF-8. A process whose first thread has ended looks like a zombie, but has other
+/// threads.
 #[cfg(any(target_os = "linux", test))]
 fn parse_stat(pid: i32, stat: &[u8]) -> Option<Process> {
     let end_of_name = stat.iter().rposition(|byte| *byte == b')')?;

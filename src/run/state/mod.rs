@@ -214,8 +214,8 @@ impl RunState {
         }
     }
 
-    /// Stops pglock with the job, so that the shell sees it, unless a process stopped only the job: that is no reason to
-    /// stop its guard, which nobody would continue. No terminal sends SIGSTOP.
+    /// Stops pglock with the job, so that the shell sees it, unless a process stopped only the job: that is no reason
+    /// to stop its guard, which nobody would continue. No terminal sends SIGSTOP.
     fn follow_stop(&mut self, signal: i32, by_terminal: bool) -> Vec<Action> {
         let by_job_control = signal != Signal::SIGSTOP as i32 && (self.in_callers_group || by_terminal);
         self.is_stop_ignored = !by_job_control && !self.stop_requested;
