@@ -78,7 +78,10 @@ impl<'a> Eviction<'a> {
         let terminated = self.terminate_each(&others)?;
         let requests = self.request(&asked)?;
         // A session that does not end keeps nobody from terminating the job.
-        let ended = self.await_end(&terminated, "cannot be asked");
+        let ended = match self.await_end(&terminated, "cannot be asked") {
+            Err(failure) if self.client.has_stopped_responding() => return Err(failure),
+            ended => ended,
+        };
         let overdue = self.await_release(&requests)?;
         let is_limit_unknown = |target: &&Target| target.backend.job_limit_seconds.is_none();
         let (unknown, unresponsive): (Vec<&Target>, Vec<&Target>) = overdue.into_iter().partition(is_limit_unknown);

@@ -17,7 +17,14 @@ const SEED: u64 = 17;
 
 /// Returns a pglock that is process 1, as in a container: every one has the same host name and process ID.
 fn through(forwarder: &Forwarder, key: &str) -> Pglock {
-    let namespaces = ["--user", "--map-root-user", "--pid", "--fork", "--kill-child"];
+    let namespaces = [
+        "--user",
+        "--map-root-user",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+    ];
     let run = if can_be_process_1() {
         Pglock::for_program("unshare")
             .args(namespaces)
@@ -32,7 +39,7 @@ fn can_be_process_1() -> bool {
     static CAN: OnceLock<bool> = OnceLock::new();
     *CAN.get_or_init(|| {
         let status = command("unshare")
-            .args(["--user", "--map-root-user", "--pid", "--fork", "true"])
+            .args(["--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "true"])
             .status();
         let can = status.is_ok_and(|status| status.success());
         if !can {

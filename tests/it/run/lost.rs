@@ -280,12 +280,7 @@ fn a_job_that_may_not_be_signalled_is_not_said_to_be_terminated() {
     std::fs::set_permissions(&become_root, executable(0o4755)).unwrap();
     std::fs::set_permissions(directory.path(), executable(0o755)).unwrap();
     let job = format!("exec {} --reuid 0 sh -c 'echo ready; read -r _'", become_root.display());
-    let program = directory.path().join("pglock");
-    std::fs::copy(binary(), &program).unwrap();
-    let mut run = case
-        .server
-        .program(program.to_str().unwrap())
-        .env("PGHOST", "127.0.0.1");
+    let mut run = case.server.program(&binary()).env("PGHOST", "127.0.0.1");
     run.command().uid(65534);
     let running = run
         .args(["run", "-k", &case.key, "--kill-after", "0.5"])
