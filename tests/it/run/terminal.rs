@@ -217,6 +217,14 @@ fn a_background_job_gets_the_terminal_by_fg() {
     case.await_locks(0, 0);
 }
 
+/// Stops the job by SIGSTOP and continues it.
+fn stop_and_continue(job: Pid) {
+    kill(job, Signal::SIGSTOP).unwrap();
+    eventually(SOON, "the stop", || state(job) == Some('T'));
+    kill(job, Signal::SIGCONT).unwrap();
+    eventually(SOON, "the continuation", || state(job) != Some('T'));
+}
+
 /// P50: no shell could continue a pglock that leads the terminal's session, as in `ssh -t host pglock run ...`. A job
 /// that kill(1) stops and continues there goes on, and pglock with it.
 #[test]
@@ -228,11 +236,7 @@ fn a_stopped_job_does_not_stop_a_pglock_that_nobody_can_continue() {
         &[&binary(), "run", "-k", &case.key, "--", "sh", "-c", &job],
     );
     journal.await_count("ready", 1);
-    let job = journal.pids()[0];
-    kill(job, Signal::SIGSTOP).unwrap();
-    eventually(SOON, "the stop", || state(job) == Some('T'));
-    kill(job, Signal::SIGCONT).unwrap();
-    eventually(SOON, "the continuation", || state(job) != Some('T'));
+    stop_and_continue(journal.pids()[0]);
     terminal.keys("\n");
     assert_eq!(terminal.end().code(), Some(0));
     case.await_locks(0, 0);
@@ -256,11 +260,7 @@ fn a_stopped_job_does_not_stop_a_pglock_in_a_script() {
     terminal.expect("prompt> ");
     terminal.keys(&format!("bash {}\n", script.display()));
     journal.await_count("ready", 1);
-    let job = journal.pids()[0];
-    kill(job, Signal::SIGSTOP).unwrap();
-    eventually(SOON, "the stop", || state(job) == Some('T'));
-    kill(job, Signal::SIGCONT).unwrap();
-    eventually(SOON, "the continuation", || state(job) != Some('T'));
+    stop_and_continue(journal.pids()[0]);
     terminal.keys("\n");
     terminal.expect("status 0");
     case.await_locks(0, 0);
