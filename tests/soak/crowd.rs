@@ -205,7 +205,9 @@ fn log(server: &Server) -> PathBuf {
 /// Returns the newest lines that contain this text.
 fn messages(server: &Server, text: &str) -> String {
     let written = fs::read_to_string(log(server)).unwrap_or_default();
-    let lines: Vec<&str> = written.lines().filter(|line| line.contains(text)).collect();
+    // Some messages name no key.
+    let is_wanted = |line: &&str| line.contains(text) || !line.contains("key \"");
+    let lines: Vec<&str> = written.lines().filter(is_wanted).collect();
     lines[lines.len().saturating_sub(20)..].join("\n")
 }
 
