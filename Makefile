@@ -94,8 +94,9 @@ bench-check: ## measure, and fail if a ratio exceeds its bound
 	@scripts/dist
 	$(BENCH) check
 
-# To run a plan of your own: make torture SEED=7 SECONDS=3600 FAULTS=Cut,Crash CALM=4 WORKERS=4 PATIENT=2 SEEDS=3 SHRINK=1 REPORT=file
-PLAN = $(foreach word,SEED SECONDS FAULTS CALM WORKERS PATIENT NEMESES,$(if $($(word)),$(word)=$($(word))))
+# To run a plan of your own: make torture SEED=7 SECONDS=3600 FAULTS=Cut,Crash CALM=4 WORKERS=4 PATIENT=2 CONTESTED=1 SEEDS=3
+# SHRINK=1 REPORT=file
+PLAN = $(foreach word,SEED SECONDS FAULTS CALM CONTESTED WORKERS PATIENT NEMESES,$(if $($(word)),$(word)=$($(word))))
 SEED    = 1
 SECONDS = 180
 RUNS_OF_TORTURE = tests/torture/runs.txt

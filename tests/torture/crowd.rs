@@ -109,6 +109,7 @@ impl Crowd {
     /// Makes requests until called off.
     pub fn work(&self, world: &World, plan: &Plan, worker: usize) {
         for request in plan.requests(worker) {
+            until(Duration::from_millis(request.pause), || self.is_over());
             if self.is_over() {
                 return;
             }

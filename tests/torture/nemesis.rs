@@ -235,6 +235,7 @@ impl Nemesis<'_> {
 
     /// Returns the process id of one of the pglocks' sessions, and whose it is.
     fn backend(&self, strike: &Strike) -> Option<(Pid, Target)> {
+        let jobs = living_jobs(&self.crowd.recent());
         let server = self.world.primary();
         let sql = format!(
             "SELECT pid, application_name, client_addr = '{}', {IS_FORWARDED} FROM pg_stat_activity \
@@ -246,7 +247,12 @@ impl Nemesis<'_> {
         let found: BTreeMap<String, [String; 3]> = found
             .map(|[pid, name, is_local, is_forwarded]| (pid, [name, is_local, is_forwarded]))
             .collect();
-        let (backend, [name, is_local, is_forwarded]) = picked(strike, &found)?;
+        let mut aimed = found.clone();
+        aimed.retain(|_, [name, ..]| {
+            let owner = self.crowd.whose(name);
+            strike.is_aimed && owner.is_some_and(|(number, _)| jobs.contains_key(&number))
+        });
+        let (backend, [name, is_local, is_forwarded]) = picked(strike, &aimed).or_else(|| picked(strike, &found))?;
         // A session of the pool keeps the name of its last client, and may serve another one by now.
         let is_pooled = self.world.has_cables() && is_local == "t";
         let target = match self.crowd.whose(name) {

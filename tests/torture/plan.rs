@@ -6,7 +6,7 @@
 //! failed.
 
 use super::dice::Dice;
-use super::request::{Request, brief, patient};
+use super::request::{Request, brief, contested, patient};
 use super::world::HOSTS;
 
 /// The number of workers.
@@ -166,6 +166,9 @@ pub struct Plan {
     pub nemeses: usize,
     /// How many times longer the pauses between strikes are, for more acquisitions per fault.
     pub calm: u64,
+    /// Everybody wants the keys of the patient workers, whose jobs only KILL ends: for what happens in the second in
+    /// which such a job runs without its lock.
+    pub is_contested: bool,
     pub kinds: Vec<Kind>,
 }
 
@@ -178,6 +181,7 @@ impl Plan {
             patient: PATIENT,
             nemeses: NEMESES,
             calm: 1,
+            is_contested: false,
             kinds: Kind::all(),
         }
     }
@@ -194,6 +198,7 @@ impl Plan {
                 "PATIENT" => self.patient = number()?.max(1) as usize,
                 "NEMESES" => self.nemeses = number()? as usize,
                 "CALM" => self.calm = number()?,
+                "CONTESTED" => self.is_contested = number()? > 0,
                 "FAULTS" => self.kinds = kinds(value)?,
                 _ => return Err(format!("unknown part of a plan: {part}")),
             }
@@ -209,8 +214,9 @@ impl Plan {
         } else {
             names.join(",")
         };
+        let contested = if self.is_contested { "CONTESTED=1 " } else { "" };
         format!(
-            "SEED={} SECONDS={} WORKERS={} PATIENT={} NEMESES={} CALM={} FAULTS={faults}",
+            "SEED={} SECONDS={} WORKERS={} PATIENT={} NEMESES={} CALM={} {contested}FAULTS={faults}",
             self.seed, self.seconds, self.workers, self.patient, self.nemeses, self.calm
         )
     }
@@ -220,12 +226,12 @@ impl Plan {
         let mut dice = Dice::new(self.seed, worker as u64);
         let longest = (self.seconds * 250).clamp(1500, 16_000);
         let (workers, each, crowd) = (self.workers, self.patient, (PATIENT / self.patient).max(1) as u64);
-        std::iter::repeat_with(move || {
-            if worker % each == each - 1 {
-                patient(&mut dice, worker / each % HOSTS, longest, crowd)
-            } else {
-                brief(&mut dice, worker % HOSTS, workers)
-            }
+        let (is_patient, is_contested) = (worker % each == each - 1, self.is_contested);
+        let host = if is_patient { worker / each } else { worker } % HOSTS;
+        std::iter::repeat_with(move || match is_patient {
+            _ if is_contested => contested(&mut dice, host, is_patient),
+            true => patient(&mut dice, host, longest, crowd),
+            false => brief(&mut dice, host, workers),
         })
     }
 
@@ -322,6 +328,8 @@ fn a_plan_is_a_line_of_text() {
     let plan = Plan::new(3, 60).with("WORKERS=4 FAULTS=Cut,Crash").unwrap();
     assert_eq!(plan.kinds, [Kind::Cut, Kind::Crash]);
     let calm = plan.clone().with("CALM=5").unwrap();
+    let contested = plan.clone().with("CONTESTED=1").unwrap();
+    assert_eq!(Plan::new(0, 0).with(&contested.line()), Ok(contested));
     let pauses = |plan: &Plan| plan.strikes(0).take(20).map(|strike| strike.pause).sum::<u64>();
     assert_eq!(pauses(&calm), 5 * pauses(&plan));
     assert_eq!(Plan::new(0, 0).with(&calm.line()), Ok(calm));

@@ -38,6 +38,8 @@ impl Road {
 /// The options of a pglock and of its job.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Request {
+    /// Milliseconds before it is made.
+    pub pause: u64,
     pub keys: Vec<&'static str>,
     pub shared: bool,
     pub slots: Option<u16>,
@@ -162,6 +164,30 @@ pub fn patient(dice: &mut Dice, host: usize, longest: u64, crowd: u64) -> Reques
     };
     request.fair &= request.has_session();
     without_second_session_if_forwarded(&mut request);
+    request
+}
+
+/// Draws a request of a contested plan, for one of the long keys or both, over a connection of its own: either it waits
+/// for as long as it takes, for a job that only KILL ends, or it is a newcomer that looks in now and then, and knows
+/// nothing of the holder.
+pub fn contested(dice: &mut Dice, host: usize, waits: bool) -> Request {
+    let mut request = Request {
+        keys: vec![dice.one_of(&LONG_KEYS)],
+        token: true,
+        stubborn: waits,
+        host,
+        ..Request::default()
+    };
+    if waits {
+        request.wait = Some(60);
+        request.life = dice.number(1500, 3000);
+    } else {
+        request.pause = dice.number(200, 2000);
+        request.life = dice.number(0, 12);
+    }
+    if waits && dice.percent(50) {
+        request.keys = LONG_KEYS.to_vec();
+    }
     request
 }
 
