@@ -347,7 +347,7 @@ impl Supervisor {
         if cfg!(not(target_os = "linux")) {
             self.group_check_due = Instant::now() + TERMINATION_POLL_INTERVAL;
         }
-        let processes = self.job.as_mut()?.running_processes();
+        let processes = self.job.as_mut()?.look_for_processes();
         if processes.is_none_left {
             return Some(Event::GroupEmpty);
         }
@@ -494,7 +494,7 @@ impl Supervisor {
             .as_mut()
             .filter(|_| self.termination != Termination::NotNeeded)
         {
-            loss.survivors = job.running_processes().visible;
+            loss.survivors = job.look_for_processes().visible;
         }
     }
 

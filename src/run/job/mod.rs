@@ -7,6 +7,9 @@
 //!
 //! A pid is used only while it cannot be reused: from the start of the job until [`Job::reap`].
 
+#[cfg(target_os = "linux")]
+mod proc_fs;
+mod process_list;
 mod processes;
 mod spawn;
 pub(crate) mod variables;
@@ -15,6 +18,7 @@ use crate::key::{Key, KeyId};
 use crate::lock::Mode;
 use crate::outcome::{ExitCode, ExitReason, Failure};
 use crate::run::ancestors;
+use crate::run::job::process_list::{Process, ProcessList};
 use crate::run::job::processes::{JobProcesses, JobSessions};
 use crate::run::job::spawn::{SpawnSetup, spawn};
 use crate::run::signal_number::SignalNumber;
@@ -151,7 +155,7 @@ impl Job {
             .map_or(self.pid, |group| Pid::from_raw(-group.as_raw()));
         match sys::kill(target, signal.as_raw()) {
             // macOS reports this too if the group consists of zombies.
-            Err(Errno::EPERM) if self.running_processes().is_none_left => Err(Errno::ESRCH),
+            Err(Errno::EPERM) if self.look_for_processes().is_none_left => Err(Errno::ESRCH),
             result => result,
         }
     }
@@ -176,7 +180,7 @@ impl Job {
         }
         let result = self.signal(signal.into());
         let group = self.own_group();
-        for pid in self.running_processes().visible {
+        for pid in self.running_processes() {
             let has_it = pid == self.pid || group.is_some() && getpgid(Some(pid)).ok() == group;
             if !has_it {
                 // A descendant that has exited in the meantime needs no signal.
@@ -186,11 +190,26 @@ impl Job {
         result
     }
 
-    /// Returns the processes of the job that are still running.
-    pub(crate) fn running_processes(&mut self) -> JobProcesses {
+    /// Returns the processes of the job that are still running, as far as one look shows them.
+    pub(crate) fn running_processes(&mut self) -> Vec<Pid> {
+        self.select(&processes::list_descendants())
+    }
+
+    /// Looks for processes of the job that are still running until it is certain that there is none, if it can be.
+    pub(crate) fn look_for_processes(&mut self) -> JobProcesses {
+        let group = (self.group == Group::Own).then_some(self.pid);
+        processes::look(group, |list| self.select(list))
+    }
+
+    /// Returns those of the processes that run and belong to the job.
+    fn select(&mut self, list: &ProcessList) -> Vec<Pid> {
         match self.group {
-            Group::Own => processes::in_group(self.pid, &mut self.sessions, &self.inherited_children),
-            Group::Caller => processes::descendants(&self.inherited_children),
+            Group::Own => processes::in_group(list, self.pid, &mut self.sessions, &self.inherited_children),
+            Group::Caller => list
+                .descendants(&self.inherited_children)
+                .iter()
+                .map(Process::pid)
+                .collect(),
         }
     }
 
