@@ -119,7 +119,7 @@ impl Lock {
 }
 
 /// How long to wait for the lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Wait {
     /// Not at all: try once.
     Try,

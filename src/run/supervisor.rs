@@ -26,7 +26,7 @@ use nix::errno::Errno;
 use nix::poll::PollTimeout;
 use nix::sys::signal::{SigSet, Signal};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 /// How long to wait for the session's thread to find out who evicted the session. The job has exited by then.
@@ -92,6 +92,10 @@ struct Supervisor {
     canceller: Option<Canceller>,
     /// The socket of a session that waits.
     wait_socket: Option<Arc<OwnedFd>>,
+    /// The session is connected, but its socket could not be determined.
+    is_socket_unknown: bool,
+    /// The socket of the last connection that was abandoned.
+    abandoned_socket: Weak<OwnedFd>,
     /// Why the last connection failed, if the wait has endured it.
     last_failure: Option<String>,
     held: Option<Held>,
@@ -126,7 +130,7 @@ impl Supervisor {
     ) -> Supervisor {
         Supervisor {
             keys: key::describe(&options.keys),
-            state: RunState::new(options.policy, wait.deadline()),
+            state: RunState::new(options.policy, wait),
             options,
             address,
             signals,
@@ -136,6 +140,8 @@ impl Supervisor {
             is_connected: false,
             canceller: None,
             wait_socket: None,
+            is_socket_unknown: false,
+            abandoned_socket: Weak::new(),
             last_failure: None,
             held: None,
             job: None,
@@ -220,17 +226,18 @@ impl Supervisor {
         match session_event {
             SessionEvent::Connected(socket) => {
                 self.is_connected = true;
+                self.is_socket_unknown = socket.is_none();
                 self.wait_socket = socket;
                 self.recording.is_begun = false;
                 Event::Connected
             }
             SessionEvent::Contended => Event::Contended,
             SessionEvent::GivenUp => {
-                self.wait_socket = None;
+                self.forget_socket();
                 Event::Disconnected
             }
             SessionEvent::Retrying(reason) => {
-                self.wait_socket = None;
+                self.forget_socket();
                 self.canceller = None;
                 self.progress = Some(WaitProgress::reconnecting(&reason));
                 self.last_failure = Some(reason);
@@ -289,6 +296,11 @@ impl Supervisor {
         }
     }
 
+    fn forget_socket(&mut self) {
+        self.wait_socket = None;
+        self.is_socket_unknown = false;
+    }
+
     /// Records what the session reports about a lock that is lost, or to be given up.
     fn record_loss(&mut self, session_event: SessionEvent) -> Event {
         match session_event {
@@ -320,6 +332,11 @@ impl Supervisor {
     }
 
     fn record_acquisition(&mut self, held: Held) -> Event {
+        let is_abandoned = |socket| self.abandoned_socket.ptr_eq(&Arc::downgrade(socket));
+        if held.socket.as_ref().is_some_and(is_abandoned) {
+            // The reply had arrived before we ended the connection. The session's thread finds the lock lost.
+            return Event::Tick;
+        }
         self.progress = None;
         self.wait_socket = None;
         message::clear_status();
@@ -360,10 +377,15 @@ impl Supervisor {
             self.recording.job_end = Some((exit, Instant::now()));
         }
         for action in self.state.handle(event, Instant::now()) {
-            if let Action::Finish(outcome) = action {
-                return Some(outcome);
+            match action {
+                Action::Finish(outcome) => return Some(outcome),
+                Action::AbandonConnection => {
+                    if !self.abandon_connection() {
+                        return self.handle(Event::NotAcquired(Outcome::Failed(ExitCode::Unavailable)));
+                    }
+                }
+                action => self.perform(action),
             }
-            self.perform(action);
         }
         None
     }
@@ -394,19 +416,30 @@ impl Supervisor {
                 self.session.release();
             }
             Action::Disconnect => self.disconnect(),
-            Action::AbandonConnection => {
-                if let Some(socket) = &self.wait_socket {
-                    shut_down_socket(socket);
-                }
-            }
             Action::ReportUnguarded => {
                 let heartbeat = self.options.policy.timing.heartbeat;
                 let loss = self.loss.get_or_insert_with(|| LockLoss::new_unresponsive(heartbeat));
                 message::error(loss.ignored(&self.keys));
                 self.report_loss(|program| format!("running {program} without the lock"));
             }
-            Action::Finish(_) => {}
+            Action::Finish(_) | Action::AbandonConnection => {}
         }
+    }
+
+    /// Ends the session's connection, so that its thread connects again. Returns false if that is impossible, since it
+    /// is not known which socket is the connection's: then nothing would end a wait for a server that is silent.
+    fn abandon_connection(&mut self) -> bool {
+        let acquired = self.held.as_ref().and_then(|held| held.socket.as_ref());
+        match self.wait_socket.as_ref().or(acquired) {
+            Some(socket) => {
+                self.abandoned_socket = Arc::downgrade(socket);
+                shut_down_socket(socket);
+            }
+            None if self.is_socket_unknown => return false,
+            // It is connecting.
+            None => {}
+        }
+        true
     }
 
     /// Starts the job, unless a pending event forbids that: reporting the acquisition may have taken a while. All

@@ -82,7 +82,7 @@ pub(crate) enum Action {
     Release,
     /// Shut the connection down without waiting for the server to confirm a release.
     Disconnect,
-    /// Shut the connection of a waiter down, which does not respond: its session then connects again.
+    /// While no job runs, shut the connection down, which does not respond: the session then connects again.
     AbandonConnection,
     /// Report that the lock is lost or given up, and the job continues.
     ReportUnguarded,

@@ -14,6 +14,7 @@ mod waiting;
 pub(crate) use event::{Action, Event};
 pub(crate) use policy::{OnLost, Policy, RECORD_TIMEOUT};
 
+use crate::lock::Wait;
 use crate::outcome::{ExitCode, Outcome};
 use crate::run::signal_number::SignalNumber;
 use crate::run::signals::SignalInfo;
@@ -31,13 +32,7 @@ const OVERSLEEP_ALLOWANCE: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
     /// Connecting, or waiting for the lock.
-    Acquiring {
-        connected: bool,
-        /// Another client was seen to hold the lock.
-        contended: bool,
-        /// A connection that did not respond was abandoned, and the session has not reported since.
-        abandoned: bool,
-    },
+    Acquiring { connected: bool },
     /// A signal ended the wait; the session is leaving the queue.
     LeavingQueue { signal: SignalNumber, until: Instant },
     /// The lock is held; the job is about to start.
@@ -61,8 +56,12 @@ enum Phase {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct RunState {
     policy: Policy,
-    /// The deadline for acquiring the lock.
-    wait_deadline: Option<Instant>,
+    /// How long to wait for the lock.
+    wait: Wait,
+    /// Another client was seen to hold the lock.
+    is_contended: bool,
+    /// So it was, or we have acquired it.
+    has_seen_lock: bool,
     phase: Phase,
     /// When the session's next report is due; `None` once it no longer matters.
     report_due: Option<Instant>,
@@ -86,15 +85,13 @@ pub(crate) struct RunState {
 
 impl RunState {
     /// Creates the state at the start of a run.
-    pub(crate) fn new(policy: Policy, wait_deadline: Option<Instant>) -> RunState {
+    pub(crate) fn new(policy: Policy, wait: Wait) -> RunState {
         RunState {
             policy,
-            wait_deadline,
-            phase: Phase::Acquiring {
-                connected: false,
-                contended: false,
-                abandoned: false,
-            },
+            wait,
+            is_contended: false,
+            has_seen_lock: false,
+            phase: Phase::Acquiring { connected: false },
             report_due: None,
             overslept_due: None,
             min_hold_until: None,
@@ -141,11 +138,7 @@ impl RunState {
     pub(crate) fn handle(&mut self, event: Event, now: Instant) -> Vec<Action> {
         match event {
             Event::Alive { next_due } => {
-                if let Phase::Acquiring { abandoned, .. } = &mut self.phase {
-                    *abandoned = false;
-                    self.report_due = Some(next_due);
-                    self.overslept_due = None;
-                } else if self.report_due.is_some() {
+                if matches!(self.phase, Phase::Acquiring { .. }) || self.report_due.is_some() {
                     self.report_due = Some(next_due);
                     self.overslept_due = None;
                 }
@@ -188,10 +181,17 @@ impl RunState {
             }
             Event::Signal(info) if is_stop(info) => stop_self(),
             // No job has started, and none may start now.
-            Event::Withdrawn => self.await_lock_again(),
+            Event::Withdrawn => {
+                self.await_lock_again();
+                Vec::new()
+            }
             Event::LockLost => self.finish(Outcome::Failed(ExitCode::Unavailable)),
             Event::EvictionRequested => self.release(Outcome::Failed(ExitCode::Unavailable), now),
-            Event::Tick if self.is_report_overdue(now) => self.finish(Outcome::Failed(ExitCode::Unavailable)),
+            // The session's thread then finds the lock lost, and either takes it back or reports that.
+            Event::Tick if self.is_report_overdue(now) => {
+                self.await_lock_again();
+                self.end_silence(now)
+            }
             _ => Vec::new(),
         }
     }

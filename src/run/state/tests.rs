@@ -78,7 +78,7 @@ fn stop_self(signal: Signal) -> Action {
 /// Returns a state in which the lock is held and the job is about to start, and the time.
 fn starting() -> (RunState, Instant) {
     let now = Instant::now();
-    let mut state = RunState::new(policy(OnLost::Stop), None);
+    let mut state = RunState::new(policy(OnLost::Stop), Wait::Indefinitely);
     state.handle(Event::Connected, now);
     state.handle(alive_until(now + 10 * SECOND), now);
     assert_eq!(state.handle(Event::Acquired, now), []);
@@ -113,13 +113,13 @@ fn the_stop_signal_ends_a_wait_unless_the_terminal_sent_it() {
         stop_signal: Some(signal.into()),
         ..policy(OnLost::Stop)
     };
-    let mut state = RunState::new(named(SIGWINCH), None);
+    let mut state = RunState::new(named(SIGWINCH), Wait::Indefinitely);
     assert_eq!(state.handle(typed(SIGWINCH), now), []);
     assert_eq!(state.handle(sent(SIGUSR1), now), []);
     let finish = Action::Finish(Outcome::Interrupted(SIGWINCH as i32));
     assert_eq!(state.handle(sent(SIGWINCH), now), [finish]);
     assert_eq!(
-        RunState::new(policy(OnLost::Stop), None).handle(sent(SIGWINCH), now),
+        RunState::new(policy(OnLost::Stop), Wait::Indefinitely).handle(sent(SIGWINCH), now),
         []
     );
 }
@@ -178,7 +178,7 @@ fn a_terminating_signal_ends_the_wait_and_leaves_the_queue() {
     let by_operators = [SIGINT, SIGTERM, SIGHUP, SIGQUIT].map(SignalNumber::from);
     for signal in by_operators.into_iter().chain(other_signals()) {
         let now = Instant::now();
-        let mut state = RunState::new(policy(OnLost::Stop), None);
+        let mut state = RunState::new(policy(OnLost::Stop), Wait::Indefinitely);
         let finish = [Action::Finish(Outcome::Interrupted(signal.as_raw()))];
         assert_eq!(
             state.clone().handle(sent(signal), now),
@@ -202,7 +202,7 @@ fn a_terminating_signal_ends_the_wait_and_leaves_the_queue() {
         assert_eq!(state.handle(Event::Tick, now + SECOND), finish);
     }
     for signal in [SIGUSR1, SIGUSR2, SIGWINCH, SIGCONT] {
-        let mut state = RunState::new(policy(OnLost::Stop), None);
+        let mut state = RunState::new(policy(OnLost::Stop), Wait::Indefinitely);
         assert_eq!(state.handle(sent(signal), Instant::now()), []);
     }
 }
@@ -210,7 +210,7 @@ fn a_terminating_signal_ends_the_wait_and_leaves_the_queue() {
 #[test]
 fn the_wait_times_out() {
     let now = Instant::now();
-    let mut state = RunState::new(policy(OnLost::Stop), Some(now + SECOND));
+    let mut state = RunState::new(policy(OnLost::Stop), Wait::Until(now + SECOND));
     let late = now + 2 * SECOND;
     let unavailable = [Action::Finish(Outcome::Failed(ExitCode::Unavailable))];
     assert_eq!(state.handle(Event::Tick, now), []);
@@ -233,7 +233,7 @@ fn the_wait_times_out() {
 fn a_waiter_abandons_a_connection_that_does_not_respond() {
     let now = Instant::now();
     let waiting = |contended: bool| {
-        let mut state = RunState::new(policy(OnLost::Stop), None);
+        let mut state = RunState::new(policy(OnLost::Stop), Wait::Indefinitely);
         state.handle(Event::Connected, now);
         if contended {
             state.handle(Event::Contended, now);
@@ -249,7 +249,7 @@ fn a_waiter_abandons_a_connection_that_does_not_respond() {
         "nothing was answered"
     );
     let mut limited = waiting(false);
-    limited.wait_deadline = Some(now + 60 * SECOND);
+    limited.wait = Wait::Until(now + 60 * SECOND);
     assert_eq!(
         limited.handle(Event::Tick, now + SECOND),
         [Action::AbandonConnection],
@@ -257,11 +257,10 @@ fn a_waiter_abandons_a_connection_that_does_not_respond() {
     );
     let mut state = waiting(true);
     assert_eq!(state.handle(Event::Tick, now + SECOND), [Action::AbandonConnection]);
-    let mut silent = state.clone();
     assert_eq!(
-        silent.handle(Event::Tick, now + 6 * SECOND),
-        unavailable,
-        "not even that helps"
+        state.clone().handle(Event::Tick, now + 6 * SECOND),
+        [Action::AbandonConnection],
+        "the machine may be too busy to let the session's thread connect"
     );
     // The session connects again, and waits on.
     state.handle(alive_until(now + 12 * SECOND), now + 2 * SECOND);
@@ -270,6 +269,46 @@ fn a_waiter_abandons_a_connection_that_does_not_respond() {
         state.handle(Event::Tick, now + 12 * SECOND),
         [Action::AbandonConnection]
     );
+}
+
+/// A lock that was acquired, and of which the session reports nothing more before the job is started.
+#[test]
+fn a_silent_session_is_given_up_before_the_job_is_started() {
+    let now = Instant::now();
+    let mut state = RunState::new(policy(OnLost::Stop), Wait::Indefinitely);
+    state.handle(alive_until(now + SECOND), now);
+    state.handle(Event::Acquired, now);
+    assert!(state.is_starting());
+    assert_eq!(state.handle(Event::Tick, now + SECOND), [Action::AbandonConnection]);
+    assert!(!state.is_starting());
+    assert_eq!(state.handle(alive_until(now + 6 * SECOND), now + SECOND), []);
+    assert!(!state.is_starting(), "a report from before it noticed starts no job");
+
+    let unavailable = [Action::Finish(Outcome::Failed(ExitCode::Unavailable))];
+    for end in [Event::LockLost, Event::EvictionRequested] {
+        assert_eq!(state.clone().handle(end, now + SECOND), unavailable, "{end:?}");
+    }
+    let mut once = RunState::new(policy(OnLost::Stop), Wait::Try);
+    once.handle(alive_until(now + SECOND), now);
+    once.handle(Event::Acquired, now);
+    assert_eq!(once.handle(Event::Tick, now + SECOND), unavailable, "it does not wait");
+    // Nobody else was seen to hold it, so its time is up without a conflict.
+    let mut limited = RunState::new(policy(OnLost::Stop), Wait::Until(now + SECOND));
+    limited.handle(alive_until(now + SECOND), now);
+    limited.handle(Event::Acquired, now);
+    let late = now + 2 * SECOND;
+    limited.handle(Event::Tick, late);
+    assert_eq!(
+        limited.handle(Event::Tick, late + OVERSLEEP_ALLOWANCE),
+        [Action::AbandonConnection]
+    );
+    assert_eq!(limited.handle(Event::Tick, late + OVERSLEEP_ALLOWANCE), unavailable);
+    // The session takes the lock back, connects again, and acquires it.
+    state.handle(Event::Withdrawn, now + SECOND);
+    state.handle(Event::Disconnected, now + SECOND);
+    state.handle(alive_until(now + 8 * SECOND), now + 2 * SECOND);
+    state.handle(Event::Acquired, now + 3 * SECOND);
+    assert!(state.is_starting());
 }
 
 #[test]
@@ -384,7 +423,7 @@ fn a_loss_between_acquisition_and_start_prevents_the_job() {
         state.policy.on_lost = on_lost;
         let due = now + 10 * SECOND;
         assert_eq!(state.clone().handle(Event::LockLost, now), unavailable);
-        assert_eq!(state.clone().handle(Event::Tick, due), unavailable);
+        assert_eq!(state.clone().handle(Event::Tick, due), [Action::AbandonConnection]);
 
         // Stopped by Ctrl-Z and continued an hour later: the session has time to report before the job starts.
         let later = now + 3600 * SECOND;
@@ -392,7 +431,9 @@ fn a_loss_between_acquisition_and_start_prevents_the_job() {
         assert!(!state.is_starting());
         assert_eq!(state.deadline(), Some(later + OVERSLEEP_ALLOWANCE));
         let mut silent = state.clone();
-        assert_eq!(silent.handle(Event::Tick, later + OVERSLEEP_ALLOWANCE), unavailable);
+        let end = later + OVERSLEEP_ALLOWANCE;
+        assert_eq!(silent.handle(Event::Tick, end), [Action::AbandonConnection]);
+        assert!(!silent.is_starting());
         assert_eq!(state.handle(alive_until(later + 10 * SECOND), later), []);
         assert!(state.is_starting());
     }
@@ -671,7 +712,7 @@ fn incident() -> impl Strategy<Value = Incident> {
 impl World {
     fn new(on_lost: OnLost) -> World {
         World {
-            state: RunState::new(policy(on_lost), None),
+            state: RunState::new(policy(on_lost), Wait::Indefinitely),
             now: Instant::now(),
             job: JobState::None,
             is_session_alive: true,
@@ -818,11 +859,9 @@ impl World {
                 );
                 self.finished = Some(outcome);
             }
-            Action::CancelWait
-            | Action::StopSelf(_)
-            | Action::ReportUnguarded
-            | Action::Disconnect
-            | Action::AbandonConnection => {}
+            // The session's thread finds a lock that it has reported lost, and takes it back.
+            Action::AbandonConnection => self.apply(Incident::Withdraw, in_callers_group),
+            Action::CancelWait | Action::StopSelf(_) | Action::ReportUnguarded | Action::Disconnect => {}
         }
     }
 

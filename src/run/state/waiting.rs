@@ -1,6 +1,7 @@
 //! Before the lock is held: connecting, waiting, and leaving the server's queue.
 
 use super::{Action, Event, Phase, RunState, is_stop, stop_self};
+use crate::lock::Wait;
 use crate::outcome::{ExitCode, Outcome};
 use crate::run::signal_number::SignalNumber;
 use crate::run::signals::SignalInfo;
@@ -15,12 +16,7 @@ const QUEUE_LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 impl RunState {
     pub(super) fn handle_acquiring(&mut self, event: Event, now: Instant) -> Vec<Action> {
         let ends_wait = matches!(event, Event::Signal(info) if self.ends_wait(info));
-        let Phase::Acquiring {
-            connected,
-            contended,
-            abandoned,
-        } = &mut self.phase
-        else {
+        let Phase::Acquiring { connected } = &mut self.phase else {
             return Vec::new();
         };
         match event {
@@ -29,7 +25,8 @@ impl RunState {
                 Vec::new()
             }
             Event::Contended => {
-                *contended = true;
+                self.is_contended = true;
+                self.has_seen_lock = true;
                 Vec::new()
             }
             Event::Disconnected => {
@@ -41,10 +38,13 @@ impl RunState {
             }
             Event::Acquired => {
                 self.min_hold_until = Some(now + self.policy.min_hold);
+                self.has_seen_lock = true;
                 self.phase = Phase::Starting;
                 Vec::new()
             }
             Event::NotAcquired(outcome) => self.finish(outcome),
+            // Of a lock that was given up before the job was started: the wait does not go on.
+            Event::LockLost | Event::EvictionRequested => self.finish(Outcome::Failed(ExitCode::Unavailable)),
             Event::Signal(SignalInfo { signal, .. }) if ends_wait => {
                 if !*connected {
                     return self.finish(Outcome::Interrupted(signal.as_raw()));
@@ -54,53 +54,51 @@ impl RunState {
                 vec![Action::CancelWait]
             }
             Event::Signal(info) if is_stop(info) => stop_self(),
-            Event::Tick => {
-                let (contended, abandoned) = (*contended, *abandoned);
-                self.check_wait(contended, abandoned, now)
-            }
+            Event::Tick => self.check_wait(now),
             _ => Vec::new(),
         }
     }
 
-    /// Ends a wait whose time is up, and a session that does not report.
-    fn check_wait(&mut self, contended: bool, abandoned: bool, now: Instant) -> Vec<Action> {
+    /// Ends a wait whose time is up, and the silence of a session that does not report.
+    fn check_wait(&mut self, now: Instant) -> Vec<Action> {
         if self.wait_cutoff().is_some_and(|cutoff| now >= cutoff) {
-            return self.finish(if contended {
-                Outcome::Conflict(self.policy.conflict_status)
-            } else {
-                Outcome::Failed(ExitCode::Unavailable)
-            });
+            return self.give_up();
         }
-        if !self.is_report_overdue(now) {
-            return Vec::new();
+        if self.is_report_overdue(now) {
+            return self.end_silence(now);
         }
-        // A wait with a limit survives a server that does not respond, as it survives one that is away.
-        if (contended || self.wait_deadline.is_some()) && !abandoned {
-            return self.abandon_connection(now);
-        }
-        self.finish(Outcome::Failed(ExitCode::Unavailable))
-    }
-
-    /// Goes on waiting, because the lock is lost before the job was started: with it, another client may have lost it,
-    /// whose job still runs.
-    pub(super) fn await_lock_again(&mut self) -> Vec<Action> {
-        self.phase = Phase::Acquiring {
-            connected: true,
-            contended: true,
-            abandoned: false,
-        };
         Vec::new()
     }
 
-    /// Gives up a connection that does not respond while nothing is held. The session's thread, which is blocked by it,
-    /// then connects again.
-    fn abandon_connection(&mut self, now: Instant) -> Vec<Action> {
-        if let Phase::Acquiring { abandoned, .. } = &mut self.phase {
-            *abandoned = true;
+    /// Ends the wait without the lock.
+    fn give_up(&mut self) -> Vec<Action> {
+        self.finish(if self.is_contended {
+            Outcome::Conflict(self.policy.conflict_status)
+        } else {
+            Outcome::Failed(ExitCode::Unavailable)
+        })
+    }
+
+    /// Before the job is started, gives up a connection that does not respond. The session's thread, which is blocked
+    /// by it, then connects again. So a wait survives a server that does not respond, as it survives one that is away,
+    /// and a machine that is too busy to let the thread report. What is no such wait ends.
+    pub(super) fn end_silence(&mut self, now: Instant) -> Vec<Action> {
+        let endures = match self.wait {
+            Wait::Try => false,
+            Wait::Until(_) => true,
+            Wait::Indefinitely => self.has_seen_lock,
+        };
+        if !endures {
+            return self.give_up();
         }
         self.overslept_due = None;
         self.report_due = Some(now + self.policy.timing.heartbeat);
         vec![Action::AbandonConnection]
+    }
+
+    /// Goes on waiting for the lock, which was acquired, but must not be used.
+    pub(super) fn await_lock_again(&mut self) {
+        self.phase = Phase::Acquiring { connected: true };
     }
 
     pub(super) fn handle_leaving_queue(
@@ -123,6 +121,6 @@ impl RunState {
 
     /// Returns when to stop waiting for the lock, including the time to find its holder.
     pub(super) fn wait_cutoff(&self) -> Option<Instant> {
-        self.wait_deadline.map(|deadline| deadline + HOLDER_REPLY_GRACE)
+        self.wait.deadline().map(|deadline| deadline + HOLDER_REPLY_GRACE)
     }
 }

@@ -15,6 +15,8 @@ mod hostile;
 mod job;
 #[cfg(target_os = "linux")]
 mod job_processes;
+#[cfg(target_os = "linux")]
+mod late_thread;
 mod lost;
 mod min_hold;
 mod once_per;

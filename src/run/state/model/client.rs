@@ -3,6 +3,7 @@
 use super::rules::Rules;
 use super::time::{Ticks, at, now};
 use super::world::{Client, Connection, Exception, Job, Process, Record, Report, Thread, WaitMemory, World};
+use crate::lock::Wait;
 use crate::outcome::{ExitCode, ExitReason, Outcome};
 use crate::run::signals::SignalInfo;
 use crate::run::state::{Action, Event, OnLost, Policy, RunState};
@@ -96,7 +97,7 @@ fn initial_state(rules: &Rules) -> RunState {
         timing: rules.policy_timing,
         is_recorded: false,
     };
-    RunState::new(policy, None)
+    RunState::new(policy, Wait::Indefinitely)
 }
 
 fn event(report: Report) -> Event {
@@ -187,8 +188,8 @@ impl World {
                 // The process ends with the next action, which closes all its connections.
                 Action::Disconnect => {}
                 Action::Finish(outcome) => {
-                    self.has_failed_wait |=
-                        outcome == Outcome::Failed(ExitCode::Unavailable) && self.must_endure(number);
+                    let is_failed_wait = outcome == Outcome::Failed(ExitCode::Unavailable) && self.must_endure(number);
+                    self.has_failed_wait |= is_failed_wait && event != Event::EvictionRequested;
                     self.exit(rules, number, Process::Exited);
                 }
                 Action::AbandonConnection => self.abandon_connection(rules, number),

@@ -69,11 +69,7 @@ pub(super) fn pass_tick(state: &mut RunState) {
         }
         Phase::Acquiring { .. } | Phase::Starting | Phase::Running | Phase::Finished => {}
     }
-    let times = [
-        &mut state.wait_deadline,
-        &mut state.report_due,
-        &mut state.overslept_due,
-    ];
+    let times = [&mut state.report_due, &mut state.overslept_due];
     for time in times.into_iter().flatten() {
         move_back(time, OLDEST);
     }

@@ -33,12 +33,11 @@ impl World {
         client.memory.has_answered_here = true;
     }
 
-    /// Returns whether only an answer may end the client's wait. A silent server may end it as well, and so may an
-    /// evictor.
+    /// Returns whether only an answer may end the client's wait. An evictor may, too, of which the client may have seen
+    /// the mark when it is gone: a lock that it has acquired meanwhile is then released at once.
     pub(super) fn must_endure(&self, number: usize) -> bool {
         let client = &self.clients[number];
-        let is_evicted = self.evictor.is_some();
-        client.memory.was_contended && !client.is_cut && !client.record.was_delayed && !is_evicted
+        client.memory.was_contended && !client.is_release_ordered && self.evictor.is_none()
     }
 
     /// Returns, one bit for each, which clients wait and know of the holder, and have not noticed that their connection
@@ -53,8 +52,8 @@ impl World {
     pub(super) fn abandon_connection(&mut self, rules: &Rules, number: usize) {
         let client = &mut self.clients[number];
         let is_open = client.connection == Connection::Open;
+        // A reply that has arrived can still be read.
         client.connection = Connection::Abandoned;
-        client.reply = None;
         let (session, is_cut) = (client.session, client.is_cut);
         if is_open && !is_cut {
             self.close_session(rules, session);
