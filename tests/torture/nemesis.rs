@@ -21,8 +21,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-/// How long a client of the pool tries to get a lock that it leaves there.
-const LEFTOVER_ATTEMPTS: Duration = Duration::from_secs(1);
+/// How long a client of the pool waits for a lock that it leaves there.
+const LEFTOVER_WAIT: Duration = Duration::from_millis(1500);
 
 /// How often it is seen whether the lock is still there.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -325,13 +325,7 @@ impl Nemesis<'_> {
     fn leave_a_lock(&self, strike: &Strike) -> Option<Vec<Fault>> {
         let (_, running) = self.pick_running(strike)?;
         let key = running.request.keys[0];
-        let mut pid = None;
-        // Jobs take turns at the key.
-        until(LEFTOVER_ATTEMPTS, || {
-            pid = self.lock_in_pool(key);
-            pid.is_some() || self.crowd.is_over()
-        });
-        let (pid, began) = (pid?, now());
+        let (pid, began) = (self.lock_in_pool(key)?, now());
         let present = format!("SELECT 1 FROM pg_locks WHERE pid = {pid} AND locktype = 'advisory' AND granted");
         let end = began + u128::from(strike.lasts) * 1_000_000;
         let (mut ended, mut is_there) = (began, true);
@@ -362,10 +356,14 @@ impl Nemesis<'_> {
         ])
     }
 
-    /// Returns the process id of the session that took the lock.
+    /// Waits for the lock in the server's queue, and so comes before the pglock that loses its session meanwhile. Returns
+    /// the process id of the session that then has the lock.
     fn lock_in_pool(&self, key: &str) -> Option<String> {
         let mut client = self.world.pool_client()?;
-        let sql = format!("SELECT pg_backend_pid() WHERE pg_try_advisory_lock({})", number(key));
+        let (wait, key) = (LEFTOVER_WAIT.as_millis(), number(key));
+        let sql = format!(
+            "BEGIN; SET LOCAL lock_timeout = {wait}; SELECT pg_backend_pid() FROM pg_advisory_lock({key}); COMMIT"
+        );
         let messages = client.simple_query(&sql).ok()?;
         messages.iter().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),

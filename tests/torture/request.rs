@@ -180,7 +180,7 @@ pub fn contested(dice: &mut Dice, host: usize, waits: bool) -> Request {
     };
     if waits {
         request.wait = Some(60);
-        request.life = dice.number(1500, 3000);
+        request.life = dice.number(1500, 5000);
     } else {
         request.pause = dice.number(200, 2000);
         request.life = dice.number(0, 12);

@@ -101,8 +101,12 @@ impl<'a> Check<'a> {
     /// Returns whether the other holder, or one that let it in, could be faster than the loser's guard: one that had
     /// just arrived, that polls, or that had just lost its own session. One that lost its own session by the same
     /// fault, and that may have seen the holder, leaves the lock to the loser, and so does one that stood in the
-    /// server's queue, unless the proxy keeps the guard away.
+    /// server's queue, unless the proxy keeps the guard away. A client that leaves its lock in the pool is no pglock, and
+    /// leaves it to nobody.
     fn was_faster(&self, fault: &Fault, victim: Holder, other: Option<Holder>) -> bool {
+        let Some(other) = other else {
+            return true;
+        };
         self.history.runs.iter().any(|(&number, run)| {
             let has_lost_too = ends_proxied(fault.kind)
                 && run.request.road == Road::Proxy
@@ -113,7 +117,7 @@ impl<'a> Check<'a> {
                 && share_a_key(&run.request, &victim.run.request)
                 && run.began < fault.ended + GAP_LIMIT_NS
                 && run.ended > fault.began
-                && other.is_none_or(|other| self.let_in(number, other, fault, victim))
+                && self.let_in(number, other, fault, victim)
         })
     }
 

@@ -199,6 +199,9 @@ fn a_job_under_a_lock_left_in_the_pool_is_caught() {
     // It had lost its lock before.
     let forced = leftover(300, 600).fault(Kind::EvictForced, Target::Key("a"), 290, 295);
     forced.passes();
+    // The client of the pool stood in the queue when the job's session was ended.
+    let ended = leftover(300, 600).fault(Kind::EndSession, Target::Run(1), 290, 295);
+    ended.passes();
     // The session that had ended before was another client's.
     let ended = |at| {
         let tale = Story::default().holds(1, 3000, 4000).holds(2, 2450, 2900);
