@@ -199,7 +199,7 @@ impl Supervisor {
         let received = self.signals.received();
         let mut events = Vec::new();
         for session_event in self.session.events() {
-            events.push(self.record(session_event));
+            events.extend(self.record(session_event));
         }
         job::reap_orphans(self.job.as_ref());
         if let Some(job) = &self.job {
@@ -221,66 +221,70 @@ impl Supervisor {
         events
     }
 
-    /// Records what the session reports, and translates it for the state machine.
-    fn record(&mut self, session_event: SessionEvent) -> Event {
+    /// Records what the session reports, and translates it for the state machine. What does not concern that is no
+    /// event: only when all reports are recorded is it known whether one is overdue.
+    fn record(&mut self, session_event: SessionEvent) -> Option<Event> {
         match session_event {
             SessionEvent::Connected(socket) => {
                 self.is_connected = true;
                 self.is_socket_unknown = socket.is_none();
                 self.wait_socket = socket;
                 self.recording.is_begun = false;
-                Event::Connected
+                Some(Event::Connected)
             }
-            SessionEvent::Contended => Event::Contended,
+            SessionEvent::Contended => Some(Event::Contended),
             SessionEvent::GivenUp => {
                 self.forget_socket();
-                Event::Disconnected
+                Some(Event::Disconnected)
             }
             SessionEvent::Retrying(reason) => {
                 self.forget_socket();
                 self.canceller = None;
                 self.progress = Some(WaitProgress::reconnecting(&reason));
                 self.last_failure = Some(reason);
-                Event::Disconnected
+                Some(Event::Disconnected)
             }
             SessionEvent::AwaitingOldJob => {
                 self.progress = Some(WaitProgress::OldJob);
-                Event::Tick
+                None
             }
             SessionEvent::Cancellable(canceller) => {
                 self.canceller = Some(canceller);
-                Event::Connected
+                Some(Event::Connected)
             }
-            SessionEvent::Alive(next_due) => Event::Alive { next_due },
+            SessionEvent::Alive(next_due) => Some(Event::Alive { next_due }),
             SessionEvent::Waiting(holders) => {
                 self.progress = Some(WaitProgress::held(holders, Instant::now()));
-                Event::Tick
+                None
             }
             SessionEvent::Preparing => {
                 self.recording.is_begun = true;
-                Event::Tick
+                None
             }
             SessionEvent::Held(held) => self.record_acquisition(held),
             SessionEvent::Withdrawn => {
-                self.held = None;
-                self.recording.is_wanted = false;
-                Event::Withdrawn
+                self.forget_lock();
+                Some(Event::Withdrawn)
             }
             SessionEvent::Conflict(holder) => {
                 self.failure = Some(holder);
-                Event::NotAcquired(Outcome::Conflict(self.options.policy.conflict_status))
+                Some(Event::NotAcquired(Outcome::Conflict(
+                    self.options.policy.conflict_status,
+                )))
             }
             SessionEvent::NotDue(message) => {
                 self.not_due = Some(message);
-                Event::NotAcquired(Outcome::Conflict(self.options.policy.conflict_status))
+                Some(Event::NotAcquired(Outcome::Conflict(
+                    self.options.policy.conflict_status,
+                )))
             }
             SessionEvent::Recorded(result) => {
                 self.recording.note_result(result);
-                Event::Tick
+                None
             }
             SessionEvent::Failed(failure) => {
                 self.failure = Some(failure.to_string());
-                Event::NotAcquired(Outcome::Failed(failure.code))
+                Some(Event::NotAcquired(Outcome::Failed(failure.code)))
             }
             SessionEvent::Released { was_held, session } => {
                 // Closes the session explicitly: a process that the job left behind has the socket too, and must not
@@ -289,11 +293,17 @@ impl Supervisor {
                 if !was_held {
                     self.recording.expect_result();
                 }
-                Event::Released { was_held }
+                Some(Event::Released { was_held })
             }
-            SessionEvent::Panicked => self.record_panic(),
+            SessionEvent::Panicked => Some(self.record_panic()),
             loss => self.record_loss(loss),
         }
+    }
+
+    /// Forgets a lock under which no job is started.
+    fn forget_lock(&mut self) {
+        self.held = None;
+        self.recording.is_wanted = false;
     }
 
     fn forget_socket(&mut self) {
@@ -302,40 +312,40 @@ impl Supervisor {
     }
 
     /// Records what the session reports about a lock that is lost, or to be given up.
-    fn record_loss(&mut self, session_event: SessionEvent) -> Event {
+    fn record_loss(&mut self, session_event: SessionEvent) -> Option<Event> {
         match session_event {
             SessionEvent::Lost(reason) => {
                 self.loss.get_or_insert_with(|| LockLoss::new(reason));
                 if self.session.is_release_ordered() {
                     self.recording.expect_result();
                 }
-                Event::LockLost
+                Some(Event::LockLost)
             }
             SessionEvent::EvictionRequested(evictor) => {
                 self.loss.get_or_insert_with(|| LockLoss::new_evicted(&evictor));
-                Event::EvictionRequested
+                Some(Event::EvictionRequested)
             }
             SessionEvent::LossExplained { evictor } => {
                 if let Some(loss) = &mut self.loss {
                     loss.explain(evictor);
                 }
-                Event::Tick
+                None
             }
             SessionEvent::GuardFailed(message) => {
                 if let Some(loss) = &mut self.loss {
                     loss.guard_failure.get_or_insert(message);
                 }
-                Event::Tick
+                None
             }
-            _ => Event::Tick,
+            _ => None,
         }
     }
 
-    fn record_acquisition(&mut self, held: Held) -> Event {
+    fn record_acquisition(&mut self, held: Held) -> Option<Event> {
         let is_abandoned = |socket| self.abandoned_socket.ptr_eq(&Arc::downgrade(socket));
         if held.socket.as_ref().is_some_and(is_abandoned) {
             // The reply had arrived before we ended the connection. The session's thread finds the lock lost.
-            return Event::Tick;
+            return None;
         }
         self.progress = None;
         self.wait_socket = None;
@@ -343,7 +353,7 @@ impl Supervisor {
         message::detail(messages::acquired(&self.keys, self.started_at.elapsed()));
         self.recording.is_wanted = held.is_recorded;
         self.held = Some(held);
-        Event::Acquired
+        Some(Event::Acquired)
     }
 
     /// Records a panic of the session's thread. A lock that was held counts as lost.
@@ -429,11 +439,12 @@ impl Supervisor {
     /// Ends the session's connection, so that its thread connects again. Returns false if that is impossible, since it
     /// is not known which socket is the connection's: then nothing would end a wait for a server that is silent.
     fn abandon_connection(&mut self) -> bool {
-        let acquired = self.held.as_ref().and_then(|held| held.socket.as_ref());
-        match self.wait_socket.as_ref().or(acquired) {
+        let acquired = self.held.as_ref().and_then(|held| held.socket.clone());
+        self.forget_lock();
+        match self.wait_socket.clone().or(acquired) {
             Some(socket) => {
-                self.abandoned_socket = Arc::downgrade(socket);
-                shut_down_socket(socket);
+                shut_down_socket(&socket);
+                self.abandoned_socket = Arc::downgrade(&socket);
             }
             None if self.is_socket_unknown => return false,
             // It is connecting.

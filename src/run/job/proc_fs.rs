@@ -20,8 +20,8 @@ const MAX_REPEATS: usize = 10;
 /// IDs are those of strangers.
 ///
 /// One walk can miss a process: if a child that was read already is reaped meanwhile, the kernel may skip another, and
-/// one whose parent exits may be adopted where the walk has been. The next walk then differs. So two that agree have
-/// missed none.
+/// one whose parent exits may be adopted where the walk has been. The next walk then differs, unless the same happens
+/// to it. So walks are repeated until two agree.
 pub(super) fn descendants() -> Option<ProcessList> {
     let this = Pid::this().as_raw();
     if fs::read_link("/proc/self").ok()?.to_str()?.parse() != Ok(this) {
@@ -57,7 +57,7 @@ fn walk(root: i32) -> ProcessList {
 impl ProcessList {
     /// Adds the members of the group. Only they are read: to ask for the group of each process is much shorter.
     ///
-    /// One that has ended before it is asked may have started another, so those that are new are asked, too.
+    /// One that has ended may have started another before, so those that are new are asked, too.
     pub(super) fn with_members(mut self, group: Pid) -> ProcessList {
         let mut asked = HashSet::new();
         for _ in 0..MAX_REPEATS {
@@ -73,7 +73,7 @@ impl ProcessList {
         self
     }
 
-    /// Adds a process that is not listed yet if it is a member of the group. Returns false if it has ended.
+    /// Adds a process that is not listed yet if it is a member of the group. Returns false if it no longer runs.
     fn add_if_member(&mut self, pid: i32, group: Pid) -> bool {
         let read = match getpgid(Some(Pid::from_raw(pid))) {
             Ok(found) if found != group || self.find(pid).is_some() => return true,
@@ -84,10 +84,7 @@ impl ProcessList {
         match read {
             Ok(process) if process.group != group.as_raw() => true,
             Err(error) if has_ended(pid, &error) => false,
-            read => {
-                self.add(pid, read);
-                true
-            }
+            read => self.add(pid, read),
         }
     }
 

@@ -99,9 +99,15 @@ impl<'a> Recorder<'a> {
         Ok(())
     }
 
-    /// Records, once the job has ended, that the lock was lost.
+    /// Records, once the job has ended, that the lock was lost; or at once that no job starts under it.
     pub(super) fn complete_after_loss(&self) {
-        let Some(end) = self.end.get().or_else(|| self.orders.await_job_end()) else {
+        let not_started = || self.claim.take().then_some(RunEnd::NotStarted);
+        let end = self
+            .end
+            .get()
+            .or_else(not_started)
+            .or_else(|| self.orders.await_job_end());
+        let Some(end) = end else {
             return;
         };
         let result = self.complete_on_another_session(&end.after_loss());
