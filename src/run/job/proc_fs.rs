@@ -1,8 +1,8 @@
 //! Linux's /proc: the descendants of this process, and the members of a group.
 //!
 //! It names the children of each thread (proc(5), `/proc/pid/task/tid/children`), so that the cost of a list depends on
-//! how many processes the job has, and not on how many run on the machine. A kernel without that file
-//! (CONFIG_PROC_CHILDREN) lets all processes be read instead.
+//! how many processes the job has, and not on how many run on the machine. Where the kernel has no such file
+//! (CONFIG_PROC_CHILDREN), all processes are read.
 
 use super::process_list::{Process, ProcessList};
 use nix::errno::Errno;
@@ -246,9 +246,6 @@ mod tests {
         Ok((shell, line.trim().parse().expect("a pid")))
     }
 
-    /// A grandchild, and a process that this one does not descend from any more: no test makes the test process adopt
-    /// orphans.
-    ///
     /// # Errors
     /// A process cannot be started, or /proc not read.
     #[test]
@@ -268,6 +265,8 @@ mod tests {
         Ok(())
     }
 
+    /// Here an orphan, which the test process does not adopt.
+    ///
     /// # Errors
     /// A process cannot be started, or /proc not read.
     #[test]
@@ -290,7 +289,7 @@ mod tests {
         Ok(())
     }
 
-    /// While one thread waits, another starts and reaps children.
+    /// Of one that runs, and of one that has ended, whose children another thread then has.
     ///
     /// # Errors
     /// A process cannot be started, or /proc not read.
