@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
+use std::thread;
 use std::time::Duration;
 
 /// How long a client of the pool waits for a lock that it leaves there.
@@ -50,7 +51,7 @@ impl Nemesis<'_> {
             }
             match strike.kind {
                 Kind::Leftover => {
-                    faults.extend(self.leave_a_lock(&strike).unwrap_or_default());
+                    faults.extend(self.leave_a_lock(&strike));
                     continue;
                 }
                 Kind::StalledRestart => {
@@ -322,10 +323,15 @@ impl Nemesis<'_> {
 
     /// Takes a lock of the session through the pooler, and leaves. The fault lasts for as long as the lock was seen to
     /// be there; the end of its session is another one.
-    fn leave_a_lock(&self, strike: &Strike) -> Option<Vec<Fault>> {
-        let (_, running) = self.pick_running(strike)?;
+    fn leave_a_lock(&self, strike: &Strike) -> Vec<Fault> {
+        let Some((_, running)) = self.pick_running(strike) else {
+            return Vec::new();
+        };
         let key = running.request.keys[0];
-        let (pid, began) = (self.lock_in_pool(key)?, now());
+        let (pid, mut faults) = self.lock_in_pool(key, strike.is_aimed);
+        let (Some(pid), began) = (pid, now()) else {
+            return faults;
+        };
         let present = format!("SELECT 1 FROM pg_locks WHERE pid = {pid} AND locktype = 'advisory' AND granted");
         let end = began + u128::from(strike.lasts) * 1_000_000;
         let (mut ended, mut is_there) = (began, true);
@@ -350,25 +356,56 @@ impl Nemesis<'_> {
             began,
             ended,
         };
-        Some(vec![
-            fault(Kind::Leftover, Target::Key(key), began, ended),
-            fault(Kind::EndSession, Target::Pooled, ending, now()),
-        ])
+        faults.push(fault(Kind::Leftover, Target::Key(key), began, ended));
+        faults.push(fault(Kind::EndSession, Target::Pooled, ending, now()));
+        faults
     }
 
-    /// Waits for the lock in the server's queue, and so comes before the pglock that loses its session meanwhile. Returns
-    /// the process id of the session that then has the lock.
-    fn lock_in_pool(&self, key: &str) -> Option<String> {
-        let mut client = self.world.pool_client()?;
+    /// Waits for the lock in the server's queue, and so comes before the pglock that loses its session meanwhile: if it
+    /// `pushes`, those that it waits for do. Returns the process id of the session that then has the lock.
+    fn lock_in_pool(&self, key: &str, pushes: bool) -> (Option<String>, Vec<Fault>) {
+        let Some(mut client) = self.world.pool_client() else {
+            return (None, Vec::new());
+        };
+        let Some(pid) = first_cell(client.simple_query("BEGIN; SELECT pg_backend_pid()")) else {
+            return (None, Vec::new());
+        };
         let (wait, key) = (LEFTOVER_WAIT.as_millis(), number(key));
-        let sql = format!(
-            "BEGIN; SET LOCAL lock_timeout = {wait}; SELECT pg_backend_pid() FROM pg_advisory_lock({key}); COMMIT"
-        );
-        let messages = client.simple_query(&sql).ok()?;
-        messages.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-            _ => None,
+        let sql = format!("SET LOCAL lock_timeout = {wait}; SELECT 1 FROM pg_advisory_lock({key}); COMMIT");
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| first_cell(client.simple_query(&sql)));
+            let mut faults = Vec::new();
+            until(LEFTOVER_WAIT, || {
+                faults = if pushes { self.end_blockers(&pid) } else { Vec::new() };
+                !faults.is_empty() || waiter.is_finished()
+            });
+            (waiter.join().unwrap().map(|_| pid), faults)
         })
+    }
+
+    /// Ends the pglocks' own sessions for which this backend waits.
+    fn end_blockers(&self, waiter: &str) -> Vec<Fault> {
+        let began = now();
+        let sql = format!(
+            "SELECT pid, application_name FROM pg_stat_activity \
+             WHERE pid = ANY (pg_blocking_pids({waiter})) AND application_name LIKE 'pglock:%'"
+        );
+        let found = self.world.query(&sql).unwrap_or_default().into_iter();
+        let found = found.filter_map(|row| <[String; 2]>::try_from(row).ok());
+        let owned = found.filter_map(|[pid, name]| {
+            let (number, request) = self.crowd.whose(&name)?;
+            request.has_session().then_some((pid, number))
+        });
+        let ended = owned.map(|(pid, number)| {
+            self.world.query(&format!("SELECT pg_terminate_backend({pid})"));
+            Fault {
+                kind: Kind::EndSession,
+                target: Target::Run(number),
+                began,
+                ended: now(),
+            }
+        });
+        ended.collect()
     }
 
     /// Delays each flush of the WAL.
@@ -411,6 +448,14 @@ fn signal_for_a_while(strike: &Strike, signal: Signal, whom: impl Fn() -> Option
     }
 }
 
+/// Returns the first cell of the first row of these replies.
+fn first_cell(replies: Result<Vec<SimpleQueryMessage>, postgres::Error>) -> Option<String> {
+    replies.ok()?.iter().find_map(|reply| match reply {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    })
+}
+
 /// Waits for the length of the fault.
 fn wait_for_fault(strike: &Strike) {
     let_pass(millis(strike.lasts));
@@ -418,7 +463,7 @@ fn wait_for_fault(strike: &Strike) {
 
 /// Lets a planned time pass: the length of a fault or of a run, which is an input and no wait for a condition.
 pub fn let_pass(time: Duration) {
-    std::thread::sleep(time);
+    thread::sleep(time);
 }
 
 fn millis(count: u64) -> Duration {

@@ -52,7 +52,8 @@ pub enum Kind {
     Evict,
     /// `pglock evict --force`, which does not.
     EvictForced,
-    /// A client of the pool takes a session's lock and leaves it there; later its session is ended.
+    /// A client of the pool takes a session's lock and leaves it there; later its session is ended. An aimed one waits
+    /// for a lock, and the session that has it is ended.
     Leftover,
     /// Immediate stop and start.
     Crash,
@@ -240,8 +241,14 @@ impl Plan {
         let mut dice = Dice::new(self.seed, 1_000_000 + nemesis as u64);
         let chances = Kind::ALL.into_iter();
         let chances: Vec<(Kind, u64)> = chances.filter(|(kind, _)| self.kinds.contains(kind)).collect();
-        let calm = self.calm;
-        std::iter::from_fn(move || (!chances.is_empty()).then(|| strike(&mut dice, &chances, calm)))
+        let (calm, is_contested) = (self.calm, self.is_contested);
+        std::iter::from_fn(move || {
+            let drawn = (!chances.is_empty()).then(|| strike(&mut dice, &chances, calm));
+            drawn.map(|strike| Strike {
+                is_aimed: strike.is_aimed || is_contested,
+                ..strike
+            })
+        })
     }
 }
 
@@ -329,6 +336,7 @@ fn a_plan_is_a_line_of_text() {
     assert_eq!(plan.kinds, [Kind::Cut, Kind::Crash]);
     let calm = plan.clone().with("CALM=5").unwrap();
     let contested = plan.clone().with("CONTESTED=1").unwrap();
+    assert!(contested.strikes(0).take(20).all(|strike| strike.is_aimed));
     assert_eq!(Plan::new(0, 0).with(&contested.line()), Ok(contested));
     let pauses = |plan: &Plan| plan.strikes(0).take(20).map(|strike| strike.pause).sum::<u64>();
     assert_eq!(pauses(&calm), 5 * pauses(&plan));

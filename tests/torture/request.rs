@@ -64,7 +64,7 @@ pub struct Request {
 
 impl Request {
     /// Returns whether it has a session of its own, and not one of a pool.
-    fn has_session(&self) -> bool {
+    pub fn has_session(&self) -> bool {
         matches!(self.road, Road::Direct | Road::Proxy)
     }
 
