@@ -1,8 +1,10 @@
 //! Finds the descriptor of the session's socket, which the client library does not reveal, and shuts it down.
 
 use crate::sys;
+use nix::libc::ino_t;
 use nix::sys::socket::{Shutdown, SockType, SockaddrStorage, UnixAddr, getpeername, getsockopt, shutdown, sockopt};
-use std::collections::HashSet;
+use nix::sys::stat::fstat;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -17,7 +19,9 @@ pub(crate) fn shut_down_socket(socket: &OwnedFd) {
 pub(super) struct SocketSnapshot {
     /// All descriptors were listed, not only the low ones.
     has_all: bool,
-    sockets: HashSet<RawFd>,
+    /// The descriptors, each with what tells its socket from a later one with the same number: another thread may close
+    /// that of an abandoned attempt at any time.
+    sockets: HashMap<RawFd, Option<ino_t>>,
 }
 
 /// The number of descriptors that count as low. A new descriptor gets the lowest free number, so it is enough to list
@@ -40,13 +44,16 @@ impl SocketSnapshot {
         let descriptors = low.unwrap_or_else(list_descriptors).into_iter();
         SocketSnapshot {
             has_all,
-            sockets: descriptors.filter(|fd| peer(*fd).is_some()).collect(),
+            sockets: descriptors
+                .filter(|fd| peer(*fd).is_some())
+                .map(|fd| (fd, inode(fd)))
+                .collect(),
         }
     }
 
     /// Returns a duplicate of the one socket that was opened since and is connected to a server: by TCP at this
     /// address, or else through a Unix socket with a name. Meanwhile, other threads may open what they need, such as
-    /// socket pairs, which have no name, or close a socket that is not connected yet, of an abandoned attempt.
+    /// socket pairs, which have no name, or close the socket of an abandoned attempt, whose number is then free.
     ///
     /// The peer can have another address than the one that was connected to: the loopback's for `0.0.0.0`, or that
     /// which a load balancer in the kernel has chosen. So if no socket has this address, the one TCP socket of its
@@ -60,7 +67,8 @@ impl SocketSnapshot {
         } else {
             sys::open_descriptors::<LOW_DESCRIPTORS>().unwrap_or_default()
         };
-        let new = descriptors.into_iter().filter(|fd| !self.sockets.contains(fd));
+        let is_new = |fd: &RawFd| self.sockets.get(fd).is_none_or(|before| *before != inode(*fd));
+        let new = descriptors.into_iter().filter(is_new);
         let connected: Vec<_> = new.filter_map(|fd| Some((fd, peer(fd)?))).collect();
         let only = |is_wanted: &dyn Fn(RawFd, &SockaddrStorage) -> bool| {
             let mut wanted = connected.iter().filter(|(fd, peer)| is_wanted(*fd, peer));
@@ -76,6 +84,13 @@ impl SocketSnapshot {
 
 fn peer(fd: RawFd) -> Option<SockaddrStorage> {
     getpeername(fd).ok()
+}
+
+/// Returns the number of the socket in the system, which on Linux no other open socket has. On other systems, all TCP
+/// sockets may have the same.
+fn inode(fd: RawFd) -> Option<ino_t> {
+    let socket = sys::duplicate_from(fd, DUPLICATE_FLOORS[1]).ok()?;
+    fstat(&socket).ok().map(|status| status.st_ino)
 }
 
 /// Returns whether the peer is the server at this address, or any Unix socket with a name.
@@ -170,6 +185,28 @@ mod tests {
         assert_eq!(TcpStream::from(found).local_addr()?, local_address);
         let other_family = SocketAddr::from(([0_u16; 8], address.port()));
         assert!(snapshot.find_new(Some(other_family)).is_none());
+        Ok(())
+    }
+
+    /// An abandoned attempt was connected, and closes its socket as the next one connects, which gets its number.
+    ///
+    /// # Errors
+    /// No socket can be created.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_session_socket_is_found_under_a_number_that_is_used_again() -> std::io::Result<()> {
+        let server = TcpListener::bind(("127.0.0.1", 0))?;
+        let address = server.local_addr()?;
+        let mut abandoned = OwnedFd::from(TcpStream::connect(address)?);
+        let snapshot = SocketSnapshot::take();
+        assert!(snapshot.find_new(Some(address)).is_none());
+
+        let session = TcpStream::connect(address)?;
+        let local_address = session.local_addr()?;
+        dup2(&session, &mut abandoned)?;
+        drop(session);
+        let found = snapshot.find_new(Some(address)).expect("a new socket");
+        assert_eq!(TcpStream::from(found).local_addr()?, local_address);
         Ok(())
     }
 }
