@@ -12,16 +12,15 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 
-/// How often to repeat what does not come to rest, as where processes start and exit all the time.
+/// How often to repeat what does not come to rest, as where processes start and exit all the time. Of what comes before
+/// a signal, only the shortest steps are repeated: the margin of the timing rule must cover them.
 const MAX_REPEATS: usize = 10;
 
 /// Returns the descendants of this process; all processes, if the kernel does not name the children of a process. None
 /// if /proc is not mounted, or is that of another PID namespace (`unshare --pid` without `--mount-proc`): its process
 /// IDs are those of strangers.
 ///
-/// One walk can miss a process: if a child that was read already is reaped meanwhile, the kernel may skip another, and
-/// one whose parent exits may be adopted where the walk has been. The next walk then differs, unless the same happens
-/// to it. So walks are repeated until two agree.
+/// The list is no snapshot: it lacks a process that this process adopts meanwhile.
 pub(super) fn descendants() -> Option<ProcessList> {
     let this = Pid::this().as_raw();
     if fs::read_link("/proc/self").ok()?.to_str()?.parse() != Ok(this) {
@@ -30,15 +29,7 @@ pub(super) fn descendants() -> Option<ProcessList> {
     if !fs::exists(format!("/proc/{this}/task/{this}/children")).is_ok_and(|exists| exists) {
         return all();
     }
-    let mut list = walk(this);
-    for _ in 0..MAX_REPEATS {
-        let last = std::mem::replace(&mut list, walk(this));
-        if list == last {
-            return Some(list);
-        }
-    }
-    list.shows_all = false;
-    Some(list)
+    Some(walk(this))
 }
 
 /// Goes from a process to its children, and so on.
@@ -89,11 +80,23 @@ impl ProcessList {
     }
 
     /// Returns the children of a process.
+    ///
+    /// One reading can miss some: if one that was read already is reaped meanwhile, the kernel may skip the next, and
+    /// those of a thread that exits move to another thread. So it is repeated until two agree.
     fn read_children(&mut self, pid: i32) -> Vec<i32> {
-        read_children(pid).unwrap_or_else(|error| {
-            self.shows_all &= has_ended(pid, &error);
-            Vec::new()
-        })
+        let mut children = Vec::new();
+        for repeat in 0..=MAX_REPEATS {
+            match read_children(pid) {
+                Ok(found) if repeat > 0 && found == children => return children,
+                Ok(found) => children = found,
+                Err(error) => {
+                    self.shows_all &= has_ended(pid, &error);
+                    return children;
+                }
+            }
+        }
+        self.shows_all = false;
+        children
     }
 
     /// Adds what was read of a process, and returns whether it runs. One that cannot be read, for want of memory or of

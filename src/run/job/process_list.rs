@@ -15,7 +15,7 @@ pub(super) struct Process {
 }
 
 /// The descendants of this process, and maybe others.
-#[derive(Default, PartialEq, Eq)]
+#[derive(Default)]
 pub(super) struct ProcessList {
     pub(super) processes: Vec<Process>,
     /// Whether the system hides none of those that were to be listed.

@@ -83,10 +83,11 @@ pub(super) fn look(group: Option<Pid>, mut select: impl FnMut(&ProcessList) -> V
     let first = list_descendants();
     let mut visible = select(&first);
     let mut is_none_left = false;
-    if visible.is_empty() && first.shows_all {
+    if visible.is_empty() {
         let second = group.map_or_else(list_descendants, list_descendants_and);
         visible = select(&second);
-        is_none_left = visible.is_empty() && second.shows_all && second.zombies().is_subset(&first.zombies());
+        let shows_all = first.shows_all && second.shows_all;
+        is_none_left = visible.is_empty() && shows_all && second.zombies().is_subset(&first.zombies());
     }
     JobProcesses { visible, is_none_left }
 }
