@@ -7,7 +7,8 @@
 
 use super::connector::{Connector, Encryption, HandshakeInfo};
 use super::error::{
-    ClientErrorKind, ConnectError, RetryScope, describe_io_error, exit_code_for, is_transient, root_cause, tls_alert,
+    CONNECTION_CLOSED, ClientErrorKind, ConnectError, RetryScope, describe_io_error, exit_code_for, is_transient,
+    root_cause, tls_alert,
 };
 use super::query_message::QueryMessage;
 use super::settings::{Host, HostAddress, Secret, Settings, TargetSessionAttrs};
@@ -264,9 +265,7 @@ impl ConnectAttempt<'_> {
             ClientErrorKind::Authentication => {
                 ConnectError::permission(error.source().map(ToString::to_string).unwrap_or_default())
             }
-            ClientErrorKind::Other if error.is_closed() => {
-                ConnectError::unreachable("the server closed the connection unexpectedly")
-            }
+            ClientErrorKind::Other if error.is_closed() => ConnectError::unreachable(CONNECTION_CLOSED),
             // With TLS 1.3, the server rejects our certificate only after the handshake.
             ClientErrorKind::Other if tls_alert(error).is_some_and(tls::is_about_client_certificate) => {
                 ConnectError::permission(root_cause(error))

@@ -16,6 +16,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+/// What else may be the case if the server seems to have stopped responding.
+pub(crate) const FULL_POOL: &str = "a pooler without a free session, see its default_pool_size, looks the same";
+
 /// A session of the client library. Its own method [`Client::simple_query`] takes the place of the library's.
 pub(crate) struct Client {
     inner: postgres::Client,
@@ -109,8 +112,7 @@ impl Client {
             Some(watchdog) if watchdog.has_expired() => Failure::msg(
                 ExitCode::Unavailable,
                 format!(
-                    "the server stopped responding: no reply within {} to the query {} (a pooler without a free session, \
-                     see its default_pool_size, looks the same)",
+                    "the server stopped responding: no reply within {} to the query {} ({FULL_POOL})",
                     humantime::format_duration(watchdog.limit),
                     self.question,
                 ),

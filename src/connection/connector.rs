@@ -6,7 +6,7 @@
 //! server refuses us before or after authentication decides whether another attempt makes sense. Everything that the
 //! server sends goes through a [`ReplyFilter`].
 
-use super::error::{TlsFailure, describe_io_error, is_of_tls, tls_failure};
+use super::error::{CONNECTION_CLOSED, TlsFailure, describe_io_error, is_of_tls, tls_failure};
 use super::reply_filter::{MESSAGE_HEADER_BYTES, ReplyFilter};
 use super::settings::RequireAuth;
 use super::tls;
@@ -131,8 +131,7 @@ impl Connector {
         socket.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).await?;
         let mut reply = [0];
         if socket.read(&mut reply).await? == 0 {
-            let message = "the server closed the connection unexpectedly";
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, CONNECTION_CLOSED));
         }
         match reply[0] {
             b'S' => Ok(true),

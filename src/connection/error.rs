@@ -151,9 +151,7 @@ impl From<postgres::Error> for Failure {
             }
             Some(_) if is_simple_protocol_refused(&error) => Failure::msg(ExitCode::Config, SIMPLE_PROTOCOL_REFUSED),
             Some(db) => Failure::msg(exit_code_for(db.code().code()), db.message()).transient_if(is_transient(db)),
-            None if error.is_closed() => {
-                Failure::msg(ExitCode::Unavailable, "the server closed the connection unexpectedly").transient_if(true)
-            }
+            None if error.is_closed() => Failure::msg(ExitCode::Unavailable, CONNECTION_CLOSED).transient_if(true),
             // Not of the connection: what the library cannot parse stays so.
             None => {
                 let is_transient = error.source().is_some_and(<dyn Error>::is::<io::Error>);
@@ -185,6 +183,15 @@ pub(crate) const SIMPLE_PROTOCOL_REFUSED: &str = "the pooler refuses simple quer
 pub(crate) fn is_simple_protocol_refused(error: &postgres::Error) -> bool {
     let is_refusal = |db: &DbError| *db.code() == SqlState::PROTOCOL_VIOLATION && db.message() == "PQexec disallowed";
     error.as_db_error().is_some_and(is_refusal)
+}
+
+/// The server, or this process itself, has closed the connection, and no error message came before.
+pub(crate) const CONNECTION_CLOSED: &str = "the server closed the connection unexpectedly";
+
+/// Returns whether the failure says no more than that the connection has ended, whichever side ended it.
+pub(crate) fn is_of_ended_connection(failure: &Failure) -> bool {
+    let mut causes = failure.error.chain();
+    causes.any(|cause| cause.is::<io::Error>() || cause.to_string() == CONNECTION_CLOSED)
 }
 
 /// The message that the server's table of locks is full.

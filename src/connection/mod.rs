@@ -52,10 +52,10 @@ mod sockets;
 mod tls;
 mod validate;
 
-pub(crate) use client::Client;
+pub(crate) use client::{Client, FULL_POOL};
 pub(crate) use error::{
-    SIMPLE_PROTOCOL_REFUSED, final_if_session_lives, is_lock_table_full, is_of_full_lock_table,
-    is_simple_protocol_refused,
+    CONNECTION_CLOSED, SIMPLE_PROTOCOL_REFUSED, final_if_session_lives, is_lock_table_full, is_of_ended_connection,
+    is_of_full_lock_table, is_simple_protocol_refused,
 };
 pub(crate) use open::{Canceller, Connection, LimitEnforcement};
 pub(crate) use redact::{may_have_password, quoted};

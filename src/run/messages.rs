@@ -1,5 +1,6 @@
 //! The sentences that `pglock run` prints: pure functions of the facts. The supervisor decides when to print them.
 
+use crate::connection::FULL_POOL;
 use crate::run::signal_number::SignalNumber;
 use humantime::{FormattedDuration, format_duration, format_rfc3339_seconds};
 use nix::errno::Errno;
@@ -207,8 +208,7 @@ pub(crate) fn wait_failed(reason: &str, waited: Duration) -> String {
 /// The server stopped responding before the lock was acquired.
 pub(crate) fn unresponsive(since_startup: Duration) -> String {
     format!(
-        "the server stopped responding {} after startup (a pooler without a free session, see its default_pool_size, \
-         looks the same)",
+        "the server stopped responding {} after startup ({FULL_POOL})",
         rounded(since_startup)
     )
 }

@@ -16,7 +16,7 @@ use crate::run::options::RunOptions;
 use crate::run::progress::{self, WaitProgress};
 use crate::run::recording::Recording;
 use crate::run::service_manager::ServiceManager;
-use crate::run::session::{self, Held, Session, SessionEvent, SessionPlan};
+use crate::run::session::{self, Held, Session, SessionEvent, SessionPlan, SessionSocket};
 use crate::run::signal_number::SignalNumber;
 use crate::run::signals::{self, BlockedSignals, SignalInfo, Signals};
 use crate::run::state::{Action, Event, RECORD_TIMEOUT, RunState};
@@ -25,8 +25,7 @@ use crate::ui::terminal;
 use nix::errno::Errno;
 use nix::poll::PollTimeout;
 use nix::sys::signal::{SigSet, Signal};
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 /// How long to wait for the session's thread to find out who evicted the session. The job has exited by then.
@@ -91,11 +90,9 @@ struct Supervisor {
     is_connected: bool,
     canceller: Option<Canceller>,
     /// The socket of a session that waits.
-    wait_socket: Option<Arc<OwnedFd>>,
+    wait_socket: Option<Arc<SessionSocket>>,
     /// The session is connected, but its socket could not be determined.
     is_socket_unknown: bool,
-    /// The socket of the last connection that was abandoned.
-    abandoned_socket: Weak<OwnedFd>,
     /// Why the last connection failed, if the wait has endured it.
     last_failure: Option<String>,
     held: Option<Held>,
@@ -141,7 +138,6 @@ impl Supervisor {
             canceller: None,
             wait_socket: None,
             is_socket_unknown: false,
-            abandoned_socket: Weak::new(),
             last_failure: None,
             held: None,
             job: None,
@@ -232,6 +228,7 @@ impl Supervisor {
                 self.recording.is_begun = false;
                 Some(Event::Connected)
             }
+            SessionEvent::Answered => Some(Event::Answered),
             SessionEvent::Contended => Some(Event::Contended),
             SessionEvent::GivenUp => {
                 self.forget_socket();
@@ -342,8 +339,7 @@ impl Supervisor {
     }
 
     fn record_acquisition(&mut self, held: Held) -> Option<Event> {
-        let is_abandoned = |socket| self.abandoned_socket.ptr_eq(&Arc::downgrade(socket));
-        if held.socket.as_ref().is_some_and(is_abandoned) {
+        if held.socket.as_ref().is_some_and(|socket| socket.is_abandoned()) {
             // The reply had arrived before we ended the connection. The session's thread finds the lock lost.
             return None;
         }
@@ -442,10 +438,7 @@ impl Supervisor {
         let acquired = self.held.as_ref().and_then(|held| held.socket.clone());
         self.forget_lock();
         match self.wait_socket.clone().or(acquired) {
-            Some(socket) => {
-                shut_down_socket(&socket);
-                self.abandoned_socket = Arc::downgrade(&socket);
-            }
+            Some(socket) => socket.abandon(),
             None if self.is_socket_unknown => return false,
             // It is connecting.
             None => {}
@@ -477,6 +470,7 @@ impl Supervisor {
         if !held.claim.take() {
             return Event::Withdrawn;
         }
+        let inherited = held.socket.as_deref().filter(|_| self.options.inherit_socket);
         let launch = Launch {
             command: &self.options.command,
             keys: &self.options.keys,
@@ -485,7 +479,7 @@ impl Supervisor {
             slot: held.slot,
             token: held.token.as_deref(),
             backend_pid: held.backend_pid,
-            socket: held.socket.as_deref().filter(|_| self.options.inherit_socket),
+            socket: inherited.map(SessionSocket::descriptor),
         };
         match Job::start(&launch, group, &self.signals) {
             Ok(job) => {
@@ -573,7 +567,7 @@ impl Supervisor {
 
     fn disconnect(&self) {
         if let Some(socket) = self.held.as_ref().and_then(|held| held.socket.as_ref()) {
-            shut_down_socket(socket);
+            shut_down_socket(socket.descriptor());
             message::detail(messages::DISCONNECTED);
         }
     }

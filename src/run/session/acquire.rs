@@ -267,14 +267,16 @@ impl Acquirer<'_> {
     ) -> Result<(LockRequest, Acquisition), Failure> {
         let began = Instant::now();
         let mut settling = Settling::ServerAndPool;
+        let may_be_unfit = !memory.has_answered;
         let (mut request, mut outcome) = match self.first_query(client, memory, settling) {
-            Err(failure) if !memory.has_answered => {
+            Err(failure) if may_be_unfit => {
                 let reconnect = || self.reconnect_to_probe();
                 return Err(lock::explain_first_failure(failure, client, began.elapsed(), reconnect));
             }
             result => result?,
         };
         memory.note_server(&request.server);
+        self.note_answer(memory);
         while let Some(settling_time) = request.server.times.settling_time() {
             self.let_server_settle(settling_time)?;
             // The pool may lend another backend now, but has reached the server for long enough.
@@ -342,7 +344,7 @@ impl Acquirer<'_> {
         };
         retry.check_eviction(client, memory)?;
         if memory.must_await_old_job() {
-            let ids = self.key_ids(client)?;
+            let ids = self.key_ids(client, memory)?;
             let ids = self.lock(&ids, Scope::Session).ids().to_vec();
             retry.await_old_job(client, &ids, memory)
         } else if memory.follows_failure() {
@@ -447,12 +449,12 @@ impl Acquirer<'_> {
     fn first_query(
         &self,
         client: &mut Client,
-        memory: &WaitMemory,
+        memory: &mut WaitMemory,
         settling: Settling,
     ) -> Result<(LockRequest, TryOutcome), Failure> {
         let client_info = self.client_info(memory, settling);
         let tried = Instant::now();
-        let ids = self.key_ids(client)?;
+        let ids = self.key_ids(client, memory)?;
         let lock = self.lock(&ids, Scope::Session);
         self.reporter.expect_reply_within(Duration::ZERO);
         // One that has given up a connection has no ticket, and waits for none.
@@ -482,12 +484,23 @@ impl Acquirer<'_> {
     ///
     /// # Errors
     /// As for [`lock::key_ids`].
-    fn key_ids(&self, client: &mut Client) -> Result<Vec<KeyId>, Failure> {
+    fn key_ids(&self, client: &mut Client, memory: &mut WaitMemory) -> Result<Vec<KeyId>, Failure> {
         let keys = &self.options().keys;
-        if keys.iter().any(|key| key.number().known().is_none()) {
+        let is_query = keys.iter().any(|key| key.number().known().is_none());
+        if is_query {
             self.reporter.expect_reply_within(Duration::ZERO);
         }
-        lock::key_ids(client, keys)
+        let ids = lock::key_ids(client, keys)?;
+        if is_query {
+            self.note_answer(memory);
+        }
+        Ok(ids)
+    }
+
+    /// Notes an answer of the server: from now on, the wait endures.
+    fn note_answer(&self, memory: &mut WaitMemory) {
+        memory.note_answer();
+        self.reporter.report(SessionEvent::Answered);
     }
 
     /// Returns the lock to request for keys with these numbers.

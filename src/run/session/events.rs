@@ -1,23 +1,25 @@
 //! What the session's thread reports to the main thread.
 
 use super::claim::Claim;
+use super::session_socket::SessionSocket;
 use crate::connection::{Canceller, Client};
 use crate::inspect::backend::Backend;
 use crate::key::KeyId;
 use crate::outcome::Failure;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
 /// A report, in the usual order.
 pub(crate) enum SessionEvent {
     /// Connected to a server or a pooler, over this socket if it is known.
-    Connected(Option<Arc<OwnedFd>>),
-    /// Connected to the server itself, so this can interrupt the wait.
-    Cancellable(Canceller),
+    Connected(Option<Arc<SessionSocket>>),
     /// The session is alive. If there is no further report by this time, it is not.
     Alive(Instant),
-    /// Another client holds the lock; from now on the wait endures a server that is away.
+    /// The server has answered a query; from now on a wait endures a server that is away.
+    Answered,
+    /// Connected to the server itself, so this can interrupt the wait.
+    Cancellable(Canceller),
+    /// Another client holds the lock.
     Contended,
     /// The connection was closed between two tries, and another one is opened at once.
     GivenUp,
@@ -79,5 +81,5 @@ pub(crate) struct Held {
     /// The backend that holds it for us.
     pub backend_pid: i32,
     /// The session's socket, where it is known.
-    pub socket: Option<Arc<OwnedFd>>,
+    pub socket: Option<Arc<SessionSocket>>,
 }

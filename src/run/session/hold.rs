@@ -5,7 +5,7 @@ use super::orders::{Orders, WakeReason};
 use super::plan::SessionPlan;
 use super::recorder::Recorder;
 use super::reporter::Reporter;
-use crate::connection::Client;
+use crate::connection::{CONNECTION_CLOSED, Client};
 use crate::inspect::eviction;
 use crate::lock::{self, Grant, HeartbeatReply, Lock, Receipt, ScopeChoice, Ticket};
 use crate::outcome::Failure;
@@ -175,7 +175,7 @@ fn read_unsolicited(client: &mut Client) -> Result<usize, SessionLoss> {
     };
     if client.is_closed() {
         return Err(SessionLoss {
-            why: "the server closed the connection unexpectedly".into(),
+            why: CONNECTION_CLOSED.into(),
             by_administrator: false,
         });
     }

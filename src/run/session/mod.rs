@@ -24,6 +24,7 @@ mod recorder;
 mod reporter;
 mod request;
 mod retry;
+mod session_socket;
 pub(crate) mod timing;
 mod wait_observer;
 mod worker;
@@ -31,6 +32,7 @@ mod worker;
 pub(crate) use events::{Held, SessionEvent};
 pub(crate) use orders::poll_timeout;
 pub(crate) use plan::SessionPlan;
+pub(crate) use session_socket::SessionSocket;
 
 use crate::history::RunEnd;
 use crate::run::signals::Waker;

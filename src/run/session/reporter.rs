@@ -65,7 +65,10 @@ impl Reporter {
                 self.deadline.set(None);
                 true
             }
-            SessionEvent::Connected(_) | SessionEvent::Cancellable(_) | SessionEvent::Contended => false,
+            SessionEvent::Connected(_)
+            | SessionEvent::Cancellable(_)
+            | SessionEvent::Answered
+            | SessionEvent::Contended => false,
             _ => true,
         }
     }

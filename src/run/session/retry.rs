@@ -119,10 +119,14 @@ impl WaitMemory {
         }
     }
 
-    /// Notes what the first query on a connection has answered.
+    /// Notes which server the connection leads to.
     pub(super) fn note_server(&mut self, server: &Server) {
-        self.note_answer();
         self.backend = (!server.pooled).then_some(server.backend_pid);
+    }
+
+    /// Returns whether the current connection is known to lead to the server itself.
+    pub(super) fn is_direct(&self) -> bool {
+        self.backend.is_some()
     }
 
     /// Notes that another client holds the lock.

@@ -11,11 +11,13 @@ use super::plan::SessionPlan;
 use super::recorder::Recorder;
 use super::reporter::Reporter;
 use super::retry::{Retry, WaitMemory};
-use crate::connection::{Canceller, Client, Connection, LimitEnforcement, shut_down_socket};
+use super::session_socket::SessionSocket;
+use crate::connection::{
+    Canceller, Client, Connection, FULL_POOL, LimitEnforcement, is_of_ended_connection, shut_down_socket,
+};
 use crate::key;
 use crate::lock::{Lock, Wait};
 use crate::outcome::{ExitCode, Failure};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -118,12 +120,16 @@ impl Worker {
             };
             connect::connect(&self.plan, &self.reporter, enforcement)?
         };
-        let socket = socket.map(Arc::new);
+        let socket = socket.map(SessionSocket::new).map(Arc::new);
         let end = match self.converse(&mut client, socket.clone(), canceller, memory) {
             Ok(end) => end,
             Err(failure) => {
-                client.limit_end(socket.as_deref(), END_LIMIT);
+                client.limit_end(socket.as_deref().map(SessionSocket::descriptor), END_LIMIT);
                 *failed_client = Some(client);
+                let is_abandoned = socket.is_some_and(|socket| socket.is_abandoned());
+                if is_abandoned && is_of_ended_connection(&failure) {
+                    return Err(silence(memory.is_direct()));
+                }
                 return Err(failure);
             }
         };
@@ -146,7 +152,7 @@ impl Worker {
                 // What is left of the session must not hold any of the keys while they are acquired again, nor keep us
                 // from that: its last reply may be unfinished.
                 if let Some(socket) = socket {
-                    shut_down_socket(&socket);
+                    shut_down_socket(socket.descriptor());
                 }
                 drop(client);
                 let guard = Guard {
@@ -177,7 +183,7 @@ impl Worker {
     fn converse(
         &self,
         client: &mut Client,
-        socket: Option<Arc<OwnedFd>>,
+        socket: Option<Arc<SessionSocket>>,
         canceller: Canceller,
         memory: &mut WaitMemory,
     ) -> Result<SessionEnd<'_>, Failure> {
@@ -187,7 +193,7 @@ impl Worker {
             plan: &self.plan,
             orders: &self.orders,
             reporter: &self.reporter,
-            socket: socket.as_deref(),
+            socket: socket.as_deref().map(SessionSocket::descriptor),
         };
         match acquirer.acquire(client, canceller, memory)? {
             AcquireOutcome::Acquired(acquired) => self.hold(client, socket, acquired, memory),
@@ -227,7 +233,7 @@ impl Worker {
     fn hold(
         &self,
         client: &mut Client,
-        socket: Option<Arc<OwnedFd>>,
+        socket: Option<Arc<SessionSocket>>,
         acquired: AcquiredLock,
         memory: &mut WaitMemory,
     ) -> Result<SessionEnd<'_>, Failure> {
@@ -262,7 +268,7 @@ impl Worker {
             recorder: recorder.as_ref(),
             is_guard: false,
         };
-        match holder.hold(client, socket.as_deref(), ticket) {
+        match holder.hold(client, socket.as_deref().map(SessionSocket::descriptor), ticket) {
             Ok(was_held) => Ok(SessionEnd::Released {
                 was_held,
                 recorder: recorder.filter(|recorder| !(was_held && recorder.is_complete())),
@@ -292,4 +298,18 @@ impl Worker {
         self.reporter.report(SessionEvent::Withdrawn);
         Failure::msg(ExitCode::Unavailable, loss.why).transient_if(true)
     }
+}
+
+/// Returns the failure of a session whose connection the main thread has abandoned.
+fn silence(is_direct: bool) -> Failure {
+    let hint = if is_direct {
+        String::new()
+    } else {
+        format!(" ({FULL_POOL})")
+    };
+    Failure::msg(
+        ExitCode::Unavailable,
+        format_args!("the server stopped responding{hint}"),
+    )
+    .transient_if(true)
 }

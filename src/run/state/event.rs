@@ -13,6 +13,8 @@ pub(crate) enum Event {
     Signal(SignalInfo),
     /// The session is connected; from now on its wait can be cancelled.
     Connected,
+    /// The server has answered a query.
+    Answered,
     /// Another client holds the lock.
     Contended,
     /// The session has no connection any more, and will connect again.

@@ -60,8 +60,8 @@ pub(crate) struct RunState {
     wait: Wait,
     /// Another client was seen to hold the lock.
     is_contended: bool,
-    /// So it was, or we have acquired it.
-    has_seen_lock: bool,
+    /// The server has answered a query.
+    has_answered: bool,
     phase: Phase,
     /// When the session's next report is due; `None` once it no longer matters.
     report_due: Option<Instant>,
@@ -90,7 +90,7 @@ impl RunState {
             policy,
             wait,
             is_contended: false,
-            has_seen_lock: false,
+            has_answered: false,
             phase: Phase::Acquiring { connected: false },
             report_due: None,
             overslept_due: None,

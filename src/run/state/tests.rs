@@ -80,6 +80,7 @@ fn starting() -> (RunState, Instant) {
     let now = Instant::now();
     let mut state = RunState::new(policy(OnLost::Stop), Wait::Indefinitely);
     state.handle(Event::Connected, now);
+    state.handle(Event::Answered, now);
     state.handle(alive_until(now + 10 * SECOND), now);
     assert_eq!(state.handle(Event::Acquired, now), []);
     assert!(state.is_starting());
@@ -232,11 +233,11 @@ fn the_wait_times_out() {
 #[test]
 fn a_waiter_abandons_a_connection_that_does_not_respond() {
     let now = Instant::now();
-    let waiting = |contended: bool| {
+    let waiting = |has_answered: bool| {
         let mut state = RunState::new(policy(OnLost::Stop), Wait::Indefinitely);
         state.handle(Event::Connected, now);
-        if contended {
-            state.handle(Event::Contended, now);
+        if has_answered {
+            state.handle(Event::Answered, now);
         }
         state.handle(alive_until(now + SECOND), now);
         state
@@ -276,6 +277,7 @@ fn a_waiter_abandons_a_connection_that_does_not_respond() {
 fn a_silent_session_is_given_up_before_the_job_is_started() {
     let now = Instant::now();
     let mut state = RunState::new(policy(OnLost::Stop), Wait::Indefinitely);
+    state.handle(Event::Answered, now);
     state.handle(alive_until(now + SECOND), now);
     state.handle(Event::Acquired, now);
     assert!(state.is_starting());
@@ -744,6 +746,7 @@ impl World {
                 self.lock_held = true;
                 self.reach_server();
                 self.deliver(alive_until(self.now + 10 * SECOND), in_callers_group);
+                self.deliver(Event::Answered, in_callers_group);
                 self.deliver(Event::Acquired, in_callers_group);
             }
             Incident::Start if self.finished.is_none() && self.state.is_starting() => {
@@ -768,6 +771,7 @@ impl World {
                 self.deliver(Event::Withdrawn, in_callers_group);
             }
             Incident::Contend if self.is_session_alive && !self.lock_held => {
+                self.deliver(Event::Answered, in_callers_group);
                 self.deliver(Event::Contended, in_callers_group);
             }
             Incident::Evict if self.is_session_alive && self.lock_held => {

@@ -24,9 +24,12 @@ impl RunState {
                 *connected = true;
                 Vec::new()
             }
+            Event::Answered => {
+                self.has_answered = true;
+                Vec::new()
+            }
             Event::Contended => {
                 self.is_contended = true;
-                self.has_seen_lock = true;
                 Vec::new()
             }
             Event::Disconnected => {
@@ -38,7 +41,6 @@ impl RunState {
             }
             Event::Acquired => {
                 self.min_hold_until = Some(now + self.policy.min_hold);
-                self.has_seen_lock = true;
                 self.phase = Phase::Starting;
                 Vec::new()
             }
@@ -86,7 +88,7 @@ impl RunState {
         let endures = match self.wait {
             Wait::Try => false,
             Wait::Until(_) => true,
-            Wait::Indefinitely => self.has_seen_lock,
+            Wait::Indefinitely => self.has_answered,
         };
         if !endures {
             return self.give_up();

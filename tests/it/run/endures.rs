@@ -4,6 +4,7 @@ use crate::support::command::command;
 use crate::support::gate::{Answer, Gate};
 use crate::support::journal::{Journal, now};
 use crate::support::pglock::{Output, Pglock, Running};
+use crate::support::proxy::Proxy;
 use crate::support::server::{Server, WITH_PASSWORD};
 use crate::support::tls::Secured;
 use crate::support::unique;
@@ -146,6 +147,35 @@ fn a_waiter_whose_own_session_was_terminated_is_not_delayed() {
     assert_eq!(output.code(0).stdout, b"mine\n");
     let cause = "terminating connection due to administrator command";
     assert_one_loss(&output, &key, cause);
+}
+
+/// P39: from the first answer on, also where no other client was seen to hold the lock. The query after it, as that for
+/// the token, stays without a reply.
+#[test]
+fn a_silence_after_the_first_answer_ends_no_wait() {
+    let server = Server::shared();
+    let output = |queries, options: &[&str]| {
+        let key = unique("silence");
+        let proxy = Proxy::silent_after(server, queries);
+        let run = server.run(&key).env("PGLOCK_DSN", proxy.dsn());
+        let run = run.arg("--token").args(SHORT).args(options);
+        let output = run.args(["echo", "mine"]).output();
+        proxy.await_silence();
+        (output, key)
+    };
+    // With this hash, the first answer is the number of the key; whether the session is pooled is not known then.
+    for (options, hint) in [
+        (&[] as &[&str], "; "),
+        (&["--hash", "hashtext"], " (a pooler without a free session, "),
+    ] {
+        let (endured, key) = output(&[1], options);
+        assert_eq!(endured.code(0).stdout, b"mine\n");
+        assert_one_loss(&endured, &key, &format!(": the server stopped responding{hint}"));
+    }
+    for (queries, options) in [(&[1], &["--no-wait"] as &[&str]), (&[0], &[])] {
+        let (ended, _) = output(queries, options);
+        assert!(ended.code(69).stdout.is_empty(), "{ended}");
+    }
 }
 
 /// P32, P39: 75, since the lock was seen held, with the last cause; while the server is away, and after it is back.

@@ -89,7 +89,7 @@ fn a_waiter_comes_back_after_a_cut_of_its_network() {
     let output = waiter.finish();
     assert!(freed.elapsed() < Duration::from_secs(2), "{:?}", freed.elapsed());
     assert_eq!(output.code(0).stdout, b"mine\n");
-    assert_one_loss(&output, &key, "");
+    assert_one_loss(&output, &key, ": the server stopped responding; ");
 }
 
 /// P37, P39

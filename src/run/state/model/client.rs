@@ -104,6 +104,7 @@ fn event(report: Report) -> Event {
     match report {
         Report::Connected => Event::Connected,
         Report::Alive { next_due } => Event::Alive { next_due: at(next_due) },
+        Report::Answered => Event::Answered,
         Report::Contended => Event::Contended,
         Report::Retrying => Event::Disconnected,
         Report::Held => Event::Acquired,

@@ -14,7 +14,7 @@ pub(super) const NO_JOB_WITHOUT_LOCK: &str = "no job without a lock";
 pub(super) const EVERY_RUN_ENDS: &str = "every run ends";
 /// A waiter acquires a key that stays free.
 pub(super) const NO_WAITER_FORGOTTEN: &str = "no waiter is forgotten";
-/// The wait of a client that has seen another one hold the key ends only with an answer.
+/// The wait of a client that the server has answered once ends only with an answer about the lock.
 pub(super) const EVERY_WAIT_ENDURES: &str = "every wait endures";
 /// Nothing runs round and round in no time.
 pub(super) const NO_BUSY_LOOP: &str = "no busy loop";

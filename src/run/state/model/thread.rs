@@ -50,7 +50,7 @@ impl World {
                 _ => is_ended,
             },
             // The first attempt fails.
-            Thread::Connecting => is_there || !client.memory.was_contended,
+            Thread::Connecting => is_there || !client.memory.has_answered,
             Thread::AwaitingOldJob { is_look_due } => {
                 is_ended || is_ordered || is_look_due || self.is_holder_accounted_for(number)
             }
@@ -148,6 +148,7 @@ impl World {
     /// The first query: examines the server, and tries the key.
     pub(super) fn try_key(&mut self, rules: &Rules, number: usize) {
         self.hear(number);
+        self.note_answer(number);
         let double_heartbeat = 2 * rules.timing.heartbeat;
         if self.server.is_young && rules.fixes.newcomer_waits {
             self.clients[number].report_alive(double_heartbeat + 1);

@@ -23,6 +23,16 @@ impl Client {
 }
 
 impl World {
+    /// Notes that the server has answered the first query on a connection.
+    pub(super) fn note_answer(&mut self, number: usize) {
+        let client = &mut self.clients[number];
+        if !client.memory.has_answered {
+            client.report(Report::Answered);
+        }
+        client.memory.has_answered = true;
+        client.memory.has_answered_here = true;
+    }
+
     /// Notes that another client holds the lock.
     pub(super) fn note_contention(&mut self, number: usize) {
         let client = &mut self.clients[number];
@@ -30,14 +40,13 @@ impl World {
             client.report(Report::Contended);
         }
         client.memory.was_contended = true;
-        client.memory.has_answered_here = true;
     }
 
     /// Returns whether only an answer may end the client's wait. An evictor may, too, of which the client may have seen
     /// the mark when it is gone: a lock that it has acquired meanwhile is then released at once.
     pub(super) fn must_endure(&self, number: usize) -> bool {
         let client = &self.clients[number];
-        client.memory.was_contended && !client.is_release_ordered && self.evictor.is_none()
+        client.memory.has_answered && !client.is_release_ordered && self.evictor.is_none()
     }
 
     /// Returns, one bit for each, which clients wait and know of the holder, and have not noticed that their connection
@@ -63,10 +72,11 @@ impl World {
     /// After the connection of a waiter is lost: connects again, if the server has answered before.
     pub(super) fn lose_contact(&mut self, rules: &Rules, number: usize) {
         let client = &mut self.clients[number];
-        if !client.memory.was_contended || client.is_release_ordered {
+        if !client.memory.has_answered || client.is_release_ordered {
             return self.fail(number);
         }
-        if client.memory.has_answered_here && rules.fixes.waiter_waits {
+        let knows_holder = client.memory.was_contended && client.memory.has_answered_here;
+        if knows_holder && rules.fixes.waiter_waits {
             client.memory.holder_lost_at = Some(0);
             client.memory.is_granted_since = false;
         }
@@ -92,7 +102,7 @@ impl World {
         let session = client.session;
         if !client.is_cut && self.evictor == Some(Evictor::Forcing { session }) {
             // It need not endure that.
-            client.memory.was_contended = false;
+            client.memory.has_answered = false;
             return self.fail(number);
         }
         client.memory.was_contended = true;

@@ -201,6 +201,8 @@ pub(super) enum Thread {
 /// What a wait remembers from one connection to the next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct WaitMemory {
+    /// The server has answered a query.
+    pub(super) has_answered: bool,
     /// Another client was seen to hold the lock.
     pub(super) was_contended: bool,
     /// The server has answered on the current connection.
@@ -227,6 +229,7 @@ pub(super) enum Connection {
 pub(super) enum Report {
     Connected,
     Alive { next_due: Ticks },
+    Answered,
     Contended,
     Retrying,
     Held,
@@ -240,7 +243,10 @@ pub(super) enum Report {
 impl Report {
     /// Returns whether the loop must read it now; see `session::reporter`.
     pub(super) fn wakes(self) -> bool {
-        !matches!(self, Report::Connected | Report::Alive { .. } | Report::Contended)
+        !matches!(
+            self,
+            Report::Connected | Report::Alive { .. } | Report::Answered | Report::Contended
+        )
     }
 }
 
