@@ -9,7 +9,7 @@ use crate::support::pglock::{Output, binary};
 use crate::support::server::Server;
 use crate::support::unique;
 use crate::support::wait::{SOON, eventually};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, getsid};
 use std::time::{Duration, Instant};
 
@@ -156,6 +156,46 @@ fn a_daemon_is_not_part_of_the_job() {
         assert!(state(daemon).is_some());
         kill(daemon, Signal::SIGKILL).unwrap();
     }
+}
+
+/// A daemon that starts a process every millisecond, beside many that rest: no two lists of them are the same.
+const BUSY_DAEMON: &str = "
+import os, signal, sys, time
+
+def start(lifetime):
+    if os.fork() == 0:
+        time.sleep(lifetime)
+        os._exit(0)
+
+if os.fork():
+    os._exit(0)
+os.setsid()
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for _ in range(200):
+    start(60)
+with open(sys.argv[1], 'a') as journal:
+    journal.write(f'0 pid {os.getpid()}\\n')
+end = time.monotonic() + 60
+while time.monotonic() < end:
+    start(0.02)
+    time.sleep(0.001)
+";
+
+/// P21: nor does the lock wait for one.
+#[test]
+fn a_busy_daemon_does_not_keep_the_lock() {
+    let (case, journal) = (Case::new(), Journal::new());
+    let path = journal.path();
+    let job = format!("python3 -c \"{BUSY_DAEMON}\" {}; sleep 100", path.display());
+    let running = case.run().args(["--kill-after", "4"]).sh(&job).spawn();
+    eventually(SOON, "the daemon", || journal.pids().len() == 1);
+    let daemon = journal.pids()[0];
+    case.terminate_backends();
+    let output = running.finish();
+    let lives = state(daemon).is_some();
+    killpg(daemon, Signal::SIGKILL).unwrap();
+    assert_lost(&output, &case.key, "", "terminated the job with SIGTERM");
+    assert!(lives);
 }
 
 /// P21: a process whose first thread has ended looks like a zombie.
