@@ -151,7 +151,7 @@ impl From<postgres::Error> for Failure {
             }
             Some(_) if is_simple_protocol_refused(&error) => Failure::msg(ExitCode::Config, SIMPLE_PROTOCOL_REFUSED),
             Some(db) => Failure::msg(exit_code_for(db.code().code()), db.message()).transient_if(is_transient(db)),
-            None if error.is_closed() => Failure::msg(ExitCode::Unavailable, CONNECTION_CLOSED).transient_if(true),
+            None if has_ended(&error) => Failure::msg(ExitCode::Unavailable, CONNECTION_CLOSED).transient_if(true),
             // Not of the connection: what the library cannot parse stays so.
             None => {
                 let is_transient = error.source().is_some_and(<dyn Error>::is::<io::Error>);
@@ -185,13 +185,22 @@ pub(crate) fn is_simple_protocol_refused(error: &postgres::Error) -> bool {
     error.as_db_error().is_some_and(is_refusal)
 }
 
-/// The server, or this process itself, has closed the connection, and no error message came before.
+/// The connection has ended, and no error message came before. This process itself may have ended it.
 pub(crate) const CONNECTION_CLOSED: &str = "the server closed the connection unexpectedly";
 
-/// Returns whether the failure says no more than that the connection has ended, whichever side ended it.
-pub(crate) fn is_of_ended_connection(failure: &Failure) -> bool {
-    let mut causes = failure.error.chain();
-    causes.any(|cause| cause.is::<io::Error>() || cause.to_string() == CONNECTION_CLOSED)
+/// Returns whether the connection has ended without a message: over TLS, without a `close_notify` as well.
+fn has_ended(error: &postgres::Error) -> bool {
+    let cause = error.source().and_then(<dyn Error>::downcast_ref);
+    let kind = cause.map(io::Error::kind);
+    error.is_closed() || matches!(kind, Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe))
+}
+
+/// Returns whether the failure is [`CONNECTION_CLOSED`].
+pub(crate) fn is_of_closed_connection(failure: &Failure) -> bool {
+    failure
+        .error
+        .chain()
+        .any(|cause| cause.to_string() == CONNECTION_CLOSED)
 }
 
 /// The message that the server's table of locks is full.

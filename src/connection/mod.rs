@@ -54,7 +54,7 @@ mod validate;
 
 pub(crate) use client::{Client, FULL_POOL};
 pub(crate) use error::{
-    CONNECTION_CLOSED, SIMPLE_PROTOCOL_REFUSED, final_if_session_lives, is_lock_table_full, is_of_ended_connection,
+    CONNECTION_CLOSED, SIMPLE_PROTOCOL_REFUSED, final_if_session_lives, is_lock_table_full, is_of_closed_connection,
     is_of_full_lock_table, is_simple_protocol_refused,
 };
 pub(crate) use open::{Canceller, Connection, LimitEnforcement};

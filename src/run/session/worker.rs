@@ -13,7 +13,7 @@ use super::reporter::Reporter;
 use super::retry::{Retry, WaitMemory};
 use super::session_socket::SessionSocket;
 use crate::connection::{
-    Canceller, Client, Connection, FULL_POOL, LimitEnforcement, is_of_ended_connection, shut_down_socket,
+    Canceller, Client, Connection, FULL_POOL, LimitEnforcement, is_of_closed_connection, shut_down_socket,
 };
 use crate::key;
 use crate::lock::{Lock, Wait};
@@ -127,7 +127,7 @@ impl Worker {
                 client.limit_end(socket.as_deref().map(SessionSocket::descriptor), END_LIMIT);
                 *failed_client = Some(client);
                 let is_abandoned = socket.is_some_and(|socket| socket.is_abandoned());
-                if is_abandoned && is_of_ended_connection(&failure) {
+                if is_abandoned && is_of_closed_connection(&failure) {
                     return Err(silence(memory.is_direct()));
                 }
                 return Err(failure);

@@ -171,6 +171,7 @@ fn a_silence_after_the_first_answer_ends_no_wait() {
         let (endured, key) = output(&[1], options);
         assert_eq!(endured.code(0).stdout, b"mine\n");
         assert_one_loss(&endured, &key, &format!(": the server stopped responding{hint}"));
+        assert!(!endured.stderr.is_empty(), "{endured}");
     }
     for (queries, options) in [(&[1], &["--no-wait"] as &[&str]), (&[0], &[])] {
         let (ended, _) = output(queries, options);
@@ -404,22 +405,28 @@ fn a_signal_ends_a_wait_without_a_server_at_once() {
     }
 }
 
-/// P39: `pglock: connection closed` says too little.
+/// P39: `pglock: connection closed` says too little, and how a server has left TLS says nothing.
 #[test]
 fn the_line_about_a_closed_session_names_key_and_cause() {
-    let server = Server::shared();
-    let (gate, key) = (Gate::before(server, Answer::Relay), unique("closed"));
-    let holder = server.run(&key).holding();
-    let waiter = server.run(&key).args(["-d", &gate.dsn(), "true"]).spawn();
-    let quiet = server.run(&key).args(["-q", "-d", &gate.dsn(), "true"]).spawn();
-    server.await_locks(&key, 1, 2);
-    gate.close_all();
-    let line = "the server closed the connection unexpectedly; reconnecting\n";
-    waiter.await_stderr(&format!("{}{line}", loss_line(&key)));
-    // Each is back in the queue.
-    eventually(SOON, "four connections", || gate.connections() == 4);
-    server.await_locks(&key, 1, 2);
-    holder.finish().code(0);
-    assert_one_loss(waiter.finish().code(0), &key, line);
-    quiet.finish().code(0).silent();
+    let server = Secured::start();
+    let with_tls = |dsn: &str| dsn.replace("postgres@", "with_tls@").replace("=disable", "=require");
+    for convert in [str::to_owned as fn(&str) -> String, with_tls] {
+        let (gate, key) = (Gate::before(&server, Answer::Relay), unique("closed"));
+        let holder = server.run(&key).holding();
+        let run = |options: &[&str]| {
+            let run = server.run(&key).args(options);
+            run.args(["-d", &convert(&gate.dsn()), "true"]).spawn()
+        };
+        let (waiter, quiet) = (run(&[]), run(&["-q"]));
+        server.await_locks(&key, 1, 2);
+        gate.close_all();
+        let line = "the server closed the connection unexpectedly; reconnecting\n";
+        waiter.await_stderr(&format!("{}{line}", loss_line(&key)));
+        // Each is back in the queue.
+        eventually(SOON, "four connections", || gate.connections() == 4);
+        server.await_locks(&key, 1, 2);
+        holder.finish().code(0);
+        assert_one_loss(waiter.finish().code(0), &key, line);
+        quiet.finish().code(0).silent();
+    }
 }
