@@ -29,6 +29,8 @@ use std::time::{Duration, Instant};
 const TIME_LIMIT: Duration = Duration::from_millis(2 * 2 * 2000 + 2000 + 700 + 400 + 1000 + 1000 + 2000 + 300 + 2000);
 /// What a busy machine may add.
 const SLACK: Duration = Duration::from_secs(20);
+/// How long `init`, which lets a server work as long as it likes, may wait for one that hangs before it is terminated.
+const PATIENCE_WITH_INIT: Duration = Duration::from_secs(5);
 /// The memory that a pglock may need whatever it receives; a list may be long.
 const MOST_MEMORY_KB: u64 = 128 * 1024;
 const MOST_MEMORY_OF_LISTS_KB: u64 = 256 * 1024;
@@ -111,7 +113,12 @@ impl FuzzCase {
             if self.scenario.releases_when_waited_for() && self.is_waited_for(&relay) {
                 holder = None;
             }
-            if self.scenario == Scenario::Interrupted && relay.waiting_sessions() > 0 && !was_terminated {
+            let is_enough = match self.scenario {
+                Scenario::Interrupted => relay.waiting_sessions() > 0,
+                Scenario::Init | Scenario::InitAgain => began.elapsed() > PATIENCE_WITH_INIT,
+                _ => false,
+            };
+            if is_enough && !was_terminated {
                 running.signal(Signal::SIGTERM);
                 was_terminated = true;
             }
@@ -232,7 +239,11 @@ impl FuzzCase {
     }
 
     fn may_end_by(&self) -> Option<i32> {
-        (self.scenario == Scenario::Interrupted).then_some(Signal::SIGTERM as i32)
+        let is_interrupted = matches!(
+            self.scenario,
+            Scenario::Interrupted | Scenario::Init | Scenario::InitAgain
+        );
+        is_interrupted.then_some(Signal::SIGTERM as i32)
     }
 
     /// Acquires the lock in a session of another client, which releases it on drop: of a pglock with a note, where its
