@@ -150,6 +150,16 @@ mod tests {
     use nix::unistd::dup2;
     use std::net::{TcpListener, TcpStream, UdpSocket};
 
+    /// Connects to the server over a socket that takes the place and the number of this one. Returns its local address.
+    ///
+    /// # Errors
+    /// No socket can be created.
+    fn connect_under(abandoned: &mut OwnedFd, server: SocketAddr) -> std::io::Result<SocketAddr> {
+        let session = TcpStream::connect(server)?;
+        dup2(&session, abandoned)?;
+        session.local_addr()
+    }
+
     /// An abandoned attempt has a socket that is not connected yet and closes it at any time; the next attempt may get
     /// its number. Or the abandoned attempt connects late.
     ///
@@ -167,10 +177,7 @@ mod tests {
         let snapshot = SocketSnapshot::take();
         assert!(snapshot.find_new(Some(address)).is_none());
         let late = TcpStream::connect(other.local_addr()?)?;
-        let session = TcpStream::connect(address)?;
-        let local_address = session.local_addr()?;
-        dup2(&session, &mut abandoned)?;
-        drop(session);
+        let local_address = connect_under(&mut abandoned, address)?;
 
         let found = snapshot.find_new(Some(address)).expect("a new socket");
         assert_eq!(TcpStream::from(found).local_addr()?, local_address);
@@ -201,10 +208,7 @@ mod tests {
         let snapshot = SocketSnapshot::take();
         assert!(snapshot.find_new(Some(address)).is_none());
 
-        let session = TcpStream::connect(address)?;
-        let local_address = session.local_addr()?;
-        dup2(&session, &mut abandoned)?;
-        drop(session);
+        let local_address = connect_under(&mut abandoned, address)?;
         let found = snapshot.find_new(Some(address)).expect("a new socket");
         assert_eq!(TcpStream::from(found).local_addr()?, local_address);
         Ok(())

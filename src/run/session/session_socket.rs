@@ -18,6 +18,7 @@ impl SessionSocket {
         }
     }
 
+    /// Returns the descriptor, which the session's thread polls and the job may inherit.
     pub(crate) fn descriptor(&self) -> &OwnedFd {
         &self.descriptor
     }
