@@ -69,7 +69,7 @@ pub(super) struct RunArgs {
     /// Lock to acquire: a name, an integer, or two integers A,B.
     ///
     /// name:42 is the name 42. With several keys, pglock acquires all of the locks or none.
-    #[arg(short, long, value_parser = value::key, allow_hyphen_values = true, required_unless_present = "hash")]
+    #[arg(short, long, value_parser = value::key_option, allow_hyphen_values = true, required_unless_present = "hash")]
     pub key: Vec<Key>,
 
     /// Hash scheme, to share a lock with another tool.
@@ -260,7 +260,7 @@ pub(super) struct TableArgs {
     ///
     /// It is split at the first dot, and both parts are taken literally: nothing is folded to lower case. Without a
     /// dot, the schema is public.
-    #[arg(long, value_name = "TABLE", value_parser = TableName::parse)]
+    #[arg(long, value_name = "TABLE", value_parser = value::table)]
     #[arg(default_note = TableName::default(), variable_note = variables::PGLOCK_TABLE.name)]
     pub table: Option<TableName>,
 }
@@ -293,7 +293,7 @@ pub(super) struct HashArgs {
 )]
 pub(super) struct ListArgs {
     /// Show only this key, with its slots and waiters; exit with 75 if it is held
-    #[arg(short, long, value_parser = value::key, allow_hyphen_values = true)]
+    #[arg(short, long, value_parser = value::key_option, allow_hyphen_values = true)]
     pub key: Vec<Key>,
 
     #[command(flatten)]
@@ -318,7 +318,7 @@ pub(super) struct ListArgs {
 )]
 pub(super) struct EvictArgs {
     /// Lock whose holders to terminate, including its slots
-    #[arg(short, long, value_parser = value::key, allow_hyphen_values = true, required_unless_present = "hash")]
+    #[arg(short, long, value_parser = value::key_option, allow_hyphen_values = true, required_unless_present = "hash")]
     pub key: Vec<Key>,
 
     #[command(flatten)]
@@ -365,7 +365,7 @@ pub(super) struct CheckArgs {
 )]
 pub(super) struct KeyArgs {
     /// Keys, as for run --key; write -- before a pair A,B with a negative A
-    #[arg(required_unless_present = "hash", value_parser = Key::parse)]
+    #[arg(required_unless_present = "hash", value_parser = value::key)]
     #[arg(allow_negative_numbers = true, value_name = "NAME")]
     pub names: Vec<Key>,
 
@@ -423,7 +423,7 @@ pub(super) struct InitArgs {
 #[command(after_long_help = help::exit_table("history"))]
 pub(super) struct HistoryArgs {
     /// Only this key; repeat the option for more
-    #[arg(short, long, value_parser = value::key, allow_hyphen_values = true)]
+    #[arg(short, long, value_parser = value::key_option, allow_hyphen_values = true)]
     pub key: Vec<Key>,
 
     #[command(flatten)]

@@ -67,7 +67,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             return Ok(Invocation::Text(error.render().to_string()));
         }
-        Err(error) => return Err(Failure::msg(ExitCode::Usage, usage_error::one_line(&error, &arguments))),
+        Err(error) => return Err(Failure::msg(ExitCode::Usage, usage_error::one_line(error, &arguments))),
     };
     Ok(match command {
         Command::Run(args) => Invocation::Run(Box::new(args.validate()?)),

@@ -1,7 +1,7 @@
 //! One line for each mistake on the command line: what is wrong, what was probably meant, and where to read more.
 
 use super::args::command;
-use crate::connection::may_have_password;
+use crate::connection::may_be_connection_string;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use std::ffi::OsString;
 
@@ -32,8 +32,9 @@ const FLOCK_OPTIONS: [(&[&str], &str); 2] = [
 const EXAMPLE: &str = "to run a command: pglock run --key backup -- ./backup.sh";
 
 /// Shortens clap's error, which fills a screen, to one line that names the command with more help.
-pub(super) fn one_line(error: &clap::Error, arguments: &[OsString]) -> String {
-    let text = without_connection_strings(error.render().to_string(), arguments);
+pub(super) fn one_line(mut error: clap::Error, arguments: &[OsString]) -> String {
+    hide_connection_strings(&mut error);
+    let text = error.render().to_string();
     let summary = text.split("\n\n").next().unwrap_or_default();
     let summary = summary.strip_prefix("error: ").unwrap_or(summary);
     let summary = summary.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -43,7 +44,7 @@ pub(super) fn one_line(error: &clap::Error, arguments: &[OsString]) -> String {
         Some(subcommand) => format!("pglock {} --help", subcommand.get_name()),
         None => "pglock --help".to_owned(),
     };
-    let tip = tip(error, subcommand.is_some());
+    let tip = tip(&error, subcommand.is_some());
     let tip = tip.map_or_else(String::new, |tip| format!("; {tip}"));
     format!("{summary}{tip} (see '{help}')")
 }
@@ -113,19 +114,18 @@ fn sorted_letters(text: &str) -> Vec<char> {
     letters
 }
 
-/// Replaces every argument that may contain a password: a connection string is easily passed in the wrong place
+/// Replaces every value that may contain a password: a connection string is easily passed in the wrong place
 /// (`pglock list postgresql://...`), and cron mails the error.
-fn without_connection_strings(mut text: String, arguments: &[OsString]) -> String {
-    for argument in arguments {
-        let argument = argument.to_string_lossy();
-        let value = argument.split_once('=').map(|(_, value)| value);
-        for part in [Some(&*argument), value].into_iter().flatten() {
-            if may_have_password(part) {
-                text = text.replace(part, "(a connection string)");
-            }
-        }
+fn hide_connection_strings(error: &mut clap::Error) {
+    let is_hidden = |value: &ContextValue| match value {
+        ContextValue::String(value) => may_be_connection_string(value),
+        ContextValue::Strings(values) => values.iter().any(|value| may_be_connection_string(value)),
+        _ => false,
+    };
+    let hidden = error.context().filter(|(_, value)| is_hidden(value));
+    for kind in hidden.map(|(kind, _)| kind).collect::<Vec<_>>() {
+        error.insert(kind, ContextValue::String("(a connection string)".to_owned()));
     }
-    text
 }
 
 #[cfg(test)]
@@ -136,7 +136,7 @@ mod tests {
         let arguments = format!("pglock {arguments}");
         let arguments: Vec<OsString> = arguments.split_whitespace().map(OsString::from).collect();
         let error = command().try_get_matches_from(&arguments).expect_err("a mistake");
-        one_line(&error, &arguments)
+        one_line(error, &arguments)
     }
 
     #[test]
@@ -167,5 +167,31 @@ mod tests {
             assert!(message.contains(tip), "{arguments:?}: {message:?}");
         }
         assert!(!message("list --frob").contains(EXAMPLE));
+    }
+
+    #[test]
+    fn a_misplaced_connection_string_is_not_quoted() {
+        for arguments in [
+            "postgresql://u:SECRET@db",
+            "list postgresql://u:SECRET@db",
+            "list u:SECRET@db",
+            "list -k -postgresql://u:SECRET@db",
+            "run -wpostgresql://u:SECRET@db --key x true",
+            "run -wpostgresql://u:SECRET@db\u{7f} --key x true",
+            "run --wait=pgpass=SECRET --key x true",
+            "run --no-wait=pwd=SECRET --key x true",
+            "evict --key=postgresql://u:SECRET@db",
+        ] {
+            let message = message(arguments);
+            assert!(message.contains("(a connection string)"), "{arguments:?}: {message:?}");
+            assert!(!message.contains("SECRET"), "{arguments:?}: {message:?}");
+        }
+        for (arguments, shown) in [
+            ("check --password", "'--password'"),
+            ("/opt/bin/reset-password", "'/opt/bin/reset-password'"),
+        ] {
+            let message = message(arguments);
+            assert!(message.contains(shown), "{arguments:?}: {message:?}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use super::options::{
 };
 use super::value::SchemeSelection;
 use super::variables;
-use crate::connection::{ConnectionOptions, ConnectionString, ConnectionStringSource};
+use crate::connection::{ConnectionOptions, ConnectionString, ConnectionStringSource, has_password};
 use crate::history::{RunFilter, Setup, TableName};
 use crate::key::Key;
 use crate::key::hash::{Scheme, SchemeInput};
@@ -35,6 +35,7 @@ impl RunArgs {
     /// Fails if a variable is invalid, a value is out of range, or options contradict each other.
     pub(super) fn validate(self) -> Result<RunOptions, Failure> {
         let record = self.record_options()?;
+        check_command(&self.command)?;
         let wait = if self.no_wait {
             Some(Duration::ZERO)
         } else {
@@ -129,6 +130,32 @@ impl TableArgs {
     fn validate(self) -> Result<TableName, Failure> {
         Ok(variables::PGLOCK_TABLE.or_option(self.table)?.unwrap_or_default())
     }
+}
+
+/// Checks that the command is one: `list`, the run table and the server show its name, so it must not be a variable, as a
+/// shell takes it in front of a command, or a connection string.
+///
+/// # Errors
+/// It is a variable, or there is a password in it. The error does not quote it.
+fn check_command(command: &[OsString]) -> Result<(), Failure> {
+    let Some(name) = command.first().map(|name| name.to_string_lossy()) else {
+        return Ok(());
+    };
+    let is_variable = |name: &str| {
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        !name.is_empty() && name.chars().all(is_allowed) && !name.starts_with(|c: char| c.is_ascii_digit())
+    };
+    if name.split_once('=').is_some_and(|(name, _)| is_variable(name)) {
+        return Err(usage(
+            "the command begins with a variable; set variables in front of pglock",
+        ));
+    }
+    if has_password(&name) {
+        return Err(usage(
+            "the command is a connection string; pass it with --dsn or PGLOCK_DSN",
+        ));
+    }
+    Ok(())
 }
 
 /// Returns the command that runs a text with the user's shell, as `flock -c` does.

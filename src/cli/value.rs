@@ -2,7 +2,8 @@
 //!
 //! Errors say what is accepted: `expected ...`. The caller adds the value and the name of the option or variable.
 
-use crate::history::MAX_NAME_LEN;
+use crate::connection::has_password;
+use crate::history::{MAX_NAME_LEN, TableName};
 use crate::key::Key;
 use crate::key::hash::{SCHEMES, Scheme};
 use crate::lock::ScopeChoice;
@@ -77,8 +78,10 @@ pub(super) fn run_count(text: &str) -> Result<u32, String> {
 /// Parses the value of `--note`.
 ///
 /// # Errors
-/// Fails for a text that is too long, empty, or has control characters: it is printed on terminals, in one line.
+/// Fails for a text that is too long, empty, or has control characters: it is printed on terminals, in one line. Also
+/// fails for a text with a password.
 pub(super) fn note(text: &str) -> Result<String, String> {
+    let text = without_password(text)?;
     if text.trim().is_empty() || text.len() > MAX_NOTE_LEN || text.chars().any(char::is_control) {
         return Err(format!(
             "expected at most {MAX_NOTE_LEN} bytes of text, without control characters"
@@ -90,27 +93,57 @@ pub(super) fn note(text: &str) -> Result<String, String> {
 /// Parses the name of a role.
 ///
 /// # Errors
-/// Fails for a name that PostgreSQL would cut or refuse.
+/// Fails for a name that PostgreSQL would cut or refuse, and for a text with a password.
 pub(super) fn role(text: &str) -> Result<String, String> {
+    let text = without_password(text)?;
     if text.is_empty() || text.len() > MAX_NAME_LEN {
         return Err(format!("expected the name of a role, at most {MAX_NAME_LEN} bytes"));
     }
     Ok(text.to_owned())
 }
 
+/// Parses the name of a run table.
+///
+/// # Errors
+/// Fails as [`TableName::parse`] does, and for a text with a password.
+pub(super) fn table(text: &str) -> Result<TableName, String> {
+    TableName::parse(without_password(text)?)
+}
+
 /// Parses the value of `--key`. clap lets it begin with a dash, because `-1,2` is a key; but if it is `--shared`, the
 /// key in front of that option was forgotten.
 ///
 /// # Errors
-/// Fails for an option, and as [`Key::parse`] does.
-pub(super) fn key(text: &str) -> Result<Key, String> {
+/// Fails for an option, and as [`key`] does.
+pub(super) fn key_option(text: &str) -> Result<Key, String> {
     if let Some(rest) = text.strip_prefix('-')
         && !rest.is_empty()
         && !rest.starts_with(|c: char| c.is_ascii_digit())
     {
-        return Err(format!("the key is missing; write name:{text} to use this as a name"));
+        return Err("the key is missing; to use this as a name, write name: in front of it".to_owned());
     }
-    Key::parse(text).map_err(|error| error.to_string())
+    key(text)
+}
+
+/// Parses a key.
+///
+/// # Errors
+/// Fails as [`Key::parse`] does, and for a text with a password.
+pub(super) fn key(text: &str) -> Result<Key, String> {
+    Key::parse(without_password(text)?).map_err(|error| error.to_string())
+}
+
+/// Returns the text of a value that is printed, or sent to the server as a name, unless it has a password in it.
+///
+/// # Errors
+/// Fails for a text with a password, most often a connection string in the wrong place.
+fn without_password(text: &str) -> Result<&str, String> {
+    if has_password(text) {
+        return Err("expected a value without a password, because others can see it; \
+                    pass a connection string with --dsn or PGLOCK_DSN"
+            .to_owned());
+    }
+    Ok(text)
 }
 
 /// The name of a value, its description for shell completions, and the value.

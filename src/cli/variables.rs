@@ -33,7 +33,7 @@ pub(super) const PGLOCK_STOP_SIGNAL: Variable<SignalNumber> = Variable::new("PGL
 pub(super) const PGLOCK_HASH: Variable<Scheme> = Variable::new("PGLOCK_HASH", str::parse);
 pub(super) const PGLOCK_SCOPE: Variable<ScopeChoice> =
     Variable::new("PGLOCK_SCOPE", |text| value::choose(value::SCOPE_CHOICES, text));
-pub(super) const PGLOCK_TABLE: Variable<TableName> = Variable::new("PGLOCK_TABLE", TableName::parse);
+pub(super) const PGLOCK_TABLE: Variable<TableName> = Variable::new("PGLOCK_TABLE", value::table);
 pub(super) const PGLOCK_ON_LOST: Variable<OnLost> =
     Variable::new("PGLOCK_ON_LOST", |text| value::choose(value::ON_LOST_CHOICES, text));
 

@@ -5,9 +5,46 @@
 
 use super::parameter::find_similar;
 
-/// Returns whether the text could be a connection string with a password, given where a plain value belongs.
-pub(crate) fn may_have_password(text: &str) -> bool {
-    text.contains("://") || text.to_ascii_lowercase().contains("password")
+/// Returns whether an error must not quote the text: it could be a connection string, given where a plain value belongs.
+pub(crate) fn may_be_connection_string(text: &str) -> bool {
+    let separators = [&[';', '&'], &WHITESPACE[..]].concat();
+    text.contains("://")
+        || text.contains('@')
+        || has_parameter(text, &separators, is_like_parameter_name)
+        || has_password(text)
+}
+
+/// Returns whether the text has a recognizable password in it: as a parameter, `password=...`, or as the login of a URI,
+/// `//user:password@host`. `password-rotation` and `s3://bucket/x` have none.
+pub(crate) fn has_password(text: &str) -> bool {
+    let separators = [&[';', '&', '?', '/', ':', '(', '"', '\''], &WHITESPACE[..]].concat();
+    let mut rests_of_uris = text
+        .match_indices("//")
+        .map(|(at, slashes)| &text[at + slashes.len()..]);
+    has_parameter(text, &separators, is_password) || rests_of_uris.any(starts_with_login)
+}
+
+/// Returns whether this is what PostgreSQL's clients call a password, possibly misspelled: `password`, `PGPASSWORD`,
+/// `Pwd`. Not `password_file`, nor everything that may be secret: a lock may well be called `token=5` or `pass=2`.
+fn is_password(name: &str) -> bool {
+    let lower_case = name.to_ascii_lowercase();
+    let last_word = lower_case.rsplit(['_', '-', '.']).next().unwrap_or_default();
+    find_similar(name).is_some_and(is_secret) || last_word.contains("passw") || ["pwd", "psw"].contains(&last_word)
+}
+
+/// Returns whether a URI goes on with `user:password@` after its slashes, even if the password has another slash in it.
+/// A number is a port, which libpq also takes it for: `host:5432/db@x`.
+fn starts_with_login(rest: &str) -> bool {
+    let is_after_host = |c: char| "/?#,".contains(c) || c.is_whitespace();
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let Some((user, after_colon)) = authority.split_once(':') else {
+        return false;
+    };
+    let end_of_digits = after_colon.trim_start_matches(|c: char| c.is_ascii_digit());
+    let is_port =
+        after_colon != end_of_digits && (end_of_digits.is_empty() || end_of_digits.starts_with(is_after_host));
+    let is_text = after_colon.starts_with(char::is_whitespace);
+    !user.starts_with('[') && !is_port && !is_text && has_login(rest)
 }
 
 /// The whitespace that separates libpq's pairs.
@@ -15,9 +52,7 @@ pub(super) const WHITESPACE: [char; 6] = [' ', '\t', '\r', '\n', '\x0b', '\x0c']
 
 /// Quotes a value for an error, unless it could contain a password.
 pub(crate) fn quoted(value: &str) -> String {
-    let separators = [&[';', '&'], &WHITESPACE[..]].concat();
-    let has_parameters = has_parameter(value, &separators, is_like_parameter_name);
-    if may_have_password(value) || has_parameters || value.contains('@') {
+    if may_be_connection_string(value) || value.to_ascii_lowercase().contains("password") {
         "a connection string".into()
     } else {
         format!("{value:?}")
@@ -78,4 +113,56 @@ pub(super) fn is_secret(parameter: &str) -> bool {
 pub(super) fn is_like_parameter_name(text: &str) -> bool {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
     !text.is_empty() && text.len() <= 40 && text.chars().all(is_allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_told_from_a_name() {
+        for text in [
+            "host=db password=x",
+            "Host=db;Username=u;Pwd = x",
+            "name:password=x",
+            "user=u passwrod=x",
+            "\"password\"='x', db:PGPASSWORD=x",
+            "jdbc:postgresql://db/app?user=u&password=x",
+            "postgresql://u:x@db/app",
+            "//u:x@db",
+            "postgresql://u:p/x@db/app",
+            "postgresql://u:/x@db/app",
+            "postgresql://u:12x@db/app",
+            "postgresql://u:p x@db/app",
+            "of a.example://b, redis://:x@cache",
+        ] {
+            assert!(has_password(text), "{text}");
+        }
+        for text in [
+            "backup",
+            "password-rotation",
+            "reset password",
+            "reset-password:tenant=42",
+            "s3://bucket/passwords/dt=2024",
+            "password_reset=nightly",
+            "RESTIC_PASSWORD_FILE=/etc/restic",
+            "compass=north",
+            "pass=2",
+            "token=5",
+            "passfile=/etc/pgpass",
+            "s3://bucket/x",
+            "app:v1@prod",
+            "postgresql://u@db:5432/app",
+            "postgresql://db:5432/app@night",
+            "http://[2001:db8::1]:5432/app@main",
+            "https://example.org/app:1.2@sha256:77",
+            "https://example.org:8080, ask ops@example.org",
+            "see https://wiki: ask ops@example.org",
+            "ssh://git@example.org:22/app@main",
+            "a=b",
+            "=",
+        ] {
+            assert!(!has_password(text), "{text}");
+        }
+    }
 }

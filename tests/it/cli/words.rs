@@ -16,7 +16,7 @@ use std::path::Path;
 /// Stands wherever a password belongs, and where one may be given by mistake.
 const SECRET: &str = "S3kR1t";
 
-const OPTIONS: [&str; 27] = [
+const OPTIONS: [&str; 35] = [
     "--key",
     "-k",
     "--shared",
@@ -44,6 +44,14 @@ const OPTIONS: [&str; 27] = [
     "--json",
     "--yes",
     "--sql",
+    "--note",
+    "--record",
+    "--once-per",
+    "--table",
+    "--grant",
+    "--print",
+    "--ok-within",
+    "--dbname",
 ];
 
 const VALUES: [&str; 25] = [
@@ -74,7 +82,7 @@ const VALUES: [&str; 25] = [
     "x'y\"z",
 ];
 
-const VARIABLES: [&str; 22] = [
+const VARIABLES: [&str; 23] = [
     "PGLOCK_WAIT",
     "PGLOCK_CONFLICT_EXIT_CODE",
     "PGLOCK_KILL_AFTER",
@@ -85,6 +93,7 @@ const VARIABLES: [&str; 22] = [
     "PGLOCK_POLL",
     "PGLOCK_STOP_SIGNAL",
     "PGLOCK_CONNECT_TIMEOUT",
+    "PGLOCK_TABLE",
     "PGSSLMODE",
     "PGCONNECT_TIMEOUT",
     "PGTARGETSESSIONATTRS",
@@ -138,7 +147,6 @@ fn violation(output: &Output) -> Option<String> {
     if output.status.code() != Some(0) && stderr.is_empty() {
         return Some("prints nothing".into());
     }
-    // Only `key` prints its argument, which is not a secret.
     (stderr.contains(SECRET) || stdout.contains(SECRET)).then(|| "shows a password".into())
 }
 
@@ -164,9 +172,11 @@ fn case(seed: u64, directory: &Path, port: u16) -> Output {
     if random.below(2) == 0 {
         pglock = pglock.env("PGLOCK_DSN", dsn(random, port));
     }
-    let command = random.one_of(&["run", "run", "run", "list", "check", "evict", ""]);
+    let command = random.one_of(&[
+        "run", "run", "run", "run", "list", "check", "evict", "key", "init", "history", "",
+    ]);
     pglock = pglock.arg(command);
-    if random.below(4) > 0 && command != "check" && command != "list" {
+    if random.below(4) > 0 && ["run", "evict"].contains(&command) {
         pglock = pglock.args(["--key", "x"]);
     }
     for _ in 0..random.below(4) {
@@ -180,13 +190,15 @@ fn case(seed: u64, directory: &Path, port: u16) -> Output {
 
 /// Adds an option with or without its value, or an argument that is not an option.
 fn option(pglock: Pglock, random: &mut Random, port: u16) -> Pglock {
-    match random.below(8) {
+    match random.below(10) {
         0 => pglock.args(["--dsn", &dsn(random, port)]),
         // Given in the wrong place.
         1 => pglock.arg(dsn(random, port)),
         2 => pglock.arg(format!("{}={}", random.one_of(&OPTIONS), dsn(random, port))),
-        3 => pglock.arg(random.one_of(&OPTIONS)),
-        4 => pglock.arg(value(random)),
+        3 => pglock.arg(random.one_of(&["-k", "-w", "-E"]).to_owned() + &dsn(random, port)),
+        4 => pglock.arg(random.one_of(&OPTIONS)).arg(dsn(random, port)),
+        5 => pglock.arg(random.one_of(&OPTIONS)),
+        6 => pglock.arg(value(random)),
         _ => pglock.arg(random.one_of(&OPTIONS)).arg(random.one_of(&VALUES)),
     }
 }
@@ -214,9 +226,10 @@ fn dsn(random: &mut Random, port: u16) -> String {
         "port=x",
         "%zz=%",
     ]);
+    let name = random.one_of(&["password", "password", "passwrod", "Pwd", "PGPASSWORD"]);
     match random.below(4) {
         0 => format!("postgresql://u:{secret}@127.0.0.1:{port}/d?{more}"),
-        1 => format!("host=127.0.0.1 port={port} user=u password={secret} {more}"),
+        1 => format!("host=127.0.0.1 port={port} user=u {name}={secret} {more}"),
         2 => format!("{more} host=127.0.0.1 port={port} password='{secret}' user=u"),
         _ => format!("postgres://127.0.0.1:{port}/d?user=u&password={secret}&{more}"),
     }

@@ -79,6 +79,36 @@ fn wrong_arguments_are_64() {
     }
 }
 
+/// P91: what others can see is refused if it has a password in it.
+#[test]
+fn a_value_with_a_password_is_64() {
+    let server = Server::shared();
+    let pairs = format!("host=127.0.0.1 user=u password={RIGHT}");
+    let uri = format!("postgresql://user_of_the_application:{RIGHT}@database.internal.example.org:5432/application");
+    let joined = format!("-k{uri}");
+    for arguments in [
+        &["run", "-k", &pairs, "true"][..],
+        &["run", &joined, "true"],
+        &["run", "-k", "x", "--note", &uri, "true"],
+        &["run", "-k", "x", "--record", "--table", &uri, "true"],
+        &["run", "-k", "x", &uri, "true"],
+        &["list", "-k", &pairs],
+        &["evict", "-k", &uri],
+        &["history", "-k", &uri],
+        &["key", &pairs],
+        &["init", "--grant", &uri],
+        &["init", "--table", &uri],
+    ] {
+        let line = refused(&server.pglock().args(arguments).output(), 64);
+        assert!(line.contains("with --dsn or PGLOCK_DSN"), "{arguments:?}: {line}");
+    }
+    let line = refused(&server.pglock().arg("init").env("PGLOCK_TABLE", &uri).output(), 78);
+    assert!(line.contains("with --dsn or PGLOCK_DSN"), "{line}");
+    let variable = format!("BORG_PASSPHRASE={RIGHT}");
+    let line = refused(&server.run("x").args(["--", &variable, "true"]).output(), 64);
+    assert!(line.contains("in front of pglock"), "{line}");
+}
+
 /// P90: 69, the database cannot be reached.
 #[test]
 fn a_server_that_cannot_be_reached_is_69() {
