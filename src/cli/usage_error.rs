@@ -1,7 +1,7 @@
 //! One line for each mistake on the command line: what is wrong, what was probably meant, and where to read more.
 
 use super::args::command;
-use crate::connection::may_be_connection_string;
+use crate::connection::may_have_password;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use std::ffi::OsString;
 
@@ -117,11 +117,7 @@ fn sorted_letters(text: &str) -> Vec<char> {
 /// Replaces every value that may contain a password: a connection string is easily passed in the wrong place
 /// (`pglock list postgresql://...`), and cron mails the error.
 fn hide_connection_strings(error: &mut clap::Error) {
-    let is_hidden = |value: &ContextValue| match value {
-        ContextValue::String(value) => may_be_connection_string(value),
-        ContextValue::Strings(values) => values.iter().any(|value| may_be_connection_string(value)),
-        _ => false,
-    };
+    let is_hidden = |value: &ContextValue| matches!(value, ContextValue::String(value) if may_have_password(value));
     let hidden = error.context().filter(|(_, value)| is_hidden(value));
     for kind in hidden.map(|(kind, _)| kind).collect::<Vec<_>>() {
         error.insert(kind, ContextValue::String("(a connection string)".to_owned()));
@@ -188,6 +184,8 @@ mod tests {
         }
         for (arguments, shown) in [
             ("check --password", "'--password'"),
+            ("list env=prod", "'env=prod'"),
+            ("run --key --wait=5 true", "'--wait=5'"),
             ("/opt/bin/reset-password", "'/opt/bin/reset-password'"),
         ] {
             let message = message(arguments);

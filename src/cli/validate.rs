@@ -132,27 +132,28 @@ impl TableArgs {
     }
 }
 
-/// Checks that the command is one: `list`, the run table and the server show its name, so it must not be a variable, as a
-/// shell takes it in front of a command, or a connection string.
+/// Checks that the command begins neither with a connection string nor with the assignment of a variable, as a shell
+/// takes it in front of a command: `list`, the run table and the server show the name of the command.
 ///
 /// # Errors
-/// It is a variable, or there is a password in it. The error does not quote it.
+/// It begins with either. The error does not quote it.
 fn check_command(command: &[OsString]) -> Result<(), Failure> {
     let Some(name) = command.first().map(|name| name.to_string_lossy()) else {
         return Ok(());
     };
+    if has_password(&name) {
+        return Err(usage(
+            "the name of the command contains a password; pass a connection string with --dsn or PGLOCK_DSN, \
+             and a command line with -c",
+        ));
+    }
     let is_variable = |name: &str| {
         let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '_';
         !name.is_empty() && name.chars().all(is_allowed) && !name.starts_with(|c: char| c.is_ascii_digit())
     };
     if name.split_once('=').is_some_and(|(name, _)| is_variable(name)) {
         return Err(usage(
-            "the command begins with a variable; set variables in front of pglock",
-        ));
-    }
-    if has_password(&name) {
-        return Err(usage(
-            "the command is a connection string; pass it with --dsn or PGLOCK_DSN",
+            "the command begins with the assignment of a variable; put it in front of pglock",
         ));
     }
     Ok(())

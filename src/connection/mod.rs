@@ -58,7 +58,7 @@ pub(crate) use error::{
     is_of_full_lock_table, is_simple_protocol_refused,
 };
 pub(crate) use open::{Canceller, Connection, LimitEnforcement};
-pub(crate) use redact::{has_password, may_be_connection_string, quoted};
+pub(crate) use redact::{has_password, may_have_password, quoted};
 pub(crate) use settings::{ConnectionOptions, ConnectionString, ConnectionStringSource, Settings};
 pub(crate) use sockets::shut_down_socket;
 pub(crate) use validate::DEFAULT_CONNECT_TIMEOUT;

@@ -5,46 +5,58 @@
 
 use super::parameter::find_similar;
 
-/// Returns whether an error must not quote the text: it could be a connection string, given where a plain value belongs.
-pub(crate) fn may_be_connection_string(text: &str) -> bool {
-    let separators = [&[';', '&'], &WHITESPACE[..]].concat();
+/// Returns whether an error about an argument must not quote it: it could be a connection string with a password, given
+/// where a plain value belongs. `--password`, `env=prod` and `--wait=5` may be quoted.
+pub(crate) fn may_have_password(text: &str) -> bool {
+    let lower_case = text.to_ascii_lowercase();
+    let is_value = |rest: &str| rest.starts_with(|c: char| !c.is_ascii_alphanumeric() && !"-_./".contains(c));
+    let mut rests = lower_case.split("password").skip(1);
+    let is_secret_parameter = |name: &str| may_be_secret(name) && !name.starts_with('-');
     text.contains("://")
-        || text.contains('@')
-        || has_parameter(text, &separators, is_like_parameter_name)
+        || has_login(text)
+        || rests.any(is_value)
+        || has_parameter(text, &separators(), is_secret_parameter)
         || has_password(text)
 }
 
 /// Returns whether the text has a recognizable password in it: as a parameter, `password=...`, or as the login of a URI,
 /// `//user:password@host`. `password-rotation` and `s3://bucket/x` have none.
 pub(crate) fn has_password(text: &str) -> bool {
-    let separators = [&[';', '&', '?', '/', ':', '(', '"', '\''], &WHITESPACE[..]].concat();
-    let mut rests_of_uris = text
-        .match_indices("//")
-        .map(|(at, slashes)| &text[at + slashes.len()..]);
-    has_parameter(text, &separators, is_password) || rests_of_uris.any(starts_with_login)
+    let mut uris = text.match_indices("//").map(|(at, _)| text.split_at(at));
+    has_parameter(text, &separators(), is_password) || uris.any(|(scheme, rest)| has_login_in_uri(scheme, &rest[2..]))
 }
 
-/// Returns whether this is what PostgreSQL's clients call a password, possibly misspelled: `password`, `PGPASSWORD`,
-/// `Pwd`. Not `password_file`, nor everything that may be secret: a lock may well be called `token=5` or `pass=2`.
+/// Returns what may precede a parameter in any connection string, or in a key after `name:`.
+fn separators() -> Vec<char> {
+    [&[';', '&', '?', ':'], &WHITESPACE[..]].concat()
+}
+
+/// Returns whether PostgreSQL's clients call a secret this, possibly misspelled: `password`, `PGPASSWORD`, `Pwd`. Not
+/// `password_file`, nor everything that may be secret: a lock may well be called `token=5` or `pass=2`.
 fn is_password(name: &str) -> bool {
-    let lower_case = name.to_ascii_lowercase();
+    let lower_case = name.trim_matches(['"', '\'']).to_ascii_lowercase();
     let last_word = lower_case.rsplit(['_', '-', '.']).next().unwrap_or_default();
-    find_similar(name).is_some_and(is_secret) || last_word.contains("passw") || ["pwd", "psw"].contains(&last_word)
+    find_similar(&lower_case).is_some_and(is_secret)
+        || ["password", "passwd"].iter().any(|end| last_word.ends_with(end))
+        || ["pwd", "psw"].contains(&last_word)
 }
 
-/// Returns whether a URI goes on with `user:password@` after its slashes, even if the password has another slash in it.
-/// A number is a port, which libpq also takes it for: `host:5432/db@x`.
-fn starts_with_login(rest: &str) -> bool {
-    let is_after_host = |c: char| "/?#,".contains(c) || c.is_whitespace();
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let Some((user, after_colon)) = authority.split_once(':') else {
-        return false;
+/// Returns whether a URI, given as what is in front of its slashes and what follows, goes on with `user:password@`, even
+/// if the password has a slash in it. As for libpq, a number before a slash is a port: `host:5432/db@x`. Only in a URI
+/// of PostgreSQL does a password contain whitespace; another one may be part of a sentence.
+fn has_login_in_uri(scheme: &str, rest: &str) -> bool {
+    let is_postgres = |scheme: &str| scheme.ends_with("postgres:") || scheme.ends_with("postgresql:");
+    let rest = if is_postgres(&scheme.to_ascii_lowercase()) {
+        rest
+    } else {
+        rest.split(WHITESPACE).next().unwrap_or_default()
     };
-    let end_of_digits = after_colon.trim_start_matches(|c: char| c.is_ascii_digit());
-    let is_port =
-        after_colon != end_of_digits && (end_of_digits.is_empty() || end_of_digits.starts_with(is_after_host));
-    let is_text = after_colon.starts_with(char::is_whitespace);
-    !user.starts_with('[') && !is_port && !is_text && has_login(rest)
+    let authority = rest.split('/').next().unwrap_or_default();
+    let is_port = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    // No user is called like an IPv6 address, nor like a query.
+    let is_user = |text: &str| !text.contains(['[', '?', '#']);
+    let login = authority.split_once(':');
+    login.is_some_and(|(user, password)| is_user(user) && !is_port(password)) && has_login(rest)
 }
 
 /// The whitespace that separates libpq's pairs.
@@ -52,7 +64,9 @@ pub(super) const WHITESPACE: [char; 6] = [' ', '\t', '\r', '\n', '\x0b', '\x0c']
 
 /// Quotes a value for an error, unless it could contain a password.
 pub(crate) fn quoted(value: &str) -> String {
-    if may_be_connection_string(value) || value.to_ascii_lowercase().contains("password") {
+    let has_parameters = has_parameter(value, &separators(), is_like_parameter_name);
+    let mentions_password = value.to_ascii_lowercase().contains("password");
+    if may_have_password(value) || has_parameters || mentions_password || value.contains('@') {
         "a connection string".into()
     } else {
         format!("{value:?}")
@@ -125,14 +139,18 @@ mod tests {
             "host=db password=x",
             "Host=db;Username=u;Pwd = x",
             "name:password=x",
-            "user=u passwrod=x",
-            "\"password\"='x', db:PGPASSWORD=x",
+            "name:pwd=x",
+            "user=u pasword=x",
+            "\"password\"='x'",
+            "'password' => 'x'",
+            "db:PGPASSWORD=x",
             "jdbc:postgresql://db/app?user=u&password=x",
             "postgresql://u:x@db/app",
             "//u:x@db",
             "postgresql://u:p/x@db/app",
             "postgresql://u:/x@db/app",
             "postgresql://u:12x@db/app",
+            "postgresql://u:12#x@db/app",
             "postgresql://u:p x@db/app",
             "of a.example://b, redis://:x@cache",
         ] {
@@ -145,6 +163,8 @@ mod tests {
             "reset-password:tenant=42",
             "s3://bucket/passwords/dt=2024",
             "password_reset=nightly",
+            "passwordless=on",
+            "file=/etc/passwd,host=db1",
             "RESTIC_PASSWORD_FILE=/etc/restic",
             "compass=north",
             "pass=2",
@@ -157,12 +177,39 @@ mod tests {
             "http://[2001:db8::1]:5432/app@main",
             "https://example.org/app:1.2@sha256:77",
             "https://example.org:8080, ask ops@example.org",
-            "see https://wiki: ask ops@example.org",
+            "see (https://example.org:8080), ask ops@example.org",
+            "https://wiki until 12:30h, ask ops@example.org",
             "ssh://git@example.org:22/app@main",
+            "https://example.org?at=12:30&by=ops@example.org",
             "a=b",
             "=",
         ] {
             assert!(!has_password(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_error_does_not_quote_what_may_have_a_password() {
+        for text in [
+            "password: x",
+            "password x",
+            "host=db pgpass=x",
+            "u:x@db/app",
+            "postgresql://db",
+            "--password=x",
+        ] {
+            assert!(may_have_password(text), "{text}");
+            assert_eq!(quoted(text), "a connection string");
+        }
+        for text in [
+            "--password",
+            "/opt/bin/reset-password.sh",
+            "env=prod",
+            "--wait=5",
+            "--token=5",
+            "ops@example.org",
+        ] {
+            assert!(!may_have_password(text), "{text}");
         }
     }
 }

@@ -226,7 +226,7 @@ fn dsn(random: &mut Random, port: u16) -> String {
         "port=x",
         "%zz=%",
     ]);
-    let name = random.one_of(&["password", "password", "passwrod", "Pwd", "PGPASSWORD"]);
+    let name = random.one_of(&["password", "password", "pasword", "Pwd", "PGPASSWORD"]);
     match random.below(4) {
         0 => format!("postgresql://u:{secret}@127.0.0.1:{port}/d?{more}"),
         1 => format!("host=127.0.0.1 port={port} user=u {name}={secret} {more}"),

@@ -92,6 +92,7 @@ fn a_value_with_a_password_is_64() {
         &["run", "-k", "x", "--note", &uri, "true"],
         &["run", "-k", "x", "--record", "--table", &uri, "true"],
         &["run", "-k", "x", &uri, "true"],
+        &["run", "-k", "x", &pairs, "true"],
         &["list", "-k", &pairs],
         &["evict", "-k", &uri],
         &["history", "-k", &uri],
