@@ -143,9 +143,9 @@ fn a_limited_wait_in_the_queue_ends() {
     let holder = server.run("key").holding();
     let waiters = queue(&server, "key", &journal, 2);
     for _ in 0..2 {
-        let output = server.run("key").args(["--fair", "--wait", "0.4", "true"]).output();
+        let output = server.run("key").args(["--fair", "--wait", "1.5", "true"]).output();
         output.code(75);
-        assert!((0.4..1.2).contains(&output.took.as_secs_f64()), "{output}");
+        assert!((1.5..2.3).contains(&output.took.as_secs_f64()), "{output}");
     }
     eventually(SOON, "its ticket to be gone", || tickets(&server) == 2);
     holder.finish().code(0);

@@ -177,13 +177,13 @@ fn a_waiter_waits_for_the_end_of_the_session() {
         &["-k", "42", "--slots", "1"],
         &["-k", "1", "-k", "42"],
     ] {
-        let output = pool.run(arguments).args(["-w", "0.5", "echo", "ran"]).output();
+        let output = pool.run(arguments).args(["-w", "1.5", "echo", "ran"]).output();
         let line = output.code(75).stderr_line();
         assert!(
             line.contains(&format!("a session of the pool (backend {backend})")),
             "{line}"
         );
-        assert!(line.ends_with("; gave up after 500ms"), "{line}");
+        assert!(line.ends_with("; gave up after 1s 500ms"), "{line}");
     }
     let waiter = pool.run(&["-k", "42", "-v", "echo", "ran"]).spawn();
     waiter.await_stderr("; waiting\n");

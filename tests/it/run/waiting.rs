@@ -356,9 +356,9 @@ fn without_plpgsql_pglock_polls() {
     };
     let holder = case.run().env("PGDATABASE", &database).holding();
 
-    let output = run().args(["-w", "0.4", "true"]).output();
+    let output = run().args(["-w", "1.5", "true"]).output();
     output.code(75).stderr_line();
-    assert!((0.4..1.1).contains(&output.took.as_secs_f64()), "{output}");
+    assert!((1.5..2.2).contains(&output.took.as_secs_f64()), "{output}");
 
     for signal in ENDS_A_WAIT {
         let waiter = run().args(["echo", "mine"]).spawn();
