@@ -141,17 +141,21 @@ fn check_command(command: &[OsString]) -> Result<(), Failure> {
     let Some(name) = command.first().map(|name| name.to_string_lossy()) else {
         return Ok(());
     };
-    if has_password(&name) {
+    let is_variable = |text: &str| {
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        !text.is_empty() && text.chars().all(is_allowed) && !text.starts_with(|c: char| c.is_ascii_digit())
+    };
+    let before_value = name.split_once('=').map(|(before, _)| before);
+    let variable = before_value.filter(|before| is_variable(before));
+    // The parameters of a connection string are in lower case, at least in part.
+    let is_parameter = |variable: &str| variable.contains(|c: char| c.is_ascii_lowercase());
+    if has_password(&name) && variable.is_none_or(is_parameter) {
         return Err(usage(
             "the name of the command contains a password; pass a connection string with --dsn or PGLOCK_DSN, \
              and a command line with -c",
         ));
     }
-    let is_variable = |name: &str| {
-        let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        !name.is_empty() && name.chars().all(is_allowed) && !name.starts_with(|c: char| c.is_ascii_digit())
-    };
-    if name.split_once('=').is_some_and(|(name, _)| is_variable(name)) {
+    if variable.is_some() {
         return Err(usage(
             "the command begins with the assignment of a variable; put it in front of pglock",
         ));

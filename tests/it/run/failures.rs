@@ -105,9 +105,11 @@ fn a_value_with_a_password_is_64() {
     }
     let line = refused(&server.pglock().arg("init").env("PGLOCK_TABLE", &uri).output(), 78);
     assert!(line.contains("with --dsn or PGLOCK_DSN"), "{line}");
-    let variable = format!("BORG_PASSPHRASE={RIGHT}");
-    let line = refused(&server.run("x").args(["--", &variable, "true"]).output(), 64);
-    assert!(line.contains("in front of pglock"), "{line}");
+    for variable in ["PGPASSWORD", "BORG_PASSPHRASE", "http_proxy"] {
+        let assignment = format!("{variable}={RIGHT}");
+        let line = refused(&server.run("x").args(["--", &assignment, "true"]).output(), 64);
+        assert!(line.contains("in front of pglock"), "{line}");
+    }
 }
 
 /// P90: 69, the database cannot be reached.
