@@ -23,7 +23,8 @@ pub(crate) fn may_have_password(text: &str) -> bool {
 /// `//user:password@host`. `password-rotation` and `s3://bucket/x` have none.
 pub(crate) fn has_password(text: &str) -> bool {
     let mut uris = text.match_indices("//").map(|(at, _)| text.split_at(at));
-    has_parameter(text, &separators(), is_password) || uris.any(|(scheme, rest)| has_login_in_uri(scheme, &rest[2..]))
+    has_parameter(text, &separators(), is_password)
+        || text.contains('@') && uris.any(|(scheme, rest)| has_login_in_uri(scheme, &rest[2..]))
 }
 
 /// Returns what may precede a parameter in any connection string, or in a key after `name:`.
@@ -45,18 +46,23 @@ fn is_password(name: &str) -> bool {
 /// if the password has a slash in it. As for libpq, a number before a slash is a port: `host:5432/db@x`. Only in a URI
 /// of PostgreSQL does a password contain whitespace; another one may be part of a sentence.
 fn has_login_in_uri(scheme: &str, rest: &str) -> bool {
-    let is_postgres = |scheme: &str| scheme.ends_with("postgres:") || scheme.ends_with("postgresql:");
-    let rest = if is_postgres(&scheme.to_ascii_lowercase()) {
-        rest
-    } else {
-        rest.split(WHITESPACE).next().unwrap_or_default()
-    };
     let authority = rest.split('/').next().unwrap_or_default();
     let is_port = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     // No user is called like an IPv6 address, nor like a query.
     let is_user = |text: &str| !text.contains(['[', '?', '#']);
     let login = authority.split_once(':');
-    login.is_some_and(|(user, password)| is_user(user) && !is_port(password)) && has_login(rest)
+    if !login.is_some_and(|(user, password)| is_user(user) && !is_port(password)) {
+        return false;
+    }
+    let last_word = scheme
+        .rsplit(|c: char| !c.is_ascii_alphanumeric())
+        .nth(1)
+        .unwrap_or_default();
+    let is_postgres = ["postgres", "postgresql"]
+        .iter()
+        .any(|name| last_word.eq_ignore_ascii_case(name));
+    let word = rest.split(WHITESPACE).next().unwrap_or_default();
+    has_login(if is_postgres { rest } else { word })
 }
 
 /// The whitespace that separates libpq's pairs.
@@ -90,13 +96,10 @@ pub(super) fn holds_parameter(value: &str, separators: &[char], is_name: fn(&str
 /// Returns whether there is a parameter, `name=...` or `name = ...`, at the beginning or after one of these separators.
 /// The name must be one that `is_name` accepts.
 pub(super) fn has_parameter(value: &str, separators: &[char], is_name: fn(&str) -> bool) -> bool {
-    value.match_indices('=').any(|(at, _)| {
-        let before = value[..at].trim_end();
-        before
-            .rsplit(separators)
-            .next()
-            .is_some_and(|name| is_name(name.trim()))
-    })
+    // What follows the last `=` is no name.
+    let before_values = value.rsplit('=').skip(1);
+    let mut names = before_values.filter_map(|before| before.trim_end().rsplit(separators).next());
+    names.any(|name| is_name(name.trim()))
 }
 
 /// Returns whether the text could be `user:password@host`. A name of a user may contain `@`, as `user@server` in Azure,
