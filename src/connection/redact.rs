@@ -48,7 +48,7 @@ fn is_password(name: &str) -> bool {
 fn has_login_in_uri(scheme: &str, rest: &str) -> bool {
     let authority = rest.split('/').next().unwrap_or_default();
     let is_port = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    // No user is called like an IPv6 address, nor like a query.
+    // Neither an IPv6 address nor a query is the name of a user.
     let is_user = |text: &str| !text.contains(['[', '?', '#']);
     let login = authority.split_once(':');
     if !login.is_some_and(|(user, password)| is_user(user) && !is_port(password)) {
